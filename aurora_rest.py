@@ -1,0 +1,9641 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.8"
+# dependencies = ["thrift>=0.20", "pystachio>=0.8.10"]
+# ///
+# Licensed under the Apache License, Version 2.0; see LICENSE or https://www.apache.org/licenses/LICENSE-2.0
+"""Apache Aurora over plain HTTP: one file to copy onto a scheduler host and run.
+
+    python3 aurora_rest.py --demo                                serve a simulated cluster, no Aurora needed
+    python3 aurora_rest.py --scheduler prod=http://sched:8081    serve a real one
+    python3 aurora_rest.py --help                                every option
+
+or to import:
+
+    import aurora_rest
+    with aurora_rest.Server(port=0, demo=True) as server:        # serves in the background
+        print(server.url)
+    aurora = aurora_rest.Scheduler("http://scheduler:8081")      # the Thrift client alone
+    aurora.getJobs("www-data")                                   # any of the 45 methods; Thrift structs back
+    job = aurora_rest.load_job(source, "devcluster/www-data/prod/hello")
+
+The file is read from top to bottom; each room, opened by a banner, uses only the rooms above it.
+"""
+from __future__ import annotations
+
+import argparse
+import ast
+import base64
+import bisect
+import collections
+import contextlib
+import copy
+import errno
+import fnmatch
+import gzip
+import hashlib
+import heapq
+import hmac
+import http.server
+import itertools
+import json
+import math
+import os
+import re
+import secrets
+import select
+import selectors
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import urllib.parse
+import uuid
+from functools import lru_cache, partial
+from queue import Empty as QueueEmpty
+from queue import SimpleQueue
+from typing import (Any, Callable, Deque, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple,
+                    Union)
+
+from thrift.protocol.TBase import TFrozenBase
+from thrift.protocol.TBinaryProtocol import TBinaryProtocolAccelerated
+from thrift.protocol.TJSONProtocol import TJSONProtocol
+from thrift.protocol.TProtocol import TProtocolException
+from thrift.Thrift import TApplicationException, TException, TMessageType, TType
+from thrift.transport.TTransport import TMemoryBuffer
+
+__version__ = "1.0.0"
+__all__ = ["Server", "Scheduler", "load_job", "api", "AuroraError", "Demo", "__version__"]
+
+# ======================================================================================================================
+# 1. Thrift API
+#
+# Aurora's whole interface, written once as Thrift IDL, turned on first use into struct classes; to and from plain JSON
+# (field names, enums by name, unions as one-key objects, sets as sorted arrays, unset fields left out). Touches nothing.
+# ======================================================================================================================
+
+IDL = """\
+namespace py aurora
+
+enum ResponseCode { INVALID_REQUEST = 0, OK = 1, ERROR = 2, WARNING = 3, AUTH_FAILED = 4, JOB_UPDATING_ERROR = 5,
+  ERROR_TRANSIENT = 6 }
+enum MaintenanceMode { NONE = 1, SCHEDULED = 2, DRAINING = 3, DRAINED = 4 }
+enum Mode { RW = 1, RO = 2 }
+enum CronCollisionPolicy { KILL_EXISTING = 0, CANCEL_NEW = 1, RUN_OVERLAP = 2 }
+enum ScheduleStatus { INIT = 11, THROTTLED = 16, PENDING = 0, ASSIGNED = 9, STARTING = 1, RUNNING = 2,
+  FINISHED = 3, PREEMPTING = 13, RESTARTING = 12, DRAINING = 17, FAILED = 4, KILLED = 5, KILLING = 6, LOST = 7,
+  PARTITIONED = 18 }
+enum JobUpdateStatus { ROLLING_FORWARD = 0, ROLLING_BACK = 1, ROLL_FORWARD_PAUSED = 2, ROLL_BACK_PAUSED = 3,
+  ROLLED_FORWARD = 4, ROLLED_BACK = 5, ABORTED = 6, ERROR = 7, FAILED = 8, ROLL_FORWARD_AWAITING_PULSE = 9,
+  ROLL_BACK_AWAITING_PULSE = 10 }
+enum JobUpdateAction { INSTANCE_UPDATED = 1, INSTANCE_ROLLED_BACK = 2, INSTANCE_UPDATING = 3,
+  INSTANCE_ROLLING_BACK = 4, INSTANCE_UPDATE_FAILED = 5, INSTANCE_ROLLBACK_FAILED = 6 }
+enum JobUpdatePulseStatus { OK = 1, FINISHED = 2 }
+
+struct Identity { 2: string user }
+struct Attribute { 1: string name, 2: set<string> values }
+struct HostAttributes { 1: string host, 2: set<Attribute> attributes, 3: MaintenanceMode mode,
+  4: string slaveId }
+struct ValueConstraint { 1: bool negated, 2: set<string> values }
+struct LimitConstraint { 1: i32 limit }
+union TaskConstraint { 1: ValueConstraint value, 2: LimitConstraint limit }
+struct Constraint { 1: string name, 2: TaskConstraint constraint }
+struct Package { 1: string role, 2: string name, 3: i32 version }
+struct Metadata { 1: string key, 2: string value }
+struct JobKey { 1: string role, 2: string environment, 3: string name }
+union LockKey { 1: JobKey job }
+struct Lock { 1: LockKey key, 2: string token, 3: string user, 4: i64 timestampMs, 5: string message }
+struct InstanceKey { 1: JobKey jobKey, 2: i32 instanceId }
+struct MesosFetcherURI { 1: string value, 2: bool extract, 3: bool cache, 4: string outputFile }
+struct ExecutorConfig { 1: string name, 2: string data }
+struct Volume { 1: string containerPath, 2: string hostPath, 3: Mode mode }
+struct DockerImage { 1: string name, 2: string tag }
+struct AppcImage { 1: string name, 2: string imageId }
+union Image { 1: DockerImage docker, 2: AppcImage appc }
+struct MesosContainer { 1: Image image, 2: list<Volume> volumes }
+struct DockerParameter { 1: string name, 2: string value }
+struct DockerContainer { 1: string image, 2: list<DockerParameter> parameters }
+struct PartitionPolicy { 1: bool reschedule, 2: i64 delaySecs }
+struct PercentageSlaPolicy { 1: double percentage, 2: i64 durationSecs }
+struct CountSlaPolicy { 1: i64 count, 2: i64 durationSecs }
+struct CoordinatorSlaPolicy { 1: string coordinatorUrl, 2: string statusKey }
+union Container { 1: MesosContainer mesos, 2: DockerContainer docker }
+union Resource { 1: double numCpus, 2: i64 ramMb, 3: i64 diskMb, 4: string namedPort, 5: i64 numGpus,
+  6: i64 ipAddr }
+union SlaPolicy { 1: PercentageSlaPolicy percentageSlaPolicy, 2: CountSlaPolicy countSlaPolicy,
+  3: CoordinatorSlaPolicy coordinatorSlaPolicy }
+struct TaskConfig { 7: bool isService, 11: i32 priority, 13: i32 maxTaskFailures, 17: Identity owner,
+  18: bool production, 20: set<Constraint> constraints, 22: map<string,string> taskLinks,
+  23: string contactEmail, 25: ExecutorConfig executorConfig, 27: set<Metadata> metadata, 28: JobKey job,
+  29: Container container, 30: string tier, 32: set<Resource> resources,
+  33: set<MesosFetcherURI> mesosFetcherUris, 34: PartitionPolicy partitionPolicy, 35: SlaPolicy slaPolicy }
+struct ResourceAggregate { 4: set<Resource> resources }
+struct JobConfiguration { 4: string cronSchedule, 5: CronCollisionPolicy cronCollisionPolicy,
+  6: TaskConfig taskConfig, 7: Identity owner, 8: i32 instanceCount, 9: JobKey key }
+struct JobStats { 1: i32 activeTaskCount, 2: i32 finishedTaskCount, 3: i32 failedTaskCount,
+  4: i32 pendingTaskCount }
+struct JobSummary { 1: JobConfiguration job, 2: JobStats stats, 3: i64 nextCronRunMs }
+struct Range { 1: i32 first, 2: i32 last }
+struct ConfigGroup { 1: TaskConfig config, 3: set<Range> instances }
+struct ConfigSummary { 1: JobKey key, 2: set<ConfigGroup> groups }
+struct PopulateJobResult { 2: TaskConfig taskConfig }
+struct GetQuotaResult { 1: ResourceAggregate quota, 2: ResourceAggregate prodSharedConsumption,
+  3: ResourceAggregate nonProdSharedConsumption, 4: ResourceAggregate prodDedicatedConsumption,
+  5: ResourceAggregate nonProdDedicatedConsumption }
+struct TaskEvent { 1: i64 timestamp, 2: ScheduleStatus status, 3: string message, 4: string scheduler }
+struct AssignedTask { 1: string taskId, 2: string slaveId, 3: string slaveHost, 4: TaskConfig task,
+  5: map<string,i32> assignedPorts, 6: i32 instanceId }
+struct ScheduledTask { 1: AssignedTask assignedTask, 2: ScheduleStatus status, 3: i32 failureCount,
+  4: list<TaskEvent> taskEvents, 5: string ancestorId, 6: i32 timesPartitioned }
+struct ScheduleStatusResult { 1: list<ScheduledTask> tasks }
+struct GetJobsResult { 1: set<JobConfiguration> configs }
+struct TaskQuery { 2: string jobName, 4: set<string> taskIds, 5: set<ScheduleStatus> statuses,
+  7: set<i32> instanceIds, 9: string environment, 10: set<string> slaveHosts, 11: set<JobKey> jobKeys,
+  12: i32 offset, 13: i32 limit, 14: string role }
+struct HostStatus { 1: string host, 2: MaintenanceMode mode }
+struct RoleSummary { 1: string role, 2: i32 jobCount, 3: i32 cronJobCount }
+struct Hosts { 1: set<string> hostNames }
+struct PendingReason { 1: string taskId, 2: string reason }
+struct JobUpdateKey { 1: JobKey job, 2: string id }
+struct QueueJobUpdateStrategy { 1: i32 groupSize }
+struct BatchJobUpdateStrategy { 1: i32 groupSize, 2: bool autopauseAfterBatch }
+struct VariableBatchJobUpdateStrategy { 1: list<i32> groupSizes, 2: bool autopauseAfterBatch }
+union JobUpdateStrategy { 1: QueueJobUpdateStrategy queueStrategy, 2: BatchJobUpdateStrategy batchStrategy,
+  3: VariableBatchJobUpdateStrategy varBatchStrategy }
+struct JobUpdateSettings { 1: i32 updateGroupSize, 2: i32 maxPerInstanceFailures, 3: i32 maxFailedInstances,
+  5: i32 minWaitInInstanceRunningMs, 6: bool rollbackOnFailure, 7: set<Range> updateOnlyTheseInstances,
+  8: bool waitForBatchCompletion, 9: i32 blockIfNoPulsesAfterMs, 10: bool slaAware,
+  11: JobUpdateStrategy updateStrategy }
+struct JobUpdateEvent { 1: JobUpdateStatus status, 2: i64 timestampMs, 3: string user, 4: string message }
+struct JobInstanceUpdateEvent { 1: i32 instanceId, 2: i64 timestampMs, 3: JobUpdateAction action,
+  4: string message }
+struct InstanceTaskConfig { 1: TaskConfig task, 2: set<Range> instances }
+struct JobUpdateState { 1: JobUpdateStatus status, 2: i64 createdTimestampMs, 3: i64 lastModifiedTimestampMs }
+struct JobUpdateSummary { 3: string user, 4: JobUpdateState state, 5: JobUpdateKey key,
+  6: set<Metadata> metadata }
+struct JobUpdateInstructions { 1: set<InstanceTaskConfig> initialState, 2: InstanceTaskConfig desiredState,
+  3: JobUpdateSettings settings }
+struct JobUpdate { 1: JobUpdateSummary summary, 2: JobUpdateInstructions instructions }
+struct JobUpdateDetails { 1: JobUpdate update, 2: list<JobUpdateEvent> updateEvents,
+  3: list<JobInstanceUpdateEvent> instanceEvents }
+struct JobUpdateRequest { 1: TaskConfig taskConfig, 2: i32 instanceCount, 3: JobUpdateSettings settings,
+  4: set<Metadata> metadata }
+struct JobUpdateQuery { 2: string role, 3: JobKey jobKey, 4: string user, 5: set<JobUpdateStatus> updateStatuses,
+  6: i32 offset, 7: i32 limit, 8: JobUpdateKey key }
+struct HostMaintenanceRequest { 1: string host, 2: SlaPolicy defaultSlaPolicy, 3: i64 timeoutSecs,
+  4: i64 createdTimestampMs }
+struct ListBackupsResult { 1: set<string> backups }
+struct StartMaintenanceResult { 1: set<HostStatus> statuses }
+struct DrainHostsResult { 1: set<HostStatus> statuses }
+struct QueryRecoveryResult { 1: set<ScheduledTask> tasks }
+struct MaintenanceStatusResult { 1: set<HostStatus> statuses }
+struct EndMaintenanceResult { 1: set<HostStatus> statuses }
+struct RoleSummaryResult { 1: set<RoleSummary> summaries }
+struct JobSummaryResult { 1: set<JobSummary> summaries }
+struct ConfigSummaryResult { 1: ConfigSummary summary }
+struct GetPendingReasonResult { 1: set<PendingReason> reasons }
+struct StartJobUpdateResult { 1: JobUpdateKey key, 2: JobUpdateSummary updateSummary }
+struct GetJobUpdateSummariesResult { 1: list<JobUpdateSummary> updateSummaries }
+struct GetJobUpdateDetailsResult { 1: JobUpdateDetails details, 2: list<JobUpdateDetails> detailsList }
+struct PulseJobUpdateResult { 1: JobUpdatePulseStatus status }
+struct GetJobUpdateDiffResult { 1: set<ConfigGroup> add, 2: set<ConfigGroup> remove, 3: set<ConfigGroup> update,
+  4: set<ConfigGroup> unchanged }
+struct TierConfig { 1: string name, 2: map<string,string> settings }
+struct GetTierConfigResult { 1: string defaultTierName, 2: set<TierConfig> tiers }
+struct ServerInfo { 1: string clusterName, 3: string statsUrlPrefix }
+struct ResponseDetail { 1: string message }
+union Result { 1: PopulateJobResult populateJobResult, 3: ScheduleStatusResult scheduleStatusResult,
+  4: GetJobsResult getJobsResult, 5: GetQuotaResult getQuotaResult, 6: ListBackupsResult listBackupsResult,
+  7: StartMaintenanceResult startMaintenanceResult, 8: DrainHostsResult drainHostsResult,
+  9: QueryRecoveryResult queryRecoveryResult, 10: MaintenanceStatusResult maintenanceStatusResult,
+  11: EndMaintenanceResult endMaintenanceResult, 17: RoleSummaryResult roleSummaryResult,
+  18: JobSummaryResult jobSummaryResult, 20: ConfigSummaryResult configSummaryResult,
+  21: GetPendingReasonResult getPendingReasonResult, 22: StartJobUpdateResult startJobUpdateResult,
+  23: GetJobUpdateSummariesResult getJobUpdateSummariesResult,
+  24: GetJobUpdateDetailsResult getJobUpdateDetailsResult, 25: PulseJobUpdateResult pulseJobUpdateResult,
+  26: GetJobUpdateDiffResult getJobUpdateDiffResult, 27: GetTierConfigResult getTierConfigResult }
+struct Response { 1: ResponseCode responseCode, 3: Result result, 5: ServerInfo serverInfo,
+  6: list<ResponseDetail> details }
+struct ExplicitReconciliationSettings { 1: i32 batchSize }
+
+const set<ScheduleStatus> ACTIVE_STATES = [ScheduleStatus.ASSIGNED, ScheduleStatus.DRAINING,
+  ScheduleStatus.KILLING, ScheduleStatus.PENDING, ScheduleStatus.PREEMPTING, ScheduleStatus.RESTARTING,
+  ScheduleStatus.RUNNING, ScheduleStatus.STARTING, ScheduleStatus.PARTITIONED, ScheduleStatus.THROTTLED]
+const set<ScheduleStatus> SLAVE_ASSIGNED_STATES = [ScheduleStatus.ASSIGNED, ScheduleStatus.DRAINING,
+  ScheduleStatus.KILLING, ScheduleStatus.PREEMPTING, ScheduleStatus.RESTARTING, ScheduleStatus.RUNNING,
+  ScheduleStatus.PARTITIONED, ScheduleStatus.STARTING]
+const set<ScheduleStatus> LIVE_STATES = [ScheduleStatus.KILLING, ScheduleStatus.PREEMPTING,
+  ScheduleStatus.RESTARTING, ScheduleStatus.DRAINING, ScheduleStatus.PARTITIONED, ScheduleStatus.RUNNING]
+const set<ScheduleStatus> TERMINAL_STATES = [ScheduleStatus.FAILED, ScheduleStatus.FINISHED,
+  ScheduleStatus.KILLED, ScheduleStatus.LOST]
+const set<JobUpdateStatus> ACTIVE_JOB_UPDATE_STATES = [JobUpdateStatus.ROLLING_FORWARD,
+  JobUpdateStatus.ROLLING_BACK, JobUpdateStatus.ROLL_FORWARD_PAUSED, JobUpdateStatus.ROLL_BACK_PAUSED,
+  JobUpdateStatus.ROLL_FORWARD_AWAITING_PULSE, JobUpdateStatus.ROLL_BACK_AWAITING_PULSE]
+const set<JobUpdateStatus> AWAITNG_PULSE_JOB_UPDATE_STATES = [JobUpdateStatus.ROLL_FORWARD_AWAITING_PULSE,
+  JobUpdateStatus.ROLL_BACK_AWAITING_PULSE]
+
+service ReadOnlyScheduler {
+  Response getRoleSummary()
+  Response getJobSummary(1: string role)
+  Response getTasksStatus(1: TaskQuery query)
+  Response getTasksWithoutConfigs(1: TaskQuery query)
+  Response getPendingReason(1: TaskQuery query)
+  Response getConfigSummary(1: JobKey job)
+  Response getJobs(1: string ownerRole)
+  Response getQuota(1: string ownerRole)
+  Response populateJobConfig(1: JobConfiguration description)
+  Response getJobUpdateSummaries(1: JobUpdateQuery jobUpdateQuery)
+  Response getJobUpdateDetails(1: JobUpdateKey key, 2: JobUpdateQuery query)
+  Response getJobUpdateDiff(1: JobUpdateRequest request)
+  Response getTierConfigs()
+}
+service AuroraSchedulerManager extends ReadOnlyScheduler {
+  Response createJob(1: JobConfiguration description)
+  Response scheduleCronJob(1: JobConfiguration description)
+  Response descheduleCronJob(4: JobKey job)
+  Response startCronJob(4: JobKey job)
+  Response restartShards(5: JobKey job, 3: set<i32> shardIds)
+  Response killTasks(4: JobKey job, 5: set<i32> instances, 6: string message)
+  Response addInstances(3: InstanceKey key, 4: i32 count)
+  Response replaceCronTemplate(1: JobConfiguration config)
+  Response startJobUpdate(1: JobUpdateRequest request, 3: string message)
+  Response pauseJobUpdate(1: JobUpdateKey key, 3: string message)
+  Response resumeJobUpdate(1: JobUpdateKey key, 3: string message)
+  Response abortJobUpdate(1: JobUpdateKey key, 3: string message)
+  Response rollbackJobUpdate(1: JobUpdateKey key, 2: string message)
+  Response pulseJobUpdate(1: JobUpdateKey key)
+}
+service AuroraAdmin extends AuroraSchedulerManager {
+  Response setQuota(1: string ownerRole, 2: ResourceAggregate quota)
+  Response forceTaskState(1: string taskId, 2: ScheduleStatus status)
+  Response performBackup()
+  Response listBackups()
+  Response stageRecovery(1: string backupId)
+  Response queryRecovery(1: TaskQuery query)
+  Response deleteRecoveryTasks(1: TaskQuery query)
+  Response commitRecovery()
+  Response unloadRecovery()
+  Response startMaintenance(1: Hosts hosts)
+  Response drainHosts(1: Hosts hosts)
+  Response maintenanceStatus(1: Hosts hosts)
+  Response endMaintenance(1: Hosts hosts)
+  Response slaDrainHosts(1: Hosts hosts, 2: SlaPolicy defaultSlaPolicy, 3: i64 timeoutSecs)
+  Response snapshot()
+  Response triggerExplicitTaskReconciliation(1: ExplicitReconciliationSettings settings)
+  Response triggerImplicitTaskReconciliation()
+  Response pruneTasks(1: TaskQuery query)
+}
+"""
+
+IDENTIFIER = re.compile(r"[\w\-.]+", re.ASCII)      # GOOD_IDENTIFIER_PATTERN; always used with fullmatch
+MAX_IDENTIFIER = 255
+EXECUTOR_NAME = "AuroraExecutor"
+_INTEGER_BITS = {"i32": 31, "i64": 63}
+_TTYPES = {"bool": TType.BOOL, "i32": TType.I32, "i64": TType.I64, "double": TType.DOUBLE, "string": TType.STRING,
+           "enum": TType.I32, "struct": TType.STRUCT, "list": TType.LIST, "set": TType.SET, "map": TType.MAP}
+_JSON_NAMES = {"bool": "true or false", "i32": "an integer", "i64": "an integer", "double": "a number",
+               "string": "a string", "struct": "an object", "list": "an array", "set": "an array", "map": "an object"}
+
+
+class PlainError(ValueError):
+    """A plain JSON value does not fit its Thrift type; the text names the path to it."""
+
+
+class Enum:
+    """A Thrift enum: members are attributes holding integers; `values` and `names` map both ways."""
+
+    def __init__(self, name: str, values: Dict[str, int]) -> None:
+        self.name = name
+        self.values = values
+        self.names = {number: member for member, number in values.items()}
+
+    def __getattr__(self, member: str) -> int:
+        try:
+            return self.__dict__["values"][member]
+        except KeyError:
+            raise AttributeError(member) from None
+
+    def name_of(self, number: Optional[int]) -> str:
+        """The member's name, or the number as text where this API version has no name for it."""
+        return self.names.get(number, str(number))      # type: ignore[arg-type]
+
+
+class Type(NamedTuple):
+    """A field's type. kind: a key of _TTYPES; ref: the Enum or struct class; items: element types of a container."""
+    kind: str
+    ref: Any = None
+    items: Tuple["Type", ...] = ()
+
+    def spec_args(self) -> Any:
+        """The type-arguments entry of this type in a `thrift_spec`."""
+        if self.kind == "string":
+            return "UTF8"
+        if self.kind == "struct":
+            return [self.ref, self.ref.thrift_spec]
+        if self.kind == "map":
+            key, value = self.items
+            return (_TTYPES[key.kind], key.spec_args(), _TTYPES[value.kind], value.spec_args(), False)
+        if self.items:
+            return (_TTYPES[self.items[0].kind], self.items[0].spec_args(), False)
+        return None
+
+    def to_plain(self, value: Any) -> Any:
+        """A Thrift value of this type as plain JSON."""
+        kind = self.kind
+        if kind == "enum":
+            return self.ref.name_of(value)
+        if kind == "struct":
+            return value.to_plain()
+        if kind == "list":
+            item = self.items[0]
+            return list(value) if item.kind == "string" else [item.to_plain(each) for each in value]
+        if kind == "set":
+            item = self.items[0]
+            if item.kind in ("struct", "enum"):
+                plain = [item.to_plain(each) for each in value]
+                return sorted(plain, key=_sort_key)
+            return sorted(value)
+        if kind == "map":
+            return {each: value[each] for each in sorted(value)}
+        return value
+
+    def from_plain(self, value: Any, path: str) -> Any:
+        """The Thrift value that plain JSON stands for. Raises PlainError naming `path`."""
+        kind = self.kind
+        if kind == "struct":
+            return self.ref.from_plain(value, path)
+        if kind == "enum":
+            number = self.ref.values.get(value) if isinstance(value, str) else value
+            if isinstance(number, bool) or number not in self.ref.names:
+                raise PlainError("%s: expected one of %s" % (path, ", ".join(sorted(self.ref.values))))
+            return number
+        if kind in ("list", "set") and isinstance(value, list):
+            made = [self.items[0].from_plain(each, "%s[%d]" % (path, i)) for i, each in enumerate(value)]
+            return set(made) if kind == "set" else made
+        if kind == "map" and isinstance(value, dict):
+            return {key: self.items[1].from_plain(each, "%s.%s" % (path, key)) for key, each in value.items()}
+        if kind in _INTEGER_BITS and isinstance(value, int) and not isinstance(value, bool):
+            if not -(1 << _INTEGER_BITS[kind]) <= value < 1 << _INTEGER_BITS[kind]:
+                raise PlainError("%s: does not fit into %s bits" % (path, _INTEGER_BITS[kind] + 1))
+            return value
+        if kind == "double" and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        if kind == "bool" and isinstance(value, bool):
+            return value
+        if kind == "string" and isinstance(value, str):
+            return value
+        raise PlainError("%s: expected %s" % (path, _JSON_NAMES[kind]))
+
+
+def _sort_key(plain: Any) -> str:
+    return json.dumps(plain, sort_keys=True)
+
+
+class ThriftStruct:
+    """The base of all struct and union classes; compares by value. Hashes by its scalar fields, so do not change an
+    instance while a set holds it."""
+    __slots__ = ()
+    thrift_spec: Tuple[Any, ...] = ()
+    fields: Dict[str, Type] = {}
+    is_union = False
+
+    def __eq__(self, other: Any) -> bool:
+        return type(self) is type(other) and all(getattr(self, f) == getattr(other, f) for f in self.fields)
+
+    def __hash__(self) -> int:
+        values = [getattr(self, f) for f in self.fields]
+        return hash(tuple([v for v in values if not isinstance(v, (list, set, frozenset, dict))]))
+
+    def __repr__(self) -> str:
+        shown = ["%s=%r" % (f, getattr(self, f)) for f in self.fields if getattr(self, f) is not None]
+        return "%s(%s)" % (type(self).__name__, ", ".join(shown))
+
+    def __deepcopy__(self, memo: Any) -> "ThriftStruct":
+        return type(self)(**{f: copy.deepcopy(getattr(self, f), memo) for f in self.fields})
+
+    def replace(self, **changes: Any) -> Any:
+        """A shallow copy with some fields changed."""
+        return type(self)(**{f: changes.get(f, getattr(self, f)) for f in self.fields})
+
+    def read(self, protocol: Any) -> None:
+        """Fill this struct from a Thrift protocol object."""
+        if protocol._fast_decode is not None:
+            protocol._fast_decode(self, protocol, [type(self), self.thrift_spec])
+        else:
+            protocol.readStruct(self, self.thrift_spec)
+
+    def write(self, protocol: Any) -> None:
+        """Write this struct to a Thrift protocol object."""
+        if protocol._fast_encode is not None:
+            protocol.trans.write(protocol._fast_encode(self, [type(self), self.thrift_spec]))
+        else:
+            protocol.writeStruct(self, self.thrift_spec)
+
+    def to_plain(self) -> Dict[str, Any]:
+        """This struct as plain JSON."""
+        plain = {}
+        for name, kind in self.fields.items():
+            value = getattr(self, name)
+            if value is not None:
+                plain[name] = kind.to_plain(value)
+        return plain
+
+    @classmethod
+    def from_plain(cls, value: Any, path: str = "") -> Any:
+        """A struct from plain JSON. Raises PlainError, which names the field that does not fit."""
+        if not isinstance(value, dict):
+            raise PlainError("%s: expected an object" % (path or cls.__name__))
+        if cls.is_union and len(value) != 1:
+            raise PlainError("%s: expected an object with one key of %s" % (path or cls.__name__, ", ".join(cls.fields)))
+        made = cls()
+        prefix = path + "." if path else ""
+        for name, each in value.items():
+            if name not in cls.fields:
+                raise PlainError("%s%s: unknown field; known are %s" % (prefix, name, ", ".join(cls.fields)))
+            if each is not None:
+                setattr(made, name, cls.fields[name].from_plain(each, prefix + name))
+        return made
+
+
+class Method(NamedTuple):
+    """One Thrift method: its arguments as a struct class, and its access level by the service that declares it."""
+    name: str
+    arguments: Any
+    access: str
+
+
+class Api:
+    """The interface that an IDL text describes: types as attributes (`api.JobKey`, `api.ScheduleStatus`), constants
+    likewise, `methods` by name. Struct classes are built when first asked for."""
+    ACCESS = {"ReadOnlyScheduler": "read", "AuroraSchedulerManager": "write", "AuroraAdmin": "admin"}
+    _DECLARATION = re.compile(r"(enum|struct|union|service|const \S+) (\w+)(?: extends (\w+))?(?: = )?\s*([{\[])"
+                              r"([^}\]]*)[}\]]")
+    _FIELD = re.compile(r"(\d+): (\w+(?:<[\w,]+>)?) (\w+)")
+
+    def __init__(self, idl: str) -> None:
+        self._structs: Dict[str, Tuple[str, List[Tuple[str, str, str]]]] = {}
+        self._enums: Dict[str, Enum] = {}
+        self._signatures: Dict[str, Tuple[str, str]] = {}
+        for keyword, name, _, _, body in self._DECLARATION.findall(idl):
+            if keyword == "enum":
+                self._enums[name] = Enum(name, {k: int(v) for k, v in re.findall(r"(\w+) = (\d+)", body)})
+            elif keyword == "service":
+                for method, arguments in re.findall(r"Response (\w+)\(([^)]*)\)", body):
+                    self._signatures[method] = (self.ACCESS[name], arguments)
+            elif keyword in ("struct", "union"):
+                self._structs[name] = (keyword, self._FIELD.findall(body))
+            else:
+                setattr(self, name, frozenset(getattr(self._enums[enum], member)
+                                              for enum, member in re.findall(r"(\w+)\.(\w+)", body)))
+        self.type_names = list(self._enums) + list(self._structs)
+        self.method_names = list(self._signatures)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._enums:
+            made: Any = self._enums[name]
+        elif name in self._structs:
+            kind, fields = self._structs[name]
+            made = self._build(name, fields, kind == "union")
+        else:
+            raise AttributeError("the Aurora API has no type %s" % name)
+        setattr(self, name, made)
+        return made
+
+    def _type(self, text: str) -> Type:
+        outer, _, inner = text.partition("<")
+        if inner:
+            return Type(outer, None, tuple(self._type(each) for each in inner[:-1].split(",")))
+        if text in _TTYPES:
+            return Type(text)
+        return Type("enum", self._enums[text]) if text in self._enums else Type("struct", getattr(self, text))
+
+    def _build(self, name: str, fields: List[Tuple[str, str, str]], is_union: bool) -> Any:
+        types = {field: self._type(kind) for _, kind, field in fields}
+        spec: List[Any] = [None] * (1 + max([int(number) for number, _, _ in fields], default=-1))
+        for number, _, field in fields:
+            spec[int(number)] = (int(number), _TTYPES[types[field].kind], field, types[field].spec_args(), None)
+        # An __init__ with named arguments: the C decoder calls it once for every nested struct.
+        namespace: Dict[str, Any] = {}
+        body = "; ".join("self.%s = %s" % (field, field) for field in types) or "pass"
+        exec("def __init__(self%s): %s" % ("".join(", %s=None" % field for field in types), body), namespace)
+        return type(name, (ThriftStruct,), {
+            "__slots__": tuple(types), "__init__": namespace["__init__"], "thrift_spec": tuple(spec), "fields": types,
+            "is_union": is_union, "__module__": __name__, "__doc__": "Thrift %s." % name})
+
+    @lru_cache(maxsize=None)
+    def method(self, name: str) -> Method:
+        """The method of that name. Raises KeyError."""
+        access, arguments = self._signatures[name]
+        return Method(name, self._build(name + "_args", self._FIELD.findall(arguments), False), access)
+
+
+api = Api(IDL)
+
+
+class Plain(dict, TFrozenBase):       # type: ignore[type-arg, misc]
+    """A struct decoded straight into a JSON object; hashes by identity so that a decoded set can hold it.
+
+    TFrozenBase is how the C decoder is told to call a class with the fields as arguments."""
+    __hash__ = object.__hash__      # type: ignore[assignment]
+
+
+class Projection:
+    """Decodes only what `shape` names of a Thrift type; the C decoder skips the rest without making objects.
+
+    shape: True for all of a value (structs become Plain objects, enums stay numbers), or a dict from field name to
+    shape; under the key None a TFrozenBase subclass that makes the result from the fields, instead of Plain.
+    """
+
+    def __init__(self, kind: Type, shape: Any) -> None:
+        self.kind = kind
+        self.shape = shape
+        self.arguments = self._arguments(kind, shape)
+
+    def _arguments(self, kind: Type, shape: Any) -> Any:
+        if kind.kind == "struct":
+            make = shape.get(None, Plain) if isinstance(shape, dict) else Plain
+            spec: List[Any] = [None] * len(kind.ref.thrift_spec)
+            for entry in kind.ref.thrift_spec:
+                if entry and (shape is True or entry[2] in shape):
+                    inner = True if shape is True else shape[entry[2]]
+                    spec[entry[0]] = entry[:3] + (self._arguments(kind.ref.fields[entry[2]], inner), None)
+            return [make, tuple(spec)]
+        if kind.kind in ("list", "set"):
+            return (_TTYPES[kind.items[0].kind], self._arguments(kind.items[0], shape), False)
+        return kind.spec_args()
+
+    def apply(self, value: Any) -> Any:
+        """The same from a fully decoded value, for protocols that have no C decoder."""
+        return self._apply(self.kind, self.shape, value)
+
+    def _apply(self, kind: Type, shape: Any, value: Any) -> Any:
+        if kind.kind == "struct":
+            make = shape.get(None, Plain) if isinstance(shape, dict) else Plain
+            named = kind.ref.fields if shape is True else [name for name in shape if name is not None]
+            taken = {name: self._apply(kind.ref.fields[name], True if shape is True else shape[name],
+                                       getattr(value, name)) for name in named if getattr(value, name) is not None}
+            return make(**taken)
+        if kind.kind in ("list", "set"):
+            made = [self._apply(kind.items[0], shape, each) for each in value]
+            return set(made) if kind.kind == "set" else made
+        return value
+
+
+class Reply:
+    """What a method call returns on the wire: field 0 of the result struct."""
+    __slots__ = ("success",)
+
+    def __init__(self) -> None:
+        self.success: Any = None
+
+
+BINARY = "application/vnd.apache.thrift.binary"
+TJSON = "application/vnd.apache.thrift.json"
+MAX_CONTAINER = 1 << 22     # elements of one decoded container; a length beyond is a hostile or broken answer
+
+
+def _protocol(media: str, data: Optional[bytes] = None) -> Any:
+    transport = TMemoryBuffer(data)
+    if media != BINARY:
+        return TJSONProtocol(transport)
+    protocol = TBinaryProtocolAccelerated(transport, container_length_limit=MAX_CONTAINER)
+    if data is not None:
+        protocol.string_length_limit = max(1, len(data))
+    return protocol
+
+
+def encode_message(media: str, name: str, kind: int, sequence: int, body: ThriftStruct) -> bytes:
+    """A whole Thrift message. media: BINARY or TJSON; kind: a TMessageType."""
+    protocol = _protocol(media)
+    protocol.writeMessageBegin(name, kind, sequence)
+    body.write(protocol)
+    protocol.writeMessageEnd()
+    return protocol.trans.getvalue()
+
+
+def encode_reply(media: str, name: str, sequence: int, response: ThriftStruct) -> bytes:
+    """A reply message that carries `response`."""
+    protocol = _protocol(media)
+    protocol.writeMessageBegin(name, TMessageType.REPLY, sequence)
+    protocol.writeStructBegin("result")
+    protocol.writeFieldBegin("success", TType.STRUCT, 0)
+    response.write(protocol)
+    protocol.writeFieldEnd()
+    protocol.writeFieldStop()
+    protocol.writeStructEnd()
+    protocol.writeMessageEnd()
+    return protocol.trans.getvalue()
+
+
+class BadMessage(ValueError):
+    """Bytes that are no Thrift message, or not the one expected."""
+
+
+_DECODE_ERRORS = (TException, EOFError, ValueError, OverflowError, MemoryError, TypeError, KeyError, IndexError,
+                  RecursionError, struct.error)
+
+
+def decode_call(media: str, data: bytes) -> Tuple[str, int, Any]:
+    """(method name, sequence id, protocol placed at the arguments) of a call message. Raises BadMessage."""
+    try:
+        protocol = _protocol(media, data)
+        name, kind, sequence = protocol.readMessageBegin()
+    except _DECODE_ERRORS as error:
+        raise BadMessage("not a Thrift message: %s" % (str(error) or type(error).__name__)) from None
+    if kind not in (TMessageType.CALL, TMessageType.ONEWAY):
+        raise BadMessage("not a Thrift call")
+    return name, sequence, protocol
+
+
+def decode_reply(media: str, name: str, data: bytes, projection: Optional[Projection] = None) -> Any:
+    """The Response in a reply message, whole or what `projection` names of it. Raises BadMessage."""
+    try:
+        protocol = _protocol(media, data)
+        answered, kind, _ = protocol.readMessageBegin()
+        if kind == TMessageType.EXCEPTION:
+            problem = TApplicationException()
+            problem.read(protocol)
+            raise BadMessage("the scheduler does not know or cannot run %s: %s" % (name, problem.message))
+        if kind != TMessageType.REPLY or answered != name:
+            raise BadMessage("an answer to %r where one to %r was due" % (answered, name))
+        reply = Reply()
+        fast = protocol._fast_decode
+        whole = [api.Response, api.Response.thrift_spec]
+        spec = ((0, TType.STRUCT, "success", projection.arguments if fast and projection else whole, None),)
+        if fast:
+            fast(reply, protocol, [Reply, spec])
+        else:
+            protocol.readStruct(reply, spec)
+            if projection and reply.success is not None:
+                reply.success = projection.apply(reply.success)
+    except BadMessage:
+        raise
+    except _DECODE_ERRORS as error:
+        raise BadMessage("not a Thrift answer: %s" % (str(error) or type(error).__name__)) from None
+    if reply.success is None:
+        raise BadMessage("an answer without a Response")
+    return reply.success
+
+
+# ======================================================================================================================
+# 2. Scheduler
+#
+# A client for one cluster: pooled keep-alive connections, leader following, deadlines, retries, a circuit breaker, a
+# fair gate that caps simultaneous calls; and where the schedulers of the known clusters are. Uses room 1.
+# ======================================================================================================================
+
+
+class AuroraError(Exception):
+    """A failure with the HTTP status and the `code` callers get. Subclasses are the failures there are.
+
+    messages: sentences for the caller; details: further fields of the answer; headers: further headers of it.
+    """
+    code = "INTERNAL"
+    http = 500
+
+    def __init__(self, *messages: str, http: Optional[int] = None, code: Optional[str] = None,
+                 headers: Iterable[Tuple[str, str]] = (), **details: Any) -> None:
+        super().__init__("; ".join(messages))
+        self.messages = list(messages)
+        self.http = http or type(self).http
+        self.code = code or type(self).code
+        self.headers = list(headers)
+        self.details = details
+
+
+class BadRequest(AuroraError):
+    """The request itself is malformed."""
+    code, http = "BAD_REQUEST", 400
+
+
+class InvalidConfig(AuroraError):
+    """The job configuration does not load or does not validate."""
+    code, http = "INVALID_CONFIG", 400
+
+
+class Unauthorized(AuroraError):
+    """No credentials, or wrong ones."""
+    code, http = "UNAUTHORIZED", 401
+
+
+class Forbidden(AuroraError):
+    """The caller may not do this."""
+    code, http = "FORBIDDEN", 403
+
+
+class AuthFailed(AuroraError):
+    """The scheduler's own authorization denies it."""
+    code, http = "AUTH_FAILED", 403
+
+
+class NotFound(AuroraError):
+    """An unknown cluster, job, update, host, operation or path."""
+    code, http = "NOT_FOUND", 404
+
+
+class MethodNotAllowed(AuroraError):
+    """The path is known, with other methods."""
+    code, http = "METHOD_NOT_ALLOWED", 405
+
+
+class NotAcceptable(AuroraError):
+    """What the caller accepts cannot be given here."""
+    code, http = "NOT_ACCEPTABLE", 406
+
+
+class RequestTimeout(AuroraError):
+    """The request did not arrive in time."""
+    code, http = "REQUEST_TIMEOUT", 408
+
+
+class Conflict(AuroraError):
+    """The job exists, or an update of it is in progress."""
+    code, http = "CONFLICT", 409
+
+
+class JobUpdating(AuroraError):
+    """An update of the job is active; Aurora refuses other changes until it ended."""
+    code, http = "JOB_UPDATING_ERROR", 409
+
+
+class PreconditionFailed(AuroraError):
+    """The running configuration is not the one that If-Match names."""
+    code, http = "PRECONDITION_FAILED", 412
+
+
+class BodyTooLarge(AuroraError):
+    """The request body is over the limit."""
+    code, http = "BODY_TOO_LARGE", 413
+
+
+class UriTooLong(AuroraError):
+    """The request target is over the limit."""
+    code, http = "URI_TOO_LONG", 414
+
+
+class UnsupportedMedia(AuroraError):
+    """A content type or encoding that is not understood."""
+    code, http = "UNSUPPORTED_MEDIA_TYPE", 415
+
+
+class ExpectationFailed(AuroraError):
+    """An Expect header other than 100-continue."""
+    code, http = "EXPECTATION_FAILED", 417
+
+
+class Misdirected(AuroraError):
+    """A Host header that is not this server's."""
+    code, http = "MISDIRECTED_REQUEST", 421
+
+
+class Refused(AuroraError):
+    """The scheduler refuses what was asked: validation, quota, a bad transition."""
+    code, http = "INVALID_REQUEST", 422
+
+
+class Unprocessable(AuroraError):
+    """Well-formed, but this request cannot do it."""
+    code, http = "UNPROCESSABLE", 422
+
+
+class TooManyHeaders(AuroraError):
+    """Header fields over the limit."""
+    code, http = "HEADERS_TOO_LARGE", 431
+
+
+class NotImplementedHere(AuroraError):
+    """A transfer coding or method that this server does not implement."""
+    code, http = "NOT_IMPLEMENTED", 501
+
+
+class SchedulerFailed(AuroraError):
+    """The scheduler answered ERROR: an exception inside it."""
+    code, http = "ERROR", 502
+
+
+class BadAnswer(AuroraError):
+    """The scheduler's answer is not one."""
+    code, http = "SCHEDULER_BAD_ANSWER", 502
+
+
+class SchedulerUnreachable(AuroraError):
+    """No connection to the scheduler, or it broke off."""
+    code, http = "SCHEDULER_UNREACHABLE", 502
+
+
+class Overloaded(AuroraError):
+    """Too many requests in flight or waiting here."""
+    code, http = "OVERLOADED", 503
+
+
+class ShuttingDown(AuroraError):
+    """The server is stopping."""
+    code, http = "SHUTTING_DOWN", 503
+
+
+class SchedulerTransient(AuroraError):
+    """The scheduler's storage is not ready; the call had no effect."""
+    code, http = "ERROR_TRANSIENT", 503
+
+
+class NoLeader(AuroraError):
+    """No scheduler is leading."""
+    code, http = "NO_LEADER", 503
+
+
+class SchedulerTimeout(AuroraError):
+    """The scheduler did not answer in time; a write may still take effect."""
+    code, http = "SCHEDULER_TIMEOUT", 504
+
+
+class HttpVersion(AuroraError):
+    """An HTTP version that is not spoken here."""
+    code, http = "HTTP_VERSION_NOT_SUPPORTED", 505
+
+
+# What a Response's code means for the caller; OK is no error, WARNING is unused by the scheduler and taken as OK.
+_RESPONSE_ERRORS = {"INVALID_REQUEST": Refused, "ERROR": SchedulerFailed, "AUTH_FAILED": AuthFailed,
+                    "JOB_UPDATING_ERROR": JobUpdating, "ERROR_TRANSIENT": SchedulerTransient}
+
+# Methods that may be sent again although the first sending may have arrived: reads, and two writes that are idempotent
+# (SchedulerProxy in apache/aurora, src/main/python/apache/aurora/client/api/scheduler_client.py).
+_REPEATABLE_WRITES = frozenset(["startJobUpdate", "restartShards"])
+
+
+class Gate:
+    """Lets at most `slots` callers through at once; others wait in the order they came, at most `room` of them."""
+
+    def __init__(self, slots: int, room: int) -> None:
+        self.slots = slots
+        self.room = room
+        self._lock = threading.Lock()       # guards _free and _line
+        self._free = slots
+        self._line: Deque[Any] = collections.deque()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._line)
+
+    @property
+    def inside(self) -> int:
+        return self.slots - self._free
+
+    def enter(self, seconds: float) -> None:
+        """Take a slot, waiting for at most `seconds`. Raises Overloaded."""
+        with self._lock:
+            if self._free and not self._line:
+                self._free -= 1
+                return
+            if len(self._line) >= self.room:
+                raise Overloaded("%d scheduler calls are under way and %d wait; try again" % (self.slots, self.room),
+                                 headers=[("Retry-After", "1")])
+            turn = threading.Lock()
+            turn.acquire()
+            self._line.append(turn)
+        if turn.acquire(timeout=max(0.0, seconds)):
+            return
+        with self._lock:
+            if turn in self._line:
+                self._line.remove(turn)
+                raise Overloaded("no scheduler slot became free in %.1f s" % seconds, headers=[("Retry-After", "1")])
+
+    def leave(self) -> None:
+        """Give the slot to the first in the line, or back."""
+        with self._lock:
+            if self._line:
+                self._line.popleft().release()
+            else:
+                self._free += 1
+
+
+class _Broken(Exception):
+    """The connection failed. sent: request bytes may have arrived; late: it failed by running out of time."""
+
+    def __init__(self, text: str, sent: bool, late: bool = False) -> None:
+        super().__init__(text)
+        self.sent = sent
+        self.late = late
+
+
+class _Location(NamedTuple):
+    """Where a scheduler listens: the parts of its URL, and the path of its Thrift endpoint."""
+    secure: bool
+    host: str
+    port: int
+    path: str
+
+    @classmethod
+    def parse(cls, url: str) -> "_Location":
+        """Raises ValueError for anything but an http or https URL."""
+        parts = urllib.parse.urlsplit(url if "//" in url else "http://" + url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[\x00-\x20\x7f]", url):
+            raise ValueError("not an http or https URL: %r" % url)
+        secure = parts.scheme == "https"
+        path = parts.path if parts.path.rstrip("/").endswith("/api") else urllib.parse.urljoin(parts.path or "/", "api")
+        return cls(secure, parts.hostname, parts.port or (443 if secure else 80), path.rstrip("/"))
+
+    def __str__(self) -> str:
+        host = "[%s]" % self.host if ":" in self.host else self.host
+        return "%s://%s:%d" % ("https" if self.secure else "http", host, self.port)
+
+
+class _Wire:
+    """One connection to a scheduler. Not for several threads at once."""
+    MAX_HEAD = 65536
+
+    def __init__(self, location: _Location, seconds: float, context: Any) -> None:
+        try:
+            self.socket = socket.create_connection((location.host, location.port), timeout=max(0.001, seconds))
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if context is not None:
+                self.socket = context.wrap_socket(self.socket, server_hostname=location.host)
+        except (OSError, ValueError) as error:
+            raise _Broken("%s: %s" % (location, _reason(error)), False, isinstance(error, socket.timeout)) from None
+        self.since = time.monotonic()
+
+    def alive(self) -> bool:
+        """Whether an idle connection is still open and silent."""
+        try:
+            self.socket.settimeout(0)
+            if hasattr(self.socket, "pending"):
+                return not select.select([self.socket], [], [], 0)[0]
+            self.socket.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return True
+        except (OSError, ValueError):
+            return False
+        return False
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.close()
+
+    def exchange(self, request: bytes, deadline: float, limit: int) -> Tuple[int, Dict[bytes, bytes], bytes, bool]:
+        """Send a request; (status, headers, body, whether the connection can be used again). Raises _Broken."""
+        sent = False
+        try:
+            self.socket.settimeout(max(0.001, deadline - time.monotonic()))
+            sent = True
+            self.socket.sendall(request)
+            data = self._receive(deadline)
+            while b"\r\n\r\n" not in data:
+                if len(data) > self.MAX_HEAD:
+                    raise _Broken("an endless header", True)
+                data += self._receive(deadline)
+            head, _, rest = data.partition(b"\r\n\r\n")
+            lines = head.split(b"\r\n")
+            words = lines[0].split(None, 2)
+            if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
+                raise _Broken("an answer that is not HTTP", True)
+            headers = {}
+            for line in lines[1:]:
+                name, _, value = line.partition(b":")
+                headers[name.strip().lower()] = value.strip()
+            status = int(words[1])
+            reusable = words[0] != b"HTTP/1.0" and headers.get(b"connection", b"").lower() != b"close"
+            if status in (204, 304):
+                return status, headers, b"", reusable
+            if b"chunked" in headers.get(b"transfer-encoding", b"").lower():
+                return status, headers, self._chunked(rest, deadline, limit), reusable
+            length = headers.get(b"content-length")
+            if length is None:
+                return status, headers, self._rest(rest, deadline, limit), False
+            if not length.isdigit() or len(length) > 18:
+                raise _Broken("a Content-Length that is no number", True)
+            size = int(length)
+            if size > limit:
+                raise _Broken("an answer of %d bytes, over the limit of %d" % (size, limit), True)
+            parts = [rest]
+            missing = size - len(rest)
+            while missing > 0:
+                part = self._receive(deadline, min(missing, 1 << 18))
+                parts.append(part)
+                missing -= len(part)
+            if missing < 0:
+                raise _Broken("more bytes than announced", True)
+            return status, headers, rest if len(parts) == 1 else b"".join(parts), reusable
+        except (OSError, ValueError) as error:
+            raise _Broken(_reason(error), sent, isinstance(error, socket.timeout)) from None
+
+    def _receive(self, deadline: float, most: int = 65536) -> bytes:
+        self.socket.settimeout(max(0.001, deadline - time.monotonic()))
+        data = self.socket.recv(most)
+        if not data:
+            raise _Broken("the connection was closed before the answer was whole", True)
+        return data
+
+    def _rest(self, data: bytes, deadline: float, limit: int) -> bytes:
+        parts, size = [data], len(data)
+        while True:
+            self.socket.settimeout(max(0.001, deadline - time.monotonic()))
+            part = self.socket.recv(1 << 18)
+            if not part:
+                return b"".join(parts)
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                raise _Broken("an answer over the limit of %d bytes" % limit, True)
+
+    def _chunked(self, data: bytes, deadline: float, limit: int) -> bytes:
+        parts, size = [], 0
+        buffer = bytearray(data)
+        while True:
+            while b"\r\n" not in buffer:
+                if len(buffer) > 1024:
+                    raise _Broken("a chunk header without end", True)
+                buffer += self._receive(deadline)
+            line, _, _ = bytes(buffer).partition(b"\r\n")
+            digits = line.split(b";")[0].strip()
+            if not re.fullmatch(rb"[0-9a-fA-F]{1,8}", digits):
+                raise _Broken("a chunk size that is no number", True)
+            chunk = int(digits, 16)
+            size += chunk
+            if size > limit:
+                raise _Broken("an answer over the limit of %d bytes" % limit, True)
+            del buffer[:len(line) + 2]
+            while len(buffer) < chunk + 2:
+                buffer += self._receive(deadline, 1 << 18)
+            parts.append(bytes(buffer[:chunk]))
+            if buffer[chunk:chunk + 2] != b"\r\n":
+                raise _Broken("a chunk that does not end", True)
+            del buffer[:chunk + 2]
+            if not chunk:
+                return b"".join(parts)
+
+
+def _reason(error: BaseException) -> str:
+    """An OS or TLS error in the words callers know."""
+    if isinstance(error, socket.timeout):
+        return "timed out"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+class Scheduler:
+    """One cluster's scheduler, called over Thrift; every method of the Aurora API is a method here.
+
+    A call returns the Thrift Response and raises an AuroraError for everything but OK. Safe for many threads.
+
+    url: where it listens, or several such (all schedulers of the cluster); timeout: seconds for one call, all
+    attempts included; parallel: simultaneous calls; authorization: the Authorization header sent with every call;
+    locate: called for the URLs when they are not fixed (ZooKeeper); ca_file: certificates to trust for https.
+    """
+    MAX_HOPS = 5
+    BREAK_AFTER = 5         # failures to connect in a row before calls fail at once
+    BREAK_SECONDS = (0.5, 10.0)
+    IDLE_SECONDS = 30.0
+
+    def __init__(self, url: Union[str, Sequence[str]] = "http://127.0.0.1:8081", name: Optional[str] = None, *,
+                 timeout: float = 20.0, connect_timeout: float = 3.0, retry_for: float = 3.0, parallel: int = 4,
+                 room: int = 1000, max_answer: int = 256 << 20, authorization: Optional[str] = None,
+                 locate: Optional[Callable[[], Sequence[str]]] = None, ca_file: Optional[str] = None) -> None:
+        urls = [url] if isinstance(url, str) else list(url)
+        self.name = name
+        self.timeout = timeout
+        self.connect_timeout = connect_timeout
+        self.retry_for = retry_for
+        self.max_answer = max_answer
+        self.authorization = authorization
+        self.gate = Gate(parallel, room)
+        self.leader: Optional[str] = None
+        self.observe: Callable[[str, str, float], None] = lambda method, outcome, seconds: None
+        self.events: collections.Counter[str] = collections.Counter()   # retries, leader changes, broken circuits
+        self._locate = locate
+        self._ca_file = ca_file
+        self._fixed = [_Location.parse(each) for each in urls] if not locate else []
+        self._media = BINARY
+        self._lock = threading.Lock()       # guards _idle, _leading, _failures, _closed_until, _probing, _heads
+        self._idle: Dict[_Location, List[_Wire]] = {}
+        self._leading: Optional[_Location] = None
+        self._failures = 0
+        self._closed_until = 0.0
+        self._probing = False
+        self._heads: Dict[Tuple[_Location, str, Optional[str]], bytes] = {}
+        self._context: Any = None
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        if method.startswith("_") or method not in api.method_names:
+            raise AttributeError(method)
+        return partial(self.call, method)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        with self._lock:
+            wires = [wire for pool in self._idle.values() for wire in pool]
+            self._idle.clear()
+        for wire in wires:
+            wire.close()
+
+    def call(self, method: str, *arguments: Any, projection: Optional[Projection] = None,
+             authorization: Optional[str] = None, timeout: Optional[float] = None, **named: Any) -> Any:
+        """Call a Thrift method with its arguments in declared order or by name; returns the Response if it is OK.
+
+        projection: decode only these parts of the Response; authorization: instead of the scheduler's own.
+        Raises the AuroraError that the Response's code or the failure stands for.
+        """
+        started = time.monotonic()
+        deadline = started + (timeout or self.timeout)
+        declared = api.method(method)
+        struct_ = declared.arguments(*arguments, **named)
+        outcome = "OK"
+        try:
+            response = self._repeat(declared, struct_, deadline, projection, authorization)
+        except AuroraError as error:
+            outcome = error.code
+            raise
+        finally:
+            self.observe(method, outcome, time.monotonic() - started)
+        return response
+
+    def _repeat(self, method: Method, arguments: Any, deadline: float, projection: Optional[Projection],
+                authorization: Optional[str]) -> Any:
+        repeatable = method.access == "read" or method.name in _REPEATABLE_WRITES
+        give_up = min(deadline, time.monotonic() + self.retry_for)
+        for attempt in itertools.count():
+            try:
+                return self._attempt(method, arguments, deadline, projection, authorization)
+            except (SchedulerTransient, NoLeader) as error:
+                failure: AuroraError = error
+            except _Broken as broken:
+                self._forget_leader()
+                failure = self._failed(method, broken, repeatable)
+                if broken.late or (broken.sent and not repeatable) or attempt >= 3:
+                    raise failure from None
+            pause = min(5.0, 0.05 * 4 ** attempt) * (0.75 + 0.5 * (hash((id(arguments), attempt)) % 100) / 100)
+            if time.monotonic() + pause >= give_up:
+                raise failure
+            self.events["retries"] += 1
+            time.sleep(pause)
+        raise AssertionError("unreachable")
+
+    def _failed(self, method: Method, broken: _Broken, repeatable: bool) -> AuroraError:
+        """Count a failed attempt towards the circuit breaker, and make it the caller's error."""
+        with self._lock:
+            self._failures += 1
+            self._probing = False
+            if self._failures >= self.BREAK_AFTER:
+                least, most = self.BREAK_SECONDS
+                pause = min(most, least * 2 ** (self._failures - self.BREAK_AFTER))
+                self._closed_until = time.monotonic() + pause
+                self.events["circuit_breaks"] += 1
+        doubt = "; the %s may still take effect" % method.name if broken.sent and method.access != "read" else ""
+        where = "the scheduler of cluster %s" % self.name if self.name else "the scheduler"
+        if broken.late:
+            return SchedulerTimeout("%s did not answer in time (%s)%s" % (where, broken, doubt))
+        return SchedulerUnreachable("%s cannot be reached or broke off: %s%s" % (where, broken, doubt))
+
+    def _check_circuit(self) -> None:
+        """Fail at once while the circuit is open; when its time is over one caller tries for all."""
+        if self._failures < self.BREAK_AFTER:
+            return
+        with self._lock:
+            left = self._closed_until - time.monotonic()
+            if self._failures >= self.BREAK_AFTER and (left > 0 or self._probing):
+                raise SchedulerUnreachable(
+                    "the scheduler%s failed %d times in a row; it is tried again in %.1f s" % (
+                        " of cluster " + self.name if self.name else "", self._failures, max(left, 0.1)),
+                    headers=[("Retry-After", str(max(1, math.ceil(left))))])
+            self._probing = self._failures >= self.BREAK_AFTER
+
+    def _attempt(self, method: Method, arguments: Any, deadline: float, projection: Optional[Projection],
+                 authorization: Optional[str]) -> Any:
+        # The circuit is looked at before the gate, so that a dead scheduler does not fill the line.
+        self._check_circuit()
+        self.gate.enter(deadline - time.monotonic())
+        try:
+            body = self._post(method, arguments, deadline, authorization or self.authorization)
+        finally:
+            self.gate.leave()
+        try:
+            response = decode_reply(self._media, method.name, body, projection)
+        except BadMessage as error:
+            raise BadAnswer("the scheduler's answer to %s cannot be read: %s" % (method.name, error)) from None
+        code = response["responseCode"] if projection else response.responseCode
+        if code in (api.ResponseCode.OK, api.ResponseCode.WARNING):
+            return response
+        details = (response.get("details") if projection else response.details) or []
+        texts = [(each["message"] if projection else each.message) for each in details]
+        name = api.ResponseCode.name_of(code)
+        if method.name == "startJobUpdate" and not projection and response.result is not None:
+            raise Conflict(*[text for text in texts if text], code=name, response=response)
+        raise _RESPONSE_ERRORS.get(name, SchedulerFailed)(
+            *([text for text in texts if text] or ["the scheduler answered %s to %s" % (name, method.name)]))
+
+    def _post(self, method: Method, arguments: Any, deadline: float, authorization: Optional[str]) -> bytes:
+        """One POST of the call to the leader, following redirects; the body of the 200 answer."""
+        with self._lock:
+            leading = self._leading
+        candidates = [leading] if leading else self._locations()
+        failure = _Broken("no scheduler is known", False)
+        for candidate in candidates:
+            try:
+                return self._follow(candidate, method, arguments, deadline, authorization)
+            except _Broken as broken:
+                if broken.sent or broken.late and len(candidates) == 1:
+                    raise
+                failure = broken
+        raise failure
+
+    def _follow(self, location: _Location, method: Method, arguments: Any, deadline: float,
+                authorization: Optional[str]) -> bytes:
+        fallen_back = False
+        for _ in range(self.MAX_HOPS + 1):
+            message = encode_message(self._media, method.name, TMessageType.CALL, 0, arguments)
+            status, headers, body = self._exchange(location, message, deadline, authorization)
+            if status == 200:
+                self._succeeded(location)
+                return body
+            if status in (301, 302, 307, 308):
+                location = self._redirect(location, headers, authorization)
+                continue
+            if status == 415 and self._media == BINARY and not fallen_back:
+                self._media, fallen_back = TJSON, True
+                continue
+            if status == 401:
+                challenge = headers.get(b"www-authenticate", b"Basic").decode("latin-1")
+                raise Unauthorized("the scheduler wants credentials for %s" % method.name,
+                                   headers=[("WWW-Authenticate", challenge)])
+            if status == 403:
+                raise AuthFailed("the scheduler forbids %s" % method.name)
+            if status == 503:
+                raise NoLeader("no scheduler of the cluster is leading at the moment", headers=[("Retry-After", "5")])
+            raise BadAnswer("the scheduler answered HTTP %d to %s" % (status, method.name))
+        raise BadAnswer("the schedulers redirect in a circle; none of them says it is leading")
+
+    @staticmethod
+    def _redirect(location: _Location, headers: Dict[bytes, bytes], authorization: Optional[str]) -> _Location:
+        text = headers.get(b"location", b"").decode("latin-1")
+        try:
+            target = _Location.parse(urllib.parse.urljoin(str(location) + location.path, text))
+        except ValueError:
+            raise BadAnswer("the scheduler redirects to %r, which is no URL" % text[:200]) from None
+        if authorization and location.secure and not target.secure:
+            raise BadAnswer("the scheduler redirects from https to http; credentials are not sent there")
+        return target
+
+    def _exchange(self, location: _Location, message: bytes, deadline: float,
+                  authorization: Optional[str]) -> Tuple[int, Dict[bytes, bytes], bytes]:
+        wire = self._take(location, deadline)
+        usable = False
+        try:
+            request = self._head(location, authorization) + b"%d\r\n\r\n" % len(message) + message
+            status, headers, body, usable = wire.exchange(request, deadline, self.max_answer)
+            return status, headers, body
+        finally:
+            if usable:
+                self._give_back(location, wire)
+            else:
+                wire.close()
+
+    def _head(self, location: _Location, authorization: Optional[str]) -> bytes:
+        """The request head up to the value of Content-Length."""
+        key = (location, self._media, authorization)
+        head = self._heads.get(key)
+        if head is None:
+            lines = ["POST %s HTTP/1.1" % location.path, "Host: " + str(location).split("//")[1],
+                     "User-Agent: aurora_rest/" + __version__, "Content-Type: " + self._media,
+                     "Accept: " + self._media]
+            if authorization:
+                lines.append("Authorization: " + authorization)
+            head = "\r\n".join(lines + ["Content-Length: "]).encode("latin-1", "replace")
+            with self._lock:
+                if len(self._heads) >= 64:
+                    self._heads.clear()
+                self._heads[key] = head
+        return head
+
+    def _take(self, location: _Location, deadline: float) -> _Wire:
+        while True:
+            with self._lock:
+                pool = self._idle.get(location)
+                wire = pool.pop() if pool else None
+            if wire is None:
+                seconds = min(self.connect_timeout, deadline - time.monotonic())
+                return _Wire(location, seconds, self._tls() if location.secure else None)
+            if time.monotonic() - wire.since < self.IDLE_SECONDS and wire.alive():
+                return wire
+            wire.close()
+
+    def _give_back(self, location: _Location, wire: _Wire) -> None:
+        wire.since = time.monotonic()
+        with self._lock:
+            pool = self._idle.setdefault(location, [])
+            if len(pool) < self.gate.slots:
+                pool.append(wire)
+                return
+        wire.close()
+
+    def _tls(self) -> Any:
+        if self._context is None:
+            import ssl
+            self._context = ssl.create_default_context(cafile=self._ca_file)
+        return self._context
+
+    def _locations(self) -> List[_Location]:
+        if not self._locate:
+            return self._fixed
+        return [_Location.parse(url) for url in self._locate()]
+
+    def _succeeded(self, location: _Location) -> None:
+        if self._leading == location and not self._failures:
+            return
+        with self._lock:
+            self._failures = 0
+            self._probing = False
+            changed = self._leading != location
+            self._leading = location
+        if changed:
+            self.events["leader_changes"] += bool(self.leader and self.leader != str(location))
+            self.leader = str(location)
+
+    def _forget_leader(self) -> None:
+        with self._lock:
+            self._leading = None
+
+
+def messages_of(response: Any) -> List[str]:
+    """The messages that a Response carries."""
+    return [each.message for each in response.details or [] if each.message]
+
+
+class Cluster(NamedTuple):
+    """One entry of clusters.json, or of --scheduler. zk: "" when the scheduler's URL is fixed."""
+    name: Optional[str]
+    urls: Tuple[str, ...] = ()
+    zk: str = ""
+    zk_path: str = ""
+    docker_registry: str = "https://registry-1.docker.io"
+
+
+CLUSTER_FILES = (os.path.join("$AURORA_CONFIG_ROOT", "clusters.json"), "~/.aurora/clusters.json")
+
+
+def read_clusters(path: str) -> List[Cluster]:
+    """The clusters of a clusters.json file. Raises ValueError or OSError."""
+    with open(path, encoding="utf-8") as stream:
+        entries = json.load(stream)
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and isinstance(e.get("name"), str) for e in entries):
+        raise ValueError("%s: expected a list of objects with a name each" % path)
+    found = []
+    for entry in entries:
+        made = Cluster(entry["name"], docker_registry=entry.get("docker_registry") or Cluster(None).docker_registry)
+        if entry.get("scheduler_uri"):
+            _Location.parse(entry["scheduler_uri"])
+            made = made._replace(urls=(entry["scheduler_uri"],))
+        elif entry.get("zk"):
+            hosts = ["%s:%s" % (host.strip(), entry.get("zk_port") or 2181) if ":" not in host else host.strip()
+                     for host in entry["zk"].split(",")]
+            made = made._replace(zk=",".join(hosts), zk_path=entry.get("scheduler_zk_path") or "/aurora/scheduler")
+        else:
+            raise ValueError("%s: cluster %s has neither scheduler_uri nor zk" % (path, entry["name"]))
+        found.append(made)
+    return found
+
+
+def default_clusters() -> List[Cluster]:
+    """The clusters of the files where the aurora client looks, else the scheduler on this host, its name unknown yet."""
+    root = os.environ.get("AURORA_CONFIG_ROOT", "/etc/aurora")
+    found: Dict[Optional[str], Cluster] = {}
+    for pattern in CLUSTER_FILES:
+        path = os.path.expanduser(pattern.replace("$AURORA_CONFIG_ROOT", root))
+        if os.path.isfile(path):
+            found.update((cluster.name, cluster) for cluster in read_clusters(path))
+    return list(found.values()) or [Cluster(None, ("http://127.0.0.1:8081",))]
+
+
+def zookeeper_locator(cluster: Cluster) -> Callable[[], Sequence[str]]:
+    """A function that asks ZooKeeper where the schedulers of the cluster listen, at most every five seconds."""
+    seen: List[Any] = [0.0, ()]
+    lock = threading.Lock()     # guards seen, and keeps look-ups from piling up
+
+    def locate() -> Sequence[str]:
+        with lock:
+            if not seen[1] or time.monotonic() - seen[0] > 5:
+                seen[:] = [time.monotonic(), _ask_zookeeper(cluster)]
+            return seen[1]
+    return locate
+
+
+def _ask_zookeeper(cluster: Cluster) -> Sequence[str]:
+    try:
+        from kazoo.client import KazooClient    # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise SchedulerUnreachable(
+            "cluster %s is found through ZooKeeper (%s), which needs the package kazoo: pip install kazoo; or give its "
+            "scheduler_uri in clusters.json, or --scheduler %s=URL" % (cluster.name, cluster.zk, cluster.name)) from None
+    client = KazooClient(hosts=cluster.zk, timeout=5.0, read_only=True)
+    try:
+        client.start(timeout=5)
+        urls = []
+        for member in sorted(client.get_children(cluster.zk_path)):
+            if member.startswith("member_"):
+                data = json.loads(client.get("%s/%s" % (cluster.zk_path, member))[0].decode("utf-8"))
+                ends = data.get("additionalEndpoints") or {}
+                scheme = "https" if "https" in ends else "http"
+                end = ends.get(scheme) or data["serviceEndpoint"]
+                urls.append("%s://%s:%d" % (scheme, end["host"], end["port"]))
+        return urls
+    except SchedulerUnreachable:
+        raise
+    except Exception as error:      # kazoo raises its own classes and those of its handlers
+        raise SchedulerUnreachable("ZooKeeper %s does not tell where cluster %s is: %s" % (
+            cluster.zk, cluster.name, error or type(error).__name__)) from None
+    finally:
+        with contextlib.suppress(Exception):
+            client.stop()
+            client.close()
+
+
+class Clusters:
+    """The known clusters and a Scheduler for each. A cluster without a name takes the one its scheduler tells.
+
+    make: builds the Scheduler of a Cluster.
+    """
+
+    def __init__(self, clusters: Iterable[Cluster], make: Callable[[Cluster], Scheduler]) -> None:
+        self._lock = threading.Lock()       # guards _known and _nameless
+        self._known: Dict[str, Tuple[Cluster, Scheduler]] = {}
+        self._nameless: List[Tuple[Cluster, Scheduler]] = []
+        for cluster in clusters:
+            pair = (cluster, make(cluster))
+            if cluster.name is None:
+                self._nameless.append(pair)
+            else:
+                self._known[cluster.name] = pair
+
+    def names(self) -> List[str]:
+        """The names known now; asks schedulers that have not told theirs yet, and leaves out those that do not answer."""
+        with contextlib.suppress(AuroraError):
+            self._learn()
+        return sorted(self._known)
+
+    def schedulers(self) -> List[Scheduler]:
+        """All schedulers, named or not."""
+        with self._lock:
+            return [pair[1] for pair in list(self._known.values()) + self._nameless]
+
+    def _learn(self) -> None:
+        for pair in list(self._nameless):
+            cluster, scheduler = pair
+            response = scheduler.call("getTierConfigs")
+            name = (response.serverInfo and response.serverInfo.clusterName) or "default"
+            with self._lock:
+                if pair in self._nameless:
+                    self._nameless.remove(pair)
+                    scheduler.name = name
+                    self._known.setdefault(name, (cluster._replace(name=name), scheduler))
+
+    def pair(self, name: str) -> Tuple[Cluster, Scheduler]:
+        """The cluster of that name and its scheduler. Raises NotFound, which names those there are."""
+        if name not in self._known and self._nameless:
+            self._learn()
+        try:
+            return self._known[name]
+        except KeyError:
+            raise NotFound("unknown cluster %s; known: %s" % (name, ", ".join(sorted(self._known)) or "none")) from None
+
+    def __getitem__(self, name: str) -> Scheduler:
+        return self.pair(name)[1]
+
+
+# ======================================================================================================================
+# 3. Job configuration
+#
+# The Aurora schema in pystachio, the isolated evaluation of `.aurora` source, conversion to JobConfiguration and update
+# settings. The code between "child" banners runs in an evaluator process of its own, never in the server. Uses rooms
+# 1 and 2.
+# ======================================================================================================================
+
+
+class ConfigLimits(NamedTuple):
+    """What evaluating one configuration may take."""
+    cpu_seconds: int = 5
+    wall_seconds: float = 8.0
+    memory_bytes: int = 512 << 20
+    source_bytes: int = 4 << 20     # all files of one configuration together
+    output_bytes: int = 32 << 20
+    includes: int = 64              # files taken from --include-root by one configuration
+    images: int = 32                # docker image references resolved for one configuration
+
+
+MAX_TASKS_PER_JOB = 4000            # ConfigurationManager: -max_tasks_per_job
+MIN_PULSE_SECONDS = 60              # py/client/api/updater_util.py
+UPDATE_ID_METADATA = "org.apache.aurora.client.update_id"
+
+# --- child: the schema ------------------------------------------------------------------------------------------------
+# Names, types and defaults are those of py/config/schema/base.py and apache/thermos/config/schema_base.py.
+
+
+def _schema() -> Dict[str, Any]:
+    """The names a configuration sees: pystachio's, the Aurora schema's, the helpers' and the unit constants."""
+    sys.modules.setdefault("pkg_resources", None)   # type: ignore[arg-type]  # pystachio would import it, slowly, for nothing
+    import pystachio
+    from pystachio import Boolean, Choice, Default, Empty, Float, Integer, Map, Required, String, Struct
+    from pystachio import Enum as Enumeration
+    from pystachio import List as ListOf
+    names = {name: getattr(pystachio, name) for name in pystachio.__dict__ if name[0].isupper()}
+    byte = 1
+    kb, mb, gb, tb = (1024 ** power for power in (1, 2, 3, 4))
+
+    class ThermosContext(Struct):
+        ports = Map(String, Integer)
+        task_id = String
+        user = String
+
+    class Resources(Struct):
+        cpu = Required(Float)
+        ram = Required(Integer)
+        disk = Required(Integer)
+        gpu = Default(Integer, 0)
+
+    class Constraint(Struct):
+        order = ListOf(String)
+
+    class RotatePolicy(Struct):
+        log_size = Default(Integer, 100 * mb)
+        backups = Default(Integer, 5)
+
+    LoggerDestination = Enumeration("file", "console", "both", "none")
+    LoggerMode = Enumeration("standard", "rotate")
+
+    class Logger(Struct):
+        destination = Default(LoggerDestination, LoggerDestination("file"))
+        mode = Default(LoggerMode, LoggerMode("standard"))
+        rotate = RotatePolicy
+
+    class Process(Struct):
+        cmdline = Required(String)
+        name = Required(String)
+        resources = Resources
+        max_failures = Default(Integer, 1)
+        daemon = Default(Boolean, False)
+        ephemeral = Default(Boolean, False)
+        min_duration = Default(Integer, 5)
+        final = Default(Boolean, False)
+        logger = Default(Logger, Empty)
+
+    class Task(Struct):
+        name = Default(String, "{{processes[0].name}}")
+        processes = ListOf(Process)
+        constraints = Default(ListOf(Constraint), [])
+        resources = Resources
+        max_failures = Default(Integer, 1)
+        max_concurrency = Default(Integer, 0)
+        finalization_wait = Default(Integer, 30)
+        user = String
+
+    class MesosContext(Struct):
+        instance = Required(Integer)
+        hostname = Required(String)
+
+    class QueueUpdateStrategy(Struct):
+        batch_size = Default(Integer, 1)
+
+    class BatchUpdateStrategy(Struct):
+        batch_size = Default(Integer, 1)
+        autopause_after_batch = Default(Boolean, False)
+
+    class VariableBatchUpdateStrategy(Struct):
+        batch_sizes = Required(ListOf(Integer))
+        autopause_after_batch = Default(Boolean, False)
+
+    class UpdateConfig(Struct):
+        batch_size = Default(Integer, 1)
+        watch_secs = Default(Integer, 45)
+        max_per_shard_failures = Default(Integer, 0)
+        max_total_failures = Default(Integer, 0)
+        rollback_on_failure = Default(Boolean, True)
+        wait_for_batch_completion = Default(Boolean, False)
+        pulse_interval_secs = Integer
+        sla_aware = Default(Boolean, False)
+        update_strategy = Choice([QueueUpdateStrategy, BatchUpdateStrategy, VariableBatchUpdateStrategy])
+
+    class HttpHealthChecker(Struct):
+        endpoint = Default(String, "/health")
+        expected_response = Default(String, "ok")
+        expected_response_code = Default(Integer, 0)
+
+    class ShellHealthChecker(Struct):
+        shell_command = Required(String)
+
+    class HealthCheckerConfig(Struct):
+        http = HttpHealthChecker
+        shell = ShellHealthChecker
+
+    DefaultHealthChecker = HealthCheckerConfig(http=HttpHealthChecker())
+
+    class HealthCheckConfig(Struct):
+        health_checker = Default(HealthCheckerConfig, DefaultHealthChecker)
+        initial_interval_secs = Default(Float, 15.0)
+        interval_secs = Default(Float, 10.0)
+        max_consecutive_failures = Default(Integer, 0)
+        min_consecutive_successes = Default(Integer, 1)
+        timeout_secs = Default(Float, 1.0)
+
+    class HttpLifecycleConfig(Struct):
+        port = Default(String, "health")
+        graceful_shutdown_endpoint = Default(String, "/quitquitquit")
+        shutdown_endpoint = Default(String, "/abortabortabort")
+        graceful_shutdown_wait_secs = Default(Integer, 5)
+        shutdown_wait_secs = Default(Integer, 5)
+
+    class LifecycleConfig(Struct):
+        http = HttpLifecycleConfig
+
+    DisableLifecycle = LifecycleConfig()
+    DefaultLifecycleConfig = LifecycleConfig(http=HttpLifecycleConfig())
+
+    class Announcer(Struct):
+        primary_port = Default(String, "http")
+        portmap = Default(Map(String, String), {"aurora": "{{primary_port}}"})
+        zk_path = String
+
+    class MesosTaskInstance(Struct):
+        task = Required(Task)
+        instance = Required(Integer)
+        role = Required(String)
+        announce = Announcer
+        environment = Required(String)
+        health_check_config = Default(HealthCheckConfig, HealthCheckConfig())
+        lifecycle = LifecycleConfig
+
+    class Parameter(Struct):
+        name = Required(String)
+        value = Required(String)
+
+    class Docker(Struct):
+        image = Required(String)
+        parameters = Default(ListOf(Parameter), [])
+
+    class AppcImage(Struct):
+        name = Required(String)
+        image_id = Required(String)
+
+    class DockerImage(Struct):
+        name = Required(String)
+        tag = Required(String)
+
+    Mode = Enumeration("RO", "RW")
+
+    class Volume(Struct):
+        container_path = Required(String)
+        host_path = Required(String)
+        mode = Required(Mode)
+
+    class Mesos(Struct):
+        image = Choice([AppcImage, DockerImage])
+        volumes = Default(ListOf(Volume), [])
+
+    class Container(Struct):
+        docker = Docker
+
+    class PartitionPolicy(Struct):
+        reschedule = Default(Boolean, True)
+        delay_secs = Default(Integer, 0)
+
+    class Metadata(Struct):
+        key = Required(String)
+        value = Required(String)
+
+    class ExecutorConfig(Struct):
+        name = Default(String, EXECUTOR_NAME)
+        data = Default(String, "")
+
+    class PercentageSlaPolicy(Struct):
+        percentage = Required(Float)
+        duration_secs = Required(Integer)
+
+    class CountSlaPolicy(Struct):
+        count = Required(Integer)
+        duration_secs = Required(Integer)
+
+    class CoordinatorSlaPolicy(Struct):
+        coordinator_url = Required(String)
+        status_key = Default(String, "drain")
+
+    class MesosJob(Struct):
+        name = Default(String, "{{task.name}}")
+        role = Required(String)
+        contact = String
+        cluster = Required(String)
+        environment = Required(String)
+        instances = Default(Integer, 1)
+        task = Required(Task)
+        announce = Announcer
+        tier = String
+        cron_schedule = String
+        cron_collision_policy = Default(String, "KILL_EXISTING")
+        update_config = Default(UpdateConfig, UpdateConfig())
+        constraints = Map(String, String)
+        metadata = Default(ListOf(Metadata), [])
+        service = Default(Boolean, False)
+        max_task_failures = Default(Integer, 1)
+        production = Default(Boolean, False)
+        priority = Default(Integer, 0)
+        health_check_config = Default(HealthCheckConfig, HealthCheckConfig())
+        lifecycle = Default(LifecycleConfig, DefaultLifecycleConfig)
+        task_links = Map(String, String)
+        executor_config = Default(ExecutorConfig, ExecutorConfig())
+        enable_hooks = Default(Boolean, False)
+        partition_policy = PartitionPolicy
+        sla_policy = Choice([CoordinatorSlaPolicy, CountSlaPolicy, PercentageSlaPolicy])
+        container = Choice([Container, Docker, Mesos])
+
+    Job = MesosJob
+    Service = Job(service=True)
+
+    # The helpers of apache/thermos/config/schema_helpers.py: what they accept and return is the same.
+    def amount(value: Any) -> Any:
+        return 0 if value is Empty else value.get()
+
+    def fold_resources(how: Callable[..., Any], *resources: Any) -> Any:
+        given = [Resources() if each is Empty else each for each in resources]
+        return Resources(**{unit: how([amount(getattr(each, unit)()) for each in given] + [0])
+                            for unit in ("cpu", "ram", "disk", "gpu")})
+
+    def merged(tasks: Sequence[Any], field: str) -> List[Any]:
+        found: List[Any] = []
+        for task in tasks:
+            found += [each for each in getattr(task, field)() if each not in found]
+        return found
+
+    class Units:
+        """Sums and maxima of resources and waits; merges of processes and constraints."""
+        safe_get = staticmethod(amount)
+        optional_resources = staticmethod(lambda resources: Resources() if resources is Empty else resources)
+        resources_sum = staticmethod(lambda *resources: fold_resources(sum, *resources))
+        resources_max = staticmethod(lambda resources: fold_resources(max, *resources))
+        finalization_wait_sum = staticmethod(lambda waits: sum(amount(each) for each in waits))
+        finalization_wait_max = staticmethod(lambda waits: max([0] + [amount(each) for each in waits]))
+        processes_merge = staticmethod(lambda tasks: merged(tasks, "processes"))
+        constraints_merge = staticmethod(lambda tasks: merged(tasks, "constraints"))
+
+    class Processes:
+        """Ordering of processes."""
+        @staticmethod
+        def order(*processes: Any) -> List[Any]:
+            for each in processes:
+                if not isinstance(each, (str, Process)):
+                    raise ValueError("Unknown value for process order: %r" % (each,))
+            return [Constraint(order=[each.name() if isinstance(each, Process) else each for each in processes])]
+
+    class Tasks:
+        """Tasks made of tasks."""
+        SIMPLE_CPU, SIMPLE_RAM, SIMPLE_DISK = 1.0, gb, gb
+
+        @staticmethod
+        def combine(*tasks: Any, **fields: Any) -> Any:
+            if not tasks:
+                return Task()
+            return tasks[-1](processes=merged(tasks, "processes"))(
+                resources=fold_resources(sum, *[task.resources() for task in tasks]),
+                constraints=merged(tasks, "constraints"),
+                finalization_wait=Units.finalization_wait_max(task.finalization_wait() for task in tasks), **fields)
+
+        @staticmethod
+        def concat(*tasks: Any, **fields: Any) -> Any:
+            if not tasks:
+                return Task()
+            constraints = merged(tasks, "constraints")
+            for before, after in zip(tasks, tasks[1:]):
+                constraints += [one for first in before.processes() for second in after.processes()
+                                if first != second for one in Processes.order(first, second)]
+            return tasks[-1](processes=merged(tasks, "processes"))(
+                resources=fold_resources(max, *[task.resources() for task in tasks]), constraints=constraints,
+                finalization_wait=Units.finalization_wait_sum(task.finalization_wait() for task in tasks), **fields)
+
+        @staticmethod
+        def simple(name: Any, command: Any) -> Any:
+            return Task(name=name, processes=[Process(name=name, cmdline=command)],
+                        resources=Resources(cpu=Tasks.SIMPLE_CPU, ram=Tasks.SIMPLE_RAM, disk=Tasks.SIMPLE_DISK))
+
+        @staticmethod
+        def sequential(task: Any) -> Any:
+            if task.constraints() is not Empty and task.constraints() != ListOf(Constraint)([]):
+                raise ValueError("Cannot turn a Task with existing constraints into a SequentialTask!")
+            return task if task.processes() is Empty else task(constraints=Processes.order(*task.processes()))
+
+    def SimpleTask(name: Any, command: Any) -> Any:
+        return Tasks.simple(name, command)
+
+    def SequentialTask(*arguments: Any, **fields: Any) -> Any:
+        return Tasks.sequential(Task(*arguments, **fields))
+
+    def options(long_prefix: str, *given: Any, **named: Any) -> str:
+        pairs: List[Tuple[str, Any]] = []
+        for each in given:
+            if isinstance(each, str):
+                pairs.append((each, None))
+            elif isinstance(each, dict):
+                pairs.extend(each.items())
+            else:
+                raise ValueError("Got an unexpected argument to render_options: %r" % (each,))
+        shown = []
+        for option, value in pairs + list(named.items()):
+            option = ("-" if len(option) == 1 else long_prefix) + option
+            shown.append("%s %s" % (option, value) if value else option)
+        return " ".join(shown)
+
+    class Options:
+        """Command-line arguments from names and values."""
+        java = staticmethod(partial(options, "-"))
+        python = staticmethod(partial(options, "--"))
+
+    here = {name: value for name, value in locals().items()
+            if name[0].isupper() or name in ("SimpleTask", "SequentialTask")}
+    names.update(here)
+    names.update(order=Processes.order, combine_tasks=Tasks.combine, concat_tasks=Tasks.concat,
+                 java_options=Options.java, python_options=Options.python, BYTES=byte, KB=kb, MB=mb, GB=gb, TB=tb)
+    return names
+
+
+# --- child: what source may say ----------------------------------------------------------------------------------------
+
+_MODULES = {    # what an import gives; anything else of the module is not there
+    "json": "dumps loads JSONDecodeError",
+    "math": "ceil floor sqrt log log2 log10 exp pow fabs fmod gcd hypot isinf isnan trunc sin cos tan pi e inf nan",
+    "re": "compile match search fullmatch sub subn split findall finditer escape error I IGNORECASE M MULTILINE S DOTALL "
+          "X VERBOSE A ASCII",
+    "string": "ascii_letters ascii_lowercase ascii_uppercase digits hexdigits octdigits punctuation printable whitespace "
+              "capwords Template",
+    "itertools": "accumulate chain combinations combinations_with_replacement compress count cycle dropwhile filterfalse "
+                 "groupby islice permutations product repeat starmap takewhile tee zip_longest",
+    "functools": "partial reduce cmp_to_key",
+    "collections": "OrderedDict defaultdict namedtuple Counter deque ChainMap",
+    "copy": "copy deepcopy",
+    "datetime": "datetime date time timedelta timezone MINYEAR MAXYEAR",
+    "hashlib": "md5 sha1 sha224 sha256 sha384 sha512 blake2b blake2s new",
+    "textwrap": "dedent indent fill wrap shorten",
+    "time": "time gmtime localtime mktime strftime strptime asctime ctime",
+    "random": "random randint randrange choice choices sample shuffle uniform seed gauss Random",
+    "getpass": "getuser",
+    "pystachio": "*", "apache.aurora.config.schema.base": "*", "apache.thermos.config.schema": "*",
+    "pystachio.config": "*", "__future__": "*",
+}
+_BUILTINS = (
+    "abs all any ascii bin bool bytes callable chr complex dict divmod enumerate filter float frozenset hash hex int "
+    "isinstance issubclass iter len list map max min next object oct ord pow range repr reversed round set slice sorted "
+    "str sum super tuple zip property staticmethod classmethod NotImplemented Ellipsis ArithmeticError AssertionError "
+    "AttributeError Exception IndexError KeyError LookupError NameError NotImplementedError OverflowError RuntimeError "
+    "StopIteration TypeError UnicodeError ValueError ZeroDivisionError IOError OSError ImportError").split()
+_SPECIAL_METHODS = frozenset(
+    "__init__ __str__ __repr__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __len__ __getitem__ __iter__ __next__ "
+    "__contains__ __call__ __add__ __radd__ __sub__ __mul__ __mod__ __bool__ __doc__ __name__ __file__".split())
+_REFUSED_ATTRIBUTE = re.compile(
+    r"_.*|(gi|cr|ag|tb|co|func|im)_.*|f_(back|builtins|code|globals|lasti|lineno|locals|trace)|mro|format_map|"
+    r"with_traceback|TYPEMAP|TYPE_PARAMETERS|json_load|json_dump|dump|load_file")
+_REFUSED_NODES = {
+    "AsyncFunctionDef": "async functions", "AsyncFor": "async loops", "AsyncWith": "async with", "Await": "await",
+    "With": "with statements"}
+_PYTHON2_METHODS = {"iteritems": "items", "itervalues": "values", "iterkeys": "keys"}
+
+
+class _NotAllowed(Exception):
+    """Source says what it may not."""
+
+    def __init__(self, node: ast.AST, what: str) -> None:
+        super().__init__("line %d: %s not allowed in a configuration" % (getattr(node, "lineno", 0), what))
+
+
+class _Syntax(ast.NodeTransformer):
+    """Refuses what a configuration has no business with; turns `.format(…)`, and `/` between whole numbers, into calls
+    of guarded helpers. Integer division rounds down as it does in the aurora client, which runs on Python 2.
+
+    trusted: change, but refuse nothing.
+    """
+
+    def __init__(self, trusted: bool) -> None:
+        self.trusted = trusted
+
+    def refuse(self, node: ast.AST, what: str) -> None:
+        if not self.trusted:
+            raise _NotAllowed(node, what)
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        refused = _REFUSED_NODES.get(type(node).__name__)
+        if refused:
+            self.refuse(node, refused + " are")
+        for field in ("name", "attr", "id", "arg", "asname"):
+            name = getattr(node, field, None)
+            if isinstance(name, str) and name.startswith("__") and name not in _SPECIAL_METHODS:
+                self.refuse(node, "the name %s is" % name)
+        return super().generic_visit(node)
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        builtin = node.id in _ALL_BUILTINS and node.id not in _PROVIDED and not node.id.startswith("__")
+        if builtin and isinstance(node.ctx, ast.Load):
+            self.refuse(node, "%s is" % node.id)
+        return self.generic_visit(node)
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        if _REFUSED_ATTRIBUTE.fullmatch(node.attr) and not (node.attr in _SPECIAL_METHODS - {"__name__"} and
+                                                           isinstance(node.value, ast.Call)):
+            self.refuse(node, "the attribute %s is" % node.attr)
+        if not isinstance(node.ctx, ast.Load) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+            self.refuse(node, "changing the attributes of objects is")
+        if node.attr == "format":
+            self.refuse(node, "format other than as a call is")
+        node.attr = _PYTHON2_METHODS.get(node.attr, node.attr)
+        return self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if isinstance(node.func, ast.Attribute) and node.func.attr in ("format", "has_key"):
+            helper = {"format": "__format__", "has_key": "__has_key__"}[node.func.attr]
+            target = self.visit(node.func.value)
+            made = ast.Call(ast.Name(helper, ast.Load()), [target] + [self.visit(each) for each in node.args],
+                            [self.visit(each) for each in node.keywords])
+            return ast.fix_missing_locations(ast.copy_location(made, node))
+        return self.generic_visit(node)
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        node = self.generic_visit(node)     # type: ignore[assignment]
+        if isinstance(node.op, ast.Div):
+            made = ast.Call(ast.Name("__divide__", ast.Load()), [node.left, node.right], [])
+            return ast.fix_missing_locations(ast.copy_location(made, node))
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        if node.keywords:
+            self.refuse(node, "metaclasses and class keywords are")
+        for base in node.bases:
+            if not isinstance(base, ast.Name):
+                self.refuse(node, "a base class that is not a plain name is")
+        return self.visit_FunctionDef(node)     # type: ignore[arg-type]
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        for decorator in node.decorator_list:
+            if not (isinstance(decorator, ast.Name) and decorator.id in ("staticmethod", "classmethod", "property")):
+                self.refuse(node, "decorators other than staticmethod, classmethod and property are")
+        return self.generic_visit(node)
+
+    def visit_Import(self, node: ast.Import) -> ast.AST:
+        for alias in node.names:
+            if alias.name not in _MODULES or ("." in alias.name and not alias.asname):
+                self.refuse(node, "importing %s is" % alias.name)
+        return self.generic_visit(node)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
+        if node.level or node.module not in _MODULES:
+            self.refuse(node, "importing from %s is" % (node.module or "here"))
+        if node.module == "__future__":
+            return ast.copy_location(ast.Pass(), node)
+        return self.generic_visit(node)
+
+
+_ALL_BUILTINS = frozenset(dir(__builtins__) if not isinstance(__builtins__, dict) else __builtins__)
+_PROVIDED = frozenset(_BUILTINS) | {"print", "True", "False", "None"}
+
+
+class _Namespace:
+    """What `import` of a permitted module gives: some of its names."""
+
+    def __init__(self, names: Dict[str, Any]) -> None:
+        self.__dict__.update(names)
+
+
+def _safe_format(template: Any, *arguments: Any, **named: Any) -> str:
+    """str.format without access to attributes that source may not name."""
+    import string
+
+    class Guarded(string.Formatter):
+        def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
+            for part in re.split(r"[.\[\]]", field_name)[1:]:
+                if _REFUSED_ATTRIBUTE.fullmatch(part):
+                    raise ValueError("the attribute %s is not allowed in a format" % part)
+            return super().get_field(field_name, args, kwargs)
+
+    if not isinstance(template, str):
+        raise TypeError("only text has format()")
+    return Guarded().vformat(template, arguments, named)
+
+
+def _divide(left: Any, right: Any) -> Any:
+    whole = isinstance(left, int) and isinstance(right, int)
+    return left // right if whole else left / right
+
+
+class _Wanted(Exception):
+    """Evaluation needs something that only the server can fetch: a file of the include root, an image's digest."""
+
+    def __init__(self, kind: str, what: Any) -> None:
+        super().__init__(kind)
+        self.want = {kind: what}
+
+
+class _Evaluation:
+    """One configuration in the evaluator's forked process: from source to the plain answer.
+
+    request: the server's message (see Evaluator.evaluate). Errors are ConfigProblem; each text is for the user.
+    """
+
+    def __init__(self, schema: Dict[str, Any], request: Dict[str, Any]) -> None:
+        self.schema = schema
+        self.request = request
+        self.files: Dict[str, str] = request["files"]
+        self.shared: Dict[str, str] = request["shared"]
+        self.printed: List[str] = []
+        self.depth: List[str] = []
+        self.environment = self._environment()
+
+    def _environment(self) -> Dict[str, Any]:
+        builtins: Any = __builtins__
+        available = builtins if isinstance(builtins, dict) else vars(builtins)
+        provided = {name: available[name] for name in _BUILTINS}
+        if self.request["trusted"]:
+            provided = dict(available)
+        provided.update(__build_class__=available["__build_class__"], __import__=self._import, print=self._print,
+                        xrange=range, unicode=str, basestring=str, long=int, reduce=__import__("functools").reduce,
+                        __format__=_safe_format, __has_key__=lambda mapping, key: key in mapping, __divide__=_divide)
+        return dict(self.schema, __builtins__=provided, __name__="config", include=self._include)
+
+    def _print(self, *values: Any, **options: Any) -> None:
+        if sum(map(len, self.printed)) < 10000:
+            self.printed.append((str(options.get("sep", " ")).join(map(str, values)))[:2000])
+
+    def _import(self, name: str, _globals: Any = None, _locals: Any = None, wanted: Any = (), level: int = 0) -> Any:
+        if name not in _MODULES and self.request["trusted"]:
+            return __import__(name, None, None, wanted, 0)
+        if name not in _MODULES or level:
+            raise ImportError("importing %s is not allowed in a configuration" % name)
+        if _MODULES[name] == "*":
+            made = _Namespace({k: v for k, v in self.schema.items() if not k.startswith("_")})
+            made.__dict__["__all__"] = [k for k in self.schema if not k.startswith("_")]
+            return made
+        if name == "getpass":
+            role = self.request["key"][1]
+            return _Namespace({"getuser": lambda: role})
+        module = sys.modules[name]
+        return _Namespace({each: getattr(module, each) for each in _MODULES[name].split() if hasattr(module, each)})
+
+    def _include(self, name: Any) -> None:
+        if not isinstance(name, str):
+            raise ValueError("include() takes the name of a file")
+        base = os.path.dirname(self.depth[-1]) if self.depth else ""
+        path = os.path.normpath(os.path.join(base, name))
+        if path not in self.files and path not in self.shared:
+            if path.startswith(("/", "../")) or path == "..":
+                raise ValueError("include(%r) reaches outside the uploaded files" % name)
+            if self.request["include_root"] and path not in self.request["missing"]:
+                raise _Wanted("include", path)
+            raise ValueError("include(%r): no such file among those sent: %s" % (name, ", ".join(sorted(self.files))))
+        if len(self.depth) > 50:
+            raise ValueError("include(%r): files include one another without end" % name)
+        self._execute(path, self.files.get(path, self.shared.get(path, "")))
+
+    def _execute(self, path: str, source: str) -> None:
+        tree = ast.parse(source, path)
+        try:
+            tree = ast.fix_missing_locations(_Syntax(self.request["trusted"]).visit(tree))
+        except _NotAllowed as error:
+            raise ConfigProblem("%s, %s" % (path, error)) from None
+        self.depth.append(path)
+        exec(compile(tree, path, "exec", dont_inherit=True), self.environment)
+        self.depth.pop()
+
+    def run(self) -> Dict[str, Any]:
+        """The answer: `job` and `update` or `errors`, or `want`."""
+        try:
+            answer = self._answer()
+        except _Wanted as wanted:
+            return wanted.want
+        except ConfigProblem as problem:
+            answer = {"errors": list(problem.args)}
+        except SyntaxError as error:
+            answer = {"errors": ["%s, line %s: %s" % (error.filename, error.lineno, error.msg)]}
+        except SystemExit:
+            answer = {"errors": [self._where() + "the configuration ended the program"]}
+        except RecursionError:
+            answer = {"errors": [self._where() + "nested or recursive without end"]}
+        except MemoryError:
+            answer = {"errors": ["the configuration needs more memory than it may have"]}
+        except Exception as error:
+            answer = {"errors": [self._where() + _wording(error)]}
+        if self.printed:
+            answer["output"] = self.printed
+        return answer
+
+    def _where(self) -> str:
+        """File and line of the failure, as far as the user's own files go."""
+        trace, place = sys.exc_info()[2], ""
+        while trace is not None:
+            path = trace.tb_frame.f_code.co_filename
+            if path in self.files or path in self.shared:
+                place = "%s, line %d: " % (path, trace.tb_lineno)
+            trace = trace.tb_next
+        return place
+
+    def _answer(self) -> Dict[str, Any]:
+        root = self.request["root"]
+        if self.request["json"]:
+            self._load_json(self.files[root])
+        else:
+            self._execute(root, self.files[root])
+        return _Conversion(self.schema, self.request).convert(self.environment.get("jobs", []))
+
+    def _load_json(self, text: str) -> None:
+        parsed = json.loads(text)
+        if not isinstance(parsed, dict):
+            raise ConfigProblem("a JSON job is an object, or an object with a list under jobs")
+        jobs = parsed["jobs"] if "jobs" in parsed else [parsed]
+        self.environment["jobs"] = [self.schema["Job"](job) for job in jobs]
+
+
+class ConfigProblem(Exception):
+    """What is wrong with a configuration: one sentence for each problem."""
+
+
+def _wording(error: BaseException) -> str:
+    """An exception raised while a configuration ran, in the words of its author."""
+    if isinstance(error, KeyError):
+        return "there is no key %s" % error
+    if type(error).__name__ == "InvalidRefError":
+        return "not a reference: {{%s}}" % str(error).replace("Badly formed address ", "").lstrip(".")
+    if type(error).__name__ == "IsNotMappingError":
+        return "expected names and values, got %r" % (error.args[0] if error.args else "",)
+    text = str(error)
+    return text if text and isinstance(error, (ValueError, AttributeError, NameError, TypeError)) else \
+        "%s: %s" % (type(error).__name__, text) if text else type(error).__name__
+
+
+class _Conversion:
+    """Picks the job and converts it, step by step as the aurora client does: py/config/__init__.py (picking, bindings,
+    ports), py/client/config.py (checks), py/config/thrift.py (conversion), py/client/cli/context.py (tiers). The number
+    of times a value is interpolated matters to `{{&x}}`, so the steps are the client's too."""
+
+    def __init__(self, schema: Dict[str, Any], request: Dict[str, Any]) -> None:
+        from pystachio import Empty, Environment, Ref
+        self.schema = schema
+        self.request = request
+        self.empty = Empty
+        self.environment = Environment
+        self.ref = Ref.from_address
+        self.subscope = Ref.subscope
+
+    def convert(self, jobs: Any) -> Dict[str, Any]:
+        """Plain job, update settings, warnings. Raises ConfigProblem."""
+        job = self.standard_bindings(self.pick(jobs))
+        self.require(job)
+        job = self.bind_images(job)
+        warnings = self.check_client_rules(job)
+        self.check_types(job)
+        job = self.fill_tier(job)
+        answer = {"job": self.job_configuration(job), "warnings": warnings}
+        try:
+            answer["update"] = self.update_settings(job.update_config())
+        except ConfigProblem as problem:
+            answer["update_errors"] = list(problem.args)
+        return answer
+
+    # picking
+
+    def pick(self, jobs: Any) -> Any:
+        job_type = self.schema["Job"]
+        if isinstance(jobs, job_type):
+            raise ConfigProblem("jobs must be a list of jobs: jobs = [...]")
+        if not isinstance(jobs, (list, tuple)) or not jobs:
+            raise ConfigProblem("No job defined in this config! Assign a list of jobs to the name jobs.")
+        for each in jobs:
+            if not isinstance(each, job_type):
+                raise ConfigProblem("jobs holds a %s where a Job was expected" % type(each).__name__)
+        bindings = self.bindings()
+        bound = [job.bind(*bindings) if bindings else job for job in jobs]
+        cluster, role, environment, name = self.request["key"]
+        found = [job for job in bound if str(job.cluster()) == cluster and str(job.role()) == role
+                 and str(job.environment()) == environment and str(job.name()) == name]
+        if len(found) == 1:
+            return found[0]
+        lines = ["Multiple jobs match, please disambiguate by specifying a job key." if found else
+                 "Could not find job %s" % "/".join(self.request["key"])]
+        shown = [[str(getattr(job, field)()) if getattr(job, field)() is not self.empty else "{MISSING}"
+                  for field in ("cluster", "role", "environment", "name")] for job in bound[:100]]
+        for parts in shown:
+            if not found and "{MISSING}" in parts[:3]:
+                field = ("cluster", "role", "environment")[parts.index("{MISSING}")]
+                lines.append("Job %s does not specify its %s" % ("/".join(parts), field))
+        lines.append("Candidates are: " + ", ".join("/".join(parts) for parts in shown))
+        raise ConfigProblem(*lines)
+
+    def bindings(self) -> List[Dict[Any, str]]:
+        made = []
+        for name, value in self.request["bindings"]:
+            try:
+                made.append({self.ref(name): value})
+            except Exception:       # Ref.InvalidRefError, and whatever else pystachio says to a bad name
+                raise ConfigProblem("Could not parse binding parameter %s=%s" % (name, value)) from None
+        return made
+
+    def require(self, job: Any) -> None:
+        missing = [field.capitalize() for field in ("cluster", "task", "role") if not getattr(job, "has_" + field)()]
+        if not missing and not job.task().has_processes():
+            missing = ["Processes"]
+        if missing:
+            raise ConfigProblem(*['%s required for job "%s"' % (field, job.name()) for field in missing])
+
+    def standard_bindings(self, job: Any) -> Any:
+        return job.bind({self.ref("mesos.role"): "{{role}}", self.ref("mesos.cluster"): "{{cluster}}",
+                         self.ref("thermos.user"): "{{role}}"})
+
+    def bind_images(self, job: Any) -> Any:
+        wanted = []
+        for ref in job.interpolate()[1]:
+            match = re.fullmatch(r"docker\.image\[([^\]]+)\]\[([^\]]+)\]", ref.address())
+            if match:
+                known = self.request["images"].get("%s:%s" % match.groups())
+                if known is None:
+                    wanted.append(list(match.groups()))
+                else:
+                    job = job.bind({ref: known})
+        if wanted:
+            raise _Wanted("images", wanted)
+        return job
+
+    # the client's own rules
+
+    def check_client_rules(self, job: Any) -> List[str]:
+        problems = []
+        size = self.number(job, "instances")
+        update, health = job.update_config(), job.health_check_config()
+        failures = self.number(update, "max_total_failures")
+        dedicated = job.has_constraints() and "dedicated" in job.constraints()
+        if failures >= size:
+            problems.append("max_total_failures in update_config must be less than the number of instances: with %d "
+                            "instances at most %d" % (size, size - 1))
+        elif dedicated and failures < math.floor(size * 0.02):
+            problems.append("a dedicated job must set max_total_failures in update_config to at least 2%% of its "
+                            "instances: with %d instances at least %d" % (size, math.floor(size * 0.02)))
+        for holder, field in ((update, "watch_secs"), (health, "max_consecutive_failures"),
+                              (health, "min_consecutive_successes"), (health, "initial_interval_secs"),
+                              (health, "interval_secs")):
+            value = self.number(holder, field)
+            if value < 0:
+                problems.append("Invalid value (%s) specified for %s. Value cannot be less than 0." % (value, field))
+        warnings = []
+        if job.has_announce():
+            ports = self.ports(job)
+            primary, portmap = job.announce().primary_port().get(), job.announce().portmap().get()
+            if primary not in ports and primary not in portmap:
+                warnings.append("the announcer's primary port %s is bound by no process: use {{thermos.ports[%s]}} in "
+                                "one" % (primary, primary))
+            if not dedicated and any(_is_integer(port) for port in portmap.values()):
+                problems.append("Job must be dedicated in order to specify static ports!")
+        if job.production().get() is True and job.tier() is self.empty:
+            warnings.append("the attribute production is deprecated; use tier")
+        if problems:
+            raise ConfigProblem(*problems)
+        return warnings
+
+    def number(self, holder: Any, field: str) -> Any:
+        value = getattr(holder, field)()
+        if value is self.empty:
+            raise ConfigProblem("%s has no value" % field)
+        value = value.get()
+        if not isinstance(value, (int, float)):
+            raise ConfigProblem("%s: %r is not a number" % (field, value))
+        return value
+
+    def ports(self, job: Any) -> Set[str]:
+        """Names of the ports that the scheduler has to allocate."""
+        scope = self.ref("thermos.ports")
+        referenced: Set[str] = set()
+        task = job.task().interpolate()[0]
+        for process in task.processes():
+            for ref in process.interpolate()[1]:
+                name = self.subscope(scope, ref)
+                if name is not None:
+                    if not name.is_index():
+                        raise ConfigProblem("Process %r: a port is written {{thermos.ports[name]}}" % str(process.name()))
+                    referenced.add(name.action().value)
+        portmap = _resolve_ports(job.announce().portmap().get() if job.has_announce() else {})
+        resolved = set(portmap.values()) | {portmap.get(port, port) for port in referenced}
+        return {port for port in resolved if not isinstance(port, int)}
+
+    # types
+
+    def check_types(self, job: Any) -> None:
+        try:
+            check = job.check()
+        except AttributeError:      # pystachio's Choice, where a value fits no alternative
+            raise ConfigProblem(*(list(self.problems(job, ())) or ["a field has a value of the wrong type"])) from None
+        if not check.ok():
+            raise ConfigProblem(*(list(self.problems(job, ())) or [check.message()]))
+
+    def problems(self, thing: Any, scopes: Tuple[Any, ...]) -> Iterator[str]:
+        """Each field of a struct, and of what it holds, that is missing or of a wrong type."""
+        thing = thing.in_scope(*scopes) if scopes else thing
+        if hasattr(thing, "CHOICES"):
+            with contextlib.suppress(ValueError):
+                yield from self.problems(thing.unwrap(), ())
+            return
+        if hasattr(thing, "TYPEMAP"):
+            named = thing._schema_data.get("name", self.empty)
+            label = type(thing).__name__.replace("MesosJob", "Job")
+            if named is not self.empty:
+                label += " '%s'" % named.in_scope(*thing.scopes())
+            for field, signature in thing.TYPEMAP.items():
+                value = thing._schema_data[field]
+                if value is self.empty:
+                    if signature.required:
+                        yield "%s: %s is required" % (label, field)
+                    continue
+                value = value.in_scope(*thing.scopes())
+                try:
+                    check = value.check()
+                    if check.ok():
+                        continue
+                    text = check.message()
+                except AttributeError:
+                    text = "fits none of its alternatives"
+                inner = list(self.problems(value, ()))
+                yield from inner or ["%s: %s: %s" % (label, field, text)]
+        elif hasattr(thing, "_values"):
+            for value in thing._values:
+                if not value.in_scope(*thing.scopes()).check().ok():
+                    yield from self.problems(value, thing.scopes())
+
+    def fill_tier(self, job: Any) -> Any:
+        """tier by production, or production by tier, as getTierConfigs defines them."""
+        tiers = self.request["tiers"]
+        current = job % self.environment(mesos=self.schema["MesosContext"]())
+        tier, production = current.tier(), self.plain(current.production())
+        if tier is self.empty:
+            name = next((t["name"] for t in tiers["tiers"] if (not _truth(t["settings"]["preemptible"])) == production
+                         and not _truth(t["settings"]["revocable"])), tiers["defaultTierName"])
+            return job(tier=name)
+        return job(production=next((not _truth(t["settings"]["preemptible"]) for t in tiers["tiers"]
+                                    if t["name"] == tier.get()), production))
+
+    # conversion
+
+    def plain(self, value: Any) -> Any:
+        """A fully interpolated value, unwrapped."""
+        check = value.check()
+        if not check.ok():
+            raise ConfigProblem(check.message())
+        return value.interpolate()[0].get()
+
+    def optional(self, value: Any) -> Any:
+        return None if value is self.empty else self.plain(value)
+
+    def job_configuration(self, raw: Any) -> Dict[str, Any]:
+        ports = self.ports(raw)
+        job = raw % self.environment(mesos=self.schema["MesosContext"]())
+        key = {}
+        for field in ("role", "environment", "name"):
+            key[field] = self.plain(getattr(job, field)())
+            if not IDENTIFIER.fullmatch(key[field]):
+                raise ConfigProblem("Invalid %s '%s'" % (field, key[field]))
+        task: Dict[str, Any] = {
+            "job": key, "production": bool(self.plain(job.production())), "isService": bool(self.plain(job.service())),
+            "maxTaskFailures": self.plain(job.max_task_failures()), "priority": self.plain(job.priority()),
+            "contactEmail": self.optional(job.contact()), "tier": self.optional(job.tier()), "taskLinks": {},
+            "metadata": [dict(pair) for pair in {
+                (("key", str(self.plain(each.key()))), ("value", str(self.plain(each.value()))))
+                for each in job.metadata()}],
+            "constraints": self.constraints(self.optional(job.constraints()) or {}),
+            "resources": self.resources(job.task(), ports), "container": self.container(job.container())}
+        if job.has_partition_policy():
+            policy = job.partition_policy()
+            task["partitionPolicy"] = {"reschedule": self.plain(policy.reschedule()),
+                                       "delaySecs": self.plain(policy.delay_secs())}
+        if job.has_sla_policy():
+            task["slaPolicy"] = self.sla_policy(job.sla_policy().unwrap())
+        policy = self.plain(job.cron_collision_policy()).upper()
+        if policy not in api.CronCollisionPolicy.values:
+            raise ConfigProblem("cron_collision_policy must be one of %s, not %s" % (
+                ", ".join(api.CronCollisionPolicy.values), policy))
+        task["executorConfig"] = self.executor(job)
+        made = {"key": key, "cronSchedule": self.optional(job.cron_schedule()), "cronCollisionPolicy": policy,
+                "taskConfig": task, "instanceCount": self.plain(job.instances())}
+        return _without_none(made)
+
+    def constraints(self, given: Dict[str, str]) -> List[Dict[str, Any]]:
+        made = []
+        for name, value in sorted(given.items()):
+            if value.startswith("limit:"):
+                if not _is_integer(value[6:]):
+                    raise ConfigProblem("constraint %s: %s is not a valid limit, which is a whole number" % (name, value))
+                constraint: Dict[str, Any] = {"limit": {"limit": int(value[6:])}}
+            else:
+                negated = value.startswith("!")
+                constraint = {"value": {"negated": negated, "values": sorted(set(value[negated:].split(",")))}}
+            made.append({"name": name, "constraint": constraint})
+        return made
+
+    def resources(self, task: Any, ports: Set[str]) -> List[Dict[str, Any]]:
+        if not task.has_resources():
+            raise ConfigProblem("Task must specify resources!")
+        cpu, ram, disk, gpu = (self.plain(getattr(task.resources(), unit)()) for unit in ("cpu", "ram", "disk", "gpu"))
+        if ram == 0 or disk == 0:
+            raise ConfigProblem("Must specify ram and disk resources, got ram:%r disk:%r" % (ram, disk))
+        ram, disk = ram // (1 << 20), disk // (1 << 20)
+        if cpu <= 0 or ram <= 0 or disk <= 0:
+            raise ConfigProblem("cpu, ram and disk must all be positive, ram and disk at least 1 MB: cpu:%r ramMb:%r "
+                                "diskMb:%r" % (cpu, ram, disk))
+        return ([{"numCpus": cpu}, {"ramMb": ram}, {"diskMb": disk}] + [{"namedPort": port} for port in sorted(ports)]
+                + ([{"numGpus": gpu}] if gpu else []))
+
+    def container(self, container: Any) -> Dict[str, Any]:
+        if container is self.empty:
+            return {"mesos": {}}
+        chosen = container.unwrap()
+        kind = type(chosen).__name__
+        if kind == "Container":
+            chosen = chosen.docker()
+            if chosen is self.empty:
+                raise ConfigProblem("a Container must set docker")
+            kind = "Docker"
+        if kind == "Docker":
+            return {"docker": {"image": self.plain(chosen.image()), "parameters": [
+                {"name": each["name"], "value": each["value"]}
+                for each in (self.optional(chosen.parameters()) or [])]}}
+        mesos: Dict[str, Any] = {"volumes": [
+            {"containerPath": self.plain(each.container_path()), "hostPath": self.plain(each.host_path()),
+             "mode": self.plain(each.mode()).upper()} for each in chosen.volumes()]}
+        if chosen.image() is not self.empty:
+            image = chosen.image().unwrap()
+            if type(image).__name__ == "AppcImage":
+                mesos["image"] = {"appc": {"name": self.plain(image.name()), "imageId": self.plain(image.image_id())}}
+            else:
+                mesos["image"] = {"docker": {"name": self.plain(image.name()), "tag": self.plain(image.tag())}}
+        return {"mesos": mesos}
+
+    def sla_policy(self, policy: Any) -> Dict[str, Any]:
+        kind = type(policy).__name__
+        if kind == "CoordinatorSlaPolicy":
+            return {"coordinatorSlaPolicy": {"coordinatorUrl": self.plain(policy.coordinator_url()),
+                                             "statusKey": self.plain(policy.status_key())}}
+        field = "percentage" if kind == "PercentageSlaPolicy" else "count"
+        return {field + "SlaPolicy": {field: self.plain(getattr(policy, field)()),
+                                      "durationSecs": self.plain(policy.duration_secs())}}
+
+    def executor(self, job: Any) -> Dict[str, str]:
+        underlying, refs = job.interpolate()
+        # A made-up instance lets the whole of the task be checked.
+        checked = underlying.bind(mesos={"instance": 31337, "hostname": ""})
+        self.check_task(checked.task())
+        if not checked.check().ok():
+            raise ConfigProblem("Job not fully specified: %s" % checked.check().message())
+        ports = self.ref("thermos.ports")
+        open_refs = [self.ref(name) for name in ("thermos.task_id", "mesos.instance", "mesos.hostname")]
+        unbound = [str(ref) for ref in refs if ref not in open_refs and self.subscope(ports, ref) is None]
+        if unbound:
+            raise ConfigProblem("Config contains unbound variables: %s" % " ".join(sorted(unbound)))
+        name = self.plain(job.executor_config().name())
+        if name != EXECUTOR_NAME:
+            return {"name": name, "data": self.plain(job.executor_config().data())}
+        plain = underlying(update_config=self.empty, instances=self.empty).interpolate()[0].get()
+        return {"name": name, "data": json.dumps(plain, sort_keys=True)}
+
+    def check_task(self, task: Any) -> None:
+        """apache/thermos/config/loader.py: process names, types, the order of processes, references."""
+        for process in task.processes():
+            name = process.name().get()
+            if not re.match(r"^[^./][^/]*$", name):
+                raise ConfigProblem("Invalid process name: %s" % name)
+        check = task.check()
+        if not check.ok():
+            raise ConfigProblem("Failed to fully evaluate task: %s" % check.message())
+        for final in (False, True):
+            _check_order(task, final)
+        scope = self.ref("thermos.ports")
+        names = [self.subscope(scope, ref) for ref in task.interpolate()[1]]
+        ports = {name.action().value: 31337 for name in names if name is not None}
+        context = self.schema["ThermosContext"](task_id="task", user="user", ports=ports)
+        left = (task % {"thermos": context}).interpolate()[1]
+        if left:
+            raise ConfigProblem("Task is invalid: Unexpected unbound refs: %s. Make sure you are not nesting template "
+                                "variables." % " ".join(sorted(map(str, left))))
+
+    def update_settings(self, update: Any) -> Dict[str, Any]:
+        """py/client/api/updater_util.py; an explicit queue or batch strategy does what that file means to do."""
+        batch, watch = update.batch_size().get(), update.watch_secs().get()
+        wait = update.wait_for_batch_completion().get()
+        strategy = update.update_strategy()
+        pulse = None if update.pulse_interval_secs() is self.empty else update.pulse_interval_secs().get()
+        problems = []
+        if batch <= 0:
+            problems.append("Batch size should be greater than 0")
+        if pulse is not None and pulse < MIN_PULSE_SECONDS:
+            problems.append("Pulse interval seconds must be at least %d seconds." % MIN_PULSE_SECONDS)
+        if strategy is not self.empty and (wait or batch > 1):
+            problems.append("Ambiguous update configuration: an update strategy cannot be combined with %s; set the "
+                            "size inside the strategy" % ("wait_for_batch_completion" if wait else "batch_size"))
+        if problems:
+            raise ConfigProblem(*problems)
+        if strategy is self.empty:
+            chosen: Dict[str, Any] = ({"batchStrategy": {"groupSize": batch, "autopauseAfterBatch": False}} if wait else
+                                      {"queueStrategy": {"groupSize": batch}})
+        else:
+            unwrapped = strategy.unwrap()
+            kind = type(unwrapped).__name__
+            if kind == "VariableBatchUpdateStrategy":
+                chosen = {"varBatchStrategy": {"groupSizes": list(self.plain(unwrapped.batch_sizes())),
+                                               "autopauseAfterBatch": self.plain(unwrapped.autopause_after_batch())}}
+            elif kind == "BatchUpdateStrategy":
+                batch, wait = self.plain(unwrapped.batch_size()), True
+                chosen = {"batchStrategy": {"groupSize": batch,
+                                            "autopauseAfterBatch": self.plain(unwrapped.autopause_after_batch())}}
+            else:
+                batch = self.plain(unwrapped.batch_size())
+                chosen = {"queueStrategy": {"groupSize": batch}}
+        return _without_none({
+            "updateGroupSize": batch, "maxPerInstanceFailures": update.max_per_shard_failures().get(),
+            "maxFailedInstances": update.max_total_failures().get(), "minWaitInInstanceRunningMs": watch * 1000,
+            "rollbackOnFailure": update.rollback_on_failure().get(), "waitForBatchCompletion": wait,
+            "slaAware": update.sla_aware().get(), "updateStrategy": chosen,
+            "blockIfNoPulsesAfterMs": pulse * 1000 if pulse else None})
+
+
+def _is_integer(text: Any) -> bool:
+    try:
+        int(text)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _truth(text: Any) -> bool:
+    return str(text).lower() in ("true", "1")
+
+
+def _without_none(value: Any) -> Any:
+    """Plain JSON without the fields that have no value."""
+    if isinstance(value, dict):
+        return {key: _without_none(each) for key, each in value.items() if each is not None}
+    return [_without_none(each) for each in value] if isinstance(value, list) else value
+
+
+def _resolve_ports(portmap: Dict[str, Any]) -> Dict[str, Any]:
+    """A portmap with every alias followed to its end. Raises ConfigProblem for a cycle."""
+    ports = {name: int(port) if _is_integer(port) else port for name, port in portmap.items()}
+    resolved = {}
+    for name in ports:
+        port, seen = ports[name], {name}
+        while port in ports:
+            if port in seen:
+                raise ConfigProblem("Found cycle in portmap!")
+            seen.add(port)
+            port = ports[port]
+        resolved[name] = port
+    return resolved
+
+
+def _check_order(task: Any, final: bool) -> None:
+    """apache/thermos/common/planner.py: the ordering constraints name processes of one kind and have no cycle."""
+    processes = {p.name().get(): p for p in task.processes() if bool(p.final().get()) is final}
+    before: Dict[str, Set[str]] = {name: set() for name in processes}
+    for constraint in task.constraints():
+        if not constraint.has_order():
+            raise ConfigProblem("Task has invalid plan: a Constraint without order")
+        order = [each.get() for each in constraint.order()]
+        known = set(order) <= set(processes)
+        if known == set(order).isdisjoint(processes):
+            raise ConfigProblem("Task has invalid plan: Invalid process dependencies! An order names unknown processes, "
+                                "or mixes final and other ones: %s" % ", ".join(order))
+        for first, second in zip(order, order[1:]) if known else ():
+            if processes[first].daemon().get():
+                raise ConfigProblem("Task has invalid plan: process %s may not depend upon daemon process %s" % (
+                    second, first))
+            if processes[first].ephemeral().get() and not processes[second].ephemeral().get():
+                raise ConfigProblem("Task has invalid plan: process %s may not depend upon ephemeral process %s" % (
+                    second, first))
+            before[second].add(first)
+    left = dict(before)
+    while left:
+        ready = [name for name, needs in left.items() if not needs & set(left)]
+        if not ready:
+            raise ConfigProblem("Task has invalid plan: Cycles detected in the task schedule!")
+        for name in ready:
+            del left[name]
+
+
+# --- child: the evaluator process ---------------------------------------------------------------------------------------
+
+_CLONE_FLAGS = 0x00020000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000   # mounts, UTS, IPC, PIDs, network
+_CLONE_NEWUSER = 0x10000000
+_NOBODY = 65534
+# System calls an evaluation may make, by machine: reading and writing open descriptors, memory, clocks, ending.
+_SECCOMP = {
+    "x86_64": (0xC000003E, (0, 1, 3, 9, 10, 11, 12, 13, 14, 15, 24, 25, 28, 39, 60, 96, 98, 131, 186, 201, 202, 228, 229,
+                            231, 318, 334)),
+    "aarch64": (0xC00000B7, (57, 63, 64, 93, 94, 98, 99, 113, 114, 124, 132, 134, 135, 139, 165, 169, 172, 178, 214, 215,
+                             216, 222, 226, 233, 278, 293)),
+}
+
+
+def _libc() -> Any:
+    import ctypes
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _enter_namespaces() -> List[str]:
+    """Leave the machine's users, mounts, processes and network, where the kernel allows. Forks: the caller goes on as
+    the first process of the new namespaces."""
+    if not sys.platform.startswith("linux"):
+        return []
+    libc, user, group = _libc(), os.geteuid(), os.getegid()
+    done = []
+    if libc.unshare(_CLONE_FLAGS | (0 if user == 0 else _CLONE_NEWUSER)) == 0:
+        done.append("namespaces")
+        if user != 0:
+            with contextlib.suppress(OSError):
+                for path, text in (("setgroups", "deny"), ("uid_map", "%d %d 1" % (_NOBODY, user)),
+                                   ("gid_map", "%d %d 1" % (_NOBODY, group))):
+                    with open("/proc/self/" + path, "w", encoding="ascii") as stream:
+                        stream.write(text)
+        child = os.fork()
+        if child:
+            # The outer process only waits, and ends as its child does.
+            with contextlib.suppress(OSError, ChildProcessError):
+                os.waitpid(child, 0)
+            os._exit(0)
+        libc.prctl(1, signal.SIGKILL, 0, 0, 0)      # PR_SET_PDEATHSIG
+    return done
+
+
+def _enter_empty_root() -> List[str]:
+    """Make a directory that is already deleted the root, where permitted: no file has a name from here on."""
+    import tempfile
+    folder = tempfile.mkdtemp(prefix="aurora_rest-")
+    os.chdir(folder)
+    os.rmdir(folder)
+    try:
+        os.chroot(".")
+    except OSError:
+        return []
+    return ["empty root"]
+
+
+def _drop_privileges() -> List[str]:
+    done = []
+    if os.geteuid() == 0:
+        with contextlib.suppress(OSError):
+            os.setgroups([])
+            os.setgid(_NOBODY)
+            os.setuid(_NOBODY)
+            done.append("user nobody")
+    return done
+
+
+def _forbid_system_calls() -> bool:
+    """Let this process and its children make only the calls in _SECCOMP; others fail with EPERM."""
+    known = _SECCOMP.get(os.uname().machine) if sys.platform.startswith("linux") else None
+    if known is None:
+        return False
+    import ctypes
+    machine, allowed = known
+    code = [(0x20, 0, 0, 4), (0x15, 1, 0, machine), (0x06, 0, 0, 0x80000000), (0x20, 0, 0, 0)]   # another ABI: kill
+    code += [(0x15, len(allowed) - i, 0, number) for i, number in enumerate(allowed)]
+    code += [(0x06, 0, 0, 0x00050000 | errno.EPERM), (0x06, 0, 0, 0x7FFF0000)]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
+    head = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code), ctypes.addressof(program)))
+    libc = _libc()
+    return bool(libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, head, 0, 0) == 0)   # NO_NEW_PRIVS, SECCOMP
+
+
+def _limit_resources(limits: ConfigLimits) -> None:
+    import resource
+    for name, value in (("CPU", limits.cpu_seconds), ("AS", limits.memory_bytes), ("FSIZE", 0), ("NOFILE", 0),
+                        ("NPROC", 0), ("CORE", 0)):
+        which = getattr(resource, "RLIMIT_" + name, None)
+        if which is not None:
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(which, (value, value))
+
+
+def _read_exactly(source: int, size: int) -> bytes:
+    parts = []
+    while size:
+        part = os.read(source, min(size, 1 << 20))
+        if not part:
+            raise EOFError
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def _write_all(target: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(target, view):]
+
+
+def _evaluator_main() -> None:
+    """The evaluator process: descriptor 0 is a socket to the server. Forks itself for every request, so that nothing one
+    source does is seen by the next."""
+    import gc
+    socket_fd = os.dup(0)
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.closerange(3, socket_fd)
+    os.closerange(socket_fd + 1, 1024)
+    for name in _MODULES:
+        if _MODULES[name] != "*":
+            __import__(name)
+    for name in ("unicodedata", "_strptime", "encodings.idna", "string", "ctypes", "resource", "tempfile"):
+        __import__(name)
+    schema = _schema()
+    shown = _enter_namespaces() + _enter_empty_root() + _drop_privileges()
+    probe = os.fork()
+    if not probe:
+        os._exit(0 if _forbid_system_calls() else 1)
+    if os.waitpid(probe, 0)[1] == 0:
+        shown.append("system call filter")
+    gc.collect()
+    gc.freeze()
+    hello = json.dumps(shown).encode()
+    _write_all(socket_fd, struct.pack("!I", len(hello)) + hello)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            size, = struct.unpack("!I", _read_exactly(socket_fd, 4))
+            request = _read_exactly(socket_fd, size)
+            answer = _evaluate_in_fork(schema, request, socket_fd)
+            _write_all(socket_fd, struct.pack("!I", len(answer)) + answer)
+    os._exit(0)
+
+
+def _evaluate_in_fork(schema: Dict[str, Any], request: bytes, socket_fd: int) -> bytes:
+    """The answer of a forked child to one request, or the reason why there is none."""
+    limits = ConfigLimits(*json.loads(request[:request.index(b"\n")]))
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.close(reader)
+            os.close(socket_fd)
+            _forbid_system_calls_and_limit(limits)
+            result = json.dumps(_Evaluation(schema, json.loads(request[request.index(b"\n"):])).run()).encode()
+            _write_all(writer, result)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    parts, size, deadline = [], 0, time.monotonic() + limits.wall_seconds
+    problem = ""
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([reader], [], [], left)[0]:
+            problem = "the configuration took longer than %g seconds" % limits.wall_seconds
+            break
+        part = os.read(reader, 1 << 20)
+        if not part:
+            break
+        parts.append(part)
+        size += len(part)
+        if size > limits.output_bytes:
+            problem = "the configuration makes more than %d MB" % (limits.output_bytes >> 20)
+            break
+    os.close(reader)
+    if problem:
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    if not problem and (status or not parts):
+        killed = status & 0x7F
+        problem = ("the configuration took more than %d seconds of processor time" % limits.cpu_seconds
+                   if killed in (signal.SIGKILL, signal.SIGXCPU) else
+                   "the configuration needs more memory, or nests deeper, than it may")
+    return json.dumps({"errors": [problem]}).encode() if problem else b"".join(parts)
+
+
+def _forbid_system_calls_and_limit(limits: ConfigLimits) -> None:
+    _limit_resources(limits)
+    _forbid_system_calls()
+
+
+# --- the server's side --------------------------------------------------------------------------------------------------
+
+class _Worker:
+    """One evaluator process and the socket to it. Not for several threads at once."""
+
+    def __init__(self, seconds: float = 30.0) -> None:
+        import subprocess
+        here, there = socket.socketpair()
+        boot = ("import sys, importlib.util as u; sys.path[:] = %r; s = u.spec_from_file_location('aurora_rest', %r); "
+                "m = u.module_from_spec(s); sys.modules['aurora_rest'] = m; s.loader.exec_module(m); "
+                "m._evaluator_main()" % ([p for p in sys.path if p], os.path.abspath(__file__)))
+        self.process = subprocess.Popen([sys.executable, "-I", "-c", boot], stdin=there.fileno(), env={},
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        there.close()
+        self.socket = here
+        self.since = time.monotonic()
+        try:
+            self.isolation = json.loads(self._receive(seconds))
+        except (OSError, ValueError) as error:
+            self.close()
+            raise AuroraError("the configuration evaluator does not start: %s" % _reason(error)) from None
+
+    def ask(self, message: bytes, seconds: float) -> bytes:
+        """Raises OSError when the process is gone or late; it is of no use then."""
+        self.socket.settimeout(seconds)
+        self.socket.sendall(struct.pack("!I", len(message)) + message)
+        return self._receive(seconds)
+
+    def _receive(self, seconds: float) -> bytes:
+        deadline = time.monotonic() + seconds
+        size, = struct.unpack("!I", self._exactly(4, deadline))
+        return self._exactly(size, deadline)
+
+    def _exactly(self, size: int, deadline: float) -> bytes:
+        parts = []
+        while size:
+            self.socket.settimeout(max(0.001, deadline - time.monotonic()))
+            part = self.socket.recv(min(size, 1 << 20))
+            if not part:
+                raise OSError("the evaluator ended")
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        self.socket.close()
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class Evaluator:
+    """A pool of evaluator processes: grows with demand to `most`, shrinks to none when idle."""
+    IDLE_SECONDS = 300.0
+
+    def __init__(self, most: int = 4, limits: ConfigLimits = ConfigLimits(), trusted: bool = False,
+                 include_root: Optional[str] = None) -> None:
+        self.limits = limits
+        self.trusted = trusted
+        self.include_root = os.path.realpath(include_root) if include_root else None
+        self.isolation: Optional[List[str]] = None
+        self.outcomes: collections.Counter[str] = collections.Counter()
+        self._gate = Gate(most, 200)
+        self._lock = threading.Lock()       # guards _idle
+        self._idle: List[_Worker] = []
+
+    def evaluate(self, files: Dict[str, str], key: Sequence[str], *, is_json: bool = False,
+                 bindings: Sequence[Tuple[str, str]] = (), tiers: Optional[Dict[str, Any]] = None,
+                 docker_registry: str = "") -> Dict[str, Any]:
+        """The plain answer for the job `key` (cluster, role, environment, name) in `files`, of which the first is the
+        root: `job`, `warnings`, and `update` or `update_errors`. Raises InvalidConfig."""
+        if sum(map(len, files.values())) > self.limits.source_bytes:
+            raise BodyTooLarge("the configuration is larger than %d bytes" % self.limits.source_bytes)
+        shared: Dict[str, str] = {}
+        images: Dict[str, str] = {}
+        missing: List[str] = []
+        while True:
+            answer = self._ask({
+                "files": files, "root": next(iter(files)), "json": is_json, "key": list(key), "bindings": list(bindings),
+                "tiers": tiers or DEFAULT_TIERS, "images": images, "shared": shared, "trusted": self.trusted,
+                "include_root": bool(self.include_root), "missing": missing})
+            if "include" in answer:
+                self._fetch_include(answer["include"], shared, missing)
+            elif "images" in answer:
+                if len(images) + len(answer["images"]) > self.limits.images:
+                    raise InvalidConfig("more than %d docker images to resolve" % self.limits.images)
+                for name, tag in answer["images"]:
+                    images["%s:%s" % (name, tag)] = resolve_image(docker_registry, name, tag)
+            else:
+                break
+        self.outcomes["refused" if answer.get("errors") else "accepted"] += 1
+        if answer.get("errors"):
+            raise InvalidConfig(*answer["errors"], **({"output": answer["output"]} if answer.get("output") else {}))
+        return answer
+
+    def _fetch_include(self, path: str, shared: Dict[str, str], missing: List[str]) -> None:
+        if len(shared) + len(missing) >= self.limits.includes:
+            raise InvalidConfig("more than %d files included" % self.limits.includes)
+        full = os.path.realpath(os.path.join(self.include_root or "", path))
+        try:
+            if os.path.commonpath([full, self.include_root or ""]) != self.include_root:
+                raise OSError("outside of the include root")
+            if os.path.getsize(full) > self.limits.source_bytes:
+                raise OSError("too large")
+            with open(full, encoding="utf-8") as stream:
+                shared[path] = stream.read()
+        except (OSError, ValueError):
+            missing.append(path)
+
+    def _ask(self, request: Dict[str, Any]) -> Dict[str, Any]:
+        message = json.dumps(list(self.limits)).encode() + b"\n" + json.dumps(request).encode()
+        self._gate.enter(self.limits.wall_seconds)
+        try:
+            for attempt in (1, 2):
+                worker = self._take()
+                try:
+                    answer = json.loads(worker.ask(message, self.limits.wall_seconds + 5))
+                except (OSError, ValueError) as error:
+                    worker.close()
+                    if attempt == 1 and not isinstance(error, socket.timeout):
+                        continue        # an idle evaluator may have been killed since
+                    self.outcomes["crashed"] += 1
+                    raise InvalidConfig("the configuration brought its evaluator down") from None
+                worker.since = time.monotonic()
+                with self._lock:
+                    self._idle.append(worker)
+                if not isinstance(answer, dict):
+                    raise InvalidConfig("the configuration's result is not one")
+                return answer
+            raise AssertionError("unreachable")
+        finally:
+            self._gate.leave()
+
+    def _take(self) -> _Worker:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        worker = _Worker()
+        self.isolation = worker.isolation
+        return worker
+
+    @property
+    def processes(self) -> int:
+        return len(self._idle) + self._gate.inside
+
+    def shrink(self, everything: bool = False) -> None:
+        """Stop the processes that have been idle for long, or all idle ones."""
+        with self._lock:
+            now = time.monotonic()
+            old = [w for w in self._idle if everything or now - w.since > self.IDLE_SECONDS]
+            self._idle = [w for w in self._idle if w not in old]
+        for worker in old:
+            worker.close()
+
+
+# What getTierConfigs answers with the scheduler's default tiers (j/../resources/.../tiers.json).
+DEFAULT_TIERS = {"defaultTierName": "preemptible", "tiers": [
+    {"name": "preferred", "settings": {"preemptible": "false", "revocable": "false"}},
+    {"name": "preemptible", "settings": {"preemptible": "true", "revocable": "false"}},
+    {"name": "revocable", "settings": {"preemptible": "true", "revocable": "true"}}]}
+
+
+def resolve_image(registry: str, name: str, tag: str) -> str:
+    """The image with the digest that a Docker registry (v2) gives for its tag. Raises InvalidConfig.
+    As py/client/docker/docker_client.py."""
+    import http.client
+    import urllib.error
+    import urllib.request
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    if not re.fullmatch(r"[a-z0-9]+([._/\-][a-z0-9]+)*", name) or not re.fullmatch(r"\w[\w.\-]{0,127}", tag):
+        raise InvalidConfig("%s:%s is not the name and tag of a docker image" % (name, tag))
+
+    def head(url: str, token: str) -> Any:
+        request = urllib.request.Request(url, method="HEAD", headers={
+            "Accept": "application/vnd.docker.distribution.manifest.v2+json"})
+        if token:
+            request.add_header("Authorization", "Bearer " + token)
+        return opener.open(request, timeout=10)
+
+    def grant(challenge: str) -> str:
+        fields = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
+        realm = fields.pop("realm", "")
+        if not challenge.lower().startswith("bearer") or not realm.startswith(("http://", "https://")):
+            raise InvalidConfig("the docker registry %s asks for credentials that cannot be given" % registry)
+        with opener.open(realm + "?" + urllib.parse.urlencode(fields), timeout=10) as answer:
+            return str(json.loads(answer.read(1 << 20)).get("token", ""))
+
+    url, token = "%s/v2/%s/manifests/%s" % (registry.rstrip("/"), name, tag), ""
+    for attempt in (1, 2):
+        try:
+            with head(url, token) as answer:
+                digest = answer.headers.get("Docker-Content-Digest")
+            if not digest:
+                raise InvalidConfig("the docker registry %s gives no digest for %s:%s" % (registry, name, tag))
+            prefix = "" if registry.rstrip("/") == Cluster(None).docker_registry else urllib.parse.urlsplit(
+                registry).netloc + "/"
+            return "%s%s@%s" % (prefix, name, digest)
+        except urllib.error.HTTPError as error:
+            challenge = error.headers.get("WWW-Authenticate", "")
+            if error.code != 401 or attempt == 2:
+                raise InvalidConfig("the docker registry %s answers HTTP %d for %s:%s" % (
+                    registry, error.code, name, tag)) from None
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise InvalidConfig("the docker registry %s cannot be asked for %s:%s: %s" % (
+                registry, name, tag, getattr(error, "reason", None) or error)) from None
+        try:
+            token = grant(challenge)
+        except (OSError, ValueError) as error:
+            raise InvalidConfig("the docker registry %s gives no token: %s" % (registry, error)) from None
+    raise AssertionError("unreachable")
+
+
+class Job(NamedTuple):
+    """A job as it would be sent. configuration: api.JobConfiguration; settings: api.JobUpdateSettings, or None where
+    `problems` says why it cannot be updated with this configuration; warnings: sentences for the user."""
+    key: str
+    configuration: Any
+    settings: Any
+    problems: List[str]
+    warnings: List[str]
+
+    @property
+    def is_cron(self) -> bool:
+        return bool(self.configuration.cronSchedule)
+
+    def update_request(self, instances: Sequence[int] = (), update_id: str = "") -> Any:
+        """The api.JobUpdateRequest for startJobUpdate, limited to `instances` if there are any. Raises InvalidConfig."""
+        if self.settings is None:
+            raise InvalidConfig(*self.problems)
+        return api.JobUpdateRequest(
+            taskConfig=self.configuration.taskConfig, instanceCount=self.configuration.instanceCount,
+            settings=self.settings.replace(updateOnlyTheseInstances=to_ranges(instances) if instances else None),
+            metadata={api.Metadata(key=UPDATE_ID_METADATA, value=update_id or str(uuid.uuid4()))})
+
+
+def to_ranges(instances: Iterable[int]) -> Set[Any]:
+    """Instance numbers as the fewest api.Range."""
+    ranges: List[List[int]] = []
+    for each in sorted(set(instances)):
+        if ranges and each == ranges[-1][1] + 1:
+            ranges[-1][1] = each
+        else:
+            ranges.append([each, each])
+    return {api.Range(first=first, last=last) for first, last in ranges}
+
+
+def from_ranges(ranges: Optional[Iterable[Any]]) -> List[int]:
+    """The instance numbers in a set of api.Range, sorted."""
+    return sorted({number for each in ranges or () for number in range(each.first, each.last + 1)})
+
+
+def same_meaning(mine: Any, running: Any) -> bool:
+    """Whether two TaskConfigs describe the same task: like equality, but executor data that is JSON compares as what it
+    means, and the owner does not count."""
+    if mine.replace(executorConfig=None, owner=None) != running.replace(executorConfig=None, owner=None):
+        return False
+    ours, theirs = mine.executorConfig, running.executorConfig
+    if ours is None or theirs is None or ours.name != theirs.name:
+        return ours == theirs
+    try:
+        return bool(json.loads(ours.data) == json.loads(theirs.data))
+    except (TypeError, ValueError):
+        return bool(ours.data == theirs.data)
+
+
+_default_evaluator: List[Evaluator] = []
+
+
+def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str] = None, is_json: bool = False,
+             bindings: Union[Dict[str, str], Sequence[Tuple[str, str]]] = (), tiers: Optional[Dict[str, Any]] = None,
+             docker_registry: str = "", evaluator: Optional[Evaluator] = None) -> Job:
+    """The job `key` (cluster/role/environment/name) that `source` describes, converted for the scheduler.
+
+    source: `.aurora` text, or texts by file name of which the first is the root; bindings: values for {{names}};
+    tiers: plain getTierConfigs, Aurora's defaults else; user: the job's owner, its role else.
+    Raises InvalidConfig with every problem found.
+    """
+    if evaluator is None:
+        if not _default_evaluator:
+            _default_evaluator.append(Evaluator())
+        evaluator = _default_evaluator[0]
+    parts = key.split("/")
+    if len(parts) != 4:
+        raise BadRequest("a job key is cluster/role/environment/name, not %r" % key)
+    files = {"job.aurora": source} if isinstance(source, str) else source
+    pairs = list(bindings.items()) if isinstance(bindings, dict) else list(bindings)
+    answer = evaluator.evaluate(files, parts, is_json=is_json, bindings=pairs, tiers=tiers,
+                                docker_registry=docker_registry)
+    # The evaluator ran a stranger's program: what it says is held to the API's types, and to the key asked for.
+    try:
+        job = api.JobConfiguration.from_plain(answer.get("job"), "job")
+        settings = None if answer.get("update") is None else api.JobUpdateSettings.from_plain(answer["update"], "update")
+        wanted = api.JobKey(role=parts[1], environment=parts[2], name=parts[3])
+        if job.key != wanted or job.taskConfig is None or job.taskConfig.job != wanted:
+            raise PlainError("job: not the key that was asked for")
+        if job.instanceCount is None:
+            raise PlainError("job.instanceCount: missing")
+        texts = [[str(each) for each in answer.get(field) or []] for field in ("update_errors", "warnings")]
+    except (PlainError, AttributeError, TypeError) as error:
+        raise InvalidConfig("the configuration's result does not fit the scheduler's API: %s" % error) from None
+    job.owner = job.taskConfig.owner = api.Identity(user=user or parts[1])
+    return Job(key, job, settings, texts[0], texts[1])
+
+
+# ======================================================================================================================
+# 4. Operations
+#
+# What a Python script can call: list, create, kill, restart, update, scale, drain, wait, SLA. Each takes a Scheduler;
+# long ones take an Operation, report to it and stop between steps when it is cancelled. Nothing here knows of HTTP. Uses
+# rooms 1 to 3.
+# ======================================================================================================================
+
+
+class Key(NamedTuple):
+    """A job key with its cluster."""
+    cluster: str
+    role: str
+    environment: str
+    name: str
+
+    def __str__(self) -> str:
+        return "/".join(self)
+
+    @property
+    def thrift(self) -> Any:
+        return api.JobKey(role=self.role, environment=self.environment, name=self.name)
+
+
+def parse_instances(texts: Iterable[str]) -> List[int]:
+    """The sorted instance numbers in texts such as "1,3-5". Raises BadRequest for anything that could be read as
+    something else: the scheduler takes an empty set for all instances, so it must never arise by accident."""
+    found: Set[int] = set()
+    for text in texts:
+        for part in text.split(","):
+            match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip(), re.ASCII)
+            if not match:
+                raise BadRequest("instances are numbers and ranges such as 1,3-5; %r is neither" % part)
+            first, last = int(match.group(1)), int(match.group(2) or match.group(1))
+            if last < first:
+                raise BadRequest("the range %s is reversed" % part)
+            if last >= MAX_TASKS_PER_JOB:
+                raise BadRequest("instance %d: a job has at most %d instances, numbered from 0" % (
+                    last, MAX_TASKS_PER_JOB))
+            found.update(range(first, last + 1))
+    return sorted(found)
+
+
+class _KeyText(TFrozenBase):
+    """role/environment/name, made straight from the wire."""
+    def __new__(cls, role: str = "", environment: str = "", name: str = "") -> Any:
+        return role + "/" + environment + "/" + name
+
+
+class _OnlyKey(TFrozenBase):
+    """A JobConfiguration of which just the key is wanted."""
+    def __new__(cls, key: Any = None) -> Any:
+        return key
+
+
+_STRING_KEY = {"role": True, "environment": True, "name": True, None: _KeyText}
+_MESSAGES = {"responseCode": True, "details": True}
+
+
+@lru_cache(maxsize=None)
+def projection(name: str) -> Projection:
+    """The named projection of a Response; made on first use."""
+    shapes: Dict[str, Any] = {
+        "job keys": {"getJobsResult": {"configs": {"key": _STRING_KEY, None: _OnlyKey}}},
+        "tasks": {"scheduleStatusResult": {"tasks": {
+            "assignedTask": {"taskId": True, "slaveHost": True, "instanceId": True, "assignedPorts": True,
+                             "task": {"isService": True}},
+            "status": True, "failureCount": True, "taskEvents": True, "ancestorId": True, "timesPartitioned": True}}},
+        "task changes": {"scheduleStatusResult": {"tasks": {
+            "assignedTask": {"taskId": True, "slaveHost": True, "instanceId": True, "task": {"job": _STRING_KEY}},
+            "status": True, "taskEvents": True}}},
+        "task states": {"scheduleStatusResult": {"tasks": {
+            "assignedTask": {"taskId": True, "slaveHost": True, "instanceId": True}, "status": True}}},
+        "summaries": {"jobSummaryResult": {"summaries": {
+            "job": {"key": _STRING_KEY, "cronSchedule": True, "instanceCount": True,
+                    "taskConfig": {"tier": True, "isService": True}},
+            "stats": True, "nextCronRunMs": True}}},
+    }
+    return Projection(Type("struct", api.Response), dict(_MESSAGES, result=shapes[name]))
+
+
+def list_jobs(scheduler: Scheduler, role: Optional[str] = None, authorization: Optional[str] = None) -> List[str]:
+    """The keys role/environment/name of a role's jobs, or of all, sorted."""
+    response = scheduler.call("getJobs", role, projection=projection("job keys"), authorization=authorization)
+    return sorted(response.get("result", {}).get("getJobsResult", {}).get("configs", ()))
+
+
+def list_summaries(scheduler: Scheduler, role: Optional[str] = None, authorization: Optional[str] = None) -> List[Any]:
+    """The plain summaries of a role's jobs, or of all, sorted by key: job (key as text), stats, nextCronRunMs."""
+    response = scheduler.call("getJobSummary", role, projection=projection("summaries"), authorization=authorization)
+    found = response.get("result", {}).get("jobSummaryResult", {}).get("summaries", ())
+    return sorted(found, key=lambda each: each["job"]["key"])
+
+
+def query_tasks(scheduler: Scheduler, key: Key, instances: Sequence[int] = (), statuses: Optional[Iterable[int]] = None,
+                fields: str = "tasks", authorization: Optional[str] = None) -> List[Any]:
+    """The plain tasks of a job, sorted by instance and age; statuses are numbers. fields: a projection's name."""
+    query = api.TaskQuery(jobKeys={key.thrift}, instanceIds=set(instances) or None,
+                          statuses=set(statuses) if statuses else None)
+    response = scheduler.call("getTasksWithoutConfigs", query, projection=projection(fields),
+                              authorization=authorization)
+    tasks = response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", [])
+    for task in tasks:
+        task["assignedTask"].setdefault("instanceId", 0)
+    return sorted(tasks, key=lambda t: (t["assignedTask"]["instanceId"], _first_event(t), t["assignedTask"]["taskId"]))
+
+
+def _first_event(task: Any) -> int:
+    return min((event["timestamp"] for event in task.get("taskEvents", ())), default=0)
+
+
+def is_active(task: Any) -> bool:
+    return task["status"] in api.ACTIVE_STATES
+
+
+def active_instances(scheduler: Scheduler, key: Key, instances: Sequence[int] = (),
+                     authorization: Optional[str] = None) -> Dict[int, Any]:
+    """The active plain tasks of a job by instance. Raises NotFound where there is none at all, and where one of
+    `instances` is not active."""
+    tasks = {task["assignedTask"]["instanceId"]: task
+             for task in query_tasks(scheduler, key, instances, api.ACTIVE_STATES, "task states", authorization)}
+    missing = [each for each in instances if each not in tasks]
+    if missing:
+        raise NotFound("job %s has no active instance %s" % (key, ", ".join(map(str, missing))))
+    if not tasks:
+        raise NotFound("job %s has no active instances" % (key,))
+    return tasks
+
+
+def running_configs(scheduler: Scheduler, key: Key, authorization: Optional[str] = None) -> List[Tuple[Any, List[int]]]:
+    """(TaskConfig, instances) of each configuration that active instances of a job have, largest group first."""
+    response = scheduler.call("getConfigSummary", key.thrift, authorization=authorization)
+    groups = response.result.configSummaryResult.summary.groups or ()
+    pairs = [(group.config, from_ranges(group.instances)) for group in groups]
+    return sorted(pairs, key=lambda pair: (-len(pair[1]), pair[1]))
+
+
+def align(job: Job, running: Sequence[Tuple[Any, List[int]]]) -> Job:
+    """The job with the running configuration's own text and owner where both mean the same: the scheduler compares the
+    text of executor data and the owner, and would restart every instance for a difference without meaning."""
+    configuration = job.configuration
+    for config, _ in running:
+        if same_meaning(configuration.taskConfig, config):
+            return job._replace(configuration=configuration.replace(taskConfig=config))
+    if running:
+        owner = running[0][0].owner
+        task = configuration.taskConfig.replace(owner=owner)
+        return job._replace(configuration=configuration.replace(taskConfig=task, owner=owner))
+    return job
+
+
+class UpdateStarted(NamedTuple):
+    """What startJobUpdate led to. id: "" where nothing was to change."""
+    id: str
+    messages: List[str]
+
+
+def start_update(scheduler: Scheduler, job: Job, instances: Sequence[int] = (), message: Optional[str] = None,
+                 authorization: Optional[str] = None) -> UpdateStarted:
+    """Start a rolling update to `job`. Raises Conflict, with the summary under `update`, while one is in progress."""
+    update_id = str(uuid.uuid4())
+    request = job.update_request(instances, update_id)
+    try:
+        response = scheduler.call("startJobUpdate", request, message, authorization=authorization)
+    except Conflict as conflict:
+        summary = conflict.details["response"].result.startJobUpdateResult.updateSummary
+        mine = api.Metadata(key=UPDATE_ID_METADATA, value=update_id)
+        if summary is not None and mine in (summary.metadata or ()):
+            return UpdateStarted(summary.key.id, [])    # the answer to the first sending was lost
+        raise Conflict(*(conflict.messages or ["an update of the job is in progress"]), code="UPDATE_IN_PROGRESS",
+                       update=summary.to_plain() if summary is not None else None) from None
+    started = response.result.startJobUpdateResult if response.result else None
+    return UpdateStarted(started.key.id if started and started.key else "", messages_of(response))
+
+
+def update_summaries(scheduler: Scheduler, query: Any, authorization: Optional[str] = None) -> List[Any]:
+    response = scheduler.call("getJobUpdateSummaries", query, authorization=authorization)
+    return list(response.result.getJobUpdateSummariesResult.updateSummaries or [])
+
+
+def active_update(scheduler: Scheduler, key: Key, authorization: Optional[str] = None) -> Any:
+    """The api.JobUpdateSummary of the update in progress. Raises NotFound."""
+    found = update_summaries(scheduler, api.JobUpdateQuery(
+        jobKey=key.thrift, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)), authorization)
+    if not found:
+        raise NotFound("no active update of job %s" % (key,))
+    return found[0]
+
+
+def update_details(scheduler: Scheduler, key: Key, update_id: str, authorization: Optional[str] = None) -> Any:
+    """The api.JobUpdateDetails of one update. Raises NotFound."""
+    query = api.JobUpdateQuery(key=api.JobUpdateKey(job=key.thrift, id=update_id))
+    try:
+        response = scheduler.call("getJobUpdateDetails", None, query, authorization=authorization)
+    except Refused as refused:
+        raise NotFound("no update %s of job %s" % (update_id, key), *refused.messages) from None
+    result = response.result.getJobUpdateDetailsResult
+    found = list(result.detailsList or []) or ([result.details] if result.details else [])
+    if not found:
+        raise NotFound("no update %s of job %s" % (update_id, key))
+    return found[0]
+
+
+def update_progress(details: Any) -> Dict[str, Any]:
+    """How far an update is, from its details: instances in all, done, failed, under way; and the latest failure."""
+    instructions = details.update.instructions
+    wanted = set(from_ranges(instructions.desiredState.instances)) if instructions.desiredState else set()
+    for config in instructions.initialState or ():
+        wanted.update(from_ranges(config.instances))
+    only = from_ranges(instructions.settings.updateOnlyTheseInstances) if instructions.settings else []
+    total = len(wanted & set(only)) if only else len(wanted)
+    latest: Dict[int, int] = {}
+    for event in sorted(details.instanceEvents or [], key=lambda e: e.timestampMs):
+        latest[event.instanceId] = event.action
+    action = api.JobUpdateAction
+    done = sum(a in (action.INSTANCE_UPDATED, action.INSTANCE_ROLLED_BACK) for a in latest.values())
+    failed = sum(a in (action.INSTANCE_UPDATE_FAILED, action.INSTANCE_ROLLBACK_FAILED) for a in latest.values())
+    texts = [event.message for event in details.updateEvents or [] if event.message]
+    return {"total": max(total, len(latest)), "done": done, "failed": failed, "active": len(latest) - done - failed,
+            "message": texts[-1] if texts else None}
+
+
+def change_instances(scheduler: Scheduler, key: Key, wanted: int, like: Optional[int] = None,
+                     message: Optional[str] = None, authorization: Optional[str] = None,
+                     dry_run: bool = False) -> Dict[str, List[int]]:
+    """Add instances that are like one of the job's, or kill those with the highest numbers, until it has `wanted`.
+    Returns which were added or killed."""
+    active = sorted(active_instances(scheduler, key, (), authorization))
+    if wanted > MAX_TASKS_PER_JOB or wanted < 0:
+        raise BadRequest("a job has 0 to %d instances" % MAX_TASKS_PER_JOB)
+    if like is not None and like not in active:
+        raise NotFound("job %s has no active instance %d to copy" % (key, like))
+    extra = wanted - len(active)
+    if extra > 0:
+        if not dry_run:
+            source = api.InstanceKey(jobKey=key.thrift, instanceId=active[0] if like is None else like)
+            scheduler.call("addInstances", source, extra, authorization=authorization)
+        return {"added": list(range(active[-1] + 1, active[-1] + 1 + extra)), "killed": []}
+    surplus = active[wanted:] if extra < 0 else []
+    if surplus and not dry_run:
+        scheduler.call("killTasks", key.thrift, set(surplus), message, authorization=authorization)
+    return {"added": [], "killed": surplus}
+
+
+def field_changes(old: Any, new: Any, path: str = "") -> List[Dict[str, Any]]:
+    """Field by field how plain JSON `new` differs from `old`: path, old, new. Executor data is compared as what it
+    means."""
+    if path.endswith("executorConfig.data"):
+        with contextlib.suppress(TypeError, ValueError):
+            old, new = json.loads(old), json.loads(new)
+    if isinstance(old, dict) and isinstance(new, dict):
+        changes = []
+        for name in sorted(set(old) | set(new)):
+            changes += field_changes(old.get(name), new.get(name), "%s.%s" % (path, name) if path else name)
+        return changes
+    return [] if old == new else [{"path": path, "old": old, "new": new}]
+
+
+def plan_update(scheduler: Scheduler, job: Job, instances: Sequence[int], running: Sequence[Tuple[Any, List[int]]],
+                authorization: Optional[str] = None) -> Dict[str, Any]:
+    """What an update to `job` would add, remove, change (with the fields, old and new) and leave. A cron job has no
+    update: its template is compared with the active tasks."""
+    if job.is_cron:
+        everything = list(range(job.configuration.instanceCount))
+        now = {number: config for config, numbers in running for number in numbers}
+        sets: Dict[str, List[Tuple[Any, List[int]]]] = {"add": [], "remove": [], "update": [], "unchanged": []}
+        for config, numbers in running:
+            same = "unchanged" if same_meaning(job.configuration.taskConfig, config) else "update"
+            sets[same].append((config, numbers))
+        sets["add"] = [(job.configuration.taskConfig, [n for n in everything if n not in now])]
+    else:
+        response = scheduler.call("getJobUpdateDiff", job.update_request(instances), authorization=authorization)
+        result = response.result.getJobUpdateDiffResult
+        sets = {name: [(group.config, from_ranges(group.instances)) for group in getattr(result, name) or ()]
+                for name in ("add", "remove", "update", "unchanged")}
+    new = job.configuration.taskConfig.to_plain()
+    plan: Dict[str, Any] = {}
+    for name, groups in sets.items():
+        plan[name] = sorted(number for _, numbers in groups for number in numbers)
+    plan["changes"] = [{"instances": numbers, "fields": field_changes(config.to_plain(), new)}
+                       for config, numbers in sorted(sets["update"], key=lambda pair: pair[1]) if numbers]
+    return plan
+
+
+# --- SLA: py/client/api/sla.py ------------------------------------------------------------------------------------------
+
+SLA_DURATIONS = (60, 600, 3600, 43200, 604800)
+SLA_PERCENTILES = (99.0, 95.0, 90.0, 85.0, 75.0, 60.0, 50.0, 30.0, 10.0)
+
+
+def uptimes(tasks: Iterable[Any], now: float) -> List[int]:
+    """Seconds that each live plain task has been up, counted from its first RUNNING event."""
+    found = []
+    for task in tasks:
+        if task["status"] in api.LIVE_STATES:
+            running = [event["timestamp"] for event in task.get("taskEvents", ())
+                       if event.get("status") == api.ScheduleStatus.RUNNING]
+            if running:
+                found.append(max(0, int(now - min(running) / 1000.0)))
+    return found
+
+
+def job_uptime(ups: Sequence[int], percentile: float) -> int:
+    """The uptime that `percentile` percent of the instances have at least."""
+    index = len(ups) - int(percentile / 100.0 * len(ups)) - 1
+    return sorted(ups)[index] if 0 <= index < len(ups) else 0
+
+
+def up_count(ups: Sequence[int], seconds: float) -> float:
+    """Percent of the instances that have been up for at least `seconds`."""
+    return 100.0 * sum(up >= seconds for up in ups) / len(ups) if ups else 0.0
+
+
+def probe_hosts(scheduler: Scheduler, hosts: Sequence[str], percentage: float, seconds: float, min_instances: int,
+                now: float, authorization: Optional[str] = None) -> List[Dict[str, Any]]:
+    """For every job on `hosts` whether it keeps `percentage` of its instances up for `seconds` when they go; only
+    production jobs of at least `min_instances` count, as in aurora_admin. For each host: jobs, each with its figures."""
+    response = scheduler.call("getTasksWithoutConfigs", api.TaskQuery(
+        slaveHosts=set(hosts), statuses=set(api.LIVE_STATES)), authorization=authorization)
+    on_host: Dict[str, Set[Tuple[str, str, str]]] = {host: set() for host in hosts}
+    for task in response.result.scheduleStatusResult.tasks or []:
+        config = task.assignedTask.task
+        if config.production:
+            on_host.setdefault(task.assignedTask.slaveHost, set()).add(
+                (config.job.role, config.job.environment, config.job.name))
+    found = []
+    for host in hosts:
+        jobs = []
+        for role, environment, name in sorted(on_host.get(host, ())):
+            tasks = query_tasks(scheduler, Key("", role, environment, name), (), api.LIVE_STATES, "tasks", authorization)
+            everything, rest = uptimes(tasks, now), uptimes(
+                [t for t in tasks if t["assignedTask"].get("slaveHost") not in hosts], now)
+            if len(everything) < min_instances:
+                continue
+            after = 100.0 * sum(up >= seconds for up in rest) / len(everything)
+            jobs.append({"job": "%s/%s/%s" % (role, environment, name), "percentage": round(after, 2),
+                         "safe": after >= percentage})
+        found.append({"host": host, "safe": all(job["safe"] for job in jobs), "jobs": jobs})
+    return found
+
+
+# --- long-running work --------------------------------------------------------------------------------------------------
+
+class Cancelled(Exception):
+    """The operation was told to stop."""
+
+
+class Operation:
+    """A long-running piece of work: its state, progress, steps with their times, outcome. Safe for many threads."""
+    MAX_STEPS = 500
+
+    def __init__(self, kind: str, key: str, user: str, total: int = 0) -> None:
+        self.id = str(uuid.uuid4())
+        self.kind = kind
+        self.key = key
+        self.user = user
+        self.state = "running"          # then succeeded, failed, cancelled or interrupted
+        self.started = time.time()
+        self.ended: Optional[float] = None
+        self.done = self.failed = 0
+        self.total = total
+        self.errors: List[str] = []
+        self.result: Dict[str, Any] = {}
+        self.steps: Deque[Dict[str, Any]] = collections.deque(maxlen=self.MAX_STEPS)
+        self.version = 0                # grows with every change
+        self._stop = threading.Event()
+        self._stop_as = ""
+        self._lock = threading.Lock()   # guards _listeners and the change of state
+        self._listeners: List[Callable[[], None]] = []
+
+    def step(self, text: str, **fields: Any) -> None:
+        """Note one thing that was done or seen."""
+        self.steps.append(dict(fields, time=round(time.time(), 3), text=text))
+        self.changed()
+
+    def pause(self, seconds: float) -> None:
+        """Wait, and raise Cancelled as soon as the operation is to stop."""
+        if self._stop.wait(seconds):
+            raise Cancelled(self._stop_as)
+
+    def stop(self, state: str = "cancelled") -> bool:
+        """Ask it to stop before its next step. False where it has ended already."""
+        with self._lock:
+            if self.state != "running":
+                return False
+            self._stop_as = state
+        self._stop.set()
+        return True
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called after every change, from the operation's thread."""
+        with self._lock:
+            self._listeners.append(listener)
+
+    def forget(self, listener: Callable[[], None]) -> None:
+        with self._lock, contextlib.suppress(ValueError):
+            self._listeners.remove(listener)
+
+    def changed(self) -> None:
+        self.version += 1
+        for listener in list(self._listeners):
+            listener()
+
+    def run(self, work: Callable[["Operation"], None]) -> None:
+        """Do the work and note how it ended. `work` raises AuroraError for a failure."""
+        state = "succeeded"
+        try:
+            self.pause(0)
+            work(self)
+        except Cancelled as stopped:
+            state = str(stopped)
+        except AuroraError as error:
+            state = "failed"
+            self.errors += error.messages
+            self.result.setdefault("code", error.code)
+        except Exception as error:      # a defect here must not leave the operation running for ever
+            state = "failed"
+            self.errors.append("internal error: %s" % type(error).__name__)
+        with self._lock:
+            self.state = state
+            self.ended = time.time()
+        self.changed()
+
+    def to_plain(self) -> Dict[str, Any]:
+        return {"id": self.id, "kind": self.kind, "key": self.key, "user": self.user, "state": self.state,
+                "started": round(self.started, 3), "ended": self.ended and round(self.ended, 3),
+                "progress": {"done": self.done, "failed": self.failed, "total": self.total},
+                "steps": list(self.steps), "errors": list(self.errors), "result": dict(self.result)}
+
+
+class Operations:
+    """The operations of this process: at most `running` at a time, the last `kept` remembered."""
+
+    def __init__(self, running: int = 100, kept: int = 1000) -> None:
+        self.limit = running
+        self.kept = kept
+        self._lock = threading.Lock()   # guards _all
+        self._all: "collections.OrderedDict[str, Operation]" = collections.OrderedDict()
+        self.outcomes: collections.Counter[str] = collections.Counter()
+
+    def start(self, operation: Operation, work: Callable[[Operation], None]) -> Operation:
+        """Run `work` in a thread of its own. Raises Overloaded."""
+        with self._lock:
+            if sum(each.state == "running" for each in self._all.values()) >= self.limit:
+                raise Overloaded("%d operations are running; try again" % self.limit, headers=[("Retry-After", "5")])
+            self._all[operation.id] = operation
+            ended = [each.id for each in self._all.values() if each.state != "running"]
+            for old in ended[:max(0, len(self._all) - self.kept)]:
+                del self._all[old]
+
+        def run() -> None:
+            operation.run(work)
+            self.outcomes[operation.kind + " " + operation.state] += 1
+        threading.Thread(target=run, name="operation-" + operation.kind, daemon=True).start()
+        return operation
+
+    def __getitem__(self, operation_id: str) -> Operation:
+        with self._lock:
+            if operation_id in self._all:
+                return self._all[operation_id]
+        raise NotFound("no operation %s; they are kept while this server runs, the last %d of them" % (
+            operation_id, self.kept))
+
+    def all(self) -> List[Operation]:
+        """Newest first."""
+        with self._lock:
+            return list(self._all.values())[::-1]
+
+    @property
+    def running(self) -> int:
+        return sum(each.state == "running" for each in self.all())
+
+    def interrupt(self, seconds: float) -> None:
+        """Stop all, and wait for them to note what was done."""
+        for each in self.all():
+            each.stop("interrupted")
+        deadline = time.monotonic() + seconds
+        while self.running and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def _tolerant(operation: Operation, ask: Callable[[], Any], deadline: float) -> Any:
+    """Ask until there is an answer: a scheduler that fails over is no reason to give up before the deadline."""
+    told = False
+    while True:
+        try:
+            return ask()
+        except (SchedulerUnreachable, SchedulerTransient, NoLeader, SchedulerTimeout, Overloaded) as error:
+            if time.monotonic() >= deadline:
+                raise
+            if not told:
+                operation.step("the scheduler does not answer; waiting for it", error=str(error))
+            told = True
+            operation.pause(1.0)
+
+
+class RestartOptions(NamedTuple):
+    """batch_size: instances at once; watch_secs: how long a new task has to run; time_limit: seconds for one batch."""
+    batch_size: int = 1
+    watch_secs: float = 30.0
+    max_per_instance_failures: int = 0
+    max_total_failures: int = 0
+    time_limit: float = 600.0
+    poll_secs: float = 3.0
+
+
+def rolling_restart(operation: Operation, scheduler: Scheduler, key: Key, instances: Sequence[int],
+                    options: RestartOptions, authorization: Optional[str] = None) -> None:
+    """Restart instances batch by batch; one succeeds when its new task ran for watch_secs under one task id.
+
+    Instances that fail are tried again until they failed more than max_per_instance_failures times; more than
+    max_total_failures such instances end the restart as a failure, as does a batch that exceeds its time limit.
+    """
+    waiting = collections.deque(sorted(instances or active_instances(scheduler, key, (), authorization)))
+    operation.total = len(waiting)
+    failures: collections.Counter[int] = collections.Counter()
+    while waiting:
+        operation.pause(0)
+        batch = [waiting.popleft() for _ in range(min(options.batch_size, len(waiting)))]
+        before = {n: t["assignedTask"]["taskId"] for n, t in
+                  active_instances(scheduler, key, batch, authorization).items()}
+        scheduler.call("restartShards", key.thrift, set(batch), authorization=authorization)
+        operation.step("restarted", instances=batch)
+        for instance, problem in _watch_batch(operation, scheduler, key, before, options, authorization).items():
+            if not problem:
+                operation.done += 1
+                operation.step("healthy", instances=[instance])
+                continue
+            failures[instance] += 1
+            operation.step(problem, instances=[instance])
+            if failures[instance] <= options.max_per_instance_failures:
+                waiting.append(instance)
+                continue
+            operation.failed += 1
+            if operation.failed > options.max_total_failures:
+                raise Unprocessable("%d instances failed to restart, %d may; the last: instance %d: %s" % (
+                    operation.failed, options.max_total_failures, instance, problem))
+
+
+def _watch_batch(operation: Operation, scheduler: Scheduler, key: Key, before: Dict[int, str],
+                 options: RestartOptions, authorization: Optional[str]) -> Dict[int, str]:
+    """For every instance "" once its new task ran for watch_secs, else what went wrong."""
+    outcome: Dict[int, str] = {}
+    watched: Dict[int, Tuple[str, float]] = {}      # instance: (task id, when first seen running)
+    deadline = time.monotonic() + options.time_limit
+    while len(outcome) < len(before):
+        tasks = _tolerant(operation, lambda: query_tasks(
+            scheduler, key, sorted(before), api.ACTIVE_STATES, "task states", authorization), deadline)
+        now = time.monotonic()
+        current = {task["assignedTask"]["instanceId"]: task for task in tasks}
+        for instance in set(before) - set(outcome):
+            task = current.get(instance)
+            task_id = task["assignedTask"]["taskId"] if task else None
+            running = task is not None and task["status"] == api.ScheduleStatus.RUNNING
+            if instance in watched:
+                seen_id, since = watched[instance]
+                if task_id != seen_id or not running:
+                    outcome[instance] = "the new task did not keep running for %g s" % options.watch_secs
+                elif now - since >= options.watch_secs:
+                    outcome[instance] = ""
+            elif running and task_id != before[instance]:
+                watched[instance] = (str(task_id), now)
+                if not options.watch_secs:
+                    outcome[instance] = ""
+            if instance not in outcome and now >= deadline:
+                outcome[instance] = "not running and watched within the time limit of %g s" % options.time_limit
+        if len(outcome) < len(before):
+            operation.pause(options.poll_secs)
+    return outcome
+
+
+def batched_kill(operation: Operation, scheduler: Scheduler, key: Key, instances: Sequence[int], batch_size: int,
+                 time_limit: float, poll_secs: float, message: Optional[str] = None,
+                 authorization: Optional[str] = None) -> None:
+    """Kill instances batch by batch, each once the one before is gone."""
+    waiting = sorted(instances)
+    operation.total = len(waiting)
+    while waiting:
+        operation.pause(0)
+        batch, waiting = waiting[:batch_size], waiting[batch_size:]
+        scheduler.call("killTasks", key.thrift, set(batch), message, authorization=authorization)
+        operation.step("killed", instances=batch)
+        wait_until_gone(operation, scheduler, key, batch, time_limit, poll_secs, authorization)
+        operation.done += len(batch)
+        operation.changed()
+
+
+def wait_until_gone(operation: Operation, scheduler: Scheduler, key: Key, instances: Sequence[int], time_limit: float,
+                    poll_secs: float, authorization: Optional[str] = None) -> None:
+    """Wait until none of the instances (all if none are named) is active. Raises Unprocessable after time_limit."""
+    deadline = time.monotonic() + time_limit
+    while True:
+        left = _tolerant(operation, lambda: query_tasks(scheduler, key, instances, api.ACTIVE_STATES, "task states",
+                                                        authorization), deadline)
+        if not left:
+            return
+        if time.monotonic() >= deadline:
+            raise Unprocessable("instances %s did not end within %g s" % (
+                ", ".join(sorted({str(t["assignedTask"]["instanceId"]) for t in left})), time_limit))
+        operation.pause(poll_secs)
+
+
+def wait_until_running(operation: Operation, scheduler: Scheduler, key: Key, count: int, time_limit: float,
+                       poll_secs: float, authorization: Optional[str] = None) -> None:
+    """Wait until `count` instances ran; one that failed or was lost first is a failure. A task that finished counts."""
+    deadline = time.monotonic() + time_limit
+    operation.total = count
+    status = api.ScheduleStatus
+    while True:
+        tasks = _tolerant(operation, lambda: query_tasks(scheduler, key, (), None, "tasks", authorization), deadline)
+        latest = {task["assignedTask"]["instanceId"]: task for task in tasks}     # sorted by age: the youngest stays
+        bad = sorted({task["assignedTask"]["instanceId"] for task in tasks
+                      if task["status"] in (status.FAILED, status.LOST, status.KILLED)})
+        ran = [n for n, task in latest.items() if task["status"] in (status.RUNNING, status.FINISHED)]
+        if (len(ran), len(bad)) != (operation.done, operation.failed):
+            operation.done, operation.failed = len(ran), len(bad)
+            operation.step("%d of %d run" % (len(ran), count))
+        if bad:
+            raise Unprocessable("instance %d ended as %s%s" % (bad[0], *_how_it_ended(tasks, bad[0])))
+        if len(ran) >= count:
+            return
+        if time.monotonic() >= deadline:
+            raise Unprocessable("%d of %d instances run after %g s" % (len(ran), count, time_limit))
+        operation.pause(poll_secs)
+
+
+def _how_it_ended(tasks: Sequence[Any], instance: int) -> Tuple[str, str]:
+    terminal = [t for t in tasks if t["assignedTask"]["instanceId"] == instance
+                and t["status"] in api.TERMINAL_STATES][-1]
+    events = sorted(terminal.get("taskEvents", ()), key=lambda event: event["timestamp"])
+    message = events[-1].get("message") if events else None
+    return api.ScheduleStatus.name_of(terminal["status"]), ": " + message if message else ""
+
+
+def wait_for_update(operation: Operation, scheduler: Scheduler, key: Key, update_id: str, time_limit: float,
+                    poll_secs: float, authorization: Optional[str] = None) -> None:
+    """Wait until the update ended; anything but ROLLED_FORWARD is a failure with its reason."""
+    deadline = time.monotonic() + time_limit
+    seen = None
+    while True:
+        details = _tolerant(operation, lambda: update_details(scheduler, key, update_id, authorization), deadline)
+        status = details.update.summary.state.status
+        progress = update_progress(details)
+        operation.done, operation.failed, operation.total = progress["done"], progress["failed"], progress["total"]
+        name = api.JobUpdateStatus.name_of(status)
+        if (name, progress["done"], progress["failed"]) != seen:
+            seen = (name, progress["done"], progress["failed"])
+            operation.step(name, done=progress["done"], failed=progress["failed"])
+        operation.result["status"] = name
+        if status not in api.ACTIVE_JOB_UPDATE_STATES:
+            if status != api.JobUpdateStatus.ROLLED_FORWARD:
+                raise Unprocessable("the update ended as %s%s" % (
+                    name, ": " + progress["message"] if progress["message"] else ""))
+            return
+        if time.monotonic() >= deadline:
+            raise Unprocessable("the update is %s after %g s" % (name, time_limit))
+        operation.pause(poll_secs)
+
+
+def drain_hosts(operation: Operation, scheduler: Scheduler, hosts: Sequence[str], time_limit: float, poll_secs: float,
+                authorization: Optional[str] = None) -> None:
+    """Wait until all hosts are DRAINED."""
+    deadline = time.monotonic() + time_limit
+    operation.total = len(hosts)
+    while True:
+        response = _tolerant(operation, lambda: scheduler.call(
+            "maintenanceStatus", api.Hosts(hostNames=set(hosts)), authorization=authorization), deadline)
+        modes = {each.host: each.mode for each in response.result.maintenanceStatusResult.statuses or ()}
+        drained = sorted(host for host in hosts if modes.get(host) == api.MaintenanceMode.DRAINED)
+        if len(drained) != operation.done:
+            operation.done = len(drained)
+            operation.step("drained", hosts=drained)
+        if len(drained) == len(hosts):
+            return
+        if time.monotonic() >= deadline:
+            raise Unprocessable("%s not drained after %g s" % (", ".join(sorted(set(hosts) - set(drained))), time_limit))
+        operation.pause(poll_secs)
+
+
+# ======================================================================================================================
+# 5. HTTP
+#
+# Requests and responses on bytes, the route table with its handlers, error mapping, authentication, event streams,
+# metrics, the OpenAPI description. Knows nothing of sockets: room 6 reads requests and sends responses. Uses rooms 1 to 4.
+# ======================================================================================================================
+
+
+class Limit(NamedTuple):
+    """One limit: its default, the unit of its option, and what happens over it."""
+    default: float
+    unit: str
+    help: str
+
+
+LIMITS: Dict[str, Limit] = {
+    "connections": Limit(4096, "connections", "open connections; further ones get 503"),
+    "threads": Limit(64, "threads", "threads that handle requests"),
+    "queue": Limit(1000, "requests", "requests waiting for a thread; further ones get 503"),
+    "queue_time": Limit(10, "seconds", "time a request may wait for a thread; then 503"),
+    "url": Limit(8192, "bytes", "length of a request target; over it 414"),
+    "headers": Limit(32768, "bytes", "size of all header fields; over it 431"),
+    "header_count": Limit(100, "fields", "number of header fields; over it 431"),
+    "body": Limit(8 << 20, "bytes", "size of a request body; over it 413"),
+    "header_time": Limit(10, "seconds", "time to send the request head; then 408"),
+    "body_rate": Limit(1024, "bytes/s", "least speed of a request body, after 10 s of grace; below it 408"),
+    "send_time": Limit(30, "seconds", "time without progress in sending an answer; then the connection is closed"),
+    "idle_time": Limit(75, "seconds", "time an idle connection is kept"),
+    "answer": Limit(256 << 20, "bytes", "size of a scheduler's answer; over it 502"),
+    "watchers": Limit(2000, "streams", "event streams and blocking reads at once; further ones get 503"),
+    "stream_backlog": Limit(1 << 20, "bytes", "unsent events of one stream; over it the stream is closed"),
+    "wait": Limit(3600, "seconds", "longest wait="),
+    "operations": Limit(100, "operations", "operations running at once; further ones get 503"),
+    "kept_operations": Limit(1000, "operations", "ended operations that are remembered"),
+    "idempotency_keys": Limit(10000, "keys", "remembered Idempotency-Keys; the oldest are forgotten first"),
+}
+
+REASONS = {number: http.HTTPStatus(number).phrase for number in (
+    100, 200, 201, 202, 204, 304, 400, 401, 403, 404, 405, 406, 408, 409, 412, 413, 414, 415, 417, 421, 422, 431, 500, 501,
+    502, 503, 504, 505)}
+METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS")
+JSON_TYPE = "application/json"
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_BAD_TARGET = re.compile(rb"[^\x21-\x7e]")
+_BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~]*)(:\d*)?")
+_REQUEST_ID = re.compile(r"[\w\-.:]{1,128}", re.ASCII)
+
+
+class Head(NamedTuple):
+    """The parsed head of a request. length: -1 for a chunked body."""
+    method: str
+    target: str
+    version: int                # 0 or 1: the minor version
+    headers: Dict[str, str]
+    length: int
+    keep_alive: bool
+    expects: bool
+
+
+def parse_head(data: bytes, header_count: int = 100, url: int = 8192) -> Head:
+    """A request's head, without the blank line that ends it, by RFC 9112. Raises the AuroraError it deserves; anything
+    that two implementations could read differently is refused."""
+    lines = data.split(b"\r\n")
+    if b"\n" in data.replace(b"\r\n", b"") or b"\r" in data.replace(b"\r\n", b""):
+        raise BadRequest("a line of the request head does not end with CRLF")
+    words = lines[0].split(b" ")
+    if len(words) != 3 or not _TOKEN.fullmatch(words[0]):
+        raise BadRequest("the request line is not: METHOD target HTTP/1.1")
+    if len(words[1]) > url:
+        raise UriTooLong("the request target is longer than %d bytes" % url)
+    if not re.fullmatch(rb"HTTP/\d\.\d", words[2]):
+        raise BadRequest("the request line does not end with an HTTP version")
+    if not words[2].startswith(b"HTTP/1."):
+        raise HttpVersion("only HTTP/1.1 and HTTP/1.0 are spoken here")
+    if not words[1] or _BAD_TARGET.search(words[1]) or b"#" in words[1]:
+        raise BadRequest("the request target has characters that must be percent-encoded")
+    if len(lines) - 1 > header_count:
+        raise TooManyHeaders("more than %d header fields" % header_count)
+    version = 1 if words[2] != b"HTTP/1.0" else 0
+    headers: Dict[str, str] = {}
+    for line in lines[1:]:
+        name, colon, value = line.partition(b":")
+        if not colon or not _TOKEN.fullmatch(name):
+            raise BadRequest("a header field is not: name: value (folded lines and blanks before the colon are refused)")
+        value = value.strip(b" \t")
+        if _BAD_VALUE.search(value):
+            raise BadRequest("a header value has control characters")
+        key, text = name.decode("ascii").lower(), value.decode("latin-1")
+        if key in headers:
+            if key in ("host", "content-length", "transfer-encoding", "content-type", "authorization", "expect",
+                       "idempotency-key", "origin"):
+                raise BadRequest("the header field %s is given twice" % key)
+            text = headers[key] + ", " + text
+        headers[key] = text
+    host = headers.get("host")
+    if host is None and version == 1:
+        raise BadRequest("the header field host is missing")
+    if host is not None and not _HOST.fullmatch(host):
+        raise BadRequest("the header field host is not a host and port")
+    length = 0
+    coding = headers.get("transfer-encoding")
+    if coding is not None:
+        if "content-length" in headers:
+            raise BadRequest("content-length and transfer-encoding exclude each other")
+        if version == 0:
+            raise BadRequest("HTTP/1.0 has no transfer-encoding")
+        if coding.lower() != "chunked":
+            raise NotImplementedHere("the only transfer-encoding understood is chunked")
+        length = -1
+    elif "content-length" in headers:
+        text = headers["content-length"]
+        if not re.fullmatch(r"[0-9]{1,18}", text):
+            raise BadRequest("content-length is not a number")
+        length = int(text)
+    options = [each.strip().lower() for each in headers.get("connection", "").split(",")]
+    keep_alive = "close" not in options and (version == 1 or "keep-alive" in options)
+    expect = headers.get("expect")
+    if expect is not None and expect.lower() != "100-continue":
+        raise ExpectationFailed("the only expectation understood is 100-continue")
+    return Head(words[0].decode("ascii"), words[1].decode("ascii"), version, headers, length, keep_alive,
+                expect is not None and version == 1)
+
+
+class ChunkedBody:
+    """Decodes a chunked body from a growing buffer. Chunk extensions are skipped, trailers dropped, both bounded."""
+    MAX_LINE = 1024
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.parts: List[bytes] = []
+        self.size = 0
+        self.left = -1          # bytes left of this chunk; -1: a chunk header is due
+        self.trailers: Optional[int] = None     # bytes of trailers seen, once the last chunk was
+
+    def feed(self, buffer: bytearray) -> bool:
+        """Take what is whole from `buffer`; True when the body is complete. Raises BadRequest, BodyTooLarge."""
+        while True:
+            if self.left > 0:
+                part = bytes(buffer[:self.left])
+                if not part:
+                    return False
+                del buffer[:len(part)]
+                self.parts.append(part)
+                self.left -= len(part)
+            elif self.left == 0:
+                if len(buffer) < 2:
+                    return False
+                if buffer[:2] != b"\r\n":
+                    raise BadRequest("a chunk is longer than its size says")
+                del buffer[:2]
+                self.left = -1
+            else:
+                end = buffer.find(b"\r\n")
+                if end < 0 or end > self.MAX_LINE:
+                    if len(buffer) > self.MAX_LINE:
+                        raise BadRequest("a chunk header or trailer is too long")
+                    if b"\n" in buffer:
+                        raise BadRequest("a chunk header does not end with CRLF")
+                    return False
+                line = bytes(buffer[:end])
+                del buffer[:end + 2]
+                if b"\n" in line or b"\r" in line or b"\0" in line:
+                    raise BadRequest("a chunk header does not end with CRLF")
+                if self.trailers is not None:
+                    self.trailers += end
+                    if not line:
+                        return True
+                    if self.trailers > 8192:
+                        raise BadRequest("too many trailers")
+                    continue
+                match = re.fullmatch(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?", line)
+                if not match:
+                    raise BadRequest("a chunk size is not a hexadecimal number")
+                size = int(match.group(1), 16)
+                self.size += size
+                if self.size > self.limit:
+                    raise BodyTooLarge("the body is larger than %d bytes" % self.limit)
+                if size:
+                    self.left = size
+                else:
+                    self.trailers = 0
+
+
+class Request:
+    """One request, as a handler sees it."""
+    __slots__ = ("head", "method", "path", "raw_query", "headers", "body", "peer", "id", "started", "secure", "user",
+                 "route", "args", "_query", "authorization", "share", "certificate")
+
+    def __init__(self, head: Head, body: bytes, peer: str, request_id: str, secure: bool = False) -> None:
+        self.head = head
+        self.method = head.method
+        target = head.target
+        if not target.startswith("/") and target != "*":
+            match = re.match(r"https?://[^/?]*(.*)", target, re.IGNORECASE)
+            if not match:
+                raise BadRequest("the request target is neither a path nor an http URL")
+            target = match.group(1) if match.group(1).startswith("/") else "/" + match.group(1)
+        self.path, _, self.raw_query = target.partition("?")
+        self.headers = head.headers
+        self.body = body
+        self.peer = peer
+        self.id = request_id
+        self.started = time.monotonic()
+        self.secure = secure
+        self.user: Any = None
+        self.route: Any = None
+        self.args: Dict[str, str] = {}
+        self.authorization: Optional[str] = None
+        self.certificate: Optional[str] = None
+        self.share: Any = None
+        self._query: Optional[List[Tuple[str, str]]] = None
+
+    @property
+    def query(self) -> List[Tuple[str, str]]:
+        """The query's names and values, decoded. Raises BadRequest."""
+        if self._query is None:
+            self._query = [(decode_percent(name, True), decode_percent(value, True)) for name, _, value in
+                           (pair.partition("=") for pair in self.raw_query.split("&") if pair)]
+        return self._query
+
+
+def decode_percent(text: str, plus: bool = False) -> str:
+    """Percent-decoded text. Raises BadRequest for what is not UTF-8 or not an encoding."""
+    if "%" not in text and "+" not in text:
+        return text
+    if _BAD_PERCENT.search(text):
+        raise BadRequest("%r is not percent-encoded correctly" % text[:200])
+    try:
+        return urllib.parse.unquote(text.replace("+", " ") if plus else text, errors="strict")
+    except UnicodeDecodeError:
+        raise BadRequest("%r is not UTF-8" % text[:200]) from None
+
+
+class Response:
+    """An answer: status, body and headers; the body may be plain JSON, encoded when first needed."""
+    __slots__ = ("status", "_plain", "_body", "headers", "content_type", "_etag", "_gzip", "close", "code")
+
+    def __init__(self, status: int = 200, plain: Any = None, body: Optional[bytes] = None,
+                 content_type: str = JSON_TYPE, headers: Iterable[Tuple[str, str]] = (), close: bool = False,
+                 etag: Optional[str] = None, code: str = "") -> None:
+        self.status = status
+        self._plain = plain
+        self._body = body
+        self.content_type = content_type
+        self.headers = list(headers)
+        self.close = close
+        self.code = code
+        self._etag = etag
+        self._gzip: Optional[bytes] = None
+
+    @property
+    def plain(self) -> Any:
+        return self._plain
+
+    @property
+    def body(self) -> bytes:
+        if self._body is None:
+            self._body = (json.dumps(self._plain) + "\n").encode() if self._plain is not None else b""
+        return self._body
+
+    @property
+    def etag(self) -> str:
+        """A strong validator: a hash of the body."""
+        if self._etag is None:
+            self._etag = '"%s"' % hashlib.blake2b(self.body, digest_size=12).hexdigest()
+        return self._etag
+
+    @property
+    def compressed(self) -> bytes:
+        if self._gzip is None:
+            self._gzip = gzip.compress(self.body, 5)
+        return self._gzip
+
+
+class Later:
+    """An answer that comes later without holding a thread. `resolve` may be called from any thread; the first call counts.
+
+    seconds: after these the server asks `expired` for the answer; gone: called when the caller goes away first.
+    """
+
+    def __init__(self, seconds: float, expired: Callable[[], Response]) -> None:
+        self.seconds = seconds
+        self.expired = expired
+        self.gone: Callable[[], None] = lambda: None
+        self._lock = threading.Lock()       # guards _answer and _send
+        self._answer: Optional[Response] = None
+        self._send: Optional[Callable[[Response], None]] = None
+
+    def resolve(self, answer: Response) -> None:
+        with self._lock:
+            if self._answer is not None:
+                return
+            self._answer = answer
+            send = self._send
+        if send:
+            send(answer)
+
+    def attach(self, send: Callable[[Response], None]) -> None:
+        """How to send the answer; called at once where there is one already."""
+        with self._lock:
+            self._send = send
+            answer = self._answer
+        if answer is not None:
+            send(answer)
+
+
+class Stream:
+    """A text/event-stream: `subscribe` is called with the function that sends bytes, `gone` when the caller went away."""
+
+    def __init__(self, subscribe: Callable[[Callable[[bytes], None]], None], gone: Callable[[], None]) -> None:
+        self.subscribe = subscribe
+        self.gone = gone
+
+
+def error_response(error: AuroraError, key: Optional[str] = None) -> Response:
+    """The JSON answer for a failure, as DESIGN says: status, key, code, errors, count and the error's own details."""
+    plain: Dict[str, Any] = {"status": "failure"}
+    if key:
+        plain["key"] = key
+    plain.update(code=error.code, errors=error.messages or [type(error).__doc__ or "failed"], count=0)
+    plain.update((name, value) for name, value in error.details.items() if value is not None and name != "response")
+    return Response(error.http, plain, headers=error.headers, code=error.code)
+
+
+# --- metrics ------------------------------------------------------------------------------------------------------------
+
+class Histogram:
+    """Counts of durations by upper bound, in seconds."""
+    BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+    __slots__ = ("counts", "sum")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(self.BOUNDS) + 1)
+        self.sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect.bisect_left(self.BOUNDS, seconds)] += 1
+        self.sum += seconds
+
+
+class Metrics:
+    """Counters, histograms and gauges in the Prometheus text format. `gauges` are functions asked when it is written."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()       # guards _families
+        self._families: Dict[str, Tuple[str, str, Tuple[str, ...], Dict[Tuple[str, ...], Any]]] = {}
+        self.gauges: List[Tuple[str, str, str, Callable[[], Iterable[Tuple[Dict[str, str], float]]]]] = []
+
+    def declare(self, name: str, kind: str, text: str, *labels: str) -> None:
+        self._families[name] = (kind, text, labels, {})
+
+    def count(self, name: str, *values: str, by: int = 1) -> None:
+        samples = self._families[name][3]
+        with self._lock:
+            samples[values] = samples.get(values, 0) + by
+
+    def observe(self, name: str, seconds: float, *values: str) -> None:
+        samples = self._families[name][3]
+        with self._lock:
+            histogram = samples.get(values)
+            if histogram is None:
+                histogram = samples[values] = Histogram()
+            histogram.observe(seconds)
+
+    def text(self) -> str:
+        """All of them, in the text format 0.0.4."""
+        lines = []
+        with self._lock:
+            families = [(name, kind, text, labels, dict(samples)) for name, (kind, text, labels, samples)
+                        in self._families.items()]
+        for name, kind, text, labels, samples in families:
+            lines += ["# HELP %s %s" % (name, text), "# TYPE %s %s" % (name, kind)]
+            for values, sample in sorted(samples.items()):
+                pairs = list(zip(labels, values))
+                if kind != "histogram":
+                    lines.append("%s%s %d" % (name, _labels(pairs), sample))
+                    continue
+                total = 0
+                for bound, number in zip(list(map(str, Histogram.BOUNDS)) + ["+Inf"], sample.counts):
+                    total += number
+                    lines.append("%s_bucket%s %d" % (name, _labels(pairs + [("le", bound)]), total))
+                lines.append("%s_sum%s %.6f" % (name, _labels(pairs), sample.sum))
+                lines.append("%s_count%s %d" % (name, _labels(pairs), total))
+        for name, kind, text, read in self.gauges:
+            lines += ["# HELP %s %s" % (name, text), "# TYPE %s %s" % (name, kind)]
+            for shown, value in read():
+                lines.append("%s%s %s" % (name, _labels(sorted(shown.items())), repr(float(value))))
+        return "\n".join(lines) + "\n"
+
+
+def _labels(pairs: Sequence[Tuple[str, str]]) -> str:
+    if not pairs:
+        return ""
+    quoted = [(name, value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")) for name, value in pairs]
+    return "{" + ",".join('%s="%s"' % pair for pair in quoted) + "}"
+
+
+def process_figures() -> Dict[str, float]:
+    """Resident bytes, open descriptors, processor seconds, threads of this process."""
+    times = os.times()
+    figures = {"process_cpu_seconds_total": times.user + times.system,
+               "aurora_rest_threads": float(threading.active_count())}
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        figures["process_open_fds"] = float(len(os.listdir("/proc/self/fd")))
+        with open("/proc/self/statm", encoding="ascii") as stream:
+            figures["process_resident_memory_bytes"] = float(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return figures
+
+
+# --- who may ------------------------------------------------------------------------------------------------------------
+
+LEVELS = ("read", "write", "admin")
+
+
+class User(NamedTuple):
+    """Who asks: a name for the audit trail, an access level, and patterns of the roles it may change."""
+    name: str
+    level: str
+    roles: Tuple[str, ...] = ("*",)
+    known: bool = True
+
+    def may(self, level: str, role: Optional[str]) -> bool:
+        if LEVELS.index(self.level) < LEVELS.index(level):
+            return False
+        if level == "read" or role is None:
+            return True
+        return any(fnmatch.fnmatchcase(role, pattern) for pattern in self.roles)
+
+
+ANONYMOUS = User("anonymous", "admin", known=False)
+
+
+def hash_token(token: str) -> str:
+    """How a token is stored. Tokens are 32 random bytes, so one pass of SHA-256 is all that guessing needs to be hopeless."""
+    return "sha256:" + hashlib.sha256(token.encode()).hexdigest()
+
+
+class Tokens:
+    """The tokens of a file: one a line, `NAME LEVEL ROLES sha256:HASH`, ROLES being patterns joined by commas."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._entries: List[Tuple[str, User]] = []
+        self.load()
+
+    def load(self) -> None:
+        """Read the file. Raises ValueError naming the line, or OSError; the tokens read before stay then."""
+        entries = []
+        with open(self.path, encoding="utf-8") as stream:
+            for number, line in enumerate(stream, 1):
+                words = line.split()
+                if not words or words[0].startswith("#"):
+                    continue
+                if len(words) != 4 or words[1] not in LEVELS or not re.fullmatch(r"sha256:[0-9a-f]{64}", words[3]):
+                    raise ValueError("%s, line %d: expected NAME read|write|admin ROLES sha256:HASH" % (
+                        self.path, number))
+                entries.append((words[3], User(words[0], words[1], tuple(words[2].split(",")))))
+        self._entries = entries
+
+    def find(self, token: str) -> Optional[User]:
+        hashed, found = hash_token(token), None
+        for stored, user in self._entries:      # all of them, so that time tells nothing
+            if hmac.compare_digest(stored, hashed):
+                found = user
+        return found
+
+
+class Access(NamedTuple):
+    """How callers are known. tokens: Bearer tokens; forward: their Authorization goes to the scheduler, which decides."""
+    tokens: Optional[Tokens] = None
+    forward: bool = False
+    anonymous: bool = True
+    client_certificates: bool = False
+
+    def user(self, request: Request) -> User:
+        """Who asks. Raises Unauthorized."""
+        given = request.headers.get("authorization", "")
+        scheme, _, secret = given.partition(" ")
+        if self.tokens and scheme.lower() in ("bearer", "basic"):
+            token = secret.strip()
+            if scheme.lower() == "basic":
+                try:
+                    token = base64.b64decode(token, validate=True).decode().partition(":")[2]
+                except ValueError:
+                    token = ""
+            user = self.tokens.find(token)
+            if user is not None:
+                return user
+            if not self.forward:
+                raise Unauthorized("the token is not known here", headers=self.challenge())
+        if self.client_certificates and request.certificate:
+            return User(request.certificate, "admin")
+        if self.forward:
+            request.authorization = given or None
+            name = "forwarded"
+            if scheme.lower() == "basic":
+                with contextlib.suppress(ValueError):
+                    name = base64.b64decode(secret.strip(), validate=True).decode("utf-8", "replace").partition(":")[0]
+            return User(re.sub(r"[^\w\-.@]", "_", name)[:64] or "forwarded", "admin", known=bool(given))
+        if self.anonymous:
+            return ANONYMOUS
+        raise Unauthorized("credentials are needed: Authorization: Bearer TOKEN", headers=self.challenge())
+
+    @staticmethod
+    def challenge() -> List[Tuple[str, str]]:
+        return [("WWW-Authenticate", 'Bearer realm="aurora_rest"')]
+
+
+class App:
+    """What a server serves. Subclasses answer; none of these may raise."""
+
+    def prepare(self, request: Request) -> None:
+        """Called in the reading thread before anything else: find the route, set `share`."""
+
+    def is_quick(self, request: Request) -> bool:
+        """Whether `handle` neither blocks nor takes long, so that the reading thread may call it."""
+        return False
+
+    def handle(self, request: Request) -> Union[Response, Later, Stream]:
+        raise NotImplementedError
+
+    def refuse(self, error: AuroraError) -> Response:
+        """The answer to what is no request, or cannot be taken."""
+        return error_response(error)
+
+    def finished(self, request: Optional[Request], peer: str, response: Response, size: int) -> None:
+        """Called when an answer was handed to the network, for the log and the metrics."""
+
+
+# --- watching -----------------------------------------------------------------------------------------------------------
+
+class Poller:
+    """Asks one question again and again while somebody waits for its answer to change, however many they are.
+
+    ask: called in a worker thread every `interval` seconds; tell: called with the answer, or with the AuroraError. The
+    poller ends `linger` seconds after the last waiter left.
+    """
+
+    def __init__(self, runner: Any, ask: Callable[[], Any], interval: float, linger: float = 0.0) -> None:
+        self.runner = runner
+        self.ask = ask
+        self.interval = interval
+        self.linger = linger
+        self.waiters = 0
+        self.ended = False
+        self._left = time.monotonic()
+        self._lock = threading.Lock()       # guards waiters and ended
+
+    def join(self) -> bool:
+        """One waiter more. False where the poller has ended."""
+        with self._lock:
+            if not self.ended:
+                self.waiters += 1
+            return not self.ended
+
+    def leave(self) -> None:
+        with self._lock:
+            self.waiters -= 1
+            self._left = time.monotonic()
+
+    def tell(self, answer: Any) -> None:
+        raise NotImplementedError
+
+    def start(self, seconds: float = 0.0) -> None:
+        self.runner.call_later(seconds, lambda: self.runner.run_in_worker(self._poll))
+
+    def _poll(self) -> None:
+        with self._lock:
+            if self.waiters <= 0 and time.monotonic() - self._left >= self.linger:
+                self.ended = True
+        if self.ended:
+            self.tell(None)
+            return
+        started = time.monotonic()
+        try:
+            answer = self.ask()
+        except AuroraError as error:
+            answer = error
+        self.tell(answer)
+        self.start(max(0.0, self.interval - (time.monotonic() - started)))
+
+
+class BlockingReads(Poller):
+    """Reads that wait until the answer's ETag is no longer the one they have."""
+
+    def __init__(self, runner: Any, ask: Callable[[], Any], interval: float) -> None:
+        super().__init__(runner, ask, interval)
+        self._waiting: List[Tuple[str, Later]] = []
+
+    def add(self, etag: str, later: Later) -> None:
+        with self._lock:
+            self._waiting.append((etag, later))
+
+    def remove(self, later: Later) -> None:
+        with self._lock:
+            before = len(self._waiting)
+            self._waiting = [pair for pair in self._waiting if pair[1] is not later]
+            gone = before - len(self._waiting)
+        for _ in range(gone):
+            self.leave()
+
+    def tell(self, answer: Any) -> None:
+        if not isinstance(answer, Response) or answer.status != 200:
+            return
+        for etag, later in list(self._waiting):
+            if etag != answer.etag:
+                later.resolve(answer)
+
+
+class Channel(Poller):
+    """The events of one watched thing: numbered, the last ones kept so that a caller can resume.
+
+    ask returns a list of (event name, plain data) that are new since it was last called, of which the first call's are
+    what there is already.
+    """
+    KEPT = 2000
+
+    def __init__(self, runner: Any, ask: Callable[[], List[Tuple[str, Any]]], interval: float) -> None:
+        super().__init__(runner, ask, interval, linger=30.0)
+        self.epoch = secrets.token_hex(4)
+        self._number = 0
+        self._history: Deque[Tuple[int, bytes]] = collections.deque(maxlen=self.KEPT)
+        self._sends: Dict[Callable[[bytes], None], bool] = {}
+        self._failing = False
+
+    def subscribe(self, send: Callable[[bytes], None], last_id: str) -> None:
+        """Send what came after `last_id`, a `gap` event where that is not known any more, and all that comes."""
+        epoch, _, number = last_id.partition("-")
+        with self._lock:
+            pieces = [b": welcome\nretry: 2000\n\n"]
+            start = int(number) if epoch == self.epoch and number.isdigit() else 0
+            if last_id and (epoch != self.epoch or (self._history and start < self._history[0][0] - 1)):
+                pieces.append(self._event("gap", {"reason": "the events since %s are not known any more" % last_id},
+                                          start))
+                start = 0
+            pieces += [data for at, data in self._history if at > start]
+            self._sends[send] = True
+            send(b"".join(pieces))
+
+    def unsubscribe(self, send: Callable[[bytes], None]) -> None:
+        with self._lock:
+            known = self._sends.pop(send, None)
+        if known:
+            self.leave()
+
+    def _event(self, name: str, plain: Any, number: int) -> bytes:
+        return ("id: %s-%d\nevent: %s\ndata: %s\n\n" % (self.epoch, number, name, json.dumps(plain))).encode()
+
+    def tell(self, answer: Any) -> None:
+        if isinstance(answer, AuroraError):
+            answer = [] if self._failing else [("error", {"code": answer.code, "errors": answer.messages})]
+            self._failing = True
+        elif answer is not None:
+            self._failing = False
+        with self._lock:
+            pieces = []
+            for name, plain in answer or ():
+                self._number += 1
+                data = self._event(name, plain, self._number)
+                self._history.append((self._number, data))
+                pieces.append(data)
+            sends = list(self._sends) if pieces else []
+            joined = b"".join(pieces)
+        for send in sends:
+            send(joined)
+
+    def beat(self) -> None:
+        """A comment line, so that neither side takes a silent stream for a dead one."""
+        for send in list(self._sends):
+            send(b": heartbeat\n\n")
+
+    def close(self, reason: str) -> None:
+        """A last event, then the end of every stream."""
+        with self._lock:
+            sends = list(self._sends)
+            self._sends.clear()
+        for send in sends:
+            send(("event: end\ndata: %s\n\n" % json.dumps({"reason": reason})).encode())
+            send(b"")
+
+
+class TaskChanges:
+    """What is new in the tasks and updates of a job or a role since the last look."""
+
+    def __init__(self, scheduler: Scheduler, query: Callable[[], Any], update_query: Callable[[], Any],
+                 authorization: Optional[str]) -> None:
+        self.scheduler = scheduler
+        self.query = query
+        self.update_query = update_query
+        self.authorization = authorization
+        self._tasks: Dict[str, Tuple[int, int]] = {}        # task id: (time of the newest event told, instance)
+        self._updates: Dict[str, Tuple[int, int]] = {}      # update id: times of the newest events told
+        self._first = True
+
+    def __call__(self) -> List[Tuple[str, Any]]:
+        response = self.scheduler.call("getTasksWithoutConfigs", self.query(), projection=projection("task changes"),
+                                       authorization=self.authorization)
+        events: List[Tuple[int, str, Any]] = []
+        seen = {}
+        for task in response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", ()):
+            assigned = task["assignedTask"]
+            identity, instance = assigned["taskId"], assigned.get("instanceId", 0)
+            told = self._tasks.get(identity, (-1, 0))[0]
+            history = task.get("taskEvents", ())
+            seen[identity] = (max([event["timestamp"] for event in history], default=told), instance)
+            fresh = [event for event in history if event["timestamp"] > told]
+            for event in fresh[-1:] if self._first else fresh:
+                plain = {"id": identity, "instance": instance, "job": assigned.get("task", {}).get("job"),
+                         "state": api.ScheduleStatus.name_of(event["status"]), "time": event["timestamp"],
+                         "message": event.get("message"), "host": assigned.get("slaveHost")}
+                events.append((event["timestamp"], "task", plain))
+        now = int(time.time() * 1000)
+        for identity in set(self._tasks) - set(seen):
+            events.append((now, "task", {"id": identity, "instance": self._tasks[identity][1], "state": "DELETED",
+                                         "time": now}))
+        self._tasks = seen
+        events += self._update_events()
+        self._first = False
+        return [(name, plain) for _, name, plain in sorted(events, key=lambda event: event[0])]
+
+    def _update_events(self) -> List[Tuple[int, str, Any]]:
+        response = self.scheduler.call("getJobUpdateDetails", None, self.update_query(),
+                                       authorization=self.authorization)
+        events: List[Tuple[int, str, Any]] = []
+        for details in response.result.getJobUpdateDetailsResult.detailsList or ():
+            key = details.update.summary.key
+            shared = {"update": key.id, "job": "%s/%s/%s" % (key.job.role, key.job.environment, key.job.name)}
+            told_status, told_instance = self._updates.get(key.id, (-1, -1))
+            fresh = [e for e in details.updateEvents or () if e.timestampMs > told_status]
+            for event in fresh[-1:] if self._first else fresh:
+                events.append((event.timestampMs, "update", dict(
+                    shared, state=api.JobUpdateStatus.name_of(event.status), time=event.timestampMs, user=event.user,
+                    message=event.message)))
+            if not self._first:
+                for event in details.instanceEvents or ():
+                    if event.timestampMs > told_instance:
+                        events.append((event.timestampMs, "instance", dict(
+                            shared, instance=event.instanceId, time=event.timestampMs,
+                            action=api.JobUpdateAction.name_of(event.action), message=event.message)))
+            self._updates[key.id] = (
+                max([e.timestampMs for e in details.updateEvents or ()], default=told_status),
+                max([e.timestampMs for e in details.instanceEvents or ()], default=told_instance))
+        return events
+
+
+# --- the service and its route table ------------------------------------------------------------------------------------
+
+class Param(NamedTuple):
+    """A query parameter: how it is read, what it means. kind: a JSON type, or "instances", "states", "update states"."""
+    kind: str
+    help: str
+    least: Optional[float] = None
+    most: Optional[float] = None
+    choices: Tuple[str, ...] = ()
+    example: str = ""
+
+
+PARAMS: Dict[str, Param] = {
+    "shards": Param("instances", "instances: 1,3-5; repeatable; all if absent", example="0-2"),
+    "instances": Param("instances", "the same as shards", example="0,2"),
+    "bind": Param("strings", "NAME=VALUE for {{NAME}} in the configuration; repeatable", example="version=2"),
+    "message": Param("string", "a sentence for the scheduler's audit trail"),
+    "wait": Param("number", "seconds to wait for the outcome, or with If-None-Match for a change", 0),
+    "dry_run": Param("boolean", "do everything but the scheduler's write call, and tell what it would be"),
+    "limit": Param("integer", "how many at the most", 1, 1 << 30),
+    "offset": Param("integer", "how many to leave out first", 0, 1 << 30),
+    "detail": Param("boolean", "with the summary of each"),
+    "role": Param("string", "only these roles; a glob", example="www-*"),
+    "environment": Param("string", "only these environments; a glob", example="prod"),
+    "name": Param("string", "only these names; a glob", example="hello*"),
+    "host": Param("strings", "only on this host; repeatable"),
+    "state": Param("states", "only in this state; repeatable; active and terminal stand for several", example="RUNNING"),
+    "status": Param("update states", "only updates in this state; repeatable; active, paused, failed, succeeded … stand for "
+                    "several", example="active"),
+    "user": Param("string", "only those started by this user"),
+    "batch_size": Param("string", "instances at once; all for all", example="1"),
+    "watch_secs": Param("number", "how long a new task has to run, in seconds", 0, 86400),
+    "max_per_instance_failures": Param("integer", "failures that one instance may have", 0, 1000),
+    "max_total_failures": Param("integer", "instances that may fail", 0, MAX_TASKS_PER_JOB),
+    "time_limit": Param("number", "seconds that one batch, or what is waited for, may take", 1, 604800),
+    "count": Param("integer", "how many instances", 1, MAX_TASKS_PER_JOB, example="2"),
+    "to": Param("integer", "how many instances the job is to have; instances=N means the same", 0, MAX_TASKS_PER_JOB),
+    "like": Param("integer", "the instance whose configuration new ones get", 0, MAX_TASKS_PER_JOB - 1),
+    "percentile": Param("numbers", "percent of the instances; repeatable", 0, 100, example="95"),
+    "duration": Param("durations", "a time such as 10m, 1h, 7d; repeatable", example="10m"),
+    "percentage": Param("number", "percent of the instances that stay up", 0, 100),
+    "seconds": Param("number", "how long they have to be up, in seconds", 0, 1e9),
+    "min_instances": Param("integer", "smaller jobs do not count", 1, MAX_TASKS_PER_JOB),
+    "count_up": Param("integer", "instances that stay up, instead of a percentage", 0, MAX_TASKS_PER_JOB),
+    "coordinator": Param("string", "the URL of a coordinator that decides, instead of a percentage"),
+    "timeout": Param("integer", "seconds after which hosts are drained whatever the SLA", 0, 1 << 31),
+    "kind": Param("string", "which reconciliation", choices=("implicit", "explicit")),
+    "batch": Param("integer", "tasks at once", 1, 1 << 30),
+    "to_state": Param("string", "the state to force", choices=tuple(api.ScheduleStatus.values)),
+    "increase": Param("boolean", "add to the quota instead of replacing it"),
+    "force": Param("boolean", "do it although a check speaks against it"),
+}
+_DURATION = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_UPDATE_GROUPS = {
+    "active": tuple(api.JobUpdateStatus.names[each] for each in api.ACTIVE_JOB_UPDATE_STATES),
+    "inactive": ("ROLLED_FORWARD", "ROLLED_BACK", "ABORTED", "ERROR", "FAILED"), "all": tuple(api.JobUpdateStatus.values),
+    "blocked": ("ROLL_FORWARD_AWAITING_PULSE", "ROLL_BACK_AWAITING_PULSE"), "failed": ("ERROR", "FAILED", "ROLLED_BACK"),
+    "paused": ("ROLL_FORWARD_PAUSED", "ROLL_BACK_PAUSED"), "succeeded": ("ROLLED_FORWARD",)}
+_STATE_GROUPS = {"active": tuple(api.ScheduleStatus.names[each] for each in api.ACTIVE_STATES),
+                 "live": tuple(api.ScheduleStatus.names[each] for each in api.LIVE_STATES),
+                 "terminal": tuple(api.ScheduleStatus.names[each] for each in api.TERMINAL_STATES)}
+
+
+def read_param(name: str, values: Sequence[str]) -> Any:
+    """The parameter's value from its texts in the query. Raises BadRequest."""
+    param = PARAMS[name]
+    if param.kind == "instances":
+        return parse_instances(values)
+    if param.kind == "strings":
+        return list(values)
+    if param.kind in ("states", "update states"):
+        enum, groups = ((api.ScheduleStatus, _STATE_GROUPS) if param.kind == "states" else
+                        (api.JobUpdateStatus, _UPDATE_GROUPS))
+        found: Set[int] = set()
+        for each in [part.strip() for value in values for part in value.split(",")]:
+            members = groups.get(each.lower(), (each.upper(),))
+            if members[0] not in enum.values:
+                raise BadRequest("%s=%s: expected one of %s" % (name, each, ", ".join(sorted(groups) + sorted(enum.values))))
+            found.update(enum.values[member] for member in members)
+        return found
+    if param.kind in ("numbers", "durations"):
+        return [_read_one(name, param, each) for value in values for each in value.split(",")]
+    if len(values) > 1:
+        raise BadRequest("the parameter %s is given twice" % name)
+    return _read_one(name, param, values[0])
+
+
+def _read_one(name: str, param: Param, text: str) -> Any:
+    value: Any = text
+    if param.kind == "boolean":
+        if text.lower() not in ("1", "true", "0", "false"):
+            raise BadRequest("%s=%s: expected 1 or 0" % (name, text))
+        return text.lower() in ("1", "true")
+    if param.kind == "durations":
+        match = re.fullmatch(r"(\d{1,9})([smhd]?)", text)
+        if not match:
+            raise BadRequest("%s=%s: expected a time such as 30s, 10m, 1h, 7d" % (name, text))
+        return int(match.group(1)) * _DURATION[match.group(2) or "s"]
+    if param.kind == "integer":
+        if not re.fullmatch(r"-?\d{1,18}", text, re.ASCII):
+            raise BadRequest("%s=%s: expected a whole number" % (name, text))
+        value = int(text)
+    elif param.kind in ("number", "numbers"):
+        if not re.fullmatch(r"-?\d{1,18}(\.\d{1,18})?", text, re.ASCII):
+            raise BadRequest("%s=%s: expected a number" % (name, text))
+        value = float(text)
+    if param.least is not None and value < param.least or param.most is not None and value > param.most:
+        raise BadRequest("%s=%s: expected %g to %g" % (name, text, param.least or 0, param.most or math.inf))
+    if param.choices and value not in param.choices:
+        raise BadRequest("%s=%s: expected one of %s" % (name, text, ", ".join(param.choices)))
+    return value
+
+
+class Route(NamedTuple):
+    """One row of the route table. path: a template, {key} for cluster, role, environment and name; access: the level a
+    caller needs; body: "" or what kind of body the call takes; answers: status → what it says."""
+    method: str
+    path: str
+    handler: Callable[["Call"], Any]
+    access: str
+    params: Tuple[str, ...]
+    body: str
+    answers: Dict[int, str]
+    group: str
+
+    @property
+    def name(self) -> str:
+        return self.handler.__name__
+
+    @property
+    def summary(self) -> str:
+        return (self.handler.__doc__ or "").strip().split("\n")[0]
+
+
+ROUTES: List[Route] = []
+_GROUPS = ("run", "watch", "change", "fix", "operate", "server")
+_SEGMENTS = {"hosts": r"[\w\-.,:]+"}      # path parameters that are not identifiers
+_WRITES = ("PUT", "POST", "DELETE")
+
+
+def route(method: str, path: str, group: str, access: str = "", params: str = "", body: str = "",
+          **answers: str) -> Callable[[Callable[["Call"], Any]], Callable[["Call"], Any]]:
+    """Put a handler into the route table. answers: status code, after an `a`, → what it says."""
+    assert group in _GROUPS and all(param in PARAMS for param in params.split())
+    level = access or ("read" if method == "GET" else "write")
+    named = params.split()
+    if method in _WRITES and level != "read":
+        named += ["message", "dry_run"]
+    elif method == "GET" and path.startswith("/alpha/") and not path.endswith("/events"):
+        named.append("wait")
+
+    def put(handler: Callable[["Call"], Any]) -> Callable[["Call"], Any]:
+        ROUTES.append(Route(method, path, handler, level, tuple(dict.fromkeys(named)), body,
+                            {int(code[1:]): text for code, text in answers.items()} or {200: "done"}, group))
+        return handler
+    return put
+
+
+@lru_cache(maxsize=None)
+def _patterns(count: int) -> List[Tuple[Any, Dict[str, Route]]]:
+    """(compiled path, method → route) of the first `count` routes, made once when the table is complete."""
+    made: Dict[str, Tuple[Any, Dict[str, Route]]] = {}
+    for each in ROUTES[:count]:
+        text = each.path.replace("{key}", "{cluster}/{role}/{environment}/{name}")
+        text = re.sub(r"^/alpha/jobs?/", "/alpha/jobs?/", text)
+        text = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", text.replace(".", r"\."))
+        made.setdefault(text, (re.compile(text), {}))[1][each.method] = each
+    # Words before placeholders, so that /updates is not taken for the name of an environment.
+    return sorted(made.values(), key=lambda pair: pair[0].pattern.count("("))
+
+
+@lru_cache(maxsize=2048)
+def _match(path: str) -> Tuple[Dict[str, Route], Dict[str, str]]:
+    """(method → route, path arguments) for a path. Raises NotFound, BadRequest."""
+    for pattern, methods in _patterns(len(ROUTES)):
+        found = pattern.fullmatch(path)
+        if found:
+            arguments = {name: decode_percent(text) for name, text in found.groupdict().items()}
+            for name, text in arguments.items():
+                if not re.fullmatch(_SEGMENTS.get(name, IDENTIFIER.pattern), text, re.ASCII) or text in (".", "..") or (
+                        len(text) > MAX_IDENTIFIER and name != "hosts"):
+                    raise BadRequest("%r is not a valid %s: letters, digits, _ - . and at most %d of them" % (
+                        text[:80], name, MAX_IDENTIFIER))
+            return methods, arguments
+    raise NotFound("there is nothing at this path; /openapi.json describes what there is")
+
+
+class _DryRun(Exception):
+    """The write call that would have been made."""
+
+    def __init__(self, method: str, arguments: Any, **more: Any) -> None:
+        super().__init__(method)
+        self.would = dict(more, call=method, arguments=arguments.to_plain())
+
+
+class Call:
+    """One request on its way through a handler: its typed parameters, its scheduler, its job."""
+
+    def __init__(self, service: "Service", request: Request) -> None:
+        self.service = service
+        self.request = request
+        self.args = request.args
+        self.params: Dict[str, Any] = {}
+        self.notes: Dict[str, Any] = {}     # what a dry run tells besides the call
+
+    def read_params(self) -> None:
+        """Check and convert the query. Raises BadRequest: a misspelt shards= must not mean all instances."""
+        known = self.request.route.params
+        given: Dict[str, List[str]] = {}
+        for name, value in self.request.query:
+            given.setdefault("to" if name == "instances" and "to" in known else name, []).append(value)
+        for name, values in given.items():
+            if name not in known:
+                raise BadRequest("unknown parameter %s; this call knows %s" % (
+                    name[:80], ", ".join(sorted(known)) or "none"))
+            self.params[name] = read_param(name, values)
+        if "shards" in self.params and "instances" in self.params:
+            self.params["shards"] = sorted(set(self.params["shards"]) | set(self.params["instances"]))
+        if "wait" in self.params:
+            most = self.service.limits["wait"]
+            if self.params["wait"] > most:
+                raise BadRequest("wait=%g: at most %g" % (self.params["wait"], most))
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.params.get(name, default)
+
+    @property
+    def shards(self) -> List[int]:
+        return self.params.get("shards", self.params.get("instances", []))
+
+    @property
+    def user(self) -> User:
+        return self.request.user
+
+    @property
+    def scheduler(self) -> Scheduler:
+        return self.service.clusters[self.args["cluster"]]
+
+    @property
+    def key(self) -> Key:
+        return Key(*(self.args[name] for name in Key._fields))
+
+    @property
+    def auth(self) -> Optional[str]:
+        return self.request.authorization
+
+    @property
+    def message(self) -> Optional[str]:
+        """The caller's message for the scheduler's audit trail, with the caller's name where it is known."""
+        given = self.get("message")
+        if not self.user.known:
+            return given
+        return "%s (%s)" % (given, self.user.name) if given else "by " + self.user.name
+
+    def read(self, method: str, *arguments: Any, **named: Any) -> Any:
+        """The Response of a read."""
+        return self.scheduler.call(method, *arguments, authorization=self.auth, **named)
+
+    def write(self, method: str, *arguments: Any) -> Any:
+        """The Response of a write. Raises _DryRun instead where the caller asked for one."""
+        self.intend(method, *arguments)
+        return self.scheduler.call(method, *arguments, authorization=self.auth)
+
+    def intend(self, method: str, *arguments: Any) -> None:
+        """Stop here where the caller asked for a dry run."""
+        if self.get("dry_run"):
+            raise _DryRun(method, api.method(method).arguments(*arguments), **self.notes)
+
+    def success(self, status: int = 200, headers: Iterable[Tuple[str, str]] = (), **fields: Any) -> Response:
+        return Response(status, dict({"status": "success"}, **fields), headers=headers)
+
+    def job_success(self, status: int, headers: Iterable[Tuple[str, str]] = (), **fields: Any) -> Response:
+        """The body that the original calls on one job share."""
+        key = str(self.key)
+        return self.success(status, headers, **dict({"key": key, "count": 1, "job": key}, **fields))
+
+    def files(self) -> Tuple[Dict[str, str], bool]:
+        """The configuration files in the body, the first the root; whether it is a JSON job. Raises BadRequest."""
+        request = self.request
+        body = request.body
+        coding = request.headers.get("content-encoding", "identity").lower()
+        if coding == "gzip":
+            body = _gunzip(body, int(self.service.limits["body"]))
+        elif coding != "identity":
+            raise UnsupportedMedia("the content encoding %s is not understood; gzip is" % coding)
+        kind, options = parse_content_type(request.headers.get("content-type", ""))
+        if kind == "multipart/form-data":
+            files = parse_multipart(body, options.get("boundary", ""))
+            if not files:
+                raise BadRequest("the multipart body holds no file")
+        else:
+            files = {"job.json" if kind == JSON_TYPE else "job.aurora": body}
+        if not any(each.strip() for each in files.values()) and kind != "multipart/form-data" and not body:
+            raise InvalidConfig("the body is empty; it has to be an .aurora file, or a JSON job as application/json")
+        texts = {}
+        for name, data in files.items():
+            try:
+                texts[name] = data.decode("utf-8-sig")
+            except UnicodeDecodeError:
+                raise InvalidConfig("%s is not UTF-8" % name) from None
+            if "\0" in texts[name]:
+                raise InvalidConfig("%s has NUL characters" % name)
+        return texts, kind == JSON_TYPE or next(iter(files)).endswith(".json")
+
+    def job(self) -> Job:
+        """The job that the body describes, for the key in the URL. Raises InvalidConfig."""
+        files, is_json = self.files()
+        bindings = []
+        for each in self.get("bind", []):
+            name, equals, value = each.partition("=")
+            if not equals:
+                raise BadRequest("bind=%s: expected bind=NAME=VALUE" % each[:80])
+            bindings.append((name, value))
+        cluster = self.service.clusters.pair(self.args["cluster"])[0]
+        user = self.user.name if self.user.known else None
+        return load_job(files, str(self.key), user=user, is_json=is_json, bindings=bindings,
+                        tiers=self.service.tiers(self.scheduler, self.auth), docker_registry=cluster.docker_registry,
+                        evaluator=self.service.evaluator)
+
+    def json_body(self) -> Any:
+        """The body as JSON. Raises BadRequest, UnsupportedMedia."""
+        kind, _ = parse_content_type(self.request.headers.get("content-type", JSON_TYPE))
+        if kind not in (JSON_TYPE, "application/x-www-form-urlencoded") or "content-encoding" in self.request.headers:
+            raise UnsupportedMedia("the body has to be application/json")
+        return parse_json(self.request.body) if self.request.body.strip() else {}
+
+    def start(self, kind: str, total: int, work: Callable[[Operation], None]) -> Operation:
+        key = str(self.key) if "name" in self.args else "/".join(self.args.values())
+        return self.service.operations.start(Operation(kind, key, self.user.name, total), work)
+
+    def await_operation(self, operation: Operation, answer: Callable[[], Response]) -> Union[Response, Later]:
+        """`answer` now, or, where the caller waits, when the operation has ended or the time is up."""
+        seconds = self.get("wait")
+        if not seconds or operation.state != "running":
+            return answer()
+        later = Later(seconds, answer)
+
+        def changed() -> None:
+            if operation.state != "running":
+                operation.forget(changed)
+                later.resolve(answer())
+        later.gone = lambda: operation.forget(changed)
+        operation.listen(changed)
+        changed()
+        return later
+
+
+def parse_json(data: bytes) -> Any:
+    """Strict JSON: UTF-8, no NaN, no name twice. Raises BadRequest."""
+    def pairs(items: List[Tuple[str, Any]]) -> Dict[str, Any]:
+        made = dict(items)
+        if len(made) < len(items):
+            raise ValueError("a name occurs twice in one object")
+        return made
+
+    def constant(text: str) -> Any:
+        raise ValueError("%s is not JSON" % text)
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
+    except RecursionError:
+        raise BadRequest("the body is nested too deeply") from None
+    except ValueError as error:
+        raise BadRequest("the body is not JSON: %s" % error) from None
+
+
+def _gunzip(data: bytes, limit: int) -> bytes:
+    import zlib
+    decoder = zlib.decompressobj(31)
+    try:
+        made = decoder.decompress(data, limit + 1)
+    except zlib.error:
+        raise BadRequest("the body is not gzip, as its content encoding says") from None
+    if len(made) > limit:
+        raise BodyTooLarge("the body is larger than %d bytes" % limit)
+    if not decoder.eof:
+        raise BadRequest("the gzip body is not whole")
+    return made
+
+
+def parse_content_type(text: str) -> Tuple[str, Dict[str, str]]:
+    """Media type and parameters, names in lower case."""
+    kind, _, rest = text.partition(";")
+    options = {name.lower(): quoted.replace('\\"', '"') or plain for name, quoted, plain in
+               re.findall(r'([\w\-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))', rest)}
+    return kind.strip().lower(), options
+
+
+def parse_multipart(data: bytes, boundary: str) -> Dict[str, bytes]:
+    """The files of a multipart/form-data body by name, in their order. Raises BadRequest."""
+    if not boundary or len(boundary) > 200:
+        raise BadRequest("multipart/form-data needs a boundary")
+    mark = b"--" + boundary.encode("latin-1", "replace")
+    parts = (b"\r\n" + data).split(b"\r\n" + mark)
+    if len(parts) < 2 or not parts[-1].startswith(b"--"):
+        raise BadRequest("the multipart body does not end with its boundary")
+    if len(parts) > 300:
+        raise BadRequest("more than 300 files")
+    files: Dict[str, bytes] = {}
+    for part in parts[1:-1]:
+        head, blank, content = part.partition(b"\r\n\r\n")
+        match = re.search(rb'content-disposition:[^\r\n]*?[;\s]filename="((?:[^"\\\r\n]|\\.)*)"', head, re.IGNORECASE) or (
+            re.search(rb'content-disposition:[^\r\n]*?[;\s]name="((?:[^"\\\r\n]|\\.)*)"', head, re.IGNORECASE))
+        if not blank or not match:
+            raise BadRequest("a part of the multipart body has no file name")
+        name = match.group(1).replace(b'\\"', b'"').decode("utf-8", "replace")
+        path = os.path.normpath(name.replace("\\", "/"))
+        if path.startswith(("/", "..")) or "\0" in path:
+            raise BadRequest("the file name %r reaches outside" % name[:80])
+        if path in files:
+            raise BadRequest("the file %r is sent twice" % name[:80])
+        files[path] = content
+    return files
+
+
+class Service(App):
+    """All that handlers share: clusters, evaluator, operations, watchers, limits, who may do what.
+
+    runner: the HttpServer, for its timers and threads; set when there is one.
+    """
+
+    def __init__(self, clusters: Clusters, evaluator: Evaluator, access: Access = Access(),
+                 limits: Optional[Dict[str, float]] = None, log: Callable[[str], None] = lambda line: None,
+                 poll_interval: float = 1.0, cors: Sequence[str] = (), hosts: Sequence[str] = (),
+                 loopback: bool = True, access_log: bool = True) -> None:
+        self.clusters = clusters
+        self.evaluator = evaluator
+        self.access = access
+        self.limits = dict({name: limit.default for name, limit in LIMITS.items()}, **(limits or {}))
+        self.log = log
+        self.access_log = access_log
+        self.poll_interval = poll_interval
+        self.cors = frozenset(cors)
+        self.hosts = frozenset(hosts)
+        self.loopback = loopback
+        self.draining = False
+        self.started = time.time()
+        self.operations = Operations(int(self.limits["operations"]), int(self.limits["kept_operations"]))
+        self.metrics = Metrics()
+        self.runner: Any = None
+        self._lock = threading.Lock()       # guards _tiers, _channels, _blocking, _answers
+        self._tiers: Dict[Scheduler, Tuple[float, Dict[str, Any]]] = {}
+        self._channels: Dict[Any, Channel] = {}
+        self._blocking: Dict[Any, BlockingReads] = {}
+        self._answers: "collections.OrderedDict[Any, Any]" = collections.OrderedDict()
+        self._declare_metrics()
+        for scheduler in clusters.schedulers():
+            scheduler.observe = partial(self._observe_call, scheduler)
+
+    # before and after the handler
+
+    def prepare(self, request: Request) -> None:
+        method = "GET" if request.method == "HEAD" else request.method
+        try:
+            routes, arguments = _match(request.path)
+            request.args = arguments
+            if method == "OPTIONS":
+                request.route = routes
+                return
+            chosen = routes.get(method)
+            if chosen is None:
+                if method not in METHODS:
+                    raise NotImplementedHere("the method %s is not implemented" % method)
+                raise MethodNotAllowed("%s is not possible here; possible: %s" % (method, _allowed(routes)),
+                                       headers=[("Allow", _allowed(routes))])
+            request.route = chosen
+        except AuroraError as error:
+            if method == "OPTIONS" and request.path == "*":
+                request.route = {each: None for each in ("GET", "PUT", "POST", "DELETE")}
+                return
+            request.route = error
+            return
+        headers = request.headers
+        if chosen.method == "GET" and chosen.access == "read" and not chosen.path.endswith("/events"):
+            request.share = (request.path, request.raw_query, headers.get("authorization"), headers.get("host"),
+                             headers.get("origin"), request.certificate,
+                             headers.get("if-none-match") if "wait=" in request.raw_query else None)
+
+    _QUICK = frozenset(["get_version", "get_health", "get_openapi", "get_page"])
+
+    def is_quick(self, request: Request) -> bool:
+        chosen = request.route
+        return not isinstance(chosen, Route) or chosen.name in self._QUICK
+
+    def handle(self, request: Request) -> Union[Response, Later, Stream]:
+        chosen = request.route
+        try:
+            if isinstance(chosen, AuroraError):
+                raise chosen
+            self._check_origin(request)
+            if isinstance(chosen, dict):
+                return self._with_cors(request, Response(204, body=b"", headers=[("Allow", _allowed(chosen))]))
+            answer = self._authorized(request, chosen)
+        except AuroraError as error:
+            answer = self._failure(request, error)
+        except Exception as error:      # a defect of ours: one line, and no traceback to the caller
+            self.log("error id=%s %s: %s at %s" % (request.id, type(error).__name__, error, _place(error)))
+            answer = self._failure(request, AuroraError("an internal error; the log has more under the request id",
+                                                        code="INTERNAL"))
+        return self._with_cors(request, answer) if isinstance(answer, Response) else answer
+
+    def _authorized(self, request: Request, chosen: Route) -> Union[Response, Later, Stream]:
+        if chosen.path.startswith("/alpha/") and chosen.name != "get_version":
+            request.user = self.access.user(request)
+            level = chosen.access
+            if "method" in request.args:
+                level = self.rpc_access(request.args["method"])
+            self._require(request.user, level, request.args.get("role"))
+        else:
+            request.user = ANONYMOUS
+        if self.draining and chosen.method in _WRITES:
+            raise ShuttingDown("this server is stopping; try another", headers=[("Retry-After", "5")])
+        call = Call(self, request)
+        call.read_params()
+        if request.body and not chosen.body:
+            raise BadRequest("this call takes no body")
+        given = request.headers.get("idempotency-key")
+        if given and chosen.method in ("PUT", "POST") and chosen.access != "read":
+            return self._once(given, request, lambda: self._run(call, chosen))
+        answer = self._run(call, chosen)
+        etag = request.headers.get("if-none-match")
+        if chosen.method == "GET" and call.get("wait") and etag and isinstance(answer, Response) and (
+                answer.status == 200 and answer.etag == etag):
+            return self._block(request, call, chosen, answer)
+        return answer
+
+    def _run(self, call: Call, chosen: Route) -> Union[Response, Later, Stream]:
+        outcome: Any = "failed"
+        try:
+            answer = chosen.handler(call)
+            outcome = answer.status if isinstance(answer, Response) else 200
+            return answer
+        except _DryRun as dry:
+            outcome = "dry run"
+            return call.success(200, key=self._key_of(call.request), dry_run=True, would=dry.would)
+        except AuroraError as error:
+            outcome = error.code
+            raise
+        finally:
+            if chosen.access != "read" or chosen.name == "post_rpc":
+                self.log("audit id=%s user=%s peer=%s did=%s key=%s outcome=%s" % (
+                    call.request.id, call.user.name, call.request.peer, chosen.name,
+                    self._key_of(call.request) or "-", outcome))
+
+    @staticmethod
+    def _require(user: User, level: str, role: Optional[str]) -> None:
+        if not user.may(level, role):
+            raise Forbidden("%s may not do this: it needs %s access%s" % (
+                user.name, level, " to role " + role if role and level != "read" else ""))
+
+    @staticmethod
+    def rpc_access(method: str) -> str:
+        try:
+            return api.method(method).access
+        except KeyError:
+            raise NotFound("there is no Thrift method %s" % method) from None
+
+    @staticmethod
+    def _key_of(request: Request) -> Optional[str]:
+        args = request.args
+        parts = [args[name] for name in ("cluster", "role", "environment", "name") if name in args]
+        return "/".join(parts) or None
+
+    def _failure(self, request: Request, error: AuroraError) -> Response:
+        return self._with_cors(request, error_response(error, self._key_of(request)))
+
+    def refuse(self, error: AuroraError) -> Response:
+        return error_response(error)
+
+    def _check_origin(self, request: Request) -> None:
+        """Browsers send foreign pages' writes with an Origin, and rebound names with a foreign Host."""
+        host = request.headers.get("host", "")
+        name = re.sub(r":\d*$", "", host).lower()
+        if self.loopback and host and name not in ("localhost", "127.0.0.1", "[::1]") and name not in self.hosts:
+            raise Misdirected("the host %r is not this server's; --host-name NAME adds one" % host[:80])
+        origin = request.headers.get("origin")
+        if origin is None or request.method in ("GET", "HEAD", "OPTIONS") or origin in self.cors:
+            return
+        scheme = "https" if request.secure else "http"
+        if origin != "%s://%s" % (scheme, host) and origin not in ("http://" + host, "https://" + host):
+            raise Forbidden("requests from the origin %r may not change anything here; --cors ORIGIN allows one" %
+                            origin[:80])
+
+    def _with_cors(self, request: Request, response: Response) -> Response:
+        origin = request.headers.get("origin")
+        if origin is not None and origin in self.cors and not any(n == "Access-Control-Allow-Origin"
+                                                                  for n, _ in response.headers):
+            response.headers += [
+                ("Access-Control-Allow-Origin", origin), ("Vary", "Origin"),
+                ("Access-Control-Allow-Methods", "GET, HEAD, PUT, POST, DELETE"), ("Access-Control-Max-Age", "600"),
+                ("Access-Control-Allow-Headers", "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, "
+                 "Last-Event-ID, X-Request-Id"),
+                ("Access-Control-Expose-Headers", "ETag, Location, Retry-After, X-Request-Id")]
+        return response
+
+    def finished(self, request: Optional[Request], peer: str, response: Response, size: int) -> None:
+        named = request.route.name if request and isinstance(request.route, Route) else "-"
+        method = request.method if request and request.method in METHODS else "-"
+        seconds = time.monotonic() - request.started if request else 0.0
+        self.metrics.count("aurora_rest_http_requests_total", named, method, str(response.status))
+        self.metrics.observe("aurora_rest_http_request_duration_seconds", seconds, named)
+        if response.status >= 400 and response.code:
+            self.metrics.count("aurora_rest_refused_total", response.code)
+        if self.access_log:
+            user = request.user.name if request and request.user else "-"
+            path = request.path if request else "-"
+            self.log("access id=%s peer=%s user=%s %s %s route=%s status=%d bytes=%d ms=%.1f" % (
+                request.id if request else "-", peer, user, method, path[:512], named, response.status, size,
+                seconds * 1000))
+
+    # shared state of handlers
+
+    def tiers(self, scheduler: Scheduler, authorization: Optional[str] = None) -> Dict[str, Any]:
+        """The scheduler's tiers as plain JSON, asked for at most every thirty seconds."""
+        with self._lock:
+            known = self._tiers.get(scheduler)
+        if known is None or time.monotonic() - known[0] > 30:
+            response = scheduler.call("getTierConfigs", authorization=authorization)
+            plain = response.result.getTierConfigResult.to_plain()
+            # In Aurora's own order of preference: preemptible last among those that match is what its client picks.
+            plain["tiers"].sort(key=lambda tier: ("preferred", "preemptible", "revocable").index(tier["name"])
+                                if tier["name"] in ("preferred", "preemptible", "revocable") else 3)
+            known = (time.monotonic(), plain)
+            with self._lock:
+                self._tiers[scheduler] = known
+        return known[1]
+
+    def _watchers(self) -> int:
+        return sum(each.waiters for each in list(self._channels.values()) + list(self._blocking.values()))
+
+    def _check_watchers(self) -> None:
+        if self._watchers() >= self.limits["watchers"]:
+            raise Overloaded("%d streams are open already" % self.limits["watchers"], headers=[("Retry-After", "10")])
+
+    def _block(self, request: Request, call: Call, chosen: Route, answer: Response) -> Union[Response, Later]:
+        """A read that waits for a change: all that ask for the same wait on one poller."""
+        self._check_watchers()
+        later = Later(call.get("wait"), lambda: answer)
+        key = request.share[:-1] if request.share else request.id
+        query = "&".join(pair for pair in request.raw_query.split("&") if not pair.startswith("wait="))
+        key = (key[0], query) + key[2:] if request.share else key
+        with self._lock:
+            poller = self._blocking.get(key)
+            if poller is None or not poller.join():
+                poller = BlockingReads(self.runner, lambda: self._run(call, chosen), self.poll_interval)
+                poller.join()
+                self._blocking[key] = poller
+                poller.start(self.poll_interval)
+            self._blocking = {k: p for k, p in self._blocking.items() if not p.ended}
+        poller.add(answer.etag, later)
+        done = poller
+
+        def expired() -> Response:
+            done.remove(later)
+            return answer
+        later.expired = expired
+        later.gone = lambda: done.remove(later)
+        resolve = later.resolve
+
+        def resolved(changed: Response) -> None:
+            done.remove(later)
+            resolve(self._with_cors(request, changed))
+        later.resolve = resolved        # type: ignore[method-assign]
+        return later
+
+    def channel(self, key: Any, make: Callable[[], Callable[[], List[Tuple[str, Any]]]]) -> Channel:
+        """The channel of a watched thing, joined; made and started on first use."""
+        self._check_watchers()
+        with self._lock:
+            found = self._channels.get(key)
+            if found is None or not found.join():
+                found = Channel(self.runner, make(), self.poll_interval)
+                found.join()
+                self._channels = {k: c for k, c in self._channels.items() if not c.ended}
+                self._channels[key] = found
+                found.start()
+        return found
+
+    def stream(self, channel: Channel, last_id: str) -> Stream:
+        sends: List[Callable[[bytes], None]] = []
+
+        def subscribe(send: Callable[[bytes], None]) -> None:
+            sends.append(send)
+            channel.subscribe(send, last_id)
+        return Stream(subscribe, lambda: [channel.unsubscribe(send) for send in sends] and None)
+
+    def beat(self) -> None:
+        """Every fifteen seconds: keep streams alive, let idle evaluators go."""
+        for channel in list(self._channels.values()):
+            channel.beat()
+        self.runner.run_in_worker(self.evaluator.shrink)
+        self.runner.call_later(15.0, self.beat)
+
+    def close_streams(self) -> None:
+        for channel in list(self._channels.values()):
+            channel.close("the server is stopping")
+
+    def _once(self, given: str, request: Request, run: Callable[[], Any]) -> Union[Response, Later, Stream]:
+        """Run a write once for its Idempotency-Key; later ones get the first answer."""
+        if not re.fullmatch(r"[\x21-\x7e]{1,255}", given):
+            raise BadRequest("an Idempotency-Key has 1 to 255 visible characters")
+        slot = (request.user.name, request.headers.get("authorization"), given)
+        print_ = hashlib.sha256("\0".join((request.method, request.path, request.raw_query, request.headers.get(
+            "content-type", ""))).encode() + b"\0" + request.body).digest()
+        now = time.time()
+        with self._lock:
+            while self._answers and (len(self._answers) > self.limits["idempotency_keys"] or
+                                     now - next(iter(self._answers.values()))[1] > 86400):
+                self._answers.popitem(last=False)
+            known = self._answers.get(slot)
+            if known is None:
+                waiting: List[Later] = []
+                self._answers[slot] = [print_, now, None, waiting]
+        if known is not None:
+            if known[0] != print_:
+                raise Unprocessable("this Idempotency-Key was used for another request", code="IDEMPOTENCY_KEY_REUSED")
+            later = Later(self.limits["wait"], lambda: self.refuse(Conflict(
+                "the first request with this Idempotency-Key is still under way")))
+            with self._lock:
+                if known[2] is None:
+                    known[3].append(later)
+                    return later
+            return self._replayed(known[2])
+
+        def settle(response: Response) -> None:
+            with self._lock:
+                entry = self._answers.get(slot)
+                # What was refused for the moment may be tried again with the same key.
+                if response.status in (401, 403, 503) and entry is not None:
+                    del self._answers[slot]
+                elif entry is not None:
+                    entry[2] = response
+            for each in waiting:
+                each.resolve(self._replayed(response))
+        try:
+            answer = run()
+        except AuroraError as error:
+            settle(error_response(error, self._key_of(request)))
+            raise
+        except BaseException:
+            with self._lock:
+                self._answers.pop(slot, None)
+            raise
+        if isinstance(answer, Response):
+            settle(answer)
+        elif isinstance(answer, Later):
+            resolve = answer.resolve
+
+            def resolved(response: Response) -> None:
+                settle(response)
+                resolve(response)
+            answer.resolve = resolved       # type: ignore[method-assign]
+        return answer
+
+    @staticmethod
+    def _replayed(response: Response) -> Response:
+        return Response(response.status, response.plain, response.body, response.content_type,
+                        [(n, v) for n, v in response.headers if not n.startswith("Access-Control")] +
+                        [("Idempotency-Replayed", "true")], code=response.code)
+
+    # metrics
+
+    def _declare_metrics(self) -> None:
+        metrics = self.metrics
+        metrics.declare("aurora_rest_http_requests_total", "counter", "HTTP requests answered.", "route", "method", "code")
+        metrics.declare("aurora_rest_http_request_duration_seconds", "histogram", "Time to answer a request.", "route")
+        metrics.declare("aurora_rest_refused_total", "counter", "Requests refused, by reason.", "reason")
+        metrics.declare("aurora_rest_scheduler_calls_total", "counter", "Thrift calls.", "cluster", "method", "outcome")
+        metrics.declare("aurora_rest_scheduler_call_duration_seconds", "histogram", "Time of a Thrift call.", "cluster")
+
+        def gauge(name: str, text: str, read: Callable[[], Any], kind: str = "gauge") -> None:
+            def samples() -> Iterable[Tuple[Dict[str, str], float]]:
+                found = read()
+                return [({}, found)] if isinstance(found, (int, float)) else found
+            metrics.gauges.append((name, kind, text, samples))
+
+        def server(name: str) -> Callable[[], float]:
+            return lambda: self.runner.figures()[name] if self.runner else 0.0
+        gauge("aurora_rest_info", "The version.", lambda: [({"version": __version__}, 1)])
+        gauge("aurora_rest_in_flight_requests", "Requests being handled.", server("in_flight"))
+        gauge("aurora_rest_queued_requests", "Requests waiting for a thread.", server("queued"))
+        gauge("aurora_rest_connections", "Open connections.", server("connections"))
+        gauge("aurora_rest_watchers", "Event streams and blocking reads.", self._watchers)
+        gauge("aurora_rest_operations_running", "Operations running.", lambda: self.operations.running)
+        gauge("aurora_rest_operations_total", "Operations ended, by kind and outcome.", lambda: [
+            ({"kind": each.rsplit(" ", 1)[0], "outcome": each.rsplit(" ", 1)[1]}, count)
+            for each, count in sorted(self.operations.outcomes.items())], "counter")
+        gauge("aurora_rest_config_evaluations_total", "Configurations evaluated, by outcome.", lambda: [
+            ({"outcome": each}, count) for each, count in sorted(self.evaluator.outcomes.items())], "counter")
+        gauge("aurora_rest_evaluator_processes", "Evaluator processes.", lambda: self.evaluator.processes)
+        gauge("aurora_rest_scheduler_waiting_calls", "Thrift calls waiting for a slot.", lambda: [
+            ({"cluster": each.name or ""}, each.gate.waiting) for each in self.clusters.schedulers()])
+        for event, text in (("retries", "Thrift calls sent again."), ("leader_changes", "Changes of the leader."),
+                            ("circuit_breaks", "Times the circuit was opened.")):
+            gauge("aurora_rest_scheduler_%s_total" % event, text, partial(lambda event: [
+                ({"cluster": each.name or ""}, each.events[event]) for each in self.clusters.schedulers()], event),
+                "counter")
+        gauge("aurora_rest_refused_connections_total", "Requests and connections refused by the server, by reason.",
+              lambda: [({"reason": each}, count) for each, count in sorted(self.runner.refusals.items())]
+              if self.runner else [], "counter")
+        for name in process_figures():
+            gauge(name, "Of this process.", partial(lambda name: process_figures().get(name, 0.0), name),
+                  "counter" if name.endswith("_total") else "gauge")
+        gauge("process_start_time_seconds", "When this process started, in Unix time.", lambda: self.started)
+
+    def _observe_call(self, scheduler: Scheduler, method: str, outcome: str, seconds: float) -> None:
+        self.metrics.count("aurora_rest_scheduler_calls_total", scheduler.name or "", method, outcome)
+        self.metrics.observe("aurora_rest_scheduler_call_duration_seconds", seconds, scheduler.name or "")
+
+
+def _allowed(routes: Iterable[str]) -> str:
+    methods = set(routes) | {"OPTIONS"} | ({"HEAD"} if "GET" in routes else set())
+    return ", ".join(sorted(methods))
+
+
+def _place(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "line %d" % trace.tb_lineno if trace else "?"
+
+
+# --- handlers: server ---------------------------------------------------------------------------------------------------
+
+@route("GET", "/alpha/version", "server", a200="the version")
+def get_version(call: Call) -> Any:
+    """The version of this service."""
+    return call.success(version=__version__)
+
+
+@route("GET", "/health", "server", a200="alive")
+def get_health(call: Call) -> Any:
+    """Whether this process answers; says nothing about schedulers."""
+    return call.success(version=__version__, uptime=round(time.time() - call.service.started, 1))
+
+
+@route("GET", "/ready", "server", a200="every cluster has a leader that answers, or at least one where there are several",
+       a503="stopping, or no scheduler answers")
+def get_ready(call: Call) -> Any:
+    """Whether this server can do its work: which clusters have a leader that answers."""
+    if call.service.draining:
+        raise ShuttingDown("this server is stopping")
+    states = {}
+    for scheduler in call.service.clusters.schedulers():
+        try:
+            scheduler.call("getTierConfigs", timeout=2.0)
+            states[scheduler.name or "default"] = {"ready": True, "leader": scheduler.leader}
+        except AuroraError as error:
+            states[scheduler.name or "default"] = {"ready": False, "code": error.code, "errors": error.messages}
+    if not any(state["ready"] for state in states.values()):
+        raise NoLeader("no scheduler answers", code="NOT_READY", clusters=states)
+    return call.success(clusters=states)
+
+
+@route("GET", "/metrics", "server", a200="Prometheus text format")
+def get_metrics(call: Call) -> Any:
+    """Counters, histograms and gauges for Prometheus."""
+    return Response(200, body=call.service.metrics.text().encode(), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@route("GET", "/openapi.json", "server", a200="OpenAPI 3.1")
+def get_openapi(call: Call) -> Any:
+    """This API's description, made from the route table."""
+    return Response(200, body=openapi_text())
+
+
+@route("GET", "/alpha/clusters", "watch", a200="clusters")
+def list_clusters(call: Call) -> Any:
+    """The known clusters, and the leader of each as last seen."""
+    names = call.service.clusters.names()
+    jobs = {name: {"leader": call.service.clusters[name].leader} for name in names}
+    return call.success(count=len(jobs), clusters=jobs)
+
+
+@route("GET", "/alpha/roles/{cluster}", "watch", a200="roles with job counts")
+def list_roles(call: Call) -> Any:
+    """The roles of a cluster with their numbers of jobs and cron jobs."""
+    summaries = call.read("getRoleSummary").result.roleSummaryResult.summaries or ()
+    roles = {each.role: {"jobs": each.jobCount, "cron": each.cronJobCount}
+             for each in sorted(summaries, key=lambda each: each.role)}
+    return call.success(key=call.args["cluster"], count=len(roles), roles=roles)
+
+
+@route("GET", "/alpha/tiers/{cluster}", "watch", a200="tiers")
+def list_tiers(call: Call) -> Any:
+    """The tiers of a cluster and which is the default."""
+    result = call.read("getTierConfigs").result.getTierConfigResult
+    tiers = {each.name: dict(each.settings) for each in sorted(result.tiers, key=lambda each: each.name)}
+    return call.success(key=call.args["cluster"], count=len(tiers), default=result.defaultTierName, tiers=tiers)
+
+
+# --- handlers: watch ----------------------------------------------------------------------------------------------------
+
+def _listed(call: Call, prefix: str, role: Optional[str]) -> Response:
+    """A list of jobs, filtered, sorted, cut to size; numbered from 1 as the original does."""
+    cluster = call.args["cluster"]
+    if call.get("detail"):
+        found = [("%s/%s" % (cluster, each["job"]["key"]), each) for each in list_summaries(
+            call.scheduler, role, call.auth)]
+    else:
+        found = [("%s/%s" % (cluster, key), None) for key in list_jobs(call.scheduler, role, call.auth)]
+    globs = {name: call.args.get(name) or call.get(name) for name in ("role", "environment", "name")}
+    if globs["environment"] or globs["name"] or (globs["role"] and not role):
+        patterns = [globs[name] or "*" for name in ("role", "environment", "name")]
+        found = [pair for pair in found if all(map(fnmatch.fnmatchcase, pair[0].split("/")[1:], patterns))]
+    total = len(found)
+    start = call.get("offset", 0)
+    found = found[start:start + call.get("limit", total)]
+    jobs: Dict[str, Any] = {}
+    for number, (key, summary) in enumerate(found, 1):
+        jobs[str(number)] = key if summary is None else _summary(key, summary)
+    answer = {"key": prefix, "count": len(jobs), "jobs": jobs}
+    if len(jobs) != total:
+        answer["total"] = total
+    return call.success(200, **answer)
+
+
+def _summary(key: str, summary: Any) -> Dict[str, Any]:
+    job, stats = summary["job"], summary.get("stats", {})
+    return {"key": key, "instances": job.get("instanceCount", 0), "tier": job.get("taskConfig", {}).get("tier"),
+            "service": job.get("taskConfig", {}).get("isService", False), "cron": job.get("cronSchedule"),
+            "next_run": summary.get("nextCronRunMs"), "active": stats.get("activeTaskCount", 0),
+            "pending": stats.get("pendingTaskCount", 0), "finished": stats.get("finishedTaskCount", 0),
+            "failed": stats.get("failedTaskCount", 0)}
+
+
+@route("GET", "/alpha/jobs/{cluster}/{role}", "watch", params="environment name limit offset detail", a200="job keys")
+def list_role_jobs(call: Call) -> Any:
+    """List the jobs of a role."""
+    return _listed(call, "%(cluster)s/%(role)s" % call.args, call.args["role"])
+
+
+@route("GET", "/alpha/jobs/{cluster}", "watch", params="role environment name limit offset detail", a200="job keys")
+def list_cluster_jobs(call: Call) -> Any:
+    """List the jobs of a cluster, or those whose role, environment and name match."""
+    return _listed(call, call.args["cluster"], None)
+
+
+@route("GET", "/alpha/jobs/{cluster}/{role}/{environment}", "watch", params="name limit offset detail", a200="job keys")
+def list_environment_jobs(call: Call) -> Any:
+    """List the jobs of a role in one environment."""
+    return _listed(call, "%(cluster)s/%(role)s/%(environment)s" % call.args, call.args["role"])
+
+
+def _task(task: Any) -> Dict[str, Any]:
+    """A plain task as callers see it."""
+    assigned, names = task["assignedTask"], api.ScheduleStatus.names
+    return {"instance": assigned["instanceId"], "state": names.get(task["status"], str(task["status"])),
+            "host": assigned.get("slaveHost"), "id": assigned["taskId"], "ports": assigned.get("assignedPorts") or {},
+            "failures": task.get("failureCount", 0), "ancestor": task.get("ancestorId"),
+            "events": [{"time": event["timestamp"], "state": names.get(event["status"], str(event["status"])),
+                        "message": event.get("message")} for event in task.get("taskEvents", ())]}
+
+
+def _cron_summary(call: Call) -> Optional[Dict[str, Any]]:
+    """Schedule and next run if the job is a cron job."""
+    wanted = "%(role)s/%(environment)s/%(name)s" % call.args
+    for each in list_summaries(call.scheduler, call.args["role"], call.auth):
+        if each["job"]["key"] == wanted and each["job"].get("cronSchedule"):
+            return {"schedule": each["job"]["cronSchedule"], "next_run": each.get("nextCronRunMs"),
+                    "instances": each["job"].get("instanceCount", 0)}
+    return None
+
+
+def _update_summary(summary: Any) -> Dict[str, Any]:
+    state = summary.state
+    return {"id": summary.key.id, "job": "%s/%s/%s" % (summary.key.job.role, summary.key.job.environment,
+                                                       summary.key.job.name),
+            "user": summary.user, "status": api.JobUpdateStatus.name_of(state.status) if state else None,
+            "created": state.createdTimestampMs if state else None,
+            "modified": state.lastModifiedTimestampMs if state else None,
+            "metadata": {each.key: each.value for each in sorted(summary.metadata or (), key=lambda m: m.key or "")}}
+
+
+@route("GET", "/alpha/job/{key}", "watch", a200="the job's tasks, statistics, cron schedule and active update")
+def get_job(call: Call) -> Any:
+    """Status of a job: its tasks by instance, with host, state and events; statistics; cron; the update in progress."""
+    tasks = query_tasks(call.scheduler, call.key, authorization=call.auth)
+    # A service is no cron job, so that only others cost a look at the role's templates.
+    service = any(task["assignedTask"].get("task", {}).get("isService") for task in tasks)
+    cron = None if service else _cron_summary(call)
+    updates = update_summaries(call.scheduler, api.JobUpdateQuery(
+        jobKey=call.key.thrift, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)), call.auth)
+    if not tasks and cron is None and not updates:
+        raise NotFound("there is no job %s" % (call.key,))
+    active = [_task(task) for task in tasks if is_active(task)]
+    ended = [_task(task) for task in tasks if not is_active(task)]
+    counts = collections.Counter(task["state"] for task in active + ended)
+    return call.success(key=str(call.key), count=len(active), job=str(call.key), stats=dict(sorted(counts.items())),
+                        cron=cron, update=_update_summary(updates[0]) if updates else None,
+                        tasks={"active": active, "inactive": ended})
+
+
+@route("GET", "/alpha/job/{key}/tasks", "watch", params="shards instances state host limit offset", a200="tasks")
+def list_tasks(call: Call) -> Any:
+    """The tasks of a job, filtered by instance, state and host."""
+    tasks = [_task(task) for task in query_tasks(call.scheduler, call.key, call.shards, call.get("state"),
+                                                 authorization=call.auth)]
+    if call.get("host"):
+        tasks = [task for task in tasks if task["host"] in call.get("host")]
+    start = call.get("offset", 0)
+    return call.success(key=str(call.key), total=len(tasks),
+                        tasks=tasks[start:start + call.get("limit", len(tasks))],
+                        count=len(tasks[start:start + call.get("limit", len(tasks))]))
+
+
+def _config_groups(call: Call) -> List[Dict[str, Any]]:
+    running = running_configs(call.scheduler, call.key, call.auth)
+    return [{"instances": numbers, "config": config.to_plain()} for config, numbers in
+            sorted(running, key=lambda pair: pair[1])]
+
+
+@route("GET", "/alpha/job/{key}/config", "watch", a200="configurations with their instances")
+def get_config(call: Call) -> Any:
+    """The running configuration, by instances that share it. Its ETag goes into If-Match of an update."""
+    groups = _config_groups(call)
+    if not groups:
+        raise NotFound("job %s has no active instances" % (call.key,))
+    return call.success(key=str(call.key), count=len(groups), configs=groups)
+
+
+@route("GET", "/alpha/job/{key}/pending", "watch", a200="reasons by task")
+def list_pending(call: Call) -> Any:
+    """Why tasks of the job are pending: which constraint or resource, per task."""
+    response = call.read("getPendingReason", api.TaskQuery(jobKeys={call.key.thrift}))
+    found = []
+    for each in sorted(response.result.getPendingReasonResult.reasons or (), key=lambda r: r.taskId):
+        reasons = [part for part in (each.reason or "").split(",") if part]
+        found.append({"id": each.taskId, "reason": each.reason or "", "reasons": [
+            dict(zip(("kind", "what"), part.split(": ", 1))) if ": " in part else {"kind": part, "what": None}
+            for part in reasons]})
+    return call.success(key=str(call.key), count=len(found), pending=found)
+
+
+@route("GET", "/alpha/job/{key}/events", "watch", a200="text/event-stream: task, instance and update events")
+def watch_job(call: Call) -> Any:
+    """Events of a job as they happen: task, update, instance; resumes at Last-Event-ID."""
+    key = call.key
+    channel = call.service.channel(("job", key, call.auth), lambda: TaskChanges(
+        call.scheduler, lambda: api.TaskQuery(jobKeys={key.thrift}),
+        lambda: api.JobUpdateQuery(jobKey=key.thrift, limit=1), call.auth))
+    return call.service.stream(channel, call.request.headers.get("last-event-id", ""))
+
+
+@route("GET", "/alpha/events/{cluster}/{role}", "watch", a200="text/event-stream: task, instance and update events")
+def watch_role(call: Call) -> Any:
+    """Events of all jobs of a role as they happen."""
+    role = call.args["role"]
+    channel = call.service.channel(("role", call.args["cluster"], role, call.auth), lambda: TaskChanges(
+        call.scheduler, lambda: api.TaskQuery(role=role),
+        lambda: api.JobUpdateQuery(role=role, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)), call.auth))
+    return call.service.stream(channel, call.request.headers.get("last-event-id", ""))
+
+
+@route("GET", "/alpha/sla/{key}/uptime", "watch", params="percentile duration", a200="uptimes")
+def get_uptime(call: Call) -> Any:
+    """Uptime that a percentile of the instances reaches, by the aurora client's formula."""
+    ups = uptimes(query_tasks(call.scheduler, call.key, (), api.LIVE_STATES, authorization=call.auth), time.time())
+    wanted = call.get("percentile") or list(SLA_PERCENTILES)
+    return call.success(key=str(call.key), count=len(ups),
+                        uptime={"%g" % each: job_uptime(ups, each) for each in wanted})
+
+
+@route("GET", "/alpha/sla/{key}/up-count", "watch", params="duration", a200="percentages")
+def get_up_count(call: Call) -> Any:
+    """Percent of the instances that have been up for a time, by the aurora client's formula."""
+    ups = uptimes(query_tasks(call.scheduler, call.key, (), api.LIVE_STATES, authorization=call.auth), time.time())
+    wanted = call.get("duration") or list(SLA_DURATIONS)
+    return call.success(key=str(call.key), count=len(ups),
+                        up_count={str(each): round(up_count(ups, each), 2) for each in wanted})
+
+
+# --- handlers: run and change -------------------------------------------------------------------------------------------
+
+def _plain_job(job: Job) -> Dict[str, Any]:
+    return job.configuration.to_plain()
+
+
+@route("PUT", "/alpha/job/{key}", "run", params="bind wait time_limit", body="config", a201="created")
+def create_job(call: Call) -> Any:
+    """Create a job from the .aurora file, or JSON job, in the body."""
+    job = call.job()
+    if job.is_cron:
+        raise Unprocessable("%s is a cron job; schedule it with PUT /alpha/cron/%s" % (call.key, call.key))
+    call.notes["job"] = _plain_job(job)
+    try:
+        call.write("createJob", job.configuration)
+    except Refused as refused:
+        if any("already exists" in text for text in refused.messages):
+            raise Conflict(*refused.messages, code="JOB_EXISTS") from None
+        raise
+    return _await(call, 201, "create", lambda operation, limit: wait_until_running(
+        operation, call.scheduler, call.key, job.configuration.instanceCount, limit, call.service.poll_interval,
+        call.auth), job.warnings)
+
+
+def _await(call: Call, status: int, kind: str, work: Callable[[Operation, float], None], warnings: Sequence[str] = (),
+           **fields: Any) -> Union[Response, Later]:
+    """The answer to a write, after its outcome where the caller waits for it."""
+    if warnings:
+        fields["warnings"] = list(warnings)
+    if not call.get("wait"):
+        return call.job_success(status, **fields)
+    limit = call.get("time_limit", max(call.get("wait"), 600.0))
+    operation = call.start("wait for " + kind, 0, lambda op: work(op, limit))
+
+    def answer() -> Response:
+        return call.job_success(status, _location(operation), reached=operation.state == "succeeded",
+                                operation=operation.to_plain(), **fields)
+    return call.await_operation(operation, answer)
+
+
+def _location(operation: Operation) -> List[Tuple[str, str]]:
+    return [("Location", "/alpha/operations/" + operation.id)]
+
+
+@route("POST", "/alpha/job/{key}/inspect", "run", access="read", params="bind shards instances", body="config",
+       a200="the job as it would be sent")
+def inspect_job(call: Call) -> Any:
+    """Evaluate and validate the body: the JobConfiguration and JobUpdateSettings as they would be sent; nothing is."""
+    job = call.job()
+    plain = _plain_job(job)
+    fields: Dict[str, Any] = {"job": plain, "warnings": job.warnings}
+    if job.settings is not None:
+        fields["update"] = job.update_request(call.shards).settings.to_plain()
+    else:
+        fields["update_errors"] = job.problems
+    if job.is_cron:
+        fields["cron"] = {"schedule": plain["cronSchedule"], "collision_policy": plain["cronCollisionPolicy"]}
+    return call.success(key=str(call.key), count=1, **fields)
+
+
+def _aligned(call: Call) -> Tuple[Job, List[Tuple[Any, List[int]]]]:
+    job = call.job()
+    running = running_configs(call.scheduler, call.key, call.auth)
+    return align(job, running), running
+
+
+@route("POST", "/alpha/job/{key}/diff", "change", access="read", params="bind shards instances", body="config",
+       a200="what an update would do")
+def diff_job(call: Call) -> Any:
+    """What an update with this body would add, remove, change and leave: instances, and fields old and new."""
+    job, running = _aligned(call)
+    plan = plan_update(call.scheduler, job, call.shards, running, call.auth)
+    return call.success(key=str(call.key), count=sum(len(plan[n]) for n in ("add", "remove", "update")), job=str(call.key),
+                        **plan)
+
+
+@route("PUT", "/alpha/job/{key}/update", "change", params="shards instances bind wait time_limit", body="config",
+       a202="started", a200="unchanged: nothing to update")
+def start_job_update(call: Call) -> Any:
+    """Start a rolling update to the body's configuration, of the named instances or all."""
+    job, running = _aligned(call)
+    if job.is_cron:
+        raise Unprocessable("%s is a cron job; replace it with PUT /alpha/cron/%s" % (call.key, call.key))
+    wanted = call.request.headers.get("if-match")
+    if wanted is not None:
+        etag = call.success(key=str(call.key), count=len(running), configs=_config_groups(call)).etag
+        if wanted.strip() != "*" and etag not in re.findall(r'"[^"]*"', wanted):
+            raise PreconditionFailed("the running configuration is no longer the one of If-Match", etag=etag)
+    if call.get("dry_run"):
+        call.notes["plan"] = plan_update(call.scheduler, job, call.shards, running, call.auth)
+    call.intend("startJobUpdate", job.update_request(call.shards), call.message)
+    started = start_update(call.scheduler, job, call.shards, call.message, call.auth)
+    if not started.id:
+        return call.job_success(200, unchanged=True, messages=started.messages)
+    return _await(call, 202, "update", lambda operation, limit: wait_for_update(
+        operation, call.scheduler, call.key, started.id, limit, call.service.poll_interval, call.auth), job.warnings,
+        update=started.id)
+
+
+@route("DELETE", "/alpha/job/{key}/update", "fix", a202="aborted")
+def cancel_job_update(call: Call) -> Any:
+    """Cancel (abort) the update in progress; instances stay as they are."""
+    return _steer(call, "abort")
+
+
+def _steer(call: Call, verb: str) -> Response:
+    summary = active_update(call.scheduler, call.key, call.auth)
+    arguments = [summary.key] + ([] if verb == "pulse" else [call.message])
+    response = call.write(verb + "JobUpdate", *arguments)
+    fields: Dict[str, Any] = {"update": summary.key.id}
+    if verb == "pulse":
+        fields["pulse"] = api.JobUpdatePulseStatus.name_of(response.result.pulseJobUpdateResult.status)
+    return call.job_success(202, **fields)
+
+
+@route("POST", "/alpha/job/{key}/update/pause", "change", a202="paused")
+def pause_update(call: Call) -> Any:
+    """Pause the update in progress."""
+    return _steer(call, "pause")
+
+
+@route("POST", "/alpha/job/{key}/update/resume", "change", a202="resumed")
+def resume_update(call: Call) -> Any:
+    """Resume the paused update."""
+    return _steer(call, "resume")
+
+
+@route("POST", "/alpha/job/{key}/update/abort", "fix", a202="aborted")
+def abort_update(call: Call) -> Any:
+    """Abort the update in progress; instances stay as they are."""
+    return _steer(call, "abort")
+
+
+@route("POST", "/alpha/job/{key}/update/rollback", "fix", a202="rolling back")
+def rollback_update(call: Call) -> Any:
+    """Roll the update in progress back."""
+    return _steer(call, "rollback")
+
+
+@route("POST", "/alpha/job/{key}/update/pulse", "change", a202="pulsed")
+def pulse_update(call: Call) -> Any:
+    """Send a pulse to the update in progress, which waits for one."""
+    return _steer(call, "pulse")
+
+
+def _update_plain(details: Any) -> Dict[str, Any]:
+    return dict(_update_summary(details.update.summary), progress=update_progress(details),
+                instructions=details.update.instructions.to_plain(),
+                events=[each.to_plain() for each in details.updateEvents or ()],
+                instance_events=[each.to_plain() for each in details.instanceEvents or ()])
+
+
+@route("GET", "/alpha/job/{key}/update", "watch", a200="the update with its events and progress")
+def get_update(call: Call) -> Any:
+    """The update in progress, else the latest one, with its progress."""
+    found = update_summaries(call.scheduler, api.JobUpdateQuery(jobKey=call.key.thrift), call.auth)
+    if not found:
+        raise NotFound("job %s has had no update" % (call.key,))
+    active = [each for each in found if each.state.status in api.ACTIVE_JOB_UPDATE_STATES]
+    details = update_details(call.scheduler, call.key, (active or found)[0].key.id, call.auth)
+    return call.success(key=str(call.key), count=1, job=str(call.key), update=_update_plain(details))
+
+
+@route("GET", "/alpha/job/{key}/updates", "watch", params="status user limit offset", a200="updates, newest first")
+def list_updates(call: Call) -> Any:
+    """The updates a job has had, newest first."""
+    return _updates(call, str(call.key), jobKey=call.key.thrift)
+
+
+def _updates(call: Call, key: str, **query: Any) -> Response:
+    found = update_summaries(call.scheduler, api.JobUpdateQuery(
+        updateStatuses=call.get("status"), user=call.get("user"), limit=call.get("limit"), offset=call.get("offset"),
+        **query), call.auth)
+    return call.success(key=key, count=len(found), updates=[_update_summary(each) for each in found])
+
+
+@route("GET", "/alpha/updates/{cluster}", "watch", params="status user limit offset", a200="updates, newest first")
+def list_cluster_updates(call: Call) -> Any:
+    """The updates of all jobs of a cluster, newest first."""
+    return _updates(call, call.args["cluster"])
+
+
+@route("GET", "/alpha/updates/{cluster}/{role}", "watch", params="status user limit offset", a200="updates, newest first")
+def list_role_updates(call: Call) -> Any:
+    """The updates of a role's jobs, newest first."""
+    return _updates(call, "%(cluster)s/%(role)s" % call.args, role=call.args["role"])
+
+
+@route("GET", "/alpha/job/{key}/updates/{id}", "watch", a200="the update with its events")
+def get_one_update(call: Call) -> Any:
+    """One update with its instructions and all its events."""
+    details = update_details(call.scheduler, call.key, call.args["id"], call.auth)
+    return call.success(key=str(call.key), count=1, job=str(call.key), update=_update_plain(details))
+
+
+@route("PUT", "/alpha/job/{key}/restart", "fix", params="shards instances batch_size watch_secs max_per_instance_failures "
+       "max_total_failures time_limit wait", a202="restarting")
+def restart_job(call: Call) -> Any:
+    """Restart instances, rolling: batch by batch, each watched. batch_size=all restarts all at once."""
+    active = sorted(active_instances(call.scheduler, call.key, call.shards, call.auth))
+    size = _batch_size(call, len(active))
+    options = RestartOptions(size, call.get("watch_secs", 30.0), call.get("max_per_instance_failures", 0),
+                             call.get("max_total_failures", 0), call.get("time_limit", 600.0),
+                             min(3.0, call.service.poll_interval))
+    call.notes["batches"] = [active[i:i + size] for i in range(0, len(active), size)]
+    call.intend("restartShards", call.key.thrift, set(active[:size]))
+    _check_not_updating(call)
+    operation = call.start("restart", len(active), lambda op: rolling_restart(
+        op, call.scheduler, call.key, active, options, call.auth))
+
+    def answer() -> Response:
+        fields = {"reached": operation.state == "succeeded"} if call.get("wait") else {}
+        return call.job_success(202, _location(operation), operation=operation.to_plain(), **fields)
+    return call.await_operation(operation, answer)
+
+
+def _batch_size(call: Call, everything: int) -> int:
+    text = call.get("batch_size", "1")
+    if text == "all":
+        return everything
+    if not re.fullmatch(r"[1-9]\d{0,5}", text, re.ASCII):
+        raise BadRequest("batch_size=%s: expected a number of at least 1, or all" % text[:40])
+    return int(text)
+
+
+def _check_not_updating(call: Call) -> None:
+    """Say at once what the scheduler would say to an operation's first step."""
+    found = update_summaries(call.scheduler, api.JobUpdateQuery(
+        jobKey=call.key.thrift, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)), call.auth)
+    if found:
+        raise JobUpdating("Job is currently updating", update=_update_summary(found[0]))
+
+
+@route("DELETE", "/alpha/job/{key}", "run", params="shards instances batch_size time_limit wait",
+       a200="killed", a202="being killed in batches")
+def kill_job(call: Call) -> Any:
+    """Kill the named instances, or the whole job."""
+    if "batch_size" in call.params:
+        return _kill_in_batches(call)
+    call.notes["instances"] = call.shards or "all"
+    response = call.write("killTasks", call.key.thrift, set(call.shards) or None, call.message)
+    messages = messages_of(response)
+    if any("No tasks to kill" in text for text in messages):
+        raise NotFound("job %s has no such active instances" % (call.key,), *messages)
+    return _await(call, 200, "kill", lambda operation, limit: wait_until_gone(
+        operation, call.scheduler, call.key, call.shards, limit, call.service.poll_interval, call.auth))
+
+
+def _kill_in_batches(call: Call) -> Union[Response, Later]:
+    active = sorted(active_instances(call.scheduler, call.key, call.shards, call.auth))
+    size = _batch_size(call, len(active))
+    call.notes["batches"] = [active[i:i + size] for i in range(0, len(active), size)]
+    call.intend("killTasks", call.key.thrift, set(active[:size]), call.message)
+    _check_not_updating(call)
+    operation = call.start("kill", len(active), lambda op: batched_kill(
+        op, call.scheduler, call.key, active, size, call.get("time_limit", 254.0), call.service.poll_interval,
+        call.message, call.auth))
+
+    def answer() -> Response:
+        return call.job_success(202, _location(operation), operation=operation.to_plain())
+    return call.await_operation(operation, answer)
+
+
+@route("POST", "/alpha/job/{key}/instances", "change", params="count like wait time_limit", a201="added")
+def add_instances(call: Call) -> Any:
+    """Add instances that are like one of the job's, the one with the lowest number by default."""
+    active = sorted(active_instances(call.scheduler, call.key, (), call.auth))
+    like = call.get("like", active[0])
+    if like not in active:
+        raise NotFound("job %s has no active instance %d to copy" % (call.key, like))
+    count = call.get("count", 1)
+    call.write("addInstances", api.InstanceKey(jobKey=call.key.thrift, instanceId=like), count)
+    return _await(call, 201, "instances", lambda operation, limit: wait_until_running(
+        operation, call.scheduler, call.key, len(active) + count, limit, call.service.poll_interval, call.auth),
+        added=list(range(active[-1] + 1, active[-1] + 1 + count)))
+
+
+@route("PUT", "/alpha/job/{key}/scale", "change", params="to like wait time_limit", a202="scaling", a200="as it is already")
+def scale_job(call: Call) -> Any:
+    """Scale to N instances: adds some like one of the job's, or kills those with the highest numbers."""
+    if "to" not in call.params:
+        raise BadRequest("scale needs instances=N")
+    wanted = call.get("to")
+    changed = change_instances(call.scheduler, call.key, wanted, call.get("like"), call.message, call.auth,
+                               dry_run=bool(call.get("dry_run")))
+    if call.get("dry_run"):
+        return call.job_success(200, dry_run=True, would=changed)
+    if not changed["added"] and not changed["killed"]:
+        return call.job_success(200, unchanged=True, **changed)
+    if changed["killed"]:
+        return _await(call, 202, "scale", lambda operation, limit: wait_until_gone(
+            operation, call.scheduler, call.key, changed["killed"], limit, call.service.poll_interval, call.auth),
+            **changed)
+    return _await(call, 202, "scale", lambda operation, limit: wait_until_running(
+        operation, call.scheduler, call.key, wanted, limit, call.service.poll_interval, call.auth), **changed)
+
+
+# --- handlers: cron -----------------------------------------------------------------------------------------------------
+
+@route("PUT", "/alpha/cron/{key}", "run", params="bind", body="config", a201="scheduled")
+def schedule_cron(call: Call) -> Any:
+    """Schedule the body's cron job, or replace the one scheduled under this key."""
+    job = call.job()
+    if not job.is_cron:
+        raise Unprocessable("%s has no cron_schedule; create it with PUT /alpha/job/%s" % (call.key, call.key))
+    call.notes["job"] = _plain_job(job)
+    try:
+        call.write("scheduleCronJob", job.configuration)
+    except Refused as refused:
+        if any("already exists" in text for text in refused.messages):
+            raise Conflict(*refused.messages, code="JOB_EXISTS") from None
+        raise
+    return call.job_success(201, warnings=job.warnings)
+
+
+@route("GET", "/alpha/cron/{key}", "watch", a200="the cron job")
+def get_cron(call: Call) -> Any:
+    """A cron job: its schedule, next run and configuration."""
+    jobs = call.read("getJobs", call.key.role).result.getJobsResult.configs or ()
+    found = [each for each in jobs if each.key == call.key.thrift and each.cronSchedule]
+    if not found:
+        raise NotFound("there is no cron job %s" % (call.key,))
+    return call.success(key=str(call.key), count=1, job=str(call.key), cron=_cron_summary(call),
+                        config=found[0].to_plain())
+
+
+@route("DELETE", "/alpha/cron/{key}", "run", a200="descheduled")
+def deschedule_cron(call: Call) -> Any:
+    """Remove a cron job; runs under way go on."""
+    messages = messages_of(call.write("descheduleCronJob", call.key.thrift))
+    if messages:
+        raise NotFound("there is no cron job %s" % (call.key,), *messages)
+    return call.job_success(200)
+
+
+@route("POST", "/alpha/cron/{key}/start", "run", a202="started")
+def start_cron(call: Call) -> Any:
+    """Start a run of a cron job now."""
+    try:
+        call.write("startCronJob", call.key.thrift)
+    except Refused as refused:
+        if any("No cron job found" in text for text in refused.messages):
+            raise NotFound(*refused.messages) from None
+        raise
+    return call.job_success(202)
+
+
+@route("GET", "/alpha/cron/{cluster}/{role}", "watch", params="environment name limit offset", a200="cron jobs")
+def list_cron(call: Call) -> Any:
+    """The cron jobs of a role with their schedules and next runs."""
+    cluster = call.args["cluster"]
+    found = [_summary("%s/%s" % (cluster, each["job"]["key"]), each)
+             for each in list_summaries(call.scheduler, call.args["role"], call.auth) if each["job"].get("cronSchedule")]
+    patterns = (call.get("environment", "*"), call.get("name", "*"))
+    found = [each for each in found if all(map(fnmatch.fnmatchcase, each["key"].split("/")[2:], patterns))]
+    start = call.get("offset", 0)
+    shown = found[start:start + call.get("limit", len(found))]
+    return call.success(key="%(cluster)s/%(role)s" % call.args, count=len(shown),
+                        jobs={str(number): each for number, each in enumerate(shown, 1)})
+
+
+# --- handlers: operate --------------------------------------------------------------------------------------------------
+
+_QUOTA_FIELDS = {"cpu": "numCpus", "ram_mb": "ramMb", "disk_mb": "diskMb"}
+
+
+def _amounts(aggregate: Any) -> Dict[str, float]:
+    made: Dict[str, float] = {name: 0 for name in _QUOTA_FIELDS}
+    for resource in (aggregate.resources if aggregate else None) or ():
+        for name, field in _QUOTA_FIELDS.items():
+            made[name] += getattr(resource, field) or 0
+    return made
+
+
+@route("GET", "/alpha/quota/{cluster}/{role}", "operate", a200="quota and consumption")
+def get_quota(call: Call) -> Any:
+    """A role's quota, and what its production and other jobs consume."""
+    result = call.read("getQuota", call.args["role"]).result.getQuotaResult
+    return call.success(key="%(cluster)s/%(role)s" % call.args, quota=_amounts(result.quota), consumption={
+        "production": _amounts(result.prodSharedConsumption), "other": _amounts(result.nonProdSharedConsumption),
+        "production_dedicated": _amounts(result.prodDedicatedConsumption),
+        "other_dedicated": _amounts(result.nonProdDedicatedConsumption)})
+
+
+@route("PUT", "/alpha/quota/{cluster}/{role}", "operate", access="admin", params="increase", body="json",
+       a200="set")
+def set_quota(call: Call) -> Any:
+    """Set a role's quota from {"cpu": cores, "ram_mb": MB, "disk_mb": MB}; increase=1 adds to it, naming any of them."""
+    given = call.json_body()
+    if not isinstance(given, dict) or set(given) - set(_QUOTA_FIELDS) or not all(
+            isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1 << 62 for v in given.values()):
+        raise BadRequest("the body has to be an object of numbers: %s" % ", ".join(_QUOTA_FIELDS))
+    if call.get("increase"):
+        now = _amounts(call.read("getQuota", call.args["role"]).result.getQuotaResult.quota)
+        given = {name: now[name] + given.get(name, 0) for name in _QUOTA_FIELDS}
+    missing = sorted(set(_QUOTA_FIELDS) - set(given))
+    if missing:
+        raise BadRequest("%s missing; increase=1 adds to the quota there is" % ", ".join(missing))
+    call.write("setQuota", call.args["role"], api.ResourceAggregate(resources={
+        api.Resource(numCpus=float(given["cpu"])), api.Resource(ramMb=int(given["ram_mb"])),
+        api.Resource(diskMb=int(given["disk_mb"]))}))
+    return call.success(key="%(cluster)s/%(role)s" % call.args, quota=given)
+
+
+def _hosts(call: Call) -> List[str]:
+    names = call.args["hosts"].split(",")
+    if not all(names):
+        raise BadRequest("hosts are names joined by commas")
+    return list(dict.fromkeys(names))
+
+
+def _host_answer(call: Call, statuses: Any, status: int = 200, **fields: Any) -> Response:
+    modes = {each.host: api.MaintenanceMode.name_of(each.mode) for each in statuses or ()}
+    unknown = [host for host in _hosts(call) if host not in modes]
+    if unknown and not modes:
+        raise NotFound("the scheduler knows no host %s" % ", ".join(unknown))
+    if unknown:
+        fields["unknown"] = unknown
+    return call.success(status, key="%(cluster)s/%(hosts)s" % call.args, count=len(modes),
+                        hosts=dict(sorted(modes.items())), **fields)
+
+
+@route("GET", "/alpha/maintenance/{cluster}/{hosts}", "operate", access="read", a200="maintenance modes by host")
+def get_maintenance(call: Call) -> Any:
+    """The maintenance mode of hosts."""
+    response = call.read("maintenanceStatus", api.Hosts(hostNames=set(_hosts(call))))
+    return _host_answer(call, response.result.maintenanceStatusResult.statuses)
+
+
+@route("PUT", "/alpha/maintenance/{cluster}/{hosts}", "operate", access="admin", a200="scheduled for maintenance")
+def start_maintenance(call: Call) -> Any:
+    """Put hosts into maintenance (host_deactivate): new tasks go elsewhere if they can."""
+    response = call.write("startMaintenance", api.Hosts(hostNames=set(_hosts(call))))
+    return _host_answer(call, response.result.startMaintenanceResult.statuses)
+
+
+@route("DELETE", "/alpha/maintenance/{cluster}/{hosts}", "operate", access="admin", a200="maintenance ended")
+def end_maintenance(call: Call) -> Any:
+    """End the maintenance of hosts (host_activate)."""
+    response = call.write("endMaintenance", api.Hosts(hostNames=set(_hosts(call))))
+    return _host_answer(call, response.result.endMaintenanceResult.statuses)
+
+
+@route("POST", "/alpha/maintenance/{cluster}/{hosts}/drain", "operate", access="admin",
+       params="percentage seconds min_instances force time_limit wait", a202="draining", a409="jobs would fall below")
+def drain(call: Call) -> Any:
+    """Drain hosts (host_drain): checks first that jobs keep 95 % of their instances up for 30 min; force=1 does not."""
+    hosts = _hosts(call)
+    if not call.get("force"):
+        probed = probe_hosts(call.scheduler, hosts, call.get("percentage", 95.0), call.get("seconds", 1800.0),
+                             call.get("min_instances", 20), time.time(), call.auth)
+        if not all(each["safe"] for each in probed):
+            raise Conflict("draining these hosts would take jobs below their SLA; force=1 drains nevertheless",
+                           code="SLA_UNSAFE", hosts=probed)
+    response = call.write("drainHosts", api.Hosts(hostNames=set(hosts)))
+    return _draining(call, response.result.drainHostsResult.statuses, 300.0)
+
+
+def _draining(call: Call, statuses: Any, time_limit: float) -> Union[Response, Later]:
+    known = sorted(each.host for each in statuses or ())
+    _host_answer(call, statuses)
+    limit = call.get("time_limit", time_limit)
+    operation = call.start("drain", len(known), lambda op: drain_hosts(
+        op, call.scheduler, known, limit, call.service.poll_interval, call.auth))
+    return call.await_operation(operation, lambda: Response(202, dict(
+        _host_answer(call, statuses).plain, operation=operation.to_plain()), headers=_location(operation)))
+
+
+@route("POST", "/alpha/maintenance/{cluster}/{hosts}/sla-drain", "operate", access="admin",
+       params="percentage seconds count_up coordinator timeout time_limit wait", a202="draining")
+def sla_drain(call: Call) -> Any:
+    """Drain hosts as far as SLAs allow (sla_host_drain): jobs' own, else 95 % up for 30 min; forced after 7 days."""
+    seconds = int(call.get("seconds", 1800))
+    if call.get("coordinator"):
+        policy = api.SlaPolicy(coordinatorSlaPolicy=api.CoordinatorSlaPolicy(
+            coordinatorUrl=call.get("coordinator"), statusKey="drain"))
+    elif "count_up" in call.params:
+        policy = api.SlaPolicy(countSlaPolicy=api.CountSlaPolicy(count=call.get("count_up"), durationSecs=seconds))
+    else:
+        policy = api.SlaPolicy(percentageSlaPolicy=api.PercentageSlaPolicy(
+            percentage=call.get("percentage", 95.0), durationSecs=seconds))
+    timeout = call.get("timeout", 7 * 86400)
+    response = call.write("slaDrainHosts", api.Hosts(hostNames=set(_hosts(call))), policy, timeout)
+    return _draining(call, response.result.drainHostsResult.statuses, timeout + 600.0)
+
+
+@route("GET", "/alpha/maintenance/{cluster}/{hosts}/safe", "operate", access="read",
+       params="percentage seconds min_instances", a200="whether each host may go")
+def probe(call: Call) -> Any:
+    """Whether hosts can be drained with jobs staying above their SLA (sla_probe_hosts)."""
+    probed = probe_hosts(call.scheduler, _hosts(call), call.get("percentage", 95.0), call.get("seconds", 1800.0),
+                         call.get("min_instances", 20), time.time(), call.auth)
+    return call.success(key="%(cluster)s/%(hosts)s" % call.args, count=len(probed),
+                        safe=all(each["safe"] for each in probed), hosts=probed)
+
+
+@route("GET", "/alpha/maintenance/{cluster}", "operate", access="read", params="percentage seconds min_instances",
+       a200="hosts that may go")
+def list_safe_hosts(call: Call) -> Any:
+    """The hosts with tasks that could be drained one at a time with jobs staying above their SLA (sla_list_safe_domain)."""
+    response = call.read("getTasksWithoutConfigs", api.TaskQuery(statuses=set(api.LIVE_STATES)),
+                         projection=projection("task states"))
+    tasks = response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", ())
+    hosts = sorted({task["assignedTask"].get("slaveHost") for task in tasks} - {None})
+    safe = [host for host in hosts if all(each["safe"] for each in probe_hosts(
+        call.scheduler, [host], call.get("percentage", 95.0), call.get("seconds", 1800.0), call.get("min_instances", 20),
+        time.time(), call.auth))]
+    return call.success(key=call.args["cluster"], count=len(safe), hosts=safe, total=len(hosts))
+
+
+@route("GET", "/alpha/backups/{cluster}", "operate", access="admin", a200="backups")
+def list_backups(call: Call) -> Any:
+    """The scheduler's backups."""
+    backups = sorted(call.read("listBackups").result.listBackupsResult.backups or ())
+    return call.success(key=call.args["cluster"], count=len(backups), backups=backups)
+
+
+@route("POST", "/alpha/backups/{cluster}", "operate", access="admin", a202="made")
+def make_backup(call: Call) -> Any:
+    """Have the scheduler write a backup now."""
+    call.write("performBackup")
+    return call.success(202, key=call.args["cluster"])
+
+
+@route("POST", "/alpha/snapshot/{cluster}", "operate", access="admin", a202="made")
+def make_snapshot(call: Call) -> Any:
+    """Have the scheduler write a snapshot of its storage now."""
+    call.write("snapshot")
+    return call.success(202, key=call.args["cluster"])
+
+
+_QUERY_PARAMS = "role environment name shards instances state host limit offset"
+
+
+def _task_query(call: Call) -> Any:
+    """The TaskQuery of the parameters, which match exactly here."""
+    return api.TaskQuery(role=call.get("role"), environment=call.get("environment"), jobName=call.get("name"),
+                         instanceIds=set(call.shards) or None, statuses=call.get("state"),
+                         slaveHosts=set(call.get("host") or ()) or None, limit=call.get("limit"),
+                         offset=call.get("offset"))
+
+
+def _recovery(call: Call, work: Callable[[], Any]) -> Any:
+    """What the scheduler answers with ERROR for a recovery that is not staged, or staged twice, is the caller's."""
+    try:
+        return work()
+    except SchedulerFailed as error:
+        if any("does not exist" in text for text in error.messages):
+            raise NotFound(*error.messages) from None
+        if any("backup" in text.lower() for text in error.messages):
+            raise Conflict(*error.messages, code="RECOVERY") from None
+        raise
+
+
+@route("POST", "/alpha/recovery/{cluster}/{backup}/stage", "operate", access="admin", a202="staged")
+def stage_recovery(call: Call) -> Any:
+    """Load a backup beside the running state, to be looked at and then committed."""
+    _recovery(call, lambda: call.write("stageRecovery", call.args["backup"]))
+    return call.success(202, key="%(cluster)s/%(backup)s" % call.args)
+
+
+@route("GET", "/alpha/recovery/{cluster}/tasks", "operate", access="admin", params=_QUERY_PARAMS, a200="tasks")
+def query_recovery(call: Call) -> Any:
+    """The tasks of the staged backup."""
+    response = _recovery(call, lambda: call.read("queryRecovery", _task_query(call)))
+    tasks = [each.to_plain() for each in response.result.queryRecoveryResult.tasks or ()]
+    tasks.sort(key=lambda task: task["assignedTask"]["taskId"])
+    return call.success(key=call.args["cluster"], count=len(tasks), tasks=tasks)
+
+
+@route("DELETE", "/alpha/recovery/{cluster}/tasks", "operate", access="admin", params=_QUERY_PARAMS + " force", a200="deleted")
+def delete_recovery_tasks(call: Call) -> Any:
+    """Delete tasks from the staged backup; force=1 where no filter is given, which deletes all."""
+    if not (set(call.params) - {"dry_run", "message", "force"}) and not call.get("force"):
+        raise BadRequest("without a filter all staged tasks are deleted; say force=1 if you mean it")
+    _recovery(call, lambda: call.write("deleteRecoveryTasks", _task_query(call)))
+    return call.success(key=call.args["cluster"])
+
+
+@route("POST", "/alpha/recovery/{cluster}/commit", "operate", access="admin", a202="committed")
+def commit_recovery(call: Call) -> Any:
+    """Replace the scheduler's state by the staged backup; the scheduler restarts."""
+    _recovery(call, lambda: call.write("commitRecovery"))
+    return call.success(202, key=call.args["cluster"])
+
+
+@route("DELETE", "/alpha/recovery/{cluster}", "operate", access="admin", a200="unloaded")
+def unload_recovery(call: Call) -> Any:
+    """Forget the staged backup."""
+    call.write("unloadRecovery")
+    return call.success(key=call.args["cluster"])
+
+
+@route("POST", "/alpha/reconcile/{cluster}", "operate", access="admin", params="kind batch", a202="triggered")
+def reconcile(call: Call) -> Any:
+    """Reconcile the scheduler's tasks with Mesos: kind=implicit (the default) or explicit, batch=N tasks at once."""
+    if call.get("kind", "implicit") == "explicit":
+        call.write("triggerExplicitTaskReconciliation", api.ExplicitReconciliationSettings(batchSize=call.get("batch")))
+    else:
+        call.write("triggerImplicitTaskReconciliation")
+    return call.success(202, key=call.args["cluster"])
+
+
+@route("GET", "/alpha/tasks/{cluster}", "operate", access="read", params=_QUERY_PARAMS, a200="tasks")
+def query_cluster_tasks(call: Call) -> Any:
+    """Tasks of a cluster by role, environment, name, instance, state and host (aurora_admin query)."""
+    response = call.read("getTasksWithoutConfigs", _task_query(call))
+    tasks = [each.to_plain() for each in response.result.scheduleStatusResult.tasks or ()]
+    tasks.sort(key=lambda task: task["assignedTask"]["taskId"])
+    return call.success(key=call.args["cluster"], count=len(tasks), tasks=tasks)
+
+
+@route("DELETE", "/alpha/tasks/{cluster}", "operate", access="admin", params=_QUERY_PARAMS, a200="pruned")
+def prune_tasks(call: Call) -> Any:
+    """Delete ended tasks from the scheduler's history; all of them where no filter is given."""
+    states = call.get("state")
+    if states is not None and states & api.ACTIVE_STATES:
+        raise BadRequest("only ended tasks can be pruned: state=%s" % ",".join(
+            sorted(api.ScheduleStatus.name_of(each) for each in api.TERMINAL_STATES)))
+    call.write("pruneTasks", _task_query(call))
+    return call.success(key=call.args["cluster"])
+
+
+@route("PUT", "/alpha/tasks/{cluster}/{task}/state", "operate", access="admin", params="to_state", a202="forced")
+def force_state(call: Call) -> Any:
+    """Force a task into a state; the scheduler ignores what is no legal transition."""
+    if "to_state" not in call.params:
+        raise BadRequest("which state? to_state=LOST for instance")
+    found = call.read("getTasksWithoutConfigs", api.TaskQuery(taskIds={call.args["task"]}))
+    if not found.result.scheduleStatusResult.tasks:
+        raise NotFound("there is no task %s" % call.args["task"])
+    call.write("forceTaskState", call.args["task"], api.ScheduleStatus.values[call.get("to_state")])
+    return call.success(202, key="%(cluster)s/%(task)s" % call.args)
+
+
+@route("POST", "/alpha/rpc/{cluster}/{method}", "operate", access="read", body="json", a200="the whole Response")
+def post_rpc(call: Call) -> Any:
+    """Call any of the Thrift methods: a JSON object keyed by its parameters' names; the whole Response comes back."""
+    method = api.method(call.args["method"])
+    given = call.json_body()
+    try:
+        arguments = method.arguments.from_plain(given)
+    except PlainError as error:
+        raise BadRequest(str(error)) from None
+    unbounded = {"killTasks": "instances", "restartShards": "shardIds"}.get(method.name)
+    if unbounded and getattr(arguments, unbounded) is not None and not getattr(arguments, unbounded):
+        raise BadRequest("%s: an empty set means all instances to the scheduler; leave it out to mean that" % unbounded)
+    response = call.scheduler.call(method.name, *[getattr(arguments, field) for field in arguments.fields],
+                                   authorization=call.auth)
+    return call.success(key="%(cluster)s/%(method)s" % call.args, response=response.to_plain())
+
+
+@route("GET", "/alpha/operations", "watch", access="read", params="limit offset", a200="operations, newest first")
+def list_operations(call: Call) -> Any:
+    """The operations of this server, running and ended, newest first."""
+    found = call.service.operations.all()
+    start = call.get("offset", 0)
+    shown = [each.to_plain() for each in found[start:start + call.get("limit", 100)]]
+    return call.success(count=len(shown), total=len(found), operations=shown)
+
+
+@route("GET", "/alpha/operations/{id}", "watch", a200="the operation")
+def get_operation(call: Call) -> Any:
+    """An operation: state, progress, steps with their times, outcome. wait= waits for its end."""
+    operation = call.service.operations[call.args["id"]]
+    return call.await_operation(operation, lambda: call.success(key=operation.key, operation=operation.to_plain()))
+
+
+@route("DELETE", "/alpha/operations/{id}", "fix", a202="will stop before its next step")
+def cancel_operation(call: Call) -> Any:
+    """Cancel an operation between two of its steps."""
+    operation = call.service.operations[call.args["id"]]
+    parts = operation.key.split("/")
+    call.service._require(call.user, "write", parts[1] if len(parts) > 1 else None)
+    if call.get("dry_run"):
+        return call.success(200, key=operation.key, dry_run=True, would={"cancel": operation.id})
+    if not operation.stop():
+        raise Conflict("the operation has ended already: %s" % operation.state, code="OPERATION_ENDED")
+    return call.success(202, key=operation.key, operation=operation.to_plain())
+
+
+@route("GET", "/alpha/operations/{id}/events", "watch", a200="text/event-stream: step and state events")
+def watch_operation(call: Call) -> Any:
+    """Events of an operation as they happen."""
+    operation = call.service.operations[call.args["id"]]
+    told: List[Any] = [0, ""]
+
+    def ask() -> List[Tuple[str, Any]]:
+        steps = list(operation.steps)
+        fresh = steps[told[0]:] if told[0] <= len(steps) else steps[-1:]
+        told[0] = len(steps)
+        events: List[Tuple[str, Any]] = [("step", step) for step in fresh]
+        if operation.state != told[1]:
+            told[1] = operation.state
+            events.append(("state", {name: value for name, value in operation.to_plain().items() if name != "steps"}))
+        return events
+    channel = call.service.channel(("operation", operation.id), lambda: ask)
+    return call.service.stream(channel, call.request.headers.get("last-event-id", ""))
+
+
+# --- OpenAPI ------------------------------------------------------------------------------------------------------------
+
+_ERRORS = {400: BadRequest, 401: Unauthorized, 403: Forbidden, 404: NotFound, 408: RequestTimeout, 409: Conflict,
+           412: PreconditionFailed, 413: BodyTooLarge, 414: UriTooLong, 415: UnsupportedMedia, 417: ExpectationFailed,
+           421: Misdirected, 422: Unprocessable, 431: TooManyHeaders, 500: AuroraError, 501: NotImplementedHere,
+           502: SchedulerUnreachable, 503: Overloaded, 504: SchedulerTimeout, 505: HttpVersion}
+_ALWAYS = (400, 401, 403, 408, 413, 414, 417, 421, 431, 500, 501, 503, 505)
+
+
+def _param_schema(param: Param) -> Dict[str, Any]:
+    item = r"\d{1,4}(-\d{1,4})?"
+    kinds: Dict[str, Dict[str, Any]] = {
+        "boolean": {"type": "string", "enum": ["1", "0", "true", "false"]}, "string": {"type": "string"},
+        "instances": {"type": "string", "pattern": "^%s(,%s)*$" % (item, item)},
+        "states": {"type": "string", "enum": sorted(_STATE_GROUPS) + sorted(api.ScheduleStatus.values)},
+        "update states": {"type": "string", "enum": sorted(_UPDATE_GROUPS) + sorted(api.JobUpdateStatus.values)},
+        "durations": {"type": "string", "pattern": r"^\d{1,9}[smhd]?$"}, "strings": {"type": "string"},
+        "numbers": {"type": "number"}, "number": {"type": "number"}, "integer": {"type": "integer"}}
+    schema = dict(kinds[param.kind])
+    if param.least is not None:
+        schema["minimum"] = param.least
+    if param.most is not None:
+        schema["maximum"] = param.most
+    if param.choices:
+        schema["enum"] = list(param.choices)
+    if param.kind in ("instances", "strings", "states", "update states", "numbers", "durations"):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+def _openapi_operation(each: Route) -> Dict[str, Any]:
+    path = each.path.replace("{key}", "{cluster}/{role}/{environment}/{name}")
+    patterns = {name: "^%s$" % _SEGMENTS.get(name, r"[A-Za-z0-9_.-]+") for name in re.findall(r"\{(\w+)\}", path)}
+    parameters: List[Dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "pattern": pattern}}
+        for name, pattern in patterns.items()]
+    if "method" in patterns:
+        parameters[-1]["schema"] = {"type": "string", "enum": list(api.method_names)}
+    for name in each.params:
+        shown = {"name": "instances" if name == "to" else name, "in": "query", "required": name in ("to", "to_state"),
+                 "description": PARAMS[name].help, "schema": _param_schema(PARAMS[name])}
+        if PARAMS[name].example:
+            shown["example"] = ([PARAMS[name].example] if shown["schema"]["type"] == "array" else
+                                int(PARAMS[name].example) if shown["schema"]["type"] == "integer" else
+                                PARAMS[name].example)
+            if shown["schema"].get("items", {}).get("type") == "number":
+                shown["example"] = [float(PARAMS[name].example)]
+        parameters.append(shown)
+    headers = {"GET": ("If-None-Match",), "PUT": ("Idempotency-Key",), "POST": ("Idempotency-Key",)}.get(each.method, ())
+    if each.handler is start_job_update:
+        headers += ("If-Match",)
+    parameters += [{"name": name, "in": "header", "required": False, "schema": {"type": "string"}} for name in headers]
+    answers: Dict[str, Any] = {}
+    for status, text in each.answers.items():
+        ref = "Failure" if status >= 400 else "Success"
+        content: Dict[str, Any] = {JSON_TYPE: {"schema": {"$ref": "#/components/schemas/" + ref}}}
+        if text.startswith("text/event-stream"):
+            content = {"text/event-stream": {"schema": {"type": "string"}}}
+        elif each.name in ("get_metrics", "get_page"):
+            content = {"text/plain" if each.name == "get_metrics" else "text/html": {"schema": {"type": "string"}}}
+        elif each.name == "get_openapi":
+            content = {JSON_TYPE: {"schema": {"type": "object"}}}
+        answers[str(status)] = {"description": text, "content": content}
+    if each.method in _WRITES and each.access != "read":
+        answers.setdefault("200", {"$ref": "#/components/responses/DryRun"})
+    if each.method == "GET":
+        answers["304"] = {"description": "not modified"}
+    codes = set(_ALWAYS)
+    if "{" in path or each.path.startswith("/alpha/"):
+        codes |= {404, 409, 422, 502, 504}
+    if each.body:
+        codes |= {415}
+    if each.handler is start_job_update:
+        codes |= {412}
+    if each.method in ("PUT", "POST"):
+        codes |= {409, 422}
+    for status in sorted(codes):
+        answers.setdefault(str(status), {"$ref": "#/components/responses/%s" % _ERRORS[status].__name__})
+    made: Dict[str, Any] = {"operationId": each.name, "summary": each.summary, "tags": [each.group],
+                            "description": "Needs %s access." % each.access, "parameters": parameters,
+                            "responses": answers}
+    if each.body == "config":
+        example = ("jobs = [Service(cluster='devcluster', role='www-data', environment='devel', name='hello', "
+                   "task=SimpleTask('hello', 'while true; do echo hello; sleep 10; done'))]\n")
+        made["requestBody"] = {"required": True, "content": {
+            "text/plain": {"schema": {"type": "string"}, "example": example},
+            JSON_TYPE: {"schema": {"type": "object"}},
+            "multipart/form-data": {"schema": {"type": "object", "properties": {
+                "file": {"type": "array", "items": {"type": "string", "format": "binary"}}}}}}}
+    elif each.body == "json":
+        made["requestBody"] = {"required": False, "content": {JSON_TYPE: {"schema": {"type": "object"}}}}
+    return made
+
+
+@lru_cache(maxsize=1)
+def openapi_text() -> bytes:
+    """The OpenAPI 3.1 description of the route table, as JSON."""
+    paths: Dict[str, Dict[str, Any]] = {}
+    for each in ROUTES:
+        path = each.path.replace("{key}", "{cluster}/{role}/{environment}/{name}")
+        paths.setdefault(path, {})[each.method.lower()] = _openapi_operation(each)
+    failure = {"type": "object", "required": ["status", "code", "errors"], "properties": {
+        "status": {"const": "failure"}, "code": {"type": "string"}, "count": {"type": "integer"},
+        "key": {"type": "string"}, "errors": {"type": "array", "items": {"type": "string"}, "minItems": 1}}}
+    success = {"type": "object", "required": ["status"], "properties": {
+        "status": {"const": "success"}, "key": {"type": ["string", "null"]}, "count": {"type": "integer"}}}
+    responses: Dict[str, Any] = {error.__name__: {
+        "description": (error.__doc__ or "").strip().split("\n")[0], "content": {JSON_TYPE: {
+            "schema": {"$ref": "#/components/schemas/Failure"},
+            "example": {"status": "failure", "code": error.code, "errors": ["…"], "count": 0}}}}
+        for error in _ERRORS.values()}
+    responses["DryRun"] = {"description": "with dry_run=1: what would be done", "content": {
+        JSON_TYPE: {"schema": {"$ref": "#/components/schemas/Success"}}}}
+    return json.dumps({
+        "openapi": "3.1.0", "info": {"title": "aurora_rest", "version": __version__,
+                                     "summary": "Apache Aurora over plain HTTP",
+                                     "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"}},
+        "servers": [{"url": "/"}], "tags": [{"name": name} for name in _GROUPS], "paths": paths,
+        "security": [{}, {"token": []}, {"basic": []}],
+        "components": {"schemas": {"Failure": failure, "Success": success}, "responses": responses, "securitySchemes": {
+            "token": {"type": "http", "scheme": "bearer"}, "basic": {"type": "http", "scheme": "basic"}}}}).encode()
+
+
+# ======================================================================================================================
+# 6. Server
+#
+# The sockets: one thread waits on all of them, reads requests and finishes slow sends; a pool of threads runs the
+# handlers. So an idle, slow or watching caller costs no thread, and identical reads that wait together are answered
+# together. Limits, TLS, draining. Uses room 5.
+# ======================================================================================================================
+
+
+class Connection:
+    """One caller's socket and what is read of its next request."""
+    __slots__ = ("socket", "peer", "lock", "buffer", "head", "chunks", "busy", "out", "deadline", "body_since", "ended",
+                 "close_after", "lingering", "closed", "mask", "handshaking", "waiting", "serial", "received")
+
+    def __init__(self, sock: socket.socket, peer: str, serial: int, handshaking: bool) -> None:
+        self.socket = sock
+        self.peer = peer
+        self.serial = serial
+        self.lock = threading.Lock()    # guards the socket, out, busy and closed: a handler's thread may send
+        self.buffer = bytearray()       # read and not yet taken; touched by the reading thread alone
+        self.head: Optional[Head] = None
+        self.chunks: Optional[ChunkedBody] = None
+        self.busy = False               # a request of this connection is being answered
+        self.out = bytearray()          # of the answer, what the network did not take yet
+        self.deadline = 0.0
+        self.body_since = 0.0
+        self.received = 0
+        self.ended = False              # the caller sends nothing more
+        self.close_after = False
+        self.lingering = False          # answered and shut down; what still comes is thrown away
+        self.closed = False
+        self.mask = 0
+        self.handshaking = handshaking
+        self.waiting: Any = None        # the Later or Stream that this connection waits on
+
+
+class _Batch:
+    """Requests that one call of the handler answers."""
+    __slots__ = ("key", "pairs", "since")
+
+    def __init__(self, key: Any, connection: Connection, request: Request) -> None:
+        self.key = key
+        self.pairs = [(connection, request)]
+        self.since = time.monotonic()
+
+
+class HttpServer(http.server.ThreadingHTTPServer):
+    """A ThreadingHTTPServer whose threads take requests instead of connections.
+
+    address: host and port; app: what it serves; limits: changes to LIMITS; tls: an ssl.SSLContext, or None; sock: a
+    listening socket to use instead of opening one.
+    """
+    request_queue_size = 1024
+    allow_reuse_address = True
+    GRACE = 10.0        # seconds before the least body speed is asked for
+    LINGER = 2.0
+
+    def __init__(self, address: Tuple[str, int], app: App, limits: Optional[Dict[str, float]] = None, tls: Any = None,
+                 sock: Optional[socket.socket] = None) -> None:
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, http.server.BaseHTTPRequestHandler, bind_and_activate=sock is None)
+        if sock is not None:
+            self.socket.close()
+            self.socket = sock
+            self.server_address = sock.getsockname()
+        self.app = app
+        self.limits = dict({name: limit.default for name, limit in LIMITS.items()}, **(limits or {}))
+        self.tls = tls
+        self.draining = False
+        self.connections: Set[Connection] = set()
+        self.refusals: collections.Counter[str] = collections.Counter()
+        self._selector = selectors.DefaultSelector()
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._woken = False
+        self._soon: Deque[Tuple[Callable[..., None], Tuple[Any, ...]]] = collections.deque()
+        self._timers: List[Tuple[float, int, Callable[[], None]]] = []
+        self._serial = itertools.count()
+        self._loop_thread = 0
+        self._stopping = False
+        self._stopped = threading.Event()
+        self._stopped.set()
+        self._queue: SimpleQueue[Optional[_Batch]] = SimpleQueue()
+        self._lock = threading.Lock()   # guards _pending, _running, _workers, _idle_workers
+        self._pending: Dict[Any, _Batch] = {}
+        self._running: Set[Any] = set()
+        self._workers = 0
+        self._idle_workers = 0
+        self._prefix = secrets.token_hex(4)
+        self._parse = lru_cache(maxsize=256)(partial(
+            parse_head, header_count=int(self.limits["header_count"]), url=int(self.limits["url"])))
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1])
+
+    # the reading thread
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Serve until `shutdown`."""
+        self._stopped.clear()
+        self._loop_thread = threading.get_ident()
+        self.socket.setblocking(False)
+        for each in (self._wake_in, self._wake_out):
+            each.setblocking(False)
+        self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._wake_in, selectors.EVENT_READ, self._drain_wakes)
+        self.call_later(1.0, self._sweep)
+        try:
+            while not self._stopping:
+                timeout = 0.0 if self._soon else max(0.0, self._timers[0][0] - time.monotonic())
+                for key, mask in self._selector.select(timeout):
+                    if isinstance(key.data, Connection):
+                        self._on_event(key.data, mask)
+                    else:
+                        key.data()
+                while self._soon:
+                    function, arguments = self._soon.popleft()
+                    function(*arguments)
+                now = time.monotonic()
+                while self._timers and self._timers[0][0] <= now:
+                    heapq.heappop(self._timers)[2]()
+        finally:
+            for connection in list(self.connections):
+                self._close(connection)
+            for _ in range(self._workers):
+                self._queue.put(None)
+            self._stopped.set()
+
+    def shutdown(self) -> None:
+        """Stop `serve_forever` at once, and wait for it."""
+        self._stopping = True
+        self._wake()
+        self._stopped.wait(10)
+
+    def server_close(self) -> None:
+        super().server_close()
+        self._selector.close()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    def drain(self, seconds: float) -> bool:
+        """Stop listening, let the requests under way finish for at most `seconds`, stop. True if all were finished."""
+        self.draining = True
+        self.call_soon(self._stop_listening)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and any(c.busy or c.out for c in list(self.connections)):
+            time.sleep(0.02)
+        finished = not any(c.busy or c.out for c in list(self.connections))
+        self.shutdown()
+        return finished
+
+    def _stop_listening(self) -> None:
+        with contextlib.suppress(KeyError, ValueError, OSError):
+            self._selector.unregister(self.socket)
+            self.socket.close()
+        for connection in list(self.connections):
+            if not connection.busy and not connection.out and not connection.buffer and connection.head is None:
+                self._close(connection)
+
+    def call_soon(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Have the reading thread call a function. From any thread."""
+        self._soon.append((function, arguments))
+        if threading.get_ident() != self._loop_thread:
+            self._wake()
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> None:
+        """Have the reading thread call a function after some seconds. From any thread; it must not block."""
+        entry = (time.monotonic() + seconds, next(self._serial), function)
+        if threading.get_ident() == self._loop_thread:
+            heapq.heappush(self._timers, entry)
+        else:
+            self.call_soon(heapq.heappush, self._timers, entry)     # type: ignore[arg-type]
+
+    def _wake(self) -> None:
+        if not self._woken:
+            self._woken = True
+            with contextlib.suppress(OSError):
+                self._wake_out.send(b"\0")
+
+    def _drain_wakes(self) -> None:
+        self._woken = False
+        with contextlib.suppress(OSError):
+            self._wake_in.recv(4096)
+
+    def _accept(self) -> None:
+        for _ in range(64):
+            try:
+                sock, address = self.socket.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    # Out of descriptors: the callers wait in the backlog for a moment.
+                    self.refusals["descriptors"] += 1
+                    self._selector.unregister(self.socket)
+                    self.call_later(0.1, self._listen_again)
+                return
+            try:
+                sock.setblocking(False)
+                if sock.family != getattr(socket, "AF_UNIX", None):
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self.tls is not None:
+                    sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            except OSError:
+                sock.close()
+                continue
+            peer = str(address[0]) if address else "local"
+            connection = Connection(sock, peer, next(self._serial), self.tls is not None)
+            connection.deadline = time.monotonic() + self.limits["header_time"]
+            self.connections.add(connection)
+            self._interest(connection, selectors.EVENT_READ)
+            if len(self.connections) > self.limits["connections"]:
+                self.refusals["connections"] += 1
+                self._refuse(connection, Overloaded("too many connections are open", headers=[("Retry-After", "1")]))
+
+    def _listen_again(self) -> None:
+        with contextlib.suppress(KeyError, ValueError, OSError):
+            self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
+
+    def _interest(self, connection: Connection, mask: int) -> None:
+        """Which events of a socket to wait for."""
+        if connection.closed or mask == connection.mask:
+            return
+        with contextlib.suppress(KeyError, ValueError, OSError):
+            if not connection.mask:
+                self._selector.register(connection.socket, mask, connection)
+            elif not mask:
+                self._selector.unregister(connection.socket)
+            else:
+                self._selector.modify(connection.socket, mask, connection)
+        connection.mask = mask
+
+    def _on_event(self, connection: Connection, mask: int) -> None:
+        if connection.handshaking:
+            self._shake_hands(connection)
+            return
+        if mask & selectors.EVENT_WRITE:
+            self._send(connection, b"")
+        if mask & selectors.EVENT_READ and not connection.closed:
+            self._receive(connection)
+
+    def _shake_hands(self, connection: Connection) -> None:
+        import ssl
+        try:
+            with connection.lock:
+                connection.socket.do_handshake()    # type: ignore[attr-defined]
+        except ssl.SSLWantReadError:
+            self._interest(connection, selectors.EVENT_READ)
+        except ssl.SSLWantWriteError:
+            self._interest(connection, selectors.EVENT_WRITE)
+        except (OSError, ValueError):
+            self.refusals["tls"] += 1
+            self._close(connection)
+        else:
+            connection.handshaking = False
+            self._interest(connection, selectors.EVENT_READ)
+            self._receive(connection)
+
+    def _receive(self, connection: Connection) -> None:
+        try:
+            with connection.lock:
+                data = connection.socket.recv(65536)
+                while data and self.tls is not None and connection.socket.pending():    # type: ignore[attr-defined]
+                    data += connection.socket.recv(65536)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            if self.tls is None or type(error).__name__ not in ("SSLWantReadError", "SSLWantWriteError"):
+                self._close(connection)
+            return
+        if not data:
+            self._end_of_input(connection)
+            return
+        if connection.lingering or connection.close_after:
+            return
+        connection.buffer += data
+        connection.received += len(data)
+        if not connection.busy:
+            self._advance(connection)
+        elif len(connection.buffer) > 65536:
+            self._interest(connection, connection.mask & ~selectors.EVENT_READ)
+
+    def _end_of_input(self, connection: Connection) -> None:
+        connection.ended = True
+        if not connection.busy and not connection.out:
+            self._close(connection)
+            return
+        self._interest(connection, connection.mask & ~selectors.EVENT_READ)
+        waiting = connection.waiting
+        if isinstance(waiting, Stream):
+            self._close(connection)
+        elif isinstance(waiting, Later):
+            # Gone, or only done with sending: it gets what there is to say now.
+            self._hand_over(partial(waiting.resolve, waiting.expired()))
+
+    def _advance(self, connection: Connection) -> None:
+        """Take the next request from what was read, if it is whole."""
+        try:
+            while not connection.busy and not connection.closed and not connection.close_after:
+                request = self._next_request(connection)
+                if request is None:
+                    if connection.ended:
+                        self._close(connection)
+                    return
+                connection.busy = True
+                self._dispatch(connection, request)
+        except AuroraError as error:
+            self.refusals[error.code.lower()] += 1
+            self._refuse(connection, error)
+
+    def _next_request(self, connection: Connection) -> Optional[Request]:
+        buffer, limits = connection.buffer, self.limits
+        now = time.monotonic()
+        if connection.head is None:
+            while buffer[:2] == b"\r\n":
+                del buffer[:2]
+            end = buffer.find(b"\r\n\r\n")
+            if end < 0 or end > limits["headers"] + limits["url"]:
+                if len(buffer) > limits["headers"] + limits["url"]:
+                    first = buffer.find(b"\r\n")
+                    if first < 0 or first > limits["url"] + 32:
+                        raise UriTooLong("the request target is longer than %d bytes" % limits["url"])
+                    raise TooManyHeaders("the header fields are larger than %d bytes" % limits["headers"])
+                if b"\n" in buffer and re.search(rb"(?:^|[^\r])\n", buffer):
+                    raise BadRequest("a line of the request head does not end with CRLF")
+                if buffer and not connection.body_since:
+                    connection.body_since = now
+                    connection.deadline = now + limits["header_time"]
+                return None
+            raw = bytes(buffer[:end])
+            del buffer[:end + 4]
+            # Heads repeat on kept-alive connections; those that carry credentials are not kept in the cache.
+            head = (parse_head(raw, int(limits["header_count"]), int(limits["url"]))
+                    if b"uthorization" in raw else self._parse(raw))
+            connection.head = head
+            connection.body_since = now
+            connection.received = len(buffer)
+            if head.length > limits["body"]:
+                raise BodyTooLarge("the body is larger than %d bytes" % limits["body"])
+            connection.chunks = ChunkedBody(int(limits["body"])) if head.length < 0 else None
+            if head.expects and not buffer and head.length:
+                self._send(connection, b"HTTP/1.1 100 Continue\r\n\r\n", interim=True)
+        head = connection.head
+        if connection.chunks is not None:
+            if not connection.chunks.feed(buffer):
+                connection.deadline = now + self.GRACE
+                return None
+            body = b"".join(connection.chunks.parts)
+        elif len(buffer) < head.length:
+            connection.deadline = now + self.GRACE
+            return None
+        else:
+            body = bytes(buffer[:head.length])
+            del buffer[:head.length]
+        connection.head, connection.chunks, connection.body_since = None, None, 0.0
+        given = head.headers.get("x-request-id", "")
+        request_id = given if given and _REQUEST_ID.fullmatch(given) else "%s-%x" % (self._prefix, next(self._serial))
+        request = Request(head, body, connection.peer, request_id, self.tls is not None)
+        if self.tls is not None:
+            request.certificate = _certificate_name(connection.socket)
+        return request
+
+    def _dispatch(self, connection: Connection, request: Request) -> None:
+        app = self.app
+        app.prepare(request)
+        if app.is_quick(request):
+            self._answer(connection, request, app.handle(request))
+            return
+        if self._queue.qsize() >= self.limits["queue"]:
+            self.refusals["queue"] += 1
+            self._answer(connection, request, app.refuse(Overloaded(
+                "%d requests are waiting already; try again" % self.limits["queue"], headers=[("Retry-After", "1")])))
+            return
+        batch = _Batch(request.share, connection, request)
+        with self._lock:
+            if batch.key is not None:
+                waiting = self._pending.get(batch.key)
+                if waiting is not None:
+                    waiting.pairs.append((connection, request))
+                    return
+                self._pending[batch.key] = batch
+                if batch.key in self._running:
+                    return      # queued when the call under way has ended: it began before this request
+        self._enqueue(batch)
+
+    def _enqueue(self, batch: _Batch) -> None:
+        self._queue.put(batch)
+        with self._lock:
+            grow = self._idle_workers < self._queue.qsize() and self._workers < self.limits["threads"]
+            self._workers += grow
+        if grow:
+            threading.Thread(target=self._work, name="http-worker", daemon=True).start()
+
+    def _hand_over(self, function: Callable[[], None]) -> None:
+        """Call a function that may block in a thread of its own kind: a worker, through an empty batch."""
+        batch = _Batch.__new__(_Batch)
+        batch.key, batch.pairs, batch.since = function, [], time.monotonic()
+        self._enqueue(batch)
+
+    run_in_worker = _hand_over
+
+    # the handlers' threads
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                self._idle_workers += 1
+            try:
+                batch = self._queue.get(timeout=30)
+            except QueueEmpty:
+                batch = None
+            with self._lock:
+                self._idle_workers -= 1
+                if batch is None:
+                    self._workers -= 1
+                    return
+            if not batch.pairs:
+                batch.key()
+                continue
+            self._run(batch)
+
+    def _run(self, batch: _Batch) -> None:
+        key = batch.key
+        if key is not None:
+            with self._lock:
+                # From here on nobody joins: what is read now was not asked for after it was read.
+                self._pending.pop(key, None)
+                self._running.add(key)
+        if time.monotonic() - batch.since > self.limits["queue_time"]:
+            self.refusals["queue_time"] += 1
+            answer: Any = self.app.refuse(Overloaded("no thread was free in time; try again",
+                                                     headers=[("Retry-After", "1")]))
+        else:
+            answer = self.app.handle(batch.pairs[0][1])
+        if key is not None:
+            with self._lock:
+                self._running.discard(key)
+                following = self._pending.get(key)
+            if following is not None:
+                following.since = time.monotonic()
+                self._enqueue(following)
+        for connection, request in batch.pairs:
+            self._answer(connection, request, answer)
+
+    def _answer(self, connection: Connection, request: Request, answer: Union[Response, Later, Stream]) -> None:
+        if isinstance(answer, Response):
+            self._respond(connection, request, answer)
+            return
+        connection.waiting = answer
+        if isinstance(answer, Later):
+            self.call_later(answer.seconds, lambda: self._hand_over(
+                lambda: answer.resolve(answer.expired())) if connection.waiting is answer else None)
+            answer.attach(partial(self._respond, connection, request))
+        else:
+            head = Response(200, body=b"", content_type="text/event-stream",
+                            headers=[("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")], close=True)
+            data = self._encode(request, head, stream=True)
+            self.app.finished(request, connection.peer, head, 0)
+            self._send(connection, data if request.method != "HEAD" else data, interim=True)
+            if request.method == "HEAD":
+                connection.waiting = None
+                self._send(connection, b"", close=True)
+            else:
+                answer.subscribe(partial(self._push, connection))
+        if connection.ended and not connection.closed:
+            self.call_soon(self._end_of_input, connection)
+
+    def _push(self, connection: Connection, data: bytes) -> None:
+        """Send a piece of a stream; b"" ends it."""
+        if not data:
+            connection.waiting = None
+            self._send(connection, b"", close=True)
+            return
+        if len(connection.out) > self.limits["stream_backlog"]:
+            self.refusals["stream_backlog"] += 1
+            self.call_soon(self._close, connection)
+            return
+        self._send(connection, data, interim=True)
+
+    def _respond(self, connection: Connection, request: Request, response: Response) -> None:
+        connection.waiting = None
+        close = response.close or not request.head.keep_alive or self.draining
+        data = self._encode(request, response, close=close)
+        self.app.finished(request, connection.peer, response, len(data))
+        self._send(connection, data, close=close)
+
+    def _encode(self, request: Optional[Request], response: Response, close: bool = False, stream: bool = False) -> bytes:
+        """The bytes of an answer to this request: not modified, compressed, without body as it asks."""
+        status = response.status
+        headers = request.headers if request else {}
+        lines = ""
+        body = b"" if stream else response.body
+        if status == 200 and request is not None and request.method in ("GET", "HEAD") and not stream:
+            etag = response.etag
+            lines = "ETag: %s\r\nCache-Control: no-cache\r\n" % etag
+            wanted = headers.get("if-none-match")
+            if wanted is not None and (wanted == etag or wanted.strip() == "*" or
+                                       etag in re.findall(r'(?:W/)?("[^"]*")', wanted)):
+                status, body = 304, b""
+        if len(body) >= 1024 and "accept-encoding" in headers and _accepts_gzip(headers["accept-encoding"]):
+            body = response.compressed
+            lines += "Content-Encoding: gzip\r\nVary: Accept-Encoding\r\n"
+        for name, value in response.headers:
+            lines += "%s: %s\r\n" % (name, re.sub(r"[\x00-\x1f\x7f]", " ", value))
+        if close or stream:
+            lines += "Connection: close\r\n"
+        elif request is not None and request.head.version == 0:
+            lines += "Connection: keep-alive\r\n"
+        if request is not None:
+            lines += "X-Request-Id: %s\r\n" % request.id
+        if not stream and status not in (204, 304):
+            lines += "Content-Length: %d\r\n" % len(body)
+        if status not in (204, 304):
+            lines += "Content-Type: %s\r\n" % response.content_type
+        head = "HTTP/1.1 %d %s\r\nDate: %s\r\n%s\r\n" % (status, REASONS[status], _http_date(int(time.time())), lines)
+        if request is not None and request.method == "HEAD":
+            body = b""
+        return head.encode("latin-1", "replace") + body
+
+    def _refuse(self, connection: Connection, error: AuroraError) -> None:
+        """Answer what is no request, and close: what follows in the stream cannot be trusted."""
+        response = self.app.refuse(error)
+        connection.busy = True
+        connection.head, connection.chunks = None, None
+        connection.buffer.clear()
+        data = self._encode(None, response, close=True)
+        self.app.finished(None, connection.peer, response, len(data))
+        self._send(connection, data, close=True)
+
+    def _send(self, connection: Connection, data: bytes, close: bool = False, interim: bool = False) -> None:
+        """Give bytes to the network, and keep what it does not take for the reading thread. interim: more follows."""
+        with connection.lock:
+            if connection.closed:
+                return
+            connection.close_after |= close
+            if connection.out:
+                connection.out += data
+                data = b""
+            try:
+                if connection.out:
+                    sent = connection.socket.send(memoryview(connection.out)[:1 << 18])
+                    del connection.out[:sent]
+                elif data:
+                    sent = connection.socket.send(data)
+                    if sent < len(data):
+                        connection.out += memoryview(data)[sent:]
+                connection.deadline = time.monotonic() + self.limits["send_time"]
+            except (BlockingIOError, InterruptedError):
+                connection.out += data
+            except OSError as error:
+                if self.tls is None or type(error).__name__ not in ("SSLWantReadError", "SSLWantWriteError"):
+                    self.call_soon(self._close, connection)
+                    return
+                connection.out += data
+            left = bool(connection.out)
+            if not left and not interim and connection.waiting is None:
+                connection.busy = False
+                connection.deadline = time.monotonic() + self.limits["idle_time"]
+        writing = connection.mask & selectors.EVENT_WRITE
+        if left or writing or connection.close_after or connection.buffer or connection.ended or not connection.mask:
+            self.call_soon(self._after_send, connection)
+
+    def _after_send(self, connection: Connection) -> None:
+        if connection.closed:
+            return
+        if connection.out:
+            self._interest(connection, selectors.EVENT_WRITE | (0 if connection.ended else selectors.EVENT_READ))
+            return
+        self._interest(connection, 0 if connection.ended else selectors.EVENT_READ)
+        if connection.close_after and not connection.waiting:
+            self._linger(connection)
+        elif not connection.busy:
+            self._advance(connection)
+
+    def _linger(self, connection: Connection) -> None:
+        """Close so that the answer arrives even where the caller is still sending: wait for its end for a moment."""
+        if connection.ended or connection.lingering:
+            self._close(connection)
+            return
+        connection.lingering = True
+        connection.deadline = time.monotonic() + self.LINGER
+        connection.busy = False
+        connection.buffer.clear()
+        try:
+            connection.socket.shutdown(socket.SHUT_WR)
+        except (OSError, ValueError):
+            self._close(connection)
+
+    def _close(self, connection: Connection) -> None:
+        with connection.lock:
+            if connection.closed:
+                return
+            if connection.mask:
+                with contextlib.suppress(KeyError, ValueError, OSError):
+                    self._selector.unregister(connection.socket)
+                connection.mask = 0
+            connection.closed = True
+            with contextlib.suppress(OSError):
+                connection.socket.close()
+        self.connections.discard(connection)
+        waiting, connection.waiting = connection.waiting, None
+        if waiting is not None:
+            waiting.gone()
+
+    def _sweep(self) -> None:
+        """Once a second: end what ran out of time."""
+        now = time.monotonic()
+        self.call_later(1.0, self._sweep)
+        for connection in list(self.connections):
+            if connection.waiting is not None and not connection.out:
+                continue
+            if connection.busy and not connection.out:
+                continue
+            late = now > connection.deadline
+            if connection.head is not None and not connection.out:
+                seconds = now - connection.body_since
+                late = late or (seconds > self.GRACE and connection.received < self.limits["body_rate"] * seconds)
+            if not late:
+                continue
+            if connection.busy or connection.out or connection.lingering or connection.handshaking or not (
+                    connection.buffer or connection.head):
+                self._close(connection)
+            else:
+                self.refusals["request_timeout"] += 1
+                self._refuse(connection, RequestTimeout("the request did not arrive in time"))
+
+    def figures(self) -> Dict[str, float]:
+        """What the metrics tell of this server."""
+        return {"connections": len(self.connections), "threads": self._workers, "queued": self._queue.qsize(),
+                "in_flight": sum(c.busy and c.waiting is None for c in list(self.connections)),
+                "watchers": sum(c.waiting is not None for c in list(self.connections))}
+
+
+@lru_cache(maxsize=4)
+def _http_date(seconds: int) -> str:
+    days = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+    months = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+    t = time.gmtime(seconds)
+    return "%s, %02d %s %d %02d:%02d:%02d GMT" % (days[t.tm_wday], t.tm_mday, months[t.tm_mon - 1], t.tm_year,
+                                                  t.tm_hour, t.tm_min, t.tm_sec)
+
+
+@lru_cache(maxsize=64)
+def _accepts_gzip(header: str) -> bool:
+    for each in header.lower().split(","):
+        coding, _, quality = each.partition(";")
+        if coding.strip() in ("gzip", "*"):
+            return not re.fullmatch(r"\s*q\s*=\s*0(\.0*)?\s*", quality)
+    return False
+
+
+def _certificate_name(sock: Any) -> Optional[str]:
+    """The common name in the caller's verified certificate."""
+    subject = (sock.getpeercert() or {}).get("subject", ())
+    return next((value for part in subject for name, value in part if name == "commonName"), None)
+
+
+# ======================================================================================================================
+# 7. Demo scheduler
+#
+# A simulated Aurora scheduler behind a real Thrift /api: tasks, updates, cron, quota, maintenance, backups as Aurora
+# does them, in memory. Time passes when somebody looks: every call first does what was due since the last one, so
+# nothing runs in the background and tests can turn the clock by hand. Uses rooms 1 to 6. j/ in the comments is
+# src/main/java/org/apache/aurora/scheduler.
+# ======================================================================================================================
+
+_S = api.ScheduleStatus
+_U = api.JobUpdateStatus
+_ACTED = "ASSIGNED STARTING RUNNING"
+_FROM_ACTED = "FINISHED FAILED RESTARTING DRAINING KILLED KILLING LOST PREEMPTING"
+_LEAVING = "FINISHED FAILED KILLING KILLED LOST PARTITIONED"
+_TRANSITIONS = {_S.values[name]: frozenset(_S.values[each] for each in targets.split()) for name, targets in {
+    # j/state/TaskStateMachine.java. KILLING of a task that waits deletes it.
+    "INIT": "PENDING THROTTLED", "THROTTLED": "PENDING KILLING", "PENDING": "ASSIGNED KILLING",
+    "ASSIGNED": "STARTING RUNNING " + _FROM_ACTED, "STARTING": "RUNNING PARTITIONED " + _FROM_ACTED,
+    "RUNNING": "PARTITIONED " + _FROM_ACTED,
+    "PARTITIONED": "LOST FAILED FINISHED RUNNING ASSIGNED STARTING RESTARTING DRAINING PREEMPTING KILLING",
+    "RESTARTING": _LEAVING, "DRAINING": _LEAVING, "PREEMPTING": _LEAVING,
+    "KILLING": "FINISHED FAILED KILLED LOST PARTITIONED",
+    "FINISHED": "", "FAILED": "", "KILLED": "", "LOST": ""}.items()}
+_TIMED = frozenset([_S.ASSIGNED, _S.KILLING, _S.RESTARTING, _S.PREEMPTING, _S.DRAINING])
+_BEING_REPLACED = frozenset([_S.RESTARTING, _S.DRAINING, _S.PREEMPTING])
+_WAITING = frozenset([_S.PENDING, _S.THROTTLED])
+_PENDING_STATS = frozenset([_S.INIT, _S.PENDING, _S.THROTTLED])
+_ROLLING = frozenset([_U.ROLLING_FORWARD, _U.ROLLING_BACK])
+_BACKWARDS = frozenset([_U.ROLLING_BACK, _U.ROLL_BACK_PAUSED, _U.ROLL_BACK_AWAITING_PULSE])
+_UPDATE_TRANSITIONS = {_U.values[name]: frozenset(_U.values[each] for each in targets.split()) for name, targets in {
+    # j/updater/JobUpdateStateMachine.java
+    "ROLLING_FORWARD": "ROLLING_BACK ROLL_FORWARD_PAUSED ROLL_FORWARD_AWAITING_PULSE ROLLED_FORWARD ABORTED ERROR FAILED",
+    "ROLLING_BACK": "ROLL_BACK_PAUSED ROLL_BACK_AWAITING_PULSE ROLLED_BACK ABORTED ERROR FAILED",
+    "ROLL_FORWARD_PAUSED": "ROLLING_BACK ROLLING_FORWARD ROLL_FORWARD_AWAITING_PULSE ABORTED ERROR",
+    "ROLL_BACK_PAUSED": "ROLLING_BACK ROLL_BACK_AWAITING_PULSE ABORTED ERROR",
+    "ROLL_FORWARD_AWAITING_PULSE": "ROLLING_BACK ROLLING_FORWARD ROLL_FORWARD_PAUSED ABORTED ERROR",
+    "ROLL_BACK_AWAITING_PULSE": "ROLLING_BACK ROLL_BACK_PAUSED ABORTED ERROR"}.items()}
+
+
+class DemoClock:
+    """The demo's time. speed: its seconds for one of ours; 0 stands still until `advance` is called."""
+
+    def __init__(self, speed: float = 1.0) -> None:
+        self.speed = speed
+        self._start = time.time()
+        self._real = time.monotonic()
+        self._turned = 0.0
+
+    def now(self) -> float:
+        return self._start + self._turned + (time.monotonic() - self._real) * self.speed
+
+    def advance(self, seconds: float) -> None:
+        self._turned += seconds
+
+
+class _Refusal(Exception):
+    """A response code other than OK, with its message; None where Aurora sends none. result: what goes with it."""
+
+    def __init__(self, message: Optional[str], code: str = "INVALID_REQUEST", result: Any = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.result = result
+
+
+class DemoTask:
+    """One task. events: (milliseconds, status, message); key: role, environment, name."""
+    __slots__ = ("id", "key", "instance", "config", "status", "events", "failures", "ancestor", "host", "ports",
+                 "partitions", "vetoes")
+
+    def __init__(self, task_id: str, key: Tuple[str, str, str], instance: int, config: Any) -> None:
+        self.id = task_id
+        self.key = key
+        self.instance = instance
+        self.config = config
+        self.status: int = _S.INIT
+        self.events: List[Tuple[int, int, Optional[str]]] = []
+        self.failures = 0
+        self.ancestor: Optional[str] = None
+        self.host: Optional[DemoHost] = None
+        self.ports: Dict[str, int] = {}
+        self.partitions = 0
+        self.vetoes = ""
+
+    @property
+    def active(self) -> bool:
+        return self.status in api.ACTIVE_STATES
+
+    def was(self, status: int) -> bool:
+        return any(event[1] == status for event in self.events)
+
+    def duplicate(self) -> "DemoTask":
+        made = DemoTask(self.id, self.key, self.instance, self.config)
+        for name in self.__slots__[4:]:
+            setattr(made, name, getattr(self, name))
+        made.events, made.ports = list(self.events), dict(self.ports)
+        return made
+
+
+class DemoHost:
+    """A machine of the demo cluster: resources in cores and MB, attributes, maintenance."""
+
+    def __init__(self, name: str, number: int, cpu: float, ram: int, disk: int, attributes: Dict[str, Set[str]]) -> None:
+        self.name = name
+        self.slave_id = "demo-agent-%d" % number
+        self.total = (cpu, ram, disk)
+        self.used = [0.0, 0.0, 0.0]
+        self.attributes = attributes
+        self.mode: int = api.MaintenanceMode.NONE
+        self.drain: Optional[Tuple[Any, float]] = None      # SLA policy, and until when it counts
+        self.tasks: Dict[str, DemoTask] = {}
+        self.next_port = 31000
+
+
+class DemoUpdate:
+    """One job update and, while it rolls, the state of its instances."""
+
+    def __init__(self, key: Tuple[str, str, str], user: str, request: Any, initial: Dict[int, Any],
+                 desired: Set[int]) -> None:
+        self.key = key
+        self.id = str(uuid.uuid4())
+        self.user = user
+        self.metadata = set(request.metadata or ())
+        self.config = request.taskConfig
+        self.settings = request.settings
+        self.initial = initial
+        self.desired = desired
+        self.status = -1
+        self.events: List[Any] = []
+        self.instance_events: List[Any] = []
+        self.recorded: Set[Tuple[int, int]] = set()
+        self.last_pulse = 0.0
+        self.seen: Set[int] = set()
+        self.states: Dict[int, str] = {}
+        self.failures: collections.Counter[int] = collections.Counter()
+        self.total_idle: Optional[int] = None
+        self.generation = 0
+
+    @property
+    def forward(self) -> bool:
+        return self.status not in _BACKWARDS
+
+    @property
+    def instances(self) -> Set[int]:
+        return set(self.initial) | self.desired
+
+    def wanted(self, instance: int) -> Any:
+        """The TaskConfig the instance is to have, None where it is to go."""
+        if self.forward:
+            return self.config if instance in self.desired else None
+        return self.initial.get(instance)
+
+    def order(self, instance: int) -> Tuple[int, int]:
+        kind = 1 if instance not in self.initial else 2 if instance in self.desired else 3
+        return (kind, instance)
+
+    def job_key(self) -> Any:
+        return api.JobKey(role=self.key[0], environment=self.key[1], name=self.key[2])
+
+    def update_key(self) -> Any:
+        return api.JobUpdateKey(job=self.job_key(), id=self.id)
+
+    @property
+    def modified(self) -> int:
+        return max([self.events[-1].timestampMs] + [event.timestampMs for event in self.instance_events[-1:]])
+
+    def summary(self, with_state: bool = True) -> Any:
+        state = api.JobUpdateState(status=self.status, createdTimestampMs=self.events[0].timestampMs,
+                                   lastModifiedTimestampMs=self.modified) if with_state else None
+        return api.JobUpdateSummary(user=self.user, state=state, key=self.update_key(), metadata=self.metadata)
+
+    def details(self) -> Any:
+        groups: List[Tuple[Any, List[int]]] = []
+        for instance, config in sorted(self.initial.items()):
+            _group(groups, config, instance)
+        desired = api.InstanceTaskConfig(task=self.config, instances=to_ranges(self.desired)) if self.desired else None
+        instructions = api.JobUpdateInstructions(
+            initialState={api.InstanceTaskConfig(task=config, instances=to_ranges(numbers))
+                          for config, numbers in groups}, desiredState=desired, settings=self.settings)
+        return api.JobUpdateDetails(
+            update=api.JobUpdate(summary=self.summary(), instructions=instructions),
+            updateEvents=list(self.events), instanceEvents=list(self.instance_events))
+
+    def next_group(self) -> List[int]:
+        """The instances to work on next: j/updater/strategy."""
+        working = sum(state == "WORKING" for state in self.states.values())
+        idle = sorted((i for i, state in self.states.items() if state == "IDLE"), key=self.order,
+                      reverse=not self.forward)
+        strategy = self.settings.updateStrategy
+        if strategy.queueStrategy is not None:
+            return idle[:max(0, strategy.queueStrategy.groupSize - working)]
+        if working:
+            return []
+        if strategy.batchStrategy is not None:
+            return idle[:strategy.batchStrategy.groupSize]
+        sizes = strategy.varBatchStrategy.groupSizes
+        if self.total_idle is None:
+            self.total_idle = len(idle)
+        if self.forward:
+            done, reached = self.total_idle - len(idle), 0
+            for size in sizes:
+                reached += size
+                if reached > done:
+                    return idle[:size]
+            return idle[:sizes[-1]]
+        left = len(idle)
+        for size in sizes:
+            if left <= size:
+                return idle[:left]
+            left -= size
+        return idle[:left % sizes[-1] or sizes[-1]]
+
+    @property
+    def autopause(self) -> bool:
+        strategy = self.settings.updateStrategy
+        chosen = strategy.batchStrategy or strategy.varBatchStrategy
+        return bool(chosen and chosen.autopauseAfterBatch)
+
+
+def _group(groups: List[Tuple[Any, List[int]]], config: Any, instance: int) -> None:
+    for known, numbers in groups:
+        if known is config or known == config:
+            numbers.append(instance)
+            return
+    groups.append((config, [instance]))
+
+
+def amounts(config: Any) -> Tuple[float, float, float]:
+    """cores, MB of memory, MB of disk of a TaskConfig."""
+    found = [0.0, 0.0, 0.0]
+    for each in config.resources or ():
+        for i, value in enumerate((each.numCpus, each.ramMb, each.diskMb)):
+            found[i] += value or 0
+    return found[0], found[1], found[2]
+
+
+def _aggregate(values: Sequence[float]) -> Any:
+    return api.ResourceAggregate(resources={
+        api.Resource(numCpus=float(values[0])), api.Resource(ramMb=int(values[1])), api.Resource(diskMb=int(values[2]))})
+
+
+RESOURCE_NAMES = (("CPU", "core(s)", 16.0), ("RAM", "MB", 24576.0), ("disk", "MB", 460800.0))
+
+
+class Crontab:
+    """A cron schedule as j/../common/CrontabEntry reads it: five fields, no names for whole schedules, 0 is Sunday.
+    Raises ValueError."""
+    _FIELDS = ((0, 59, ()), (0, 23, ()), (1, 31, ()),
+               (1, 12, ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")),
+               (0, 6, ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")))
+
+    def __init__(self, text: str) -> None:
+        if not re.fullmatch(r"\S+(\s+\S+){4}", text):
+            raise ValueError(text)
+        self.minutes, self.hours, self.days, self.months, self.weekdays = (
+            self._field(field, *bounds) for field, bounds in zip(text.split(), self._FIELDS))
+        if len(self.days) < 31 and len(self.weekdays) < 7:
+            raise ValueError(text)
+
+    @staticmethod
+    def _field(text: str, least: int, most: int, names: Sequence[str]) -> List[int]:
+        for number, name in enumerate(names):
+            text = re.sub(name, str(number + least), text, flags=re.IGNORECASE)
+        found: Set[int] = set()
+        for part in filter(None, text.split(",")):
+            match = re.fullmatch(r"(?:\*|(\d+)(?:-(\d+))?)(?:/(\d+))?", part)
+            if not match:
+                raise ValueError(part)
+            first = int(match.group(1)) if match.group(1) else least
+            last = int(match.group(2)) if match.group(2) else most if not match.group(1) else first
+            step = int(match.group(3)) if match.group(3) else 1
+            single = match.group(1) and not match.group(2)
+            ranged = match.group(2) and match.group(3) and step >= last
+            if (single and match.group(3)) or not least <= first <= last <= most or step <= 0 or ranged:
+                raise ValueError(part)
+            found.update(range(first, last + 1, step))
+        if not found:
+            raise ValueError(text)
+        return sorted(found)
+
+    def next(self, after: float) -> Optional[float]:
+        """The next time after `after` (seconds, GMT), None if there is none in the next five years."""
+        start = int(after) // 60 * 60 + 60
+        day = start // 86400
+        for offset in range(366 * 5):
+            parts = time.gmtime((day + offset) * 86400)
+            if parts.tm_mon in self.months and parts.tm_mday in self.days and (
+                    parts.tm_wday + 1) % 7 in self.weekdays:
+                for hour in self.hours:
+                    for minute in self.minutes:
+                        moment = (day + offset) * 86400 + hour * 3600 + minute * 60
+                        if moment >= start:
+                            return float(moment)
+        return None
+
+
+_QUICK_COMMANDS = frozenset("echo true : cd export mkdir ls date cat printf test touch rm cp mv chmod set ln".split())
+
+
+@lru_cache(maxsize=1024)
+def command_fate(command: str) -> Tuple[Optional[float], bool]:
+    """How a demo process with this command lives: (seconds until it ends, or None if it runs on; whether it fails).
+
+    `exit N`, `false` and `true` do what they say, `sleep N` takes N seconds, a few harmless commands take none, loops and
+    any other program run on. Statements are separated by ; && || or lines.
+    """
+    seconds, failed = 0.0, False
+    for statement in re.split(r";|&&|\|\||\n", command):
+        words = statement.split()
+        if not words:
+            continue
+        if words[0] == "sleep" and len(words) > 1:
+            match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", words[1])
+            if not match:
+                return None, False
+            seconds += float(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]
+            failed = False
+        elif words[0] == "exit":
+            return seconds, len(words) > 1 and words[1] != "0"
+        elif words[0] == "false":
+            failed = True
+        elif words[0] in _QUICK_COMMANDS:
+            failed = False
+        else:
+            return None, False
+    return seconds, failed
+
+
+def task_fate(config: Any) -> Tuple[Optional[float], bool]:
+    """The same for a whole task: its processes one after the other where they are ordered, else side by side. A service
+    of which no process ends by sleep, exit or false runs on."""
+    try:
+        data = json.loads(config.executorConfig.data)
+        processes = [p for p in data["task"]["processes"] if not p.get("final")]
+        ordered = bool(data["task"].get("constraints"))
+        commands = [str(p["cmdline"]) for p in processes if not p.get("daemon") and not p.get("ephemeral")]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None, False
+    if config.isService and not any(re.search(r"\b(sleep|exit|false)\b", each) for each in commands):
+        return None, False
+    total = 0.0
+    longest: Optional[float] = 0.0
+    for command in commands:
+        seconds, failed = command_fate(command)
+        if failed:
+            return (total if ordered else 0.0) + (seconds or 0.0), True
+        if seconds is None:
+            longest = None
+            if ordered:
+                return None, False
+        else:
+            total += seconds
+            longest = None if longest is None else max(longest, seconds)
+    return (total if ordered else longest), False
+
+
+class Demo:
+    """The simulated scheduler. Its Thrift methods are methods of their own names; `invoke` calls one as the wire does.
+
+    name: the cluster's; speed: of its clock; jobs: how many to fill it with for load tests (ten instances each);
+    samples: start with a few sample jobs; users: name → (password, role pattern), to want Basic credentials for writes.
+    """
+    SCHEDULE, START, RUN, END, KILL = 0.05, 0.15, 0.3, 0.2, 0.4     # seconds that steps of a task's life take
+    STATE_TIMEOUT = 300.0           # -transient_task_state_timeout
+    FLAPPING_THRESHOLD = 300.0      # -flapping_task_threshold
+    PENALTY = (30.0, 300.0)         # -initial_flapping_task_delay, -max_flapping_task_delay
+    HISTORY = (172800.0, 3600.0, 100)   # -history_prune_threshold, -history_min_retention_threshold, per job
+    UPDATE_HISTORY = (10, 30 * 86400.0)
+    MAX_FAILURES = 20000
+    SLA = (20, 7200)                # -min_required_instances_for_sla_check, -max_sla_duration_secs
+    ENVIRONMENTS = re.compile(r"prod|devel|test|staging\d*")
+
+    def __init__(self, name: str = "devcluster", speed: float = 1.0, jobs: int = 0, samples: bool = True,
+                 users: Optional[Dict[str, Tuple[str, str]]] = None) -> None:
+        self.name = name
+        self.clock = DemoClock(speed)
+        self.users = users
+        self.redirect: Optional[str] = None     # another leader's URL: answer 307
+        self.leaderless = False                 # answer 503
+        self.calls: collections.Counter[str] = collections.Counter()
+        self._lock = threading.RLock()          # guards all that follows
+        self._now = self.clock.now()
+        self._due: List[Tuple[float, int, Callable[[], None]]] = []
+        self._serial = itertools.count()
+        self._posts: Deque[Callable[[], None]] = collections.deque()
+        self._settling = False
+        self._tasks: Dict[str, DemoTask] = {}
+        self._jobs: Dict[Tuple[str, str, str], Dict[str, DemoTask]] = {}
+        self._roles: Dict[str, Set[Tuple[str, str, str]]] = {}
+        self._cron: Dict[Tuple[str, str, str], Any] = {}
+        self._cron_waiting: Set[Tuple[str, str, str]] = set()
+        self._cron_runs: collections.Counter[Tuple[str, str, str]] = collections.Counter()
+        self._quotas: Dict[str, Tuple[float, float, float]] = {}
+        self._updates: Dict[str, DemoUpdate] = {}
+        self._rolling: Dict[Tuple[str, str, str], DemoUpdate] = {}      # the active update of a job
+        self._backups: Dict[str, Any] = {}
+        self._staged: Optional[Dict[str, DemoTask]] = None
+        self._pending: Dict[str, DemoTask] = {}
+        self._scheduling = False
+        self._bare: Dict[int, Tuple[Any, Any]] = {}     # by id of a TaskConfig: it, and it without executor data
+        self._interned: Dict[Tuple[str, str, str], List[Any]] = {}
+        self._random = __import__("random").Random(7)
+        self.hosts: Dict[str, DemoHost] = {}
+        for number in range(max(6, jobs // 100)):
+            self._add_host("demo-%02d" % (number + 1), 16.0 if not jobs else 256.0, 65536 << (4 if jobs else 0),
+                           1 << 20 << (4 if jobs else 0), {"rack": {"rack-%s" % "abc"[number % 3]}})
+        self._add_host("demo-dedicated", 16.0, 65536, 1 << 20, {"rack": {"rack-a"}, "dedicated": {"www-data/web"}})
+        if samples:
+            self._add_samples()
+        if jobs:
+            self._fill(jobs)
+
+    def _add_host(self, name: str, cpu: float, ram: int, disk: int, attributes: Dict[str, Set[str]]) -> None:
+        self.hosts[name] = DemoHost(name, len(self.hosts) + 1, cpu, ram, disk, dict(attributes, host={name}))
+
+    # serving
+
+    def invoke(self, name: str, arguments: Any, user: str = "UNSECURE") -> Any:
+        """Call a Thrift method with its arguments struct; the Response. Never raises for what a caller can cause."""
+        with self._lock:
+            self.calls[name] += 1
+            self._catch_up()
+            self._user = user
+            values = [getattr(arguments, field) for field in arguments.fields]
+            try:
+                result, message = getattr(self, name)(*values) or (None, None)
+                response = api.Response(responseCode=api.ResponseCode.OK, result=result, details=[
+                    api.ResponseDetail(message=message)] if message else [])
+            except _Refusal as refusal:
+                response = api.Response(responseCode=api.ResponseCode.values[refusal.code], result=refusal.result,
+                                        details=[api.ResponseDetail(message=refusal.message)])
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                # What is an exception inside Aurora's handlers is one inside these.
+                text = str(error) if isinstance(error, ValueError) else None
+                response = api.Response(responseCode=api.ResponseCode.ERROR,
+                                        details=[api.ResponseDetail(message=text)])
+            self._settle()
+            response.serverInfo = api.ServerInfo(clusterName=self.name, statsUrlPrefix="")
+            return response
+
+    def authenticate(self, method: Method, arguments: Any, header: str) -> Tuple[Optional[str], Optional[Any]]:
+        """(the user, None), or (None, the denial); (None, None) where credentials are missing."""
+        if self.users is None:
+            return "UNSECURE", None
+        name, role = "UNSECURE", ""
+        if header.lower().startswith("basic "):
+            with contextlib.suppress(ValueError):
+                name, _, password = base64.b64decode(header[6:]).decode().partition(":")
+                known, role = self.users.get(name, ("", ""))
+                if not known or not hmac.compare_digest(known.encode(), password.encode()):
+                    name, role = "UNSECURE", ""
+        if method.access == "read":
+            return name, None
+        if not role:
+            return None, None
+        key = self._permitted_key(arguments)
+        if method.access == "admin" and role != "*" or key is not None and not fnmatch.fnmatchcase(key.role or "", role):
+            text = ("Subject %s lacks permission UnscopedRpcPermission{domain=thrift.AuroraAdmin, rpc=%s}" % (
+                name, method.name) if key is None else
+                "Subject %s is not permitted to JobScopedRpcPermission{rpc=%s, permittedJob=%s}." % (
+                    name, method.name, _java_key(key)))
+            return None, api.Response(responseCode=api.ResponseCode.AUTH_FAILED,
+                                      details=[api.ResponseDetail(message=text)])
+        return name, None
+
+    @staticmethod
+    def _permitted_key(arguments: Any) -> Any:
+        """The job key that a call's permission is looked up by."""
+        for field in arguments.fields:
+            value = getattr(arguments, field)
+            for path in ((), ("key",), ("jobKey",), ("job",), ("taskConfig", "job")):
+                found = value
+                for step in path:
+                    found = getattr(found, step, None)
+                if isinstance(found, api.JobKey):
+                    return found
+        return None
+
+    def start(self, port: int = 0) -> str:
+        """Serve on a loopback port in a thread of its own; the URL."""
+        self.server = HttpServer(("127.0.0.1", port), DemoApp(self))
+        self._thread = threading.Thread(target=self.server.serve_forever, name="demo-scheduler", daemon=True)
+        self._thread.start()
+        self.url = "http://127.0.0.1:%d" % self.server.port
+        return self.url
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    # time
+
+    def advance(self, seconds: float) -> None:
+        """Turn the clock and do what falls due."""
+        with self._lock:
+            self.clock.advance(seconds)
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        now = self.clock.now()
+        while self._due and self._due[0][0] <= now:
+            moment, _, work = heapq.heappop(self._due)
+            self._now = max(self._now, moment)
+            work()
+            self._settle()
+        self._now = max(self._now, now)
+
+    def _after(self, seconds: float, work: Callable[[], None]) -> None:
+        heapq.heappush(self._due, (self._now + seconds, next(self._serial), work))
+
+    def _settle(self) -> None:
+        """Tell the updater of the changes in the order they were posted, those that it causes too."""
+        if self._settling:
+            return
+        self._settling = True
+        try:
+            while self._posts:
+                self._posts.popleft()()
+        finally:
+            self._settling = False
+
+    @property
+    def _ms(self) -> int:
+        return int(self._now * 1000)
+
+    # tasks: j/state/StateManagerImpl.java, TaskStateMachine.java
+
+    def _intern(self, config: Any) -> Any:
+        """The one object for configurations of a job that are equal."""
+        known = self._interned.setdefault(_tuple(config.job), [])
+        for each in known:
+            if each is config or each == config:
+                return each
+        known.append(config)
+        if len(known) > 50:
+            used = {id(task.config) for task in self._jobs.get(_tuple(config.job), {}).values()}
+            known[:] = [each for each in known if id(each) in used or each is config]
+        return config
+
+    def _insert(self, config: Any, instances: Iterable[int]) -> None:
+        key = _tuple(config.job)
+        config = self._intern(config)
+        numbers = sorted(instances)
+        taken = {task.instance for task in self._jobs.get(key, {}).values() if task.active}
+        if not numbers:
+            raise ValueError("Argument cannot be blank")
+        if taken & set(numbers):
+            raise ValueError("Instance ID collision detected.")
+        for number in numbers:
+            self._change(self._new_task(config, number), _S.PENDING)
+
+    def _new_task(self, config: Any, instance: int) -> DemoTask:
+        key = _tuple(config.job)
+        task_id = re.sub(r"[^\w-]", "-", "%s-%d-%s" % ("-".join(key), instance, uuid.UUID(int=self._random.getrandbits(128),
+                                                                                          version=4)))
+        task = DemoTask(task_id, key, instance, config)
+        self._store(task)
+        return task
+
+    def _store(self, task: DemoTask) -> None:
+        self._tasks[task.id] = task
+        self._jobs.setdefault(task.key, {})[task.id] = task
+        self._roles.setdefault(task.key[0], set()).add(task.key)
+
+    def _delete(self, task: DemoTask) -> None:
+        self._tasks.pop(task.id, None)
+        self._pending.pop(task.id, None)
+        job = self._jobs.get(task.key, {})
+        job.pop(task.id, None)
+        if not job:
+            self._jobs.pop(task.key, None)
+            self._interned.pop(task.key, None)
+            if task.key not in self._cron:
+                self._roles.get(task.key[0], set()).discard(task.key)
+                if not self._roles.get(task.key[0]):
+                    self._roles.pop(task.key[0], None)
+
+    def _change(self, task: DemoTask, status: int, message: Optional[str] = None) -> bool:
+        """A state change with its side effects. False where it is no change or not allowed; then nothing happens."""
+        if task.id not in self._tasks or status == task.status or status not in _TRANSITIONS[task.status]:
+            return False
+        old = task.status
+        if old in _WAITING and status == _S.KILLING:
+            self._delete(task)
+            self._post(task, None)
+            return True
+        if status == _S.FAILED and old not in _BEING_REPLACED and old != _S.KILLING:
+            task.failures += 1
+        self._save(task, status, message)
+        if self._is_rescheduled(task, old, status):
+            self._reschedule(task)
+        if status == _S.PARTITIONED and (old in _BEING_REPLACED or old == _S.KILLING) or (
+                old == _S.PARTITIONED and status in _BEING_REPLACED | {_S.KILLING}):
+            self._change(task, _S.LOST, "Action performed on partitioned task, marking as LOST.")
+        self._act_on(task, old, status)
+        self._post(task, status)
+        return True
+
+    def _save(self, task: DemoTask, status: int, message: Optional[str]) -> None:
+        if status == _S.PARTITIONED:
+            task.partitions += 1
+            if len(task.events) >= 3 and task.events[-2][1] == _S.PARTITIONED and (
+                    task.events[-3][1] == task.events[-1][1]):
+                del task.events[-2:]
+        task.status = status
+        task.events.append((self._ms, status, message))
+
+    @staticmethod
+    def _is_rescheduled(task: DemoTask, old: int, status: int) -> bool:
+        if old == _S.KILLING:
+            return False
+        if old in _BEING_REPLACED:
+            return status in (_S.FINISHED, _S.FAILED, _S.KILLED, _S.LOST)
+        if status == _S.FINISHED:
+            return bool(task.config.isService) and old != _S.PARTITIONED
+        if status == _S.FAILED:
+            most = task.config.maxTaskFailures or 0
+            return bool(task.config.isService) or most == -1 or task.failures < most
+        if status == _S.LOST and old == _S.PARTITIONED:
+            return not task.was(_S.KILLING)
+        return status in (_S.KILLED, _S.LOST)
+
+    def _reschedule(self, task: DemoTask) -> None:
+        penalty = self._penalty(task)
+        replacement = self._new_task(task.config, task.instance)
+        replacement.failures, replacement.ancestor = task.failures, task.id
+        if not penalty:
+            self._change(replacement, _S.PENDING, "Rescheduled")
+            return
+        self._change(replacement, _S.THROTTLED,
+                     "Rescheduled, penalized for %d ms for flapping" % (penalty * 1000))
+        self._after(self._penalty(replacement), lambda: replacement.status == _S.THROTTLED and
+                    self._change(replacement, _S.PENDING) or None)
+
+    def _penalty(self, task: DemoTask) -> float:
+        """j/scheduling/RescheduleCalculator.java: grows with each ancestor in a row that ended soon after it started."""
+        penalty = 0.0
+        ancestor = self._tasks.get(task.ancestor or "")
+        least, most = self.PENALTY
+        while ancestor is not None and self._flapped(ancestor):
+            half = penalty or least
+            longer = min(most, half + self._random.random() * half)
+            if longer == penalty:
+                break
+            penalty = longer
+            ancestor = self._tasks.get(ancestor.ancestor or "")
+        return penalty
+
+    def _flapped(self, task: DemoTask) -> bool:
+        if any(event[1] in (_S.RESTARTING, _S.KILLING, _S.DRAINING) for event in task.events):
+            return False
+        active = [event[0] for event in task.events if event[1] in api.ACTIVE_STATES]
+        return bool(active) and task.events[-1][0] - active[-1] < self.FLAPPING_THRESHOLD * 1000
+
+    def _act_on(self, task: DemoTask, old: int, status: int) -> None:
+        """What the cluster does about a task's new state."""
+        stamp = len(task.events)
+
+        def later(seconds: float, status: int, message: Optional[str] = None) -> None:
+            self._after(seconds, lambda: self._change(task, status, message) and None
+                        if len(task.events) == stamp else None)
+        if status == _S.PENDING:
+            self._pending[task.id] = task
+            self._schedule_soon()
+        elif status == _S.ASSIGNED:
+            later(self.START, _S.STARTING)
+        elif status == _S.STARTING:
+            later(self.RUN, _S.RUNNING)
+        elif status == _S.RUNNING and old != _S.PARTITIONED:
+            seconds, failed = task_fate(task.config)
+            if seconds is not None:
+                later(seconds + self.END, _S.FAILED if failed else _S.FINISHED)
+        elif status in _BEING_REPLACED or status == _S.KILLING:
+            later(self.KILL, _S.KILLED)
+        elif status == _S.PARTITIONED:
+            policy = task.config.partitionPolicy
+            if policy is None or policy.reschedule is not False:
+                later(float(policy.delaySecs or 0) if policy else 0.0, _S.LOST, "Task partitioned for too long.")
+        elif status in api.TERMINAL_STATES:
+            self._release(task)
+            self._prune_history(task)
+        if status in _TIMED:
+            later(self.STATE_TIMEOUT, _S.LOST, "Task timed out")
+
+    def _release(self, task: DemoTask) -> None:
+        host = task.host
+        if host is None or task.id not in host.tasks:
+            return
+        del host.tasks[task.id]
+        for i, amount in enumerate(amounts(task.config)):
+            host.used[i] -= amount
+        if host.mode == api.MaintenanceMode.DRAINING and not any(t.active for t in host.tasks.values()):
+            host.mode, host.drain = api.MaintenanceMode.DRAINED, None
+        self._schedule_soon()
+
+    def _prune_history(self, task: DemoTask) -> None:
+        """j/pruning/TaskHistoryPruner.java"""
+        longest, shortest, most = self.HISTORY
+        self._after(longest, lambda: self._delete(task) if not task.active else None)
+        ended = [each for each in self._jobs.get(task.key, {}).values() if not each.active]
+        if len(ended) > most:
+            old = sorted((each for each in ended if self._ms - each.events[-1][0] >= shortest * 1000),
+                         key=lambda each: each.events[-1][0])
+            for each in old[:len(ended) - most]:
+                self._delete(each)
+
+    def _post(self, task: DemoTask, status: Optional[int]) -> None:
+        update = self._rolling.get(task.key)
+        if update is not None and update.status in _ROLLING and task.instance in update.instances:
+            def tell() -> None:
+                if status is None:
+                    self._evaluate(update, {task.instance: None})
+                elif task.status == status:
+                    self._evaluate(update, {task.instance: task})
+            self._posts.append(tell)
+
+    # scheduling: j/filter/SchedulingFilterImpl.java
+
+    def _schedule_soon(self) -> None:
+        if not self._scheduling and self._pending:
+            self._scheduling = True
+            self._after(self.SCHEDULE, self._schedule)
+
+    def _schedule(self) -> None:
+        self._scheduling = False
+        hopeless: Dict[int, str] = {}       # by id of a configuration: it cannot be placed in this round
+        for task in list(self._pending.values()):
+            if task.status != _S.PENDING:
+                self._pending.pop(task.id, None)
+                continue
+            if id(task.config) in hopeless:
+                task.vetoes = hopeless[id(task.config)]
+                continue
+            best: Optional[Tuple[float, str]] = None
+            for host in sorted(self.hosts.values(), key=lambda h: h.mode):
+                veto = self._veto(task, host)
+                if veto is None:
+                    self._assign(task, host)
+                    break
+                if best is None or veto[0] < best[0]:
+                    best = veto
+            else:
+                task.vetoes = hopeless[id(task.config)] = best[1] if best else ""
+
+    def _assign(self, task: DemoTask, host: DemoHost) -> None:
+        self._pending.pop(task.id, None)
+        task.vetoes = ""
+        task.host = host
+        host.tasks[task.id] = task
+        for i, amount in enumerate(amounts(task.config)):
+            host.used[i] += amount
+        for each in sorted(task.config.resources or (), key=lambda r: r.namedPort or ""):
+            if each.namedPort is not None:
+                task.ports[each.namedPort] = host.next_port
+                host.next_port = 31000 + (host.next_port - 30999) % 1000
+        self._change(task, _S.ASSIGNED)
+
+    def _veto(self, task: DemoTask, host: DemoHost) -> Optional[Tuple[float, str]]:
+        """Why the task cannot run on the host, with a score that is lower the nearer it is; None if it can."""
+        constraints = sorted(task.config.constraints or (), key=lambda c: (c.constraint.value is None, c.name))
+        if "dedicated" in host.attributes and all(each.name != "dedicated" for each in constraints):
+            return 1e6, "Host is dedicated"
+        if host.mode == api.MaintenanceMode.DRAINING:
+            return 1e5, "Host draining for maintenance"
+        if host.mode == api.MaintenanceMode.DRAINED:
+            return 1e5, "Host drained for maintenance"
+        for each in constraints:
+            values = host.attributes.get(each.name, set())
+            rule = each.constraint
+            if rule.value is not None:
+                if bool(rule.value.negated) == bool(values & set(rule.value.values or ())):
+                    return 1e4, "Constraint not satisfied: " + each.name
+                continue
+            if not values:
+                return 1e4, "Constraint not satisfied: " + each.name
+            for value in values:
+                count = sum(t.status in api.SLAVE_ASSIGNED_STATES and t.host is not None and
+                            value in t.host.attributes.get(each.name, ()) for t in self._jobs[task.key].values())
+                if count >= rule.limit.limit:
+                    return 1e4, "Limit not satisfied: " + each.name
+        lacking, score = [], 0.0
+        for (name, _, span), need, total, used in zip(RESOURCE_NAMES, amounts(task.config), host.total, host.used):
+            if need > total - used + 1e-9:
+                lacking.append("Insufficient: " + name)
+                score += min(1000.0, 1000 * (need - (total - used)) // span)
+        return (score, ",".join(lacking)) if lacking else None
+
+    # updates: j/updater
+
+    def _set_update(self, update: DemoUpdate, status: int, message: Optional[str] = None,
+                    user: Optional[str] = None) -> None:
+        update.status = status
+        update.events.append(api.JobUpdateEvent(status=status, timestampMs=self._ms, user=user, message=message))
+        update.generation += 1
+        if status in _ROLLING:
+            update.states = {instance: "IDLE" for instance in update.instances}
+            update.failures.clear()
+            update.total_idle = None
+            self._posts.append(lambda: self._evaluate(update, {}))
+        elif status not in api.ACTIVE_JOB_UPDATE_STATES:
+            self._rolling.pop(update.key, None)
+            self._prune_updates(update.key)
+
+    def _prune_updates(self, key: Tuple[str, str, str]) -> None:
+        most, longest = self.UPDATE_HISTORY
+        ended = sorted((u for u in self._updates.values() if u.key == key and
+                        u.status not in api.ACTIVE_JOB_UPDATE_STATES), key=lambda u: -u.events[0].timestampMs)
+        for position, each in enumerate(ended):
+            if position >= most or self._ms - each.events[0].timestampMs > longest * 1000:
+                del self._updates[each.id]
+
+    def _active_task(self, key: Tuple[str, str, str], instance: int) -> Optional[DemoTask]:
+        return next((task for task in self._jobs.get(key, {}).values() if task.instance == instance and task.active),
+                    None)
+
+    def _pulse_expired(self, update: DemoUpdate) -> bool:
+        limit = update.settings.blockIfNoPulsesAfterMs or 0
+        return limit > 0 and (self._now - update.last_pulse) * 1000 >= limit
+
+    def _evaluate(self, update: DemoUpdate, changed: Dict[int, Optional[DemoTask]]) -> None:
+        """One step of OneWayJobUpdater: judge the instances that changed, start the next ones, note what happened."""
+        if update.status not in _ROLLING or self._rolling.get(update.key) is not update:
+            return
+        forward = update.forward
+        if self._pulse_expired(update):
+            self._set_update(update, _U.ROLL_FORWARD_AWAITING_PULSE if forward else _U.ROLL_BACK_AWAITING_PULSE,
+                             "Pulses from external service have timed out.")
+            return
+        effects: Dict[int, List[str]] = {}
+        actions: Dict[int, str] = {}
+        failed: List[int] = []
+
+        def judge(instance: int, task: Optional[DemoTask]) -> None:
+            verdict = self._judge(update, instance, task)
+            if verdict in ("SUCCEEDED", "FAILED"):
+                update.states[instance] = verdict
+                effects.setdefault(instance, []).append(verdict)
+            else:
+                actions[instance] = verdict
+            if verdict == "FAILED":
+                failed.append(instance)
+
+        for instance, task in changed.items():
+            if update.states.get(instance) == "WORKING":
+                judge(instance, task)
+        while self._overall(update) == "WORKING":
+            was_working = "WORKING" in update.states.values()
+            group = update.next_group()
+            for instance in group:
+                update.states[instance] = "WORKING"
+                effects.setdefault(instance, []).append("WORKING")
+                judge(instance, self._active_task(update.key, instance))
+            if was_working or not group or any(instance in actions for instance in group):
+                break
+        overall = self._overall(update)
+        if forward and update.autopause and self._autopauses(update, overall, set(effects) | set(actions)):
+            self._set_update(update, _U.ROLL_FORWARD_PAUSED, "Update auto paused")
+            self._record(update, forward, {i: e for i, e in effects.items() if e[-1] != "WORKING"})
+            return
+        self._record(update, forward, effects)
+        if overall == "SUCCEEDED":
+            self._set_update(update, _U.ROLLED_FORWARD if forward else _U.ROLLED_BACK)
+        elif overall == "FAILED":
+            back = forward and update.settings.rollbackOnFailure is not False
+            self._set_update(update, _U.ROLLING_BACK if back else _U.FAILED,
+                             "Latest failure: instance %d exited." % (failed[0] if failed else 0))
+        else:
+            for instance, action in actions.items():
+                self._perform(update, instance, action)
+
+    @staticmethod
+    def _overall(update: DemoUpdate) -> str:
+        states = list(update.states.values())
+        if states.count("FAILED") > (update.settings.maxFailedInstances or 0):
+            return "FAILED"
+        return "WORKING" if "WORKING" in states or "IDLE" in states else "SUCCEEDED"
+
+    def _judge(self, update: DemoUpdate, instance: int, task: Optional[DemoTask]) -> str:
+        """StateEvaluator: SUCCEEDED, FAILED, or what to do: watch, wait, kill, add."""
+        wanted = update.wanted(instance)
+        present = task is not None and not (task.status != _S.KILLING and task.was(_S.KILLING))
+        if task is None or not present:
+            return "add" if wanted is not None else "SUCCEEDED"
+        if wanted is None or not (task.config is wanted or task.config == wanted):
+            return "kill" if task.active and task.status != _S.KILLING else "wait"
+        if task.status == _S.RUNNING:
+            wait = update.settings.minWaitInInstanceRunningMs or 0
+            return "SUCCEEDED" if self._ms - task.events[-1][0] >= wait else "watch"
+        if task.status in api.TERMINAL_STATES:
+            update.failures[instance] += 1
+            return "FAILED" if update.failures[instance] > (update.settings.maxPerInstanceFailures or 0) else "wait"
+        return "wait"
+
+    @staticmethod
+    def _autopauses(update: DemoUpdate, overall: str, touched: Set[int]) -> bool:
+        if not update.seen:
+            update.seen = touched
+            return False
+        if overall == "SUCCEEDED":
+            update.seen = set()
+            return False
+        fresh = touched - update.seen
+        update.seen |= touched
+        return bool(fresh)
+
+    def _record(self, update: DemoUpdate, forward: bool, effects: Dict[int, List[str]]) -> None:
+        action = api.JobUpdateAction
+        names = ({"WORKING": action.INSTANCE_UPDATING, "SUCCEEDED": action.INSTANCE_UPDATED,
+                  "FAILED": action.INSTANCE_UPDATE_FAILED} if forward else
+                 {"WORKING": action.INSTANCE_ROLLING_BACK, "SUCCEEDED": action.INSTANCE_ROLLED_BACK,
+                  "FAILED": action.INSTANCE_ROLLBACK_FAILED})
+        for instance, states in effects.items():
+            if states == ["WORKING", "SUCCEEDED"] and not any(i == instance for i, _ in update.recorded):
+                continue        # it was as wanted already
+            for state in states:
+                if (instance, names[state]) not in update.recorded:
+                    update.recorded.add((instance, names[state]))
+                    self._instance_event(update, instance, names[state])
+
+    def _instance_event(self, update: DemoUpdate, instance: int, action: int, message: Optional[str] = None) -> None:
+        update.instance_events.append(api.JobInstanceUpdateEvent(
+            instanceId=instance, timestampMs=self._ms, action=action, message=message))
+
+    def _perform(self, update: DemoUpdate, instance: int, action: str) -> None:
+        if action == "kill":
+            self._update_kill(update, instance, update.generation)
+        elif action == "add":
+            if self._active_task(update.key, instance) is None:
+                self._insert(update.wanted(instance), [instance])
+        elif action == "watch":
+            generation = update.generation
+            self._after((update.settings.minWaitInInstanceRunningMs or 0) / 1000.0, lambda: self._posts.append(
+                lambda: self._evaluate(update, {instance: self._active_task(update.key, instance)})
+                if update.generation == generation else None))
+
+    def _update_kill(self, update: DemoUpdate, instance: int, generation: int) -> None:
+        task = self._active_task(update.key, instance)
+        if task is None or update.generation != generation:
+            return
+        policy = (update.config if update.forward else update.initial.get(instance, update.config)).slaPolicy
+        if update.settings.slaAware and policy is not None:
+            action = (api.JobUpdateAction.INSTANCE_UPDATING if update.forward else
+                      api.JobUpdateAction.INSTANCE_ROLLING_BACK)
+            if (instance, -1) not in update.recorded:
+                update.recorded.add((instance, -1))
+                self._instance_event(update, instance, action, "Checking SLA before continuing.")
+            if not self._sla_allows(task, policy):
+                self._after(60.0, lambda: self._update_kill(update, instance, generation))
+                return
+            self._instance_event(update, instance, action, "SLA check passed, continuing.")
+        self._change(task, _S.KILLING, "Killed for job update " + update.id)
+
+    def _sla_allows(self, task: DemoTask, policy: Any) -> bool:
+        """j/sla/SlaManager.java: whether the task may go. A coordinator is not asked by the demo; it always agrees."""
+        if policy.coordinatorSlaPolicy is not None or task.status not in api.SLAVE_ASSIGNED_STATES:
+            return True
+        active = [each for each in self._jobs.get(task.key, {}).values() if each.active]
+        total = len(active)
+        if not task.config.production or total < self.SLA[0]:
+            return True
+        rule = policy.percentageSlaPolicy or policy.countSlaPolicy
+        up = sum(each.status == _S.RUNNING and each is not task and
+                 self._ms - each.events[-1][0] > (rule.durationSecs or 0) * 1000 for each in active)
+        if policy.countSlaPolicy is not None:
+            return up >= min(rule.count, total - 1)
+        percentage = rule.percentage if int((1 - rule.percentage / 100) * total) >= 1 else (total - 1) / total * 100
+        return up / total * 100 >= percentage
+
+    # checks: j/configuration/ConfigurationManager.java, j/quota/QuotaManager.java
+
+    def _checked_job(self, job: Any) -> Any:
+        """The JobConfiguration with its task normalised. Raises _Refusal."""
+        if job.taskConfig is None:
+            raise _Refusal("Job configuration must have taskConfig set.")
+        if (job.instanceCount or 0) <= 0:
+            raise _Refusal("Instance count must be positive.")
+        if not _is_key(job.key):
+            raise _Refusal("Job key %s is invalid." % _java_key(job.key))
+        if not self.ENVIRONMENTS.fullmatch(job.key.environment):
+            raise _Refusal("Job environment %s doesn't match: ^(prod|devel|test|staging\\d*)$" % job.key.environment)
+        if job.owner is not None and not _is_identifier(job.owner.user):
+            raise _Refusal("Job user contains illegal characters: %s" % job.owner.user)
+        job = job.replace(taskConfig=self._checked_task(job.taskConfig, job.instanceCount))
+        if job.cronSchedule and job.taskConfig.isService:
+            raise _Refusal("A service task may not be run on a cron schedule: %r" % job)
+        return job
+
+    def _checked_task(self, task: Any, count: int) -> Any:
+        tiers = {tier["name"]: tier["settings"] for tier in DEFAULT_TIERS["tiers"]}     # type: ignore[index]
+        if task.tier is not None and not _is_identifier(task.tier):
+            raise _Refusal("Tier contains illegal characters: " + task.tier)
+        tier = task.tier if task.tier is not None else str(DEFAULT_TIERS["defaultTierName"])
+        if tier not in tiers:
+            raise _Refusal("Invalid tier '%s' in TaskConfig." % tier)
+        production = tiers[tier]["preemptible"] == "false" and tiers[tier]["revocable"] == "false"
+        if not _is_key(task.job):
+            raise _Refusal("Job key %s is invalid." % _java_key(task.job))
+        container = task.container or api.Container(mesos=api.MesosContainer())
+        if container.mesos is not None:
+            container = api.Container(mesos=container.mesos.replace(volumes=container.mesos.volumes or []))
+        if task.executorConfig is None and container.docker is None:
+            raise _Refusal("Configuration may not be null.")
+        if task.executorConfig is not None and task.executorConfig.name is None:
+            raise _Refusal("Executor name may not be left unset.")
+        if task.executorConfig is not None and task.executorConfig.name != EXECUTOR_NAME:
+            raise _Refusal("Configuration for executor '%s' doesn't exist." % task.executorConfig.name)
+        self._check_dedicated(task)
+        if container.docker is not None:
+            if not container.docker.image:
+                raise _Refusal("A container must specify an image.")
+            if task.executorConfig is None:
+                raise _Refusal("This scheduler is configured to require an executor for Docker-based tasks.")
+        self._check_resources(task)
+        if task.slaPolicy is not None:
+            self._check_sla(task.slaPolicy, tier, production, count)
+        links = dict(task.taskLinks or {})
+        if not links:
+            ports = {each.namedPort for each in task.resources if each.namedPort in ("health", "http")}
+            links = {port: "http://%%host%%:%%port:%s%%" % port for port in ports}
+        policy = task.partitionPolicy
+        return task.replace(
+            tier=tier, production=production, container=container, taskLinks=links, isService=bool(task.isService),
+            priority=task.priority or 0, maxTaskFailures=task.maxTaskFailures or 0,
+            constraints=set(task.constraints or ()), metadata=set(task.metadata or ()),
+            mesosFetcherUris=set(task.mesosFetcherUris or ()),
+            partitionPolicy=policy and policy.replace(delaySecs=policy.delaySecs or 0))
+
+    @staticmethod
+    def _check_dedicated(task: Any) -> None:
+        dedicated = next((each for each in task.constraints or () if each.name == "dedicated"), None)
+        if dedicated is None:
+            return
+        if dedicated.constraint.value is None:
+            raise _Refusal("A dedicated constraint must be of value type.")
+        values = dedicated.constraint.value.values or ()
+        if len(values) != 1:
+            raise _Refusal("A dedicated constraint must have exactly one value")
+        role = next(iter(values)).split("/")[0]
+        if role not in ("*", task.job.role):
+            raise _Refusal("Only %s may use hosts dedicated for that role." % role)
+
+    @staticmethod
+    def _check_resources(task: Any) -> None:
+        counts: collections.Counter[str] = collections.Counter()
+        for each in task.resources or ():
+            for field, name in (("numCpus", "CPU"), ("numGpus", "GPU"), ("ramMb", "RAM"), ("diskMb", "disk")):
+                counts[name] += getattr(each, field) is not None
+        doubled = [name for name in ("CPU", "GPU", "RAM", "disk") if counts[name] > 1]
+        if doubled:
+            raise _Refusal("Multiple resource values are not supported for " + ", ".join(doubled))
+        for field, value in zip(("num_cpus", "ram_mb", "disk_mb"), amounts(task)):
+            if value <= 0:
+                raise _Refusal("%s must be greater than 0.0" % field)
+        if counts["GPU"]:
+            raise _Refusal("GPU resource support is disabled in this cluster.")
+        if task.mesosFetcherUris:
+            raise _Refusal("Mesos Fetcher for individual jobs is disabled in this cluster.")
+        mesos = task.container.mesos if task.container else None
+        if mesos is not None and mesos.volumes:
+            raise _Refusal("This scheduler is configured to disallow container volumes.")
+
+    def _check_sla(self, policy: Any, tier: str, production: bool, count: int) -> None:
+        if not production:
+            raise _Refusal("Tier '%s' does not support SlaPolicy." % tier)
+        if policy.coordinatorSlaPolicy is not None:
+            return
+        if count < self.SLA[0]:
+            raise _Refusal("Job with fewer than %d instances cannot have Percentage/Count SlaPolicy." % self.SLA[0])
+        rule, name = (policy.countSlaPolicy, "Count") if policy.countSlaPolicy else (policy.percentageSlaPolicy,
+                                                                                    "Percentage")
+        if policy.countSlaPolicy and count - rule.count < 1:
+            raise _Refusal("Current CountSlaPolicy: count=%d will not allow any instances to be killed. Must be less than "
+                           "instanceCount=%d." % (rule.count, count))
+        if not policy.countSlaPolicy and count - count * rule.percentage / 100 < 1:
+            raise _Refusal("Current PercentageSlaPolicy: percentage=%f will not allow any instances to be killed. Must be "
+                           "less than %f." % (rule.percentage, (count - 1) / count * 100))
+        if (rule.durationSecs or 0) > self.SLA[1]:
+            raise _Refusal("%sSlaPolicy: durationSecs=%d must be less than cluster-wide maximum of %d secs." % (
+                name, rule.durationSecs, self.SLA[1]))
+
+    def _check_limits(self, total: int, lacking: Sequence[float]) -> None:
+        """The number of tasks, then quota. lacking: what is missing of each resource, if positive."""
+        if not 0 < total <= MAX_TASKS_PER_JOB:
+            raise _Refusal("Instance count must be between 1 and %d inclusive." % MAX_TASKS_PER_JOB)
+        texts = ["%s quota exceeded by %.2f %s" % (name, value, unit)
+                 for (name, unit, _), value in zip(RESOURCE_NAMES, lacking) if value > 1e-9]
+        if texts:
+            raise _Refusal("Insufficient resource quota: " + "; ".join(texts))
+
+    def _lacking(self, role: str, extra: Sequence[float], update: Optional[DemoUpdate] = None) -> List[float]:
+        have = self._quotas.get(role, (0.0, 0.0, 0.0))
+        used = self._consumption(role, True, False, update)
+        return [used[i] + extra[i] - have[i] for i in range(3)]
+
+    def _extra(self, config: Any, count: int) -> List[float]:
+        """What `count` more instances lack of their role's quota: nothing if they need none."""
+        if not config.production or _is_dedicated(config):
+            return [0.0, 0.0, 0.0]
+        return self._lacking(config.job.role, [each * count for each in amounts(config)])
+
+    def _consumption(self, role: str, production: bool, dedicated: bool,
+                     update: Optional[DemoUpdate] = None) -> List[float]:
+        def counts(config: Any) -> bool:
+            return bool(config.production) is production and _is_dedicated(config) is dedicated
+
+        def total(pairs: Iterable[Tuple[Any, int]]) -> List[float]:
+            found = [0.0, 0.0, 0.0]
+            for config, number in pairs:
+                if counts(config):
+                    found = [f + a * number for f, a in zip(found, amounts(config))]
+            return found
+        updates = {u.key: u for u in self._rolling.values() if u.key[0] == role}
+        if update is not None:
+            updates[update.key] = update
+        parts = []
+        for key in self._roles.get(role, set()) | set(updates):
+            tasks = [t for t in self._jobs.get(key, {}).values() if t.active]
+            template, changing = self._cron.get(key), updates.get(key)
+            if template is not None:
+                parts.append([max(pair) for pair in zip(total([(template.taskConfig, template.instanceCount)]),
+                                                        total((t.config, 1) for t in tasks))])
+                continue
+            if changing is not None:
+                parts.append([max(pair) for pair in zip(total((c, 1) for c in changing.initial.values()),
+                                                        total([(changing.config, len(changing.desired))]))])
+            parts.append(total((t.config, 1) for t in tasks
+                               if changing is None or t.instance not in changing.instances))
+        return [sum(part[i] for part in parts) for i in range(3)]
+
+    def _check_not_updating(self, key: Tuple[str, str, str]) -> None:
+        if key in self._rolling:
+            raise _Refusal("Job is currently updating", "JOB_UPDATING_ERROR")
+
+    def _valid(self, key: Any) -> Tuple[str, str, str]:
+        """The key as a tuple. Aurora fails without a message for an invalid one."""
+        if not _is_key(key):
+            raise _Refusal(None, "ERROR")
+        return _tuple(key)
+
+    # ReadOnlyScheduler
+
+    def _matching(self, query: Any) -> List[DemoTask]:
+        keys: Optional[Set[Tuple[str, str, str]]] = None
+        if query.jobKeys:
+            for each in query.jobKeys:
+                if not query.taskIds and not _is_key(each):
+                    raise ValueError("Invalid job key format: %s" % _java_key(each))
+            keys = {_tuple(each) for each in query.jobKeys}
+        role = (query.role or "").strip() or None
+        if query.taskIds:
+            candidates: Iterable[DemoTask] = [self._tasks[i] for i in sorted(query.taskIds) if i in self._tasks]
+        elif keys is not None:
+            candidates = [t for key in sorted(keys) for t in self._jobs.get(key, {}).values()]
+        elif role is not None:
+            candidates = [t for key in sorted(self._roles.get(role, ())) for t in self._jobs.get(key, {}).values()]
+        else:
+            candidates = list(self._tasks.values())
+        return [t for t in candidates
+                if (keys is None or t.key in keys) and (role is None or t.key[0] == role)
+                and (query.environment is None or t.key[1] == query.environment)
+                and (query.jobName is None or t.key[2] == query.jobName)
+                and (not query.statuses or t.status in query.statuses)
+                and (not query.instanceIds or t.instance in query.instanceIds)
+                and (not query.slaveHosts or (t.host is not None and t.host.name in query.slaveHosts))]
+
+    @staticmethod
+    def _page(found: List[Any], query: Any) -> List[Any]:
+        if (query.offset or 0) > 0:
+            found = found[query.offset:]
+        return found[:query.limit] if (query.limit or 0) > 0 else found
+
+    def _scheduled(self, task: DemoTask, bare: bool = False) -> Any:
+        """The ScheduledTask; bare: without executor data."""
+        config = task.config
+        if bare and config.executorConfig is not None:
+            known = self._bare.get(id(config))
+            if known is None or known[0] is not config:
+                if len(self._bare) > 200000:
+                    self._bare.clear()
+                known = (config, config.replace(executorConfig=api.ExecutorConfig(name=config.executorConfig.name)))
+                self._bare[id(config)] = known
+            config = known[1]
+        return api.ScheduledTask(
+            assignedTask=api.AssignedTask(
+                taskId=task.id, task=config, instanceId=task.instance, assignedPorts=task.ports,
+                slaveId=task.host.slave_id if task.host else None, slaveHost=task.host.name if task.host else None),
+            status=task.status, failureCount=task.failures, ancestorId=task.ancestor, timesPartitioned=task.partitions,
+            taskEvents=[api.TaskEvent(timestamp=moment, status=status, message=message, scheduler="demo-scheduler")
+                        for moment, status, message in task.events])
+
+    def getTasksStatus(self, query: Any) -> Any:
+        tasks = [self._scheduled(task) for task in self._page(self._matching(query), query)]
+        return api.Result(scheduleStatusResult=api.ScheduleStatusResult(tasks=tasks)), None
+
+    def getTasksWithoutConfigs(self, query: Any) -> Any:
+        tasks = [self._scheduled(task, True) for task in self._page(self._matching(query), query)]
+        return api.Result(scheduleStatusResult=api.ScheduleStatusResult(tasks=tasks)), None
+
+    def getPendingReason(self, query: Any) -> Any:
+        for field, text in (("slaveHosts", "SlaveHosts are"), ("statuses", "Statuses is")):
+            if getattr(query, field):
+                raise _Refusal("%s not supported in %r" % (text, query))
+        found = self._page(self._matching(query.replace(statuses={_S.PENDING})), query)
+        return api.Result(getPendingReasonResult=api.GetPendingReasonResult(
+            reasons={api.PendingReason(taskId=task.id, reason=task.vetoes) for task in found})), None
+
+    def getConfigSummary(self, job: Any) -> Any:
+        key = self._valid(job)
+        groups: List[Tuple[Any, List[int]]] = []
+        for task in self._jobs.get(key, {}).values():
+            if task.active:
+                _group(groups, task.config, task.instance)
+        summary = api.ConfigSummary(key=job, groups={
+            api.ConfigGroup(config=config, instances=to_ranges(numbers)) for config, numbers in groups})
+        return api.Result(configSummaryResult=api.ConfigSummaryResult(summary=summary)), None
+
+    def getRoleSummary(self) -> Any:
+        found = {api.RoleSummary(role=role, jobCount=sum(key in self._jobs for key in keys),
+                                 cronJobCount=sum(key in self._cron for key in keys))
+                 for role, keys in self._roles.items()}
+        return api.Result(roleSummaryResult=api.RoleSummaryResult(summaries=found)), None
+
+    def _role_keys(self, role: Optional[str]) -> List[Tuple[str, str, str]]:
+        return [key for each in ([role] if role is not None else list(self._roles))
+                for key in self._roles.get(each, ())]
+
+    def _latest_config(self, tasks: Iterable[DemoTask]) -> Any:
+        return max(tasks, key=lambda t: (t.active, t.events[-1][0])).config
+
+    def getJobSummary(self, role: Optional[str]) -> Any:
+        found = set()
+        for key in self._role_keys(role):
+            tasks = list(self._jobs.get(key, {}).values())
+            counts = collections.Counter(
+                "pending" if t.status in _PENDING_STATS else "finished" if t.status in (_S.KILLED, _S.FINISHED) else
+                "failed" if t.status in (_S.LOST, _S.FAILED) else "active" for t in tasks)
+            job, run = self._cron.get(key), None
+            if job is not None:
+                moment = Crontab(job.cronSchedule).next(self._now)
+                run = int(moment * 1000) if moment else None
+            else:
+                config = self._latest_config(tasks)
+                job = api.JobConfiguration(key=config.job, owner=config.owner, taskConfig=config,
+                                           instanceCount=len(tasks))
+            stats = api.JobStats(activeTaskCount=counts["active"], finishedTaskCount=counts["finished"],
+                                 failedTaskCount=counts["failed"], pendingTaskCount=counts["pending"])
+            found.add(api.JobSummary(job=job, stats=stats, nextCronRunMs=run))
+        return api.Result(jobSummaryResult=api.JobSummaryResult(summaries=found)), None
+
+    def getJobs(self, ownerRole: Optional[str]) -> Any:
+        found = set()
+        for key in self._role_keys(ownerRole):
+            job = self._cron.get(key)
+            active = [t for t in self._jobs.get(key, {}).values() if t.active]
+            if job is None and active:
+                config = self._latest_config(active)
+                job = api.JobConfiguration(key=config.job, owner=config.owner, taskConfig=config,
+                                           instanceCount=len(active))
+            if job is not None:
+                found.add(job)
+        return api.Result(getJobsResult=api.GetJobsResult(configs=found)), None
+
+    def getQuota(self, ownerRole: str) -> Any:
+        self._not_blank(ownerRole)
+        shown = [_aggregate(self._consumption(ownerRole, production, dedicated))
+                 for dedicated in (False, True) for production in (True, False)]
+        return api.Result(getQuotaResult=api.GetQuotaResult(
+            quota=_aggregate(self._quotas.get(ownerRole, (0.0, 0.0, 0.0))), prodSharedConsumption=shown[0],
+            nonProdSharedConsumption=shown[1], prodDedicatedConsumption=shown[2],
+            nonProdDedicatedConsumption=shown[3])), None
+
+    def populateJobConfig(self, description: Any) -> Any:
+        try:
+            job = self._checked_job(description)
+        except _Refusal as refusal:
+            raise _Refusal("Invalid configuration: %s" % refusal.message) from None
+        return api.Result(populateJobResult=api.PopulateJobResult(taskConfig=job.taskConfig)), None
+
+    def _matching_updates(self, query: Any) -> List[DemoUpdate]:
+        if (query.offset or 0) < 0:
+            raise ValueError("-1")
+        found = [u for u in self._updates.values()
+                 if (query.role is None or u.key[0] == query.role)
+                 and (query.jobKey is None or u.key == _tuple(query.jobKey))
+                 and (query.user is None or u.user == query.user)
+                 and (not query.updateStatuses or u.status in query.updateStatuses)
+                 and (query.key is None or (u.id == query.key.id and u.key == _tuple(query.key.job)))]
+        found.sort(key=lambda u: -u.modified)
+        return self._page(found, query)
+
+    def getJobUpdateSummaries(self, jobUpdateQuery: Any) -> Any:
+        return api.Result(getJobUpdateSummariesResult=api.GetJobUpdateSummariesResult(
+            updateSummaries=[u.summary() for u in self._matching_updates(jobUpdateQuery)])), None
+
+    def getJobUpdateDetails(self, key: Any, query: Any) -> Any:
+        if query is not None:
+            return api.Result(getJobUpdateDetailsResult=api.GetJobUpdateDetailsResult(
+                detailsList=[u.details() for u in self._matching_updates(query)])), None
+        if key is None:
+            raise _Refusal("Either key or query must be set.", "ERROR")
+        found = self._updates.get(key.id)
+        if found is None or found.key != _tuple(key.job):
+            raise _Refusal("Invalid update: %s" % _java_update_key(key))
+        return (api.Result(getJobUpdateDetailsResult=api.GetJobUpdateDetailsResult(details=found.details())),
+                "The key argument is deprecated, use the query argument instead")
+
+    def _difference(self, request: Any) -> Tuple[Dict[int, Any], Dict[int, Any], Set[int]]:
+        """(current configurations by instance, those to be replaced or removed, instances to get the new one)."""
+        key = _tuple(request.taskConfig.job)
+        current = {t.instance: t.config for t in self._jobs.get(key, {}).values() if t.active}
+        if (request.instanceCount or 0) < 0:
+            raise ValueError("Invalid range: [0..%d)" % request.instanceCount)
+        wanted = set(range(request.instanceCount or 0))
+        same = {i for i in wanted & set(current) if current[i] == request.taskConfig}
+        replaced = {i: config for i, config in current.items() if i not in same}
+        return current, replaced, wanted - same
+
+    def getJobUpdateDiff(self, request: Any) -> Any:
+        config = self._intern(self._checked_task(request.taskConfig, request.instanceCount or 0))
+        request = request.replace(taskConfig=config)
+        if _tuple(config.job) in self._cron:
+            raise _Refusal("Cron jobs are not supported.")
+        current, replaced, desired = self._difference(request)
+        scope = set(from_ranges(request.settings.updateOnlyTheseInstances))
+        if scope:
+            replaced = {i: c for i, c in replaced.items() if i in scope}
+            desired &= scope
+
+        def groups(instances: Iterable[int]) -> Set[Any]:
+            found: List[Tuple[Any, List[int]]] = []
+            for each in sorted(instances):
+                _group(found, current.get(each, config), each)
+            return {api.ConfigGroup(config=c, instances=to_ranges(numbers)) for c, numbers in found}
+        return api.Result(getJobUpdateDiffResult=api.GetJobUpdateDiffResult(
+            add=groups(desired - set(replaced)), remove=groups(set(replaced) - desired),
+            update=groups(set(replaced) & desired), unchanged=groups(set(current) - set(replaced) - desired))), None
+
+    def getTierConfigs(self) -> Any:
+        tiers = {api.TierConfig.from_plain(tier) for tier in DEFAULT_TIERS["tiers"]}
+        return api.Result(getTierConfigResult=api.GetTierConfigResult(
+            defaultTierName=DEFAULT_TIERS["defaultTierName"], tiers=tiers)), None
+
+    # AuroraSchedulerManager
+
+    def createJob(self, description: Any) -> Any:
+        job = self._checked_job(description)
+        key = _tuple(job.key)
+        if job.cronSchedule is not None:
+            raise _Refusal("Cron jobs may only be created/updated by calling scheduleCronJob.")
+        self._check_not_updating(key)
+        if key in self._cron or any(t.active for t in self._jobs.get(key, {}).values()):
+            raise _Refusal("Job %s already exists" % "/".join(key))
+        self._check_limits(job.instanceCount, self._extra(job.taskConfig, job.instanceCount))
+        self._insert(job.taskConfig, range(job.instanceCount))
+
+    def _set_cron(self, description: Any, only_replace: bool) -> None:
+        key = self._valid(description.key)
+        job = self._checked_job(description)
+        text = "/".join(key)
+        if job.cronSchedule is None:
+            raise _Refusal("Job %s has no cron schedule" % text)
+        self._check_not_updating(key)
+        lacking = [0.0, 0.0, 0.0]
+        if job.taskConfig.production:
+            old = self._cron.get(key)
+            before = [a * old.instanceCount for a in amounts(old.taskConfig)] if old else [0.0, 0.0, 0.0]
+            lacking = self._lacking(key[0], [a * job.instanceCount - b
+                                             for a, b in zip(amounts(job.taskConfig), before)])
+        self._check_limits(job.instanceCount, lacking)
+        exists = key in self._cron
+        if not exists and not only_replace and any(t.active for t in self._jobs.get(key, {}).values()):
+            raise _Refusal("Job %s already exists" % text)
+        if not job.cronSchedule:
+            raise _Refusal("Job has an empty cron schedule.")
+        try:
+            schedule = Crontab(job.cronSchedule)
+        except ValueError:
+            raise _Refusal("Invalid cron schedule: " + job.cronSchedule) from None
+        if job.cronCollisionPolicy == api.CronCollisionPolicy.RUN_OVERLAP:
+            raise _Refusal("The RUN_OVERLAP collision policy has been removed (AURORA-38).")
+        if only_replace and not exists:
+            raise _Refusal("No cron job found for %s." % text)
+        self._cron[key] = job.replace(taskConfig=self._intern(job.taskConfig))
+        self._roles.setdefault(key[0], set()).add(key)
+        self._cron_runs[key] += 1
+        self._await_cron(key, schedule, self._cron_runs[key])
+
+    def _await_cron(self, key: Tuple[str, str, str], schedule: Crontab, run: int) -> None:
+        moment = schedule.next(self._now)
+        if moment is None:
+            return
+
+        def fire() -> None:
+            if key in self._cron and self._cron_runs[key] == run:
+                self._trigger_cron(key)
+                self._await_cron(key, schedule, run)
+        self._after(moment - self._now, fire)
+
+    def _trigger_cron(self, key: Tuple[str, str, str]) -> None:
+        """j/cron/quartz/AuroraCronJob.java"""
+        template = self._cron[key]
+        active = [t for t in self._jobs.get(key, {}).values() if t.active]
+        if not active:
+            self._insert(template.taskConfig, range(template.instanceCount))
+            return
+        if template.cronCollisionPolicy not in (None, api.CronCollisionPolicy.KILL_EXISTING) or (
+                key in self._cron_waiting):
+            return
+        self._cron_waiting.add(key)
+        for task in active:
+            self._change(task, _S.KILLING, "Killed by cronScheduler")
+
+        def again(pause: float) -> None:
+            if any(t.active for t in active if t.id in self._tasks):
+                self._after(pause, lambda: again(min(60.0, pause * 2)))
+                return
+            self._cron_waiting.discard(key)
+            if not any(t.active for t in self._jobs.get(key, {}).values()):
+                self._insert(template.taskConfig, range(template.instanceCount))
+        self._after(0.0, lambda: again(5.0))
+
+    def scheduleCronJob(self, description: Any) -> Any:
+        self._set_cron(description, False)
+
+    def replaceCronTemplate(self, config: Any) -> Any:
+        self._set_cron(config, True)
+
+    def descheduleCronJob(self, job: Any) -> Any:
+        key = self._valid(job)
+        self._check_not_updating(key)
+        if self._cron.pop(key, None) is None:
+            return None, "Job %s is not scheduled with cron" % "/".join(key)
+        self._cron_runs[key] += 1
+        if key not in self._jobs:
+            self._roles[key[0]].discard(key)
+            if not self._roles[key[0]]:
+                del self._roles[key[0]]
+        return None
+
+    def startCronJob(self, job: Any) -> Any:
+        key = self._valid(job)
+        if key not in self._cron:
+            raise _Refusal("Failed to start cron job - No cron job found for %s." % "/".join(key))
+        self._trigger_cron(key)
+
+    def killTasks(self, job: Any, instances: Any, message: Optional[str]) -> Any:
+        key = self._valid(job)
+        self._check_not_updating(key)
+        text = "Killed by %s%s" % (self._user, "" if message is None else ".\n" + message)
+        killed = [self._change(task, _S.KILLING, text) for task in list(self._jobs.get(key, {}).values())
+                  if task.active and (not instances or task.instance in instances)]
+        return None if any(killed) else (None, "No tasks to kill.")
+
+    def restartShards(self, job: Any, shardIds: Any) -> Any:
+        key = self._valid(job)
+        if not shardIds:
+            raise ValueError("Argument cannot be blank")
+        self._check_not_updating(key)
+        tasks = [t for t in self._jobs.get(key, {}).values() if t.active and t.instance in shardIds]
+        if len(tasks) != len(shardIds):
+            raise _Refusal("Not all requested shards are active.")
+        for task in tasks:
+            self._change(task, _S.RESTARTING, "Restarted by " + self._user)
+
+    def addInstances(self, key: Any, count: int) -> Any:
+        job = self._valid(key.jobKey)
+        if (count or 0) <= 0:
+            raise _Refusal("Instance count must be positive.")
+        if job in self._cron:
+            raise _Refusal("Instances may not be added to cron jobs.")
+        self._check_not_updating(job)
+        active = {t.instance: t for t in self._jobs.get(job, {}).values() if t.active}
+        if key.instanceId not in active:
+            raise _Refusal("No active task found for a given instance ID.")
+        config = active[key.instanceId].config
+        self._check_limits(len(active) + count, self._extra(config, count))
+        self._insert(config, range(max(active) + 1, max(active) + 1 + count))
+
+    def startJobUpdate(self, request: Any, message: Optional[str]) -> Any:
+        if not request.taskConfig.isService:
+            raise _Refusal("Updates are not supported for non-service tasks.")
+        settings = self._checked_settings(request)
+        config = self._intern(self._checked_task(request.taskConfig, request.instanceCount or 0))
+        request = request.replace(taskConfig=config, settings=settings)
+        key = _tuple(config.job)
+        if key in self._cron:
+            raise _Refusal("Cron jobs may only be created/updated by calling scheduleCronJob.")
+        current, replaced, desired = self._difference(request)
+        scope = set(from_ranges(settings.updateOnlyTheseInstances))
+        if scope:
+            strangers = sorted(scope - set(current) - set(range(request.instanceCount)))
+            if strangers:
+                raise _Refusal("The update request attempted to update specific instances, but some are irrelevant to "
+                               "the update and current job state: %s" % strangers)
+            replaced = {i: c for i, c in replaced.items() if i in scope}
+            desired &= scope
+        if not replaced and not desired:
+            return None, "Job is unchanged by proposed update."
+        update = DemoUpdate(key, self._user, request, replaced, desired)
+        lacking = [0.0, 0.0, 0.0]
+        if desired and config.production and not _is_dedicated(config):
+            lacking = self._lacking(key[0], (0.0, 0.0, 0.0), update)
+        self._check_limits(request.instanceCount or 0, lacking)
+        active = self._rolling.get(key)
+        if active is not None:
+            raise _Refusal(
+                "An active update already exists for this job, please terminate it before starting another. Active "
+                "updates are those in states [%s]" % ", ".join(_U.name_of(each) for each in (
+                    _U.ROLLING_FORWARD, _U.ROLLING_BACK, _U.ROLL_FORWARD_PAUSED, _U.ROLL_BACK_PAUSED,
+                    _U.ROLL_FORWARD_AWAITING_PULSE, _U.ROLL_BACK_AWAITING_PULSE)),
+                result=api.Result(startJobUpdateResult=api.StartJobUpdateResult(
+                    key=active.update_key(), updateSummary=active.summary())))
+        self._updates[update.id] = self._rolling[key] = update
+        self._set_update(update, _U.ROLL_FORWARD_AWAITING_PULSE if settings.blockIfNoPulsesAfterMs else
+                         _U.ROLLING_FORWARD, message, self._user)
+        return api.Result(startJobUpdateResult=api.StartJobUpdateResult(
+            key=update.update_key(), updateSummary=update.summary(with_state=False))), None
+
+    def _checked_settings(self, request: Any) -> Any:
+        settings = request.settings
+        strategy = settings.updateStrategy
+        if strategy is None:
+            size = settings.updateGroupSize or 0
+            strategy = (api.JobUpdateStrategy(batchStrategy=api.BatchJobUpdateStrategy(
+                groupSize=size, autopauseAfterBatch=False)) if settings.waitForBatchCompletion else
+                api.JobUpdateStrategy(queueStrategy=api.QueueJobUpdateStrategy(groupSize=size)))
+        if strategy.varBatchStrategy is not None:
+            sizes = strategy.varBatchStrategy.groupSizes
+            if any(size <= 0 for size in sizes):
+                raise _Refusal("All update group sizes must be positive.")
+            total = sum(sizes)
+        else:
+            total = (strategy.queueStrategy or strategy.batchStrategy).groupSize or 0
+        if total <= 0:
+            raise _Refusal("Update results in no instance being modified.")
+        if (settings.maxPerInstanceFailures or 0) < 0:
+            raise _Refusal("maxPerInstanceFailures must be non-negative.")
+        if (settings.maxFailedInstances or 0) < 0:
+            raise _Refusal("maxFailedInstances must be non-negative.")
+        if (settings.maxPerInstanceFailures or 0) * (request.instanceCount or 0) > self.MAX_FAILURES:
+            raise _Refusal("Your update allows too many failures to occur, consider decreasing the per-instance failures "
+                           "or maxFailedInstances.")
+        if (settings.minWaitInInstanceRunningMs or 0) < 0:
+            raise _Refusal("minWaitInInstanceRunningMs must be non-negative.")
+        if (settings.blockIfNoPulsesAfterMs or 0) < 0:
+            raise _Refusal("blockIfNoPulsesAfterMs must be positive.")
+        if settings.slaAware and request.taskConfig.slaPolicy is None:
+            raise _Refusal("slaAware is true, but no task slaPolicy is specified.")
+        return settings.replace(updateStrategy=strategy, blockIfNoPulsesAfterMs=settings.blockIfNoPulsesAfterMs or 0,
+                                slaAware=bool(settings.slaAware),
+                                updateOnlyTheseInstances=settings.updateOnlyTheseInstances or set())
+
+    def _steer(self, key: Any, target: Dict[int, int], message: Optional[str], colon: str = "") -> Any:
+        """Move an update to the state that `target` has for its current one."""
+        self._valid(key.job)
+        update = self._updates.get(key.id)
+        if update is None or update.key != _tuple(key.job):
+            raise _Refusal("Update does not exist%s %s" % (colon, _java_update_key(key)))
+        wanted = target.get(update.status)
+        if wanted == update.status:
+            return None
+        if wanted is None or wanted not in _UPDATE_TRANSITIONS.get(update.status, ()):
+            raise _Refusal("Cannot transition update from %s to %s" % (
+                _U.name_of(update.status), "null" if wanted is None else _U.name_of(wanted)))
+        self._set_update(update, wanted, message, self._user)
+        return None
+
+    def pauseJobUpdate(self, key: Any, message: Optional[str]) -> Any:
+        forward, back = _U.ROLL_FORWARD_PAUSED, _U.ROLL_BACK_PAUSED
+        return self._steer(key, {_U.ROLLING_FORWARD: forward, _U.ROLL_FORWARD_AWAITING_PULSE: forward, forward: forward,
+                                 _U.ROLLING_BACK: back, _U.ROLL_BACK_AWAITING_PULSE: back, back: back}, message)
+
+    def resumeJobUpdate(self, key: Any, message: Optional[str]) -> Any:
+        update = self._updates.get(key.id)
+        if update is not None and self._pulse_expired(update):
+            forward, back = _U.ROLL_FORWARD_AWAITING_PULSE, _U.ROLL_BACK_AWAITING_PULSE
+        else:
+            forward, back = _U.ROLLING_FORWARD, _U.ROLLING_BACK
+        return self._steer(key, {_U.ROLL_FORWARD_PAUSED: forward, forward: forward, _U.ROLL_BACK_PAUSED: back,
+                                 back: back}, message, ":")
+
+    def abortJobUpdate(self, key: Any, message: Optional[str]) -> Any:
+        return self._steer(key, {status: _U.ABORTED for status in _U.names}, message)
+
+    def rollbackJobUpdate(self, key: Any, message: Optional[str]) -> Any:
+        return self._steer(key, {status: _U.ROLLING_BACK for status in _U.names}, message)
+
+    def pulseJobUpdate(self, key: Any) -> Any:
+        self._valid(key.job)
+        self._not_blank(key.id)
+        update = self._updates.get(key.id)
+        status = api.JobUpdatePulseStatus.FINISHED
+        if update is not None and update.key == _tuple(key.job) and update.settings.blockIfNoPulsesAfterMs and (
+                update.status in api.ACTIVE_JOB_UPDATE_STATES):
+            status = api.JobUpdatePulseStatus.OK
+            update.last_pulse = self._now
+            resumed = {_U.ROLL_FORWARD_AWAITING_PULSE: _U.ROLLING_FORWARD,
+                       _U.ROLL_BACK_AWAITING_PULSE: _U.ROLLING_BACK}.get(update.status)
+            if resumed is not None:
+                self._set_update(update, resumed)
+        return api.Result(pulseJobUpdateResult=api.PulseJobUpdateResult(status=status)), None
+
+    # AuroraAdmin
+
+    @staticmethod
+    def _not_blank(text: Any) -> None:
+        if not text or isinstance(text, str) and not text.strip():
+            raise ValueError("Argument cannot be blank")
+
+    def setQuota(self, ownerRole: str, quota: Any) -> Any:
+        self._not_blank(ownerRole)
+        resources = quota.resources
+        if len(resources) > 3:
+            raise ValueError("Too many resource values in quota.")
+        found = [[getattr(each, field) for each in resources if getattr(each, field) is not None]
+                 for field in ("numCpus", "ramMb", "diskMb")]
+        if any(len(values) != 1 for values in found):
+            raise ValueError("Quota resources must be exactly: [CPUS, RAM_MB, DISK_MB]")
+        values = tuple(float(each[0]) for each in found)
+        shown = "IResourceAggregate{resources=[%s]}" % ", ".join(
+            "IResource{setField=%s, value=%s}" % pair for pair in zip(
+                ("NUM_CPUS", "RAM_MB", "DISK_MB"), (values[0], int(values[1]), int(values[2]))))
+        if min(values) < 0:
+            raise _Refusal("Negative values in: " + shown)
+        used = self._consumption(ownerRole, True, False)
+        if any(value < need - 1e-9 for value, need in zip(values, used)):
+            raise _Refusal("Quota: %s is less then current prod reservation: ResourceBag{resourceVectors={CPUS=%s, "
+                           "RAM_MB=%s, DISK_MB=%s}}" % (shown, *used))
+        self._quotas[ownerRole] = values        # type: ignore[assignment]
+
+    def forceTaskState(self, taskId: str, status: int) -> Any:
+        self._not_blank(taskId)
+        if status is None:
+            raise _Refusal(None, "ERROR")
+        task = self._tasks.get(taskId)
+        if task is not None:
+            self._change(task, status, "Transition forced by " + self._user)
+
+    def performBackup(self) -> Any:
+        name = "scheduler-backup-" + time.strftime("%Y-%m-%d-%H-%M", time.localtime(self._now))
+        self._backups[name] = ({task.id: task.duplicate() for task in self._tasks.values()}, dict(self._cron),
+                               dict(self._quotas))
+        for old in sorted(self._backups)[:-48]:
+            del self._backups[old]
+
+    def listBackups(self) -> Any:
+        return api.Result(listBackupsResult=api.ListBackupsResult(backups=set(self._backups))), None
+
+    def stageRecovery(self, backupId: str) -> Any:
+        if backupId not in self._backups:
+            raise ValueError("Backup %s does not exist." % backupId)
+        if self._staged is not None:
+            raise ValueError("Another backup is already loaded.")
+        tasks, self._staged_cron, self._staged_quotas = self._backups[backupId]
+        self._staged = {each.id: each.duplicate() for each in tasks.values()}
+
+    def _staged_tasks(self) -> Dict[str, DemoTask]:
+        if self._staged is None:
+            raise ValueError("No backup loaded.")
+        return self._staged
+
+    def _staged_matching(self, query: Any) -> List[DemoTask]:
+        staged = self._staged_tasks()
+        inner = Demo.__new__(Demo)      # the same query, over the staged tasks
+        inner._tasks, inner._jobs, inner._roles = staged, {}, {}
+        for task in staged.values():
+            inner._jobs.setdefault(task.key, {})[task.id] = task
+            inner._roles.setdefault(task.key[0], set()).add(task.key)
+        return inner._matching(query)
+
+    def queryRecovery(self, query: Any) -> Any:
+        return api.Result(queryRecoveryResult=api.QueryRecoveryResult(
+            tasks={self._scheduled(task) for task in self._staged_matching(query)})), None
+
+    def deleteRecoveryTasks(self, query: Any) -> Any:
+        for task in self._staged_matching(query):
+            del self._staged_tasks()[task.id]
+
+    def commitRecovery(self) -> Any:
+        """Aurora shuts down then and starts from what was staged; the demo goes on from it at once."""
+        staged = self._staged_tasks()
+        for task in list(self._tasks.values()):
+            self._release(task)
+            self._delete(task)
+        self._cron, self._quotas = dict(self._staged_cron), dict(self._staged_quotas)
+        self._rolling.clear()
+        self._updates.clear()
+        self._roles = {}
+        for key in self._cron:
+            self._roles.setdefault(key[0], set()).add(key)
+        for task in staged.values():
+            self._store(task)
+            if task.active and task.host is not None:
+                task.host.tasks[task.id] = task
+                for i, amount in enumerate(amounts(task.config)):
+                    task.host.used[i] += amount
+            if task.status == _S.PENDING:
+                self._pending[task.id] = task
+        self._staged = None
+        self._schedule_soon()
+
+    def unloadRecovery(self) -> Any:
+        self._staged = None
+
+    def snapshot(self) -> Any:
+        return None
+
+    def _known_hosts(self, hosts: Any) -> List[DemoHost]:
+        return [self.hosts[name] for name in sorted(hosts.hostNames) if name in self.hosts]
+
+    @staticmethod
+    def _statuses(hosts: Iterable[DemoHost]) -> Set[Any]:
+        return {api.HostStatus(host=host.name, mode=host.mode) for host in hosts}
+
+    def startMaintenance(self, hosts: Any) -> Any:
+        found = self._known_hosts(hosts)
+        for host in found:
+            host.mode = api.MaintenanceMode.SCHEDULED
+        return api.Result(startMaintenanceResult=api.StartMaintenanceResult(statuses=self._statuses(found))), None
+
+    def drainHosts(self, hosts: Any) -> Any:
+        found = self._known_hosts(hosts)
+        for host in found:
+            host.mode, host.drain = api.MaintenanceMode.DRAINING, (None, self._now)
+            self._drain(host)
+        return api.Result(drainHostsResult=api.DrainHostsResult(statuses=self._statuses(found))), None
+
+    def slaDrainHosts(self, hosts: Any, defaultSlaPolicy: Any, timeoutSecs: int) -> Any:
+        found = self._known_hosts(hosts)
+        for host in found:
+            host.mode = api.MaintenanceMode.DRAINING
+            host.drain = (defaultSlaPolicy, self._now + (timeoutSecs or 0))
+            self._after(60.0, partial(self._poll_drain, host, host.drain))
+        return api.Result(drainHostsResult=api.DrainHostsResult(statuses=self._statuses(found))), None
+
+    def _poll_drain(self, host: DemoHost, drain: Any) -> None:
+        if host.drain is drain and host.mode == api.MaintenanceMode.DRAINING:
+            self._drain(host)
+            if host.mode == api.MaintenanceMode.DRAINING:
+                self._after(60.0, partial(self._poll_drain, host, drain))
+
+    def _drain(self, host: DemoHost) -> None:
+        """j/maintenance/MaintenanceController.java: drain the host's tasks as far as their SLA allows."""
+        assert host.drain is not None
+        default, until = host.drain
+        for task in list(host.tasks.values()):
+            policy = task.config.slaPolicy or default
+            if policy is None or self._now > until or self._sla_allows(task, policy):
+                self._change(task, _S.DRAINING, "Draining machine for maintenance.")
+        if not any(task.active for task in host.tasks.values()):
+            host.mode, host.drain = api.MaintenanceMode.DRAINED, None
+        elif default is None and any(t.status not in (_S.DRAINING, _S.KILLING) for t in host.tasks.values()):
+            self._after(60.0, partial(self._poll_drain, host, host.drain))
+
+    def maintenanceStatus(self, hosts: Any) -> Any:
+        return api.Result(maintenanceStatusResult=api.MaintenanceStatusResult(
+            statuses=self._statuses(self._known_hosts(hosts)))), None
+
+    def endMaintenance(self, hosts: Any) -> Any:
+        found = self._known_hosts(hosts)
+        for host in found:
+            host.mode, host.drain = api.MaintenanceMode.NONE, None
+        self._schedule_soon()
+        return api.Result(endMaintenanceResult=api.EndMaintenanceResult(statuses=self._statuses(found))), None
+
+    def triggerExplicitTaskReconciliation(self, settings: Any) -> Any:
+        if settings.batchSize is not None and settings.batchSize <= 0:
+            raise _Refusal("Batch size must be greater than zero.")
+
+    def triggerImplicitTaskReconciliation(self) -> Any:
+        return None
+
+    def pruneTasks(self, query: Any) -> Any:
+        if any(status in api.ACTIVE_STATES for status in query.statuses or ()):
+            raise ValueError("Tasks in non-terminal state cannot be pruned.")
+        if query.statuses is None:
+            query = query.replace(statuses=set(api.TERMINAL_STATES))
+        found = self._matching(query)
+        if query.limit is not None:
+            if query.limit < 0:
+                raise ValueError("limit is negative")
+            found = found[:query.limit]
+        for task in found:
+            self._release(task)
+            self._delete(task)
+
+    # sample and load jobs
+
+    def _sample_task(self, role: str, environment: str, name: str, command: str, service: bool = True,
+                     cpu: float = 0.5, ram: int = 128, disk: int = 128, padding: int = 0) -> Any:
+        key = api.JobKey(role=role, environment=environment, name=name)
+        data = {"cluster": self.name, "role": role, "environment": environment, "name": name, "service": service,
+                "task": {"name": name, "processes": [{"name": name, "cmdline": command, "max_failures": 1}],
+                         "resources": {"cpu": cpu, "ram": ram << 20, "disk": disk << 20}}}
+        if padding:
+            data["metadata"] = [{"key": "padding", "value": "x" * padding}]
+        return api.TaskConfig(
+            job=key, owner=api.Identity(user=role), isService=service, priority=0, maxTaskFailures=1, tier="preemptible",
+            resources={api.Resource(numCpus=cpu), api.Resource(ramMb=ram), api.Resource(diskMb=disk)},
+            executorConfig=api.ExecutorConfig(name=EXECUTOR_NAME, data=json.dumps(data, sort_keys=True)))
+
+    def _add_samples(self) -> None:
+        self._user = "demo"
+        self._quotas["www-data"] = (32.0, 65536.0, 262144.0)
+        for role, environment, name, count, command in (
+                ("www-data", "prod", "hello", 2, "while true; do echo hello; sleep 10; done"),
+                ("www-data", "devel", "web", 1, "python3 -m http.server {{thermos.ports[http]}}"),
+                ("batch", "prod", "indexer", 3, "indexer --forever")):
+            config = self._sample_task(role, environment, name, command)
+            self.createJob(api.JobConfiguration(key=config.job, owner=config.owner, taskConfig=config,
+                                                instanceCount=count))
+        config = self._sample_task("batch", "prod", "report", "sleep 30", service=False)
+        self.scheduleCronJob(api.JobConfiguration(
+            key=config.job, owner=config.owner, taskConfig=config, instanceCount=1, cronSchedule="0 4 * * *",
+            cronCollisionPolicy=api.CronCollisionPolicy.KILL_EXISTING))
+        self._settle()
+
+    def _fill(self, jobs: int) -> None:
+        """Running jobs of ten instances each, fifty jobs a role, without waiting for their life to pass."""
+        hosts = [host for host in self.hosts.values() if "dedicated" not in host.attributes]
+        start = self._ms - 3600000
+        numbers = itertools.count()
+        for job in range(jobs):
+            config = self._checked_task(self._sample_task("load-%03d" % (job // 50), "prod", "job-%05d" % job, "serve",
+                                                          cpu=0.01, ram=1, disk=1, padding=1500), 10)
+            for instance in range(10):
+                task = self._new_task(config, instance)
+                task.status = _S.RUNNING
+                task.events = [(start, _S.PENDING, None), (start + 100, _S.ASSIGNED, None),
+                               (start + 300, _S.STARTING, None), (start + 600, _S.RUNNING, None)]
+                task.host = hosts[next(numbers) % len(hosts)]
+                task.host.tasks[task.id] = task
+                for i, amount in enumerate(amounts(config)):
+                    task.host.used[i] += amount
+
+
+def _tuple(key: Any) -> Tuple[str, str, str]:
+    return (key.role, key.environment, key.name)
+
+
+def _is_identifier(text: Any) -> bool:
+    return isinstance(text, str) and len(text) <= MAX_IDENTIFIER and bool(IDENTIFIER.fullmatch(text))
+
+
+def _is_key(key: Any) -> bool:
+    return key is not None and all(_is_identifier(each) for each in _tuple(key))
+
+
+def _is_dedicated(config: Any) -> bool:
+    return any(each.name == "dedicated" for each in config.constraints or ())
+
+
+def _java_key(key: Any) -> str:
+    return "null" if key is None else "IJobKey{role=%s, environment=%s, name=%s}" % tuple(
+        "null" if each is None else each for each in _tuple(key))
+
+
+def _java_update_key(key: Any) -> str:
+    return "IJobUpdateKey{job=%s, id=%s}" % (_java_key(key.job), key.id)
+
+
+class DemoApp(App):
+    """The demo scheduler's HTTP side: /api, /apibeta and what else clients ask a scheduler for."""
+    _READ_TYPES = {"": TJSON, "application/x-thrift": TJSON, "application/json": TJSON, TJSON: TJSON, BINARY: BINARY,
+                   TJSON + "; charset=utf-8": TJSON}
+    _LEADER_PATHS = ("/agents", "/api", "/cron", "/maintenance", "/mname", "/offers", "/pendingtasks", "/quotas", "/slaves",
+                     "/state", "/tiers", "/utilization", "/scheduler", "/updates")
+
+    def __init__(self, demo: Demo) -> None:
+        self.demo = demo
+
+    def is_quick(self, request: Request) -> bool:
+        return True
+
+    def handle(self, request: Request) -> Response:
+        demo = self.demo
+        if request.path.startswith(self._LEADER_PATHS) and "bypass-leader-redirect" not in request.headers:
+            if demo.leaderless:
+                return Response(503, body=b"<html><head><title>Aurora</title></head><body><h2>No Leader Found</h2>"
+                                b"</body></html>", content_type="text/html")
+            if demo.redirect:
+                target = demo.redirect + request.path + ("?" + request.raw_query if request.raw_query else "")
+                return Response(307, body=b"", content_type="text/plain", headers=[("Location", target)])
+        if request.path == "/api":
+            return self._thrift(request)
+        if request.path.startswith("/apibeta/"):
+            return self._plain(request, request.path[9:])
+        return self._page(request)
+
+    def _thrift(self, request: Request) -> Response:
+        kind = request.headers.get("content-type", "").lower()
+        media = self._READ_TYPES.get(kind)
+        if media is None:
+            return Response(415, body=("Unsupported Content-Type: " + request.headers["content-type"]).encode(),
+                            content_type="text/plain")
+        answer_media = BINARY if request.headers.get("accept", "").strip().lower() == BINARY else TJSON
+        try:
+            name, sequence, protocol = decode_call(media, request.body)
+            if name not in api.method_names:
+                return self._unknown_method(name, sequence, answer_media)
+            method = api.method(name)
+            arguments = method.arguments()
+            arguments.read(protocol)
+        except (BadMessage, *_DECODE_ERRORS):
+            return Response(500, body=b"not Thrift\n", content_type="text/plain")
+        response = self._authorized(request, method, arguments)
+        if isinstance(response, Response):
+            return response
+        return Response(200, body=encode_reply(answer_media, name, sequence, response), content_type=answer_media)
+
+    def _authorized(self, request: Request, method: Method, arguments: Any) -> Any:
+        """The Thrift Response, or the HTTP answer that wants credentials."""
+        user, denial = self.demo.authenticate(method, arguments, request.headers.get("authorization", ""))
+        if denial is not None:
+            return denial
+        if user is None:
+            return Response(401, body=b"", content_type="text/plain",
+                            headers=[("WWW-Authenticate", 'Basic realm="application"')])
+        return self.demo.invoke(method.name, arguments, user)
+
+    @staticmethod
+    def _unknown_method(name: str, sequence: int, media: str) -> Response:
+        protocol = _protocol(media)
+        protocol.writeMessageBegin(name, TMessageType.EXCEPTION, sequence)
+        TApplicationException(TApplicationException.UNKNOWN_METHOD, "Invalid method name: '%s'" % name).write(protocol)
+        protocol.writeMessageEnd()
+        return Response(200, body=protocol.trans.getvalue(), content_type=media)
+
+    def _plain(self, request: Request, name: str) -> Response:
+        def problem(status: int, text: str) -> Response:
+            return Response(status, {"responseCode": "ERROR", "details": [{"message": text}]})
+        if name not in api.method_names:
+            return problem(404, "Method %s does not exist." % name)
+        try:
+            given = json.loads(request.body.decode("utf-8")) if request.body.strip() else {}
+        except (ValueError, RecursionError):
+            return problem(400, "Request must be valid JSON")
+        if not isinstance(given, dict):
+            return problem(400, "Request data must be a JSON object of method parameters.")
+        method = api.method(name)
+        try:
+            arguments = method.arguments.from_plain({k: v for k, v in given.items() if k in method.arguments.fields})
+        except PlainError as error:
+            return problem(400, "Failed to parse parameter %s" % error)
+        response = self._authorized(request, method, arguments)
+        return response if isinstance(response, Response) else Response(200, response.to_plain())
+
+    def _page(self, request: Request) -> Response:
+        demo, path = self.demo, request.path
+
+        def text(body: str, status: int = 200) -> Response:
+            return Response(status, body=body.encode(), content_type="text/plain")
+        if path == "/health":
+            return text("OK\n")
+        if path == "/leaderhealth":
+            lines = {200: "200: This is the leading scheduler.", 503: "503: Another instance is the leading scheduler.",
+                     502: "502: There is no leading scheduler or the leader is unknown."}
+            status = 502 if demo.leaderless else 503 if demo.redirect else 200
+            return text("Current status: %s\n\nThe response codes are:\n%s" % (
+                lines[status].split(": ", 1)[1], "\n".join(lines.values())), status)
+        with demo._lock:
+            demo._catch_up()
+            figures = {"framework_registered": 1, "scheduler_lifecycle_ACTIVE": 1,
+                       "jvm_uptime_secs": int(demo._now - demo.clock._start)}
+            figures.update({"scheduler_thrift_%s_events" % name: count for name, count in demo.calls.items()})
+            states = collections.Counter(task.status for task in demo._tasks.values())
+            figures.update({"task_store_" + status: states[number] for status, number in _S.values.items()})
+            if path == "/vars":
+                return text("\n".join(sorted("%s %s" % pair for pair in figures.items())))
+            if path == "/vars.json":
+                return Response(200, figures)
+            if path == "/offers":
+                return Response(200, [self._offer(host) for host in demo.hosts.values()])
+            if path == "/services":
+                return Response(200, [{"name": "SchedulerLifecycle", "state": "RUNNING"}])
+            if path == "/maintenance":
+                modes = api.MaintenanceMode
+                return Response(200, {
+                    "DRAINED": sorted(h.name for h in demo.hosts.values() if h.mode == modes.DRAINED),
+                    "SCHEDULED": sorted(h.name for h in demo.hosts.values() if h.mode == modes.SCHEDULED),
+                    "DRAINING": {h.name: sorted(h.tasks) for h in demo.hosts.values() if h.mode == modes.DRAINING}})
+            if path == "/quotas":
+                return Response(200, {role: {"cpu_cores": q[0], "ram_mb": int(q[1]), "disk_mb": int(q[2])}
+                                      for role, q in demo._quotas.items()})
+            if path == "/tiers":
+                return Response(200, {"default": DEFAULT_TIERS["defaultTierName"], "tiers": {
+                    tier["name"]: {name: value == "true" for name, value in tier["settings"].items()}
+                    for tier in DEFAULT_TIERS["tiers"]}})      # type: ignore[index]
+            if path == "/cron":
+                return Response(200, {"scheduled": {"/".join(key): job.cronSchedule
+                                                    for key, job in demo._cron.items()}})
+        return text("the demo scheduler has no page %s\n" % path, 404)
+
+    @staticmethod
+    def _offer(host: DemoHost) -> Dict[str, Any]:
+        free = [total - used for total, used in zip(host.total, host.used)]
+        return {"id": {"value": "offer-" + host.slave_id}, "framework_id": {"value": "demo"},
+                "agent_id": {"value": host.slave_id}, "hostname": host.name,
+                "resources": [{"name": name, "type": "SCALAR", "scalar": {"value": value}, "role": "*"}
+                              for name, value in zip(("cpus", "mem", "disk"), free)] + [
+                    {"name": "ports", "type": "RANGES", "role": "*",
+                     "ranges": {"range": [{"begin": 31000, "end": 32000}]}}],
+                "attributes": [{"name": name, "type": "TEXT", "text": {"value": value}}
+                               for name, values in sorted(host.attributes.items()) for value in sorted(values)]}
+
+
+# ======================================================================================================================
+# 8. Web page, server object and command line
+#
+# The page at /, the Server that scripts embed, and the command line that starts one. Uses all rooms.
+# ======================================================================================================================
+
+PAGE = """\
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>aurora_rest</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+:root { color-scheme: light dark; --line: #8884; --soft: #8882; }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 1080px; padding: 1rem; }
+header { display: flex; gap: 1rem; align-items: baseline; flex-wrap: wrap; border-bottom: 1px solid var(--line); }
+h1 { font-size: 1.2rem; margin: .4rem 0; } h2 { font-size: 1.05rem; margin: 1.2rem 0 .3rem; }
+table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .25rem .5rem; border-bottom: 1px solid var(--line); }
+th { font-weight: 600; } code, pre { font-family: ui-monospace, monospace; font-size: .9em; }
+pre { background: var(--soft); padding: .6rem; overflow: auto; } a { color: inherit; } nav a { margin-right: .8rem; }
+.RUNNING, .ROLLED_FORWARD { color: #18803c; } .FAILED, .LOST, .ROLLED_BACK { color: #c02626; } .PENDING { color: #a16207; }
+#problem { color: #c02626; } small { opacity: .7; }
+</style></head><body>
+<header><h1>aurora_rest</h1><nav id="clusters"></nav><small><a href="/openapi.json">openapi.json</a> ·
+<a href="/metrics">metrics</a> · <a href="/ready">ready</a></small></header>
+<p id="problem" role="alert"></p><main id="main" aria-live="polite"></main>
+<script src="/page.js"></script></body></html>
+"""
+
+PAGE_SCRIPT = """\
+"use strict";
+const main = document.getElementById("main"), problem = document.getElementById("problem");
+let stream = null;
+function el(tag, text, attrs) {
+  const e = document.createElement(tag);
+  if (text !== undefined && text !== null) e.textContent = text;
+  for (const [k, v] of Object.entries(attrs || {})) e.setAttribute(k, v);
+  return e;
+}
+function link(text, hash) { return el("a", text, {href: "#" + hash}); }
+async function get(path) {
+  const answer = await fetch(path, {headers: {Accept: "application/json"}});
+  const plain = await answer.json();
+  if (plain.status !== "success") throw new Error(plain.errors.join("; "));
+  return plain;
+}
+function table(heads, rows) {
+  const t = el("table"), r = t.createTHead().insertRow();
+  heads.forEach(h => r.append(el("th", h, {scope: "col"})));
+  const body = t.createTBody();
+  rows.forEach(cells => { const row = body.insertRow();
+    cells.forEach(c => { const td = row.insertCell(); c instanceof Node ? td.append(c) : td.append(el("span", c ?? "–", {class: String(c)})); }); });
+  return t;
+}
+async function show() {
+  if (stream) { stream.close(); stream = null; }
+  problem.textContent = "";
+  const parts = decodeURIComponent(location.hash.slice(1)).split("/").filter(Boolean);
+  try {
+    const clusters = (await get("/alpha/clusters")).clusters;
+    document.getElementById("clusters").replaceChildren(...Object.keys(clusters).map(c => link(c, c)));
+    const path = parts.map(encodeURIComponent).join("/");
+    if (!parts.length) { const names = Object.keys(clusters); if (names.length) location.hash = names[0]; return; }
+    if (parts.length === 1) {
+      const roles = (await get("/alpha/roles/" + path)).roles;
+      main.replaceChildren(el("h2", "Roles of " + parts[0]), table(["role", "jobs", "cron jobs"],
+        Object.entries(roles).map(([r, n]) => [link(r, parts[0] + "/" + r), n.jobs, n.cron])));
+    } else if (parts.length < 4) {
+      const jobs = Object.values((await get("/alpha/jobs/" + path + "?detail=1")).jobs);
+      main.replaceChildren(el("h2", "Jobs of " + parts.join("/")), table(["job", "active", "pending", "failed", "tier", "cron"],
+        jobs.map(j => [link(j.key.split("/").slice(2).join("/"), j.key), j.active, j.pending, j.failed, j.tier, j.cron])));
+    } else {
+      const draw = async () => {
+        const job = await get("/alpha/job/" + path), key = parts.join("/"), nodes = [el("h2", key)];
+        if (job.cron) nodes.push(el("p", "cron " + job.cron.schedule + ", next run " + new Date(job.cron.next_run).toISOString()));
+        if (job.update) nodes.push(el("p", "update " + job.update.id + ": " + job.update.status));
+        const last = t => t.events[t.events.length - 1] || {};
+        for (const [title, tasks] of Object.entries(job.tasks)) if (tasks.length)
+          nodes.push(el("h2", title), table(["instance", "state", "host", "since", "message"], tasks.slice(0, 500).map(t =>
+            [t.instance, t.state, t.host, last(t).time && new Date(last(t).time).toLocaleString(), last(t).message])));
+        nodes.push(el("h2", "With curl"), el("pre", ["", "/config", "/pending", "/updates"].map(p =>
+          "curl -s " + location.origin + "/alpha/job/" + path + p).join("\\n")));
+        main.replaceChildren(...nodes);
+      };
+      await draw();
+      stream = new EventSource("/alpha/job/" + path + "/events");
+      let timer = 0;
+      for (const kind of ["task", "update", "instance"]) stream.addEventListener(kind, () => {
+        clearTimeout(timer); timer = setTimeout(() => draw().catch(e => problem.textContent = e.message), 150); });
+    }
+  } catch (e) { problem.textContent = e.message; main.replaceChildren(); }
+}
+addEventListener("hashchange", show);
+show();
+"""
+_PAGE_HEADERS = [
+    ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; "
+     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
+    ("X-Content-Type-Options", "nosniff"), ("X-Frame-Options", "DENY"), ("Referrer-Policy", "no-referrer"),
+    ("Cross-Origin-Opener-Policy", "same-origin")]
+
+
+@route("GET", "/", "server", a200="the page")
+def get_page(call: Call) -> Any:
+    """A page that shows clusters, roles, jobs and tasks, live."""
+    return Response(200, body=PAGE.encode(), content_type="text/html; charset=utf-8", headers=_PAGE_HEADERS)
+
+
+@route("GET", "/page.js", "server", a200="the page's script")
+def get_page_script(call: Call) -> Any:
+    """The script of the page."""
+    return Response(200, body=PAGE_SCRIPT.encode(), content_type="text/javascript; charset=utf-8", headers=_PAGE_HEADERS)
+
+
+class Log:
+    """Lines to a stream, each with the time; a line never has control characters in it."""
+
+    def __init__(self, stream: Any = None) -> None:
+        self.stream = stream if stream is not None else sys.stderr
+        self._lock = threading.Lock()       # guards the stream
+
+    def __call__(self, line: str) -> None:
+        clean = re.sub(r"[\x00-\x1f\x7f]", "?", line)
+        now = time.time()
+        text = "%s.%03dZ %s\n" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)), now % 1 * 1000, clean)
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            self.stream.write(text)
+            self.stream.flush()
+
+
+class Server:
+    """A whole aurora_rest in a script: serves in the background from `start` (or `with`) to `stop`.
+
+    clusters: name → URL or URLs, or a list of Cluster; what the command line finds without options if None. demo: also
+    run a simulated scheduler, as cluster `devcluster`, or under the name given, or the Demo given. port: 0 for any free
+    one. Further keywords are those of Service, HttpServer (tls, sock), Evaluator (evaluator) and Scheduler (scheduler:
+    a dict of its options).
+    """
+
+    def __init__(self, port: int = 8888, host: str = "127.0.0.1", *, demo: Union[bool, str, Demo] = False,
+                 clusters: Union[None, Dict[str, Union[str, Sequence[str]]], Sequence[Cluster]] = None,
+                 scheduler: Optional[Dict[str, Any]] = None, evaluator: Optional[Evaluator] = None,
+                 access: Access = Access(), limits: Optional[Dict[str, float]] = None, tls: Any = None,
+                 sock: Optional[socket.socket] = None, drain_timeout: float = 10.0,
+                 log: Callable[[str], None] = lambda line: None, **service: Any) -> None:
+        self.demo: Optional[Demo] = None
+        self.drain_timeout = drain_timeout
+        options = dict(scheduler or {})
+        limit = dict(limits or {})
+        if "answer" in limit:
+            options.setdefault("max_answer", int(limit["answer"]))
+        known: List[Cluster] = []
+        if isinstance(clusters, dict):
+            known = [Cluster(name, (urls,) if isinstance(urls, str) else tuple(urls)) for name, urls in clusters.items()]
+        elif clusters is not None:
+            known = list(clusters)
+        elif not demo:
+            known = default_clusters()
+        if demo:
+            self.demo = demo if isinstance(demo, Demo) else Demo(demo if isinstance(demo, str) else "devcluster")
+            known.append(Cluster(self.demo.name, (self.demo.start(),)))
+
+        def make(cluster: Cluster) -> Scheduler:
+            return Scheduler(list(cluster.urls), cluster.name,
+                             locate=zookeeper_locator(cluster) if cluster.zk else None, **options)
+        loopback = host in ("127.0.0.1", "::1", "localhost")
+        self.service = Service(Clusters(known, make), evaluator or Evaluator(), access, limit, log,
+                               loopback=service.pop("loopback", loopback), **service)
+        self.http = HttpServer((host, port), self.service, limit, tls, sock)
+        self.service.runner = self.http
+        scheme = "https" if tls else "http"
+        shown = "[%s]" % host if ":" in host else host
+        self.url = "%s://%s:%d" % (scheme, shown if shown != "0.0.0.0" else "127.0.0.1", self.http.port)
+        self._thread: Optional[threading.Thread] = None
+
+    @property
+    def port(self) -> int:
+        return self.http.port
+
+    def start(self) -> "Server":
+        """Serve in the background."""
+        self.http.call_later(15.0, self.service.beat)
+        self._thread = threading.Thread(target=self.http.serve_forever, name="http", daemon=True)
+        self._thread.start()
+        return self
+
+    def stop(self, drain_timeout: Optional[float] = None) -> None:
+        """Not ready any more; stop listening; let requests finish; interrupt operations; close."""
+        self.service.draining = True
+        self.service.close_streams()
+        self.service.operations.interrupt(2.0)
+        if self._thread is not None:
+            self.http.drain(self.drain_timeout if drain_timeout is None else drain_timeout)
+        self.http.server_close()
+        self.service.evaluator.shrink(everything=True)
+        for scheduler in self.service.clusters.schedulers():
+            scheduler.close()
+        if self.demo is not None:
+            self.demo.stop()
+
+    def __enter__(self) -> "Server":
+        return self.start()
+
+    def __exit__(self, *_: Any) -> None:
+        self.stop()
+
+
+class _Option(NamedTuple):
+    """A command-line option; also read from AURORA_REST_ and its name in capitals."""
+    name: str
+    group: str
+    help: str
+    default: Any = None
+    kind: Any = str
+    metavar: Optional[str] = None
+    many: bool = False
+
+
+OPTIONS = [
+    _Option("port", "serving", "port to listen on", 8888, int, "PORT"),
+    _Option("host", "serving", "address to listen on; beyond loopback it takes --tokens, --forward-auth, "
+            "--client-ca or --allow-anonymous", "127.0.0.1", str, "ADDRESS"),
+    _Option("executor", "serving", "how the scheduler is called; internal: direct Thrift calls", "internal"),
+    _Option("application", "serving", "kind of server; thread", "thread"),
+    _Option("parallel", "serving", "simultaneous calls to one cluster's scheduler", 4, int, "N"),
+    _Option("drain-timeout", "serving", "seconds that requests may finish in when asked to stop", 10.0, float, "SECONDS"),
+    _Option("poll-interval", "serving", "seconds between looks at a watched job", 1.0, float, "SECONDS"),
+    _Option("quiet", "serving", "no access log", False, bool),
+    _Option("scheduler", "clusters", "a cluster and where its schedulers listen; repeatable", [], str, "NAME=URL[,URL…]", True),
+    _Option("clusters", "clusters", "a clusters.json; default: where the aurora client looks", None, str, "FILE"),
+    _Option("timeout", "clusters", "seconds for a scheduler call, attempts included", 20.0, float, "SECONDS"),
+    _Option("connect-timeout", "clusters", "seconds to connect to a scheduler", 3.0, float, "SECONDS"),
+    _Option("retry-for", "clusters", "seconds during which a call that failed harmlessly is tried again", 3.0, float,
+            "SECONDS"),
+    _Option("scheduler-auth", "clusters", "file with USER:PASSWORD for the schedulers; default: ~/.netrc if "
+            "clusters.json says BASIC", None, str, "FILE"),
+    _Option("scheduler-ca", "clusters", "certificates to trust for https schedulers", None, str, "FILE"),
+    _Option("demo", "demo", "run a simulated scheduler as cluster NAME (devcluster)", None, "demo", "NAME"),
+    _Option("demo-port", "demo", "port of the simulated scheduler; 0 for any", 0, int, "PORT"),
+    _Option("demo-speed", "demo", "how many times as fast its time runs", 1.0, float, "N"),
+    _Option("demo-jobs", "demo", "fill it with N jobs of ten instances each", 0, int, "N"),
+    _Option("tokens", "access", "file of tokens: NAME LEVEL ROLES HASH a line; reloaded on SIGHUP", None, str, "FILE"),
+    _Option("new-token", "access", "print a new token and its line for --tokens, and exit", None, str,
+            "NAME:LEVEL[:ROLES]"),
+    _Option("forward-auth", "access", "pass callers' Authorization on; the scheduler decides", False, bool),
+    _Option("allow-anonymous", "access", "listen beyond loopback with no credentials asked for", False, bool),
+    _Option("cors", "access", "an origin whose pages may read and write; repeatable", [], str, "ORIGIN", True),
+    _Option("host-name", "access", "a further Host header to accept on loopback; repeatable", [], str, "NAME", True),
+    _Option("tls-cert", "access", "certificate chain to serve https with; reloaded on SIGHUP", None, str, "FILE"),
+    _Option("tls-key", "access", "its private key", None, str, "FILE"),
+    _Option("client-ca", "access", "want client certificates signed by this", None, str, "FILE"),
+    _Option("include-root", "configuration", "folder of shared files that configurations may include()", None, str, "DIR"),
+    _Option("config-workers", "configuration", "evaluator processes at the most", 4, int, "N"),
+    _Option("trust-configs", "configuration", "do not check what configurations say; the limits stay", False, bool),
+    _Option("config-cpu", "configuration", "processor seconds for one configuration", 5, int, "SECONDS"),
+    _Option("config-memory", "configuration", "MB of memory for one configuration", 512, int, "MB"),
+] + [_Option("limit-" + name.replace("_", "-"), "limits", "%s (%s)" % (limit.help, limit.unit),
+             int(limit.default) if limit.default == int(limit.default) else limit.default, float, "N")
+     for name, limit in LIMITS.items()]
+
+
+class UsageError(Exception):
+    """The command line cannot be followed; the text is one line for the user."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UsageError(message)
+
+
+def parse_command_line(arguments: Sequence[str], environment: Dict[str, str]) -> argparse.Namespace:
+    """The options, from the command line or else from AURORA_REST_… variables. Raises UsageError."""
+    parser = _Parser(prog="aurora_rest.py", description="Apache Aurora over plain HTTP.", allow_abbrev=False,
+                     epilog="Every option can be given as an environment variable too: AURORA_REST_PORT for --port.")
+    parser.add_argument("--version", action="version", version="aurora_rest " + __version__)
+    groups: Dict[str, Any] = {}
+    for option in OPTIONS:
+        group = groups.setdefault(option.group, None) or parser.add_argument_group(option.group)
+        groups[option.group] = group
+        default, kind = option.default, option.kind
+        text = environment.get("AURORA_REST_" + option.name.upper().replace("-", "_"))
+        shown = "" if default in (None, False, []) else " (default: %s)" % default
+        named: Dict[str, Any] = {"help": (option.help + shown).replace("%", "%%"), "dest": option.name.replace("-", "_")}
+        if kind is bool:
+            if text is not None:
+                if text.lower() not in ("1", "true", "yes", "0", "false", "no", ""):
+                    raise UsageError("AURORA_REST_%s: expected 1 or 0" % option.name.upper().replace("-", "_"))
+                default = text.lower() in ("1", "true", "yes")
+            group.add_argument("--" + option.name, action="store_true", default=default, **named)
+            continue
+        if text is not None:
+            default = text.split() if option.many else _converted(option, text)
+        if kind == "demo":
+            group.add_argument("--demo", nargs="?", const="devcluster", default=default, metavar="NAME", **named)
+        elif option.many:
+            group.add_argument("--" + option.name, action="append", default=None, metavar=option.metavar, **named)
+            parser.set_defaults(**{named["dest"]: None, "_" + named["dest"]: default})
+        else:
+            group.add_argument("--" + option.name, type=kind, default=default, metavar=option.metavar, **named)
+    options = parser.parse_args(list(arguments))
+    for option in OPTIONS:
+        if option.many:
+            dest = option.name.replace("-", "_")
+            if getattr(options, dest) is None:
+                setattr(options, dest, getattr(options, "_" + dest))
+    return options
+
+
+def _converted(option: _Option, text: str) -> Any:
+    if option.kind in (int, float):
+        try:
+            return option.kind(text)
+        except ValueError:
+            raise UsageError("AURORA_REST_%s: expected a number, not %r" % (
+                option.name.upper().replace("-", "_"), text)) from None
+    return text
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """What options mean together. Raises UsageError."""
+    for name, known in (("executor", "internal"), ("application", "thread")):
+        if getattr(options, name) != known:
+            raise UsageError("--%s=%s is not supported; %s is" % (name, getattr(options, name), known))
+    if options.parallel < 1:
+        raise UsageError("--parallel=%d: at least 1" % options.parallel)
+    if not 0 <= options.port <= 65535:
+        raise UsageError("--port=%d: 0 to 65535" % options.port)
+    if options.demo_speed < 0 or options.demo_jobs < 0:
+        raise UsageError("--demo-speed and --demo-jobs cannot be negative")
+    if bool(options.tls_key) > bool(options.tls_cert):
+        raise UsageError("--tls-key needs --tls-cert")
+    if options.client_ca and not options.tls_cert:
+        raise UsageError("--client-ca needs --tls-cert")
+    decided = options.tokens or options.forward_auth or options.client_ca or options.allow_anonymous
+    if options.host not in ("127.0.0.1", "::1", "localhost") and not decided:
+        raise UsageError("--host=%s would let anyone who reaches it change jobs; add --tokens FILE, --forward-auth, "
+                         "--client-ca FILE, or --allow-anonymous if that is what you want" % options.host)
+    for each in options.scheduler:
+        name, equals, urls = each.partition("=")
+        if not equals or not IDENTIFIER.fullmatch(name) or not urls:
+            raise UsageError("--scheduler=%s: expected NAME=URL[,URL…]" % each)
+        for url in urls.split(","):
+            try:
+                _Location.parse(url)
+            except ValueError as error:
+                raise UsageError("--scheduler=%s: %s" % (each, error)) from None
+
+
+def new_token(text: str) -> Tuple[str, str]:
+    """(a new token, its line for the tokens file) for NAME:LEVEL[:ROLES]. Raises UsageError."""
+    name, _, rest = text.partition(":")
+    level, _, roles = rest.partition(":")
+    if not IDENTIFIER.fullmatch(name) or level not in LEVELS or re.search(r"\s", roles):
+        raise UsageError("--new-token=%s: expected NAME:read|write|admin[:ROLE,ROLE…]" % text)
+    token = secrets.token_urlsafe(32)
+    return token, "%s %s %s %s" % (name, level, roles or "*", hash_token(token))
+
+
+def own_credentials(options: argparse.Namespace, clusters: Sequence[Cluster]) -> Optional[str]:
+    """The Authorization header for the schedulers: from a file, the environment, or netrc. Never from the command line,
+    which everybody on the machine can read."""
+    text = os.environ.get("AURORA_REST_SCHEDULER_CREDENTIALS")
+    if options.scheduler_auth:
+        with open(options.scheduler_auth, encoding="utf-8") as stream:
+            text = stream.read().strip()
+    if text is None and not options.demo:
+        import netrc
+        with contextlib.suppress(OSError, netrc.NetrcParseError):
+            known = netrc.netrc()
+            for url in [url for cluster in clusters for url in cluster.urls]:
+                entry = known.authenticators(_Location.parse(url).host)
+                if entry:
+                    text = "%s:%s" % (entry[0], entry[2])
+    if not text:
+        return None
+    if ":" not in text:
+        raise UsageError("the schedulers' credentials have to be USER:PASSWORD")
+    return "Basic " + base64.b64encode(text.encode()).decode()
+
+
+def make_tls(options: argparse.Namespace) -> Any:
+    """The ssl.SSLContext for serving, or None. Raises UsageError."""
+    if not options.tls_cert:
+        return None
+    import ssl
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(options.tls_cert, options.tls_key)
+        if options.client_ca:
+            context.load_verify_locations(options.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except OSError as error:
+        raise UsageError("the TLS files cannot be used: %s" % error) from None
+    return context
+
+
+def make_server(options: argparse.Namespace, log: Log) -> Server:
+    """The server that the options describe. Raises UsageError."""
+    clusters: List[Cluster] = []
+    try:
+        for each in options.scheduler:
+            name, _, urls = each.partition("=")
+            clusters.append(Cluster(name, tuple(urls.split(","))))
+        if options.clusters:
+            clusters += read_clusters(options.clusters)
+        elif not clusters and options.demo is None:
+            clusters = default_clusters()
+        tokens = Tokens(options.tokens) if options.tokens else None
+        authorization = own_credentials(options, clusters)
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error)) from None
+    names = [cluster.name for cluster in clusters] + ([options.demo] if options.demo is not None else [])
+    if len(set(names)) < len(names):
+        raise UsageError("two clusters have the same name: %s" % ", ".join(map(str, names)))
+    if options.demo is not None and not IDENTIFIER.fullmatch(options.demo):
+        raise UsageError("--demo=%s is no name for a cluster" % options.demo)
+    if options.include_root and not os.path.isdir(options.include_root):
+        raise UsageError("--include-root=%s is no folder" % options.include_root)
+    access = Access(tokens, options.forward_auth, anonymous=not (tokens or options.forward_auth or options.client_ca)
+                    or options.allow_anonymous, client_certificates=bool(options.client_ca))
+    limits = {name: getattr(options, "limit_" + name) for name in LIMITS}
+    evaluator = Evaluator(options.config_workers, ConfigLimits(
+        cpu_seconds=options.config_cpu, wall_seconds=options.config_cpu + 3.0, memory_bytes=options.config_memory << 20),
+        options.trust_configs, options.include_root)
+    demo: Union[bool, Demo] = False
+    if options.demo is not None:
+        demo = Demo(options.demo, options.demo_speed, options.demo_jobs)
+        start = demo.start
+        demo.start = lambda port=0: start(options.demo_port)    # type: ignore[method-assign]
+    try:
+        return Server(
+            options.port, options.host, demo=demo, clusters=clusters, evaluator=evaluator, access=access, limits=limits,
+            tls=make_tls(options), sock=_activated_socket(), drain_timeout=options.drain_timeout, log=log,
+            poll_interval=options.poll_interval, cors=options.cors, hosts=options.host_name,
+            access_log=not options.quiet, scheduler=dict(
+                timeout=options.timeout, connect_timeout=options.connect_timeout, retry_for=options.retry_for,
+                parallel=options.parallel, authorization=authorization, ca_file=options.scheduler_ca))
+    except OSError as error:
+        raise UsageError("cannot listen on %s port %d: %s" % (options.host, options.port, error.strerror)) from None
+
+
+def _activated_socket() -> Optional[socket.socket]:
+    """The listening socket that systemd passes, if it does (sd_listen_fds)."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS", "0") == "0":
+        return None
+    return socket.socket(fileno=3)
+
+
+def notify_systemd(state: str) -> None:
+    """Tell systemd, if it listens (sd_notify)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.connect("\0" + address[1:] if address.startswith("@") else address)
+            sock.send(state.encode())
+
+
+def _raise_descriptor_limit() -> None:
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = 65536 if hard == resource.RLIM_INFINITY else hard
+        if soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _greet(server: Server, log: Log) -> None:
+    demo = server.demo
+    names = server.service.clusters._known
+    unnamed = len(server.service.clusters.schedulers()) - len(names)
+    log("serving %s for %s" % (server.url, ", ".join(sorted(names)) or "the scheduler on this host" if not unnamed else
+                               "the scheduler on this host"))
+    if demo is not None:
+        log("demo scheduler at %s; try:" % demo.url)
+        for line in ("curl -s %s/alpha/jobs/%s/www-data", "curl -s %s/alpha/job/%s/www-data/prod/hello",
+                     "curl -s -X PUT '%s/alpha/job/%s/www-data/prod/hello/restart?shards=0&watch_secs=5'",
+                     "curl -sN %s/alpha/job/%s/www-data/prod/hello/events"):
+            log("  " + line % (server.url, demo.name))
+        return
+
+    def look() -> None:
+        for scheduler in server.service.clusters.schedulers():
+            try:
+                scheduler.call("getTierConfigs", timeout=5.0)
+            except AuroraError as error:
+                log("warning: %s; it is tried again with every request" % error)
+    threading.Thread(target=look, name="look-for-schedulers", daemon=True).start()
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Run the command line; the exit status."""
+    log = Log()
+    try:
+        options = parse_command_line(sys.argv[1:] if arguments is None else arguments, dict(os.environ))
+        if options.new_token:
+            token, line = new_token(options.new_token)
+            print("token (give it to its owner; it is stored nowhere):\n  %s\nline for the tokens file:\n  %s" % (
+                token, line))
+            return 0
+        check_options(options)
+        _raise_descriptor_limit()
+        server = make_server(options, log)
+    except UsageError as error:
+        print("aurora_rest.py: %s" % error, file=sys.stderr)
+        return 2
+    wishes: SimpleQueue[int] = SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda received, frame: wishes.put(received))
+    server.start()
+    _greet(server, log)
+    notify_systemd("READY=1")
+    pause = float(os.environ.get("WATCHDOG_USEC", "0")) / 2e6 or None
+    while True:
+        try:
+            wish = wishes.get(timeout=pause)
+        except QueueEmpty:
+            notify_systemd("WATCHDOG=1")
+            continue
+        if wish != signal.SIGHUP:
+            break
+        _reload(server, options, log)
+    notify_systemd("STOPPING=1")
+    log("stopping; %d operations are running" % server.service.operations.running)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, frame: os._exit(1))      # asked twice: at once
+    server.stop()
+    for operation in server.service.operations.all():
+        if operation.state == "interrupted":
+            log("operation id=%s kind=%s key=%s interrupted: %d of %d done" % (
+                operation.id, operation.kind, operation.key, operation.done, operation.total))
+    log("stopped")
+    return 0
+
+
+def _reload(server: Server, options: argparse.Namespace, log: Log) -> None:
+    """Read the tokens and the certificate again; what cannot be read stays as it was."""
+    try:
+        if server.service.access.tokens:
+            server.service.access.tokens.load()
+        if server.http.tls is not None:
+            server.http.tls.load_cert_chain(options.tls_cert, options.tls_key)
+        log("reloaded tokens and certificates")
+    except (OSError, ValueError) as error:
+        log("warning: not reloaded: %s" % error)
+
+
+if __name__ == "__main__":
+    sys.modules.setdefault("aurora_rest", sys.modules[__name__])
+    sys.exit(main())
