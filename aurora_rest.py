@@ -32,6 +32,7 @@ import contextlib
 import copy
 import errno
 import fnmatch
+import gc
 import gzip
 import hashlib
 import heapq
@@ -56,13 +57,25 @@ import uuid
 from functools import lru_cache, partial
 from queue import Empty as QueueEmpty
 from queue import SimpleQueue
-from typing import (Any, Callable, Deque, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple,
-                    Union)
+from typing import (
+    Any,
+    Callable,
+    Deque,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    Union,
+)
 
 from thrift.protocol.TBase import TFrozenBase
 from thrift.protocol.TBinaryProtocol import TBinaryProtocolAccelerated
 from thrift.protocol.TJSONProtocol import TJSONProtocol
-from thrift.protocol.TProtocol import TProtocolException
 from thrift.Thrift import TApplicationException, TException, TMessageType, TType
 from thrift.transport.TTransport import TMemoryBuffer
 
@@ -326,7 +339,7 @@ class Type(NamedTuple):
     """A field's type. kind: a key of _TTYPES; ref: the Enum or struct class; items: element types of a container."""
     kind: str
     ref: Any = None
-    items: Tuple["Type", ...] = ()
+    items: Tuple[Type, ...] = ()
 
     def spec_args(self) -> Any:
         """The type-arguments entry of this type in a `thrift_spec`."""
@@ -412,7 +425,7 @@ class ThriftStruct:
         shown = ["%s=%r" % (f, getattr(self, f)) for f in self.fields if getattr(self, f) is not None]
         return "%s(%s)" % (type(self).__name__, ", ".join(shown))
 
-    def __deepcopy__(self, memo: Any) -> "ThriftStruct":
+    def __deepcopy__(self, memo: Any) -> ThriftStruct:
         return type(self)(**{f: copy.deepcopy(getattr(self, f), memo) for f in self.fields})
 
     def replace(self, **changes: Any) -> Any:
@@ -534,7 +547,7 @@ class Api:
 api = Api(IDL)
 
 
-class Plain(dict, TFrozenBase):       # type: ignore[type-arg, misc]
+class Plain(dict, TFrozenBase):       # type: ignore[type-arg]
     """A struct decoded straight into a JSON object; hashes by identity so that a decoded set can hold it.
 
     TFrozenBase is how the C decoder is told to call a class with the fields as arguments."""
@@ -927,7 +940,7 @@ class _Location(NamedTuple):
     path: str
 
     @classmethod
-    def parse(cls, url: str) -> "_Location":
+    def parse(cls, url: str) -> _Location:
         """Raises ValueError for anything but an http or https URL."""
         parts = urllib.parse.urlsplit(url if "//" in url else "http://" + url)
         if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[\x00-\x20\x7f]", url):
@@ -1419,7 +1432,7 @@ def zookeeper_locator(cluster: Cluster) -> Callable[[], Sequence[str]]:
 
 def _ask_zookeeper(cluster: Cluster) -> Sequence[str]:
     try:
-        from kazoo.client import KazooClient    # type: ignore[import-not-found, unused-ignore]
+        from kazoo.client import KazooClient  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise SchedulerUnreachable(
             "cluster %s is found through ZooKeeper (%s), which needs the package kazoo: pip install kazoo; or give its "
@@ -1527,13 +1540,113 @@ UPDATE_ID_METADATA = "org.apache.aurora.client.update_id"
 # Names, types and defaults are those of py/config/schema/base.py and apache/thermos/config/schema_base.py.
 
 
+def _quicken_pystachio() -> None:
+    """Make pystachio three times as fast without changing what it finds.
+
+    Looking up one field builds an Environment of all fields, then the same again under `self`, then all outer scopes
+    again under `super`, each time as a new dictionary of references. Here these three are built only when something
+    wants to see the dictionary; a look-up goes straight to the field. Likewise a copy of a struct, list or map takes the
+    parts over instead of checking again what was checked when they were first put in, and text without {{ is not
+    searched for templates.
+    """
+    from pystachio import Empty
+    from pystachio.base import Environment
+    from pystachio.basic import SimpleObject
+    from pystachio.composite import Structural
+    from pystachio.container import ListContainer, MapContainer
+    from pystachio.naming import Namable, Ref, frozendict
+
+    class Fields(Environment):
+        """A struct's own fields as a scope."""
+        __slots__ = ("fields",)
+
+        def __init__(self, fields: Any) -> None:
+            self.fields = fields
+
+        @property
+        def _table(self) -> Dict[Any, Any]:
+            return {Ref.from_address(name): value for name, value in self.fields.items() if value is not Empty}
+
+        def find(self, ref: Any) -> Any:
+            first = ref.components()[0]
+            value = self.fields.get(first.value, Empty) if isinstance(first, Ref.Dereference) else Empty
+            if value is Empty:
+                raise Namable.NotFound(self, ref)
+            if len(ref.components()) == 1:
+                return value
+            if not isinstance(value, Namable):
+                raise Namable.NotFound(self, ref)
+            return found_in(value, ref.rest(), self, ref)
+
+    class Under(Environment):
+        """Another scope under a name."""
+        __slots__ = ("name", "scope")
+
+        def __init__(self, name: str, scope: Any) -> None:
+            self.name = name
+            self.scope = scope
+
+        @property
+        def _table(self) -> Dict[Any, Any]:
+            return Environment({self.name: self.scope})._table
+
+        def find(self, ref: Any) -> Any:
+            first = ref.components()[0]
+            if first.value != self.name or not isinstance(first, Ref.Dereference):
+                raise Namable.NotFound(self, ref)
+            if len(ref.components()) > 1:
+                return found_in(self.scope, ref.rest(), self, ref)
+            if isinstance(self.scope, Environment):
+                raise Namable.NotFound(self, ref)
+            return self.scope
+
+    def found_in(scope: Any, rest: Any, asked: Any, ref: Any) -> Any:
+        try:
+            return scope.find(rest)
+        except Namable.Error:
+            raise Namable.NotFound(asked, ref) from None
+
+    def scopes(self: Any) -> Any:
+        fields = Fields(self._schema_data)
+        return (Under("self", fields), fields) + self._scopes + tuple(Under("super", scope) for scope in self._scopes)
+
+    def copier(attribute: str) -> Callable[[Any], Any]:
+        def dup(self: Any) -> Any:
+            made = object.__new__(type(self))
+            value = getattr(self, attribute)
+            setattr(made, attribute, frozendict(value) if attribute == "_schema_data" else value)
+            made._scopes = ()
+            return made
+        return dup
+
+    def literal(self: Any) -> bool:
+        return not isinstance(self._value, str) or "{{" not in self._value
+
+    def in_scope(self: Any, *arguments: Any, **named: Any) -> Any:
+        return self if literal(self) else scoped(self, *arguments, **named)
+
+    def interpolate(self: Any) -> Any:
+        if not literal(self):
+            return interpolated(self)
+        made = self.copy()
+        made._value = self.coerce(self._value)
+        return made, []
+
+    scoped, interpolated = SimpleObject.in_scope, SimpleObject.interpolate
+    SimpleObject.in_scope, SimpleObject.interpolate = in_scope, interpolate
+    Structural.scopes = scopes
+    Structural.dup, ListContainer.dup, MapContainer.dup = map(copier, ("_schema_data", "_values", "_map"))
+
+
 def _schema() -> Dict[str, Any]:
     """The names a configuration sees: pystachio's, the Aurora schema's, the helpers' and the unit constants."""
-    sys.modules.setdefault("pkg_resources", None)   # type: ignore[arg-type]  # pystachio would import it, slowly, for nothing
+    # pystachio would import it, slowly, for nothing.
+    sys.modules.setdefault("pkg_resources", None)   # type: ignore[arg-type]
     import pystachio
     from pystachio import Boolean, Choice, Default, Empty, Float, Integer, Map, Required, String, Struct
     from pystachio import Enum as Enumeration
     from pystachio import List as ListOf
+    _quicken_pystachio()
     names = {name: getattr(pystachio, name) for name in pystachio.__dict__ if name[0].isupper()}
     byte = 1
     kb, mb, gb, tb = (1024 ** power for power in (1, 2, 3, 4))
@@ -2568,8 +2681,8 @@ def _without_none(value: Any) -> Any:
 
 def _resolve_ports(portmap: Dict[str, Any]) -> Dict[str, Any]:
     """A portmap with every alias followed to its end. Raises ConfigProblem for a cycle."""
-    ports = {name: int(port) if _is_integer(port) else port for name, port in portmap.items()}
-    resolved = {}
+    ports: Dict[Any, Any] = {name: int(port) if _is_integer(port) else port for name, port in portmap.items()}
+    resolved: Dict[str, Any] = {}
     for name in ports:
         port, seen = ports[name], {name}
         while port in ports:
@@ -2615,12 +2728,12 @@ def _check_order(task: Any, final: bool) -> None:
 _CLONE_FLAGS = 0x00020000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000   # mounts, UTS, IPC, PIDs, network
 _CLONE_NEWUSER = 0x10000000
 _NOBODY = 65534
-# System calls an evaluation may make, by machine: reading and writing open descriptors, memory, clocks, ending.
+# System calls an evaluation may make, by machine: read, write and wait for open descriptors, memory, clocks, ending.
 _SECCOMP = {
-    "x86_64": (0xC000003E, (0, 1, 3, 9, 10, 11, 12, 13, 14, 15, 24, 25, 28, 39, 60, 96, 98, 131, 186, 201, 202, 228, 229,
-                            231, 318, 334)),
-    "aarch64": (0xC00000B7, (57, 63, 64, 93, 94, 98, 99, 113, 114, 124, 132, 134, 135, 139, 165, 169, 172, 178, 214, 215,
-                             216, 222, 226, 233, 278, 293)),
+    "x86_64": (0xC000003E, (0, 1, 3, 7, 9, 10, 11, 12, 13, 14, 15, 23, 24, 25, 28, 39, 60, 96, 98, 131, 186, 201, 202, 228,
+                            229, 231, 270, 271, 318, 334)),
+    "aarch64": (0xC00000B7, (57, 63, 64, 72, 73, 93, 94, 98, 99, 113, 114, 124, 132, 134, 135, 139, 165, 169, 172, 178, 214,
+                             215, 216, 222, 226, 233, 278, 293)),
 }
 
 
@@ -2721,10 +2834,78 @@ def _write_all(target: int, data: bytes) -> None:
         view = view[os.write(target, view):]
 
 
-def _evaluator_main() -> None:
+# What an evaluator without work evaluates, so that its pages are its own and its caches filled before there is some.
+_WARM_UP = {"files": {"job.aurora": "jobs = [Service(cluster='c', role='r', environment='devel', name='n', instances=2, "
+                                    "task=SequentialTask(processes=[Process(name='p', cmdline='{{thermos.ports[http]}}')],"
+                                    " resources=Resources(cpu=1, ram=GB, disk=GB)), announce=Announcer())]"},
+            "root": "job.aurora", "json": False, "key": ["c", "r", "devel", "n"], "bindings": [], "images": {},
+            "shared": {}, "trusted": False, "include_root": False, "missing": []}
+
+
+class _Fork(NamedTuple):
+    """A process forked ahead of the request it will evaluate, and the pipes to it."""
+    pid: int
+    request: int
+    result: int
+
+    @classmethod
+    def ahead(cls, schema: Dict[str, Any], limits: ConfigLimits, socket_fd: int) -> _Fork:
+        """Fork. The child shuts itself in, warms up if nothing comes within moments, evaluates one request, ends."""
+        (source, request), (result, target) = os.pipe(), os.pipe()
+        pid = os.fork()
+        if pid:
+            os.close(source)
+            os.close(target)
+            return cls(pid, request, result)
+        try:
+            for descriptor in (request, result, socket_fd):
+                os.close(descriptor)
+            _limit_resources(limits)
+            _forbid_system_calls()
+            gc.disable()
+            if not select.select([source], [], [], 0.001)[0]:
+                _Evaluation(schema, dict(_WARM_UP, tiers=DEFAULT_TIERS)).run()
+            size, = struct.unpack("!I", _read_exactly(source, 4))
+            answer = _Evaluation(schema, json.loads(_read_exactly(source, size))).run()
+            _write_all(target, json.dumps(answer).encode())
+        finally:
+            os._exit(0)
+
+    def evaluate(self, request: bytes, limits: ConfigLimits) -> bytes:
+        """The child's answer, or the reason why there is none."""
+        deadline = time.monotonic() + limits.wall_seconds
+        parts, size, problem = [], 0, ""
+        try:
+            _write_all(self.request, struct.pack("!I", len(request)) + request)
+        except OSError:
+            problem = "the configuration's evaluator ended early"
+        while not problem:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self.result], [], [], left)[0]:
+                problem = "the configuration took longer than %g seconds" % limits.wall_seconds
+                break
+            part = os.read(self.result, 1 << 20)
+            if not part:
+                break
+            parts.append(part)
+            size += len(part)
+            if size > limits.output_bytes:
+                problem = "the configuration makes more than %d MB" % (limits.output_bytes >> 20)
+        os.close(self.result)
+        os.close(self.request)
+        if problem:
+            os.kill(self.pid, signal.SIGKILL)
+        status = os.waitpid(self.pid, 0)[1]
+        if not problem and (status or not parts):
+            problem = ("the configuration took more than %d seconds of processor time" % limits.cpu_seconds
+                       if status & 0x7F in (signal.SIGKILL, signal.SIGXCPU) else
+                       "the configuration needs more memory, or nests deeper, than it may")
+        return json.dumps({"errors": [problem]}).encode() if problem else b"".join(parts)
+
+
+def _evaluator_main(limits: ConfigLimits) -> None:
     """The evaluator process: descriptor 0 is a socket to the server. Forks itself for every request, so that nothing one
     source does is seen by the next."""
-    import gc
     socket_fd = os.dup(0)
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
@@ -2745,62 +2926,17 @@ def _evaluator_main() -> None:
         shown.append("system call filter")
     gc.collect()
     gc.freeze()
+    following = _Fork.ahead(schema, limits, socket_fd)
     hello = json.dumps(shown).encode()
     _write_all(socket_fd, struct.pack("!I", len(hello)) + hello)
     with contextlib.suppress(EOFError, OSError):
         while True:
             size, = struct.unpack("!I", _read_exactly(socket_fd, 4))
-            request = _read_exactly(socket_fd, size)
-            answer = _evaluate_in_fork(schema, request, socket_fd)
+            answer = following.evaluate(_read_exactly(socket_fd, size), limits)
             _write_all(socket_fd, struct.pack("!I", len(answer)) + answer)
+            following = _Fork.ahead(schema, limits, socket_fd)
+    os.kill(following.pid, signal.SIGKILL)
     os._exit(0)
-
-
-def _evaluate_in_fork(schema: Dict[str, Any], request: bytes, socket_fd: int) -> bytes:
-    """The answer of a forked child to one request, or the reason why there is none."""
-    limits = ConfigLimits(*json.loads(request[:request.index(b"\n")]))
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            os.close(reader)
-            os.close(socket_fd)
-            _forbid_system_calls_and_limit(limits)
-            result = json.dumps(_Evaluation(schema, json.loads(request[request.index(b"\n"):])).run()).encode()
-            _write_all(writer, result)
-        finally:
-            os._exit(0)
-    os.close(writer)
-    parts, size, deadline = [], 0, time.monotonic() + limits.wall_seconds
-    problem = ""
-    while True:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([reader], [], [], left)[0]:
-            problem = "the configuration took longer than %g seconds" % limits.wall_seconds
-            break
-        part = os.read(reader, 1 << 20)
-        if not part:
-            break
-        parts.append(part)
-        size += len(part)
-        if size > limits.output_bytes:
-            problem = "the configuration makes more than %d MB" % (limits.output_bytes >> 20)
-            break
-    os.close(reader)
-    if problem:
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    if not problem and (status or not parts):
-        killed = status & 0x7F
-        problem = ("the configuration took more than %d seconds of processor time" % limits.cpu_seconds
-                   if killed in (signal.SIGKILL, signal.SIGXCPU) else
-                   "the configuration needs more memory, or nests deeper, than it may")
-    return json.dumps({"errors": [problem]}).encode() if problem else b"".join(parts)
-
-
-def _forbid_system_calls_and_limit(limits: ConfigLimits) -> None:
-    _limit_resources(limits)
-    _forbid_system_calls()
 
 
 # --- the server's side --------------------------------------------------------------------------------------------------
@@ -2808,12 +2944,13 @@ def _forbid_system_calls_and_limit(limits: ConfigLimits) -> None:
 class _Worker:
     """One evaluator process and the socket to it. Not for several threads at once."""
 
-    def __init__(self, seconds: float = 30.0) -> None:
+    def __init__(self, limits: ConfigLimits, seconds: float = 30.0) -> None:
         import subprocess
         here, there = socket.socketpair()
         boot = ("import sys, importlib.util as u; sys.path[:] = %r; s = u.spec_from_file_location('aurora_rest', %r); "
                 "m = u.module_from_spec(s); sys.modules['aurora_rest'] = m; s.loader.exec_module(m); "
-                "m._evaluator_main()" % ([p for p in sys.path if p], os.path.abspath(__file__)))
+                "m._evaluator_main(m.ConfigLimits(*%r))" % ([p for p in sys.path if p], os.path.abspath(__file__),
+                                                            tuple(limits)))
         self.process = subprocess.Popen([sys.executable, "-I", "-c", boot], stdin=there.fileno(), env={},
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         there.close()
@@ -2866,8 +3003,10 @@ class Evaluator:
         self.isolation: Optional[List[str]] = None
         self.outcomes: collections.Counter[str] = collections.Counter()
         self._gate = Gate(most, 200)
-        self._lock = threading.Lock()       # guards _idle
+        self._lock = threading.Lock()       # guards _idle, _reserving, _closed
         self._idle: List[_Worker] = []
+        self._reserving = False
+        self._closed = False
 
     def evaluate(self, files: Dict[str, str], key: Sequence[str], *, is_json: bool = False,
                  bindings: Sequence[Tuple[str, str]] = (), tiers: Optional[Dict[str, Any]] = None,
@@ -2913,7 +3052,7 @@ class Evaluator:
             missing.append(path)
 
     def _ask(self, request: Dict[str, Any]) -> Dict[str, Any]:
-        message = json.dumps(list(self.limits)).encode() + b"\n" + json.dumps(request).encode()
+        message = json.dumps(request).encode()
         self._gate.enter(self.limits.wall_seconds)
         try:
             for attempt in (1, 2):
@@ -2928,7 +3067,11 @@ class Evaluator:
                     raise InvalidConfig("the configuration brought its evaluator down") from None
                 worker.since = time.monotonic()
                 with self._lock:
-                    self._idle.append(worker)
+                    closed = self._closed or len(self._idle) >= self._gate.slots
+                    if not closed:
+                        self._idle.append(worker)
+                if closed:
+                    worker.close()
                 if not isinstance(answer, dict):
                     raise InvalidConfig("the configuration's result is not one")
                 return answer
@@ -2937,16 +3080,38 @@ class Evaluator:
             self._gate.leave()
 
     def _take(self) -> _Worker:
+        """The process that has been idle for longest: it has forked ahead by now. Two are kept in reserve."""
         with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        worker = _Worker()
-        self.isolation = worker.isolation
+            worker = self._idle.pop(0) if self._idle else None
+            reserve = len(self._idle) < 2 and len(self._idle) + self._gate.inside < self._gate.slots and not self._reserving
+            self._reserving |= reserve
+        if reserve:
+            threading.Thread(target=self._add_reserve, name="evaluator-reserve", daemon=True).start()
+        if worker is None:
+            worker = _Worker(self.limits)
+            self.isolation = worker.isolation
         return worker
+
+    def _add_reserve(self) -> None:
+        worker = None
+        with contextlib.suppress(AuroraError, OSError):
+            worker = _Worker(self.limits)
+        with self._lock:
+            self._reserving = False
+            if worker is not None and not self._closed:
+                self._idle.append(worker)
+                return
+        if worker is not None:
+            worker.close()
 
     @property
     def processes(self) -> int:
         return len(self._idle) + self._gate.inside
+
+    def close(self) -> None:
+        """Stop all processes; there will be no more evaluations."""
+        self._closed = True
+        self.shrink(everything=True)
 
     def shrink(self, everything: bool = False) -> None:
         """Stop the processes that have been idle for long, or all idle ones."""
@@ -2959,7 +3124,7 @@ class Evaluator:
 
 
 # What getTierConfigs answers with the scheduler's default tiers (j/../resources/.../tiers.json).
-DEFAULT_TIERS = {"defaultTierName": "preemptible", "tiers": [
+DEFAULT_TIERS: Dict[str, Any] = {"defaultTierName": "preemptible", "tiers": [
     {"name": "preferred", "settings": {"preemptible": "false", "revocable": "false"}},
     {"name": "preemptible", "settings": {"preemptible": "true", "revocable": "false"}},
     {"name": "revocable", "settings": {"preemptible": "true", "revocable": "true"}}]}
@@ -3510,7 +3675,7 @@ class Operation:
         for listener in list(self._listeners):
             listener()
 
-    def run(self, work: Callable[["Operation"], None]) -> None:
+    def run(self, work: Callable[[Operation], None]) -> None:
         """Do the work and note how it ended. `work` raises AuroraError for a failure."""
         state = "succeeded"
         try:
@@ -3544,7 +3709,7 @@ class Operations:
         self.limit = running
         self.kept = kept
         self._lock = threading.Lock()   # guards _all
-        self._all: "collections.OrderedDict[str, Operation]" = collections.OrderedDict()
+        self._all: collections.OrderedDict[str, Operation] = collections.OrderedDict()
         self.outcomes: collections.Counter[str] = collections.Counter()
 
     def start(self, operation: Operation, work: Callable[[Operation], None]) -> Operation:
@@ -4072,14 +4237,20 @@ class Later:
         self.seconds = seconds
         self.expired = expired
         self.gone: Callable[[], None] = lambda: None
-        self._lock = threading.Lock()       # guards _answer and _send
+        self.filters: List[Callable[[Response], Response]] = []     # what the first answer passes through
+        self._lock = threading.Lock()       # guards _answer, _resolved and _send
+        self._resolved = False
         self._answer: Optional[Response] = None
         self._send: Optional[Callable[[Response], None]] = None
 
     def resolve(self, answer: Response) -> None:
         with self._lock:
-            if self._answer is not None:
+            if self._resolved:
                 return
+            self._resolved = True
+        for each in self.filters:
+            answer = each(answer)
+        with self._lock:
             self._answer = answer
             send = self._send
         if send:
@@ -4221,7 +4392,7 @@ ANONYMOUS = User("anonymous", "admin", known=False)
 
 
 def hash_token(token: str) -> str:
-    """How a token is stored. Tokens are 32 random bytes, so one pass of SHA-256 is all that guessing needs to be hopeless."""
+    """How a token is stored. Tokens are 32 random bytes: one pass of SHA-256 is enough to make guessing hopeless."""
     return "sha256:" + hashlib.sha256(token.encode()).hexdigest()
 
 
@@ -4560,8 +4731,8 @@ PARAMS: Dict[str, Param] = {
     "name": Param("string", "only these names; a glob", example="hello*"),
     "host": Param("strings", "only on this host; repeatable"),
     "state": Param("states", "only in this state; repeatable; active and terminal stand for several", example="RUNNING"),
-    "status": Param("update states", "only updates in this state; repeatable; active, paused, failed, succeeded … stand for "
-                    "several", example="active"),
+    "status": Param("update states", "only updates in this state; repeatable; active, paused, failed, succeeded … "
+                    "stand for several", example="active"),
     "user": Param("string", "only those started by this user"),
     "batch_size": Param("string", "instances at once; all for all", example="1"),
     "watch_secs": Param("number", "how long a new task has to run, in seconds", 0, 86400),
@@ -4651,7 +4822,7 @@ class Route(NamedTuple):
     caller needs; body: "" or what kind of body the call takes; answers: status → what it says."""
     method: str
     path: str
-    handler: Callable[["Call"], Any]
+    handler: Callable[[Call], Any]
     access: str
     params: Tuple[str, ...]
     body: str
@@ -4674,7 +4845,7 @@ _WRITES = ("PUT", "POST", "DELETE")
 
 
 def route(method: str, path: str, group: str, access: str = "", params: str = "", body: str = "",
-          **answers: str) -> Callable[[Callable[["Call"], Any]], Callable[["Call"], Any]]:
+          **answers: str) -> Callable[[Callable[[Call], Any]], Callable[[Call], Any]]:
     """Put a handler into the route table. answers: status code, after an `a`, → what it says."""
     assert group in _GROUPS and all(param in PARAMS for param in params.split())
     level = access or ("read" if method == "GET" else "write")
@@ -4684,7 +4855,7 @@ def route(method: str, path: str, group: str, access: str = "", params: str = ""
     elif method == "GET" and path.startswith("/alpha/") and not path.endswith("/events"):
         named.append("wait")
 
-    def put(handler: Callable[["Call"], Any]) -> Callable[["Call"], Any]:
+    def put(handler: Callable[[Call], Any]) -> Callable[[Call], Any]:
         ROUTES.append(Route(method, path, handler, level, tuple(dict.fromkeys(named)), body,
                             {int(code[1:]): text for code, text in answers.items()} or {200: "done"}, group))
         return handler
@@ -4731,7 +4902,7 @@ class _DryRun(Exception):
 class Call:
     """One request on its way through a handler: its typed parameters, its scheduler, its job."""
 
-    def __init__(self, service: "Service", request: Request) -> None:
+    def __init__(self, service: Service, request: Request) -> None:
         self.service = service
         self.request = request
         self.args = request.args
@@ -4976,7 +5147,7 @@ class Service(App):
         self._tiers: Dict[Scheduler, Tuple[float, Dict[str, Any]]] = {}
         self._channels: Dict[Any, Channel] = {}
         self._blocking: Dict[Any, BlockingReads] = {}
-        self._answers: "collections.OrderedDict[Any, Any]" = collections.OrderedDict()
+        self._answers: collections.OrderedDict[Any, Any] = collections.OrderedDict()
         self._declare_metrics()
         for scheduler in clusters.schedulers():
             scheduler.observe = partial(self._observe_call, scheduler)
@@ -5170,9 +5341,8 @@ class Service(App):
         """A read that waits for a change: all that ask for the same wait on one poller."""
         self._check_watchers()
         later = Later(call.get("wait"), lambda: answer)
-        key = request.share[:-1] if request.share else request.id
         query = "&".join(pair for pair in request.raw_query.split("&") if not pair.startswith("wait="))
-        key = (key[0], query) + key[2:] if request.share else key
+        key = (request.path, query) + request.share[2:-1]
         with self._lock:
             poller = self._blocking.get(key)
             if poller is None or not poller.join():
@@ -5184,17 +5354,12 @@ class Service(App):
         poller.add(answer.etag, later)
         done = poller
 
-        def expired() -> Response:
-            done.remove(later)
-            return answer
-        later.expired = expired
         later.gone = lambda: done.remove(later)
-        resolve = later.resolve
 
-        def resolved(changed: Response) -> None:
+        def changed(response: Response) -> Response:
             done.remove(later)
-            resolve(self._with_cors(request, changed))
-        later.resolve = resolved        # type: ignore[method-assign]
+            return self._with_cors(request, response)
+        later.filters.append(changed)
         return later
 
     def channel(self, key: Any, make: Callable[[], Callable[[], List[Tuple[str, Any]]]]) -> Channel:
@@ -5216,7 +5381,11 @@ class Service(App):
         def subscribe(send: Callable[[bytes], None]) -> None:
             sends.append(send)
             channel.subscribe(send, last_id)
-        return Stream(subscribe, lambda: [channel.unsubscribe(send) for send in sends] and None)
+
+        def gone() -> None:
+            for send in sends:
+                channel.unsubscribe(send)
+        return Stream(subscribe, gone)
 
     def beat(self) -> None:
         """Every fifteen seconds: keep streams alive, let idle evaluators go."""
@@ -5278,12 +5447,10 @@ class Service(App):
         if isinstance(answer, Response):
             settle(answer)
         elif isinstance(answer, Later):
-            resolve = answer.resolve
-
-            def resolved(response: Response) -> None:
+            def settled(response: Response) -> Response:
                 settle(response)
-                resolve(response)
-            answer.resolve = resolved       # type: ignore[method-assign]
+                return response
+            answer.filters.append(settled)
         return answer
 
     @staticmethod
@@ -5374,7 +5541,7 @@ def get_ready(call: Call) -> Any:
     """Whether this server can do its work: which clusters have a leader that answers."""
     if call.service.draining:
         raise ShuttingDown("this server is stopping")
-    states = {}
+    states: Dict[str, Dict[str, Any]] = {}
     for scheduler in call.service.clusters.schedulers():
         try:
             scheduler.call("getTierConfigs", timeout=2.0)
@@ -5443,7 +5610,7 @@ def _listed(call: Call, prefix: str, role: Optional[str]) -> Response:
     jobs: Dict[str, Any] = {}
     for number, (key, summary) in enumerate(found, 1):
         jobs[str(number)] = key if summary is None else _summary(key, summary)
-    answer = {"key": prefix, "count": len(jobs), "jobs": jobs}
+    answer: Dict[str, Any] = {"key": prefix, "count": len(jobs), "jobs": jobs}
     if len(jobs) != total:
         answer["total"] = total
     return call.success(200, **answer)
@@ -5892,13 +6059,14 @@ def scale_job(call: Call) -> Any:
     if call.get("dry_run"):
         return call.job_success(200, dry_run=True, would=changed)
     if not changed["added"] and not changed["killed"]:
-        return call.job_success(200, unchanged=True, **changed)
+        return call.job_success(200, unchanged=True, added=[], killed=[])
     if changed["killed"]:
         return _await(call, 202, "scale", lambda operation, limit: wait_until_gone(
             operation, call.scheduler, call.key, changed["killed"], limit, call.service.poll_interval, call.auth),
-            **changed)
+            added=[], killed=changed["killed"])
     return _await(call, 202, "scale", lambda operation, limit: wait_until_running(
-        operation, call.scheduler, call.key, wanted, limit, call.service.poll_interval, call.auth), **changed)
+        operation, call.scheduler, call.key, wanted, limit, call.service.poll_interval, call.auth),
+        added=changed["added"], killed=[])
 
 
 # --- handlers: cron -----------------------------------------------------------------------------------------------------
@@ -6174,7 +6342,8 @@ def query_recovery(call: Call) -> Any:
     return call.success(key=call.args["cluster"], count=len(tasks), tasks=tasks)
 
 
-@route("DELETE", "/alpha/recovery/{cluster}/tasks", "operate", access="admin", params=_QUERY_PARAMS + " force", a200="deleted")
+@route("DELETE", "/alpha/recovery/{cluster}/tasks", "operate", access="admin", params=_QUERY_PARAMS + " force",
+       a200="deleted")
 def delete_recovery_tasks(call: Call) -> Any:
     """Delete tasks from the staged backup; force=1 where no filter is given, which deletes all."""
     if not (set(call.params) - {"dry_run", "message", "force"}) and not call.get("force"):
@@ -6343,7 +6512,7 @@ def _openapi_operation(each: Route) -> Dict[str, Any]:
     if "method" in patterns:
         parameters[-1]["schema"] = {"type": "string", "enum": list(api.method_names)}
     for name in each.params:
-        shown = {"name": "instances" if name == "to" else name, "in": "query", "required": name in ("to", "to_state"),
+        shown: Dict[str, Any] = {"name": "instances" if name == "to" else name, "in": "query", "required": name in ("to", "to_state"),
                  "description": PARAMS[name].help, "schema": _param_schema(PARAMS[name])}
         if PARAMS[name].example:
             shown["example"] = ([PARAMS[name].example] if shown["schema"]["type"] == "array" else
@@ -6352,7 +6521,8 @@ def _openapi_operation(each: Route) -> Dict[str, Any]:
             if shown["schema"].get("items", {}).get("type") == "number":
                 shown["example"] = [float(PARAMS[name].example)]
         parameters.append(shown)
-    headers = {"GET": ("If-None-Match",), "PUT": ("Idempotency-Key",), "POST": ("Idempotency-Key",)}.get(each.method, ())
+    headers: Tuple[str, ...] = {"GET": ("If-None-Match",), "PUT": ("Idempotency-Key",),
+                                "POST": ("Idempotency-Key",)}.get(each.method, ())
     if each.handler is start_job_update:
         headers += ("If-Match",)
     parameters += [{"name": name, "in": "header", "required": False, "schema": {"type": "string"}} for name in headers]
@@ -6599,7 +6769,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
         if threading.get_ident() == self._loop_thread:
             heapq.heappush(self._timers, entry)
         else:
-            self.call_soon(heapq.heappush, self._timers, entry)     # type: ignore[arg-type]
+            self.call_soon(heapq.heappush, self._timers, entry)
 
     def _wake(self) -> None:
         if not self._woken:
@@ -7176,7 +7346,7 @@ class DemoTask:
     def was(self, status: int) -> bool:
         return any(event[1] == status for event in self.events)
 
-    def duplicate(self) -> "DemoTask":
+    def duplicate(self) -> DemoTask:
         made = DemoTask(self.id, self.key, self.instance, self.config)
         for name in self.__slots__[4:]:
             setattr(made, name, getattr(self, name))
@@ -7716,8 +7886,11 @@ class Demo:
             return
         self._change(replacement, _S.THROTTLED,
                      "Rescheduled, penalized for %d ms for flapping" % (penalty * 1000))
-        self._after(self._penalty(replacement), lambda: replacement.status == _S.THROTTLED and
-                    self._change(replacement, _S.PENDING) or None)
+
+        def release() -> None:
+            if replacement.status == _S.THROTTLED:
+                self._change(replacement, _S.PENDING)
+        self._after(self._penalty(replacement), release)
 
     def _penalty(self, task: DemoTask) -> float:
         """j/scheduling/RescheduleCalculator.java: grows with each ancestor in a row that ended soon after it started."""
@@ -7744,8 +7917,10 @@ class Demo:
         stamp = len(task.events)
 
         def later(seconds: float, status: int, message: Optional[str] = None) -> None:
-            self._after(seconds, lambda: self._change(task, status, message) and None
-                        if len(task.events) == stamp else None)
+            def move() -> None:
+                if len(task.events) == stamp:
+                    self._change(task, status, message)
+            self._after(seconds, move)
         if status == _S.PENDING:
             self._pending[task.id] = task
             self._schedule_soon()
@@ -8073,7 +8248,7 @@ class Demo:
         return job
 
     def _checked_task(self, task: Any, count: int) -> Any:
-        tiers = {tier["name"]: tier["settings"] for tier in DEFAULT_TIERS["tiers"]}     # type: ignore[index]
+        tiers = {tier["name"]: tier["settings"] for tier in DEFAULT_TIERS["tiers"]}
         if task.tier is not None and not _is_identifier(task.tier):
             raise _Refusal("Tier contains illegal characters: " + task.tier)
         tier = task.tier if task.tier is not None else str(DEFAULT_TIERS["defaultTierName"])
@@ -9072,7 +9247,7 @@ class DemoApp(App):
             if path == "/tiers":
                 return Response(200, {"default": DEFAULT_TIERS["defaultTierName"], "tiers": {
                     tier["name"]: {name: value == "true" for name, value in tier["settings"].items()}
-                    for tier in DEFAULT_TIERS["tiers"]}})      # type: ignore[index]
+                    for tier in DEFAULT_TIERS["tiers"]}})
             if path == "/cron":
                 return Response(200, {"scheduled": {"/".join(key): job.cronSchedule
                                                     for key, job in demo._cron.items()}})
@@ -9268,7 +9443,7 @@ class Server:
     def port(self) -> int:
         return self.http.port
 
-    def start(self) -> "Server":
+    def start(self) -> Server:
         """Serve in the background."""
         self.http.call_later(15.0, self.service.beat)
         self._thread = threading.Thread(target=self.http.serve_forever, name="http", daemon=True)
@@ -9283,13 +9458,13 @@ class Server:
         if self._thread is not None:
             self.http.drain(self.drain_timeout if drain_timeout is None else drain_timeout)
         self.http.server_close()
-        self.service.evaluator.shrink(everything=True)
+        self.service.evaluator.close()
         for scheduler in self.service.clusters.schedulers():
             scheduler.close()
         if self.demo is not None:
             self.demo.stop()
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Server:
         return self.start()
 
     def __exit__(self, *_: Any) -> None:
@@ -9317,7 +9492,8 @@ OPTIONS = [
     _Option("drain-timeout", "serving", "seconds that requests may finish in when asked to stop", 10.0, float, "SECONDS"),
     _Option("poll-interval", "serving", "seconds between looks at a watched job", 1.0, float, "SECONDS"),
     _Option("quiet", "serving", "no access log", False, bool),
-    _Option("scheduler", "clusters", "a cluster and where its schedulers listen; repeatable", [], str, "NAME=URL[,URL…]", True),
+    _Option("scheduler", "clusters", "a cluster and where its schedulers listen; repeatable", [], str, "NAME=URL[,URL…]",
+            True),
     _Option("clusters", "clusters", "a clusters.json; default: where the aurora client looks", None, str, "FILE"),
     _Option("timeout", "clusters", "seconds for a scheduler call, attempts included", 20.0, float, "SECONDS"),
     _Option("connect-timeout", "clusters", "seconds to connect to a scheduler", 3.0, float, "SECONDS"),
