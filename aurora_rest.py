@@ -394,6 +394,8 @@ class Type(NamedTuple):
                 raise PlainError("%s: does not fit into %s bits" % (path, _INTEGER_BITS[kind] + 1))
             return value
         if kind == "double" and isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not abs(value) <= sys.float_info.max:
+                raise PlainError("%s: expected a finite number" % path)
             return float(value)
         if kind == "bool" and isinstance(value, bool):
             return value
@@ -2000,7 +2002,7 @@ _REFUSED_ATTRIBUTE = re.compile(
     r"with_traceback|TYPEMAP|TYPE_PARAMETERS|json_load|json_dump|dump|load_file")
 _REFUSED_NODES = {
     "AsyncFunctionDef": "async functions", "AsyncFor": "async loops", "AsyncWith": "async with", "Await": "await",
-    "With": "with statements"}
+    "With": "with statements", "Match": "match statements"}
 _PYTHON2_METHODS = {"iteritems": "items", "itervalues": "values", "iterkeys": "keys"}
 
 
@@ -2029,8 +2031,8 @@ class _Syntax(ast.NodeTransformer):
         refused = _REFUSED_NODES.get(type(node).__name__)
         if refused:
             self.refuse(node, refused + " are")
-        for field in ("name", "attr", "id", "arg", "asname"):
-            name = getattr(node, field, None)
+        names = [getattr(node, field, None) for field in ("name", "attr", "id", "arg", "asname")]
+        for name in names + list(getattr(node, "names", ())):
             if isinstance(name, str) and name.startswith("__") and name not in _SPECIAL_METHODS:
                 self.refuse(node, "the name %s is" % name)
         return super().generic_visit(node)
@@ -2222,7 +2224,7 @@ class _Evaluation:
             answer = {"errors": [self._where() + "nested or recursive without end"]}
         except MemoryError:
             answer = {"errors": ["the configuration needs more memory than it may have"]}
-        except Exception as error:
+        except BaseException as error:      # a configuration may raise anything
             answer = {"errors": [self._where() + _wording(error)]}
         if self.printed:
             answer["output"] = self.printed
@@ -2266,7 +2268,10 @@ def _wording(error: BaseException) -> str:
         return "not a reference: {{%s}}" % str(error).replace("Badly formed address ", "").lstrip(".")
     if type(error).__name__ == "IsNotMappingError":
         return "expected names and values, got %r" % (error.args[0] if error.args else "",)
-    text = str(error)
+    try:
+        text = str(error)
+    except Exception:       # its own __str__ fails
+        text = ""
     return text if text and isinstance(error, (ValueError, AttributeError, NameError, TypeError)) else \
         "%s: %s" % (type(error).__name__, text) if text else type(error).__name__
 
@@ -2542,7 +2547,7 @@ class _Conversion:
         if ram == 0 or disk == 0:
             raise ConfigProblem("Must specify ram and disk resources, got ram:%r disk:%r" % (ram, disk))
         ram, disk = ram // (1 << 20), disk // (1 << 20)
-        if cpu <= 0 or ram <= 0 or disk <= 0:
+        if not 0 < cpu < math.inf or ram <= 0 or disk <= 0:
             raise ConfigProblem("cpu, ram and disk must all be positive, ram and disk at least 1 MB: cpu:%r ramMb:%r "
                                 "diskMb:%r" % (cpu, ram, disk))
         return ([{"numCpus": cpu}, {"ramMb": ram}, {"diskMb": disk}] + [{"namedPort": port} for port in sorted(ports)]
@@ -2598,7 +2603,10 @@ class _Conversion:
         if name != EXECUTOR_NAME:
             return {"name": name, "data": self.plain(job.executor_config().data())}
         plain = underlying(update_config=self.empty, instances=self.empty).interpolate()[0].get()
-        return {"name": name, "data": json.dumps(plain, sort_keys=True)}
+        try:
+            return {"name": name, "data": json.dumps(plain, sort_keys=True, allow_nan=False)}
+        except ValueError:
+            raise ConfigProblem("a number in the configuration is infinite or not a number") from None
 
     def check_task(self, task: Any) -> None:
         """apache/thermos/config/loader.py: process names, types, the order of processes, references."""
@@ -2842,76 +2850,32 @@ _WARM_UP = {"files": {"job.aurora": "jobs = [Service(cluster='c', role='r', envi
             "shared": {}, "trusted": False, "include_root": False, "missing": []}
 
 
-class _Fork(NamedTuple):
-    """A process forked ahead of the request it will evaluate, and the pipes to it."""
-    pid: int
-    request: int
-    result: int
+def _send_descriptor(control: socket.socket, descriptor: int) -> None:
+    control.sendmsg([b"F"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))])
 
-    @classmethod
-    def ahead(cls, schema: Dict[str, Any], limits: ConfigLimits, socket_fd: int) -> _Fork:
-        """Fork. The child shuts itself in, warms up if nothing comes within moments, evaluates one request, ends."""
-        (source, request), (result, target) = os.pipe(), os.pipe()
-        pid = os.fork()
-        if pid:
-            os.close(source)
-            os.close(target)
-            return cls(pid, request, result)
-        try:
-            for descriptor in (request, result, socket_fd):
-                os.close(descriptor)
-            _limit_resources(limits)
-            _forbid_system_calls()
-            gc.disable()
-            if not select.select([source], [], [], 0.001)[0]:
-                _Evaluation(schema, dict(_WARM_UP, tiers=DEFAULT_TIERS)).run()
-            size, = struct.unpack("!I", _read_exactly(source, 4))
-            answer = _Evaluation(schema, json.loads(_read_exactly(source, size))).run()
-            _write_all(target, json.dumps(answer).encode())
-        finally:
-            os._exit(0)
 
-    def evaluate(self, request: bytes, limits: ConfigLimits) -> bytes:
-        """The child's answer, or the reason why there is none."""
-        deadline = time.monotonic() + limits.wall_seconds
-        parts, size, problem = [], 0, ""
-        try:
-            _write_all(self.request, struct.pack("!I", len(request)) + request)
-        except OSError:
-            problem = "the configuration's evaluator ended early"
-        while not problem:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self.result], [], [], left)[0]:
-                problem = "the configuration took longer than %g seconds" % limits.wall_seconds
-                break
-            part = os.read(self.result, 1 << 20)
-            if not part:
-                break
-            parts.append(part)
-            size += len(part)
-            if size > limits.output_bytes:
-                problem = "the configuration makes more than %d MB" % (limits.output_bytes >> 20)
-        os.close(self.result)
-        os.close(self.request)
-        if problem:
-            os.kill(self.pid, signal.SIGKILL)
-        status = os.waitpid(self.pid, 0)[1]
-        if not problem and (status or not parts):
-            problem = ("the configuration took more than %d seconds of processor time" % limits.cpu_seconds
-                       if status & 0x7F in (signal.SIGKILL, signal.SIGXCPU) else
-                       "the configuration needs more memory, or nests deeper, than it may")
-        return json.dumps({"errors": [problem]}).encode() if problem else b"".join(parts)
+def _receive_descriptor(control: socket.socket) -> int:
+    """The descriptor that the other side sends. Raises OSError when it is gone."""
+    _, messages, _, _ = control.recvmsg(1, socket.CMSG_SPACE(struct.calcsize("i")))
+    for level, kind, data in messages:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            return int(struct.unpack("i", data[:struct.calcsize("i")])[0])
+    raise OSError("the evaluator ended")
 
 
 def _evaluator_main(limits: ConfigLimits) -> None:
-    """The evaluator process: descriptor 0 is a socket to the server. Forks itself for every request, so that nothing one
-    source does is seen by the next."""
-    socket_fd = os.dup(0)
+    """The evaluator process: descriptor 0 is a socket to the server.
+
+    Forks itself for every request, ahead of it, so that nothing one source does is seen by the next. The server gets a
+    socket of its own to each fork: no request and no answer ever passes through the memory that is forked again.
+    """
+    control = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    os.closerange(3, socket_fd)
-    os.closerange(socket_fd + 1, 1024)
+    os.closerange(3, control.fileno())
+    os.closerange(control.fileno() + 1, 1024)
+    os.environ.clear()
     for name in _MODULES:
         if _MODULES[name] != "*":
             __import__(name)
@@ -2926,23 +2890,56 @@ def _evaluator_main(limits: ConfigLimits) -> None:
         shown.append("system call filter")
     gc.collect()
     gc.freeze()
-    following = _Fork.ahead(schema, limits, socket_fd)
     hello = json.dumps(shown).encode()
-    _write_all(socket_fd, struct.pack("!I", len(hello)) + hello)
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            size, = struct.unpack("!I", _read_exactly(socket_fd, 4))
-            answer = following.evaluate(_read_exactly(socket_fd, size), limits)
-            _write_all(socket_fd, struct.pack("!I", len(answer)) + answer)
-            following = _Fork.ahead(schema, limits, socket_fd)
-    os.kill(following.pid, signal.SIGKILL)
+    control.sendall(struct.pack("!I", len(hello)) + hello)
+    with contextlib.suppress(OSError):
+        while _serve_one(schema, limits, control):
+            pass
     os._exit(0)
+
+
+def _serve_one(schema: Dict[str, Any], limits: ConfigLimits, control: socket.socket) -> bool:
+    """Fork for one request, pass the server its socket, and the child's exit status in the end. False to stop."""
+    here, there = socket.socketpair()
+    living, life = os.pipe()        # the reading end tells of the child's end
+    child = os.fork()
+    if not child:
+        try:
+            for descriptor in (control.fileno(), there.fileno(), living):
+                os.close(descriptor)
+            _evaluate_one(schema, limits, here.fileno())
+        finally:
+            os._exit(0)
+    here.close()
+    os.close(life)
+    _send_descriptor(control, there.fileno())
+    there.close()
+    gone = control in select.select([control, living], [], [])[0]       # the server never writes: it has hung up
+    with contextlib.suppress(OSError):
+        os.kill(child, signal.SIGKILL)      # it has closed its end of the pipe, so it ends or pretends to
+    status = os.waitpid(child, 0)[1]
+    os.close(living)
+    if not gone:
+        control.sendall(struct.pack("!I", status))
+    return not gone
+
+
+def _evaluate_one(schema: Dict[str, Any], limits: ConfigLimits, channel: int) -> None:
+    """In the forked child: shut in, warm up if nothing comes within moments, evaluate one request, answer."""
+    _limit_resources(limits)
+    _forbid_system_calls()
+    gc.disable()
+    if not select.select([channel], [], [], 0.001)[0]:
+        _Evaluation(schema, dict(_WARM_UP, tiers=DEFAULT_TIERS)).run()
+    size, = struct.unpack("!I", _read_exactly(channel, 4))
+    answer = _Evaluation(schema, json.loads(_read_exactly(channel, size))).run()
+    _write_all(channel, json.dumps(answer).encode())
 
 
 # --- the server's side --------------------------------------------------------------------------------------------------
 
 class _Worker:
-    """One evaluator process and the socket to it. Not for several threads at once."""
+    """One evaluator process and the sockets to it. Not for several threads at once."""
 
     def __init__(self, limits: ConfigLimits, seconds: float = 30.0) -> None:
         import subprocess
@@ -2954,41 +2951,79 @@ class _Worker:
         self.process = subprocess.Popen([sys.executable, "-I", "-c", boot], stdin=there.fileno(), env={},
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         there.close()
-        self.socket = here
+        self.limits = limits
+        self.control = here
         self.since = time.monotonic()
+        self.closed = False
         try:
-            self.isolation = json.loads(self._receive(seconds))
+            here.settimeout(seconds)
+            size, = struct.unpack("!I", self._exactly(4))
+            self.isolation = json.loads(self._exactly(size))
         except (OSError, ValueError) as error:
             self.close()
             raise AuroraError("the configuration evaluator does not start: %s" % _reason(error)) from None
 
-    def ask(self, message: bytes, seconds: float) -> bytes:
-        """Raises OSError when the process is gone or late; it is of no use then."""
-        self.socket.settimeout(seconds)
-        self.socket.sendall(struct.pack("!I", len(message)) + message)
-        return self._receive(seconds)
+    def ask(self, message: bytes) -> Dict[str, Any]:
+        """The answer to one request. Raises OSError when the process is gone; it is of no use then. A source that goes
+        over the limits takes the process with it."""
+        limits = self.limits
+        deadline = time.monotonic() + limits.wall_seconds
+        self.control.settimeout(limits.wall_seconds)
+        parts, size, problem = [], 0, ""
+        with socket.socket(fileno=_receive_descriptor(self.control)) as channel:
+            try:
+                channel.settimeout(limits.wall_seconds)
+                channel.sendall(struct.pack("!I", len(message)) + message)
+                while size <= limits.output_bytes:
+                    channel.settimeout(max(0.001, deadline - time.monotonic()))
+                    part = channel.recv(1 << 20)
+                    if not part:
+                        break
+                    parts.append(part)
+                    size += len(part)
+                else:
+                    problem = "the configuration makes more than %d MB" % (limits.output_bytes >> 20)
+            except socket.timeout:
+                problem = "the configuration took longer than %g seconds" % limits.wall_seconds
+            except OSError:
+                pass        # the child ended early; its status says why
+        if problem:
+            self.close()
+            return {"errors": [problem]}
+        self.control.settimeout(10.0)
+        status, = struct.unpack("!I", self._exactly(4))
+        try:
+            answer = json.loads(b"".join(parts))
+        except (ValueError, RecursionError):
+            answer = None
+        if isinstance(answer, dict):
+            return answer
+        if not status:
+            return {"errors": ["the configuration ended without a result"]}
+        if status & 0x7F in (signal.SIGKILL, signal.SIGXCPU):
+            return {"errors": ["the configuration took more than %d seconds of processor time" % limits.cpu_seconds]}
+        return {"errors": ["the configuration needs more memory, or nests deeper, than it may"]}
 
-    def _receive(self, seconds: float) -> bytes:
-        deadline = time.monotonic() + seconds
-        size, = struct.unpack("!I", self._exactly(4, deadline))
-        return self._exactly(size, deadline)
-
-    def _exactly(self, size: int, deadline: float) -> bytes:
-        parts = []
-        while size:
-            self.socket.settimeout(max(0.001, deadline - time.monotonic()))
-            part = self.socket.recv(min(size, 1 << 20))
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            part = self.control.recv(size - len(data))
             if not part:
                 raise OSError("the evaluator ended")
-            parts.append(part)
-            size -= len(part)
-        return b"".join(parts)
+            data += part
+        return data
 
     def close(self) -> None:
-        self.socket.close()
+        self.closed = True
+        self.control.close()
         with contextlib.suppress(OSError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+def _texts(value: Any) -> List[str]:
+    """What of a value is a list of sentences: at most a hundred, each cut at 2,000 characters."""
+    return [each[:2000] for each in value[:100] if isinstance(each, str)] if isinstance(value, list) else []
 
 
 class Evaluator:
@@ -3023,25 +3058,29 @@ class Evaluator:
                 "files": files, "root": next(iter(files)), "json": is_json, "key": list(key), "bindings": list(bindings),
                 "tiers": tiers or DEFAULT_TIERS, "images": images, "shared": shared, "trusted": self.trusted,
                 "include_root": bool(self.include_root), "missing": missing})
-            if "include" in answer:
+            # A stranger's program may have written this: nothing in it is what it should be until it was looked at.
+            wanted = answer.get("images")
+            if isinstance(answer.get("include"), str) and self.include_root:
                 self._fetch_include(answer["include"], shared, missing)
-            elif "images" in answer:
-                if len(images) + len(answer["images"]) > self.limits.images:
+            elif isinstance(wanted, list) and wanted and all(
+                    isinstance(pair, list) and [type(each) for each in pair] == [str, str] for pair in wanted):
+                if len(images) + len(wanted) > self.limits.images:
                     raise InvalidConfig("more than %d docker images to resolve" % self.limits.images)
-                for name, tag in answer["images"]:
+                for name, tag in wanted:
                     images["%s:%s" % (name, tag)] = resolve_image(docker_registry, name, tag)
             else:
                 break
-        self.outcomes["refused" if answer.get("errors") else "accepted"] += 1
-        if answer.get("errors"):
-            raise InvalidConfig(*answer["errors"], **({"output": answer["output"]} if answer.get("output") else {}))
+        errors, output = _texts(answer.get("errors")), _texts(answer.get("output"))
+        self.outcomes["refused" if "errors" in answer else "accepted"] += 1
+        if "errors" in answer:
+            raise InvalidConfig(*(errors or ["the configuration cannot be evaluated"]), output=output or None)
         return answer
 
     def _fetch_include(self, path: str, shared: Dict[str, str], missing: List[str]) -> None:
         if len(shared) + len(missing) >= self.limits.includes:
             raise InvalidConfig("more than %d files included" % self.limits.includes)
-        full = os.path.realpath(os.path.join(self.include_root or "", path))
         try:
+            full = os.path.realpath(os.path.join(self.include_root or "", path))
             if os.path.commonpath([full, self.include_root or ""]) != self.include_root:
                 raise OSError("outside of the include root")
             if os.path.getsize(full) > self.limits.source_bytes:
@@ -3055,42 +3094,40 @@ class Evaluator:
         message = json.dumps(request).encode()
         self._gate.enter(self.limits.wall_seconds)
         try:
-            for attempt in (1, 2):
-                worker = self._take()
+            while True:
+                worker, fresh = self._take()
                 try:
-                    answer = json.loads(worker.ask(message, self.limits.wall_seconds + 5))
-                except (OSError, ValueError) as error:
+                    answer = worker.ask(message)
+                    break
+                except (OSError, struct.error):
                     worker.close()
-                    if attempt == 1 and not isinstance(error, socket.timeout):
-                        continue        # an idle evaluator may have been killed since
-                    self.outcomes["crashed"] += 1
-                    raise InvalidConfig("the configuration brought its evaluator down") from None
-                worker.since = time.monotonic()
-                with self._lock:
-                    closed = self._closed or len(self._idle) >= self._gate.slots
-                    if not closed:
-                        self._idle.append(worker)
-                if closed:
-                    worker.close()
-                if not isinstance(answer, dict):
-                    raise InvalidConfig("the configuration's result is not one")
-                return answer
-            raise AssertionError("unreachable")
+                    if fresh:       # one that was idle may have been killed since
+                        self.outcomes["crashed"] += 1
+                        raise InvalidConfig("the configuration brought its evaluator down") from None
+            worker.since = time.monotonic()
+            with self._lock:
+                keep = not worker.closed and not self._closed and len(self._idle) < self._gate.slots
+                if keep:
+                    self._idle.append(worker)
+            if not keep and not worker.closed:
+                worker.close()
+            return answer
         finally:
             self._gate.leave()
 
-    def _take(self) -> _Worker:
-        """The process that has been idle for longest: it has forked ahead by now. Two are kept in reserve."""
+    def _take(self) -> Tuple[_Worker, bool]:
+        """(a process, whether it is new). The process that has been idle for longest: it has forked ahead by now. Two are kept in reserve."""
         with self._lock:
             worker = self._idle.pop(0) if self._idle else None
             reserve = len(self._idle) < 2 and len(self._idle) + self._gate.inside < self._gate.slots and not self._reserving
             self._reserving |= reserve
         if reserve:
             threading.Thread(target=self._add_reserve, name="evaluator-reserve", daemon=True).start()
-        if worker is None:
-            worker = _Worker(self.limits)
-            self.isolation = worker.isolation
-        return worker
+        if worker is not None:
+            return worker, False
+        worker = _Worker(self.limits)
+        self.isolation = worker.isolation
+        return worker, True
 
     def _add_reserve(self) -> None:
         worker = None
@@ -3265,7 +3302,7 @@ def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str
             raise PlainError("job: not the key that was asked for")
         if job.instanceCount is None:
             raise PlainError("job.instanceCount: missing")
-        texts = [[str(each) for each in answer.get(field) or []] for field in ("update_errors", "warnings")]
+        texts = [_texts(answer.get(field)) for field in ("update_errors", "warnings")]
     except (PlainError, AttributeError, TypeError) as error:
         raise InvalidConfig("the configuration's result does not fit the scheduler's API: %s" % error) from None
     job.owner = job.taskConfig.owner = api.Identity(user=user or parts[1])
