@@ -3911,27 +3911,30 @@ def wait_until_gone(operation: Operation, scheduler: Scheduler, key: Key, instan
         operation.pause(poll_secs)
 
 
-def wait_until_running(operation: Operation, scheduler: Scheduler, key: Key, count: int, time_limit: float,
-                       poll_secs: float, authorization: Optional[str] = None) -> None:
-    """Wait until `count` instances ran; one that failed or was lost first is a failure. A task that finished counts."""
+def wait_until_running(operation: Operation, scheduler: Scheduler, key: Key, instances: Sequence[int], known: Set[str],
+                       time_limit: float, poll_secs: float, authorization: Optional[str] = None) -> None:
+    """Wait until the instances ran; one that failed or was lost first is a failure. A task that finished counts.
+    known: ids of tasks that are older than what is waited for, and do not count."""
     deadline = time.monotonic() + time_limit
-    operation.total = count
+    operation.total = len(instances)
     status = api.ScheduleStatus
     while True:
-        tasks = _tolerant(operation, lambda: query_tasks(scheduler, key, (), None, "tasks", authorization), deadline)
+        tasks = _tolerant(operation, lambda: query_tasks(scheduler, key, instances, None, "tasks", authorization),
+                          deadline)
+        tasks = [task for task in tasks if task["assignedTask"]["taskId"] not in known]
         latest = {task["assignedTask"]["instanceId"]: task for task in tasks}     # sorted by age: the youngest stays
         bad = sorted({task["assignedTask"]["instanceId"] for task in tasks
                       if task["status"] in (status.FAILED, status.LOST, status.KILLED)})
         ran = [n for n, task in latest.items() if task["status"] in (status.RUNNING, status.FINISHED)]
         if (len(ran), len(bad)) != (operation.done, operation.failed):
             operation.done, operation.failed = len(ran), len(bad)
-            operation.step("%d of %d run" % (len(ran), count))
+            operation.step("%d of %d run" % (len(ran), len(instances)))
         if bad:
             raise Unprocessable("instance %d ended as %s%s" % (bad[0], *_how_it_ended(tasks, bad[0])))
-        if len(ran) >= count:
+        if len(ran) >= len(instances):
             return
         if time.monotonic() >= deadline:
-            raise Unprocessable("%d of %d instances run after %g s" % (len(ran), count, time_limit))
+            raise Unprocessable("%d of %d instances run after %g s" % (len(ran), len(instances), time_limit))
         operation.pause(poll_secs)
 
 
@@ -4025,9 +4028,7 @@ LIMITS: Dict[str, Limit] = {
     "idempotency_keys": Limit(10000, "keys", "remembered Idempotency-Keys; the oldest are forgotten first"),
 }
 
-REASONS = {number: http.HTTPStatus(number).phrase for number in (
-    100, 200, 201, 202, 204, 304, 400, 401, 403, 404, 405, 406, 408, 409, 412, 413, 414, 415, 417, 421, 422, 431, 500, 501,
-    502, 503, 504, 505)}
+REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS")
 JSON_TYPE = "application/json"
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -4505,7 +4506,7 @@ class Access(NamedTuple):
 
 
 class App:
-    """What a server serves. Subclasses answer; none of these may raise."""
+    """What a server serves. Subclasses answer; an exception that any of these lets out is a defect."""
 
     def prepare(self, request: Request) -> None:
         """Called in the reading thread before anything else: find the route, set `share`."""
@@ -4520,6 +4521,9 @@ class App:
     def refuse(self, error: AuroraError) -> Response:
         """The answer to what is no request, or cannot be taken."""
         return error_response(error)
+
+    def broken(self, error: Exception) -> None:
+        """Called for an exception that is a defect of ours, to be logged."""
 
     def finished(self, request: Optional[Request], peer: str, response: Response, size: int) -> None:
         """Called when an answer was handed to the network, for the log and the metrics."""
@@ -4598,7 +4602,9 @@ class BlockingReads(Poller):
             self.leave()
 
     def tell(self, answer: Any) -> None:
-        if not isinstance(answer, Response) or answer.status != 200:
+        if isinstance(answer, AuroraError) and answer.http < 500:
+            answer = error_response(answer)     # the thing itself is gone: that is a change too
+        if not isinstance(answer, Response) or answer.status >= 500:
             return
         for etag, later in list(self._waiting):
             if etag != answer.etag:
@@ -5236,7 +5242,7 @@ class Service(App):
         except AuroraError as error:
             answer = self._failure(request, error)
         except Exception as error:      # a defect of ours: one line, and no traceback to the caller
-            self.log("error id=%s %s: %s at %s" % (request.id, type(error).__name__, error, _place(error)))
+            self.broken(error, request.id)
             answer = self._failure(request, AuroraError("an internal error; the log has more under the request id",
                                                         code="INTERNAL"))
         return self._with_cors(request, answer) if isinstance(answer, Response) else answer
@@ -5249,7 +5255,7 @@ class Service(App):
                 level = self.rpc_access(request.args["method"])
             self._require(request.user, level, request.args.get("role"))
         else:
-            request.user = ANONYMOUS
+            request.user, level = ANONYMOUS, "read"
         if self.draining and chosen.method in _WRITES:
             raise ShuttingDown("this server is stopping; try another", headers=[("Retry-After", "5")])
         call = Call(self, request)
@@ -5257,16 +5263,16 @@ class Service(App):
         if request.body and not chosen.body:
             raise BadRequest("this call takes no body")
         given = request.headers.get("idempotency-key")
-        if given and chosen.method in ("PUT", "POST") and chosen.access != "read":
-            return self._once(given, request, lambda: self._run(call, chosen))
-        answer = self._run(call, chosen)
+        if given and chosen.method in ("PUT", "POST") and level != "read":
+            return self._once(given, request, lambda: self._run(call, chosen, level))
+        answer = self._run(call, chosen, level)
         etag = request.headers.get("if-none-match")
         if chosen.method == "GET" and call.get("wait") and etag and isinstance(answer, Response) and (
                 answer.status == 200 and answer.etag == etag):
             return self._block(request, call, chosen, answer)
         return answer
 
-    def _run(self, call: Call, chosen: Route) -> Union[Response, Later, Stream]:
+    def _run(self, call: Call, chosen: Route, level: str = "read") -> Union[Response, Later, Stream]:
         outcome: Any = "failed"
         try:
             answer = chosen.handler(call)
@@ -5279,7 +5285,7 @@ class Service(App):
             outcome = error.code
             raise
         finally:
-            if chosen.access != "read" or chosen.name == "post_rpc":
+            if level != "read" and chosen.method != "GET":
                 self.log("audit id=%s user=%s peer=%s did=%s key=%s outcome=%s" % (
                     call.request.id, call.user.name, call.request.peer, chosen.name,
                     self._key_of(call.request) or "-", outcome))
@@ -5308,6 +5314,9 @@ class Service(App):
 
     def refuse(self, error: AuroraError) -> Response:
         return error_response(error)
+
+    def broken(self, error: Exception, request_id: str = "-") -> None:
+        self.log("error id=%s %s: %s at %s" % (request_id, type(error).__name__, error, _place(error)))
 
     def _check_origin(self, request: Request) -> None:
         """Browsers send foreign pages' writes with an Origin, and rebound names with a foreign Host."""
@@ -5821,6 +5830,7 @@ def create_job(call: Call) -> Any:
     if job.is_cron:
         raise Unprocessable("%s is a cron job; schedule it with PUT /alpha/cron/%s" % (call.key, call.key))
     call.notes["job"] = _plain_job(job)
+    known = _known_tasks(call)
     try:
         call.write("createJob", job.configuration)
     except Refused as refused:
@@ -5828,8 +5838,16 @@ def create_job(call: Call) -> Any:
             raise Conflict(*refused.messages, code="JOB_EXISTS") from None
         raise
     return _await(call, 201, "create", lambda operation, limit: wait_until_running(
-        operation, call.scheduler, call.key, job.configuration.instanceCount, limit, call.service.poll_interval,
-        call.auth), job.warnings)
+        operation, call.scheduler, call.key, range(job.configuration.instanceCount), known, limit,
+        call.service.poll_interval, call.auth), job.warnings)
+
+
+def _known_tasks(call: Call) -> Set[str]:
+    """Ids of the tasks there are already, where the caller will wait for new ones."""
+    if not call.get("wait") or call.get("dry_run"):
+        return set()
+    return {task["assignedTask"]["taskId"] for task in query_tasks(
+        call.scheduler, call.key, (), None, "task states", call.auth)}
 
 
 def _await(call: Call, status: int, kind: str, work: Callable[[Operation, float], None], warnings: Sequence[str] = (),
@@ -6078,11 +6096,11 @@ def add_instances(call: Call) -> Any:
     like = call.get("like", active[0])
     if like not in active:
         raise NotFound("job %s has no active instance %d to copy" % (call.key, like))
-    count = call.get("count", 1)
+    count, known = call.get("count", 1), _known_tasks(call)
+    added = list(range(active[-1] + 1, active[-1] + 1 + count))
     call.write("addInstances", api.InstanceKey(jobKey=call.key.thrift, instanceId=like), count)
     return _await(call, 201, "instances", lambda operation, limit: wait_until_running(
-        operation, call.scheduler, call.key, len(active) + count, limit, call.service.poll_interval, call.auth),
-        added=list(range(active[-1] + 1, active[-1] + 1 + count)))
+        operation, call.scheduler, call.key, added, known, limit, call.service.poll_interval, call.auth), added=added)
 
 
 @route("PUT", "/alpha/job/{key}/scale", "change", params="to like wait time_limit", a202="scaling", a200="as it is already")
@@ -6090,7 +6108,7 @@ def scale_job(call: Call) -> Any:
     """Scale to N instances: adds some like one of the job's, or kills those with the highest numbers."""
     if "to" not in call.params:
         raise BadRequest("scale needs instances=N")
-    wanted = call.get("to")
+    wanted, known = call.get("to"), _known_tasks(call)
     changed = change_instances(call.scheduler, call.key, wanted, call.get("like"), call.message, call.auth,
                                dry_run=bool(call.get("dry_run")))
     if call.get("dry_run"):
@@ -6102,7 +6120,7 @@ def scale_job(call: Call) -> Any:
             operation, call.scheduler, call.key, changed["killed"], limit, call.service.poll_interval, call.auth),
             added=[], killed=changed["killed"])
     return _await(call, 202, "scale", lambda operation, limit: wait_until_running(
-        operation, call.scheduler, call.key, wanted, limit, call.service.poll_interval, call.auth),
+        operation, call.scheduler, call.key, changed["added"], known, limit, call.service.poll_interval, call.auth),
         added=changed["added"], killed=[])
 
 
@@ -6340,7 +6358,7 @@ def make_snapshot(call: Call) -> Any:
     return call.success(202, key=call.args["cluster"])
 
 
-_QUERY_PARAMS = "role environment name shards instances state host limit offset"
+_QUERY_PARAMS = "role environment name shards instances state host"
 
 
 def _task_query(call: Call) -> Any:
@@ -6413,7 +6431,7 @@ def reconcile(call: Call) -> Any:
     return call.success(202, key=call.args["cluster"])
 
 
-@route("GET", "/alpha/tasks/{cluster}", "operate", access="read", params=_QUERY_PARAMS, a200="tasks")
+@route("GET", "/alpha/tasks/{cluster}", "operate", access="read", params=_QUERY_PARAMS + " limit offset", a200="tasks")
 def query_cluster_tasks(call: Call) -> Any:
     """Tasks of a cluster by role, environment, name, instance, state and host (aurora_admin query)."""
     response = call.read("getTasksWithoutConfigs", _task_query(call))
@@ -6422,7 +6440,7 @@ def query_cluster_tasks(call: Call) -> Any:
     return call.success(key=call.args["cluster"], count=len(tasks), tasks=tasks)
 
 
-@route("DELETE", "/alpha/tasks/{cluster}", "operate", access="admin", params=_QUERY_PARAMS, a200="pruned")
+@route("DELETE", "/alpha/tasks/{cluster}", "operate", access="admin", params=_QUERY_PARAMS + " limit", a200="pruned")
 def prune_tasks(call: Call) -> Any:
     """Delete ended tasks from the scheduler's history; all of them where no filter is given."""
     states = call.get("state")
@@ -6457,9 +6475,26 @@ def post_rpc(call: Call) -> Any:
     unbounded = {"killTasks": "instances", "restartShards": "shardIds"}.get(method.name)
     if unbounded and getattr(arguments, unbounded) is not None and not getattr(arguments, unbounded):
         raise BadRequest("%s: an empty set means all instances to the scheduler; leave it out to mean that" % unbounded)
+    if method.access != "read":
+        key = _named_key(arguments)
+        call.service._require(call.user, method.access, key.role if key is not None else None)
+        if key is None and method.access == "write":
+            raise BadRequest("%s needs a job key" % method.name)
     response = call.scheduler.call(method.name, *[getattr(arguments, field) for field in arguments.fields],
                                    authorization=call.auth)
     return call.success(key="%(cluster)s/%(method)s" % call.args, response=response.to_plain())
+
+
+def _named_key(arguments: Any) -> Any:
+    """The api.JobKey that a call's arguments name, as the scheduler's own authorization looks it up; None without."""
+    for field in arguments.fields:
+        for path in ((), ("key",), ("jobKey",), ("job",), ("taskConfig", "job")):
+            found = getattr(arguments, field)
+            for step in path:
+                found = getattr(found, step, None)
+            if isinstance(found, api.JobKey):
+                return found
+    return None
 
 
 @route("GET", "/alpha/operations", "watch", access="read", params="limit offset", a200="operations, newest first")
@@ -6558,8 +6593,9 @@ def _openapi_operation(each: Route) -> Dict[str, Any]:
             if shown["schema"].get("items", {}).get("type") == "number":
                 shown["example"] = [float(PARAMS[name].example)]
         parameters.append(shown)
-    headers: Tuple[str, ...] = {"GET": ("If-None-Match",), "PUT": ("Idempotency-Key",),
-                                "POST": ("Idempotency-Key",)}.get(each.method, ())
+    headers: Tuple[str, ...] = ("If-None-Match",) if each.method == "GET" else ()
+    if each.method in ("PUT", "POST") and (each.access != "read" or each.handler is post_rpc):
+        headers += ("Idempotency-Key",)
     if each.handler is start_job_update:
         headers += ("If-Match",)
     parameters += [{"name": name, "in": "header", "required": False, "schema": {"type": "string"}} for name in headers]
@@ -6747,21 +6783,38 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 timeout = 0.0 if self._soon else max(0.0, self._timers[0][0] - time.monotonic())
                 for key, mask in self._selector.select(timeout):
                     if isinstance(key.data, Connection):
-                        self._on_event(key.data, mask)
+                        self._guarded(self._on_event, key.data, mask)
                     else:
-                        key.data()
+                        self._guarded(key.data)
                 while self._soon:
                     function, arguments = self._soon.popleft()
-                    function(*arguments)
+                    self._guarded(function, *arguments)
                 now = time.monotonic()
                 while self._timers and self._timers[0][0] <= now:
-                    heapq.heappop(self._timers)[2]()
+                    self._guarded(heapq.heappop(self._timers)[2])
         finally:
             for connection in list(self.connections):
                 self._close(connection)
             for _ in range(self._workers):
                 self._queue.put(None)
             self._stopped.set()
+
+    def _guarded(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a function; a defect in it costs the connection that it was about, and never the server."""
+        try:
+            function(*arguments)
+        except Exception as error:
+            self.app.broken(error)
+            for each in arguments:
+                if isinstance(each, Connection):
+                    self._close(each)
+
+    def _handle(self, request: Request) -> Union[Response, Later, Stream]:
+        try:
+            return self.app.handle(request)
+        except Exception as error:
+            self.app.broken(error)
+            return self.app.refuse(AuroraError("an internal error"))
 
     def shutdown(self) -> None:
         """Stop `serve_forever` at once, and wait for it."""
@@ -7001,7 +7054,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
         app = self.app
         app.prepare(request)
         if app.is_quick(request):
-            self._answer(connection, request, app.handle(request))
+            self._answer(connection, request, self._handle(request))
             return
         if self._queue.qsize() >= self.limits["queue"]:
             self.refusals["queue"] += 1
@@ -7051,10 +7104,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 if batch is None:
                     self._workers -= 1
                     return
-            if not batch.pairs:
-                batch.key()
-                continue
-            self._run(batch)
+            self._guarded(batch.key) if not batch.pairs else self._guarded(self._run, batch)
 
     def _run(self, batch: _Batch) -> None:
         key = batch.key
@@ -7068,7 +7118,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
             answer: Any = self.app.refuse(Overloaded("no thread was free in time; try again",
                                                      headers=[("Retry-After", "1")]))
         else:
-            answer = self.app.handle(batch.pairs[0][1])
+            answer = self._handle(batch.pairs[0][1])
         if key is not None:
             with self._lock:
                 self._running.discard(key)
@@ -7426,9 +7476,23 @@ class DemoUpdate:
         self.last_pulse = 0.0
         self.seen: Set[int] = set()
         self.states: Dict[int, str] = {}
+        self.counts: collections.Counter[str] = collections.Counter()   # of the states
         self.failures: collections.Counter[int] = collections.Counter()
         self.total_idle: Optional[int] = None
         self.generation = 0
+
+    def set_state(self, instance: int, state: str) -> None:
+        self.counts[self.states[instance]] -= 1
+        self.counts[state] += 1
+        self.states[instance] = state
+
+    def duplicate(self) -> "DemoUpdate":
+        made = copy.copy(self)
+        made.counts = self.counts.copy()
+        made.events, made.instance_events = list(self.events), list(self.instance_events)
+        made.recorded, made.seen, made.failures = set(self.recorded), set(self.seen), self.failures.copy()
+        made.states = dict(self.states)
+        return made
 
     @property
     def forward(self) -> bool:
@@ -7477,14 +7541,15 @@ class DemoUpdate:
 
     def next_group(self) -> List[int]:
         """The instances to work on next: j/updater/strategy."""
-        working = sum(state == "WORKING" for state in self.states.values())
-        idle = sorted((i for i, state in self.states.items() if state == "IDLE"), key=self.order,
-                      reverse=not self.forward)
+        working = self.counts["WORKING"]
         strategy = self.settings.updateStrategy
-        if strategy.queueStrategy is not None:
-            return idle[:max(0, strategy.queueStrategy.groupSize - working)]
-        if working:
+        queue = strategy.queueStrategy
+        if working and (queue is None or working >= queue.groupSize):
             return []
+        idle = sorted((i for i, state in self.states.items() if state == "IDLE"), key=self.order,
+                      reverse=not self.forward) if self.counts["IDLE"] else []
+        if queue is not None:
+            return idle[:queue.groupSize - working]
         if strategy.batchStrategy is not None:
             return idle[:strategy.batchStrategy.groupSize]
         sizes = strategy.varBatchStrategy.groupSizes
@@ -7680,6 +7745,8 @@ class Demo:
         self._settling = False
         self._tasks: Dict[str, DemoTask] = {}
         self._jobs: Dict[Tuple[str, str, str], Dict[str, DemoTask]] = {}
+        self._active: Dict[Tuple[str, str, str], Dict[int, DemoTask]] = {}     # of a job, by instance
+        self._ended: Dict[Tuple[str, str, str], Deque[DemoTask]] = {}           # of a job, the oldest first
         self._roles: Dict[str, Set[Tuple[str, str, str]]] = {}
         self._cron: Dict[Tuple[str, str, str], Any] = {}
         self._cron_waiting: Set[Tuple[str, str, str]] = set()
@@ -7723,7 +7790,7 @@ class Demo:
             except _Refusal as refusal:
                 response = api.Response(responseCode=api.ResponseCode.values[refusal.code], result=refusal.result,
                                         details=[api.ResponseDetail(message=refusal.message)])
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
+            except Exception as error:
                 # What is an exception inside Aurora's handlers is one inside these.
                 text = str(error) if isinstance(error, ValueError) else None
                 response = api.Response(responseCode=api.ResponseCode.ERROR,
@@ -7747,7 +7814,7 @@ class Demo:
             return name, None
         if not role:
             return None, None
-        key = self._permitted_key(arguments)
+        key = _named_key(arguments)
         if method.access == "admin" and role != "*" or key is not None and not fnmatch.fnmatchcase(key.role or "", role):
             text = ("Subject %s lacks permission UnscopedRpcPermission{domain=thrift.AuroraAdmin, rpc=%s}" % (
                 name, method.name) if key is None else
@@ -7756,19 +7823,6 @@ class Demo:
             return None, api.Response(responseCode=api.ResponseCode.AUTH_FAILED,
                                       details=[api.ResponseDetail(message=text)])
         return name, None
-
-    @staticmethod
-    def _permitted_key(arguments: Any) -> Any:
-        """The job key that a call's permission is looked up by."""
-        for field in arguments.fields:
-            value = getattr(arguments, field)
-            for path in ((), ("key",), ("jobKey",), ("job",), ("taskConfig", "job")):
-                found = value
-                for step in path:
-                    found = getattr(found, step, None)
-                if isinstance(found, api.JobKey):
-                    return found
-        return None
 
     def start(self, port: int = 0) -> str:
         """Serve on a loopback port in a thread of its own; the URL."""
@@ -7835,7 +7889,7 @@ class Demo:
         key = _tuple(config.job)
         config = self._intern(config)
         numbers = sorted(instances)
-        taken = {task.instance for task in self._jobs.get(key, {}).values() if task.active}
+        taken = set(self._active.get(key, ()))
         if not numbers:
             raise ValueError("Argument cannot be blank")
         if taken & set(numbers):
@@ -7855,14 +7909,28 @@ class Demo:
         self._tasks[task.id] = task
         self._jobs.setdefault(task.key, {})[task.id] = task
         self._roles.setdefault(task.key[0], set()).add(task.key)
+        self._note_active(task)
+
+    def _note_active(self, task: DemoTask) -> None:
+        active = self._active.setdefault(task.key, {})
+        if task.active:
+            active[task.instance] = task
+        elif active.get(task.instance) is task:
+            del active[task.instance]
 
     def _delete(self, task: DemoTask) -> None:
-        self._tasks.pop(task.id, None)
+        if self._tasks.get(task.id) is not task:
+            return      # a timer of a task that a recovery replaced
+        self._tasks.pop(task.id)
         self._pending.pop(task.id, None)
+        if self._active.get(task.key, {}).get(task.instance) is task:
+            del self._active[task.key][task.instance]
         job = self._jobs.get(task.key, {})
         job.pop(task.id, None)
         if not job:
             self._jobs.pop(task.key, None)
+            self._active.pop(task.key, None)
+            self._ended.pop(task.key, None)
             self._interned.pop(task.key, None)
             if task.key not in self._cron:
                 self._roles.get(task.key[0], set()).discard(task.key)
@@ -7871,7 +7939,8 @@ class Demo:
 
     def _change(self, task: DemoTask, status: int, message: Optional[str] = None) -> bool:
         """A state change with its side effects. False where it is no change or not allowed; then nothing happens."""
-        if task.id not in self._tasks or status == task.status or status not in _TRANSITIONS[task.status]:
+        if self._tasks.get(task.id) is not task or status == task.status or (
+                status not in _TRANSITIONS.get(task.status, ())):
             return False
         old = task.status
         if old in _WAITING and status == _S.KILLING:
@@ -7898,6 +7967,7 @@ class Demo:
                 del task.events[-2:]
         task.status = status
         task.events.append((self._ms, status, message))
+        self._note_active(task)
 
     @staticmethod
     def _is_rescheduled(task: DemoTask, old: int, status: int) -> bool:
@@ -7951,11 +8021,11 @@ class Demo:
 
     def _act_on(self, task: DemoTask, old: int, status: int) -> None:
         """What the cluster does about a task's new state."""
-        stamp = len(task.events)
+        mark = task.events[-1]
 
         def later(seconds: float, status: int, message: Optional[str] = None) -> None:
             def move() -> None:
-                if len(task.events) == stamp:
+                if task.events[-1] is mark:
                     self._change(task, status, message)
             self._after(seconds, move)
         if status == _S.PENDING:
@@ -7965,16 +8035,19 @@ class Demo:
             later(self.START, _S.STARTING)
         elif status == _S.STARTING:
             later(self.RUN, _S.RUNNING)
-        elif status == _S.RUNNING and old != _S.PARTITIONED:
+        elif status == _S.RUNNING:
             seconds, failed = task_fate(task.config)
             if seconds is not None:
-                later(seconds + self.END, _S.FAILED if failed else _S.FINISHED)
+                since = min(moment for moment, each, _ in task.events if each == _S.RUNNING) / 1000.0
+                later(max(0.0, seconds + self.END - (self._now - since)), _S.FAILED if failed else _S.FINISHED)
         elif status in _BEING_REPLACED or status == _S.KILLING:
             later(self.KILL, _S.KILLED)
         elif status == _S.PARTITIONED:
             policy = task.config.partitionPolicy
             if policy is None or policy.reschedule is not False:
                 later(float(policy.delaySecs or 0) if policy else 0.0, _S.LOST, "Task partitioned for too long.")
+        elif status == _S.THROTTLED and old == status:
+            later(self._penalty(task), _S.PENDING)
         elif status in api.TERMINAL_STATES:
             self._release(task)
             self._prune_history(task)
@@ -7996,12 +8069,13 @@ class Demo:
         """j/pruning/TaskHistoryPruner.java"""
         longest, shortest, most = self.HISTORY
         self._after(longest, lambda: self._delete(task) if not task.active else None)
-        ended = [each for each in self._jobs.get(task.key, {}).values() if not each.active]
-        if len(ended) > most:
-            old = sorted((each for each in ended if self._ms - each.events[-1][0] >= shortest * 1000),
-                         key=lambda each: each.events[-1][0])
-            for each in old[:len(ended) - most]:
-                self._delete(each)
+        ended = self._ended.setdefault(task.key, collections.deque())
+        ended.append(task)
+        surplus = len(self._jobs[task.key]) - len(self._active[task.key]) - most
+        while surplus > 0 and self._ms - ended[0].events[-1][0] >= shortest * 1000:
+            oldest = ended.popleft()
+            surplus -= self._tasks.get(oldest.id) is oldest
+            self._delete(oldest)
 
     def _post(self, task: DemoTask, status: Optional[int]) -> None:
         update = self._rolling.get(task.key)
@@ -8075,7 +8149,7 @@ class Demo:
             for value in values:
                 count = sum(t.status in api.SLAVE_ASSIGNED_STATES and t.host is not None and
                             value in t.host.attributes.get(each.name, ()) for t in self._jobs[task.key].values())
-                if count >= rule.limit.limit:
+                if count >= (rule.limit.limit or 0):
                     return 1e4, "Limit not satisfied: " + each.name
         lacking, score = [], 0.0
         for (name, _, span), need, total, used in zip(RESOURCE_NAMES, amounts(task.config), host.total, host.used):
@@ -8092,13 +8166,17 @@ class Demo:
         update.events.append(api.JobUpdateEvent(status=status, timestampMs=self._ms, user=user, message=message))
         update.generation += 1
         if status in _ROLLING:
-            update.states = {instance: "IDLE" for instance in update.instances}
-            update.failures.clear()
-            update.total_idle = None
-            self._posts.append(lambda: self._evaluate(update, {}))
+            self._start_rolling(update)
         elif status not in api.ACTIVE_JOB_UPDATE_STATES:
             self._rolling.pop(update.key, None)
             self._prune_updates(update.key)
+
+    def _start_rolling(self, update: DemoUpdate) -> None:
+        update.states = {instance: "IDLE" for instance in update.instances}
+        update.counts = collections.Counter({"IDLE": len(update.states)})
+        update.failures.clear()
+        update.total_idle = None
+        self._posts.append(lambda: self._evaluate(update, {}))
 
     def _prune_updates(self, key: Tuple[str, str, str]) -> None:
         most, longest = self.UPDATE_HISTORY
@@ -8109,8 +8187,7 @@ class Demo:
                 del self._updates[each.id]
 
     def _active_task(self, key: Tuple[str, str, str], instance: int) -> Optional[DemoTask]:
-        return next((task for task in self._jobs.get(key, {}).values() if task.instance == instance and task.active),
-                    None)
+        return self._active.get(key, {}).get(instance)
 
     def _pulse_expired(self, update: DemoUpdate) -> bool:
         limit = update.settings.blockIfNoPulsesAfterMs or 0
@@ -8132,7 +8209,7 @@ class Demo:
         def judge(instance: int, task: Optional[DemoTask]) -> None:
             verdict = self._judge(update, instance, task)
             if verdict in ("SUCCEEDED", "FAILED"):
-                update.states[instance] = verdict
+                update.set_state(instance, verdict)
                 effects.setdefault(instance, []).append(verdict)
             else:
                 actions[instance] = verdict
@@ -8143,10 +8220,10 @@ class Demo:
             if update.states.get(instance) == "WORKING":
                 judge(instance, task)
         while self._overall(update) == "WORKING":
-            was_working = "WORKING" in update.states.values()
+            was_working = update.counts["WORKING"] > 0
             group = update.next_group()
             for instance in group:
-                update.states[instance] = "WORKING"
+                update.set_state(instance, "WORKING")
                 effects.setdefault(instance, []).append("WORKING")
                 judge(instance, self._active_task(update.key, instance))
             if was_working or not group or any(instance in actions for instance in group):
@@ -8169,10 +8246,9 @@ class Demo:
 
     @staticmethod
     def _overall(update: DemoUpdate) -> str:
-        states = list(update.states.values())
-        if states.count("FAILED") > (update.settings.maxFailedInstances or 0):
+        if update.counts["FAILED"] > (update.settings.maxFailedInstances or 0):
             return "FAILED"
-        return "WORKING" if "WORKING" in states or "IDLE" in states else "SUCCEEDED"
+        return "WORKING" if update.counts["WORKING"] or update.counts["IDLE"] else "SUCCEEDED"
 
     def _judge(self, update: DemoUpdate, instance: int, task: Optional[DemoTask]) -> str:
         """StateEvaluator: SUCCEEDED, FAILED, or what to do: watch, wait, kill, add."""
@@ -8209,7 +8285,8 @@ class Demo:
                  {"WORKING": action.INSTANCE_ROLLING_BACK, "SUCCEEDED": action.INSTANCE_ROLLED_BACK,
                   "FAILED": action.INSTANCE_ROLLBACK_FAILED})
         for instance, states in effects.items():
-            if states == ["WORKING", "SUCCEEDED"] and not any(i == instance for i, _ in update.recorded):
+            if states == ["WORKING", "SUCCEEDED"] and not any(
+                    (instance, action) in update.recorded for action in names.values()):
                 continue        # it was as wanted already
             for state in states:
                 if (instance, names[state]) not in update.recorded:
@@ -8253,7 +8330,7 @@ class Demo:
         """j/sla/SlaManager.java: whether the task may go. A coordinator is not asked by the demo; it always agrees."""
         if policy.coordinatorSlaPolicy is not None or task.status not in api.SLAVE_ASSIGNED_STATES:
             return True
-        active = [each for each in self._jobs.get(task.key, {}).values() if each.active]
+        active = list(self._active.get(task.key, {}).values())
         total = len(active)
         if not task.config.production or total < self.SLA[0]:
             return True
@@ -8281,7 +8358,7 @@ class Demo:
             raise _Refusal("Job user contains illegal characters: %s" % job.owner.user)
         job = job.replace(taskConfig=self._checked_task(job.taskConfig, job.instanceCount))
         if job.cronSchedule and job.taskConfig.isService:
-            raise _Refusal("A service task may not be run on a cron schedule: %r" % job)
+            raise _Refusal("A service task may not be run on a cron schedule: " + _java(job))
         return job
 
     def _checked_task(self, task: Any, count: int) -> Any:
@@ -8303,6 +8380,9 @@ class Demo:
             raise _Refusal("Executor name may not be left unset.")
         if task.executorConfig is not None and task.executorConfig.name != EXECUTOR_NAME:
             raise _Refusal("Configuration for executor '%s' doesn't exist." % task.executorConfig.name)
+        if any(each.constraint is None or each.constraint.value is None and each.constraint.limit is None
+               for each in task.constraints or ()):
+            raise _Refusal(None, "ERROR")       # a union without a field is none in Java
         self._check_dedicated(task)
         if container.docker is not None:
             if not container.docker.image:
@@ -8413,7 +8493,7 @@ class Demo:
             updates[update.key] = update
         parts = []
         for key in self._roles.get(role, set()) | set(updates):
-            tasks = [t for t in self._jobs.get(key, {}).values() if t.active]
+            tasks = list(self._active.get(key, {}).values())
             template, changing = self._cron.get(key), updates.get(key)
             if template is not None:
                 parts.append([max(pair) for pair in zip(total([(template.taskConfig, template.instanceCount)]),
@@ -8498,7 +8578,7 @@ class Demo:
     def getPendingReason(self, query: Any) -> Any:
         for field, text in (("slaveHosts", "SlaveHosts are"), ("statuses", "Statuses is")):
             if getattr(query, field):
-                raise _Refusal("%s not supported in %r" % (text, query))
+                raise _Refusal("%s not supported in %s" % (text, _java(query)))
         found = self._page(self._matching(query.replace(statuses={_S.PENDING})), query)
         return api.Result(getPendingReasonResult=api.GetPendingReasonResult(
             reasons={api.PendingReason(taskId=task.id, reason=task.vetoes) for task in found})), None
@@ -8506,9 +8586,8 @@ class Demo:
     def getConfigSummary(self, job: Any) -> Any:
         key = self._valid(job)
         groups: List[Tuple[Any, List[int]]] = []
-        for task in self._jobs.get(key, {}).values():
-            if task.active:
-                _group(groups, task.config, task.instance)
+        for task in self._active.get(key, {}).values():
+            _group(groups, task.config, task.instance)
         summary = api.ConfigSummary(key=job, groups={
             api.ConfigGroup(config=config, instances=to_ranges(numbers)) for config, numbers in groups})
         return api.Result(configSummaryResult=api.ConfigSummaryResult(summary=summary)), None
@@ -8550,7 +8629,7 @@ class Demo:
         found = set()
         for key in self._role_keys(ownerRole):
             job = self._cron.get(key)
-            active = [t for t in self._jobs.get(key, {}).values() if t.active]
+            active = list(self._active.get(key, {}).values())
             if job is None and active:
                 config = self._latest_config(active)
                 job = api.JobConfiguration(key=config.job, owner=config.owner, taskConfig=config,
@@ -8605,8 +8684,11 @@ class Demo:
 
     def _difference(self, request: Any) -> Tuple[Dict[int, Any], Dict[int, Any], Set[int]]:
         """(current configurations by instance, those to be replaced or removed, instances to get the new one)."""
+        for each in request.settings.updateOnlyTheseInstances or ():
+            if each.last < each.first:
+                raise ValueError("Invalid range: [%d..%d]" % (each.first, each.last))
         key = _tuple(request.taskConfig.job)
-        current = {t.instance: t.config for t in self._jobs.get(key, {}).values() if t.active}
+        current = {instance: task.config for instance, task in self._active.get(key, {}).items()}
         if (request.instanceCount or 0) < 0:
             raise ValueError("Invalid range: [0..%d)" % request.instanceCount)
         wanted = set(range(request.instanceCount or 0))
@@ -8647,7 +8729,7 @@ class Demo:
         if job.cronSchedule is not None:
             raise _Refusal("Cron jobs may only be created/updated by calling scheduleCronJob.")
         self._check_not_updating(key)
-        if key in self._cron or any(t.active for t in self._jobs.get(key, {}).values()):
+        if key in self._cron or self._active.get(key):
             raise _Refusal("Job %s already exists" % "/".join(key))
         self._check_limits(job.instanceCount, self._extra(job.taskConfig, job.instanceCount))
         self._insert(job.taskConfig, range(job.instanceCount))
@@ -8667,7 +8749,7 @@ class Demo:
                                              for a, b in zip(amounts(job.taskConfig), before)])
         self._check_limits(job.instanceCount, lacking)
         exists = key in self._cron
-        if not exists and not only_replace and any(t.active for t in self._jobs.get(key, {}).values()):
+        if not exists and not only_replace and self._active.get(key):
             raise _Refusal("Job %s already exists" % text)
         if not job.cronSchedule:
             raise _Refusal("Job has an empty cron schedule.")
@@ -8675,6 +8757,9 @@ class Demo:
             schedule = Crontab(job.cronSchedule)
         except ValueError:
             raise _Refusal("Invalid cron schedule: " + job.cronSchedule) from None
+        if schedule.next(self._now) is None:
+            raise _Refusal("org.quartz.SchedulerException: Based on configured schedule, the given trigger '%s' will "
+                           "never fire." % text)
         if job.cronCollisionPolicy == api.CronCollisionPolicy.RUN_OVERLAP:
             raise _Refusal("The RUN_OVERLAP collision policy has been removed (AURORA-38).")
         if only_replace and not exists:
@@ -8698,7 +8783,7 @@ class Demo:
     def _trigger_cron(self, key: Tuple[str, str, str]) -> None:
         """j/cron/quartz/AuroraCronJob.java"""
         template = self._cron[key]
-        active = [t for t in self._jobs.get(key, {}).values() if t.active]
+        active = list(self._active.get(key, {}).values())
         if not active:
             self._insert(template.taskConfig, range(template.instanceCount))
             return
@@ -8714,7 +8799,7 @@ class Demo:
                 self._after(pause, lambda: again(min(60.0, pause * 2)))
                 return
             self._cron_waiting.discard(key)
-            if not any(t.active for t in self._jobs.get(key, {}).values()):
+            if not self._active.get(key):
                 self._insert(template.taskConfig, range(template.instanceCount))
         self._after(0.0, lambda: again(5.0))
 
@@ -8746,8 +8831,8 @@ class Demo:
         key = self._valid(job)
         self._check_not_updating(key)
         text = "Killed by %s%s" % (self._user, "" if message is None else ".\n" + message)
-        killed = [self._change(task, _S.KILLING, text) for task in list(self._jobs.get(key, {}).values())
-                  if task.active and (not instances or task.instance in instances)]
+        killed = [self._change(task, _S.KILLING, text) for task in list(self._active.get(key, {}).values())
+                  if not instances or task.instance in instances]
         return None if any(killed) else (None, "No tasks to kill.")
 
     def restartShards(self, job: Any, shardIds: Any) -> Any:
@@ -8755,7 +8840,7 @@ class Demo:
         if not shardIds:
             raise ValueError("Argument cannot be blank")
         self._check_not_updating(key)
-        tasks = [t for t in self._jobs.get(key, {}).values() if t.active and t.instance in shardIds]
+        tasks = [t for t in self._active.get(key, {}).values() if t.instance in shardIds]
         if len(tasks) != len(shardIds):
             raise _Refusal("Not all requested shards are active.")
         for task in tasks:
@@ -8768,7 +8853,7 @@ class Demo:
         if job in self._cron:
             raise _Refusal("Instances may not be added to cron jobs.")
         self._check_not_updating(job)
-        active = {t.instance: t for t in self._jobs.get(job, {}).values() if t.active}
+        active = self._active.get(job, {})
         if key.instanceId not in active:
             raise _Refusal("No active task found for a given instance ID.")
         config = active[key.instanceId].config
@@ -8828,6 +8913,8 @@ class Demo:
             if any(size <= 0 for size in sizes):
                 raise _Refusal("All update group sizes must be positive.")
             total = sum(sizes)
+        elif strategy.queueStrategy is None and strategy.batchStrategy is None:
+            raise _Refusal("Update strategy provided is unknown.")
         else:
             total = (strategy.queueStrategy or strategy.batchStrategy).groupSize or 0
         if total <= 0:
@@ -8938,7 +9025,7 @@ class Demo:
     def performBackup(self) -> Any:
         name = "scheduler-backup-" + time.strftime("%Y-%m-%d-%H-%M", time.localtime(self._now))
         self._backups[name] = ({task.id: task.duplicate() for task in self._tasks.values()}, dict(self._cron),
-                               dict(self._quotas))
+                               dict(self._quotas), [update.duplicate() for update in self._updates.values()])
         for old in sorted(self._backups)[:-48]:
             del self._backups[old]
 
@@ -8950,7 +9037,7 @@ class Demo:
             raise ValueError("Backup %s does not exist." % backupId)
         if self._staged is not None:
             raise ValueError("Another backup is already loaded.")
-        tasks, self._staged_cron, self._staged_quotas = self._backups[backupId]
+        tasks, self._staged_cron, self._staged_quotas, self._staged_updates = self._backups[backupId]
         self._staged = {each.id: each.duplicate() for each in tasks.values()}
 
     def _staged_tasks(self) -> Dict[str, DemoTask]:
@@ -8982,21 +9069,25 @@ class Demo:
             self._release(task)
             self._delete(task)
         self._cron, self._quotas = dict(self._staged_cron), dict(self._staged_quotas)
-        self._rolling.clear()
-        self._updates.clear()
+        self._updates = {each.id: each.duplicate() for each in self._staged_updates}
+        self._rolling = {each.key: each for each in self._updates.values()
+                         if each.status in api.ACTIVE_JOB_UPDATE_STATES}
         self._roles = {}
-        for key in self._cron:
-            self._roles.setdefault(key[0], set()).add(key)
         for task in staged.values():
             self._store(task)
             if task.active and task.host is not None:
                 task.host.tasks[task.id] = task
                 for i, amount in enumerate(amounts(task.config)):
                     task.host.used[i] += amount
-            if task.status == _S.PENDING:
-                self._pending[task.id] = task
+            self._act_on(task, task.status, task.status)
+        for key, schedule in self._cron.items():
+            self._roles.setdefault(key[0], set()).add(key)
+            self._cron_runs[key] += 1
+            self._await_cron(key, Crontab(schedule.cronSchedule), self._cron_runs[key])
+        for update in self._rolling.values():
+            if update.status in _ROLLING:
+                self._start_rolling(update)
         self._staged = None
-        self._schedule_soon()
 
     def unloadRecovery(self) -> Any:
         self._staged = None
@@ -9125,6 +9216,7 @@ class Demo:
             for instance in range(10):
                 task = self._new_task(config, instance)
                 task.status = _S.RUNNING
+                self._note_active(task)
                 task.events = [(start, _S.PENDING, None), (start + 100, _S.ASSIGNED, None),
                                (start + 300, _S.STARTING, None), (start + 600, _S.RUNNING, None)]
                 task.host = hosts[next(numbers) % len(hosts)]
@@ -9147,6 +9239,21 @@ def _is_key(key: Any) -> bool:
 
 def _is_dedicated(config: Any) -> bool:
     return any(each.name == "dedicated" for each in config.constraints or ())
+
+
+def _java(value: Any, kind: Optional[Type] = None) -> str:
+    """A struct as Thrift's Java classes print it."""
+    if isinstance(value, ThriftStruct):
+        return "%s(%s)" % (type(value).__name__, ", ".join(
+            "%s:%s" % (name, _java(getattr(value, name), kind)) for name, kind in value.fields.items()
+            if getattr(value, name) is not None))
+    if isinstance(value, (list, set, frozenset)) and kind is not None:
+        return "[%s]" % ", ".join(sorted(_java(each, kind.items[0]) for each in value))
+    if isinstance(value, dict):
+        return "{%s}" % ", ".join("%s=%s" % pair for pair in sorted(value.items()))
+    if kind is not None and kind.kind == "enum":
+        return str(kind.ref.name_of(value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _java_key(key: Any) -> str:
