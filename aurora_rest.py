@@ -400,6 +400,11 @@ class Type(NamedTuple):
         if kind == "bool" and isinstance(value, bool):
             return value
         if kind == "string" and isinstance(value, str):
+            if not value.isascii():
+                try:
+                    value.encode()
+                except UnicodeEncodeError:
+                    raise PlainError("%s: has half a character (a lone surrogate)" % path) from None
             return value
         raise PlainError("%s: expected %s" % (path, _JSON_NAMES[kind]))
 
@@ -882,7 +887,8 @@ _REPEATABLE_WRITES = frozenset(["startJobUpdate", "restartShards"])
 class Gate:
     """Lets at most `slots` callers through at once; others wait in the order they came, at most `room` of them."""
 
-    def __init__(self, slots: int, room: int) -> None:
+    def __init__(self, slots: int, room: int, what: str = "scheduler call") -> None:
+        self.what = what
         self.slots = slots
         self.room = room
         self._lock = threading.Lock()       # guards _free and _line
@@ -904,7 +910,7 @@ class Gate:
                 self._free -= 1
                 return
             if len(self._line) >= self.room:
-                raise Overloaded("%d scheduler calls are under way and %d wait; try again" % (self.slots, self.room),
+                raise Overloaded("%d %ss are under way and %d wait; try again" % (self.slots, self.what, self.room),
                                  headers=[("Retry-After", "1")])
             turn = threading.Lock()
             turn.acquire()
@@ -914,7 +920,8 @@ class Gate:
         with self._lock:
             if turn in self._line:
                 self._line.remove(turn)
-                raise Overloaded("no scheduler slot became free in %.1f s" % seconds, headers=[("Retry-After", "1")])
+                raise Overloaded("no %s ended within %.1f s to make room for another" % (self.what, seconds),
+                                 headers=[("Retry-After", "1")])
 
     def leave(self) -> None:
         """Give the slot to the first in the line, or back."""
@@ -1217,11 +1224,15 @@ class Scheduler:
                  authorization: Optional[str]) -> Any:
         # The circuit is looked at before the gate, so that a dead scheduler does not fill the line.
         self._check_circuit()
-        self.gate.enter(deadline - time.monotonic())
         try:
-            body = self._post(method, arguments, deadline, authorization or self.authorization)
-        finally:
-            self.gate.leave()
+            self.gate.enter(deadline - time.monotonic())
+            try:
+                body = self._post(method, arguments, deadline, authorization or self.authorization)
+            finally:
+                self.gate.leave()
+        except AuroraError:
+            self._probing = False       # what was not even tried proves nothing; the next caller tries
+            raise
         try:
             response = decode_reply(self._media, method.name, body, projection)
         except BadMessage as error:
@@ -1232,10 +1243,9 @@ class Scheduler:
         details = (response.get("details") if projection else response.details) or []
         texts = [(each["message"] if projection else each.message) for each in details]
         name = api.ResponseCode.name_of(code)
-        if method.name == "startJobUpdate" and not projection and response.result is not None:
-            raise Conflict(*[text for text in texts if text], code=name, response=response)
         raise _RESPONSE_ERRORS.get(name, SchedulerFailed)(
-            *([text for text in texts if text] or ["the scheduler answered %s to %s" % (name, method.name)]))
+            *([text for text in texts if text] or ["the scheduler answered %s to %s" % (name, method.name)]),
+            _response=response)
 
     def _post(self, method: Method, arguments: Any, deadline: float, authorization: Optional[str]) -> bytes:
         """One POST of the call to the leader, following redirects; the body of the 200 answer."""
@@ -1258,6 +1268,7 @@ class Scheduler:
         for _ in range(self.MAX_HOPS + 1):
             message = encode_message(self._media, method.name, TMessageType.CALL, 0, arguments)
             status, headers, body = self._exchange(location, message, deadline, authorization)
+            self._alive()
             if status == 200:
                 self._succeeded(location)
                 return body
@@ -1352,12 +1363,17 @@ class Scheduler:
             return self._fixed
         return [_Location.parse(url) for url in self._locate()]
 
+    def _alive(self) -> None:
+        """Somebody answers HTTP there, whatever the answer: the circuit closes."""
+        if self._failures or self._probing:
+            with self._lock:
+                self._failures = 0
+                self._probing = False
+
     def _succeeded(self, location: _Location) -> None:
-        if self._leading == location and not self._failures:
+        if self._leading == location:
             return
         with self._lock:
-            self._failures = 0
-            self._probing = False
             changed = self._leading != location
             self._leading = location
         if changed:
@@ -1870,10 +1886,7 @@ def _schema() -> Dict[str, Any]:
                             for unit in ("cpu", "ram", "disk", "gpu")})
 
     def merged(tasks: Sequence[Any], field: str) -> List[Any]:
-        found: List[Any] = []
-        for task in tasks:
-            found += [each for each in getattr(task, field)() if each not in found]
-        return found
+        return list(dict.fromkeys(each for task in tasks for each in getattr(task, field)()))
 
     class Units:
         """Sums and maxima of resources and waits; merges of processes and constraints."""
@@ -1954,13 +1967,14 @@ def _schema() -> Dict[str, Any]:
 
     class Options:
         """Command-line arguments from names and values."""
+        render_options = staticmethod(lambda short, long, *given, **named: options(long, *given, **named).split())
         java = staticmethod(partial(options, "-"))
         python = staticmethod(partial(options, "--"))
 
     here = {name: value for name, value in locals().items()
             if name[0].isupper() or name in ("SimpleTask", "SequentialTask")}
     names.update(here)
-    names.update(order=Processes.order, combine_tasks=Tasks.combine, concat_tasks=Tasks.concat,
+    names.update(AURORA_EXECUTOR_NAME=EXECUTOR_NAME, order=Processes.order, combine_tasks=Tasks.combine, concat_tasks=Tasks.concat,
                  java_options=Options.java, python_options=Options.python, BYTES=byte, KB=kb, MB=mb, GB=gb, TB=tb)
     return names
 
@@ -1986,6 +2000,7 @@ _MODULES = {    # what an import gives; anything else of the module is not there
     "random": "random randint randrange choice choices sample shuffle uniform seed gauss Random",
     "getpass": "getuser",
     "pystachio": "*", "apache.aurora.config.schema.base": "*", "apache.thermos.config.schema": "*",
+    "apache.thermos.config.schema_base": "*", "apache.thermos.config.schema_helpers": "*",
     "pystachio.config": "*", "__future__": "*",
 }
 _BUILTINS = (
@@ -2014,14 +2029,24 @@ class _NotAllowed(Exception):
 
 
 class _Syntax(ast.NodeTransformer):
-    """Refuses what a configuration has no business with; turns `.format(…)`, and `/` between whole numbers, into calls
-    of guarded helpers. Integer division rounds down as it does in the aurora client, which runs on Python 2.
+    """Refuses what a configuration has no business with; turns `.format(…)`, `/`, and `.keys()` and the like into calls
+    of helpers. `/` between whole numbers rounds down, and keys(), values(), items(), map(), filter(), zip() and range()
+    give lists, as they do in the aurora client, which runs on Python 2.
 
     trusted: change, but refuse nothing.
     """
 
-    def __init__(self, trusted: bool) -> None:
+    def __init__(self, trusted: bool, tree: ast.AST) -> None:
         self.trusted = trusted
+        self.bound: Set[str] = set()        # names the source gives itself
+        self.floors = True
+        for node in ast.walk(tree):
+            for field in ("name", "arg", "asname"):
+                self.bound.add(getattr(node, field, None) or "")
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                self.bound.add(node.id)
+            if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+                self.floors = self.floors and all(alias.name != "division" for alias in node.names)
 
     def refuse(self, node: ast.AST, what: str) -> None:
         if not self.trusted:
@@ -2038,14 +2063,15 @@ class _Syntax(ast.NodeTransformer):
         return super().generic_visit(node)
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
-        builtin = node.id in _ALL_BUILTINS and node.id not in _PROVIDED and not node.id.startswith("__")
+        builtin = node.id in _ALL_BUILTINS - _PROVIDED - self.bound and not node.id.startswith("__")
         if builtin and isinstance(node.ctx, ast.Load):
             self.refuse(node, "%s is" % node.id)
         return self.generic_visit(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-        if _REFUSED_ATTRIBUTE.fullmatch(node.attr) and not (node.attr in _SPECIAL_METHODS - {"__name__"} and
-                                                           isinstance(node.value, ast.Call)):
+        own = isinstance(node.value, ast.Name) and node.value.id == "self" and not node.attr.startswith("__")
+        special = node.attr in _SPECIAL_METHODS - {"__name__"} and isinstance(node.value, ast.Call)
+        if _REFUSED_ATTRIBUTE.fullmatch(node.attr) and not own and not special:
             self.refuse(node, "the attribute %s is" % node.attr)
         if not isinstance(node.ctx, ast.Load) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
             self.refuse(node, "changing the attributes of objects is")
@@ -2061,12 +2087,25 @@ class _Syntax(ast.NodeTransformer):
             made = ast.Call(ast.Name(helper, ast.Load()), [target] + [self.visit(each) for each in node.args],
                             [self.visit(each) for each in node.keywords])
             return ast.fix_missing_locations(ast.copy_location(made, node))
-        return self.generic_visit(node)
+        visited = self.generic_visit(node)
+        if isinstance(node.func, ast.Attribute) and node.func.attr in ("keys", "values", "items") and not node.args:
+            made = ast.Call(ast.Name("__listed__", ast.Load()), [node.func], [])
+            return ast.fix_missing_locations(ast.copy_location(made, node))
+        return visited
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         node = self.generic_visit(node)     # type: ignore[assignment]
-        if isinstance(node.op, ast.Div):
+        if isinstance(node.op, ast.Div) and self.floors:
             made = ast.Call(ast.Name("__divide__", ast.Load()), [node.left, node.right], [])
+            return ast.fix_missing_locations(ast.copy_location(made, node))
+        return node
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
+        node = self.generic_visit(node)     # type: ignore[assignment]
+        if isinstance(node.op, ast.Div) and self.floors and isinstance(node.target, ast.Name):
+            left = ast.copy_location(ast.Name(node.target.id, ast.Load()), node)
+            value = ast.Call(ast.Name("__divide__", ast.Load()), [left, node.value], [])
+            made = ast.Assign([node.target], value)
             return ast.fix_missing_locations(ast.copy_location(made, node))
         return node
 
@@ -2125,17 +2164,28 @@ def _safe_format(template: Any, *arguments: Any, **named: Any) -> str:
     return Guarded().vformat(template, arguments, named)
 
 
+def _as_list(method: Callable[[], Any]) -> Any:
+    made = method()
+    return list(made) if type(made).__name__ in ("dict_keys", "dict_values", "dict_items", "odict_keys", "odict_values",
+                                                 "odict_items") else made
+
+
+def _eager(lazy: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments: list(lazy(*arguments))
+
+
+def _of_text(digest: Any) -> Any:
+    """A hash function that takes text too, as Python 2's do."""
+    return lambda data=b"", *more: digest(data.encode() if isinstance(data, str) else data, *more)
+
+
 def _divide(left: Any, right: Any) -> Any:
     whole = isinstance(left, int) and isinstance(right, int)
     return left // right if whole else left / right
 
 
-class _Wanted(Exception):
+class _Wanted(BaseException):
     """Evaluation needs something that only the server can fetch: a file of the include root, an image's digest."""
-
-    def __init__(self, kind: str, what: Any) -> None:
-        super().__init__(kind)
-        self.want = {kind: what}
 
 
 class _Evaluation:
@@ -2151,6 +2201,7 @@ class _Evaluation:
         self.shared: Dict[str, str] = request["shared"]
         self.printed: List[str] = []
         self.depth: List[str] = []
+        self.want: Optional[Dict[str, Any]] = None      # what is missing; stays even where source catches the exception
         self.environment = self._environment()
 
     def _environment(self) -> Dict[str, Any]:
@@ -2161,7 +2212,8 @@ class _Evaluation:
             provided = dict(available)
         provided.update(__build_class__=available["__build_class__"], __import__=self._import, print=self._print,
                         xrange=range, unicode=str, basestring=str, long=int, reduce=__import__("functools").reduce,
-                        __format__=_safe_format, __has_key__=lambda mapping, key: key in mapping, __divide__=_divide)
+                        __format__=_safe_format, __has_key__=lambda mapping, key: key in mapping, __divide__=_divide, __listed__=_as_list,
+                        **{name: _eager(available[name]) for name in ("map", "filter", "zip", "range")})
         return dict(self.schema, __builtins__=provided, __name__="config", include=self._include)
 
     def _print(self, *values: Any, **options: Any) -> None:
@@ -2169,6 +2221,8 @@ class _Evaluation:
             self.printed.append((str(options.get("sep", " ")).join(map(str, values)))[:2000])
 
     def _import(self, name: str, _globals: Any = None, _locals: Any = None, wanted: Any = (), level: int = 0) -> Any:
+        if name == "_strptime" or self.request["trusted"] and _MODULES.get(name, "*") != "*":
+            return __import__(name)
         if name not in _MODULES and self.request["trusted"]:
             return __import__(name, None, None, wanted, 0)
         if name not in _MODULES or level:
@@ -2181,6 +2235,9 @@ class _Evaluation:
             role = self.request["key"][1]
             return _Namespace({"getuser": lambda: role})
         module = sys.modules[name]
+        if name == "hashlib":
+            return _Namespace({each: _of_text(getattr(module, each)) if each != "new" else module.new
+                               for each in _MODULES[name].split()})
         return _Namespace({each: getattr(module, each) for each in _MODULES[name].split() if hasattr(module, each)})
 
     def _include(self, name: Any) -> None:
@@ -2192,7 +2249,8 @@ class _Evaluation:
             if path.startswith(("/", "../")) or path == "..":
                 raise ValueError("include(%r) reaches outside the uploaded files" % name)
             if self.request["include_root"] and path not in self.request["missing"]:
-                raise _Wanted("include", path)
+                self.want = {"include": path}
+                raise _Wanted
             raise ValueError("include(%r): no such file among those sent: %s" % (name, ", ".join(sorted(self.files))))
         if len(self.depth) > 50:
             raise ValueError("include(%r): files include one another without end" % name)
@@ -2201,7 +2259,7 @@ class _Evaluation:
     def _execute(self, path: str, source: str) -> None:
         tree = ast.parse(source, path)
         try:
-            tree = ast.fix_missing_locations(_Syntax(self.request["trusted"]).visit(tree))
+            tree = ast.fix_missing_locations(_Syntax(self.request["trusted"], tree).visit(tree))
         except _NotAllowed as error:
             raise ConfigProblem("%s, %s" % (path, error)) from None
         self.depth.append(path)
@@ -2212,8 +2270,6 @@ class _Evaluation:
         """The answer: `job` and `update` or `errors`, or `want`."""
         try:
             answer = self._answer()
-        except _Wanted as wanted:
-            return wanted.want
         except ConfigProblem as problem:
             answer = {"errors": list(problem.args)}
         except SyntaxError as error:
@@ -2226,6 +2282,8 @@ class _Evaluation:
             answer = {"errors": ["the configuration needs more memory than it may have"]}
         except BaseException as error:      # a configuration may raise anything
             answer = {"errors": [self._where() + _wording(error)]}
+        if self.want is not None:
+            return self.want
         if self.printed:
             answer["output"] = self.printed
         return answer
@@ -2246,7 +2304,11 @@ class _Evaluation:
             self._load_json(self.files[root])
         else:
             self._execute(root, self.files[root])
-        return _Conversion(self.schema, self.request).convert(self.environment.get("jobs", []))
+        conversion = _Conversion(self.schema, self.request)
+        try:
+            return conversion.convert(self.environment.get("jobs", []))
+        finally:
+            self.want = conversion.want or self.want
 
     def _load_json(self, text: str) -> None:
         parsed = json.loads(text)
@@ -2289,6 +2351,7 @@ class _Conversion:
         self.environment = Environment
         self.ref = Ref.from_address
         self.subscope = Ref.subscope
+        self.want: Optional[Dict[str, Any]] = None
 
     def convert(self, jobs: Any) -> Dict[str, Any]:
         """Plain job, update settings, warnings. Raises ConfigProblem."""
@@ -2365,7 +2428,8 @@ class _Conversion:
                 else:
                     job = job.bind({ref: known})
         if wanted:
-            raise _Wanted("images", wanted)
+            self.want = {"images": wanted}
+            raise _Wanted
         return job
 
     # the client's own rules
@@ -2404,7 +2468,10 @@ class _Conversion:
         return warnings
 
     def number(self, holder: Any, field: str) -> Any:
-        value = getattr(holder, field)()
+        try:
+            value = getattr(holder, field)()
+        except ValueError as error:
+            raise ConfigProblem("%s: %s" % (field, error)) from None
         if value is self.empty:
             raise ConfigProblem("%s has no value" % field)
         value = value.get()
@@ -2822,7 +2889,7 @@ def _limit_resources(limits: ConfigLimits) -> None:
         which = getattr(resource, "RLIMIT_" + name, None)
         if which is not None:
             with contextlib.suppress(OSError, ValueError):
-                resource.setrlimit(which, (value, value))
+                resource.setrlimit(which, (value, value + (name == "CPU")))
 
 
 def _read_exactly(source: int, size: int) -> bytes:
@@ -2948,9 +3015,14 @@ class _Worker:
                 "m = u.module_from_spec(s); sys.modules['aurora_rest'] = m; s.loader.exec_module(m); "
                 "m._evaluator_main(m.ConfigLimits(*%r))" % ([p for p in sys.path if p], os.path.abspath(__file__),
                                                             tuple(limits)))
-        self.process = subprocess.Popen([sys.executable, "-I", "-c", boot], stdin=there.fileno(), env={},
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        there.close()
+        try:
+            self.process = subprocess.Popen([sys.executable, "-I", "-c", boot], stdin=there.fileno(), env={},
+                                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        except OSError as error:
+            here.close()
+            raise AuroraError("the configuration evaluator does not start: %s" % _reason(error)) from None
+        finally:
+            there.close()
         self.limits = limits
         self.control = here
         self.since = time.monotonic()
@@ -3000,7 +3072,7 @@ class _Worker:
             return answer
         if not status:
             return {"errors": ["the configuration ended without a result"]}
-        if status & 0x7F in (signal.SIGKILL, signal.SIGXCPU):
+        if status & 0x7F == signal.SIGXCPU:
             return {"errors": ["the configuration took more than %d seconds of processor time" % limits.cpu_seconds]}
         return {"errors": ["the configuration needs more memory, or nests deeper, than it may"]}
 
@@ -3037,7 +3109,7 @@ class Evaluator:
         self.include_root = os.path.realpath(include_root) if include_root else None
         self.isolation: Optional[List[str]] = None
         self.outcomes: collections.Counter[str] = collections.Counter()
-        self._gate = Gate(most, 200)
+        self._gate = Gate(most, 200, "configuration evaluation")
         self._lock = threading.Lock()       # guards _idle, _reserving, _closed
         self._idle: List[_Worker] = []
         self._reserving = False
@@ -3053,7 +3125,10 @@ class Evaluator:
         shared: Dict[str, str] = {}
         images: Dict[str, str] = {}
         missing: List[str] = []
+        deadline = time.monotonic() + 2 * self.limits.wall_seconds
         while True:
+            if time.monotonic() > deadline:
+                raise InvalidConfig("the configuration took longer than %g seconds" % (2 * self.limits.wall_seconds))
             answer = self._ask({
                 "files": files, "root": next(iter(files)), "json": is_json, "key": list(key), "bindings": list(bindings),
                 "tiers": tiers or DEFAULT_TIERS, "images": images, "shared": shared, "trusted": self.trusted,
@@ -3083,7 +3158,7 @@ class Evaluator:
             full = os.path.realpath(os.path.join(self.include_root or "", path))
             if os.path.commonpath([full, self.include_root or ""]) != self.include_root:
                 raise OSError("outside of the include root")
-            if os.path.getsize(full) > self.limits.source_bytes:
+            if not os.path.isfile(full) or os.path.getsize(full) > self.limits.source_bytes:
                 raise OSError("too large")
             with open(full, encoding="utf-8") as stream:
                 shared[path] = stream.read()
@@ -3116,7 +3191,8 @@ class Evaluator:
             self._gate.leave()
 
     def _take(self) -> Tuple[_Worker, bool]:
-        """(a process, whether it is new). The process that has been idle for longest: it has forked ahead by now. Two are kept in reserve."""
+        """(a process, whether it is new). Takes the one that has been idle for longest, which has forked ahead by now;
+        keeps two in reserve."""
         with self._lock:
             worker = self._idle.pop(0) if self._idle else None
             reserve = len(self._idle) < 2 and len(self._idle) + self._gate.inside < self._gate.slots and not self._reserving
@@ -3234,10 +3310,17 @@ class Job(NamedTuple):
         """The api.JobUpdateRequest for startJobUpdate, limited to `instances` if there are any. Raises InvalidConfig."""
         if self.settings is None:
             raise InvalidConfig(*self.problems)
+        check_instance_count(self.configuration.instanceCount)
         return api.JobUpdateRequest(
             taskConfig=self.configuration.taskConfig, instanceCount=self.configuration.instanceCount,
             settings=self.settings.replace(updateOnlyTheseInstances=to_ranges(instances) if instances else None),
             metadata={api.Metadata(key=UPDATE_ID_METADATA, value=update_id or str(uuid.uuid4()))})
+
+
+def check_instance_count(count: int) -> None:
+    """Raises Refused, as the scheduler would, before sets of that size are made."""
+    if not 0 < count <= MAX_TASKS_PER_JOB:
+        raise Refused("Instance count must be between 1 and %d inclusive." % MAX_TASKS_PER_JOB)
 
 
 def to_ranges(instances: Iterable[int]) -> Set[Any]:
@@ -3252,7 +3335,9 @@ def to_ranges(instances: Iterable[int]) -> Set[Any]:
 
 
 def from_ranges(ranges: Optional[Iterable[Any]]) -> List[int]:
-    """The instance numbers in a set of api.Range, sorted."""
+    """The instance numbers in a set of api.Range, sorted. Raises ValueError for ranges larger than any job."""
+    if any(each.last - each.first > 10 * MAX_TASKS_PER_JOB for each in ranges or ()):
+        raise ValueError("a range of instances is larger than any job")
     return sorted({number for each in ranges or () for number in range(each.first, each.last + 1)})
 
 
@@ -3380,6 +3465,9 @@ def projection(name: str) -> Projection:
         "task changes": {"scheduleStatusResult": {"tasks": {
             "assignedTask": {"taskId": True, "slaveHost": True, "instanceId": True, "task": {"job": _STRING_KEY}},
             "status": True, "taskEvents": True}}},
+        "sla tasks": {"scheduleStatusResult": {"tasks": {
+            "assignedTask": {"slaveHost": True, "task": {"job": _STRING_KEY, "production": True}},
+            "status": True, "taskEvents": {"timestamp": True, "status": True}}}},
         "task states": {"scheduleStatusResult": {"tasks": {
             "assignedTask": {"taskId": True, "slaveHost": True, "instanceId": True}, "status": True}}},
         "summaries": {"jobSummaryResult": {"summaries": {
@@ -3473,8 +3561,11 @@ def start_update(scheduler: Scheduler, job: Job, instances: Sequence[int] = (), 
     request = job.update_request(instances, update_id)
     try:
         response = scheduler.call("startJobUpdate", request, message, authorization=authorization)
-    except Conflict as conflict:
-        summary = conflict.details["response"].result.startJobUpdateResult.updateSummary
+    except Refused as conflict:
+        result = conflict.details["_response"].result
+        if result is None or result.startJobUpdateResult is None:
+            raise
+        summary = result.startJobUpdateResult.updateSummary
         mine = api.Metadata(key=UPDATE_ID_METADATA, value=update_id)
         if summary is not None and mine in (summary.metadata or ()):
             return UpdateStarted(summary.key.id, [])    # the answer to the first sending was lost
@@ -3564,7 +3655,8 @@ def field_changes(old: Any, new: Any, path: str = "") -> List[Dict[str, Any]]:
         for name in sorted(set(old) | set(new)):
             changes += field_changes(old.get(name), new.get(name), "%s.%s" % (path, name) if path else name)
         return changes
-    return [] if old == new else [{"path": path, "old": old, "new": new}]
+    same = old == new or (old in (None, [], {}) and new in (None, [], {}))      # unset and empty mean the same
+    return [] if same else [{"path": path, "old": old, "new": new}]
 
 
 def plan_update(scheduler: Scheduler, job: Job, instances: Sequence[int], running: Sequence[Tuple[Any, List[int]]],
@@ -3572,6 +3664,7 @@ def plan_update(scheduler: Scheduler, job: Job, instances: Sequence[int], runnin
     """What an update to `job` would add, remove, change (with the fields, old and new) and leave. A cron job has no
     update: its template is compared with the active tasks."""
     if job.is_cron:
+        check_instance_count(job.configuration.instanceCount)
         everything = list(range(job.configuration.instanceCount))
         now = {number: config for config, numbers in running for number in numbers}
         sets: Dict[str, List[Tuple[Any, List[int]]]] = {"add": [], "remove": [], "update": [], "unchanged": []}
@@ -3622,31 +3715,41 @@ def up_count(ups: Sequence[int], seconds: float) -> float:
     return 100.0 * sum(up >= seconds for up in ups) / len(ups) if ups else 0.0
 
 
-def probe_hosts(scheduler: Scheduler, hosts: Sequence[str], percentage: float, seconds: float, min_instances: int,
-                now: float, authorization: Optional[str] = None) -> List[Dict[str, Any]]:
-    """For every job on `hosts` whether it keeps `percentage` of its instances up for `seconds` when they go; only
-    production jobs of at least `min_instances` count, as in aurora_admin. For each host: jobs, each with its figures."""
-    response = scheduler.call("getTasksWithoutConfigs", api.TaskQuery(
-        slaveHosts=set(hosts), statuses=set(api.LIVE_STATES)), authorization=authorization)
-    on_host: Dict[str, Set[Tuple[str, str, str]]] = {host: set() for host in hosts}
-    for task in response.result.scheduleStatusResult.tasks or []:
-        config = task.assignedTask.task
-        if config.production:
-            on_host.setdefault(task.assignedTask.slaveHost, set()).add(
-                (config.job.role, config.job.environment, config.job.name))
+def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage: float, seconds: float,
+                min_instances: int, now: float, authorization: Optional[str] = None,
+                together: bool = True) -> List[Dict[str, Any]]:
+    """For every job on `hosts`, or on any host, whether it keeps `percentage` of its instances up for `seconds` when they
+    go, all together or each alone; only production jobs of at least `min_instances` count, as in aurora_admin.
+    For each host: jobs, each with its figures."""
+    def ask(**query: Any) -> List[Any]:
+        response = scheduler.call("getTasksWithoutConfigs", api.TaskQuery(statuses=set(api.LIVE_STATES), **query),
+                                  projection=projection("sla tasks"), authorization=authorization)
+        return list(response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", ()))
+    tasks = ask(slaveHosts=set(hosts)) if hosts is not None else ask()
+    on_host: Dict[str, Set[str]] = {host: set() for host in hosts or ()}
+    for task in tasks:
+        config = task["assignedTask"]["task"]
+        jobs = on_host.setdefault(task["assignedTask"].get("slaveHost", ""), set())
+        if config.get("production"):
+            jobs.add(config["job"])
+    keys = {job for jobs in on_host.values() for job in jobs}
+    if hosts is not None:
+        tasks = ask(jobKeys={api.JobKey(**dict(zip(Key._fields[1:], key.split("/")))) for key in keys}) if keys else []
+    by_job: Dict[str, List[Any]] = {}
+    for task in tasks:
+        by_job.setdefault(task["assignedTask"]["task"]["job"], []).append(task)
     found = []
-    for host in hosts:
-        jobs = []
-        for role, environment, name in sorted(on_host.get(host, ())):
-            tasks = query_tasks(scheduler, Key("", role, environment, name), (), api.LIVE_STATES, "tasks", authorization)
-            everything, rest = uptimes(tasks, now), uptimes(
-                [t for t in tasks if t["assignedTask"].get("slaveHost") not in hosts], now)
+    for host in on_host:
+        leaving = set(hosts or ()) if together and hosts is not None else {host}
+        judged = []
+        for key in sorted(on_host[host]):
+            everything = uptimes(by_job[key], now)
             if len(everything) < min_instances:
                 continue
-            after = 100.0 * sum(up >= seconds for up in rest) / len(everything)
-            jobs.append({"job": "%s/%s/%s" % (role, environment, name), "percentage": round(after, 2),
-                         "safe": after >= percentage})
-        found.append({"host": host, "safe": all(job["safe"] for job in jobs), "jobs": jobs})
+            staying = uptimes([t for t in by_job[key] if t["assignedTask"].get("slaveHost") not in leaving], now)
+            after = 100.0 * sum(up >= seconds for up in staying) / len(everything)
+            judged.append({"job": key, "percentage": round(after, 2), "safe": after >= percentage})
+        found.append({"host": host, "safe": all(job["safe"] for job in judged), "jobs": judged})
     return found
 
 
@@ -3673,7 +3776,7 @@ class Operation:
         self.errors: List[str] = []
         self.result: Dict[str, Any] = {}
         self.steps: Deque[Dict[str, Any]] = collections.deque(maxlen=self.MAX_STEPS)
-        self.version = 0                # grows with every change
+        self.stepped = 0                # steps noted so far, those forgotten too
         self._stop = threading.Event()
         self._stop_as = ""
         self._lock = threading.Lock()   # guards _listeners and the change of state
@@ -3682,6 +3785,7 @@ class Operation:
     def step(self, text: str, **fields: Any) -> None:
         """Note one thing that was done or seen."""
         self.steps.append(dict(fields, time=round(time.time(), 3), text=text))
+        self.stepped += 1
         self.changed()
 
     def pause(self, seconds: float) -> None:
@@ -3708,7 +3812,6 @@ class Operation:
             self._listeners.remove(listener)
 
     def changed(self) -> None:
-        self.version += 1
         for listener in list(self._listeners):
             listener()
 
@@ -3805,6 +3908,9 @@ def _tolerant(operation: Operation, ask: Callable[[], Any], deadline: float) -> 
             operation.pause(1.0)
 
 
+_NOT_PLACED = (api.ScheduleStatus.PENDING, api.ScheduleStatus.THROTTLED)
+
+
 class RestartOptions(NamedTuple):
     """batch_size: instances at once; watch_secs: how long a new task has to run; time_limit: seconds for one batch."""
     batch_size: int = 1
@@ -3828,7 +3934,8 @@ def rolling_restart(operation: Operation, scheduler: Scheduler, key: Key, instan
     while waiting:
         operation.pause(0)
         batch = [waiting.popleft() for _ in range(min(options.batch_size, len(waiting)))]
-        before = {n: t["assignedTask"]["taskId"] for n, t in
+        # The scheduler leaves alone what waits for a host; such a task is watched as it is.
+        before = {n: "" if t["status"] in _NOT_PLACED else t["assignedTask"]["taskId"] for n, t in
                   active_instances(scheduler, key, batch, authorization).items()}
         scheduler.call("restartShards", key.thrift, set(batch), authorization=authorization)
         operation.step("restarted", instances=batch)
@@ -4265,6 +4372,14 @@ class Response:
         return self._gzip
 
 
+def etag_matches(header: str, etag: str, weak: bool = True) -> bool:
+    """Whether an If-Match or If-None-Match header names the ETag, or that of its gzip form. weak: W/ tags count too."""
+    if header.strip() == "*":
+        return True
+    found = re.findall(r'(W/)?("[^"]*")', header)
+    return any((weak or not mark) and tag.replace('-gzip"', '"') == etag for mark, tag in found)
+
+
 class Later:
     """An answer that comes later without holding a thread. `resolve` may be called from any thread; the first call counts.
 
@@ -4317,7 +4432,7 @@ def error_response(error: AuroraError, key: Optional[str] = None) -> Response:
     if key:
         plain["key"] = key
     plain.update(code=error.code, errors=error.messages or [type(error).__doc__ or "failed"], count=0)
-    plain.update((name, value) for name, value in error.details.items() if value is not None and name != "response")
+    plain.update((name, value) for name, value in error.details.items() if value is not None and name[0] != "_")
     return Response(error.http, plain, headers=error.headers, code=error.code)
 
 
@@ -4632,7 +4747,7 @@ class Channel(Poller):
         epoch, _, number = last_id.partition("-")
         with self._lock:
             pieces = [b": welcome\nretry: 2000\n\n"]
-            start = int(number) if epoch == self.epoch and number.isdigit() else 0
+            start = int(number) if epoch == self.epoch and re.fullmatch(r"\d{1,15}", number, re.ASCII) else 0
             if last_id and (epoch != self.epoch or (self._history and start < self._history[0][0] - 1)):
                 pieces.append(self._event("gap", {"reason": "the events since %s are not known any more" % last_id},
                                           start))
@@ -4643,9 +4758,7 @@ class Channel(Poller):
 
     def unsubscribe(self, send: Callable[[bytes], None]) -> None:
         with self._lock:
-            known = self._sends.pop(send, None)
-        if known:
-            self.leave()
+            self._sends.pop(send, None)
 
     def _event(self, name: str, plain: Any, number: int) -> bytes:
         return ("id: %s-%d\nevent: %s\ndata: %s\n\n" % (self.epoch, number, name, json.dumps(plain))).encode()
@@ -4769,9 +4882,9 @@ PARAMS: Dict[str, Param] = {
     "limit": Param("integer", "how many at the most", 1, 1 << 30),
     "offset": Param("integer", "how many to leave out first", 0, 1 << 30),
     "detail": Param("boolean", "with the summary of each"),
-    "role": Param("string", "only these roles; a glob", example="www-*"),
-    "environment": Param("string", "only these environments; a glob", example="prod"),
-    "name": Param("string", "only these names; a glob", example="hello*"),
+    "role": Param("string", "only these roles; a glob in lists of jobs, exact in queries of tasks", example="www-*"),
+    "environment": Param("string", "only these environments; a glob in lists of jobs, exact in queries of tasks", example="prod"),
+    "name": Param("string", "only these names; a glob in lists of jobs, exact in queries of tasks", example="hello*"),
     "host": Param("strings", "only on this host; repeatable"),
     "state": Param("states", "only in this state; repeatable; active and terminal stand for several", example="RUNNING"),
     "status": Param("update states", "only updates in this state; repeatable; active, paused, failed, succeeded … "
@@ -4795,6 +4908,7 @@ PARAMS: Dict[str, Param] = {
     "timeout": Param("integer", "seconds after which hosts are drained whatever the SLA", 0, 1 << 31),
     "kind": Param("string", "which reconciliation", choices=("implicit", "explicit")),
     "batch": Param("integer", "tasks at once", 1, 1 << 30),
+    "until": Param("string", "what to wait for", choices=("running", "gone")),
     "to_state": Param("string", "the state to force", choices=tuple(api.ScheduleStatus.values)),
     "increase": Param("boolean", "add to the quota instead of replacing it"),
     "force": Param("boolean", "do it although a check speaks against it"),
@@ -4850,11 +4964,12 @@ def _read_one(name: str, param: Param, text: str) -> Any:
             raise BadRequest("%s=%s: expected a whole number" % (name, text))
         value = int(text)
     elif param.kind in ("number", "numbers"):
-        if not re.fullmatch(r"-?\d{1,18}(\.\d{1,18})?", text, re.ASCII):
+        if not re.fullmatch(r"-?\d{1,18}(\.\d{1,18})?([eE][+-]?\d{1,2})?", text, re.ASCII):
             raise BadRequest("%s=%s: expected a number" % (name, text))
         value = float(text)
     if param.least is not None and value < param.least or param.most is not None and value > param.most:
-        raise BadRequest("%s=%s: expected %g to %g" % (name, text, param.least or 0, param.most or math.inf))
+        shown = "instances" if name == "to" else name
+        raise BadRequest("%s=%s: expected %.15g to %.15g" % (shown, text, param.least or 0, param.most or math.inf))
     if param.choices and value not in param.choices:
         raise BadRequest("%s=%s: expected one of %s" % (name, text, ", ".join(param.choices)))
     return value
@@ -5153,7 +5268,7 @@ def parse_multipart(data: bytes, boundary: str) -> Dict[str, bytes]:
             raise BadRequest("a part of the multipart body has no file name")
         name = match.group(1).replace(b'\\"', b'"').decode("utf-8", "replace")
         path = os.path.normpath(name.replace("\\", "/"))
-        if path.startswith(("/", "..")) or "\0" in path:
+        if path.startswith(("/", "../")) or path == ".." or "\0" in path:
             raise BadRequest("the file name %r reaches outside" % name[:80])
         if path in files:
             raise BadRequest("the file %r is sent twice" % name[:80])
@@ -5182,6 +5297,7 @@ class Service(App):
         self.hosts = frozenset(hosts)
         self.loopback = loopback
         self.draining = False
+        self.clock: Callable[[], float] = time.time     # the schedulers' clock, for uptimes
         self.started = time.time()
         self.operations = Operations(int(self.limits["operations"]), int(self.limits["kept_operations"]))
         self.metrics = Metrics()
@@ -5207,7 +5323,7 @@ class Service(App):
                 return
             chosen = routes.get(method)
             if chosen is None:
-                if method not in METHODS:
+                if method not in METHODS + ("PATCH", "TRACE", "CONNECT"):
                     raise NotImplementedHere("the method %s is not implemented" % method)
                 raise MethodNotAllowed("%s is not possible here; possible: %s" % (method, _allowed(routes)),
                                        headers=[("Allow", _allowed(routes))])
@@ -5218,11 +5334,16 @@ class Service(App):
                 return
             request.route = error
             return
+        if chosen.method == "GET" and chosen.access == "read" and not chosen.path.endswith("/events") and (
+                "wait" not in request.raw_query):
+            request.share = self._question(request, request.raw_query)
+
+    @staticmethod
+    def _question(request: Request, query: str) -> Tuple[Any, ...]:
+        """What makes two reads the same: they get the same answer."""
         headers = request.headers
-        if chosen.method == "GET" and chosen.access == "read" and not chosen.path.endswith("/events"):
-            request.share = (request.path, request.raw_query, headers.get("authorization"), headers.get("host"),
-                             headers.get("origin"), request.certificate,
-                             headers.get("if-none-match") if "wait=" in request.raw_query else None)
+        return (request.path, query, headers.get("authorization"), headers.get("host"), headers.get("origin"),
+                request.certificate)
 
     _QUICK = frozenset(["get_version", "get_health", "get_openapi", "get_page"])
 
@@ -5268,7 +5389,7 @@ class Service(App):
         answer = self._run(call, chosen, level)
         etag = request.headers.get("if-none-match")
         if chosen.method == "GET" and call.get("wait") and etag and isinstance(answer, Response) and (
-                answer.status == 200 and answer.etag == etag):
+                answer.status == 200 and etag_matches(etag, answer.etag)):
             return self._block(request, call, chosen, answer)
         return answer
 
@@ -5387,8 +5508,8 @@ class Service(App):
         """A read that waits for a change: all that ask for the same wait on one poller."""
         self._check_watchers()
         later = Later(call.get("wait"), lambda: answer)
-        query = "&".join(pair for pair in request.raw_query.split("&") if not pair.startswith("wait="))
-        key = (request.path, query) + request.share[2:-1]
+        key = self._question(request, "&".join(pair for pair in request.raw_query.split("&")
+                                               if not pair.startswith("wait=")))
         with self._lock:
             poller = self._blocking.get(key)
             if poller is None or not poller.join():
@@ -5428,9 +5549,13 @@ class Service(App):
             sends.append(send)
             channel.subscribe(send, last_id)
 
+        once = threading.Lock()     # taken by the first that says the caller is gone
+
         def gone() -> None:
-            for send in sends:
-                channel.unsubscribe(send)
+            if once.acquire(blocking=False):
+                for send in sends:
+                    channel.unsubscribe(send)
+                channel.leave()
         return Stream(subscribe, gone)
 
     def beat(self) -> None:
@@ -5475,7 +5600,7 @@ class Service(App):
             with self._lock:
                 entry = self._answers.get(slot)
                 # What was refused for the moment may be tried again with the same key.
-                if response.status in (401, 403, 503) and entry is not None:
+                if response.status in (401, 403, 500, 503) and entry is not None:
                     del self._answers[slot]
                 elif entry is not None:
                     entry[2] = response
@@ -5486,9 +5611,8 @@ class Service(App):
         except AuroraError as error:
             settle(error_response(error, self._key_of(request)))
             raise
-        except BaseException:
-            with self._lock:
-                self._answers.pop(slot, None)
+        except Exception:
+            settle(self.refuse(AuroraError("an internal error")))
             raise
         if isinstance(answer, Response):
             settle(answer)
@@ -5497,6 +5621,7 @@ class Service(App):
                 settle(response)
                 return response
             answer.filters.append(settled)
+            answer.gone = lambda: None      # the first caller's going must not take the answer from those that ask again
         return answer
 
     @staticmethod
@@ -5802,7 +5927,7 @@ def watch_role(call: Call) -> Any:
 @route("GET", "/alpha/sla/{key}/uptime", "watch", params="percentile duration", a200="uptimes")
 def get_uptime(call: Call) -> Any:
     """Uptime that a percentile of the instances reaches, by the aurora client's formula."""
-    ups = uptimes(query_tasks(call.scheduler, call.key, (), api.LIVE_STATES, authorization=call.auth), time.time())
+    ups = uptimes(query_tasks(call.scheduler, call.key, (), api.LIVE_STATES, authorization=call.auth), call.service.clock())
     wanted = call.get("percentile") or list(SLA_PERCENTILES)
     return call.success(key=str(call.key), count=len(ups),
                         uptime={"%g" % each: job_uptime(ups, each) for each in wanted})
@@ -5811,7 +5936,7 @@ def get_uptime(call: Call) -> Any:
 @route("GET", "/alpha/sla/{key}/up-count", "watch", params="duration", a200="percentages")
 def get_up_count(call: Call) -> Any:
     """Percent of the instances that have been up for a time, by the aurora client's formula."""
-    ups = uptimes(query_tasks(call.scheduler, call.key, (), api.LIVE_STATES, authorization=call.auth), time.time())
+    ups = uptimes(query_tasks(call.scheduler, call.key, (), api.LIVE_STATES, authorization=call.auth), call.service.clock())
     wanted = call.get("duration") or list(SLA_DURATIONS)
     return call.success(key=str(call.key), count=len(ups),
                         up_count={str(each): round(up_count(ups, each), 2) for each in wanted})
@@ -5912,7 +6037,7 @@ def start_job_update(call: Call) -> Any:
     wanted = call.request.headers.get("if-match")
     if wanted is not None:
         etag = call.success(key=str(call.key), count=len(running), configs=_config_groups(call)).etag
-        if wanted.strip() != "*" and etag not in re.findall(r'"[^"]*"', wanted):
+        if not etag_matches(wanted, etag, weak=False):
             raise PreconditionFailed("the running configuration is no longer the one of If-Match", etag=etag)
     if call.get("dry_run"):
         call.notes["plan"] = plan_update(call.scheduler, job, call.shards, running, call.auth)
@@ -6089,6 +6214,41 @@ def _kill_in_batches(call: Call) -> Union[Response, Later]:
     return call.await_operation(operation, answer)
 
 
+@route("POST", "/alpha/job/{key}/wait", "watch", access="read", params="until shards instances count time_limit wait",
+       a202="an operation that waits")
+def wait_for_job(call: Call) -> Any:
+    """Wait until a job runs (until=running, of which count=N or shards=… instances), or until it is gone (until=gone)."""
+    limit, gone = call.get("time_limit", 600.0), call.get("until", "running") == "gone"
+    wanted: Sequence[int] = call.shards
+    if not gone and not wanted:
+        wanted = range(call.get("count") or len(active_instances(call.scheduler, call.key, (), call.auth)))
+    known = {task["assignedTask"]["taskId"] for task in query_tasks(
+        call.scheduler, call.key, (), api.TERMINAL_STATES, "task states", call.auth)} if not gone else set()
+
+    def work(operation: Operation) -> None:
+        if gone:
+            wait_until_gone(operation, call.scheduler, call.key, wanted, limit, call.service.poll_interval, call.auth)
+        else:
+            wait_until_running(operation, call.scheduler, call.key, wanted, known, limit, call.service.poll_interval,
+                               call.auth)
+    return _waiting(call, call.start("wait for job", len(wanted), work))
+
+
+@route("POST", "/alpha/job/{key}/update/wait", "watch", access="read", params="time_limit wait",
+       a202="an operation that waits")
+def wait_for_active_update(call: Call) -> Any:
+    """Wait until the update in progress has ended; anything but ROLLED_FORWARD is a failure."""
+    update_id = active_update(call.scheduler, call.key, call.auth).key.id
+    return _waiting(call, call.start("wait for update", 0, lambda operation: wait_for_update(
+        operation, call.scheduler, call.key, update_id, call.get("time_limit", 86400.0), call.service.poll_interval,
+        call.auth)))
+
+
+def _waiting(call: Call, operation: Operation) -> Union[Response, Later]:
+    return call.await_operation(operation, lambda: call.job_success(
+        202, _location(operation), reached=operation.state == "succeeded", operation=operation.to_plain()))
+
+
 @route("POST", "/alpha/job/{key}/instances", "change", params="count like wait time_limit", a201="added")
 def add_instances(call: Call) -> Any:
     """Add instances that are like one of the job's, the one with the lowest number by default."""
@@ -6222,6 +6382,8 @@ def set_quota(call: Call) -> Any:
     if call.get("increase"):
         now = _amounts(call.read("getQuota", call.args["role"]).result.getQuotaResult.quota)
         given = {name: now[name] + given.get(name, 0) for name in _QUOTA_FIELDS}
+    if any(given.get(name, 0) != int(given.get(name, 0)) for name in ("ram_mb", "disk_mb")):
+        raise BadRequest("ram_mb and disk_mb are whole numbers")
     missing = sorted(set(_QUOTA_FIELDS) - set(given))
     if missing:
         raise BadRequest("%s missing; increase=1 adds to the quota there is" % ", ".join(missing))
@@ -6277,7 +6439,7 @@ def drain(call: Call) -> Any:
     hosts = _hosts(call)
     if not call.get("force"):
         probed = probe_hosts(call.scheduler, hosts, call.get("percentage", 95.0), call.get("seconds", 1800.0),
-                             call.get("min_instances", 20), time.time(), call.auth)
+                             call.get("min_instances", 20), call.service.clock(), call.auth)
         if not all(each["safe"] for each in probed):
             raise Conflict("draining these hosts would take jobs below their SLA; force=1 drains nevertheless",
                            code="SLA_UNSAFE", hosts=probed)
@@ -6318,7 +6480,7 @@ def sla_drain(call: Call) -> Any:
 def probe(call: Call) -> Any:
     """Whether hosts can be drained with jobs staying above their SLA (sla_probe_hosts)."""
     probed = probe_hosts(call.scheduler, _hosts(call), call.get("percentage", 95.0), call.get("seconds", 1800.0),
-                         call.get("min_instances", 20), time.time(), call.auth)
+                         call.get("min_instances", 20), call.service.clock(), call.auth)
     return call.success(key="%(cluster)s/%(hosts)s" % call.args, count=len(probed),
                         safe=all(each["safe"] for each in probed), hosts=probed)
 
@@ -6327,13 +6489,10 @@ def probe(call: Call) -> Any:
        a200="hosts that may go")
 def list_safe_hosts(call: Call) -> Any:
     """The hosts with tasks that could be drained one at a time with jobs staying above their SLA (sla_list_safe_domain)."""
-    response = call.read("getTasksWithoutConfigs", api.TaskQuery(statuses=set(api.LIVE_STATES)),
-                         projection=projection("task states"))
-    tasks = response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", ())
-    hosts = sorted({task["assignedTask"].get("slaveHost") for task in tasks} - {None})
-    safe = [host for host in hosts if all(each["safe"] for each in probe_hosts(
-        call.scheduler, [host], call.get("percentage", 95.0), call.get("seconds", 1800.0), call.get("min_instances", 20),
-        time.time(), call.auth))]
+    probed = probe_hosts(call.scheduler, None, call.get("percentage", 95.0), call.get("seconds", 1800.0),
+                         call.get("min_instances", 20), call.service.clock(), call.auth, together=False)
+    hosts = sorted(each["host"] for each in probed)
+    safe = sorted(each["host"] for each in probed if each["safe"])
     return call.success(key=call.args["cluster"], count=len(safe), hosts=safe, total=len(hosts))
 
 
@@ -6463,7 +6622,8 @@ def force_state(call: Call) -> Any:
     return call.success(202, key="%(cluster)s/%(task)s" % call.args)
 
 
-@route("POST", "/alpha/rpc/{cluster}/{method}", "operate", access="read", body="json", a200="the whole Response")
+@route("POST", "/alpha/rpc/{cluster}/{method}", "operate", access="read", params="dry_run", body="json",
+       a200="the whole Response")
 def post_rpc(call: Call) -> Any:
     """Call any of the Thrift methods: a JSON object keyed by its parameters' names; the whole Response comes back."""
     method = api.method(call.args["method"])
@@ -6480,8 +6640,15 @@ def post_rpc(call: Call) -> Any:
         call.service._require(call.user, method.access, key.role if key is not None else None)
         if key is None and method.access == "write":
             raise BadRequest("%s needs a job key" % method.name)
-    response = call.scheduler.call(method.name, *[getattr(arguments, field) for field in arguments.fields],
-                                   authorization=call.auth)
+    values = [getattr(arguments, field) for field in arguments.fields]
+    if method.access != "read":
+        call.intend(method.name, *values)
+    try:
+        response = call.scheduler.call(method.name, *values, authorization=call.auth)
+    except AuroraError as error:
+        if "_response" in error.details:
+            error.details["response"] = error.details["_response"].to_plain()
+        raise
     return call.success(key="%(cluster)s/%(method)s" % call.args, response=response.to_plain())
 
 
@@ -6533,10 +6700,13 @@ def watch_operation(call: Call) -> Any:
     told: List[Any] = [0, ""]
 
     def ask() -> List[Tuple[str, Any]]:
-        steps = list(operation.steps)
-        fresh = steps[told[0]:] if told[0] <= len(steps) else steps[-1:]
-        told[0] = len(steps)
-        events: List[Tuple[str, Any]] = [("step", step) for step in fresh]
+        stepped, steps = operation.stepped, list(operation.steps)
+        fresh = min(stepped - told[0], len(steps))
+        events: List[Tuple[str, Any]] = []
+        if fresh < stepped - told[0]:
+            events.append(("gap", {"reason": "%d steps are not known any more" % (stepped - told[0] - fresh)}))
+        events += [("step", step) for step in steps[len(steps) - fresh:]]
+        told[0] = stepped
         if operation.state != told[1]:
             told[1] = operation.state
             events.append(("state", {name: value for name, value in operation.to_plain().items() if name != "steps"}))
@@ -6547,11 +6717,12 @@ def watch_operation(call: Call) -> Any:
 
 # --- OpenAPI ------------------------------------------------------------------------------------------------------------
 
-_ERRORS = {400: BadRequest, 401: Unauthorized, 403: Forbidden, 404: NotFound, 408: RequestTimeout, 409: Conflict,
+_ERRORS = {400: BadRequest, 401: Unauthorized, 403: Forbidden, 404: NotFound, 405: MethodNotAllowed, 408: RequestTimeout, 409: Conflict,
            412: PreconditionFailed, 413: BodyTooLarge, 414: UriTooLong, 415: UnsupportedMedia, 417: ExpectationFailed,
            421: Misdirected, 422: Unprocessable, 431: TooManyHeaders, 500: AuroraError, 501: NotImplementedHere,
            502: SchedulerUnreachable, 503: Overloaded, 504: SchedulerTimeout, 505: HttpVersion}
-_ALWAYS = (400, 401, 403, 408, 413, 414, 417, 421, 431, 500, 501, 503, 505)
+_TEXTS = {"get_metrics": "text/plain", "get_page": "text/html", "get_page_script": "text/javascript"}
+_ALWAYS = (400, 401, 403, 405, 408, 413, 414, 417, 421, 431, 500, 501, 503, 505)
 
 
 def _param_schema(param: Param) -> Dict[str, Any]:
@@ -6584,7 +6755,8 @@ def _openapi_operation(each: Route) -> Dict[str, Any]:
     if "method" in patterns:
         parameters[-1]["schema"] = {"type": "string", "enum": list(api.method_names)}
     for name in each.params:
-        shown: Dict[str, Any] = {"name": "instances" if name == "to" else name, "in": "query", "required": name in ("to", "to_state"),
+        shown: Dict[str, Any] = {"name": "instances" if name == "to" else name, "in": "query",
+                                 "required": name in ("to", "to_state"),
                  "description": PARAMS[name].help, "schema": _param_schema(PARAMS[name])}
         if PARAMS[name].example:
             shown["example"] = ([PARAMS[name].example] if shown["schema"]["type"] == "array" else
@@ -6605,8 +6777,8 @@ def _openapi_operation(each: Route) -> Dict[str, Any]:
         content: Dict[str, Any] = {JSON_TYPE: {"schema": {"$ref": "#/components/schemas/" + ref}}}
         if text.startswith("text/event-stream"):
             content = {"text/event-stream": {"schema": {"type": "string"}}}
-        elif each.name in ("get_metrics", "get_page"):
-            content = {"text/plain" if each.name == "get_metrics" else "text/html": {"schema": {"type": "string"}}}
+        elif each.name in _TEXTS:
+            content = {_TEXTS[each.name]: {"schema": {"type": "string"}}}
         elif each.name == "get_openapi":
             content = {JSON_TYPE: {"schema": {"type": "object"}}}
         answers[str(status)] = {"description": text, "content": content}
@@ -6806,8 +6978,13 @@ class HttpServer(http.server.ThreadingHTTPServer):
         except Exception as error:
             self.app.broken(error)
             for each in arguments:
-                if isinstance(each, Connection):
-                    self._close(each)
+                touched = [each] if isinstance(each, Connection) else (
+                    [connection for connection, _ in each.pairs] if isinstance(each, _Batch) else [])
+                for connection in touched:
+                    self.call_soon(self._close, connection)
+                if isinstance(each, _Batch):
+                    with self._lock:
+                        self._running.discard(each.key)
 
     def _handle(self, request: Request) -> Union[Response, Later, Stream]:
         try:
@@ -7143,12 +7320,15 @@ class HttpServer(http.server.ThreadingHTTPServer):
                             headers=[("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")], close=True)
             data = self._encode(request, head, stream=True)
             self.app.finished(request, connection.peer, head, 0)
-            self._send(connection, data if request.method != "HEAD" else data, interim=True)
-            if request.method == "HEAD":
+            self._send(connection, data, interim=True)
+            if request.method == "HEAD" or connection.closed:
                 connection.waiting = None
+                answer.gone()
                 self._send(connection, b"", close=True)
             else:
                 answer.subscribe(partial(self._push, connection))
+                if connection.closed:
+                    answer.gone()
         if connection.ended and not connection.closed:
             self.call_soon(self._end_of_input, connection)
 
@@ -7178,11 +7358,10 @@ class HttpServer(http.server.ThreadingHTTPServer):
         lines = ""
         body = b"" if stream else response.body
         if status == 200 and request is not None and request.method in ("GET", "HEAD") and not stream:
-            etag = response.etag
+            zipped = (len(body) >= 1024 and _accepts_gzip(headers.get("accept-encoding", "")))
+            etag = response.etag[:-1] + '-gzip"' if zipped else response.etag      # another representation
             lines = "ETag: %s\r\nCache-Control: no-cache\r\n" % etag
-            wanted = headers.get("if-none-match")
-            if wanted is not None and (wanted == etag or wanted.strip() == "*" or
-                                       etag in re.findall(r'(?:W/)?("[^"]*")', wanted)):
+            if "if-none-match" in headers and etag_matches(headers["if-none-match"], response.etag):
                 status, body = 304, b""
         if len(body) >= 1024 and "accept-encoding" in headers and _accepts_gzip(headers["accept-encoding"]):
             body = response.compressed
@@ -8305,7 +8484,7 @@ class Demo:
                 self._insert(update.wanted(instance), [instance])
         elif action == "watch":
             generation = update.generation
-            self._after((update.settings.minWaitInInstanceRunningMs or 0) / 1000.0, lambda: self._posts.append(
+            self._after((update.settings.minWaitInInstanceRunningMs or 0) / 1000.0 + 0.001, lambda: self._posts.append(
                 lambda: self._evaluate(update, {instance: self._active_task(update.key, instance)})
                 if update.generation == generation else None))
 
@@ -8691,6 +8870,8 @@ class Demo:
         current = {instance: task.config for instance, task in self._active.get(key, {}).items()}
         if (request.instanceCount or 0) < 0:
             raise ValueError("Invalid range: [0..%d)" % request.instanceCount)
+        if request.instanceCount > MAX_TASKS_PER_JOB:
+            self._check_limits(request.instanceCount, (0.0, 0.0, 0.0))
         wanted = set(range(request.instanceCount or 0))
         same = {i for i in wanted & set(current) if current[i] == request.taskConfig}
         replaced = {i: config for i, config in current.items() if i not in same}
@@ -9425,7 +9606,8 @@ PAGE = """\
 body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 1080px; padding: 1rem; }
 header { display: flex; gap: 1rem; align-items: baseline; flex-wrap: wrap; border-bottom: 1px solid var(--line); }
 h1 { font-size: 1.2rem; margin: .4rem 0; } h2 { font-size: 1.05rem; margin: 1.2rem 0 .3rem; }
-table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .25rem .5rem; border-bottom: 1px solid var(--line); }
+table { border-collapse: collapse; width: 100%; }
+td, th { text-align: left; padding: .25rem .5rem; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; } code, pre { font-family: ui-monospace, monospace; font-size: .9em; }
 pre { background: var(--soft); padding: .6rem; overflow: auto; } a { color: inherit; } nav a { margin-right: .8rem; }
 .RUNNING, .ROLLED_FORWARD { color: #18803c; } .FAILED, .LOST, .ROLLED_BACK { color: #c02626; } .PENDING { color: #a16207; }
@@ -9459,7 +9641,7 @@ function table(heads, rows) {
   heads.forEach(h => r.append(el("th", h, {scope: "col"})));
   const body = t.createTBody();
   rows.forEach(cells => { const row = body.insertRow();
-    cells.forEach(c => { const td = row.insertCell(); c instanceof Node ? td.append(c) : td.append(el("span", c ?? "–", {class: String(c)})); }); });
+    cells.forEach(c => row.insertCell().append(c instanceof Node ? c : el("span", c ?? "–", {class: String(c)}))); });
   return t;
 }
 async function show() {
@@ -9477,12 +9659,14 @@ async function show() {
         Object.entries(roles).map(([r, n]) => [link(r, parts[0] + "/" + r), n.jobs, n.cron])));
     } else if (parts.length < 4) {
       const jobs = Object.values((await get("/alpha/jobs/" + path + "?detail=1")).jobs);
-      main.replaceChildren(el("h2", "Jobs of " + parts.join("/")), table(["job", "active", "pending", "failed", "tier", "cron"],
-        jobs.map(j => [link(j.key.split("/").slice(2).join("/"), j.key), j.active, j.pending, j.failed, j.tier, j.cron])));
+      main.replaceChildren(el("h2", "Jobs of " + parts.join("/")),
+        table(["job", "active", "pending", "failed", "tier", "cron"], jobs.map(j =>
+          [link(j.key.split("/").slice(2).join("/"), j.key), j.active, j.pending, j.failed, j.tier, j.cron])));
     } else {
       const draw = async () => {
         const job = await get("/alpha/job/" + path), key = parts.join("/"), nodes = [el("h2", key)];
-        if (job.cron) nodes.push(el("p", "cron " + job.cron.schedule + ", next run " + new Date(job.cron.next_run).toISOString()));
+        if (job.cron) nodes.push(el("p", "cron " + job.cron.schedule + ", next run " +
+          new Date(job.cron.next_run).toISOString()));
         if (job.update) nodes.push(el("p", "update " + job.update.id + ": " + job.update.status));
         const last = t => t.events[t.events.length - 1] || {};
         for (const [title, tasks] of Object.entries(job.tasks)) if (tasks.length)
@@ -9578,6 +9762,8 @@ class Server:
                                loopback=service.pop("loopback", loopback), **service)
         self.http = HttpServer((host, port), self.service, limit, tls, sock)
         self.service.runner = self.http
+        if self.demo is not None:
+            self.service.clock = self.demo.clock.now
         scheme = "https" if tls else "http"
         shown = "[%s]" % host if ":" in host else host
         self.url = "%s://%s:%d" % (scheme, shown if shown != "0.0.0.0" else "127.0.0.1", self.http.port)

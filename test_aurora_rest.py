@@ -760,6 +760,8 @@ class ConfigTest(unittest.TestCase):
                 "def make(n, **kw):\n  try:\n    return Process(name='p%d' % n, **kw)\n  except ValueError as e:\n    raise\n"
                 "ps = [make(n, cmdline='{0}-{who}-{0!r}'.format(n, who=getpass.getuser())) for n in range(3) if n]\n"
                 "ps += [Process(name=f'{x}', cmdline='%s' % Plain(4).double()) for x in sorted({'a', 'b'})]\n"
+                "half = 5\nhalf /= 2\nassert half == 2 and hashlib.md5('x') and time.strptime('1', '%d') and {1: 2}.keys()[0] == 1\n"
+                "assert range(2) + [5] == [0, 1, 5] and map(str, [1]) == ['1']\ntype = 3\nassert type == 3\n"
                 "assert 5 / 2 == 2 and {'a': 1}.has_key('a') and list({'a': 1}.iteritems()) == [('a', 1)]\n"
                 "total = sum(map(lambda x: x ** 2, xrange(4)))\n"
                 "while total > 10: total -= 1\n"
@@ -926,5 +928,943 @@ class ConfigTest(unittest.TestCase):
             each.process.wait()
         for _ in range(len(victims) + 1):
             self.assertEqual(load(source()).configuration.key.name, "hello")
+
+
+# --- 4. Operations ------------------------------------------------------------------------------------------------------
+
+class OperationsTest(unittest.TestCase):
+    def test_instances_are_numbers_and_ranges_and_nothing_else(self):
+        self.assertEqual(aurora_rest.parse_instances(["1,3-5", "0"]), [0, 1, 3, 4, 5])
+        self.assertEqual(aurora_rest.parse_instances(["0-3999"]), list(range(4000)))
+        for text in ("", ",", "1,", "3-1", "-1", "abc", "1-", "1--2", "1.5", "1-99999999", "4000", "0-4000", "1 2", "٣", "1;2", "0x1",
+                     "1" * 30):
+            with self.subTest(text=text), self.assertRaises(aurora_rest.BadRequest):
+                aurora_rest.parse_instances([text])
+
+    def test_field_changes_name_path_old_and_new(self):
+        old = {"a": 1, "b": {"c": [1], "same": 0}, "executorConfig": {"data": '{"x": 1, "y": 2}'}}
+        new = {"a": 2, "b": {"c": [2], "same": 0}, "executorConfig": {"data": '{"y": 2, "x": 3}'}, "d": 4}
+        self.assertEqual(aurora_rest.field_changes(old, new), [
+            {"path": "a", "old": 1, "new": 2}, {"path": "b.c", "old": [1], "new": [2]}, {"path": "d", "old": None, "new": 4},
+            {"path": "executorConfig.data.x", "old": 1, "new": 3}])
+
+    def test_sla_figures_follow_the_clients_formulas(self):
+        def task(seconds, status="RUNNING"):
+            return {"status": S.values[status], "taskEvents": [
+                {"timestamp": 1000 * (1000 - seconds), "status": S.RUNNING}, {"timestamp": 10 ** 6, "status": S.RUNNING}]}
+        ups = aurora_rest.uptimes([task(100), task(200), task(300), task(400), task(999, "FAILED"), {"status": S.RUNNING}], 1000)
+        self.assertEqual(ups, [100, 200, 300, 400])
+        self.assertEqual([aurora_rest.job_uptime(ups, p) for p in (0, 25, 50, 75, 99, 100)], [400, 300, 200, 100, 100, 0])
+        self.assertEqual([aurora_rest.up_count(ups, s) for s in (0, 200, 201, 500)], [100.0, 75.0, 50.0, 0.0])
+        self.assertEqual((aurora_rest.job_uptime([], 50), aurora_rest.up_count([], 1)), (0, 0.0))
+
+    def test_operations_are_bounded_and_the_oldest_ended_forgotten(self):
+        operations = aurora_rest.Operations(running=2, kept=3)
+        release = threading.Event()
+        first = [operations.start(aurora_rest.Operation("x", "k", "u"), lambda op: release.wait(10)) for _ in range(2)]
+        with self.assertRaises(aurora_rest.Overloaded):
+            operations.start(aurora_rest.Operation("x", "k", "u"), lambda op: None)
+        release.set()
+        wait_for(lambda: not operations.running)
+        for _ in range(5):
+            operations.start(aurora_rest.Operation("x", "k", "u"), lambda op: None)
+            wait_for(lambda: not operations.running)
+        self.assertLessEqual(len(operations.all()), 4)
+        with self.assertRaises(aurora_rest.NotFound):
+            operations[first[0].id]
+
+    def test_an_operation_ends_as_what_its_work_came_to(self):
+        def fail(op):
+            raise aurora_rest.Refused("no quota")
+
+        def cancel(op):
+            op.stop("cancelled")
+            op.pause(10)
+
+        def crash(op):
+            raise ZeroDivisionError
+        for work, state, says in ((lambda op: None, "succeeded", ""), (fail, "failed", "no quota"), (cancel, "cancelled", ""),
+                                  (crash, "failed", "internal error: ZeroDivisionError")):
+            operation = aurora_rest.Operation("x", "k", "u")
+            operation.run(work)
+            self.assertEqual((operation.state, "".join(operation.errors)), (state, says))
+            self.assertIsNotNone(operation.ended)
+
+
+class RestartTest(Serving):
+    """Operations against a demo whose time runs fast."""
+    SPEED = 40.0
+
+    def create(self, name, count=3, command="serve"):
+        self.scheduler.createJob(config(name, command, count))
+        wait_for(lambda: self.states(name) == ["RUNNING"] * count)
+        return aurora_rest.Key("devcluster", "www-data", "devel", name)
+
+    def restart(self, key, instances=(), **options):
+        operation = aurora_rest.Operation("restart", str(key), "u")
+        given = dict({"watch_secs": 0.1, "poll_secs": 0.02, "time_limit": 10.0}, **options)
+        operation.run(lambda op: aurora_rest.rolling_restart(op, self.scheduler, key, instances,
+                                                             aurora_rest.RestartOptions(**given)))
+        return operation
+
+    def ids(self, key):
+        return {t["assignedTask"]["instanceId"]: t["assignedTask"]["taskId"] for t in aurora_rest.query_tasks(
+            self.scheduler, key, (), api.ACTIVE_STATES)}
+
+    def test_a_rolling_restart_replaces_every_task_batch_by_batch(self):
+        key = self.create("rolling")
+        before = self.ids(key)
+        operation = self.restart(key, batch_size=2)
+        self.assertEqual((operation.state, operation.done, operation.failed), ("succeeded", 3, 0), operation.errors)
+        after = self.ids(key)
+        self.assertTrue(all(before[n] != after[n] for n in before))
+        batches = [step["instances"] for step in operation.steps if step["text"] == "restarted"]
+        self.assertEqual(batches, [[0, 1], [2]])
+
+    def test_an_instance_that_never_runs_ends_at_the_time_limit_as_a_failure(self):
+        key = self.create("stuck", 2)
+        with self.demo._lock:
+            for host in self.demo.hosts.values():
+                host.mode = api.MaintenanceMode.DRAINED
+        try:
+            operation = self.restart(key, time_limit=0.3)
+        finally:
+            with self.demo._lock:
+                for host in self.demo.hosts.values():
+                    host.mode = api.MaintenanceMode.NONE
+                self.demo._schedule_soon()
+        self.assertEqual((operation.state, operation.done), ("failed", 0))
+        self.assertRegex(operation.errors[0], "1 instances failed to restart, 0 may; .*time limit")
+
+    def test_failures_within_the_limits_are_tolerated_and_counted(self):
+        key = self.create("flaky", 2, "sleep 30; exit 1")
+        operation = self.restart(key, [0], watch_secs=3.0, max_total_failures=0, max_per_instance_failures=0)
+        self.assertEqual(operation.state, "failed")
+        self.assertRegex(operation.errors[0], "did not keep running")
+
+    def test_a_restart_that_is_cancelled_stops_between_steps(self):
+        key = self.create("cancelled", 3)
+        operation = aurora_rest.Operation("restart", str(key), "u")
+        operation.listen(lambda: operation.done and operation.stop())
+        operation.run(lambda op: aurora_rest.rolling_restart(op, self.scheduler, key, [], aurora_rest.RestartOptions(
+            watch_secs=0.05, poll_secs=0.02)))
+        self.assertEqual((operation.state, operation.done), ("cancelled", 1))
+
+    def test_a_leader_change_in_the_middle_is_survived(self):
+        key = self.create("failover", 3)
+        operation = aurora_rest.Operation("restart", str(key), "u")
+
+        def flip():
+            self.demo.leaderless = True
+            threading.Timer(0.3, lambda: setattr(self.demo, "leaderless", False)).start()
+        seen = []
+        operation.listen(lambda: (seen or operation.done != 1) or (seen.append(1), flip()))
+        patient = aurora_rest.Scheduler(self.demo.url, "devcluster", retry_for=5.0)
+        self.addCleanup(patient.close)
+        operation.run(lambda op: aurora_rest.rolling_restart(op, patient, key, [], aurora_rest.RestartOptions(
+            watch_secs=0.05, poll_secs=0.02)))
+        self.assertEqual((operation.state, operation.done), ("succeeded", 3), operation.errors)
+
+    def test_waits_tell_whether_they_were_reached(self):
+        path = "/alpha/job/devcluster/www-data/devel/awaited"
+        good = self.good("PUT", path + "?wait=20", source("awaited"), 201)
+        self.assertTrue(good["reached"])
+        self.assertEqual(good["operation"]["state"], "succeeded")
+        update = self.good("PUT", path + "/update?wait=20", source("awaited", "other", "instances=2, update_config="
+                                                                 "UpdateConfig(watch_secs=1)"), 202)
+        self.assertTrue(update["reached"], update)
+        self.assertEqual(self.good("GET", path + "/update")["update"]["status"], "ROLLED_FORWARD")
+        broken = self.good("PUT", path + "/update?wait=20", source("awaited", "exit 1", "instances=2"), 202)
+        self.assertFalse(broken["reached"])
+        self.assertRegex(broken["operation"]["errors"][0], "ROLLED_BACK: Latest failure: instance 0 exited")
+        self.assertTrue(self.good("PUT", path + "/restart?wait=20&watch_secs=0&shards=1", status=202)["reached"])
+        self.assertTrue(self.good("DELETE", path + "?wait=20")["reached"])
+        self.assertTrue(self.good("PUT", path + "?wait=20", source("awaited"), 201)["reached"])     # despite its history
+        failing = self.good("PUT", "/alpha/job/devcluster/www-data/devel/failing?wait=20",
+                            source("failing", "exit 1", kind="Job"), 201)
+        self.assertFalse(failing["reached"])
+        self.assertRegex(failing["operation"]["errors"][0], "instance 0 ended as FAILED")
+
+    def test_a_batched_kill_is_an_operation(self):
+        self.create("many", 4)
+        answer = self.ask("DELETE", "/alpha/job/devcluster/www-data/devel/many?batch_size=2&shards=0-2&wait=20")
+        self.assertEqual(answer.status, 202)
+        operation = answer.json["operation"]
+        self.assertEqual((operation["state"], operation["progress"]), ("succeeded", {"done": 3, "failed": 0, "total": 3}))
+        self.assertEqual(answer.headers["location"], "/alpha/operations/" + operation["id"])
+        self.assertEqual(self.states("many"), ["RUNNING"])
+
+    def test_hosts_are_drained_as_an_operation(self):
+        key = self.create("drained", 2)
+        host = aurora_rest.query_tasks(self.scheduler, key, [0], api.ACTIVE_STATES)[0]["assignedTask"]["slaveHost"]
+        answer = self.ask("POST", "/alpha/maintenance/devcluster/%s/drain?wait=20" % host)
+        self.assertEqual((answer.status, answer.json["operation"]["state"]), (202, "succeeded"), answer)
+        self.assertEqual(self.good("GET", "/alpha/maintenance/devcluster/" + host)["hosts"], {host: "DRAINED"})
+        wait_for(lambda: self.states("drained") == ["RUNNING"] * 2)
+        tasks = aurora_rest.query_tasks(self.scheduler, key, (), api.ACTIVE_STATES)
+        self.assertNotIn(host, [task["assignedTask"]["slaveHost"] for task in tasks])
+        self.good("DELETE", "/alpha/maintenance/devcluster/" + host)
+
+
+# --- 5. HTTP ------------------------------------------------------------------------------------------------------------
+
+JOB = "/alpha/job/devcluster/www-data/devel/"
+
+
+class OriginalEndpointsTest(Serving):
+    """The seven endpoints, to the letter."""
+
+    def test_version(self):
+        self.assertEqual(self.good("GET", "/alpha/version"), {"status": "success", "version": aurora_rest.__version__})
+
+    def test_list(self):
+        for path in ("/alpha/jobs/devcluster/www-data", "/alpha/job/devcluster/www-data"):
+            answer = self.good("GET", path + "?name=[hw]e[lb]*")
+            self.assertEqual(answer, {"status": "success", "key": "devcluster/www-data", "count": 2, "jobs": {
+                "1": "devcluster/www-data/devel/web", "2": "devcluster/www-data/prod/hello"}})
+        self.assertEqual(self.good("GET", "/alpha/jobs/devcluster/nobody")["count"], 0)
+
+    def test_create_update_cancel_restart_kill(self):
+        key = "devcluster/www-data/devel/seven"
+        expected = {"status": "success", "key": key, "count": 1, "job": key}
+        for prefix in ("/alpha/job/", "/alpha/jobs/"):
+            path = prefix + key
+            self.assertEqual(self.good("PUT", path, source("seven"), 201), expected)
+            self.bad(409, "PUT", path, source("seven"), "JOB_EXISTS", "already exists")
+            self.demo.advance(5)
+            unchanged = self.good("PUT", path + "/update", source("seven"))
+            self.assertEqual((unchanged["unchanged"], unchanged["job"]), (True, key))
+            update = self.good("PUT", path + "/update?shards=0", source("seven", "other"), 202)
+            self.assertEqual(set(update) - set(expected), {"update"})
+            conflict = self.bad(409, "PUT", path + "/update", source("seven", "third"), "UPDATE_IN_PROGRESS")
+            self.assertEqual(conflict["update"]["key"]["id"], update["update"])
+            for method, what in (("PUT", "/restart"), ("DELETE", "")):
+                self.bad(409, method, path + what, code="JOB_UPDATING_ERROR")
+            self.assertEqual(self.good("DELETE", path + "/update", status=202)["job"], key)
+            self.bad(404, "DELETE", path + "/update", says="no active update")
+            self.demo.advance(400)
+            # The update was aborted while the old task was being killed, so the instance is gone for good.
+            self.bad(404, "PUT", path + "/restart")
+            self.good("PUT", path, source("seven"), 201)
+            self.demo.advance(5)
+            restart = self.ask("PUT", path + "/restart?shards=0&watch_secs=0&time_limit=1")
+            self.assertEqual((restart.status, restart.json["job"]), (202, key))
+            self.assertEqual(restart.headers["location"], "/alpha/operations/" + restart.json["operation"]["id"])
+            self.assertEqual(self.good("DELETE", path + "?shards=0"), expected)
+            self.demo.advance(5)
+            self.bad(404, "DELETE", path)
+
+    def test_wrong_instances_never_reach_the_scheduler(self):
+        before = sum(self.demo.calls.values())
+        for text in ("3-1", "", "-1", "abc", "1-99999999", "1,,2", "4000"):
+            for method, path in (("DELETE", JOB + "x"), ("PUT", JOB + "x/restart"), ("PUT", JOB + "x/update")):
+                self.bad(400, method, "%s?shards=%s" % (path, text), source() if "update" in path else None, "BAD_REQUEST")
+            self.bad(400, "DELETE", JOB + "x?instances=" + text)
+        self.bad(400, "DELETE", JOB + "x?shard=1", says="unknown parameter shard")
+        self.assertEqual(sum(self.demo.calls.values()), before)
+
+    def test_wrong_bodies_are_told_apart(self):
+        cron = source("cron", extra="cron_schedule='* * * * *'", kind="Job")
+        self.bad(422, "PUT", JOB + "cron", cron, says="PUT /alpha/cron/devcluster/www-data/devel/cron")
+        self.bad(422, "PUT", JOB + "cron/update", cron, says="/alpha/cron")
+        self.bad(422, "PUT", "/alpha/cron/devcluster/www-data/devel/hello", source(), says="/alpha/job")
+        self.bad(400, "PUT", JOB + "x", "", "INVALID_CONFIG")
+        self.bad(400, "PUT", JOB + "x", "import sys\nsys.exit()", "INVALID_CONFIG")
+        self.bad(400, "PUT", JOB + "x", source("y"), "INVALID_CONFIG", "Candidates are: devcluster/www-data/devel/y")
+        self.bad(400, "PUT", JOB + "x", b"\xff\xfe", "INVALID_CONFIG", "UTF-8")
+        self.bad(400, "PUT", JOB + "x", "{", "INVALID_CONFIG", Content_Type="application/json")
+        self.bad(415, "PUT", JOB + "x", "x", Content_Encoding="br")
+        self.bad(422, "PUT", "/alpha/job/devcluster/www-data/qa/x", source("x", environment="qa"), "INVALID_REQUEST",
+                 "environment qa doesn't match")
+        self.bad(422, "PUT", JOB + "big", source("big", extra="tier='preferred', instances=4000"), "INVALID_REQUEST", "quota")
+
+    def test_bodies_in_all_their_forms(self):
+        plain = {"cluster": "devcluster", "role": "www-data", "environment": "devel", "name": "forms",
+                 "task": {"processes": [{"name": "p", "cmdline": "x"}], "resources": {"cpu": 1, "ram": 1 << 27, "disk": 1 << 27}}}
+        boundary = "XX"
+        parts = "".join('--XX\r\nContent-Disposition: form-data; name="file"; filename="%s"\r\n\r\n%s\r\n' % pair for pair in (
+            ("a.aurora", "include('b.aurora')"), ("b.aurora", source("forms")))) + "--XX--\r\n"
+        inspect = JOB + "forms/inspect"
+        for body, headers in ((source("forms"), {"Content_Type": "application/x-www-form-urlencoded"}), (source("forms"), {}),
+                              (json.dumps(plain), {"Content_Type": "application/json; charset=utf-8"}),
+                              (parts, {"Content_Type": "multipart/form-data; boundary=" + boundary}),
+                              (__import__("gzip").compress(source("forms").encode()), {"Content_Encoding": "gzip"})):
+            self.assertEqual(self.good("POST", inspect, body, **headers)["job"]["key"]["name"], "forms")
+        bound = self.good("POST", inspect + "?bind=c=a%3Db&bind=d=1", source("forms", "{{c}} {{d}}"))
+        self.assertIn("a=b 1", bound["job"]["taskConfig"]["executorConfig"]["data"])
+        for kind, body in (("multipart/form-data", parts), ("multipart/form-data; boundary=YY", parts),
+                           ("multipart/form-data; boundary=XX", parts.replace("b.aurora\"", "../b\""))):
+            self.bad(400, "POST", inspect, body, Content_Type=kind)
+
+
+class RoutesTest(Serving):
+    """What the other routes do."""
+
+    def create(self, name, count=1, **options):
+        self.scheduler.createJob(config(name, count=count, **options))
+        self.demo.advance(3)
+        return JOB + name
+
+    def test_status_shows_tasks_with_their_events(self):
+        path = self.create("status", 2)
+        answer = self.good("GET", path)
+        self.assertEqual((answer["count"], answer["stats"], answer["cron"], answer["update"]), (2, {"RUNNING": 2}, None, None))
+        task = answer["tasks"]["active"][1]
+        self.assertEqual((task["instance"], task["state"]), (1, "RUNNING"))
+        self.assertEqual([event["state"] for event in task["events"]], ["PENDING", "ASSIGNED", "STARTING", "RUNNING"])
+        self.assertTrue(task["host"].startswith("demo-"))
+        self.bad(404, "GET", JOB + "nonesuch")
+        self.assertEqual(self.good("GET", path + "/tasks?state=running&shards=1")["count"], 1)
+        self.assertEqual(self.good("GET", path + "/tasks?state=terminal")["count"], 0)
+        self.bad(400, "GET", path + "/tasks?state=nonsense")
+
+    def test_lists_filter_and_page_in_a_stable_order(self):
+        for name in ("list-c", "list-a", "list-b"):
+            self.create(name)
+        self.assertEqual(list(self.good("GET", "/alpha/jobs/devcluster/www-data/devel?name=list-*&limit=2")["jobs"].values()),
+                         ["devcluster/www-data/devel/list-a", "devcluster/www-data/devel/list-b"])
+        page = self.good("GET", "/alpha/jobs/devcluster?role=www-*&name=list-*&limit=2&offset=2")
+        self.assertEqual((page["count"], page["total"], page["jobs"]), (1, 3, {"1": "devcluster/www-data/devel/list-c"}))
+        detail = self.good("GET", "/alpha/jobs/devcluster/www-data?name=list-a&detail=1")["jobs"]["1"]
+        self.assertEqual((detail["key"], detail["active"], detail["service"]), ("devcluster/www-data/devel/list-a", 1, True))
+        self.assertEqual(self.good("GET", "/alpha/clusters")["clusters"], {"devcluster": {"leader": self.demo.url}})
+        self.assertIn("batch", self.good("GET", "/alpha/roles/devcluster")["roles"])
+        self.assertEqual(self.good("GET", "/alpha/tiers/devcluster")["default"], "preemptible")
+
+    def test_config_and_if_match_guard_an_update(self):
+        path = self.create("guarded")
+        etag = self.ask("GET", path + "/config").headers["etag"]
+        text = source("guarded", "changed")
+        stale = self.bad(412, "PUT", path + "/update", text, If_Match='"nonsense"')
+        self.assertEqual(stale["etag"], etag)
+        self.good("PUT", path + "/update", text, 202, If_Match=etag)
+        self.demo.advance(120)
+        self.bad(412, "PUT", path + "/update", text + "\n", If_Match=etag)
+
+    def test_diff_and_dry_run_tell_what_would_change_and_change_nothing(self):
+        path = self.create("planned", 3)
+        text = source("planned", "other", "instances=4")
+        plan = self.good("POST", path + "/diff", text)
+        self.assertEqual((plan["add"], plan["remove"], plan["update"], plan["unchanged"]), ([3], [], [0, 1, 2], []))
+        self.assertEqual(plan["changes"][0]["instances"], [0, 1, 2])
+        fields = {each["path"]: (each["old"], each["new"]) for each in plan["changes"][0]["fields"]}
+        self.assertTrue(any(p.startswith("executorConfig.data.task.processes") for p in fields), fields)
+        before = collections_of(self.demo.calls, "startJobUpdate", "killTasks", "restartShards", "createJob", "addInstances")
+        for method, what, body in (("PUT", "/update", text), ("DELETE", "", None), ("PUT", "/restart", None),
+                                   ("PUT", "/scale?instances=1", None), ("POST", "/instances?count=2", None)):
+            would = self.good(method, path + what + ("&" if "?" in what else "?") + "dry_run=1", body)
+            self.assertTrue(would["dry_run"] and would["would"], would)
+        self.good("PUT", JOB + "fresh?dry_run=1", source("fresh"))
+        self.assertEqual(before, collections_of(self.demo.calls, "startJobUpdate", "killTasks", "restartShards", "createJob",
+                                                "addInstances"))
+
+    def test_scale_adds_like_one_or_kills_the_highest(self):
+        path = self.create("scaled", 2)
+        self.assertEqual(self.good("PUT", path + "/scale?instances=4", status=202)["added"], [2, 3])
+        self.demo.advance(3)
+        self.assertEqual(self.good("PUT", path + "/scale?instances=1", status=202)["killed"], [1, 2, 3])
+        self.demo.advance(3)
+        self.assertTrue(self.good("PUT", path + "/scale?instances=1")["unchanged"])
+        self.assertEqual(self.good("POST", path + "/instances?count=2&like=0", status=201)["added"], [1, 2])
+        self.bad(404, "POST", path + "/instances?like=77")
+        self.bad(400, "PUT", path + "/scale")
+
+    def test_updates_are_steered_and_their_history_kept(self):
+        path = self.create("steered", 3)
+        update = self.good("PUT", path + "/update", source("steered", "v2", "instances=3"), 202)["update"]
+        for verb, state in (("pause", "ROLL_FORWARD_PAUSED"), ("resume", "ROLLING_FORWARD"), ("rollback", "ROLLING_BACK"),
+                            ("abort", "ABORTED")):
+            self.assertEqual(self.good("POST", "%s/update/%s?message=why" % (path, verb), status=202)["update"], update)
+            shown = self.good("GET", path + "/update")["update"]
+            self.assertEqual((shown["id"], shown["status"]), (update, state))
+            self.assertEqual(shown["events"][-1]["message"], "why")
+        self.bad(404, "POST", path + "/update/pause")
+        self.assertEqual(self.good("GET", path + "/updates?status=inactive")["updates"][0]["status"], "ABORTED")
+        self.assertEqual(self.good("GET", path + "/updates/" + update)["update"]["progress"]["total"], 3)
+        self.bad(404, "GET", path + "/updates/unknown")
+        self.assertTrue(self.good("GET", "/alpha/updates/devcluster/www-data?status=all&limit=1")["count"])
+
+    def test_cron_jobs_are_scheduled_shown_started_and_removed(self):
+        path = "/alpha/cron/devcluster/www-data/devel/nightly"
+        text = source("nightly", "sleep 5", "cron_schedule='30 4 * * *'", kind="Job")
+        self.good("PUT", path, text, 201)
+        shown = self.good("GET", path)
+        self.assertEqual(shown["cron"]["schedule"], "30 4 * * *")
+        self.assertEqual(time.gmtime(shown["cron"]["next_run"] / 1000)[3:6], (4, 30, 0))
+        self.assertEqual(self.good("GET", JOB + "nightly")["cron"]["schedule"], "30 4 * * *")
+        self.assertEqual(self.good("GET", "/alpha/cron/devcluster/www-data?name=night*")["count"], 1)
+        self.good("POST", path + "/start", status=202)
+        self.demo.advance(2)
+        self.assertEqual(self.states("nightly"), ["RUNNING"])
+        self.good("DELETE", path)
+        for method, what in (("DELETE", ""), ("GET", ""), ("POST", "/start")):
+            self.bad(404, method, path + what)
+        self.demo.advance(60)
+        self.bad(422, "PUT", path, source("nightly", extra="cron_schedule='nonsense'", kind="Job"), says="Invalid cron schedule")
+
+    def test_quota_is_set_raised_and_shown(self):
+        path = "/alpha/quota/devcluster/quotarole"
+        self.good("PUT", path, json.dumps({"cpu": 4, "ram_mb": 1024, "disk_mb": 2048}))
+        self.good("PUT", path + "?increase=1", json.dumps({"cpu": 1.5}))
+        self.assertEqual(self.good("GET", path)["quota"], {"cpu": 5.5, "ram_mb": 1024, "disk_mb": 2048})
+        for body in ("{}", "[]", '{"cpu": "x"}', '{"cpu": 1, "gpu": 2}', '{"cpu": NaN}', '{"cpu": 1, "cpu": 2}'):
+            self.bad(400, "PUT", path, body)
+        self.bad(422, "PUT", path, json.dumps({"cpu": -1, "ram_mb": 1, "disk_mb": 1}))
+
+    def test_pending_reasons_name_constraint_or_resource(self):
+        rack = api.Constraint(name="rack", constraint=api.TaskConstraint(value=api.ValueConstraint(negated=False, values={"x"})))
+        path = self.create("homeless", constraints={rack})
+        self.assertEqual(self.good("GET", path + "/pending")["pending"][0]["reasons"],
+                         [{"kind": "Constraint not satisfied", "what": "rack"}])
+        path = self.create("huge", resources={api.Resource(numCpus=999.0), api.Resource(ramMb=1), api.Resource(diskMb=1)})
+        self.assertEqual(self.good("GET", path + "/pending")["pending"][0]["reasons"], [{"kind": "Insufficient", "what": "CPU"}])
+
+    def test_sla_figures_are_served(self):
+        path = self.create("sla", 2)
+        key = path.replace("/alpha/job/", "/alpha/sla/")
+        self.assertEqual(set(self.good("GET", key + "/uptime?percentile=50,90")["uptime"]), {"50", "90"})
+        self.assertEqual(self.good("GET", key + "/up-count?duration=0s&duration=1d")["up_count"], {"0": 100.0, "86400": 0.0})
+        self.assertTrue(self.good("GET", "/alpha/maintenance/devcluster/demo-01/safe")["safe"])
+        self.assertIn("demo-01", self.good("GET", "/alpha/maintenance/devcluster")["hosts"])
+
+    def test_maintenance_backup_recovery_and_the_rest_of_an_operators_day(self):
+        hosts = "/alpha/maintenance/devcluster/demo-06"
+        self.assertEqual(self.good("PUT", hosts)["hosts"], {"demo-06": "SCHEDULED"})
+        self.assertEqual(self.good("GET", hosts + ",unknown")["unknown"], ["unknown"])
+        self.good("DELETE", hosts)
+        self.bad(404, "GET", "/alpha/maintenance/devcluster/unknown")
+        self.good("POST", "/alpha/backups/devcluster", status=202)
+        backup = self.good("GET", "/alpha/backups/devcluster")["backups"][-1]
+        self.bad(404, "POST", "/alpha/recovery/devcluster/nonesuch/stage")
+        self.bad(409, "GET", "/alpha/recovery/devcluster/tasks")
+        self.good("POST", "/alpha/recovery/devcluster/%s/stage" % backup, status=202)
+        self.bad(409, "POST", "/alpha/recovery/devcluster/%s/stage" % backup)
+        self.assertTrue(self.good("GET", "/alpha/recovery/devcluster/tasks?role=batch")["count"])
+        self.bad(400, "DELETE", "/alpha/recovery/devcluster/tasks")
+        self.good("DELETE", "/alpha/recovery/devcluster/tasks?role=batch")
+        self.assertEqual(self.good("GET", "/alpha/recovery/devcluster/tasks?role=batch")["count"], 0)
+        self.good("DELETE", "/alpha/recovery/devcluster")
+        self.good("POST", "/alpha/snapshot/devcluster", status=202)
+        self.good("POST", "/alpha/reconcile/devcluster?kind=explicit&batch=10", status=202)
+        self.good("POST", "/alpha/reconcile/devcluster", status=202)
+        task = self.good("GET", "/alpha/tasks/devcluster?role=batch&state=active&limit=1")["tasks"][0]["assignedTask"]["taskId"]
+        self.good("PUT", "/alpha/tasks/devcluster/%s/state?to_state=LOST" % task, status=202)
+        self.assertEqual(self.good("GET", "/alpha/tasks/devcluster?role=batch&state=lost")["count"], 1)
+        self.good("DELETE", "/alpha/tasks/devcluster?role=batch&state=lost")
+        self.bad(400, "DELETE", "/alpha/tasks/devcluster?state=running")
+        self.assertEqual(self.good("GET", "/alpha/tasks/devcluster?role=batch&state=lost")["count"], 0)
+        self.bad(404, "PUT", "/alpha/tasks/devcluster/unknown/state?to_state=LOST")
+
+    def test_every_thrift_method_is_a_request(self):
+        for name in api.method_names:
+            answer = self.ask("POST", "/alpha/rpc/devcluster/" + name, "{}")
+            self.assertIn(answer.status, (200, 400, 404, 422, 502), (name, answer))
+            if answer.status != 200:
+                self.assertIn(answer.json["code"], ("ERROR", "INVALID_REQUEST", "BAD_REQUEST"), (name, answer))
+        answer = self.good("POST", "/alpha/rpc/devcluster/getJobs", '{"ownerRole": "batch"}')
+        self.assertEqual(answer["response"]["responseCode"], "OK")
+        self.assertTrue(answer["response"]["result"]["getJobsResult"]["configs"])
+        self.bad(404, "POST", "/alpha/rpc/devcluster/nonsense", "{}")
+        self.bad(400, "POST", "/alpha/rpc/devcluster/createJob", '{"description": {"taskConfig": {"priority": "x"}}}',
+                 says=r"description\.taskConfig\.priority: expected an integer")
+        self.bad(400, "POST", "/alpha/rpc/devcluster/killTasks",
+                 '{"job": {"role": "r", "environment": "e", "name": "n"}, "instances": []}', says="empty set")
+        for body in ("[", "[]", '{"x": 1}', "[" * 100000):
+            self.bad(400, "POST", "/alpha/rpc/devcluster/getJobs", body)
+
+    def test_an_idempotency_key_makes_a_write_happen_once(self):
+        path = self.create("once")
+        first = self.ask("POST", path + "/instances?count=1", Idempotency_Key="k1")
+        again = self.ask("POST", path + "/instances?count=1", Idempotency_Key="k1")
+        self.assertEqual((first.status, again.status, first.body), (201, 201, again.body))
+        self.assertEqual(again.headers["idempotency-replayed"], "true")
+        self.bad(422, "POST", path + "/instances?count=2", code="IDEMPOTENCY_KEY_REUSED", Idempotency_Key="k1")
+        self.demo.advance(3)
+        self.assertEqual(len(self.states("once")), 2)
+        failed = [self.ask("PUT", JOB + "once", source("once"), Idempotency_Key="k2") for _ in range(2)]
+        self.assertEqual([(f.status, f.json["code"]) for f in failed], [(409, "JOB_EXISTS")] * 2)
+        answers = []
+        body = json.dumps({"key": {"jobKey": {"role": "www-data", "environment": "devel", "name": "once"}, "instanceId": 0},
+                           "count": 1})
+        threads = [threading.Thread(target=lambda: answers.append(self.ask(
+            "POST", "/alpha/rpc/devcluster/addInstances", body, Idempotency_Key="k3"))) for _ in range(8)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        self.assertEqual([a.status for a in answers], [200] * 8)
+        self.demo.advance(3)
+        self.assertEqual(len(self.states("once")), 3)
+
+    def test_reads_revalidate_and_wait_for_a_change(self):
+        path = self.create("watched")
+        etag = self.ask("GET", path).headers["etag"]
+        unchanged = self.ask("GET", path, If_None_Match=etag)
+        self.assertEqual((unchanged.status, unchanged.body), (304, b""))
+        self.assertEqual(self.ask("GET", path + "?wait=0.2", If_None_Match=etag).status, 304)
+        answers = []
+        waiting = [threading.Thread(target=lambda: answers.append(self.ask("GET", path + "?wait=20", If_None_Match=etag)))
+                   for _ in range(5)]
+        for each in waiting:
+            each.start()
+        wait_for(lambda: self.server.service._watchers() == 5)
+        self.scheduler.killTasks(config("watched").key, None, None)
+        for each in waiting:
+            each.join()
+        self.assertEqual({a.status for a in answers}, {200})
+        self.assertEqual({a.json["tasks"]["active"][0]["state"] for a in answers}, {"KILLING"})
+        wait_for(lambda: self.server.service._watchers() == 0)
+
+    def test_operations_are_listed_shown_and_cancelled(self):
+        path = self.create("long")
+        operation = self.good("PUT", path + "/restart?watch_secs=500", status=202)["operation"]["id"]
+        self.assertIn(operation, [o["id"] for o in self.good("GET", "/alpha/operations")["operations"]])
+        self.good("DELETE", "/alpha/operations/" + operation, status=202)
+        ended = self.good("GET", "/alpha/operations/%s?wait=10" % operation)["operation"]
+        self.assertEqual(ended["state"], "cancelled")
+        self.bad(409, "DELETE", "/alpha/operations/" + operation, code="OPERATION_ENDED")
+        self.bad(404, "GET", "/alpha/operations/unknown")
+
+
+def collections_of(counter, *names):
+    return [counter[name] for name in names]
+
+
+class Events:
+    """A reader of a text/event-stream."""
+
+    def __init__(self, server, path, **headers):
+        self.connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        self.connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        self.answer = self.connection.getresponse()
+
+    def next(self):
+        """(id, event, data) of the next event."""
+        fields = {}
+        while True:
+            line = self.answer.fp.readline().decode().rstrip("\n")
+            if not line and "data" in fields:
+                return fields.get("id"), fields["event"], json.loads(fields["data"])
+            if not line and not self.answer.fp.peek(1):
+                raise EOFError
+            name, _, value = line.partition(": ")
+            if name:
+                fields[name] = value
+
+    def close(self):
+        self.connection.close()
+        self.answer.close()
+
+
+class EventsTest(Serving):
+    def events(self, path, **headers):
+        made = Events(self.server, path, **headers)
+        self.addCleanup(made.close)
+        return made
+
+    def test_a_jobs_events_arrive_with_ids_and_can_be_resumed(self):
+        self.scheduler.createJob(config("streamed"))
+        self.demo.advance(3)
+        stream = self.events(JOB + "streamed/events")
+        self.assertEqual(stream.answer.headers["Content-Type"], "text/event-stream")
+        first, kind, data = stream.next()
+        self.assertEqual((kind, data["state"], data["instance"]), ("task", "RUNNING", 0))
+        self.scheduler.restartShards(config("streamed").key, {0})
+        seen = [stream.next()]
+        self.assertEqual(seen[0][2]["state"], "RESTARTING")
+        self.demo.advance(3)
+        seen += [stream.next() for _ in range(5)]
+        self.assertEqual([each[2]["state"] for each in seen],
+                         ["RESTARTING", "KILLED", "PENDING", "ASSIGNED", "STARTING", "RUNNING"])
+        resumed = self.events(JOB + "streamed/events", Last_Event_ID=seen[2][0])
+        self.assertEqual([resumed.next()[0] for _ in range(3)], [each[0] for each in seen[3:]])
+        lost = self.events(JOB + "streamed/events", Last_Event_ID="0000-7")
+        self.assertEqual(lost.next()[1], "gap")
+        self.assertNotEqual(first, seen[0][0])
+
+    def test_an_updates_events_arrive(self):
+        self.scheduler.createJob(config("updated"))
+        self.demo.advance(3)
+        stream = self.events(JOB + "updated/events")
+        stream.next()
+        self.scheduler.startJobUpdate(update_request(config("updated", "other")), "because")
+        kinds = set()
+        while "instance" not in kinds or "update" not in kinds:
+            _, kind, data = stream.next()
+            kinds.add(kind)
+            if kind == "update":
+                self.assertEqual((data["state"], data["message"]), ("ROLLING_FORWARD", "because"))
+        self.scheduler.abortJobUpdate(api.JobUpdateKey(job=config("updated").key, id=data["update"]), None)
+
+    def test_many_watchers_cost_one_poll(self):
+        self.scheduler.createJob(config("popular"))
+        self.demo.advance(3)
+        streams = [self.events(JOB + "popular/events") for _ in range(40)]
+        for each in streams:
+            self.assertEqual(each.next()[2]["state"], "RUNNING")
+        channel = next(c for k, c in self.server.service._channels.items() if k[0] == "job" and k[1].name == "popular")
+        self.assertEqual(channel.waiters, 40)
+        before, started = self.demo.calls["getTasksWithoutConfigs"], time.monotonic()
+        wait_for(lambda: self.demo.calls["getTasksWithoutConfigs"] >= before + 5)
+        polls = (time.monotonic() - started) / 0.05
+        self.assertLess(self.demo.calls["getTasksWithoutConfigs"] - before, 2 * polls + 10)
+        self.scheduler.killTasks(config("popular").key, None, None)
+        for each in streams:
+            self.assertEqual(each.next()[2]["state"], "KILLING")
+        for each in streams:
+            each.close()
+        wait_for(lambda: channel.waiters == 0)
+
+    def test_a_role_and_an_operation_have_events(self):
+        stream = self.events("/alpha/events/devcluster/batch")
+        self.assertTrue(stream.next()[2]["job"].startswith("batch/"))
+        operation = self.good("PUT", "/alpha/job/devcluster/batch/prod/indexer/restart?watch_secs=500", status=202)["operation"]
+        watched = self.events("/alpha/operations/%s/events" % operation["id"])
+        kinds = {watched.next()[1] for _ in range(2)}
+        self.assertEqual(kinds, {"step", "state"})
+        self.good("DELETE", "/alpha/operations/" + operation["id"], status=202)
+        while True:
+            _, kind, data = watched.next()
+            if kind == "state":
+                self.assertEqual(data["state"], "cancelled")
+                break
+
+    def test_streams_beyond_the_limit_are_refused(self):
+        with mock.patch.dict(self.server.service.limits, {"watchers": 0}):
+            self.bad(503, "GET", JOB + "streamed/events", code="OVERLOADED")
+
+
+class ParserTest(unittest.TestCase):
+    """What is a request, by RFC 9110 and 9112, and what is not."""
+
+    def test_heads_that_two_readers_could_read_differently_are_refused(self):
+        good = b"GET / HTTP/1.1\r\nHost: x"
+        self.assertEqual(aurora_rest.parse_head(good).headers, {"host": "x"})
+        for head, status in (
+                (b"", 400), (b"GET /", 400), (b"GET  / HTTP/1.1\r\nHost: x", 400), (b"GET / HTTP/1.1", 400),
+                (b"GET / HTTP/1.1\r\nHost: x\r\nHost: y", 400), (b"GET / HTTP/1.1\r\nHost: x y", 400),
+                (b"GET / HTTP/2.0\r\nHost: x", 505), (b"GET / http/1.1\r\nHost: x", 400), (b"G@T / HTTP/1.1\r\nHost: x", 400),
+                (b"GET /\x00 HTTP/1.1\r\nHost: x", 400), (b"GET /\xff HTTP/1.1\r\nHost: x", 400), (b"GET /#a HTTP/1.1\r\nHost: x", 400),
+                (good + b"\r\nContent-Length: 1\r\nContent-Length: 1", 400), (good + b"\r\nContent-Length: 1, 1", 400),
+                (good + b"\r\nContent-Length: +1", 400), (good + b"\r\nContent-Length: -1", 400),
+                (good + b"\r\nContent-Length: 0x1", 400), (good + b"\r\nContent-Length: 9999999999999999999", 400),
+                (good + b"\r\nContent-Length: 1\r\nTransfer-Encoding: chunked", 400),
+                (good + b"\r\nTransfer-Encoding: gzip, chunked", 501), (good + b"\r\nTransfer-Encoding: xchunked", 501),
+                (good + b"\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked", 400),
+                (b"GET / HTTP/1.0\r\nTransfer-Encoding: chunked", 400), (good + b"\r\nA : b", 400), (good + b"\r\n A: b", 400),
+                (good + b"\r\nA: b\r\n\tfolded", 400), (good + b"\r\nnocolon", 400), (good + b"\r\n: b", 400),
+                (good + b"\r\nA: b\x00c", 400), (good + b"\nA: b", 400), (good + b"\r\nA: b\rX: y", 400),
+                (good + b"\r\nExpect: 200-ok", 417), (good + b"\r\nA: b" * 101, 431),
+                (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: x", 414)):
+            with self.subTest(head=head[:80]):
+                with self.assertRaises(aurora_rest.AuroraError) as caught:
+                    aurora_rest.parse_head(head)
+                self.assertEqual(caught.exception.http, status)
+
+    def test_keep_alive_follows_version_and_connection(self):
+        for line, connection, kept in ((b"1.1", b"", True), (b"1.1", b"\r\nConnection: foo, Close", False), (b"1.0", b"", False),
+                                       (b"1.0", b"\r\nConnection: keep-alive", True)):
+            head = aurora_rest.parse_head(b"GET / HTTP/" + line + b"\r\nHost: x" + connection)
+            self.assertEqual(head.keep_alive, kept)
+
+    def test_a_chunked_body_is_decoded_however_it_is_cut(self):
+        data = b"4;a=b\r\nWiki\r\n5 ;x\r\npedia\r\n0\r\nTrailer: x\r\n\r\nNEXT"
+        for size in (1, 2, 3, 7, len(data)):
+            body, buffer, done = aurora_rest.ChunkedBody(100), bytearray(), False
+            for i in range(0, len(data), size):
+                buffer += data[i:i + size]
+                done = done or body.feed(buffer)
+            self.assertTrue(done)
+            self.assertEqual((b"".join(body.parts), bytes(buffer)), (b"Wikipedia", b"NEXT"))
+
+    def test_chunks_that_are_none_are_refused(self):
+        for data, error in ((b"x\r\n", 400), (b"-1\r\n", 400), (b"+1\r\n", 400), (b"0x1\r\n", 400), (b"1\r\nabcd", 400), (b"1\nab", 400),
+                            (b"\r\n", 400), (b"1;\x00\r\n", 400), (b"f" * 16 + b"\r\n", 400), (b"65\r\n", 413), (b"1" * 2000, 400),
+                            (b"0\r\n" + b"A: b\r\n" * 3000, 400), (b" 1\r\n", 400)):
+            with self.subTest(data=data[:40]), self.assertRaises(aurora_rest.AuroraError) as caught:
+                aurora_rest.ChunkedBody(100).feed(bytearray(data))
+            self.assertEqual(caught.exception.http, error)
+
+
+class WireTest(Serving):
+    """Requests as bytes."""
+
+    def test_requests_on_one_connection_are_answered_in_their_order(self):
+        one = b"GET /alpha/version HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        listing = b"GET /alpha/jobs/devcluster/www-data HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        last = one.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+        data = raw(self.server, one + listing + b"\r\n" + one + listing + last)
+        self.assertEqual(statuses(data), [200] * 5)
+        self.assertEqual(re.findall(rb'"(version|count)"', data), [b"version", b"count", b"version", b"count", b"version"])
+
+    def test_a_request_that_comes_byte_by_byte_is_answered(self):
+        with socket.create_connection(("127.0.0.1", self.server.port), timeout=10) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for byte in b"POST %sx/inspect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nConnection: close\r\n\r\nx=1" % JOB.encode():
+                sock.sendall(bytes([byte]))
+            self.assertTrue(sock.recv(65536).startswith(b"HTTP/1.1 400 "))
+
+    def test_malformed_requests_get_their_status_and_the_connection_closes(self):
+        for data, status in ((b"GARBAGE\r\n\r\n", 400), (b"GET / HTTP/1.1\nHost: x\n\n", 400), (b"GET /alpha/version HTTP/1.1\r\n\r\n", 400),
+                             (b"PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n", 413),
+                             (b"PUT /x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+                             (b"GET /" + b"x" * 50000, 414), (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 50000, 431),
+                             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505), (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400)):
+            with self.subTest(data=data[:50]):
+                answer = raw(self.server, data + b"GET /alpha/version HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                self.assertEqual(statuses(answer), [status])
+                self.assertIn(b"Connection: close", answer)
+        self.good("GET", "/alpha/version")
+
+    def test_paths_are_decoded_checked_and_never_normalised(self):
+        for path, status in (("/alpha/jobs/devcluster/%77ww-data", 200), ("/alpha/jobs/devcluster/www%2Fdata", 400),
+                             ("/alpha/jobs/devcluster/..", 400), ("/alpha/jobs/devcluster/%2e%2e", 400), ("/alpha/jobs/devcluster/a%00b", 400),
+                             ("/alpha/jobs/devcluster/a%0d%0ab", 400), ("/alpha/jobs/devcluster/%zz", 400), ("/alpha/jobs/devcluster/%ff", 400),
+                             ("/alpha/jobs/devcluster/" + "a" * 300, 400), ("/alpha/../alpha/version", 404), ("/alpha/version/", 404),
+                             ("//alpha/version", 404), ("/alpha/jobs/devcluster/a%20b", 400), ("/alpha/version?%zz", 400),
+                             ("/alpha/version?a=%ff", 400), ("http://localhost/alpha/version", 200), ("gopher://x/", 400), ("*", 404)):
+            with self.subTest(path=path):
+                data = raw(self.server, ("GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path).encode())
+                self.assertEqual(statuses(data), [status], data)
+                self.assertNotIn(b"Traceback", data)
+
+    def test_http_1_0_closes_unless_asked_to_stay(self):
+        self.assertIn(b"Connection: close", raw(self.server, b"GET /alpha/version HTTP/1.0\r\n\r\n"))
+        data = raw(self.server, b"GET /alpha/version HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET /alpha/version HTTP/1.0\r\n\r\n")
+        self.assertEqual(statuses(data), [200, 200])
+
+    def test_head_and_options_work_where_get_does(self):
+        get, head = self.ask("GET", "/alpha/version"), self.ask("HEAD", "/alpha/version")
+        self.assertEqual((head.status, head.body, head.headers["content-length"]), (200, b"", get.headers["content-length"]))
+        options = self.ask("OPTIONS", JOB + "x")
+        self.assertEqual((options.status, options.headers["allow"]), (204, "DELETE, GET, HEAD, OPTIONS, PUT"))
+        wrong = self.ask("POST", "/alpha/version")
+        self.assertEqual((wrong.status, wrong.headers["allow"]), (405, "GET, HEAD, OPTIONS"))
+        self.assertEqual([self.ask(m, "/alpha/version").status for m in ("PATCH", "TRACE", "FROB")], [405, 405, 501])
+
+    def test_a_body_is_asked_for_with_100_continue(self):
+        with socket.create_connection(("127.0.0.1", self.server.port), timeout=10) as sock:
+            body = source("x").encode()
+            sock.sendall(b"POST %sx/inspect HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: %d\r\n"
+                         b"Connection: close\r\n\r\n" % (JOB.encode(), len(body)))
+            self.assertEqual(sock.recv(25), b"HTTP/1.1 100 Continue\r\n\r\n")
+            sock.sendall(body)
+            self.assertTrue(sock.recv(65536).startswith(b"HTTP/1.1 200 OK"))
+
+    def test_a_half_closed_socket_still_gets_its_answer(self):
+        for path in ("/alpha/version", "/alpha/jobs/devcluster/www-data"):
+            data = raw(self.server, b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode(), half_close=True)
+            self.assertEqual(statuses(data), [200])
+
+    def test_answers_are_compressed_when_asked_for_and_worth_it(self):
+        plain, small = self.ask("GET", "/openapi.json"), self.ask("GET", "/alpha/version", Accept_Encoding="gzip")
+        packed = self.ask("GET", "/openapi.json", Accept_Encoding="br;q=1, gzip")
+        self.assertEqual(packed.headers["content-encoding"], "gzip")
+        self.assertEqual(__import__("gzip").decompress(packed.body), plain.body)
+        self.assertNotIn("content-encoding", small.headers)
+        self.assertNotIn("content-encoding", self.ask("GET", "/openapi.json", Accept_Encoding="gzip;q=0").headers)
+
+    def test_a_request_id_is_taken_or_made_returned_and_logged(self):
+        self.assertEqual(self.ask("GET", "/alpha/version", X_Request_Id="mine-1").headers["x-request-id"], "mine-1")
+        wait_for(lambda: any("id=mine-1 " in line and "route=get_version status=200" in line for line in list(self.lines)))
+        self.assertRegex(self.ask("GET", "/alpha/version", X_Request_Id="a b").headers["x-request-id"], r"^[\w-]+$")
+
+    def test_large_bodies_and_answers_pass_whole(self):
+        comment = "#" + "x" * (3 << 20) + "\n"
+        self.good("POST", JOB + "hello/inspect", comment + source())
+        self.bad(413, "POST", JOB + "hello/inspect", "#" + "x" * (9 << 20))
+
+    def test_a_connection_that_resets_leaves_no_trace(self):
+        for _ in range(20):
+            sock = socket.create_connection(("127.0.0.1", self.server.port))
+            sock.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+        self.good("GET", "/alpha/version")
+        self.assertFalse([line for line in self.lines if line.startswith("error")])
+
+    def test_foreign_hosts_and_origins_are_refused(self):
+        self.bad(421, "GET", "/alpha/clusters", Host="evil.example")
+        self.bad(403, "PUT", JOB + "x", source("x"), Origin="http://evil.example")
+        self.bad(403, "DELETE", JOB + "x", Origin="null")
+        self.good("GET", "/alpha/clusters", Origin="http://evil.example")
+        same = "http://127.0.0.1:%d" % self.server.port
+        self.bad(404, "DELETE", JOB + "nonesuch", Origin=same)
+
+    def test_the_page_has_security_headers(self):
+        page = self.ask("GET", "/")
+        self.assertEqual((page.status, page.headers["content-type"]), (200, "text/html; charset=utf-8"))
+        self.assertIn("frame-ancestors 'none'", page.headers["content-security-policy"])
+        self.assertEqual(page.headers["x-content-type-options"], "nosniff")
+        self.assertEqual(self.ask("GET", "/page.js").headers["content-type"], "text/javascript; charset=utf-8")
+
+    def test_a_read_that_begins_after_a_write_was_answered_sees_it(self):
+        stop, problems = threading.Event(), []
+
+        def read():
+            while not stop.is_set():
+                ask(self.server, "GET", "/alpha/jobs/devcluster/www-data")
+        readers = [threading.Thread(target=read) for _ in range(6)]
+        for each in readers:
+            each.start()
+        try:
+            for number in range(25):
+                self.scheduler.createJob(config("fresh-%d" % number))
+                jobs = self.good("GET", "/alpha/jobs/devcluster/www-data")["jobs"].values()
+                if "devcluster/www-data/devel/fresh-%d" % number not in jobs:
+                    problems.append(number)
+        finally:
+            stop.set()
+            for each in readers:
+                each.join()
+        self.assertEqual(problems, [])
+
+    def test_identical_reads_that_wait_together_share_one_call(self):
+        before = self.demo.calls["getJobs"]
+        with self.demo._lock:       # the demo answers nobody for a while
+            threads = [threading.Thread(target=ask, args=(self.server, "GET", "/alpha/jobs/devcluster/batch")) for _ in range(20)]
+            for each in threads:
+                each.start()
+            wait_for(lambda: sum(c.busy for c in list(self.server.http.connections)) >= 20)
+        for each in threads:
+            each.join()
+        self.assertLessEqual(self.demo.calls["getJobs"] - before, 3)
+
+    def test_openapi_describes_every_route(self):
+        document = self.ask("GET", "/openapi.json").json
+        self.assertEqual(document["openapi"], "3.1.0")
+        described = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+        expected = {(r.method, r.path.replace("{key}", "{cluster}/{role}/{environment}/{name}")) for r in aurora_rest.ROUTES}
+        self.assertEqual(described, expected)
+        names = [o["operationId"] for methods in document["paths"].values() for o in methods.values()]
+        self.assertEqual(len(names), len(set(names)))
+        for methods in document["paths"].values():
+            for operation in methods.values():
+                self.assertTrue(operation["summary"] and operation["responses"])
+
+    def test_metrics_are_in_prometheus_text_format(self):
+        self.ask("GET", "/alpha/jobs/devcluster/www-data")
+        self.ask("GET", '/alpha/jobs/no"such/x')
+        text = self.ask("GET", "/metrics").body.decode()
+        sample = re.compile(r'[a-z_]+(\{[a-z_]+="(\\.|[^"\\])*"(,[a-z_]+="(\\.|[^"\\])*")*\})? [0-9.e+-]+(inf)?')
+        for line in text.strip().split("\n"):
+            self.assertTrue(line.startswith("# ") or sample.fullmatch(line), line)
+        self.assertRegex(text, r'aurora_rest_http_requests_total\{route="list_role_jobs",method="GET",code="200"\} [1-9]')
+        self.assertRegex(text, r'aurora_rest_scheduler_calls_total\{cluster="devcluster",method="getJobs",outcome="OK"\} [1-9]')
+        with contextlib.suppress(ImportError):
+            parser = importlib.import_module("prometheus_client.parser")
+            self.assertGreater(len(list(parser.text_string_to_metric_families(text))), 15)
+
+
+class AccessTest(unittest.TestCase):
+    """Tokens, forwarded credentials, CORS."""
+
+    def serve(self, demo=None, **options):
+        self.lines = []
+        server = aurora_rest.Server(port=0, demo=demo or aurora_rest.Demo(speed=0), evaluator=Serving.evaluator(),
+                                    log=self.lines.append, **options).start()
+        self.addCleanup(server.stop, 1.0)
+        return server
+
+    def tokens(self, *lines):
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        path = os.path.join(folder, "tokens")
+        with open(path, "w", encoding="utf-8") as stream:
+            stream.write("# a comment\n" + "\n".join(lines) + "\n")
+        return aurora_rest.Tokens(path)
+
+    def test_tokens_carry_a_level_and_roles(self):
+        secrets = {}
+        lines = []
+        for name, level, roles in (("reader", "read", "*"), ("writer", "write", "www-*,batch"), ("boss", "admin", "*")):
+            secrets[name], line = aurora_rest.new_token("%s:%s:%s" % (name, level, roles))
+            lines.append(line)
+            self.assertNotIn(secrets[name], line)
+        server = self.serve(access=aurora_rest.Access(self.tokens(*lines), anonymous=False))
+
+        def status(who, method, path, body=None):
+            headers = {"Authorization": "Bearer " + secrets.get(who, who)} if who else {}
+            return ask(server, method, path, body, **headers).status
+        self.assertEqual(status("", "GET", "/alpha/clusters"), 401)
+        self.assertEqual(status("wrong", "GET", "/alpha/clusters"), 401)
+        self.assertEqual([status("", "GET", p) for p in ("/alpha/version", "/health", "/metrics", "/")], [200] * 4)
+        self.assertEqual(status("reader", "GET", "/alpha/jobs/devcluster/www-data"), 200)
+        self.assertEqual(status("reader", "PUT", JOB + "hello", source()), 403)
+        self.assertEqual(status("writer", "PUT", JOB + "hello", source()), 201)
+        self.assertEqual(status("writer", "DELETE", "/alpha/job/devcluster/other/devel/x"), 403)
+        self.assertEqual(status("writer", "POST", "/alpha/backups/devcluster"), 403)
+        self.assertEqual(status("boss", "POST", "/alpha/backups/devcluster"), 202)
+        self.assertEqual(status("reader", "POST", "/alpha/rpc/devcluster/getJobs", "{}"), 200)
+        self.assertEqual(status("reader", "POST", "/alpha/rpc/devcluster/snapshot", "{}"), 403)
+        kill = '{"job": {"role": "other", "environment": "devel", "name": "x"}}'
+        self.assertEqual(status("writer", "POST", "/alpha/rpc/devcluster/killTasks", kill), 403)
+        self.assertEqual(status("writer", "POST", "/alpha/rpc/devcluster/killTasks", kill.replace("other", "batch")), 200)
+        basic = base64.b64encode(("any:" + secrets["boss"]).encode()).decode()
+        self.assertEqual(ask(server, "GET", "/alpha/clusters", Authorization="Basic " + basic).status, 200)
+        audit = [line for line in self.lines if line.startswith("audit") and "did=create_job" in line]
+        self.assertRegex(audit[-1], "user=writer .*key=devcluster/www-data/devel/hello outcome=201")
+        for secret in secrets.values():
+            self.assertFalse([line for line in self.lines if secret in line])
+
+    def test_the_callers_name_reaches_the_schedulers_audit_trail(self):
+        token, line = aurora_rest.new_token("alice:write")
+        server = self.serve(access=aurora_rest.Access(self.tokens(line), anonymous=False))
+        server.demo.advance(5)
+        answer = ask(server, "DELETE", "/alpha/job/devcluster/www-data/prod/hello?message=cleanup",
+                     Authorization="Bearer " + token)
+        self.assertEqual(answer.status, 200)
+        tasks = server.service.clusters["devcluster"].getTasksStatus(api.TaskQuery(role="www-data", jobName="hello"))
+        self.assertIn("cleanup (alice)", tasks.result.scheduleStatusResult.tasks[0].taskEvents[-1].message)
+
+    def test_a_tokens_file_that_is_wrong_names_its_line(self):
+        for line in ("x", "a read *", "a nonsense * sha256:" + "0" * 64, "a read * 123"):
+            with self.assertRaisesRegex(ValueError, "line 2"):
+                self.tokens(line)
+        tokens = self.tokens("a read * " + aurora_rest.hash_token("t"))
+        self.assertEqual(tokens.find("t").name, "a")
+        with open(tokens.path, "w", encoding="utf-8") as stream:
+            stream.write("broken")
+        with self.assertRaises(ValueError):
+            tokens.load()
+        self.assertEqual(tokens.find("t").name, "a")
+
+    def test_forwarded_credentials_let_the_scheduler_decide(self):
+        demo = aurora_rest.Demo(speed=0, users={"alice": ("pw", "www-*"), "root": ("pw", "*")})
+        server = self.serve(demo, access=aurora_rest.Access(forward=True))
+
+        def status(who, method, path, body=None):
+            headers = {"Authorization": "Basic " + base64.b64encode(("%s:pw" % who).encode()).decode()} if who else {}
+            return ask(server, method, path, body, **headers)
+        self.assertEqual(status("", "GET", "/alpha/jobs/devcluster/www-data").status, 200)
+        missing = status("", "PUT", JOB + "hello", source())
+        self.assertEqual((missing.status, missing.headers["www-authenticate"]), (401, 'Basic realm="application"'))
+        self.assertEqual(status("mallory", "PUT", JOB + "hello", source()).status, 401)
+        self.assertEqual(status("alice", "PUT", JOB + "hello", source()).status, 201)
+        denied = status("alice", "DELETE", "/alpha/job/devcluster/batch/prod/indexer")
+        self.assertEqual((denied.status, denied.json["code"]), (403, "AUTH_FAILED"))
+        self.assertEqual(status("alice", "POST", "/alpha/snapshot/devcluster").status, 403)
+        self.assertEqual(status("root", "POST", "/alpha/snapshot/devcluster").status, 202)
+
+    def test_cors_opens_named_origins(self):
+        server = self.serve(cors=["https://dash.example"])
+        preflight = ask(server, "OPTIONS", JOB + "x", Origin="https://dash.example", Access_Control_Request_Method="DELETE")
+        self.assertEqual((preflight.status, preflight.headers["access-control-allow-origin"]), (204, "https://dash.example"))
+        self.assertEqual(ask(server, "DELETE", JOB + "nonesuch", Origin="https://dash.example").status, 404)
+        self.assertEqual(ask(server, "DELETE", JOB + "nonesuch", Origin="https://other.example").status, 403)
+        self.assertNotIn("access-control-allow-origin", ask(server, "GET", "/alpha/clusters", Origin="https://other.example").headers)
+
+    def test_who_may_listen_where(self):
+        def check(*arguments):
+            aurora_rest.check_options(aurora_rest.parse_command_line(arguments, {}))
+        check("--host=127.0.0.1")
+        check("--host=0.0.0.0", "--allow-anonymous")
+        for arguments in (("--host=0.0.0.0",), ("--host=::",), ("--executor=external",), ("--application=tornado",), ("--parallel=0",),
+                          ("--port=70000",), ("--scheduler=x",), ("--scheduler=x=ftp://y",), ("--tls-key=x",)):
+            with self.assertRaises(aurora_rest.UsageError):
+                check(*arguments)
+        for arguments, environment in ((("--nonsense",), {}), (("--port=x",), {}), ((), {"AURORA_REST_PORT": "x"})):
+            with self.assertRaises(aurora_rest.UsageError):
+                aurora_rest.parse_command_line(arguments, environment)
 
 
