@@ -1974,7 +1974,8 @@ def _schema() -> Dict[str, Any]:
     here = {name: value for name, value in locals().items()
             if name[0].isupper() or name in ("SimpleTask", "SequentialTask")}
     names.update(here)
-    names.update(AURORA_EXECUTOR_NAME=EXECUTOR_NAME, order=Processes.order, combine_tasks=Tasks.combine, concat_tasks=Tasks.concat,
+    names.update(AURORA_EXECUTOR_NAME=EXECUTOR_NAME, order=Processes.order, combine_tasks=Tasks.combine,
+                 concat_tasks=Tasks.concat,
                  java_options=Options.java, python_options=Options.python, BYTES=byte, KB=kb, MB=mb, GB=gb, TB=tb)
     return names
 
@@ -2212,7 +2213,8 @@ class _Evaluation:
             provided = dict(available)
         provided.update(__build_class__=available["__build_class__"], __import__=self._import, print=self._print,
                         xrange=range, unicode=str, basestring=str, long=int, reduce=__import__("functools").reduce,
-                        __format__=_safe_format, __has_key__=lambda mapping, key: key in mapping, __divide__=_divide, __listed__=_as_list,
+                        __format__=_safe_format, __has_key__=lambda mapping, key: key in mapping, __divide__=_divide,
+                        __listed__=_as_list,
                         **{name: _eager(available[name]) for name in ("map", "filter", "zip", "range")})
         return dict(self.schema, __builtins__=provided, __name__="config", include=self._include)
 
@@ -4883,7 +4885,8 @@ PARAMS: Dict[str, Param] = {
     "offset": Param("integer", "how many to leave out first", 0, 1 << 30),
     "detail": Param("boolean", "with the summary of each"),
     "role": Param("string", "only these roles; a glob in lists of jobs, exact in queries of tasks", example="www-*"),
-    "environment": Param("string", "only these environments; a glob in lists of jobs, exact in queries of tasks", example="prod"),
+    "environment": Param("string", "only these environments; a glob in lists of jobs, exact in queries of tasks",
+                         example="prod"),
     "name": Param("string", "only these names; a glob in lists of jobs, exact in queries of tasks", example="hello*"),
     "host": Param("strings", "only on this host; repeatable"),
     "state": Param("states", "only in this state; repeatable; active and terminal stand for several", example="RUNNING"),
@@ -6717,7 +6720,8 @@ def watch_operation(call: Call) -> Any:
 
 # --- OpenAPI ------------------------------------------------------------------------------------------------------------
 
-_ERRORS = {400: BadRequest, 401: Unauthorized, 403: Forbidden, 404: NotFound, 405: MethodNotAllowed, 408: RequestTimeout, 409: Conflict,
+_ERRORS = {400: BadRequest, 401: Unauthorized, 403: Forbidden, 404: NotFound, 405: MethodNotAllowed,
+           408: RequestTimeout, 409: Conflict,
            412: PreconditionFailed, 413: BodyTooLarge, 414: UriTooLong, 415: UnsupportedMedia, 417: ExpectationFailed,
            421: Misdirected, 422: Unprocessable, 431: TooManyHeaders, 500: AuroraError, 501: NotImplementedHere,
            502: SchedulerUnreachable, 503: Overloaded, 504: SchedulerTimeout, 505: HttpVersion}
@@ -6903,11 +6907,6 @@ class HttpServer(http.server.ThreadingHTTPServer):
                  sock: Optional[socket.socket] = None) -> None:
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
-        super().__init__(address, http.server.BaseHTTPRequestHandler, bind_and_activate=sock is None)
-        if sock is not None:
-            self.socket.close()
-            self.socket = sock
-            self.server_address = sock.getsockname()
         self.app = app
         self.limits = dict({name: limit.default for name, limit in LIMITS.items()}, **(limits or {}))
         self.tls = tls
@@ -6933,6 +6932,11 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self._prefix = secrets.token_hex(4)
         self._parse = lru_cache(maxsize=256)(partial(
             parse_head, header_count=int(self.limits["header_count"]), url=int(self.limits["url"])))
+        super().__init__(address, http.server.BaseHTTPRequestHandler, bind_and_activate=sock is None)
+        if sock is not None:
+            self.socket.close()
+            self.socket = sock
+            self.server_address = sock.getsockname()
 
     @property
     def port(self) -> int:
@@ -7665,7 +7669,7 @@ class DemoUpdate:
         self.counts[state] += 1
         self.states[instance] = state
 
-    def duplicate(self) -> "DemoUpdate":
+    def duplicate(self) -> DemoUpdate:
         made = copy.copy(self)
         made.counts = self.counts.copy()
         made.events, made.instance_events = list(self.events), list(self.instance_events)

@@ -1155,13 +1155,14 @@ class OriginalEndpointsTest(Serving):
             self.bad(404, "DELETE", path)
 
     def test_wrong_instances_never_reach_the_scheduler(self):
-        before = sum(self.demo.calls.values())
+        writes = ("killTasks", "restartShards", "startJobUpdate")
+        before = collections_of(self.demo.calls, *writes)
         for text in ("3-1", "", "-1", "abc", "1-99999999", "1,,2", "4000"):
             for method, path in (("DELETE", JOB + "x"), ("PUT", JOB + "x/restart"), ("PUT", JOB + "x/update")):
                 self.bad(400, method, "%s?shards=%s" % (path, text), source() if "update" in path else None, "BAD_REQUEST")
             self.bad(400, "DELETE", JOB + "x?instances=" + text)
         self.bad(400, "DELETE", JOB + "x?shard=1", says="unknown parameter shard")
-        self.assertEqual(sum(self.demo.calls.values()), before)
+        self.assertEqual(collections_of(self.demo.calls, *writes), before)
 
     def test_wrong_bodies_are_told_apart(self):
         cron = source("cron", extra="cron_schedule='* * * * *'", kind="Job")
@@ -1866,5 +1867,812 @@ class AccessTest(unittest.TestCase):
         for arguments, environment in ((("--nonsense",), {}), (("--port=x",), {}), ((), {"AURORA_REST_PORT": "x"})):
             with self.assertRaises(aurora_rest.UsageError):
                 aurora_rest.parse_command_line(arguments, environment)
+
+
+# --- 6. Server ----------------------------------------------------------------------------------------------------------
+
+class LimitsTest(unittest.TestCase):
+    def serve(self, **limits):
+        given = dict({"header_time": 0.5, "idle_time": 0.5, "send_time": 1}, **limits)
+        server = aurora_rest.Server(port=0, demo=aurora_rest.Demo(speed=0), evaluator=Serving.evaluator(), limits=given).start()
+        self.addCleanup(server.stop, 0.5)
+        return server
+
+    def test_a_slow_head_is_408_and_an_idle_connection_closed(self):
+        server = self.serve()
+        started = time.monotonic()
+        self.assertEqual(statuses(raw(server, b"GET /alpha/version HTT")), [408])
+        self.assertEqual(statuses(raw(server, b"")), [])
+        self.assertEqual(statuses(raw(server, b"GET /alpha/version HTTP/1.1\r\nHost: localhost\r\n\r\n")), [200])
+        self.assertLess(time.monotonic() - started, 8)
+
+    def test_a_slow_body_is_408(self):
+        server = self.serve(body_rate=1e9)
+        server.http.GRACE = 0.2
+        data = raw(server, b"PUT %sx HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nabc" % JOB.encode())
+        self.assertEqual(statuses(data), [408])
+
+    def test_connections_beyond_the_limit_get_503_and_the_others_live(self):
+        server = self.serve(connections=3, idle_time=30)
+        held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
+        wait_for(lambda: len(server.http.connections) == 3)
+        self.assertEqual(statuses(raw(server, b"GET /alpha/version HTTP/1.1\r\nHost: localhost\r\n\r\n")), [503])
+        for each in held:
+            each.sendall(b"GET /alpha/version HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            self.assertTrue(each.recv(4096).startswith(b"HTTP/1.1 200"))
+            each.close()
+        wait_for(lambda: not server.http.connections)
+
+    def test_a_full_queue_is_503_and_health_still_answers(self):
+        server = self.serve(threads=1, queue=2)
+        answers = []
+        with server.demo._lock:
+            threads = [threading.Thread(target=lambda n=n: answers.append(ask(
+                server, "GET", "/alpha/jobs/devcluster/role%d" % n).status)) for n in range(8)]
+            for each in threads:
+                each.start()
+            wait_for(lambda: answers.count(503) >= 4)
+            self.assertEqual(ask(server, "GET", "/health").status, 200)
+        for each in threads:
+            each.join()
+        self.assertEqual(set(answers), {200, 503})
+        self.assertEqual(ask(server, "GET", "/alpha/jobs/devcluster/www-data").status, 200)
+
+    def test_a_reader_that_does_not_read_is_dropped(self):
+        server = self.serve()
+        with socket.create_connection(("127.0.0.1", server.port)) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            with contextlib.suppress(OSError):
+                sock.settimeout(3)
+                sock.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200)
+            wait_for(lambda: not server.http.connections)
+
+    def test_idle_connections_cost_no_thread(self):
+        server = self.serve(idle_time=60, header_time=60)
+        before = threading.active_count()
+        held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(300)]
+        for each in held:
+            each.sendall(b"GET /alpha/ver")
+        wait_for(lambda: len(server.http.connections) >= 300)
+        self.assertLessEqual(threading.active_count(), before + 2)
+        self.assertEqual(ask(server, "GET", "/alpha/jobs/devcluster/www-data").status, 200)
+        for each in held:
+            each.close()
+
+    def test_hostile_streams_and_head_do_not_leak_watchers(self):
+        server = self.serve()
+        server.demo.advance(5)
+        path = "/alpha/job/devcluster/www-data/prod/hello/events"
+        for _ in range(5):
+            self.assertEqual(ask(server, "HEAD", path).status, 200)
+        stream = Events(server, path)
+        epoch = stream.next()[0].split("-")[0]
+        for mark in ("\u00b2", "9" * 5000, "-1", "x"):
+            data = raw_event = socket.create_connection(("127.0.0.1", server.port), timeout=5)
+            data.sendall(("GET %s HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: %s-%s\r\n\r\n" % (
+                path, epoch, mark)).encode("latin-1"))
+            self.assertTrue(data.recv(100).startswith(b"HTTP/1.1 200"))
+            raw_event.close()
+        stream.close()
+        wait_for(lambda: server.service._watchers() == 0)
+
+    def test_a_repeated_request_is_answered_although_the_first_caller_was_reset(self):
+        demo = aurora_rest.Demo(speed=20)
+        server = aurora_rest.Server(port=0, demo=demo, evaluator=Serving.evaluator(), poll_interval=0.05).start()
+        self.addCleanup(server.stop, 0.5)
+        wait_for(lambda: ask(server, "GET", "/alpha/job/devcluster/www-data/prod/hello").json["stats"] == {"RUNNING": 2})
+        path = "/alpha/job/devcluster/www-data/prod/hello/restart?shards=0&watch_secs=0.3&wait=20"
+        sock = socket.create_connection(("127.0.0.1", server.port))
+        sock.sendall(("PUT %s HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: z\r\n\r\n" % path).encode())
+        wait_for(lambda: server.service.operations.running)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+        again = ask(server, "PUT", path, Idempotency_Key="z")
+        self.assertEqual((again.status, again.json["reached"], again.headers["idempotency-replayed"]), (202, True, "true"))
+        self.assertEqual(len(server.service.operations.all()), 1)
+
+    def test_waiting_reads_that_are_the_same_are_all_answered(self):
+        server = self.serve()
+        server.demo.advance(5)
+        path = "/alpha/job/devcluster/www-data/prod/hello/config"
+        etag = ask(server, "GET", path).headers["etag"]
+        answers = []
+        threads = [threading.Thread(target=lambda: answers.append(ask(server, "GET", path + "?wait=0.5", If_None_Match=etag).status))
+                   for _ in range(20)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        self.assertEqual(answers, [304] * 20)
+
+
+class FaultTest(unittest.TestCase):
+    """What callers get while the scheduler misbehaves, and that all is well afterwards."""
+
+    def test_every_fault_has_its_code_within_its_deadline(self):
+        def reset(sock, body):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+        def hang(sock, body):
+            threading.Event().wait(2)
+        faults = (
+            (reset, 502), (lambda sock, body: None, 502), (hang, 504), (answering(lambda body: http_answer(500, b"<html>")), 502),
+            (answering(lambda body: http_answer(503, b"<html>")), 503), (answering(lambda body: http_answer(401)), 401),
+            (answering(lambda body: http_answer(403)), 403), (answering(lambda body: http_answer(200, b"<html>hi</html>")), 502),
+            (answering(lambda body: http_answer(200, tiers_answer(body)[-40:-20])), 502),
+            (answering(lambda body: thrift_answer(body, 6)), 503), (answering(lambda body: thrift_answer(body, 2)), 502),
+            (answering(lambda body: http_answer(200, b"\x80\x01\0\x02\0\0\0\x07getJobs\0\0\0\0" + b"\x0c\0\x02" * 20000)), 502))
+        for script, status in faults:
+            with FakeScheduler(script) as fake, aurora_rest.Server(
+                    port=0, clusters={"far": fake.url}, evaluator=Serving.evaluator(),
+                    scheduler={"timeout": 1.0, "retry_for": 0.3}) as server:
+                started = time.monotonic()
+                answer = ask(server, "GET", "/alpha/jobs/far/www-data")
+                self.assertEqual((answer.status, answer.json["status"]), (status, "failure"), answer)
+                kill = ask(server, "DELETE", "/alpha/job/far/www-data/devel/x")
+                self.assertEqual(kill.status, status, kill)
+                self.assertLess(time.monotonic() - started, 5)
+                self.assertLessEqual(sum(b"killTasks" in body for _, body in fake.requests), 4 if status == 503 else 1, status)
+                gate = server.service.clusters["far"].gate
+                self.assertEqual((gate.inside, gate.waiting), (0, 0))
+                self.assertEqual(ask(server, "GET", "/health").status, 200)
+                if status != 401 and status != 403:
+                    self.assertEqual(ask(server, "GET", "/ready").status, 503)
+                server.stop(0.2)
+
+    def test_the_server_starts_without_a_scheduler_and_recovers_when_one_appears(self):
+        port = free_port()
+        with aurora_rest.Server(port=0, clusters=[aurora_rest.Cluster(None, ("http://127.0.0.1:%d" % port,))],
+                                evaluator=Serving.evaluator(), scheduler={"retry_for": 0.0}) as server:
+            self.assertEqual(ask(server, "GET", "/alpha/jobs/late/www-data").status, 502)
+            self.assertEqual(ask(server, "GET", "/ready").status, 503)
+            demo = aurora_rest.Demo("late", speed=0)
+            demo.start(port)
+            self.addCleanup(demo.stop)
+            wait_for(lambda: ask(server, "GET", "/alpha/jobs/late/www-data").status == 200)
+            self.assertEqual(ask(server, "GET", "/ready").json["clusters"]["late"]["ready"], True)
+            missing = ask(server, "GET", "/alpha/jobs/early/www-data")
+            self.assertEqual((missing.status, missing.json["errors"]), (404, ["unknown cluster early; known: late"]))
+
+    def test_a_scheduler_that_comes_back_without_a_leader_closes_the_circuit(self):
+        leaderless = [True]
+        with FakeScheduler(answering(lambda body: http_answer(503) if leaderless[0] else tiers_answer(body))) as fake:
+            scheduler = aurora_rest.Scheduler(fake.url, retry_for=0.0)
+            scheduler._failures, scheduler._closed_until = 10, time.monotonic()
+            with self.assertRaises(aurora_rest.NoLeader):
+                scheduler.getTierConfigs()
+            leaderless[0] = False
+            scheduler.getTierConfigs()
+
+    def test_mutated_requests_and_answers_bring_nothing_down(self):
+        """Seeded; AURORA_REST_FUZZ=N multiplies the numbers."""
+        import random
+        chance = random.Random(20)
+        times = int(os.environ.get("AURORA_REST_FUZZ", "1"))
+        seeds = [b"GET /alpha/jobs/devcluster/www-data?limit=1 HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n",
+                 b"PUT /alpha/job/devcluster/www-data/devel/x?shards=1-3 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nabcde",
+                 b"POST /alpha/rpc/devcluster/getJobs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"]
+        pieces = [b"\r\n", b"\n", b"\0", b" ", b":", b"%", b"chunked", b"Content-Length: 3\r\n", b"\xff", b"9" * 30, b"HTTP/1.1", b"/",
+                  b"Expect: 100-continue\r\n", b"wait=0.01&", b"If-None-Match: *\r\n"]
+
+        def mutated(data):
+            data = bytearray(data)
+            for _ in range(chance.randint(1, 6)):
+                at = chance.randrange(len(data) + 1)
+                kind = chance.random()
+                if kind < 0.4:
+                    data[at:at + chance.randint(0, 4)] = chance.choice(pieces)
+                elif kind < 0.7 and at < len(data):
+                    data[at] = chance.randrange(256)
+                else:
+                    del data[at:at + chance.randint(1, 20)]
+            return bytes(data)
+        lines = []
+        with aurora_rest.Server(port=0, demo=aurora_rest.Demo(speed=0), evaluator=Serving.evaluator(), log=lines.append) as server:
+            for _ in range(25 * times):
+                with socket.create_connection(("127.0.0.1", server.port), timeout=5) as sock:
+                    with contextlib.suppress(OSError):
+                        sock.sendall(b"".join(mutated(chance.choice(seeds)) for _ in range(40)))
+                        sock.shutdown(socket.SHUT_WR)
+                        data = b""
+                        while True:
+                            part = sock.recv(65536)
+                            if not part:
+                                break
+                            data += part
+                        self.assertNotIn(500, statuses(data))
+            self.assertEqual(ask(server, "GET", "/alpha/jobs/devcluster/www-data").status, 200)
+        self.assertFalse([line for line in lines if line.startswith("error") or "status=500" in line])
+        good = aurora_rest.encode_reply(BINARY, "getJobs", 0, api.Response(
+            responseCode=1, details=[], result=api.Result(getJobsResult=api.GetJobsResult(configs={config().replace()}))))
+        for _ in range(2000 * times):
+            data = mutated(good)
+            for wanted in (None, aurora_rest.projection("job keys")):
+                with contextlib.suppress(aurora_rest.BadMessage):
+                    aurora_rest.decode_reply(BINARY, "getJobs", data, wanted)
+
+
+class ProcessTest(unittest.TestCase):
+    """The command line as a process."""
+
+    def start(self, *arguments, **environment):
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("AURORA_")}
+        process = subprocess.Popen([sys.executable, os.path.join(HERE, "aurora_rest.py"), *arguments], stderr=subprocess.PIPE,
+                                   stdout=subprocess.PIPE, text=True, env=dict(clean, **environment))
+        self.addCleanup(lambda: (process.kill(), process.wait(), process.stdout.close(), process.stderr.close()))
+        return process
+
+    def serve(self, *arguments, **environment):
+        """(the process, something with a port, the lines it logged until it served)."""
+        process = self.start("--port=0", *arguments, **environment)
+        lines = []
+        while not lines or " serving " not in lines[-1]:
+            line = process.stderr.readline()
+            self.assertTrue(line, lines)
+            lines.append(line)
+        made = type("Running", (), {})()
+        made.port = int(re.search(r"://\S+:(\d+)", lines[-1]).group(1))
+        return process, made, lines
+
+    def test_the_original_command_line_serves_and_sigterm_ends_it_with_0(self):
+        process, server, _ = self.serve("--executor=internal", "--application=thread", "--parallel=4", "--demo")
+        self.assertEqual(ask(server, "GET", "/alpha/jobs/devcluster/www-data").json["count"], 2)
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(15), 0)
+        self.assertIn("stopped", process.stderr.read())
+
+    def test_stopping_lets_requests_finish_ends_streams_and_tells_of_operations(self):
+        process, server, _ = self.serve("--demo", "--poll-interval=0.1")
+        wait_for(lambda: ask(server, "GET", "/alpha/job/devcluster/www-data/prod/hello").json["stats"] == {"RUNNING": 2})
+        operation = ask(server, "PUT", "/alpha/job/devcluster/www-data/prod/hello/restart?watch_secs=100&wait=20&shards=0", timeout=30)
+        self.assertEqual(operation.status, 202) if operation.json.get("reached") else None
+        stream = Events(server, "/alpha/job/devcluster/www-data/prod/hello/events")
+        stream.next()
+        ask(server, "PUT", "/alpha/job/devcluster/www-data/prod/hello/restart?watch_secs=100")
+        process.send_signal(signal.SIGTERM)
+        kinds = []
+        with contextlib.suppress(EOFError):
+            while True:
+                kinds.append(stream.next()[1])
+        self.assertEqual(kinds[-1], "end")
+        self.assertEqual(process.wait(20), 0)
+        self.assertRegex(process.stderr.read(), r"operation id=\S+ kind=restart key=devcluster/www-data/prod/hello interrupted: 0 of 2 done")
+        stream.close()
+
+    def test_options_that_cannot_be_followed_are_one_line_and_exit_2(self):
+        for arguments in (("--executor=mesos",), ("--application=tornado",), ("--host=0.0.0.0",), ("--nonsense",), ("--port=x",),
+                          ("--tokens=/nonexistent",), ("--clusters=/nonexistent",), ("--demo=a b",), ("--parallel=0",)):
+            process = self.start(*arguments)
+            out, err = process.communicate(timeout=20)
+            self.assertEqual((process.returncode, out, err.count("\n")), (2, "", 1), (arguments, err))
+            self.assertNotIn("Traceback", err)
+
+    def test_a_port_in_use_is_one_line(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            process = self.start("--demo", "--port=%d" % taken.getsockname()[1])
+            _, err = process.communicate(timeout=20)
+        self.assertEqual((process.returncode, err.count("\n")), (2, 1), err)
+        self.assertIn("Address already in use", err)
+
+    def test_options_come_from_the_environment_too(self):
+        _, server, _ = self.serve(AURORA_REST_DEMO="moon", AURORA_REST_QUIET="1", AURORA_REST_DEMO_JOBS="3")
+        self.assertEqual(ask(server, "GET", "/alpha/jobs/moon/load-000").json["count"], 3)
+
+    def test_version_help_and_new_token(self):
+        process = self.start("--version")
+        self.assertEqual(process.communicate(timeout=20)[0], "aurora_rest %s\n" % aurora_rest.__version__)
+        out = self.start("--help").communicate(timeout=20)[0]
+        for option in aurora_rest.OPTIONS:
+            self.assertIn("--" + option.name, out)
+        out = self.start("--new-token=bob:read").communicate(timeout=20)[0]
+        token, line = re.search(r"\n  (\S+)\n.*\n  (.*)\n", out).groups()
+        self.assertEqual(line, "bob read * " + aurora_rest.hash_token(token))
+
+    def test_sighup_reloads_tokens(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "tokens")
+            with open(path, "w", encoding="utf-8") as stream:
+                stream.write("")
+            process, server, _ = self.serve("--demo", "--tokens", path)
+            token, line = aurora_rest.new_token("a:read")
+            self.assertEqual(ask(server, "GET", "/alpha/clusters", Authorization="Bearer " + token).status, 401)
+            with open(path, "w", encoding="utf-8") as stream:
+                stream.write(line)
+            process.send_signal(signal.SIGHUP)
+            wait_for(lambda: ask(server, "GET", "/alpha/clusters", Authorization="Bearer " + token).status == 200)
+
+    def test_systemd_is_told_and_its_socket_used(self):
+        with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+            told.bind(os.path.join(folder, "notify"))
+            told.settimeout(20)
+            process, _, _ = self.serve("--demo", NOTIFY_SOCKET=os.path.join(folder, "notify"), WATCHDOG_USEC="200000")
+            self.assertEqual([told.recv(100), told.recv(100)], [b"READY=1", b"WATCHDOG=1"])
+            process.send_signal(signal.SIGTERM)
+            self.assertEqual(process.wait(15), 0)
+
+    @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate")
+    def test_https_is_served(self):
+        import ssl
+        with tempfile.TemporaryDirectory() as folder:
+            cert, key = os.path.join(folder, "cert"), os.path.join(folder, "key")
+            subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "1",
+                            "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+            _, server, _ = self.serve("--demo", "--tls-cert", cert, "--tls-key", key)
+            context = ssl.create_default_context(cafile=cert)
+            connection = http.client.HTTPSConnection("localhost", server.port, context=context, timeout=10)
+            for path in ("/alpha/version", "/openapi.json", "/alpha/jobs/devcluster/www-data"):
+                connection.request("GET", path)
+                self.assertEqual(connection.getresponse().read()[:1], b"{")
+            connection.close()
+            plain = raw(server, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")      # not TLS: closed, and the server lives
+            self.assertNotIn(b"HTTP/1.1 200", plain)
+
+
+# --- 7. Demo scheduler --------------------------------------------------------------------------------------------------
+
+class DemoTest(unittest.TestCase):
+    """Aurora's behaviour, with a clock turned by hand."""
+
+    def setUp(self):
+        self.demo = aurora_rest.Demo(speed=0, samples=False)
+
+    def call(self, name, *arguments):
+        response = self.demo.invoke(name, api.method(name).arguments(*arguments))
+        return response
+
+    def ok(self, name, *arguments):
+        response = self.call(name, *arguments)
+        self.assertEqual(response.responseCode, api.ResponseCode.OK, response)
+        return response.result
+
+    def refused(self, code, text, name, *arguments):
+        response = self.call(name, *arguments)
+        self.assertEqual(api.ResponseCode.name_of(response.responseCode), code, response)
+        if text is not None:
+            self.assertIn(text, response.details[0].message or "")
+
+    def tasks(self, name="hello", **query):
+        found = self.ok("getTasksStatus", api.TaskQuery(jobName=name, **query)).scheduleStatusResult.tasks
+        return sorted(found, key=lambda t: (t.assignedTask.instanceId, t.taskEvents[0].timestamp, -len(t.taskEvents)))
+
+    def states(self, name="hello", **query):
+        return [S.name_of(task.status) for task in self.tasks(name, **query)]
+
+    def create(self, name="hello", count=1, **changes):
+        self.ok("createJob", config(name, count=count, **changes))
+        self.demo.advance(2)
+
+    def events(self, task):
+        return [(S.name_of(event.status), event.message) for event in task.taskEvents]
+
+    def update(self, job, count=None, **settings):
+        result = self.ok("startJobUpdate", update_request(job, count, **settings), "go")
+        return result.startJobUpdateResult.key
+
+    def details(self, key):
+        return self.ok("getJobUpdateDetails", None, api.JobUpdateQuery(key=key)).getJobUpdateDetailsResult.detailsList[0]
+
+    def status(self, key):
+        return U.name_of(self.details(key).update.summary.state.status)
+
+    def actions(self, key):
+        return [(event.instanceId, api.JobUpdateAction.name_of(event.action)) for event in self.details(key).instanceEvents]
+
+    def test_a_task_runs_and_its_replacement_follows_its_end(self):
+        self.create()
+        task = self.tasks()[0]
+        self.assertEqual(self.events(task), [("PENDING", None), ("ASSIGNED", None), ("STARTING", None), ("RUNNING", None)])
+        self.assertRegex(task.assignedTask.taskId, r"^www-data-devel-hello-0-[0-9a-f-]{36}$")
+        self.ok("restartShards", config().key, {0})
+        self.demo.advance(2)
+        old, new = self.tasks()
+        self.assertEqual(self.events(old)[-2:], [("RESTARTING", "Restarted by UNSECURE"), ("KILLED", None)])
+        self.assertEqual((self.events(new)[0], new.ancestorId), (("PENDING", "Rescheduled"), old.assignedTask.taskId))
+
+    def test_a_pending_task_that_is_killed_disappears(self):
+        self.create(constraints={api.Constraint(name="rack", constraint=api.TaskConstraint(
+            value=api.ValueConstraint(negated=False, values={"nowhere"})))})
+        self.assertEqual(self.states(), ["PENDING"])
+        self.ok("killTasks", config().key, None, "bye")
+        self.assertEqual(self.states(), [])
+        self.assertEqual(self.call("killTasks", config().key, None, None).details[0].message, "No tasks to kill.")
+
+    def test_failures_are_counted_and_retried_within_max_task_failures(self):
+        job = config(command="exit 1", service=False, maxTaskFailures=2)
+        self.ok("createJob", job)
+        self.demo.advance(2)
+        self.assertEqual((self.states(), self.tasks()[1].failureCount), (["FAILED", "FAILED"], 2))
+        self.ok("createJob", config("batch", "sleep 10", service=False))
+        self.demo.advance(5)
+        self.assertEqual(self.states("batch"), ["RUNNING"])
+        self.demo.advance(10)
+        self.assertEqual(self.states("batch"), ["FINISHED"])
+
+    def test_a_service_that_flaps_is_throttled_but_for_the_first_time(self):
+        self.ok("createJob", config(command="sleep 1; exit 1"))
+        self.demo.advance(600)
+        tasks = self.tasks()
+        first = [self.events(task)[0] for task in tasks]
+        self.assertEqual(first[:2], [("PENDING", None), ("PENDING", "Rescheduled")])
+        self.assertRegex(first[2][1], r"^Rescheduled, penalized for \d+ ms for flapping$")
+        self.assertGreaterEqual(int(re.search(r"\d+", first[2][1]).group()), 30000)
+
+    def test_a_task_stuck_in_a_transient_state_is_lost_and_rescheduled(self):
+        self.create()
+        task = self.tasks()[0].assignedTask.taskId
+        self.ok("forceTaskState", task, S.LOST)
+        self.assertEqual(self.states(), ["LOST", "PENDING"])
+        self.assertEqual(self.events(self.tasks()[0])[-1], ("LOST", "Transition forced by UNSECURE"))
+
+    def test_a_partitioned_task_is_lost_after_its_delay(self):
+        self.create(partitionPolicy=api.PartitionPolicy(reschedule=True, delaySecs=100))
+        task = self.tasks()[0].assignedTask.taskId
+        for status in ("PARTITIONED", "RUNNING", "PARTITIONED"):
+            self.ok("forceTaskState", task, S.values[status])
+            self.demo.advance(10)
+        self.demo.advance(80)
+        self.assertEqual(self.states(), ["PARTITIONED"])
+        self.demo.advance(20)
+        self.assertEqual(self.states()[0], "LOST")
+        self.assertEqual(self.tasks()[0].timesPartitioned, 2)
+
+    def test_history_is_pruned_after_two_days(self):
+        self.create()
+        self.ok("killTasks", config().key, None, None)
+        self.demo.advance(100)
+        self.assertEqual(self.states(), ["KILLED"])
+        self.demo.advance(2 * 86400)
+        self.assertEqual(self.states(), [])
+
+    def test_constraints_and_capacity_decide_where_tasks_go(self):
+        limit = {api.Constraint(name="host", constraint=api.TaskConstraint(limit=api.LimitConstraint(limit=1)))}
+        self.create("spread", 7, constraints=limit)
+        hosts = [task.assignedTask.slaveHost for task in self.tasks("spread") if task.status == S.RUNNING]
+        self.assertEqual((len(hosts), len(set(hosts))), (6, 6))
+        reasons = self.ok("getPendingReason", api.TaskQuery(jobName="spread")).getPendingReasonResult.reasons
+        self.assertEqual([r.reason for r in reasons], ["Limit not satisfied: host"])
+        self.create("apart", 2, constraints={api.Constraint(name="rack", constraint=api.TaskConstraint(
+            value=api.ValueConstraint(negated=True, values={"rack-a", "rack-b"})))})
+        self.assertTrue(all(self.demo.hosts[t.assignedTask.slaveHost].attributes["rack"] == {"rack-c"} for t in self.tasks("apart")))
+        self.create("web", constraints={api.Constraint(name="dedicated", constraint=api.TaskConstraint(
+            value=api.ValueConstraint(negated=False, values={"www-data/web"})))})
+        self.assertEqual(self.tasks("web")[0].assignedTask.slaveHost, "demo-dedicated")
+        self.create("huge", resources={api.Resource(numCpus=99.0), api.Resource(ramMb=1 << 30), api.Resource(diskMb=1)})
+        reasons = self.ok("getPendingReason", api.TaskQuery(jobName="huge")).getPendingReasonResult.reasons
+        self.assertEqual({r.reason for r in reasons}, {"Insufficient: CPU,Insufficient: RAM"})
+
+    def test_an_update_rolls_in_order_create_update_kill(self):
+        self.create(count=3)
+        key = self.update(config(command="v2", count=2), updateGroupSize=1)
+        self.demo.advance(60)
+        self.assertEqual(self.status(key), "ROLLED_FORWARD")
+        self.assertEqual([i for i, action in self.actions(key) if action == "INSTANCE_UPDATING"], [0, 1, 2])
+        self.assertEqual(self.states(statuses=set(api.ACTIVE_STATES)), ["RUNNING"] * 2)
+        killed = [t for t in self.tasks() if t.status == S.KILLED][0]
+        self.assertEqual(killed.taskEvents[-2].message, "Killed for job update " + key.id)
+
+    def test_a_failing_update_rolls_back_or_stops(self):
+        self.create(count=2)
+        back = self.update(config(command="exit 1", count=2))
+        self.demo.advance(60)
+        details = self.details(back)
+        self.assertEqual([(U.name_of(e.status), e.message) for e in details.updateEvents], [
+            ("ROLLING_FORWARD", "go"), ("ROLLING_BACK", "Latest failure: instance 0 exited."), ("ROLLED_BACK", None)])
+        self.assertEqual(self.actions(back), [(0, "INSTANCE_UPDATING"), (0, "INSTANCE_UPDATE_FAILED"), (0, "INSTANCE_ROLLING_BACK"),
+                                              (0, "INSTANCE_ROLLED_BACK")])
+        stopped = self.update(config(command="exit 1", count=2), rollbackOnFailure=False)
+        self.demo.advance(60)
+        self.assertEqual(self.status(stopped), "FAILED")
+        tolerant = self.update(config(command="exit 1", count=2), maxPerInstanceFailures=1, maxFailedInstances=2)
+        self.demo.advance(600)
+        self.assertEqual(self.status(tolerant), "ROLLED_FORWARD")
+
+    def test_strategies_group_instances(self):
+        for strategy, groups in (
+                (api.JobUpdateStrategy(queueStrategy=api.QueueJobUpdateStrategy(groupSize=2)), [2]),
+                (api.JobUpdateStrategy(batchStrategy=api.BatchJobUpdateStrategy(groupSize=3, autopauseAfterBatch=False)), [3]),
+                (api.JobUpdateStrategy(varBatchStrategy=api.VariableBatchJobUpdateStrategy(groupSizes=[1, 2], autopauseAfterBatch=False)),
+                 [1, 2])):
+            name = "group%d" % groups[0]
+            self.create(name, 5)
+            key = self.update(config(name, "v2", 5), updateStrategy=strategy)
+            started = [len([1 for _, a in self.actions(key) if a == "INSTANCE_UPDATING"])]
+            self.assertEqual(started, groups[:1])
+            self.demo.advance(120)
+            self.assertEqual(self.status(key), "ROLLED_FORWARD")
+
+    def test_autopause_pauses_between_batches(self):
+        self.create(count=3)
+        strategy = api.JobUpdateStrategy(batchStrategy=api.BatchJobUpdateStrategy(groupSize=2, autopauseAfterBatch=True))
+        key = self.update(config(command="v2", count=3), updateStrategy=strategy)
+        self.demo.advance(60)
+        self.assertEqual((self.status(key), self.details(key).updateEvents[-1].message), ("ROLL_FORWARD_PAUSED", "Update auto paused"))
+        self.ok("resumeJobUpdate", key, None)
+        self.demo.advance(60)
+        self.assertEqual(self.status(key), "ROLLED_FORWARD")
+
+    def test_pulses_hold_an_update(self):
+        self.create()
+        key = self.update(config(command="v2"), blockIfNoPulsesAfterMs=60000)
+        self.demo.advance(300)
+        self.assertEqual(self.status(key), "ROLL_FORWARD_AWAITING_PULSE")
+        self.assertEqual(self.ok("pulseJobUpdate", key).pulseJobUpdateResult.status, api.JobUpdatePulseStatus.OK)
+        self.demo.advance(10)
+        self.assertEqual(self.status(key), "ROLLED_FORWARD")
+        self.assertEqual(self.ok("pulseJobUpdate", key).pulseJobUpdateResult.status, api.JobUpdatePulseStatus.FINISHED)
+
+    def test_updates_are_steered_by_the_state_machine(self):
+        self.create(count=2)
+        key = self.update(config(command="v2", count=2))
+        self.refused("JOB_UPDATING_ERROR", "Job is currently updating", "killTasks", config().key, None, None)
+        self.refused("JOB_UPDATING_ERROR", "Job is currently updating", "addInstances", api.InstanceKey(config().key, 0), 1)
+        self.refused("INVALID_REQUEST", "An active update already exists", "startJobUpdate",
+                     update_request(config(command="v3", count=2)), None)
+        self.ok("pauseJobUpdate", key, None)
+        self.demo.advance(300)
+        self.assertEqual(self.status(key), "ROLL_FORWARD_PAUSED")
+        self.ok("pauseJobUpdate", key, None)
+        self.ok("rollbackJobUpdate", key, None)
+        self.demo.advance(60)
+        self.assertEqual(self.status(key), "ROLLED_BACK")
+        self.refused("INVALID_REQUEST", "Cannot transition update from ROLLED_BACK to ABORTED", "abortJobUpdate", key, None)
+        self.refused("INVALID_REQUEST", "Cannot transition update from ROLLED_BACK to null", "pauseJobUpdate", key, None)
+        self.refused("INVALID_REQUEST", "Update does not exist", "resumeJobUpdate", api.JobUpdateKey(job=config().key, id="x"), None)
+        same = self.call("startJobUpdate", update_request(config(count=2)), None)
+        self.assertEqual((same.result, same.details[0].message), (None, "Job is unchanged by proposed update."))
+
+    def test_an_update_of_some_instances_leaves_the_others(self):
+        self.create(count=3)
+        key = self.update(config(command="v2", count=3), updateOnlyTheseInstances={api.Range(first=1, last=1)})
+        self.demo.advance(60)
+        self.assertEqual({i for i, _ in self.actions(key)}, {1})
+        self.refused("INVALID_REQUEST", "irrelevant", "startJobUpdate", update_request(
+            config(command="v3", count=3), updateOnlyTheseInstances={api.Range(first=9, last=9)}), None)
+        self.refused("ERROR", "Invalid range", "startJobUpdate", update_request(
+            config(command="v3", count=3), updateOnlyTheseInstances={api.Range(first=1, last=0)}), None)
+
+    def test_cron_jobs_run_at_their_time_by_their_policy(self):
+        job = config("cron", "sleep 5000", service=False)
+        self.ok("scheduleCronJob", job.replace(cronSchedule="*/5 * * * *", cronCollisionPolicy=api.CronCollisionPolicy.CANCEL_NEW))
+        self.demo.advance(301)
+        self.assertEqual(len(self.states("cron")), 1)
+        self.ok("startCronJob", job.key)
+        self.demo.advance(5)
+        self.assertEqual(len(self.states("cron")), 1)
+        self.ok("scheduleCronJob", job.replace(cronSchedule="0 0 1 1 *", cronCollisionPolicy=api.CronCollisionPolicy.KILL_EXISTING))
+        self.ok("startCronJob", job.key)
+        self.demo.advance(10)
+        self.assertEqual([t.taskEvents[-2].message for t in self.tasks("cron") if t.status == S.KILLED], ["Killed by cronScheduler"])
+        self.assertEqual(self.states("cron", statuses=set(api.ACTIVE_STATES)), ["RUNNING"])
+        for schedule, text in (("x", "Invalid cron schedule: x"), ("* * * * 7", "Invalid"), ("* * 1 * 1", "Invalid"), ("* * * *", "Invalid"),
+                               ("", "empty cron schedule"), ("0 0 30 2 *", "never fire")):
+            self.refused("INVALID_REQUEST", text, "scheduleCronJob", config("c2", service=False).replace(cronSchedule=schedule))
+        self.refused("INVALID_REQUEST", "RUN_OVERLAP", "scheduleCronJob", config("c2", service=False).replace(
+            cronSchedule="* * * * *", cronCollisionPolicy=api.CronCollisionPolicy.RUN_OVERLAP))
+        self.refused("INVALID_REQUEST", "No cron job found for www-data/devel/c3", "replaceCronTemplate",
+                     config("c3", service=False).replace(cronSchedule="* * * * *"))
+        self.assertEqual(self.call("descheduleCronJob", config("c3").key).details[0].message,
+                         "Job www-data/devel/c3 is not scheduled with cron")
+
+    def test_crontab_finds_the_next_time(self):
+        start = 1700000000      # 2023-11-14 22:13:20 GMT, a Tuesday
+        for text, expected in (("* * * * *", "2023-11-14 22:14"), ("0 4 * * *", "2023-11-15 04:00"), ("30 1 * * MON-FRI", "2023-11-15 01:30"),
+                               ("0 0 1 JAN *", "2024-01-01 00:00"), ("0 0 29 2 *", "2024-02-29 00:00"), ("5-20/15 22 * * *", "2023-11-14 22:20")):
+            self.assertEqual(time.strftime("%Y-%m-%d %H:%M", time.gmtime(aurora_rest.Crontab(text).next(start))), expected, text)
+
+    def test_quota_is_checked_for_production_jobs(self):
+        self.ok("setQuota", "www-data", api.ResourceAggregate(resources={
+            api.Resource(numCpus=1.0), api.Resource(ramMb=1024), api.Resource(diskMb=1024)}))
+        prod = config("prod", count=11, tier="preferred")
+        self.refused("INVALID_REQUEST", "Insufficient resource quota: CPU quota exceeded by 0.10 core(s)", "createJob", prod)
+        self.ok("createJob", prod.replace(instanceCount=10))
+        self.ok("createJob", config("other", count=50))
+        result = self.ok("getQuota", "www-data").getQuotaResult
+        self.assertIn(api.Resource(ramMb=320), result.prodSharedConsumption.resources)
+        self.assertIn(api.Resource(ramMb=1600), result.nonProdSharedConsumption.resources)
+        self.refused("INVALID_REQUEST", "is less then current prod reservation", "setQuota", "www-data", api.ResourceAggregate(
+            resources={api.Resource(numCpus=0.5), api.Resource(ramMb=1024), api.Resource(diskMb=1024)}))
+        self.refused("ERROR", "Quota resources must be exactly", "setQuota", "x", api.ResourceAggregate(resources={api.Resource(ramMb=1)}))
+
+    def test_refusals_have_aurora_s_texts(self):
+        key = api.JobKey(role="www-data", environment="qa", name="x")
+        for job, text in (
+                (config().replace(taskConfig=None), "Job configuration must have taskConfig set."),
+                (config().replace(instanceCount=0), "Instance count must be positive."),
+                (config().replace(instanceCount=4001), "Instance count must be between 1 and 4000 inclusive."),
+                (config().replace(key=key), "Job environment qa doesn't match: ^(prod|devel|test|staging\\d*)$"),
+                (config().replace(key=api.JobKey(role="a b", environment="devel", name="x")), "Job key IJobKey{role=a b, environment=devel, name=x} is invalid."),
+                (config(tier="x"), "Invalid tier 'x' in TaskConfig."), (config(executorConfig=None), "Configuration may not be null."),
+                (config(resources={api.Resource(numCpus=1.0)}), "ram_mb must be greater than 0.0"),
+                (config(resources={api.Resource(numCpus=1.0), api.Resource(numCpus=2.0)}), "Multiple resource values are not supported for CPU"),
+                (config().replace(cronSchedule="* * * * *"), "A service task may not be run on a cron schedule"),
+                (config(service=False).replace(cronSchedule="* * * * *"), "Cron jobs may only be created/updated by calling scheduleCronJob.")):
+            self.refused("INVALID_REQUEST", text, "createJob", job)
+        self.create()
+        self.refused("INVALID_REQUEST", "Job www-data/devel/hello already exists", "createJob", config())
+        self.refused("INVALID_REQUEST", "Not all requested shards are active.", "restartShards", config().key, {7})
+        self.refused("INVALID_REQUEST", "No active task found for a given instance ID.", "addInstances", api.InstanceKey(config().key, 9), 1)
+        self.refused("ERROR", "Argument cannot be blank", "restartShards", config().key, set())
+        self.refused("ERROR", None, "killTasks", api.JobKey(role="a b"), None, None)
+        self.refused("INVALID_REQUEST", "Updates are not supported for non-service tasks.", "startJobUpdate",
+                     update_request(config(service=False)), None)
+        self.refused("INVALID_REQUEST", "Update results in no instance being modified.", "startJobUpdate",
+                     update_request(config(), updateGroupSize=0), None)
+        self.refused("ERROR", "Tasks in non-terminal state cannot be pruned.", "pruneTasks", api.TaskQuery(statuses={S.RUNNING}))
+
+    def test_hosts_are_drained_with_regard_to_slas(self):
+        policy = api.SlaPolicy(percentageSlaPolicy=api.PercentageSlaPolicy(percentage=90.0, durationSecs=60))
+        self.ok("setQuota", "www-data", api.ResourceAggregate(resources={
+            api.Resource(numCpus=100.0), api.Resource(ramMb=102400), api.Resource(diskMb=102400)}))
+        self.create(count=20, tier="preferred")
+        self.demo.advance(100)
+        host = self.tasks()[0].assignedTask.slaveHost
+        hosts = api.Hosts(hostNames={host, "unknown"})
+        statuses_ = self.ok("slaDrainHosts", hosts, policy, 3600).drainHostsResult.statuses
+        self.assertEqual([(s.host, s.mode) for s in statuses_], [(host, api.MaintenanceMode.DRAINING)])
+        self.demo.advance(61)
+        draining = sum(t.status == S.DRAINING for t in self.tasks())
+        self.assertLessEqual(draining, 2)
+        self.demo.advance(4000)
+        mode = self.ok("maintenanceStatus", hosts).maintenanceStatusResult.statuses
+        self.assertEqual([s.mode for s in mode], [api.MaintenanceMode.DRAINED])
+        self.assertNotIn(host, [t.assignedTask.slaveHost for t in self.tasks(statuses=set(api.ACTIVE_STATES))])
+        self.ok("endMaintenance", hosts)
+
+    def test_a_recovery_brings_back_what_was_and_nothing_runs_twice(self):
+        self.create(count=2)
+        key = self.update(config(command="v2", count=2))
+        self.demo.advance(1)
+        self.ok("performBackup")
+        backup = next(iter(self.ok("listBackups").listBackupsResult.backups))
+        self.demo.advance(60)
+        self.ok("killTasks", config().key, None, None)
+        self.demo.advance(60)
+        self.refused("ERROR", "No backup loaded.", "commitRecovery")
+        self.ok("stageRecovery", backup)
+        self.refused("ERROR", "Another backup is already loaded.", "stageRecovery", backup)
+        self.assertTrue(self.ok("queryRecovery", api.TaskQuery()).queryRecoveryResult.tasks)
+        self.ok("commitRecovery")
+        self.demo.advance(120)
+        self.assertEqual(self.states(statuses=set(api.ACTIVE_STATES)), ["RUNNING"] * 2)
+        self.assertEqual(self.status(key), "ROLLED_FORWARD")
+
+    def test_the_wire_negotiates_as_auroras_does(self):
+        url = self.demo.start()
+        self.addCleanup(self.demo.stop)
+        made = type("Running", (), {"port": int(url.rsplit(":", 1)[1])})
+        calls = {media: aurora_rest.encode_message(media, "getTierConfigs", 1, 7, api.method("getTierConfigs").arguments())
+                 for media in (BINARY, aurora_rest.TJSON)}
+        for kind, accept, answered in ((BINARY, BINARY, BINARY), (BINARY, None, aurora_rest.TJSON), (aurora_rest.TJSON, BINARY, BINARY),
+                                       ("application/json", "*/*", aurora_rest.TJSON), (None, None, aurora_rest.TJSON),
+                                       ("application/x-thrift", None, aurora_rest.TJSON)):
+            headers = {name: value for name, value in (("Content_Type", kind), ("Accept", accept)) if value}
+            answer = ask(made, "POST", "/api", calls[BINARY if kind == BINARY else aurora_rest.TJSON], **headers)
+            self.assertEqual((answer.status, answer.headers["content-type"]), (200, answered))
+            reply = aurora_rest.decode_reply(answered, "getTierConfigs", answer.body)
+            self.assertEqual(reply.result.getTierConfigResult.defaultTierName, "preemptible")
+        for kind in ("application/json; charset=utf-8", "text/plain"):
+            self.assertEqual(ask(made, "POST", "/api", b"x", Content_Type=kind).status, 415)
+        unknown = aurora_rest.encode_message(BINARY, "nonsense", 1, 0, api.method("getTierConfigs").arguments())
+        answer = ask(made, "POST", "/api", unknown, Content_Type=BINARY, Accept=BINARY)
+        with self.assertRaisesRegex(aurora_rest.BadMessage, "Invalid method name: 'nonsense'"):
+            aurora_rest.decode_reply(BINARY, "nonsense", answer.body)
+        self.assertEqual(ask(made, "POST", "/apibeta/getJobs", "{}").json["responseCode"], "OK")
+        self.assertEqual(ask(made, "POST", "/apibeta/nonsense", "{}").status, 404)
+        self.assertEqual(ask(made, "POST", "/apibeta/getJobs", "[").status, 400)
+        self.assertEqual([ask(made, "GET", path).status for path in ("/health", "/vars", "/vars.json", "/leaderhealth", "/offers", "/nope")],
+                         [200, 200, 200, 200, 200, 404])
+        self.demo.redirect = "http://127.0.0.1:1"
+        self.assertEqual((ask(made, "POST", "/api", b"").status, ask(made, "GET", "/leaderhealth").status), (307, 503))
+
+    def test_a_hundred_clients_keep_it_consistent(self):
+        self.demo.clock.speed = 50.0
+        url = self.demo.start()
+        self.addCleanup(self.demo.stop)
+        self.create("shared", 5)
+        problems = []
+
+        def client(number):
+            scheduler = aurora_rest.Scheduler(url, parallel=2)
+            for step in range(6):
+                try:
+                    if (number + step) % 4 == 0:
+                        scheduler.killTasks(config("shared").key, {step}, None)
+                    elif (number + step) % 4 == 1:
+                        scheduler.startJobUpdate(update_request(config("shared", "v%d" % number, 5)), None)
+                    elif (number + step) % 4 == 2:
+                        scheduler.restartShards(config("shared").key, {step % 5})
+                    else:
+                        scheduler.createJob(config("shared", count=5))
+                except (aurora_rest.Refused, aurora_rest.JobUpdating):
+                    pass
+                except Exception as error:
+                    problems.append(repr(error))
+            scheduler.close()
+        threads = [threading.Thread(target=client, args=(number,)) for number in range(100)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        self.assertEqual(problems, [])
+        active = [task.assignedTask.instanceId for task in self.tasks("shared", statuses=set(api.ACTIVE_STATES))]
+        self.assertEqual(len(active), len(set(active)))
+        running = self.ok("getJobUpdateSummaries", api.JobUpdateQuery(
+            updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES))).getJobUpdateSummariesResult.updateSummaries
+        self.assertLessEqual(len(running), 1)
+
+    def test_filled_with_jobs_a_list_of_one_role_stays_small(self):
+        demo = aurora_rest.Demo(speed=0, jobs=200, samples=False)
+        self.assertEqual(len(demo._tasks), 2000)
+        found = demo.invoke("getJobs", api.method("getJobs").arguments("load-001")).result.getJobsResult.configs
+        self.assertEqual(len(found), 50)
+
+
+# --- README -------------------------------------------------------------------------------------------------------------
+
+def options_table():
+    """The README's table of options, from the options."""
+    lines = ["| option | default | meaning |", "|---|---|---|"]
+    for option in aurora_rest.OPTIONS:
+        default = "" if option.default in (None, False, []) else "`%s`" % option.default
+        shown = "--" + option.name + (" " + option.metavar if option.metavar else "")
+        lines.append("| `%s` | %s | %s |" % (shown.replace("|", "\\|"), default, option.help.replace("|", "\\|")))
+    return "\n".join(lines)
+
+
+class ReadmeTest(Serving):
+    SPEED = 20.0
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        with open(os.path.join(HERE, "README.md"), encoding="utf-8") as stream:
+            cls.readme = stream.read()
+
+    def test_the_table_of_options_is_that_of_the_code(self):
+        shown = re.search(r"<!-- options -->\n(.*?)\n<!-- /options -->", self.readme, re.DOTALL).group(1)
+        self.assertEqual(shown, options_table())
+
+    def test_every_request_in_the_table_of_commands_is_a_route(self):
+        rows = re.findall(r"^\| (?:`aurora|force).*?\| (.*) \|$", self.readme, re.MULTILINE)
+        self.assertGreater(len(rows), 25)
+        methods = set()
+        for row in rows:
+            for code in re.findall(r"`([^`]*)`", row):
+                match = re.match(r"(GET|PUT|POST|DELETE) (/\S+)", code)
+                if match:
+                    path = match.group(2).split("?")[0].replace("/K", "/c/r/e/n").replace("/C", "/c")
+                    found, _ = aurora_rest._match("/alpha" + path)
+                    self.assertIn(match.group(1), found, code)
+                    methods.add(match.group(1))
+        self.assertEqual(len(methods), 4)
+
+    @unittest.skipUnless(shutil.which("curl") and shutil.which("bash"), "needs curl")
+    def test_the_examples_work_as_they_stand(self):
+        """Each example in the README, pasted; none may answer a failure but the one that says so."""
+        section = self.readme.split("## API by example")[1].split("## From aurora")[0]
+        script = "\n".join(re.findall(r"```\n(.*?)```", section, re.DOTALL))
+        script = script.replace("localhost:8888", "localhost:%d" % self.server.port).replace("--max-time 3", "--max-time 0.5")
+        failures = []
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run(["bash", "-c", script], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                  timeout=120)
+        for line in done.stdout.splitlines():
+            if line.startswith('{"status"') and '"failure"' in line[:30]:
+                failures.append(json.loads(line)["errors"])
+        self.assertEqual(failures, [["no active update of job devcluster/www-data/devel/hello_world"]], done.stdout[-3000:])
+        self.assertIn('"reached": false', done.stdout)
+        self.assertGreater(done.stdout.count('"status": "success"'), 25)
+
+    def test_openapi_is_valid(self):
+        validator = importlib.util.find_spec("openapi_spec_validator")
+        if validator is None:
+            self.skipTest("needs the package openapi-spec-validator")
+        importlib.import_module("openapi_spec_validator").validate(json.loads(aurora_rest.openapi_text()))
+
+    def test_the_tree_holds_what_it_may(self):
+        allowed = {"aurora_rest.py", "test_aurora_rest.py", "README.md", "LICENSE", "__pycache__"}
+        found = {os.path.basename(path) for path in glob.glob(os.path.join(HERE, "*"))}
+        self.assertLessEqual(found - {"bin"}, allowed)
 
 
