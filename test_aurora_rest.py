@@ -7,6 +7,7 @@ import base64
 import contextlib
 import glob
 import http.client
+import http.server
 import importlib
 import importlib.util
 import json
@@ -22,7 +23,6 @@ import tempfile
 import threading
 import time
 import unittest
-import urllib.parse
 from unittest import mock
 
 import aurora_rest
@@ -885,7 +885,8 @@ class ConfigTest(unittest.TestCase):
         self.addCleanup(evaluator.close)
         attacks = ["while True: pass", "x = 10**10**10", "x = 'a' * 10**11", "x = [0] * (50 << 20)", "x = list(range(10**9))",
                    "def f(): return f()\nf()", "x = " + "(" * 5000 + ")" * 5000, "x = " + "[" * 90 + "]" * 90 + "\n" + "-" * 100000 + "1",
-                   "import re\nre.match('(a+)+$', 'a' * 60 + 'b')", "x = '{{x}}{{x}}'\nc = Process(name='{{a}}', cmdline='').bind(a='{{a}}{{a}}').name().get()",
+                   "import re\nre.match('(a+)+$', 'a' * 60 + 'b')",
+                   "x = '{{x}}{{x}}'\nc = Process(name='{{a}}', cmdline='').bind(a='{{a}}{{a}}').name().get()",
                    "def f(n):\n  while True: n = [n]\nf(1)", "print('x' * 10**6 * 10**3)"]
         for attack in attacks:
             with self.subTest(attack=attack[:60]):
@@ -2481,7 +2482,8 @@ class DemoTest(unittest.TestCase):
                 (config().replace(instanceCount=0), "Instance count must be positive."),
                 (config().replace(instanceCount=4001), "Instance count must be between 1 and 4000 inclusive."),
                 (config().replace(key=key), "Job environment qa doesn't match: ^(prod|devel|test|staging\\d*)$"),
-                (config().replace(key=api.JobKey(role="a b", environment="devel", name="x")), "Job key IJobKey{role=a b, environment=devel, name=x} is invalid."),
+                (config().replace(key=api.JobKey(role="a b", environment="devel", name="x")),
+                 "Job key IJobKey{role=a b, environment=devel, name=x} is invalid."),
                 (config(tier="x"), "Invalid tier 'x' in TaskConfig."), (config(executorConfig=None), "Configuration may not be null."),
                 (config(resources={api.Resource(numCpus=1.0)}), "ram_mb must be greater than 0.0"),
                 (config(resources={api.Resource(numCpus=1.0), api.Resource(numCpus=2.0)}), "Multiple resource values are not supported for CPU"),
@@ -2655,8 +2657,7 @@ class ReadmeTest(Serving):
         script = script.replace("localhost:8888", "localhost:%d" % self.server.port).replace("--max-time 3", "--max-time 0.5")
         failures = []
         with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run(["bash", "-c", script], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                  timeout=120)
+            done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, timeout=120)
         for line in done.stdout.splitlines():
             if line.startswith('{"status"') and '"failure"' in line[:30]:
                 failures.append(json.loads(line)["errors"])
@@ -2676,3 +2677,380 @@ class ReadmeTest(Serving):
         self.assertLessEqual(found - {"bin"}, allowed)
 
 
+# --- benchmarks: python test_aurora_rest.py --bench ---------------------------------------------------------------------
+
+def _pre_encoded(jobs, tasks=0):
+    """The bytes of a getJobs answer with `jobs` jobs of real size, and of a getTasksWithoutConfigs answer."""
+    padding = "x" * 2000
+    configs = set()
+    for number in range(jobs):
+        job = config("job-%05d" % number, "serve " + padding, 3)
+        configs.add(job)
+    listing = api.Response(responseCode=1, details=[], serverInfo=api.ServerInfo(clusterName="bench", statsUrlPrefix=""),
+                           result=api.Result(getJobsResult=api.GetJobsResult(configs=configs)))
+    bare = config("job").taskConfig.replace(executorConfig=api.ExecutorConfig(name="AuroraExecutor"))
+    states = [api.ScheduledTask(
+        assignedTask=api.AssignedTask(taskId="www-data-devel-job-%d-%s" % (i, "0" * 36), slaveId="agent-%d" % i, slaveHost="host-%d" % i,
+                                      task=bare, assignedPorts={"http": 31000 + i}, instanceId=i),
+        status=S.RUNNING, failureCount=0, timesPartitioned=0,
+        taskEvents=[api.TaskEvent(timestamp=1700000000000 + j, status=s, scheduler="scheduler") for j, s in enumerate((0, 9, 1, 2))])
+        for i in range(tasks)]
+    status = api.Response(responseCode=1, details=[], result=api.Result(
+        scheduleStatusResult=api.ScheduleStatusResult(tasks=states)))
+    return (aurora_rest.encode_reply(BINARY, "getJobs", 0, listing),
+            aurora_rest.encode_reply(BINARY, "getTasksWithoutConfigs", 0, status))
+
+
+class _BenchScheduler(aurora_rest.App):
+    """Answers from bytes made beforehand; what it has not is asked of a demo. delay: seconds each call takes."""
+
+    def __init__(self, answers, delay=0.0):
+        self.answers = answers
+        self.delay = delay
+        self.calls = 0
+        self.demo = aurora_rest.DemoApp(aurora_rest.Demo("bench"))
+
+    def is_quick(self, request):
+        return not self.delay
+
+    def handle(self, request):
+        self.calls += 1
+        if self.delay:
+            time.sleep(self.delay)
+        size = struct.unpack("!i", request.body[4:8])[0]
+        answer = self.answers.get(request.body[8:8 + size])
+        if answer is None:
+            return self.demo.handle(request)
+        return aurora_rest.Response(200, body=answer, content_type=BINARY)
+
+
+def _bench_scheduler_main(jobs, tasks, delay):
+    listing, status = _pre_encoded(int(jobs), int(tasks))
+    app = _BenchScheduler({b"getJobs": listing, b"getTasksWithoutConfigs": status}, float(delay))
+    server = aurora_rest.HttpServer(("127.0.0.1", 0), app, {"threads": 64})
+    print(server.port, flush=True)
+    server.serve_forever()
+
+
+def _plain_main(kind):
+    """(c): a plain ThreadingHTTPServer with HTTP/1.1 and TCP_NODELAY that answers a constant."""
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+        wbufsize = -1
+
+        def do_GET(self):
+            body = b'{"status": "success", "version": "1.0.0"}\n'
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    print(server.server_port, flush=True)
+    server.serve_forever()
+
+
+def _rest_main(*arguments):
+    os.execv(sys.executable, [sys.executable, os.path.join(HERE, "aurora_rest.py"), "--quiet", "--port", "0", *arguments])
+
+
+def _direct_main(port, kind, seconds):
+    """(a) direct: the same Thrift call in a loop over one kept connection, decoded whole; (b) floor: the same bytes, undecoded."""
+    import resource
+    connection = http.client.HTTPConnection("127.0.0.1", int(port))
+    connection.connect()
+    connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    name, arguments = ("getJobs", ("www-data",)) if "list" in kind else ("getTasksWithoutConfigs", (api.TaskQuery(
+        jobKeys={api.JobKey(role="www-data", environment="devel", name="job")}),))
+    message = aurora_rest.encode_message(BINARY, name, 1, 0, api.method(name).arguments(*arguments))
+    headers = {"Content-Type": BINARY, "Accept": BINARY}
+    times = []
+    deadline = time.perf_counter() + float(seconds)
+    while time.perf_counter() < deadline:
+        started = time.perf_counter()
+        connection.request("POST", "/api", message, headers)
+        body = connection.getresponse().read()
+        if "floor" not in kind:
+            aurora_rest.decode_reply(BINARY, name, body)
+        times.append(time.perf_counter() - started)
+    print(json.dumps({"rate": len(times) / sum(times), "median": sorted(times)[len(times) // 2],
+                      "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}), flush=True)
+
+
+def _load_main(port, path, connections, seconds, *headers):
+    """A load generator: keeps one request under way on each connection, from one thread with a selector."""
+    import selectors
+    selector = selectors.DefaultSelector()
+    extra = "".join(each + "\r\n" for each in headers)
+    paths = path.split("|")
+    sent, times, buffers = {}, [], {}
+
+    def send(sock, number):
+        request = "GET %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n" % (paths[number % len(paths)], extra)
+        sent[sock] = time.perf_counter()
+        buffers[sock] = [b"", -1]
+        sock.sendall(request.encode())
+    for number in range(int(connections)):
+        sock = socket.create_connection(("127.0.0.1", int(port)))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        selector.register(sock, selectors.EVENT_READ, number)
+        send(sock, number)
+    started = time.perf_counter()
+    deadline, failures = started + float(seconds), 0
+    while time.perf_counter() < deadline:
+        for key, _ in selector.select(1):
+            sock, state = key.fileobj, buffers[key.fileobj]
+            data = sock.recv(1 << 20)
+            if not data:
+                raise SystemExit("the server closed a connection")
+            state[0] += data
+            if state[1] < 0 and b"\r\n\r\n" in state[0]:
+                head, _, rest = state[0].partition(b"\r\n\r\n")
+                length = re.search(rb"Content-Length: (\d+)", head)
+                state[1] = len(head) + 4 + (int(length.group(1)) if length else 0)
+                failures += head[9:12] not in (b"200", b"304")
+            if 0 <= state[1] <= len(state[0]):
+                times.append(time.perf_counter() - sent[sock])
+                send(sock, key.data)
+    times.sort()
+    print(json.dumps({"rate": len(times) / (time.perf_counter() - started), "median": times[len(times) // 2],
+                      "p99": times[int(len(times) * 0.99)], "mean": sum(times) / len(times), "failures": failures}), flush=True)
+
+
+class Bench:
+    """Runs each measure in processes of its own and prints ratios."""
+
+    def __init__(self, quick):
+        self.seconds = 1.0 if quick else 3.0
+        self.rounds = 1 if quick else 5
+        self.rows = []
+        self.processes = []
+
+    def start(self, role, *arguments):
+        """A helper process; the port that it prints or logs."""
+        process = subprocess.Popen([sys.executable, os.path.join(HERE, "test_aurora_rest.py"), "--bench-role", role, *map(str, arguments)],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.processes.append(process)
+        if role == "rest":
+            while True:
+                line = process.stderr.readline()
+                if " serving " in line:
+                    threading.Thread(target=process.stderr.read, daemon=True).start()
+                    return process, int(re.search(r"://\S+?:(\d+)", line).group(1))
+                if not line:
+                    raise SystemExit("the server did not start")
+        return process, int(process.stdout.readline())
+
+    def run(self, role, *arguments):
+        done = subprocess.run([sys.executable, os.path.join(HERE, "test_aurora_rest.py"), "--bench-role", role, *map(str, arguments)],
+                              stdout=subprocess.PIPE, text=True, check=True)
+        return json.loads(done.stdout)
+
+    def stop(self, *processes):
+        for each in processes:
+            each.kill()
+            each.wait()
+
+    def row(self, work, figure, target):
+        self.rows.append({"work": work, "measured": figure, "target": target})
+        print("%-58s %-58s %s" % (work, figure, target), flush=True)
+
+    def median(self, measure):
+        values = sorted((measure() for _ in range(self.rounds)), key=lambda pair: pair[0])
+        return values[len(values) // 2]
+
+    def all(self):
+        print("%-58s %-58s %s" % ("work", "measured (median of %d)" % self.rounds, "target"))
+        self.version()
+        self.start_and_memory()
+        for jobs in (3, 100, 5000):
+            self.lists(jobs)
+        self.status()
+        self.gate()
+        self.configurations()
+        self.watchers()
+
+    def version(self):
+        plain, plain_port = self.start("plain", "x")
+        rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:1")
+
+        def measure():
+            ours = self.run("load", port, "/alpha/version", 16, self.seconds)
+            theirs = self.run("load", plain_port, "/alpha/version", 16, self.seconds)
+            return ours["rate"] / theirs["rate"], ours, theirs
+        ratio, ours, theirs = self.median(measure)
+        self.row("GET /alpha/version, 16 connections", "%.2f x plain (%.0f/s beside %.0f/s)" % (ratio, ours["rate"], theirs["rate"]),
+                 ">= 3 x plain")
+        spread, at64 = self.median(lambda: (lambda r: (r["p99"] / r["median"], r))(
+            self.run("load", port, "/alpha/version", 64, self.seconds)))
+        self.row("  p99 at 64 connections", "%.1f x median (%.2f ms)" % (spread, at64["p99"] * 1e3), "<= 10 x median")
+        self.stop(plain, rest)
+
+    def start_and_memory(self):
+        def measure():
+            started = time.perf_counter()
+            rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:1")
+            raw(type("Running", (), {"port": port}), b"GET /alpha/version HTTP/1.0\r\n\r\n")
+            seconds = time.perf_counter() - started
+            with open("/proc/%d/statm" % rest.pid, encoding="ascii") as stream:
+                memory = int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+            self.stop(rest)
+            return seconds, memory
+        seconds, memory = self.median(measure)
+        self.row("start to first answer; resident", "%.2f s (two interpreter starts); %.0f MB" % (seconds, memory), "<= 0.25 s; <= 35 MB")
+
+    def lists(self, jobs):
+        scheduler, scheduler_port = self.start("scheduler", jobs, 0, 0)
+        rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:%d" % scheduler_port)
+        path = "/alpha/jobs/bench/www-data"
+        for connections in (1, 16, 64) if jobs == 100 else (1,):
+            def measure(connections=connections):
+                ours = self.run("load", port, path, connections, self.seconds)
+                direct = self.run("direct", scheduler_port, "list", self.seconds)
+                floor = self.run("direct", scheduler_port, "list floor", self.seconds)
+                return ours["rate"] / direct["rate"], ours, direct, floor
+            ratio, ours, direct, floor = self.median(measure)
+            self.row("list of %d jobs, %d connections" % (jobs, connections), "%.2f x direct, %.2f x floor (%.0f/s; direct %.0f/s)" % (
+                ratio, ours["rate"] / floor["rate"], ours["rate"], direct["rate"]),
+                {3: ">= 0.6 x direct", 5000: ">= 1.5 x direct", 100: ">= 1.5 x direct, >= 0.5 x floor" if connections == 1 else
+                 ">= 4 x direct"}[jobs])
+        with open("/proc/%d/statm" % rest.pid, encoding="ascii") as stream:
+            memory = int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+        etag = ask(type("Running", (), {"port": port}), "GET", path).headers["etag"]
+        ratio, full, same = self.median(lambda: (lambda a, b: (b["rate"] / a["rate"], a, b))(
+            self.run("load", port, path, 1, self.seconds), self.run("load", port, path, 1, self.seconds, "If-None-Match: " + etag)))
+        self.row("  the same, not modified; memory", "%.2f x the full answer; %.0f MB" % (ratio, memory), "> 1; < 80 MB")
+        self.stop(scheduler, rest)
+
+    def status(self):
+        scheduler, scheduler_port = self.start("scheduler", 3, 1000, 0)
+        rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:%d" % scheduler_port)
+
+        def measure():
+            ours = self.run("load", port, "/alpha/job/bench/www-data/devel/job", 1, self.seconds)
+            direct = self.run("direct", scheduler_port, "status", self.seconds)
+            return ours["rate"] / direct["rate"], ours, direct
+        ratio, ours, direct = self.median(measure)
+        self.row("status of a job with 1,000 tasks", "%.2f x direct (%.0f/s; direct %.0f/s)" % (ratio, ours["rate"], direct["rate"]),
+                 ">= 0.8 x direct")
+        self.stop(scheduler, rest)
+
+    def gate(self):
+        scheduler, scheduler_port = self.start("scheduler", 3, 0, 0.05)
+        rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:%d" % scheduler_port, "--parallel", "4")
+        paths = "|".join("/alpha/jobs/bench/role%d" % number for number in range(64))
+        seconds = max(3.0, self.seconds)
+        share, found = self.median(lambda: (lambda r: (r["rate"] / 80.0, r))(self.run("load", port, paths, 64, seconds)))
+        self.row("--parallel 4, 64 clients, 50 ms a call", "%.2f of 4 / 50 ms; p99 %.1f x mean" % (share, found["p99"] / found["mean"]),
+                 "0.9 to 1.1; <= 3 x mean")
+        self.stop(scheduler, rest)
+
+    def configurations(self):
+        rest, port = self.start("rest", "--demo")
+        running = type("Running", (), {"port": port})
+        text, path = source("hello"), JOB + "hello/inspect"
+
+        def client(times, count):
+            connection = http.client.HTTPConnection("127.0.0.1", running.port)
+            for _ in range(count):
+                started = time.perf_counter()
+                connection.request("POST", path, text)
+                assert connection.getresponse().read().startswith(b'{"status": "success"')
+                times.append(time.perf_counter() - started)
+            connection.close()
+        client([], 20)
+        times, count = [], 60 if self.rounds == 1 else 300
+        client(times, count)
+        started, many = time.perf_counter(), []
+        threads = [threading.Thread(target=client, args=(many, count)) for _ in range(4)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        self.row("inspect of hello_world", "median %.1f ms at 1; %.0f/s at 4" % (
+            sorted(times)[len(times) // 2] * 1e3, len(many) / (time.perf_counter() - started)), "< 10 ms; >= 100/s")
+        big = text + "jobs = [jobs[0](name='j%d' % i) for i in range(500)]"
+        started = time.perf_counter()
+        assert ask(running, "POST", JOB + "j77/inspect", big).status == 200
+        self.row("inspect of a file with 500 jobs", "%.2f s" % (time.perf_counter() - started), "< 2 s")
+        self.stop(rest)
+
+    def watchers(self):
+        demo = aurora_rest.Demo()
+        url = demo.start()
+        rest, port = self.start("rest", "--scheduler", "devcluster=" + url)
+        sockets = []
+        for _ in range(1000):
+            sock = socket.create_connection(("127.0.0.1", port))
+            sock.sendall(b"GET /alpha/job/devcluster/www-data/prod/hello/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            sockets.append(sock)
+
+        def processor():
+            with open("/proc/%d/stat" % rest.pid, encoding="ascii") as stream:
+                fields = stream.read().rsplit(")", 1)[1].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        time.sleep(3)
+        for sock in sockets:
+            sock.settimeout(0)
+            with contextlib.suppress(BlockingIOError):
+                while sock.recv(65536):
+                    pass
+        calls, used, started = demo.calls["getTasksWithoutConfigs"], processor(), time.perf_counter()
+        time.sleep(5)
+        seconds = time.perf_counter() - started
+        polls, share = (demo.calls["getTasksWithoutConfigs"] - calls) / seconds, (processor() - used) / seconds
+        import selectors
+        selector = selectors.DefaultSelector()
+        for sock in sockets:
+            selector.register(sock, selectors.EVENT_READ)
+        demo.invoke("restartShards", api.method("restartShards").arguments(
+            api.JobKey(role="www-data", environment="prod", name="hello"), {0}))
+        arrived = []
+        deadline = time.perf_counter() + 10
+        while len(arrived) < 1000 and time.perf_counter() < deadline:
+            for key, _ in selector.select(0.1):
+                if b"RESTARTING" in key.fileobj.recv(65536):
+                    arrived.append(time.perf_counter())
+                    selector.unregister(key.fileobj)
+        self.row("1,000 event streams of one job", "%.1f polls/s; %.1f %% of a core; %d reached within %.0f ms of the first" % (
+            polls, share * 100, len(arrived), (arrived[-1] - arrived[0]) * 1e3 if arrived else -1), "1/s; < 5 %; < 250 ms")
+        for sock in sockets:
+            sock.close()
+        self.stop(rest)
+        demo.stop()
+
+
+def bench_main(arguments):
+    import argparse
+    parser = argparse.ArgumentParser(prog="test_aurora_rest.py --bench")
+    parser.add_argument("--quick", action="store_true", help="one short round of each")
+    parser.add_argument("--json", metavar="FILE", help="write the rows as JSON too")
+    parser.add_argument("--only", metavar="NAME", help="one of: version, start_and_memory, lists, status, gate, configurations, watchers")
+    options = parser.parse_args(arguments)
+    bench = Bench(options.quick)
+    try:
+        if options.only == "lists":
+            for jobs in (3, 100, 5000):
+                bench.lists(jobs)
+        else:
+            getattr(bench, options.only or "all")()
+    finally:
+        bench.stop(*bench.processes)
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as stream:
+            json.dump(bench.rows, stream, indent=1)
+
+
+if __name__ == "__main__":
+    if "--bench-role" in sys.argv:
+        at = sys.argv.index("--bench-role")
+        {"scheduler": _bench_scheduler_main, "plain": _plain_main, "rest": _rest_main, "direct": _direct_main,
+         "load": _load_main}[sys.argv[at + 1]](*sys.argv[at + 2:])
+    elif "--bench" in sys.argv:
+        bench_main([each for each in sys.argv[1:] if each != "--bench"])
+    else:
+        unittest.main()
