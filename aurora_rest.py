@@ -54,6 +54,7 @@ import threading
 import time
 import urllib.parse
 import uuid
+import weakref
 from functools import lru_cache, partial
 from queue import Empty as QueueEmpty
 from queue import SimpleQueue
@@ -381,7 +382,7 @@ class Type(NamedTuple):
             return self.ref.from_plain(value, path)
         if kind == "enum":
             number = self.ref.values.get(value) if isinstance(value, str) else value
-            if isinstance(number, bool) or number not in self.ref.names:
+            if isinstance(number, bool) or not isinstance(number, int) or number not in self.ref.names:
                 raise PlainError("%s: expected one of %s" % (path, ", ".join(sorted(self.ref.values))))
             return number
         if kind in ("list", "set") and isinstance(value, list):
@@ -879,6 +880,18 @@ class HttpVersion(AuroraError):
 _RESPONSE_ERRORS = {"INVALID_REQUEST": Refused, "ERROR": SchedulerFailed, "AUTH_FAILED": AuthFailed,
                     "JOB_UPDATING_ERROR": JobUpdating, "ERROR_TRANSIENT": SchedulerTransient}
 
+# The field of a Response's result that holds what a method returns; the others return nothing, or not always.
+_RESULTS = {"getRoleSummary": "roleSummaryResult", "getJobSummary": "jobSummaryResult",
+            "getTasksStatus": "scheduleStatusResult", "getTasksWithoutConfigs": "scheduleStatusResult",
+            "getPendingReason": "getPendingReasonResult", "getConfigSummary": "configSummaryResult",
+            "getJobs": "getJobsResult", "getQuota": "getQuotaResult", "populateJobConfig": "populateJobResult",
+            "getJobUpdateSummaries": "getJobUpdateSummariesResult", "getJobUpdateDetails": "getJobUpdateDetailsResult",
+            "getJobUpdateDiff": "getJobUpdateDiffResult", "getTierConfigs": "getTierConfigResult",
+            "pulseJobUpdate": "pulseJobUpdateResult", "listBackups": "listBackupsResult",
+            "queryRecovery": "queryRecoveryResult", "startMaintenance": "startMaintenanceResult",
+            "drainHosts": "drainHostsResult", "slaDrainHosts": "drainHostsResult",
+            "maintenanceStatus": "maintenanceStatusResult", "endMaintenance": "endMaintenanceResult"}
+
 # Methods that may be sent again although the first sending may have arrived: reads, and two writes that are idempotent
 # (SchedulerProxy in apache/aurora, src/main/python/apache/aurora/client/api/scheduler_client.py).
 _REPEATABLE_WRITES = frozenset(["startJobUpdate", "restartShards"])
@@ -1207,10 +1220,10 @@ class Scheduler:
             return SchedulerTimeout("%s did not answer in time (%s)%s" % (where, broken, doubt))
         return SchedulerUnreachable("%s cannot be reached or broke off: %s%s" % (where, broken, doubt))
 
-    def _check_circuit(self) -> None:
-        """Fail at once while the circuit is open; when its time is over one caller tries for all."""
+    def _check_circuit(self) -> bool:
+        """Fail at once while the circuit is open; when its time is over one caller tries for all: then True."""
         if self._failures < self.BREAK_AFTER:
-            return
+            return False
         with self._lock:
             left = self._closed_until - time.monotonic()
             if self._failures >= self.BREAK_AFTER and (left > 0 or self._probing):
@@ -1219,26 +1232,34 @@ class Scheduler:
                         " of cluster " + self.name if self.name else "", self._failures, max(left, 0.1)),
                     headers=[("Retry-After", str(max(1, math.ceil(left))))])
             self._probing = self._failures >= self.BREAK_AFTER
+            return self._probing
 
     def _attempt(self, method: Method, arguments: Any, deadline: float, projection: Optional[Projection],
                  authorization: Optional[str]) -> Any:
-        # The circuit is looked at before the gate, so that a dead scheduler does not fill the line.
-        self._check_circuit()
+        # Looked at before the gate, so that a dead scheduler does not fill the line.
+        tries = self._check_circuit()
         try:
             self.gate.enter(deadline - time.monotonic())
             try:
-                body = self._post(method, arguments, deadline, authorization or self.authorization)
+                tries = tries or self._check_circuit()      # it may have opened while this call waited
+                own = self.authorization if authorization is None else authorization
+                body = self._post(method, arguments, deadline, own)
             finally:
                 self.gate.leave()
         except AuroraError:
-            self._probing = False       # what was not even tried proves nothing; the next caller tries
+            if tries:
+                self._probing = False   # what was not even tried proves nothing; the next caller tries
             raise
         try:
             response = decode_reply(self._media, method.name, body, projection)
         except BadMessage as error:
             raise BadAnswer("the scheduler's answer to %s cannot be read: %s" % (method.name, error)) from None
-        code = response["responseCode"] if projection else response.responseCode
+        code = response.get("responseCode") if projection else response.responseCode
         if code in (api.ResponseCode.OK, api.ResponseCode.WARNING):
+            field = _RESULTS.get(method.name)
+            result = response.get("result", {}) if projection else response.result
+            if field and (field not in result if projection else getattr(result, field, None) is None):
+                raise BadAnswer("the scheduler answered %s with OK and no %s" % (method.name, field))
             return response
         details = (response.get("details") if projection else response.details) or []
         texts = [(each["message"] if projection else each.message) for each in details]
@@ -1405,11 +1426,17 @@ CLUSTER_FILES = (os.path.join("$AURORA_CONFIG_ROOT", "clusters.json"), "~/.auror
 def read_clusters(path: str) -> List[Cluster]:
     """The clusters of a clusters.json file. Raises ValueError or OSError."""
     with open(path, encoding="utf-8") as stream:
-        entries = json.load(stream)
+        try:
+            entries = json.load(stream)
+        except ValueError as error:
+            raise ValueError("%s is not JSON: %s" % (path, error)) from None
     if not isinstance(entries, list) or not all(isinstance(e, dict) and isinstance(e.get("name"), str) for e in entries):
         raise ValueError("%s: expected a list of objects with a name each" % path)
     found = []
     for entry in entries:
+        if not all(isinstance(entry.get(field) or "", str) for field in ("scheduler_uri", "zk", "scheduler_zk_path",
+                                                                         "docker_registry")):
+            raise ValueError("%s: cluster %s has a field that is not text" % (path, entry["name"]))
         made = Cluster(entry["name"], docker_registry=entry.get("docker_registry") or Cluster(None).docker_registry)
         if entry.get("scheduler_uri"):
             _Location.parse(entry["scheduler_uri"])
@@ -4538,9 +4565,9 @@ class User(NamedTuple):
     def may(self, level: str, role: Optional[str]) -> bool:
         if LEVELS.index(self.level) < LEVELS.index(level):
             return False
-        if level == "read" or role is None:
+        if level == "read" or "*" in self.roles:
             return True
-        return any(fnmatch.fnmatchcase(role, pattern) for pattern in self.roles)
+        return role is not None and any(fnmatch.fnmatchcase(role, pattern) for pattern in self.roles)
 
 
 ANONYMOUS = User("anonymous", "admin", known=False)
@@ -4607,7 +4634,7 @@ class Access(NamedTuple):
         if self.client_certificates and request.certificate:
             return User(request.certificate, "admin")
         if self.forward:
-            request.authorization = given or None
+            request.authorization = given       # "": none, and never the server's own instead
             name = "forwarded"
             if scheme.lower() == "basic":
                 with contextlib.suppress(ValueError):
@@ -4641,6 +4668,10 @@ class App:
 
     def broken(self, error: Exception) -> None:
         """Called for an exception that is a defect of ours, to be logged."""
+
+    def extra_headers(self, request: Request) -> Sequence[Tuple[str, str]]:
+        """Header fields for any answer to this request."""
+        return ()
 
     def finished(self, request: Optional[Request], peer: str, response: Response, size: int) -> None:
         """Called when an answer was handed to the network, for the log and the metrics."""
@@ -4695,6 +4726,8 @@ class Poller:
             answer = self.ask()
         except AuroraError as error:
             answer = error
+        except Exception as error:      # a defect, or an answer of no known shape: the watchers are told, and it polls on
+            answer = BadAnswer("the scheduler's answer cannot be read: %s" % type(error).__name__)
         self.tell(answer)
         self.start(max(0.0, self.interval - (time.monotonic() - started)))
 
@@ -5348,7 +5381,7 @@ class Service(App):
         return (request.path, query, headers.get("authorization"), headers.get("host"), headers.get("origin"),
                 request.certificate)
 
-    _QUICK = frozenset(["get_version", "get_health", "get_openapi", "get_page"])
+    _QUICK = frozenset(["get_version", "get_health", "get_openapi", "get_page", "get_page_script", "get_metrics"])
 
     def is_quick(self, request: Request) -> bool:
         chosen = request.route
@@ -5361,15 +5394,13 @@ class Service(App):
                 raise chosen
             self._check_origin(request)
             if isinstance(chosen, dict):
-                return self._with_cors(request, Response(204, body=b"", headers=[("Allow", _allowed(chosen))]))
-            answer = self._authorized(request, chosen)
+                return Response(204, body=b"", headers=[("Allow", _allowed(chosen))])
+            return self._authorized(request, chosen)
         except AuroraError as error:
-            answer = self._failure(request, error)
+            return self._failure(request, error)
         except Exception as error:      # a defect of ours: one line, and no traceback to the caller
             self.broken(error, request.id)
-            answer = self._failure(request, AuroraError("an internal error; the log has more under the request id",
-                                                        code="INTERNAL"))
-        return self._with_cors(request, answer) if isinstance(answer, Response) else answer
+            return self._failure(request, AuroraError("an internal error; the log has more under the request id"))
 
     def _authorized(self, request: Request, chosen: Route) -> Union[Response, Later, Stream]:
         if chosen.path.startswith("/alpha/") and chosen.name != "get_version":
@@ -5377,7 +5408,10 @@ class Service(App):
             level = chosen.access
             if "method" in request.args:
                 level = self.rpc_access(request.args["method"])
-            self._require(request.user, level, request.args.get("role"))
+            if "method" in request.args:        # the role is in the arguments; the handler looks
+                self._require(request.user._replace(roles=("*",)), level, None)
+            elif chosen.handler is not cancel_operation:
+                self._require(request.user, level, request.args.get("role"))
         else:
             request.user, level = ANONYMOUS, "read"
         if self.draining and chosen.method in _WRITES:
@@ -5418,7 +5452,7 @@ class Service(App):
     def _require(user: User, level: str, role: Optional[str]) -> None:
         if not user.may(level, role):
             raise Forbidden("%s may not do this: it needs %s access%s" % (
-                user.name, level, " to role " + role if role and level != "read" else ""))
+                user.name, level, " to " + ("role " + role if role else "all roles") if level != "read" else ""))
 
     @staticmethod
     def rpc_access(method: str) -> str:
@@ -5434,7 +5468,7 @@ class Service(App):
         return "/".join(parts) or None
 
     def _failure(self, request: Request, error: AuroraError) -> Response:
-        return self._with_cors(request, error_response(error, self._key_of(request)))
+        return error_response(error, self._key_of(request))
 
     def refuse(self, error: AuroraError) -> Response:
         return error_response(error)
@@ -5456,17 +5490,15 @@ class Service(App):
             raise Forbidden("requests from the origin %r may not change anything here; --cors ORIGIN allows one" %
                             origin[:80])
 
-    def _with_cors(self, request: Request, response: Response) -> Response:
+    def extra_headers(self, request: Request) -> Sequence[Tuple[str, str]]:
         origin = request.headers.get("origin")
-        if origin is not None and origin in self.cors and not any(n == "Access-Control-Allow-Origin"
-                                                                  for n, _ in response.headers):
-            response.headers += [
-                ("Access-Control-Allow-Origin", origin), ("Vary", "Origin"),
+        if origin is None or origin not in self.cors:
+            return ()
+        return (("Access-Control-Allow-Origin", origin), ("Vary", "Origin"),
                 ("Access-Control-Allow-Methods", "GET, HEAD, PUT, POST, DELETE"), ("Access-Control-Max-Age", "600"),
                 ("Access-Control-Allow-Headers", "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, "
                  "Last-Event-ID, X-Request-Id"),
-                ("Access-Control-Expose-Headers", "ETag, Location, Retry-After, X-Request-Id")]
-        return response
+                ("Access-Control-Expose-Headers", "ETag, Location, Retry-After, X-Request-Id"))
 
     def finished(self, request: Optional[Request], peer: str, response: Response, size: int) -> None:
         named = request.route.name if request and isinstance(request.route, Route) else "-"
@@ -5528,7 +5560,7 @@ class Service(App):
 
         def changed(response: Response) -> Response:
             done.remove(later)
-            return self._with_cors(request, response)
+            return response
         later.filters.append(changed)
         return later
 
@@ -5630,8 +5662,7 @@ class Service(App):
     @staticmethod
     def _replayed(response: Response) -> Response:
         return Response(response.status, response.plain, response.body, response.content_type,
-                        [(n, v) for n, v in response.headers if not n.startswith("Access-Control")] +
-                        [("Idempotency-Replayed", "true")], code=response.code)
+                        response.headers + [("Idempotency-Replayed", "true")], code=response.code)
 
     # metrics
 
@@ -5736,7 +5767,7 @@ def get_metrics(call: Call) -> Any:
 @route("GET", "/openapi.json", "server", a200="OpenAPI 3.1")
 def get_openapi(call: Call) -> Any:
     """This API's description, made from the route table."""
-    return Response(200, body=openapi_text())
+    return _openapi_response()
 
 
 @route("GET", "/alpha/clusters", "watch", a200="clusters")
@@ -6640,9 +6671,9 @@ def post_rpc(call: Call) -> Any:
         raise BadRequest("%s: an empty set means all instances to the scheduler; leave it out to mean that" % unbounded)
     if method.access != "read":
         key = _named_key(arguments)
-        call.service._require(call.user, method.access, key.role if key is not None else None)
         if key is None and method.access == "write":
             raise BadRequest("%s needs a job key" % method.name)
+        call.service._require(call.user, method.access, key.role if key is not None else None)
     values = [getattr(arguments, field) for field in arguments.fields]
     if method.access != "read":
         call.intend(method.name, *values)
@@ -6687,6 +6718,8 @@ def get_operation(call: Call) -> Any:
 def cancel_operation(call: Call) -> Any:
     """Cancel an operation between two of its steps."""
     operation = call.service.operations[call.args["id"]]
+    if call.service.access.forward and not call.user.known:
+        raise Unauthorized("cancelling an operation takes credentials", headers=[("WWW-Authenticate", "Basic")])
     parts = operation.key.split("/")
     call.service._require(call.user, "write", parts[1] if len(parts) > 1 else None)
     if call.get("dry_run"):
@@ -6818,6 +6851,11 @@ def _openapi_operation(each: Route) -> Dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
+def _openapi_response() -> Response:
+    return Response(200, body=openapi_text())       # one, so that it is hashed and compressed once
+
+
+@lru_cache(maxsize=1)
 def openapi_text() -> bytes:
     """The OpenAPI 3.1 description of the route table, as JSON."""
     paths: Dict[str, Dict[str, Any]] = {}
@@ -6858,7 +6896,7 @@ def openapi_text() -> bytes:
 class Connection:
     """One caller's socket and what is read of its next request."""
     __slots__ = ("socket", "peer", "lock", "buffer", "head", "chunks", "busy", "out", "deadline", "body_since", "ended",
-                 "close_after", "lingering", "closed", "mask", "handshaking", "waiting", "serial", "received")
+                 "close_after", "lingering", "closed", "mask", "handshaking", "waiting", "serial", "received", "scanned")
 
     def __init__(self, sock: socket.socket, peer: str, serial: int, handshaking: bool) -> None:
         self.socket = sock
@@ -6873,6 +6911,7 @@ class Connection:
         self.deadline = 0.0
         self.body_since = 0.0
         self.received = 0
+        self.scanned = 0                # bytes of the buffer in which no end of a head was found
         self.ended = False              # the caller sends nothing more
         self.close_after = False
         self.lingering = False          # answered and shut down; what still comes is thrown away
@@ -6911,6 +6950,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self.limits = dict({name: limit.default for name, limit in LIMITS.items()}, **(limits or {}))
         self.tls = tls
         self.draining = False
+        self.swept = time.monotonic()       # when the reading thread last went round
         self.connections: Set[Connection] = set()
         self.refusals: collections.Counter[str] = collections.Counter()
         self._selector = selectors.DefaultSelector()
@@ -6940,7 +6980,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
 
     @property
     def port(self) -> int:
-        return int(self.server_address[1])
+        return int(self.server_address[1]) if isinstance(self.server_address, tuple) else 0
 
     # the reading thread
 
@@ -6962,7 +7002,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
                         self._guarded(self._on_event, key.data, mask)
                     else:
                         self._guarded(key.data)
-                while self._soon:
+                for _ in range(len(self._soon)):
                     function, arguments = self._soon.popleft()
                     self._guarded(function, *arguments)
                 now = time.monotonic()
@@ -7013,6 +7053,10 @@ class HttpServer(http.server.ThreadingHTTPServer):
         """Stop listening, let the requests under way finish for at most `seconds`, stop. True if all were finished."""
         self.draining = True
         self.call_soon(self._stop_listening)
+        for connection in list(self.connections):
+            later = connection.waiting
+            if isinstance(later, Later):
+                self._hand_over(partial(lambda later: later.resolve(later.expired()), later))
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and any(c.busy or c.out for c in list(self.connections)):
             time.sleep(0.02)
@@ -7167,7 +7211,12 @@ class HttpServer(http.server.ThreadingHTTPServer):
     def _advance(self, connection: Connection) -> None:
         """Take the next request from what was read, if it is whole."""
         try:
-            while not connection.busy and not connection.closed and not connection.close_after:
+            for turn in itertools.count():
+                if connection.busy or connection.closed or connection.close_after:
+                    return
+                if turn >= 8:       # a caller that sends many requests at once leaves room for the others
+                    self.call_soon(self._advance, connection)
+                    return
                 request = self._next_request(connection)
                 if request is None:
                     if connection.ended:
@@ -7185,21 +7234,24 @@ class HttpServer(http.server.ThreadingHTTPServer):
         if connection.head is None:
             while buffer[:2] == b"\r\n":
                 del buffer[:2]
-            end = buffer.find(b"\r\n\r\n")
+            start = max(0, connection.scanned - 3)
+            end = buffer.find(b"\r\n\r\n", start)
             if end < 0 or end > limits["headers"] + limits["url"]:
                 if len(buffer) > limits["headers"] + limits["url"]:
                     first = buffer.find(b"\r\n")
                     if first < 0 or first > limits["url"] + 32:
                         raise UriTooLong("the request target is longer than %d bytes" % limits["url"])
                     raise TooManyHeaders("the header fields are larger than %d bytes" % limits["headers"])
-                if b"\n" in buffer and re.search(rb"(?:^|[^\r])\n", buffer):
+                if buffer.find(b"\n", start) >= 0 and re.search(rb"(?:^|[^\r])\n", buffer[start:] if start else buffer):
                     raise BadRequest("a line of the request head does not end with CRLF")
+                connection.scanned = len(buffer)
                 if buffer and not connection.body_since:
                     connection.body_since = now
                     connection.deadline = now + limits["header_time"]
                 return None
             raw = bytes(buffer[:end])
             del buffer[:end + 4]
+            connection.scanned = 0
             # Heads repeat on kept-alive connections; those that carry credentials are not kept in the cache.
             head = (parse_head(raw, int(limits["header_count"]), int(limits["url"]))
                     if b"uthorization" in raw else self._parse(raw))
@@ -7255,12 +7307,18 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self._enqueue(batch)
 
     def _enqueue(self, batch: _Batch) -> None:
-        self._queue.put(batch)
         with self._lock:
-            grow = self._idle_workers < self._queue.qsize() and self._workers < self.limits["threads"]
-            self._workers += grow
-        if grow:
-            threading.Thread(target=self._work, name="http-worker", daemon=True).start()
+            self._queue.put(batch)
+            self._grow()
+
+    def _grow(self) -> None:
+        """One more thread where more waits than threads do. With the lock held."""
+        if self._queue.qsize() > self._idle_workers and self._workers < self.limits["threads"]:
+            self._workers += 1
+            try:
+                threading.Thread(target=self._work, name="http-worker", daemon=True).start()
+            except RuntimeError:        # no more threads to be had: those there are go on
+                self._workers -= 1
 
     def _hand_over(self, function: Callable[[], None]) -> None:
         """Call a function that may block in a thread of its own kind: a worker, through an empty batch."""
@@ -7276,15 +7334,17 @@ class HttpServer(http.server.ThreadingHTTPServer):
         while True:
             with self._lock:
                 self._idle_workers += 1
-            try:
+            batch: Optional[_Batch] = None
+            with contextlib.suppress(QueueEmpty):
                 batch = self._queue.get(timeout=30)
-            except QueueEmpty:
-                batch = None
             with self._lock:
                 self._idle_workers -= 1
+                if batch is None and self._queue.qsize() and not self._stopping:
+                    continue
                 if batch is None:
                     self._workers -= 1
                     return
+                self._grow()
             self._guarded(batch.key) if not batch.pairs else self._guarded(self._run, batch)
 
     def _run(self, batch: _Batch) -> None:
@@ -7316,9 +7376,16 @@ class HttpServer(http.server.ThreadingHTTPServer):
             return
         connection.waiting = answer
         if isinstance(answer, Later):
-            self.call_later(answer.seconds, lambda: self._hand_over(
-                lambda: answer.resolve(answer.expired())) if connection.waiting is answer else None)
+            reference = weakref.ref(answer)     # the timer must not keep an answer that was given long ago
+
+            def expire() -> None:
+                later = reference()
+                if later is not None:
+                    self._hand_over(lambda: later.resolve(later.expired()))
+            self.call_later(answer.seconds, expire)
             answer.attach(partial(self._respond, connection, request))
+            if connection.closed:
+                answer.gone()
         else:
             head = Response(200, body=b"", content_type="text/event-stream",
                             headers=[("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")], close=True)
@@ -7369,8 +7436,10 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 status, body = 304, b""
         if len(body) >= 1024 and "accept-encoding" in headers and _accepts_gzip(headers["accept-encoding"]):
             body = response.compressed
-            lines += "Content-Encoding: gzip\r\nVary: Accept-Encoding\r\n"
-        for name, value in response.headers:
+            lines += "Content-Encoding: gzip\r\n"
+        if len(response.body) >= 1024:
+            lines += "Vary: Accept-Encoding\r\n"
+        for name, value in itertools.chain(response.headers, self.app.extra_headers(request) if request else ()):
             lines += "%s: %s\r\n" % (name, re.sub(r"[\x00-\x1f\x7f]", " ", value))
         if close or stream:
             lines += "Connection: close\r\n"
@@ -7474,7 +7543,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
 
     def _sweep(self) -> None:
         """Once a second: end what ran out of time."""
-        now = time.monotonic()
+        self.swept = now = time.monotonic()
         self.call_later(1.0, self._sweep)
         for connection in list(self.connections):
             if connection.waiting is not None and not connection.out:
@@ -9758,6 +9827,9 @@ class Server:
             self.demo = demo if isinstance(demo, Demo) else Demo(demo if isinstance(demo, str) else "devcluster")
             known.append(Cluster(self.demo.name, (self.demo.start(),)))
 
+        # One cluster whose scheduler hangs must not take the threads that the others need.
+        options.setdefault("room", int(limit.get("threads", LIMITS["threads"].default)) // max(1, len(known)))
+
         def make(cluster: Cluster) -> Scheduler:
             return Scheduler(list(cluster.urls), cluster.name,
                              locate=zookeeper_locator(cluster) if cluster.zk else None, **options)
@@ -9860,6 +9932,11 @@ OPTIONS = [
      for name, limit in LIMITS.items()]
 
 
+_LEAST = {"parallel": 1, "timeout": 0.01, "connect-timeout": 0.01, "poll-interval": 0.01, "config-workers": 1,
+          "config-cpu": 1, "config-memory": 128, "limit-threads": 1, "limit-connections": 1, "limit-queue": 1, "limit-url": 64,
+          "limit-headers": 256, "limit-header-count": 1, "limit-answer": 1024}      # other numbers: 0
+
+
 class UsageError(Exception):
     """The command line cannot be followed; the text is one line for the user."""
 
@@ -9922,12 +9999,12 @@ def check_options(options: argparse.Namespace) -> None:
     for name, known in (("executor", "internal"), ("application", "thread")):
         if getattr(options, name) != known:
             raise UsageError("--%s=%s is not supported; %s is" % (name, getattr(options, name), known))
-    if options.parallel < 1:
-        raise UsageError("--parallel=%d: at least 1" % options.parallel)
+    for option in OPTIONS:
+        value = getattr(options, option.name.replace("-", "_"))
+        if option.kind in (int, float) and not (math.isfinite(value) and value >= _LEAST.get(option.name, 0)):
+            raise UsageError("--%s=%g: at least %g" % (option.name, value, _LEAST.get(option.name, 0)))
     if not 0 <= options.port <= 65535:
         raise UsageError("--port=%d: 0 to 65535" % options.port)
-    if options.demo_speed < 0 or options.demo_jobs < 0:
-        raise UsageError("--demo-speed and --demo-jobs cannot be negative")
     if bool(options.tls_key) > bool(options.tls_cert):
         raise UsageError("--tls-key needs --tls-cert")
     if options.client_ca and not options.tls_cert:
@@ -10016,6 +10093,8 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
         raise UsageError("two clusters have the same name: %s" % ", ".join(map(str, names)))
     if options.demo is not None and not IDENTIFIER.fullmatch(options.demo):
         raise UsageError("--demo=%s is no name for a cluster" % options.demo)
+    if options.scheduler_ca and not os.path.isfile(options.scheduler_ca):
+        raise UsageError("--scheduler-ca=%s is no file" % options.scheduler_ca)
     if options.include_root and not os.path.isdir(options.include_root):
         raise UsageError("--include-root=%s is no folder" % options.include_root)
     access = Access(tokens, options.forward_auth, anonymous=not (tokens or options.forward_auth or options.client_ca)
@@ -10024,6 +10103,10 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
     evaluator = Evaluator(options.config_workers, ConfigLimits(
         cpu_seconds=options.config_cpu, wall_seconds=options.config_cpu + 3.0, memory_bytes=options.config_memory << 20),
         options.trust_configs, options.include_root)
+    activated = _activated_socket()
+    if activated is not None and activated.family in (socket.AF_INET, socket.AF_INET6):
+        options.host = activated.getsockname()[0]
+        check_options(options)
     demo: Union[bool, Demo] = False
     if options.demo is not None:
         demo = Demo(options.demo, options.demo_speed, options.demo_jobs)
@@ -10032,7 +10115,7 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
     try:
         return Server(
             options.port, options.host, demo=demo, clusters=clusters, evaluator=evaluator, access=access, limits=limits,
-            tls=make_tls(options), sock=_activated_socket(), drain_timeout=options.drain_timeout, log=log,
+            tls=make_tls(options), sock=activated, drain_timeout=options.drain_timeout, log=log,
             poll_interval=options.poll_interval, cors=options.cors, hosts=options.host_name,
             access_log=not options.quiet, scheduler=dict(
                 timeout=options.timeout, connect_timeout=options.connect_timeout, retry_for=options.retry_for,
@@ -10057,13 +10140,17 @@ def notify_systemd(state: str) -> None:
             sock.send(state.encode())
 
 
-def _raise_descriptor_limit() -> None:
-    with contextlib.suppress(ImportError, OSError, ValueError):
+def _raise_descriptor_limit() -> int:
+    """As many descriptors as this process may have; how many that is."""
+    try:
         import resource
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = 65536 if hard == resource.RLIM_INFINITY else hard
         if soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return max(soft, wanted)
+    except (ImportError, OSError, ValueError):
+        return 1024
 
 
 def _settle_memory() -> None:
@@ -10110,7 +10197,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
                 token, line))
             return 0
         check_options(options)
-        _raise_descriptor_limit()
+        descriptors = _raise_descriptor_limit()
+        options.limit_connections = min(options.limit_connections, max(16, descriptors - 150))
         server = make_server(options, log)
     except UsageError as error:
         print("aurora_rest.py: %s" % error, file=sys.stderr)
@@ -10122,12 +10210,14 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     _greet(server, log)
     notify_systemd("READY=1")
     _settle_memory()
-    pause = float(os.environ.get("WATCHDOG_USEC", "0")) / 2e6 or None
+    interval = os.environ.get("WATCHDOG_USEC", "")
+    pause = float(interval) / 2e6 if interval.isdigit() and int(interval) else None
     while True:
         try:
             wish = wishes.get(timeout=pause)
         except QueueEmpty:
-            notify_systemd("WATCHDOG=1")
+            if time.monotonic() - server.http.swept < 10:
+                notify_systemd("WATCHDOG=1")
             continue
         if wish != signal.SIGHUP:
             break

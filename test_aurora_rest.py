@@ -463,7 +463,8 @@ class SchedulerTest(unittest.TestCase):
                 return True
             name, sequence, _ = aurora_rest.decode_call(aurora_rest.TJSON, body)
             sock.sendall(http_answer(200, aurora_rest.encode_reply(
-                aurora_rest.TJSON, name, sequence, api.Response(responseCode=1, details=[]))))
+                aurora_rest.TJSON, name, sequence, api.Response(responseCode=1, details=[], result=api.Result(
+                    getTierConfigResult=api.GetTierConfigResult.from_plain(aurora_rest.DEFAULT_TIERS))))))
             return True
         fake = self.fake(script)
         scheduler = self.scheduler(fake.url)
