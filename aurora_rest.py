@@ -4151,6 +4151,7 @@ LIMITS: Dict[str, Limit] = {
     "headers": Limit(32768, "bytes", "size of all header fields; over it 431"),
     "header_count": Limit(100, "fields", "number of header fields; over it 431"),
     "body": Limit(8 << 20, "bytes", "size of a request body; over it 413"),
+    "bodies": Limit(512 << 20, "bytes", "request bodies being received, all together; further ones get 503"),
     "header_time": Limit(10, "seconds", "time to send the request head; then 408"),
     "body_rate": Limit(1024, "bytes/s", "least speed of a request body, after 10 s of grace; below it 408"),
     "send_time": Limit(30, "seconds", "time without progress in sending an answer; then the connection is closed"),
@@ -4258,6 +4259,7 @@ class ChunkedBody:
         self.limit = limit
         self.parts: List[bytes] = []
         self.size = 0
+        self.count = 0
         self.left = -1          # bytes left of this chunk; -1: a chunk header is due
         self.trailers: Optional[int] = None     # bytes of trailers seen, once the last chunk was
 
@@ -4302,6 +4304,9 @@ class ChunkedBody:
                     raise BadRequest("a chunk size is not a hexadecimal number")
                 size = int(match.group(1), 16)
                 self.size += size
+                self.count += 1
+                if self.count > 1024 + self.size // 16:
+                    raise BadRequest("the body is cut into too many small chunks")
                 if self.size > self.limit:
                     raise BodyTooLarge("the body is larger than %d bytes" % self.limit)
                 if size:
@@ -4362,7 +4367,7 @@ def decode_percent(text: str, plus: bool = False) -> str:
 
 class Response:
     """An answer: status, body and headers; the body may be plain JSON, encoded when first needed."""
-    __slots__ = ("status", "_plain", "_body", "headers", "content_type", "_etag", "_gzip", "close", "code")
+    __slots__ = ("status", "_plain", "_body", "headers", "content_type", "_etag", "_gzip", "close", "code", "prepared")
 
     def __init__(self, status: int = 200, plain: Any = None, body: Optional[bytes] = None,
                  content_type: str = JSON_TYPE, headers: Iterable[Tuple[str, str]] = (), close: bool = False,
@@ -4376,6 +4381,7 @@ class Response:
         self.code = code
         self._etag = etag
         self._gzip: Optional[bytes] = None
+        self.prepared: Optional[bytes] = None      # the part of the head that is the same for every plain GET
 
     @property
     def plain(self) -> Any:
@@ -4485,7 +4491,8 @@ class Metrics:
     """Counters, histograms and gauges in the Prometheus text format. `gauges` are functions asked when it is written."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()       # guards _families
+        self._lock = threading.Lock()       # guards _families and _answered
+        self._answered: Dict[Tuple[str, str, int], Any] = {}
         self._families: Dict[str, Tuple[str, str, Tuple[str, ...], Dict[Tuple[str, ...], Any]]] = {}
         self.gauges: List[Tuple[str, str, str, Callable[[], Iterable[Tuple[Dict[str, str], float]]]]] = []
 
@@ -4503,6 +4510,19 @@ class Metrics:
             histogram = samples.get(values)
             if histogram is None:
                 histogram = samples[values] = Histogram()
+            histogram.observe(seconds)
+
+    def answered(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count an answered request: the two families that every request touches, with one look-up and one lock."""
+        with self._lock:
+            entry = self._answered.get((route, method, status))
+            if entry is None:
+                counts = self._families["aurora_rest_http_requests_total"][3]
+                durations = self._families["aurora_rest_http_request_duration_seconds"][3]
+                entry = self._answered[route, method, status] = (
+                    counts, (route, method, str(status)), durations.setdefault((route,), Histogram()))
+            counts, values, histogram = entry
+            counts[values] = counts.get(values, 0) + 1
             histogram.observe(seconds)
 
     def text(self) -> str:
@@ -4654,6 +4674,9 @@ class App:
 
     def prepare(self, request: Request) -> None:
         """Called in the reading thread before anything else: find the route, set `share`."""
+
+    def admit(self, request: Request) -> None:
+        """Called with a request whose body is still to come; raises the AuroraError it gets if it cannot be taken."""
 
     def is_quick(self, request: Request) -> bool:
         """Whether `handle` neither blocks nor takes long, so that the reading thread may call it."""
@@ -5332,6 +5355,7 @@ class Service(App):
         self.cors = frozenset(cors)
         self.hosts = frozenset(hosts)
         self.loopback = loopback
+        self._last_host = ""            # one that was looked at and found good
         self.draining = False
         self.clock: Callable[[], float] = time.time     # the schedulers' clock, for uptimes
         self.started = time.time()
@@ -5381,6 +5405,14 @@ class Service(App):
         return (request.path, query, headers.get("authorization"), headers.get("host"), headers.get("origin"),
                 request.certificate)
 
+    def admit(self, request: Request) -> None:
+        self.prepare(request)
+        if isinstance(request.route, AuroraError):
+            raise request.route
+        self._check_origin(request)
+        if isinstance(request.route, Route):
+            self._identify(request, request.route)
+
     _QUICK = frozenset(["get_version", "get_health", "get_openapi", "get_page", "get_page_script", "get_metrics"])
 
     def is_quick(self, request: Request) -> bool:
@@ -5402,7 +5434,8 @@ class Service(App):
             self.broken(error, request.id)
             return self._failure(request, AuroraError("an internal error; the log has more under the request id"))
 
-    def _authorized(self, request: Request, chosen: Route) -> Union[Response, Later, Stream]:
+    def _identify(self, request: Request, chosen: Route) -> str:
+        """Who asks, and whether they may; the level that it takes. Raises Unauthorized, Forbidden."""
         if chosen.path.startswith("/alpha/") and chosen.name != "get_version":
             request.user = self.access.user(request)
             level = chosen.access
@@ -5414,6 +5447,10 @@ class Service(App):
                 self._require(request.user, level, request.args.get("role"))
         else:
             request.user, level = ANONYMOUS, "read"
+        return level
+
+    def _authorized(self, request: Request, chosen: Route) -> Union[Response, Later, Stream]:
+        level = self._identify(request, chosen)
         if self.draining and chosen.method in _WRITES:
             raise ShuttingDown("this server is stopping; try another", headers=[("Retry-After", "5")])
         call = Call(self, request)
@@ -5479,9 +5516,12 @@ class Service(App):
     def _check_origin(self, request: Request) -> None:
         """Browsers send foreign pages' writes with an Origin, and rebound names with a foreign Host."""
         host = request.headers.get("host", "")
+        if "origin" not in request.headers and host == self._last_host:
+            return
         name = re.sub(r":\d*$", "", host).lower()
         if self.loopback and host and name not in ("localhost", "127.0.0.1", "[::1]") and name not in self.hosts:
             raise Misdirected("the host %r is not this server's; --host-name NAME adds one" % host[:80])
+        self._last_host = host
         origin = request.headers.get("origin")
         if origin is None or request.method in ("GET", "HEAD", "OPTIONS") or origin in self.cors:
             return
@@ -5504,8 +5544,7 @@ class Service(App):
         named = request.route.name if request and isinstance(request.route, Route) else "-"
         method = request.method if request and request.method in METHODS else "-"
         seconds = time.monotonic() - request.started if request else 0.0
-        self.metrics.count("aurora_rest_http_requests_total", named, method, str(response.status))
-        self.metrics.observe("aurora_rest_http_request_duration_seconds", seconds, named)
+        self.metrics.answered(named, method, response.status, seconds)
         if response.status >= 400 and response.code:
             self.metrics.count("aurora_rest_refused_total", response.code)
         if self.access_log:
@@ -5731,7 +5770,12 @@ def _place(error: BaseException) -> str:
 @route("GET", "/alpha/version", "server", a200="the version")
 def get_version(call: Call) -> Any:
     """The version of this service."""
-    return call.success(version=__version__)
+    return _version_response()
+
+
+@lru_cache(maxsize=1)
+def _version_response() -> Response:
+    return Response(200, {"status": "success", "version": __version__})
 
 
 @route("GET", "/health", "server", a200="alive")
@@ -6896,7 +6940,7 @@ def openapi_text() -> bytes:
 class Connection:
     """One caller's socket and what is read of its next request."""
     __slots__ = ("socket", "peer", "lock", "buffer", "head", "chunks", "busy", "out", "deadline", "body_since", "ended",
-                 "close_after", "lingering", "closed", "mask", "handshaking", "waiting", "serial", "received", "scanned")
+                 "close_after", "lingering", "closed", "mask", "handshaking", "waiting", "serial", "received", "scanned", "reserved")
 
     def __init__(self, sock: socket.socket, peer: str, serial: int, handshaking: bool) -> None:
         self.socket = sock
@@ -6911,6 +6955,7 @@ class Connection:
         self.deadline = 0.0
         self.body_since = 0.0
         self.received = 0
+        self.reserved = 0               # of the bytes that bodies may take together
         self.scanned = 0                # bytes of the buffer in which no end of a head was found
         self.ended = False              # the caller sends nothing more
         self.close_after = False
@@ -6960,6 +7005,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self._timers: List[Tuple[float, int, Callable[[], None]]] = []
         self._serial = itertools.count()
         self._loop_thread = 0
+        self._reserved = 0                  # bytes of bodies promised; touched by the reading thread alone
         self._stopping = False
         self._stopped = threading.Event()
         self._stopped.set()
@@ -7224,6 +7270,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
                     return
                 connection.busy = True
                 self._dispatch(connection, request)
+                if not connection.buffer and not connection.busy and not connection.ended:
+                    return
         except AuroraError as error:
             self.refusals[error.code.lower()] += 1
             self._refuse(connection, error)
@@ -7258,8 +7306,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
             connection.head = head
             connection.body_since = now
             connection.received = len(buffer)
-            if head.length > limits["body"]:
-                raise BodyTooLarge("the body is larger than %d bytes" % limits["body"])
+            if head.length:
+                self._admit(connection, head)
             connection.chunks = ChunkedBody(int(limits["body"])) if head.length < 0 else None
             if head.expects and not buffer and head.length:
                 self._send(connection, b"HTTP/1.1 100 Continue\r\n\r\n", interim=True)
@@ -7276,12 +7324,29 @@ class HttpServer(http.server.ThreadingHTTPServer):
             body = bytes(buffer[:head.length])
             del buffer[:head.length]
         connection.head, connection.chunks, connection.body_since = None, None, 0.0
+        self._reserved -= connection.reserved
+        connection.reserved = 0
         given = head.headers.get("x-request-id", "")
         request_id = given if given and _REQUEST_ID.fullmatch(given) else "%s-%x" % (self._prefix, next(self._serial))
         request = Request(head, body, connection.peer, request_id, self.tls is not None)
         if self.tls is not None:
             request.certificate = _certificate_name(connection.socket)
         return request
+
+    def _admit(self, connection: Connection, head: Head) -> None:
+        """Whether to take a body at all: before any of it is held. Raises the AuroraError that the request gets."""
+        limits = self.limits
+        if head.length > limits["body"]:
+            raise BodyTooLarge("the body is larger than %d bytes" % limits["body"])
+        request = Request(head, b"", connection.peer, "-", self.tls is not None)
+        if self.tls is not None:
+            request.certificate = _certificate_name(connection.socket)
+        self.app.admit(request)
+        wanted = head.length if head.length > 0 else int(limits["body"])
+        if self._reserved + wanted > limits["bodies"]:
+            raise Overloaded("too many request bodies are under way; try again", headers=[("Retry-After", "1")])
+        connection.reserved = wanted
+        self._reserved += wanted
 
     def _dispatch(self, connection: Connection, request: Request) -> None:
         app = self.app
@@ -7424,6 +7489,10 @@ class HttpServer(http.server.ThreadingHTTPServer):
 
     def _encode(self, request: Optional[Request], response: Response, close: bool = False, stream: bool = False) -> bytes:
         """The bytes of an answer to this request: not modified, compressed, without body as it asks."""
+        if response.prepared and request is not None and not close and not stream and request.method == "GET" and (
+                request.head.version == 1 and not _VARYING & request.headers.keys()):
+            return b"".join((_start_of_answer(int(time.time())), response.prepared, request.id.encode(), b"\r\n\r\n",
+                             response.body))
         status = response.status
         headers = request.headers if request else {}
         lines = ""
@@ -7454,6 +7523,10 @@ class HttpServer(http.server.ThreadingHTTPServer):
         head = "HTTP/1.1 %d %s\r\nDate: %s\r\n%s\r\n" % (status, REASONS[status], _http_date(int(time.time())), lines)
         if request is not None and request.method == "HEAD":
             body = b""
+        elif status == 200 and request is not None and request.method == "GET" and not close and not stream and (
+                request.head.version == 1 and not _VARYING & request.headers.keys()):
+            response.prepared = (lines.replace("X-Request-Id: %s\r\n" % request.id, "") + "X-Request-Id: ").encode(
+                "latin-1", "replace")
         return head.encode("latin-1", "replace") + body
 
     def _refuse(self, connection: Connection, error: AuroraError) -> None:
@@ -7534,6 +7607,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
                     self._selector.unregister(connection.socket)
                 connection.mask = 0
             connection.closed = True
+            self._reserved -= connection.reserved
+            connection.reserved = 0
             with contextlib.suppress(OSError):
                 connection.socket.close()
         self.connections.discard(connection)
@@ -7568,6 +7643,14 @@ class HttpServer(http.server.ThreadingHTTPServer):
         return {"connections": len(self.connections), "threads": self._workers, "queued": self._queue.qsize(),
                 "in_flight": sum(c.busy and c.waiting is None for c in list(self.connections)),
                 "watchers": sum(c.waiting is not None for c in list(self.connections))}
+
+
+_VARYING = frozenset(["if-none-match", "accept-encoding", "origin"])     # what makes answers to one question differ
+
+
+@lru_cache(maxsize=4)
+def _start_of_answer(seconds: int) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nDate: %s\r\n" % _http_date(seconds).encode()
 
 
 @lru_cache(maxsize=4)
