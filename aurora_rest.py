@@ -1591,8 +1591,8 @@ def _quicken_pystachio() -> None:
     Looking up one field builds an Environment of all fields, then the same again under `self`, then all outer scopes
     again under `super`, each time as a new dictionary of references. Here these three are built only when something
     wants to see the dictionary; a look-up goes straight to the field. Likewise a copy of a struct, list or map takes the
-    parts over instead of checking again what was checked when they were first put in, and text without {{ is not
-    searched for templates.
+    parts over instead of checking again what was checked when they were first put in, as does interpolation, and text
+    without {{ is not searched for templates.
     """
     from pystachio import Empty
     from pystachio.base import Environment
@@ -1673,13 +1673,30 @@ def _quicken_pystachio() -> None:
     def interpolate(self: Any) -> Any:
         if not literal(self):
             return interpolated(self)
+        coerced = self.coerce(self._value)
+        if type(coerced) is type(self._value):
+            return self, []
         made = self.copy()
-        made._value = self.coerce(self._value)
+        made._value = coerced
         return made, []
+
+    def interpolate_struct(self: Any) -> Any:
+        unbound: Set[Any] = set()
+        data, around = {}, self.scopes()
+        for name, value in self._schema_data.items():
+            if value is not Empty:
+                found, left = value.in_scope(*around).interpolate()
+                unbound.update(left)
+                # A Choice comes back as what was chosen, and is wrapped again; all else is of the type it was.
+                value = found if type(found) is type(value) else self._process_schema_attribute(name, found)
+            data[name] = value
+        made = object.__new__(type(self))
+        made._schema_data, made._scopes = frozendict(data), ()
+        return made, list(unbound)
 
     scoped, interpolated = SimpleObject.in_scope, SimpleObject.interpolate
     SimpleObject.in_scope, SimpleObject.interpolate = in_scope, interpolate
-    Structural.scopes = scopes
+    Structural.scopes, Structural.interpolate = scopes, interpolate_struct
     Structural.dup, ListContainer.dup, MapContainer.dup = map(copier, ("_schema_data", "_values", "_map"))
 
 
@@ -2570,7 +2587,7 @@ class _Conversion:
     def fill_tier(self, job: Any) -> Any:
         """tier by production, or production by tier, as getTierConfigs defines them."""
         tiers = self.request["tiers"]
-        current = job % self.environment(mesos=self.schema["MesosContext"]())
+        current = job.bind(self.environment(mesos=self.schema["MesosContext"]()))
         tier, production = current.tier(), self.plain(current.production())
         if tier is self.empty:
             name = next((t["name"] for t in tiers["tiers"] if (not _truth(t["settings"]["preemptible"])) == production
@@ -3032,6 +3049,8 @@ def _evaluate_one(schema: Dict[str, Any], limits: ConfigLimits, channel: int) ->
     _write_all(channel, json.dumps(answer).encode())
 
 
+_THIS_FILE = os.path.abspath(__file__)      # Python takes __file__ away when a script has come to its end
+
 # --- the server's side --------------------------------------------------------------------------------------------------
 
 class _Worker:
@@ -3042,7 +3061,7 @@ class _Worker:
         here, there = socket.socketpair()
         boot = ("import sys, importlib.util as u; sys.path[:] = %r; s = u.spec_from_file_location('aurora_rest', %r); "
                 "m = u.module_from_spec(s); sys.modules['aurora_rest'] = m; s.loader.exec_module(m); "
-                "m._evaluator_main(m.ConfigLimits(*%r))" % ([p for p in sys.path if p], os.path.abspath(__file__),
+                "m._evaluator_main(m.ConfigLimits(*%r))" % ([p for p in sys.path if p], _THIS_FILE,
                                                             tuple(limits)))
         try:
             self.process = subprocess.Popen([sys.executable, "-I", "-c", boot], stdin=there.fileno(), env={},
@@ -10270,10 +10289,16 @@ def _greet(server: Server, log: Log) -> None:
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """Run the command line; the exit status."""
+    """Run the command line until it is asked to stop; the exit status. In the main thread only."""
+    begun = _begin(sys.argv[1:] if arguments is None else arguments)
+    return begun if isinstance(begun, int) else _supervise(*begun)
+
+
+def _begin(arguments: Sequence[str]) -> Union[int, Tuple[Server, argparse.Namespace, Log, int]]:
+    """Start what the command line says: what `_supervise` takes, or an exit status."""
     log = Log()
     try:
-        options = parse_command_line(sys.argv[1:] if arguments is None else arguments, dict(os.environ))
+        options = parse_command_line(arguments, dict(os.environ))
         if options.new_token:
             token, line = new_token(options.new_token)
             print("token (give it to its owner; it is stored nowhere):\n  %s\nline for the tokens file:\n  %s" % (
@@ -10286,29 +10311,46 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except UsageError as error:
         print("aurora_rest.py: %s" % error, file=sys.stderr)
         return 2
-    wishes: SimpleQueue[int] = SimpleQueue()
+    source, target = os.pipe()
+    os.set_blocking(target, False)
+    signal.set_wakeup_fd(target, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda received, frame: wishes.put(received))
+        signal.signal(number, lambda received, frame: None)     # its number arrives through the pipe
     server.start()
     _greet(server, log)
     notify_systemd("READY=1")
-    _settle_memory()
+    return server, options, log, source
+
+
+def _next_signal(source: int, seconds: Optional[float]) -> Optional[int]:
+    return os.read(source, 1)[0] if select.select([source], [], [], seconds)[0] else None
+
+
+def _supervise(server: Server, options: argparse.Namespace, log: Log, signals: int) -> int:
+    """Wait for signals and do as they say; the exit status."""
     interval = os.environ.get("WATCHDOG_USEC", "")
     pause = float(interval) / 2e6 if interval.isdigit() and int(interval) else None
+    settled = False
     while True:
-        try:
-            wish = wishes.get(timeout=pause)
-        except QueueEmpty:
+        wish = _next_signal(signals, pause if settled else min(pause or 1.0, 1.0))
+        if not settled:
+            _settle_memory()
+            settled = True
+        if wish is None:
             if time.monotonic() - server.http.swept < 10:
                 notify_systemd("WATCHDOG=1")
-            continue
-        if wish != signal.SIGHUP:
+        elif wish == signal.SIGHUP:
+            _reload(server, options, log)
+        else:
             break
-        _reload(server, options, log)
     notify_systemd("STOPPING=1")
     log("stopping; %d operations are running" % server.service.operations.running)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, frame: os._exit(1))      # asked twice: at once
+
+    def hurry() -> None:
+        while _next_signal(signals, None) == signal.SIGHUP:
+            pass
+        os._exit(1)     # asked twice: at once
+    threading.Thread(target=hurry, name="hurry", daemon=True).start()
     server.stop()
     for operation in server.service.operations.all():
         if operation.state == "interrupted":
@@ -10316,6 +10358,26 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
                 operation.id, operation.kind, operation.key, operation.done, operation.total))
     log("stopped")
     return 0
+
+
+def _run_script() -> None:
+    """Run the command line, and supervise it in a thread, so that the script itself can end: only then does Python give
+    up the syntax tree of this file, 25 MB that a server would carry for as long as it runs. The process lives on until
+    the thread ends it."""
+    begun = _begin(sys.argv[1:])
+    if isinstance(begun, int):
+        sys.exit(begun)
+    server_and_more = begun
+
+    def supervise() -> None:
+        status = 1
+        try:
+            status = _supervise(*server_and_more)
+        finally:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.flush()
+            os._exit(status)
+    threading.Thread(target=supervise, name="supervisor").start()
 
 
 def _reload(server: Server, options: argparse.Namespace, log: Log) -> None:
@@ -10332,4 +10394,4 @@ def _reload(server: Server, options: argparse.Namespace, log: Log) -> None:
 
 if __name__ == "__main__":
     sys.modules.setdefault("aurora_rest", sys.modules[__name__])
-    sys.exit(main())
+    _run_script()

@@ -2127,6 +2127,7 @@ class ProcessTest(unittest.TestCase):
     def test_the_original_command_line_serves_and_sigterm_ends_it_with_0(self):
         process, server, _ = self.serve("--executor=internal", "--application=thread", "--parallel=4", "--demo")
         self.assertEqual(ask(server, "GET", "/alpha/jobs/devcluster/www-data").json["count"], 2)
+        self.assertEqual(ask(server, "PUT", JOB + "hello", source()).status, 201)
         process.send_signal(signal.SIGTERM)
         self.assertEqual(process.wait(15), 0)
         self.assertIn("stopped", process.stderr.read())
@@ -2134,7 +2135,7 @@ class ProcessTest(unittest.TestCase):
     def test_stopping_lets_requests_finish_ends_streams_and_tells_of_operations(self):
         process, server, _ = self.serve("--demo", "--poll-interval=0.1")
         wait_for(lambda: ask(server, "GET", "/alpha/job/devcluster/www-data/prod/hello").json["stats"] == {"RUNNING": 2})
-        operation = ask(server, "PUT", "/alpha/job/devcluster/www-data/prod/hello/restart?watch_secs=100&wait=20&shards=0", timeout=30)
+        operation = ask(server, "PUT", "/alpha/job/devcluster/www-data/prod/hello/restart?watch_secs=100&wait=1&shards=0")
         self.assertEqual(operation.status, 202) if operation.json.get("reached") else None
         stream = Events(server, "/alpha/job/devcluster/www-data/prod/hello/events")
         stream.next()
