@@ -6959,7 +6959,8 @@ def openapi_text() -> bytes:
 class Connection:
     """One caller's socket and what is read of its next request."""
     __slots__ = ("socket", "peer", "lock", "buffer", "head", "chunks", "busy", "out", "deadline", "body_since", "ended",
-                 "close_after", "lingering", "closed", "mask", "handshaking", "waiting", "serial", "received", "scanned", "reserved")
+                 "close_after", "lingering", "closed", "mask", "handshaking", "waiting", "serial", "received", "scanned",
+                 "reserved")
 
     def __init__(self, sock: socket.socket, peer: str, serial: int, handshaking: bool) -> None:
         self.socket = sock
@@ -10035,7 +10036,8 @@ OPTIONS = [
 
 
 _LEAST = {"parallel": 1, "timeout": 0.01, "connect-timeout": 0.01, "poll-interval": 0.01, "config-workers": 1,
-          "config-cpu": 1, "config-memory": 128, "limit-threads": 1, "limit-connections": 1, "limit-queue": 1, "limit-url": 64,
+          "config-cpu": 1, "config-memory": 128, "limit-threads": 1, "limit-connections": 1, "limit-queue": 1,
+          "limit-url": 64,
           "limit-headers": 256, "limit-header-count": 1, "limit-answer": 1024}      # other numbers: 0
 
 
