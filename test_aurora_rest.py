@@ -1582,7 +1582,8 @@ class ParserTest(unittest.TestCase):
 
     def test_chunks_that_are_none_are_refused(self):
         for data, error in ((b"x\r\n", 400), (b"-1\r\n", 400), (b"+1\r\n", 400), (b"0x1\r\n", 400), (b"1\r\nabcd", 400), (b"1\nab", 400),
-                            (b"\r\n", 400), (b"1;\x00\r\n", 400), (b"f" * 16 + b"\r\n", 400), (b"65\r\n", 413), (b"1" * 2000, 400), (b"1\r\na\r\n" * 2000, 400),
+                            (b"\r\n", 400), (b"1;\x00\r\n", 400), (b"f" * 16 + b"\r\n", 400), (b"65\r\n", 413), (b"1" * 2000, 400),
+                            (b"1\r\na\r\n" * 2000, 400),
                             (b"0\r\n" + b"A: b\r\n" * 3000, 400), (b" 1\r\n", 400)):
             with self.subTest(data=data[:40]), self.assertRaises(aurora_rest.AuroraError) as caught:
                 aurora_rest.ChunkedBody(100 if error == 413 else 10000).feed(bytearray(data))
