@@ -1218,7 +1218,8 @@ class Scheduler:
         where = "the scheduler of cluster %s" % self.name if self.name else "the scheduler"
         if broken.late:
             return SchedulerTimeout("%s did not answer in time (%s)%s" % (where, broken, doubt))
-        return SchedulerUnreachable("%s cannot be reached or broke off: %s%s" % (where, broken, doubt))
+        return SchedulerUnreachable("%s cannot be reached or broke off: %s%s" % (where, broken, doubt),
+                                    _untouched=not broken.sent)
 
     def _check_circuit(self) -> bool:
         """Fail at once while the circuit is open; when its time is over one caller tries for all: then True."""
@@ -1272,11 +1273,15 @@ class Scheduler:
         """One POST of the call to the leader, following redirects; the body of the 200 answer."""
         with self._lock:
             leading = self._leading
-        candidates = [leading] if leading else self._locations()
-        failure = _Broken("no scheduler is known", False)
+        candidates = [leading] if leading else []
+        candidates += [each for each in self._locations() if each != leading]
+        failure: Union[_Broken, NoLeader] = _Broken("no scheduler is known", False)
         for candidate in candidates:
             try:
                 return self._follow(candidate, method, arguments, deadline, authorization)
+            except NoLeader as error:       # the call had no effect there; another may know of a leader
+                self._forget_leader()
+                failure = error
             except _Broken as broken:
                 if broken.sent or broken.late and len(candidates) == 1:
                     raise
@@ -3389,14 +3394,25 @@ def from_ranges(ranges: Optional[Iterable[Any]]) -> List[int]:
     return sorted({number for each in ranges or () for number in range(each.first, each.last + 1)})
 
 
+def _significant(value: Any) -> Any:
+    """Plain JSON without what the scheduler fills in where nothing was sent: false, 0, and empty values."""
+    if isinstance(value, dict):
+        kept = {name: _significant(each) for name, each in value.items()}
+        return {name: each for name, each in kept.items() if each or each == {} and name in ("mesos", "docker")}
+    return [_significant(each) for each in value] if isinstance(value, list) else value
+
+
 def same_meaning(mine: Any, running: Any) -> bool:
     """Whether two TaskConfigs describe the same task: like equality, but executor data that is JSON compares as what it
-    means, and the owner does not count."""
-    if mine.replace(executorConfig=None, owner=None) != running.replace(executorConfig=None, owner=None):
+    means; the owner, and what the scheduler itself fills in (links to ports among it), do not count."""
+    def rest(config: Any) -> Any:
+        return _significant(config.replace(
+            executorConfig=None, owner=None, taskLinks=config.taskLinks if mine.taskLinks else None).to_plain())
+    if rest(mine) != rest(running):
         return False
     ours, theirs = mine.executorConfig, running.executorConfig
     if ours is None or theirs is None or ours.name != theirs.name:
-        return ours == theirs
+        return bool(ours == theirs)
     try:
         return bool(json.loads(ours.data) == json.loads(theirs.data))
     except (TypeError, ValueError):
@@ -4163,7 +4179,7 @@ class Limit(NamedTuple):
 
 LIMITS: Dict[str, Limit] = {
     "connections": Limit(4096, "connections", "open connections; further ones get 503"),
-    "threads": Limit(64, "threads", "threads that handle requests"),
+    "threads": Limit(128, "threads", "threads that handle requests"),
     "queue": Limit(1000, "requests", "requests waiting for a thread; further ones get 503"),
     "queue_time": Limit(10, "seconds", "time a request may wait for a thread; then 503"),
     "url": Limit(8192, "bytes", "length of a request target; over it 414"),
@@ -4874,30 +4890,43 @@ class Channel(Poller):
 
 
 class TaskChanges:
-    """What is new in the tasks and updates of a job or a role since the last look."""
+    """What is new in the tasks and updates of a job or a role, or in one update, since the last look.
 
-    def __init__(self, scheduler: Scheduler, query: Callable[[], Any], update_query: Callable[[], Any],
-                 authorization: Optional[str]) -> None:
+    query: makes the TaskQuery, or None for no tasks; history: the first look tells all there was, instead of the latest.
+    """
+
+    def __init__(self, scheduler: Scheduler, query: Optional[Callable[[], Any]], update_query: Callable[[], Any],
+                 authorization: Optional[str], history: bool = False) -> None:
         self.scheduler = scheduler
         self.query = query
         self.update_query = update_query
         self.authorization = authorization
-        self._tasks: Dict[str, Tuple[int, int]] = {}        # task id: (time of the newest event told, instance)
-        self._updates: Dict[str, Tuple[int, int]] = {}      # update id: times of the newest events told
-        self._first = True
+        self._tasks: Dict[str, Tuple[int, int, int]] = {}   # task id: (events told, time of the last one, instance)
+        self._updates: Dict[str, Tuple[int, int]] = {}      # update id: numbers of update and instance events told
+        self._first = not history
 
     def __call__(self) -> List[Tuple[str, Any]]:
-        response = self.scheduler.call("getTasksWithoutConfigs", self.query(), projection=projection("task changes"),
+        events, seen = self._task_events(self.query()) if self.query else ([], {})
+        events += self._update_events()
+        self._tasks = seen      # told only now, when both reads have been answered
+        self._first = False
+        return [(name, plain) for _, name, plain in sorted(events, key=lambda event: event[0])]
+
+    def _task_events(self, query: Any) -> Tuple[List[Tuple[int, str, Any]], Dict[str, Tuple[int, int, int]]]:
+        response = self.scheduler.call("getTasksWithoutConfigs", query, projection=projection("task changes"),
                                        authorization=self.authorization)
         events: List[Tuple[int, str, Any]] = []
-        seen = {}
+        seen: Dict[str, Tuple[int, int, int]] = {}
         for task in response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", ()):
             assigned = task["assignedTask"]
             identity, instance = assigned["taskId"], assigned.get("instanceId", 0)
-            told = self._tasks.get(identity, (-1, 0))[0]
-            history = task.get("taskEvents", ())
-            seen[identity] = (max([event["timestamp"] for event in history], default=told), instance)
-            fresh = [event for event in history if event["timestamp"] > told]
+            told, last, _ = self._tasks.get(identity, (0, -1, 0))
+            history = task.get("taskEvents", [])
+            newest = max([event["timestamp"] for event in history], default=last)
+            seen[identity] = (len(history), newest, instance)
+            # Two events may share a millisecond, so they are counted; a flapping partition makes a history shorter.
+            whole = len(history) >= told and (not told or history[told - 1]["timestamp"] == last)
+            fresh = history[told:] if whole else [event for event in history if event["timestamp"] > last]
             for event in fresh[-1:] if self._first else fresh:
                 plain = {"id": identity, "instance": instance, "job": assigned.get("task", {}).get("job"),
                          "state": api.ScheduleStatus.name_of(event["status"]), "time": event["timestamp"],
@@ -4905,12 +4934,9 @@ class TaskChanges:
                 events.append((event["timestamp"], "task", plain))
         now = int(time.time() * 1000)
         for identity in set(self._tasks) - set(seen):
-            events.append((now, "task", {"id": identity, "instance": self._tasks[identity][1], "state": "DELETED",
+            events.append((now, "task", {"id": identity, "instance": self._tasks[identity][2], "state": "DELETED",
                                          "time": now}))
-        self._tasks = seen
-        events += self._update_events()
-        self._first = False
-        return [(name, plain) for _, name, plain in sorted(events, key=lambda event: event[0])]
+        return events, seen
 
     def _update_events(self) -> List[Tuple[int, str, Any]]:
         response = self.scheduler.call("getJobUpdateDetails", None, self.update_query(),
@@ -4919,21 +4945,18 @@ class TaskChanges:
         for details in response.result.getJobUpdateDetailsResult.detailsList or ():
             key = details.update.summary.key
             shared = {"update": key.id, "job": "%s/%s/%s" % (key.job.role, key.job.environment, key.job.name)}
-            told_status, told_instance = self._updates.get(key.id, (-1, -1))
-            fresh = [e for e in details.updateEvents or () if e.timestampMs > told_status]
+            statuses, steps = details.updateEvents or [], details.instanceEvents or []
+            told_statuses, told_steps = self._updates.get(key.id, (0, 0))
+            fresh = statuses[told_statuses:]
             for event in fresh[-1:] if self._first else fresh:
                 events.append((event.timestampMs, "update", dict(
                     shared, state=api.JobUpdateStatus.name_of(event.status), time=event.timestampMs, user=event.user,
                     message=event.message)))
-            if not self._first:
-                for event in details.instanceEvents or ():
-                    if event.timestampMs > told_instance:
-                        events.append((event.timestampMs, "instance", dict(
-                            shared, instance=event.instanceId, time=event.timestampMs,
-                            action=api.JobUpdateAction.name_of(event.action), message=event.message)))
-            self._updates[key.id] = (
-                max([e.timestampMs for e in details.updateEvents or ()], default=told_status),
-                max([e.timestampMs for e in details.instanceEvents or ()], default=told_instance))
+            for event in () if self._first else steps[told_steps:]:
+                events.append((event.timestampMs, "instance", dict(
+                    shared, instance=event.instanceId, time=event.timestampMs,
+                    action=api.JobUpdateAction.name_of(event.action), message=event.message)))
+            self._updates[key.id] = (len(statuses), len(steps))
         return events
 
 
@@ -5689,11 +5712,11 @@ class Service(App):
                     return later
             return self._replayed(known[2])
 
-        def settle(response: Response) -> None:
+        def settle(response: Response, untouched: bool = False) -> None:
             with self._lock:
                 entry = self._answers.get(slot)
-                # What was refused for the moment may be tried again with the same key.
-                if response.status in (401, 403, 500, 503) and entry is not None:
+                # What was refused for the moment, or never sent, may be tried again with the same key.
+                if (untouched or response.status in (401, 403, 500, 503)) and entry is not None:
                     del self._answers[slot]
                 elif entry is not None:
                     entry[2] = response
@@ -5702,7 +5725,7 @@ class Service(App):
         try:
             answer = run()
         except AuroraError as error:
-            settle(error_response(error, self._key_of(request)))
+            settle(error_response(error, self._key_of(request)), bool(error.details.get("_untouched")))
             raise
         except Exception:
             settle(self.refuse(AuroraError("an internal error")))
@@ -6241,6 +6264,17 @@ def get_one_update(call: Call) -> Any:
     """One update with its instructions and all its events."""
     details = update_details(call.scheduler, call.key, call.args["id"], call.auth)
     return call.success(key=str(call.key), count=1, job=str(call.key), update=_update_plain(details))
+
+
+@route("GET", "/alpha/job/{key}/updates/{id}/events", "watch", a200="text/event-stream: update and instance events")
+def watch_update(call: Call) -> Any:
+    """Events of one update from its beginning, and as they happen."""
+    key, update_id = call.key, call.args["id"]
+    update_details(call.scheduler, key, update_id, call.auth)
+    channel = call.service.channel(("update", key, update_id, call.auth), lambda: TaskChanges(
+        call.scheduler, None, lambda: api.JobUpdateQuery(key=api.JobUpdateKey(job=key.thrift, id=update_id)), call.auth,
+        history=True))
+    return call.service.stream(channel, call.request.headers.get("last-event-id", ""))
 
 
 @route("PUT", "/alpha/job/{key}/restart", "fix", params="shards instances batch_size watch_secs max_per_instance_failures "
@@ -7159,9 +7193,9 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 self._wake_out.send(b"\0")
 
     def _drain_wakes(self) -> None:
-        self._woken = False
         with contextlib.suppress(OSError):
             self._wake_in.recv(4096)
+        self._woken = False     # only now: a byte written in between would be taken while the flag says it is there
 
     def _accept(self) -> None:
         for _ in range(64):
@@ -9931,7 +9965,7 @@ class Server:
             known.append(Cluster(self.demo.name, (self.demo.start(),)))
 
         # One cluster whose scheduler hangs must not take the threads that the others need.
-        options.setdefault("room", int(limit.get("threads", LIMITS["threads"].default)) // max(1, len(known)))
+        options.setdefault("room", int(limit.get("threads", LIMITS["threads"].default)) // (2 if len(known) > 1 else 1))
 
         def make(cluster: Cluster) -> Scheduler:
             return Scheduler(list(cluster.urls), cluster.name,

@@ -450,6 +450,14 @@ class SchedulerTest(unittest.TestCase):
         scheduler.getTierConfigs()
         self.assertEqual(len(second.requests), 1)
 
+    def test_another_scheduler_is_asked_when_one_has_no_leader(self):
+        first = self.fake(answering(lambda body: http_answer(503)))
+        second = self.fake(answering(tiers_answer))
+        scheduler = self.scheduler(first.url, second.url)
+        for _ in range(2):
+            scheduler.getTierConfigs()
+        self.assertEqual((len(first.requests), scheduler.leader), (1, second.url))
+
     def test_redirects_that_lead_nowhere_are_bad_answers(self):
         loop = self.fake(lambda sock, body: sock.sendall(http_answer(307, b"", "Location: /api")) or True)
         self.fails(aurora_rest.BadAnswer, loop)
@@ -1261,6 +1269,20 @@ class RoutesTest(Serving):
         self.assertEqual(before, collections_of(self.demo.calls, "startJobUpdate", "killTasks", "restartShards", "createJob",
                                                 "addInstances"))
 
+    def test_an_unchanged_job_of_the_old_client_is_not_rolled(self):
+        job = load(source("old", extra="announce=Announcer(), constraints={'rack': 'limit:9'}"), JOB[11:] + "old").configuration
+        data = json.loads(job.taskConfig.executorConfig.data)
+        text = json.dumps(dict(sorted(data.items(), reverse=True)), separators=(" , ", " : "))
+        owner = api.Identity(user="python2")
+        self.scheduler.createJob(job.replace(owner=owner, taskConfig=job.taskConfig.replace(
+            owner=owner, executorConfig=api.ExecutorConfig(name="AuroraExecutor", data=text))))
+        self.demo.advance(3)
+        answer = self.good("PUT", JOB + "old/update", source("old", extra="announce=Announcer(), constraints={'rack': 'limit:9'}"))
+        self.assertTrue(answer["unchanged"])
+        changed = self.good("PUT", JOB + "old/update", source("old", "v2", "announce=Announcer()"), 202)
+        details = aurora_rest.update_details(self.scheduler, aurora_rest.Key(*(JOB[11:] + "old").split("/")), changed["update"])
+        self.assertEqual(details.update.instructions.desiredState.task.owner.user, "python2")
+
     def test_scale_adds_like_one_or_kills_the_highest(self):
         path = self.create("scaled", 2)
         self.assertEqual(self.good("PUT", path + "/scale?instances=4", status=202)["added"], [2, 3])
@@ -1443,8 +1465,10 @@ class Events:
 
     def next(self):
         """(id, event, data) of the next event."""
-        fields = {}
+        fields, deadline = {}, time.monotonic() + 20
         while True:
+            if time.monotonic() > deadline:
+                raise AssertionError("no event in 20 s")
             line = self.answer.fp.readline().decode().rstrip("\n")
             if not line and "data" in fields:
                 return fields.get("id"), fields["event"], json.loads(fields["data"])
@@ -1497,7 +1521,15 @@ class EventsTest(Serving):
             kinds.add(kind)
             if kind == "update":
                 self.assertEqual((data["state"], data["message"]), ("ROLLING_FORWARD", "because"))
+        one = self.events(JOB + "updated/updates/%s/events" % data["update"])
+        self.assertEqual([one.next()[1:] for _ in range(2)][0][1]["state"], "ROLLING_FORWARD")
+        self.bad(404, "GET", JOB + "updated/updates/unknown/events")
         self.scheduler.abortJobUpdate(api.JobUpdateKey(job=config("updated").key, id=data["update"]), None)
+        while True:
+            _, kind, data = one.next()
+            if kind == "update":
+                self.assertEqual(data["state"], "ABORTED")
+                break
 
     def test_many_watchers_cost_one_poll(self):
         self.scheduler.createJob(config("popular"))
@@ -1928,6 +1960,24 @@ class LimitsTest(unittest.TestCase):
             self.assertEqual(statuses(data), [status])
         self.assertEqual(ask(server, "POST", JOB + "hello/inspect", source()).status, 200)
         self.assertEqual(server.http._reserved, 0)
+
+    def test_no_wake_up_of_the_reading_thread_is_lost(self):
+        server = self.serve()
+
+        def work():
+            for _ in range(60):
+                ask(server, "GET", "/alpha/jobs/devcluster/www-data")
+        threads = [threading.Thread(target=work) for _ in range(12)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        done = threading.Event()
+        for _ in range(3):
+            done.clear()
+            server.http._timers[:] = [(when + 3600, serial, function) for when, serial, function in server.http._timers]
+            server.http.call_soon(done.set)     # no timer will wake it; only this
+            self.assertTrue(done.wait(10))
 
     def test_a_reader_that_does_not_read_is_dropped(self):
         server = self.serve()
