@@ -74,11 +74,16 @@ from typing import (
     Union,
 )
 
-from thrift.protocol.TBase import TFrozenBase
-from thrift.protocol.TBinaryProtocol import TBinaryProtocolAccelerated
-from thrift.protocol.TJSONProtocol import TJSONProtocol
-from thrift.Thrift import TApplicationException, TException, TMessageType, TType
-from thrift.transport.TTransport import TMemoryBuffer
+try:
+    from thrift.protocol.TBase import TFrozenBase
+    from thrift.protocol.TBinaryProtocol import TBinaryProtocolAccelerated
+    from thrift.protocol.TJSONProtocol import TJSONProtocol
+    from thrift.Thrift import TApplicationException, TException, TMessageType, TType
+    from thrift.transport.TTransport import TMemoryBuffer
+except ImportError as missing:
+    if __name__ != "__main__":
+        raise
+    sys.exit("aurora_rest.py needs the packages thrift and pystachio (%s): pip install thrift pystachio" % missing)
 
 __version__ = "1.0.0"
 __all__ = ["Server", "Scheduler", "load_job", "api", "AuroraError", "Demo", "__version__"]
@@ -1247,7 +1252,7 @@ class Scheduler:
                 body = self._post(method, arguments, deadline, own)
             finally:
                 self.gate.leave()
-        except AuroraError:
+        except BaseException:
             if tries:
                 self._probing = False   # what was not even tried proves nothing; the next caller tries
             raise
@@ -2324,7 +2329,10 @@ class _Evaluation:
         except ConfigProblem as problem:
             answer = {"errors": list(problem.args)}
         except SyntaxError as error:
-            answer = {"errors": ["%s, line %s: %s" % (error.filename, error.lineno, error.msg)]}
+            text = "%s, line %s: %s" % (error.filename, error.lineno, error.msg)
+            if len(self.files[self.request["root"]].splitlines()) == 1:
+                text += " (the source is one single line: curl -d drops line ends, --data-binary keeps them)"
+            answer = {"errors": [text]}
         except SystemExit:
             answer = {"errors": [self._where() + "the configuration ended the program"]}
         except RecursionError:
@@ -2362,7 +2370,11 @@ class _Evaluation:
             self.want = conversion.want or self.want
 
     def _load_json(self, text: str) -> None:
-        parsed = json.loads(text)
+        try:
+            parsed = json.loads(text)
+        except ValueError as error:
+            raise ConfigProblem("the body is not JSON, as its content type says: %s; .aurora source goes under any other "
+                                "content type" % error) from None
         if not isinstance(parsed, dict):
             raise ConfigProblem("a JSON job is an object, or an object with a list under jobs")
         jobs = parsed["jobs"] if "jobs" in parsed else [parsed]
@@ -2491,7 +2503,9 @@ class _Conversion:
         update, health = job.update_config(), job.health_check_config()
         failures = self.number(update, "max_total_failures")
         dedicated = job.has_constraints() and "dedicated" in job.constraints()
-        if failures >= size:
+        if size <= 0:
+            problems.append("instances must be at least 1, not %d" % size)
+        elif failures >= size:
             problems.append("max_total_failures in update_config must be less than the number of instances: with %d "
                             "instances at most %d" % (size, size - 1))
         elif dedicated and failures < math.floor(size * 0.02):
@@ -4786,8 +4800,10 @@ class Poller:
             answer = error
         except Exception as error:      # a defect, or an answer of no known shape: the watchers are told, and it polls on
             answer = BadAnswer("the scheduler's answer cannot be read: %s" % type(error).__name__)
-        self.tell(answer)
-        self.start(max(0.0, self.interval - (time.monotonic() - started)))
+        try:
+            self.tell(answer)
+        finally:
+            self.start(max(0.0, self.interval - (time.monotonic() - started)))
 
 
 class BlockingReads(Poller):
@@ -5698,18 +5714,17 @@ class Service(App):
                                      now - next(iter(self._answers.values()))[1] > 86400):
                 self._answers.popitem(last=False)
             known = self._answers.get(slot)
+            later = Later(self.limits["wait"], lambda: self.refuse(Conflict(
+                "the first request with this Idempotency-Key is still under way")))
             if known is None:
                 waiting: List[Later] = []
                 self._answers[slot] = [print_, now, None, waiting]
+            elif known[0] == print_ and known[2] is None:
+                known[3].append(later)
+                return later
         if known is not None:
             if known[0] != print_:
                 raise Unprocessable("this Idempotency-Key was used for another request", code="IDEMPOTENCY_KEY_REUSED")
-            later = Later(self.limits["wait"], lambda: self.refuse(Conflict(
-                "the first request with this Idempotency-Key is still under way")))
-            with self._lock:
-                if known[2] is None:
-                    known[3].append(later)
-                    return later
             return self._replayed(known[2])
 
         def settle(response: Response, untouched: bool = False) -> None:
@@ -6325,7 +6340,8 @@ def kill_job(call: Call) -> Any:
     response = call.write("killTasks", call.key.thrift, set(call.shards) or None, call.message)
     messages = messages_of(response)
     if any("No tasks to kill" in text for text in messages):
-        raise NotFound("job %s has no such active instances" % (call.key,), *messages)
+        raise NotFound("job %s has no %s" % (call.key, "such active instances" if call.shards else "active instances"),
+                       *messages)
     return _await(call, 200, "kill", lambda operation, limit: wait_until_gone(
         operation, call.scheduler, call.key, call.shards, limit, call.service.poll_interval, call.auth))
 
@@ -7306,7 +7322,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
             self._close(connection)
         elif isinstance(waiting, Later):
             # Gone, or only done with sending: it gets what there is to say now.
-            self._hand_over(partial(waiting.resolve, waiting.expired()))
+            self._hand_over(partial(lambda later: later.resolve(later.expired()), waiting))
 
     def _advance(self, connection: Connection) -> None:
         """Take the next request from what was read, if it is whole."""
@@ -7487,6 +7503,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 following.since = time.monotonic()
                 self._enqueue(following)
         for connection, request in batch.pairs:
+            request.user = batch.pairs[0][1].user
             self._answer(connection, request, answer)
 
     def _answer(self, connection: Connection, request: Request, answer: Union[Response, Later, Stream]) -> None:

@@ -833,6 +833,8 @@ class ConfigTest(unittest.TestCase):
                           "resources": {"cpu": 1, "ram": 1 << 27, "disk": 1 << 27}}}
         for text in (json.dumps(plain), json.dumps({"jobs": [plain]})):
             self.assertTrue(load(text, is_json=True).configuration.taskConfig.isService)
+        self.refused("jobs = []", "not JSON, as its content type says", is_json=True)
+        self.refused("a = 1 b = 2", "--data-binary")
         for text in ("[]", "{", '{"jobs": 3}', '{"jobs": [{"colour": 1}]}', "null"):
             self.refused(text, "", is_json=True)
 
