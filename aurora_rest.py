@@ -7772,6 +7772,7 @@ _TRANSITIONS = {_S.values[name]: frozenset(_S.values[each] for each in targets.s
     "KILLING": "FINISHED FAILED KILLED LOST PARTITIONED",
     "FINISHED": "", "FAILED": "", "KILLED": "", "LOST": ""}.items()}
 _TIMED = frozenset([_S.ASSIGNED, _S.KILLING, _S.RESTARTING, _S.PREEMPTING, _S.DRAINING])
+_EXECUTOR_TEXTS = {_S.KILLED: "Instructed to kill task.", _S.FINISHED: "Task finished.", _S.FAILED: "Task failed."}
 _BEING_REPLACED = frozenset([_S.RESTARTING, _S.DRAINING, _S.PREEMPTING])
 _WAITING = frozenset([_S.PENDING, _S.THROTTLED])
 _PENDING_STATS = frozenset([_S.INIT, _S.PENDING, _S.THROTTLED])
@@ -8432,7 +8433,7 @@ class Demo:
         def later(seconds: float, status: int, message: Optional[str] = None) -> None:
             def move() -> None:
                 if task.events[-1] is mark:
-                    self._change(task, status, message)
+                    self._change(task, status, message or _EXECUTOR_TEXTS.get(status))
             self._after(seconds, move)
         if status == _S.PENDING:
             self._pending[task.id] = task
@@ -8440,7 +8441,8 @@ class Demo:
         elif status == _S.ASSIGNED:
             later(self.START, _S.STARTING)
         elif status == _S.STARTING:
-            later(self.RUN, _S.RUNNING)
+            later(self.RUN, _S.RUNNING, "Task is healthy." if "health" in task.ports else
+                  "No health-check defined, task is assumed healthy.")
         elif status == _S.RUNNING:
             seconds, failed = task_fate(task.config)
             if seconds is not None:

@@ -2325,12 +2325,14 @@ class DemoTest(unittest.TestCase):
     def test_a_task_runs_and_its_replacement_follows_its_end(self):
         self.create()
         task = self.tasks()[0]
-        self.assertEqual(self.events(task), [("PENDING", None), ("ASSIGNED", None), ("STARTING", None), ("RUNNING", None)])
+        self.assertEqual(self.events(task), [
+            ("PENDING", None), ("ASSIGNED", None), ("STARTING", None),
+            ("RUNNING", "No health-check defined, task is assumed healthy.")])
         self.assertRegex(task.assignedTask.taskId, r"^www-data-devel-hello-0-[0-9a-f-]{36}$")
         self.ok("restartShards", config().key, {0})
         self.demo.advance(2)
         old, new = self.tasks()
-        self.assertEqual(self.events(old)[-2:], [("RESTARTING", "Restarted by UNSECURE"), ("KILLED", None)])
+        self.assertEqual(self.events(old)[-2:], [("RESTARTING", "Restarted by UNSECURE"), ("KILLED", "Instructed to kill task.")])
         self.assertEqual((self.events(new)[0], new.ancestorId), (("PENDING", "Rescheduled"), old.assignedTask.taskId))
 
     def test_a_pending_task_that_is_killed_disappears(self):
