@@ -981,9 +981,18 @@ class _Location(NamedTuple):
         return "%s://%s:%d" % ("https" if self.secure else "http", host, self.port)
 
 
+def waits_for(error: OSError, plain: int) -> int:
+    """What a non-blocking socket that raised this has to wait for: a poll mask, `plain` unless TLS says otherwise, or 0
+    where the error is one. TLS may have to write to read, and to read to write."""
+    if isinstance(error, (BlockingIOError, InterruptedError)):
+        return plain
+    return {"SSLWantReadError": select.POLLIN, "SSLWantWriteError": select.POLLOUT}.get(type(error).__name__, 0)
+
+
 class _Wire:
     """One connection to a scheduler. Not for several threads at once."""
     MAX_HEAD = 65536
+    PIECE = 1 << 18         # bytes asked of the network at once
 
     def __init__(self, location: _Location, seconds: float, context: Any) -> None:
         try:
@@ -991,34 +1000,31 @@ class _Wire:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if context is not None:
                 self.socket = context.wrap_socket(self.socket, server_hostname=location.host)
+            self.socket.setblocking(False)
+            self._poll = select.poll()
+            self._poll.register(self.socket, select.POLLIN)
         except (OSError, ValueError) as error:
             raise _Broken("%s: %s" % (location, _reason(error)), False, isinstance(error, socket.timeout)) from None
         self.since = time.monotonic()
 
     def alive(self) -> bool:
         """Whether an idle connection is still open and silent."""
-        try:
-            self.socket.settimeout(0)
-            if hasattr(self.socket, "pending"):
-                return not select.select([self.socket], [], [], 0)[0]
-            self.socket.recv(1, socket.MSG_PEEK)
-        except (BlockingIOError, InterruptedError):
-            return True
-        except (OSError, ValueError):
-            return False
-        return False
+        self._poll.modify(self.socket, select.POLLIN)
+        return not self._poll.poll(0)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self.socket.close()
 
-    def exchange(self, request: bytes, deadline: float, limit: int) -> Tuple[int, Dict[bytes, bytes], bytes, bool]:
-        """Send a request; (status, headers, body, whether the connection can be used again). Raises _Broken."""
+    def exchange(self, request: bytes, deadline: float, limit: int,
+                 known: Optional[bytes] = None) -> Tuple[int, Dict[bytes, bytes], bytes, bool]:
+        """Send a request; (status, headers, body, whether the connection can be used again). Raises _Broken.
+
+        known: a body that may come again; if it does, that very object is returned, and no other was made of it."""
         sent = False
         try:
-            self.socket.settimeout(max(0.001, deadline - time.monotonic()))
             sent = True
-            self.socket.sendall(request)
+            self._send(request, deadline)
             data = self._receive(deadline)
             while b"\r\n\r\n" not in data:
                 if len(data) > self.MAX_HEAD:
@@ -1047,31 +1053,69 @@ class _Wire:
             size = int(length)
             if size > limit:
                 raise _Broken("an answer of %d bytes, over the limit of %d" % (size, limit), True)
-            parts = [rest]
-            missing = size - len(rest)
-            while missing > 0:
-                part = self._receive(deadline, min(missing, 1 << 18))
-                parts.append(part)
-                missing -= len(part)
-            if missing < 0:
+            if len(rest) > size:
                 raise _Broken("more bytes than announced", True)
-            return status, headers, rest if len(parts) == 1 else b"".join(parts), reusable
+            return status, headers, self._body(rest, size, deadline, known), reusable
         except (OSError, ValueError) as error:
             raise _Broken(_reason(error), sent, isinstance(error, socket.timeout)) from None
 
+    def _body(self, rest: bytes, size: int, deadline: float, known: Optional[bytes]) -> bytes:
+        """The whole of a body that begins with `rest`; `known` itself where it is that."""
+        parts, have = [rest], len(rest)
+        if known is not None and len(known) == size and known.startswith(rest):
+            while have < size:
+                part = self._receive(deadline, min(size - have, self.PIECE))
+                if not known.startswith(part, have):
+                    parts = [known[:have], part]
+                    have += len(part)
+                    break
+                have += len(part)
+            else:
+                return known
+        while have < size:
+            parts.append(self._receive(deadline, min(size - have, self.PIECE)))
+            have += len(parts[-1])
+        return rest if len(parts) == 1 else b"".join(parts)
+
+    def _wait(self, mask: int, deadline: float) -> None:
+        """Wait until the network is ready. Raises socket.timeout."""
+        self._poll.modify(self.socket, mask)
+        if not self._poll.poll(max(0.0, (deadline - time.monotonic()) * 1000)):
+            raise socket.timeout("timed out")
+
+    def _send(self, data: bytes, deadline: float) -> None:
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[self.socket.send(left):]
+            except OSError as error:
+                mask = waits_for(error, select.POLLOUT)
+                if not mask:
+                    raise
+                self._wait(mask, deadline)
+
     def _receive(self, deadline: float, most: int = 65536) -> bytes:
-        self.socket.settimeout(max(0.001, deadline - time.monotonic()))
-        data = self.socket.recv(most)
-        if not data:
-            raise _Broken("the connection was closed before the answer was whole", True)
-        return data
+        while True:
+            if time.monotonic() > deadline:     # a trickle is always ready
+                raise socket.timeout("timed out")
+            try:
+                data = self.socket.recv(most)
+            except OSError as error:
+                mask = waits_for(error, select.POLLIN)
+                if not mask:
+                    raise
+                self._wait(mask, deadline)
+                continue
+            if not data:
+                raise _Broken("the connection was closed before the answer was whole", True)
+            return data
 
     def _rest(self, data: bytes, deadline: float, limit: int) -> bytes:
         parts, size = [data], len(data)
         while True:
-            self.socket.settimeout(max(0.001, deadline - time.monotonic()))
-            part = self.socket.recv(1 << 18)
-            if not part:
+            try:
+                part = self._receive(deadline, self.PIECE)
+            except _Broken:     # closed, which is how such a body ends
                 return b"".join(parts)
             parts.append(part)
             size += len(part)
@@ -1096,7 +1140,7 @@ class _Wire:
                 raise _Broken("an answer over the limit of %d bytes" % limit, True)
             del buffer[:len(line) + 2]
             while len(buffer) < chunk + 2:
-                buffer += self._receive(deadline, 1 << 18)
+                buffer += self._receive(deadline, self.PIECE)
             parts.append(bytes(buffer[:chunk]))
             if buffer[chunk:chunk + 2] != b"\r\n":
                 raise _Broken("a chunk that does not end", True)
@@ -1110,6 +1154,17 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, socket.timeout):
         return "timed out"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+class Ask(NamedTuple):
+    """A call: what goes to the scheduler and what is wanted of the reply. projection: only these parts of the Response;
+    authorization: instead of the scheduler's own; known: the reply to the last such call, if the caller remembers it."""
+    method: Method
+    arguments: Any
+    message: bytes              # the call in the binary protocol
+    projection: Optional[Projection] = None
+    authorization: Optional[str] = None
+    known: Optional[bytes] = None
 
 
 class Scheduler:
@@ -1174,27 +1229,37 @@ class Scheduler:
         projection: decode only these parts of the Response; authorization: instead of the scheduler's own.
         Raises the AuroraError that the Response's code or the failure stands for.
         """
-        started = time.monotonic()
-        deadline = started + (timeout or self.timeout)
+        return self.ask(self.prepare(method, *arguments, projection=projection, authorization=authorization, **named),
+                        timeout)[1]
+
+    @staticmethod
+    def prepare(method: str, *arguments: Any, projection: Optional[Projection] = None,
+                authorization: Optional[str] = None, **named: Any) -> Ask:
+        """The Ask that `call` with these arguments makes."""
         declared = api.method(method)
-        struct_ = declared.arguments(*arguments, **named)
+        made = declared.arguments(*arguments, **named)
+        return Ask(declared, made, encode_message(BINARY, method, TMessageType.CALL, 0, made), projection, authorization)
+
+    def ask(self, ask: Ask, timeout: Optional[float] = None) -> Tuple[bytes, Any]:
+        """(the reply's bytes, the Response), raising what `call` does. Where the bytes are those of `ask.known` it is
+        that object which is returned, and None for the Response: it was OK, and `decode` gives it again."""
+        started = time.monotonic()
         outcome = "OK"
         try:
-            response = self._repeat(declared, struct_, deadline, projection, authorization)
+            return self._repeat(ask, started + (timeout or self.timeout))
         except AuroraError as error:
             outcome = error.code
             raise
         finally:
-            self.observe(method, outcome, time.monotonic() - started)
-        return response
+            self.observe(ask.method.name, outcome, time.monotonic() - started)
 
-    def _repeat(self, method: Method, arguments: Any, deadline: float, projection: Optional[Projection],
-                authorization: Optional[str]) -> Any:
+    def _repeat(self, ask: Ask, deadline: float) -> Tuple[bytes, Any]:
+        method = ask.method
         repeatable = method.access == "read" or method.name in _REPEATABLE_WRITES
         give_up = min(deadline, time.monotonic() + self.retry_for)
         for attempt in itertools.count():
             try:
-                return self._attempt(method, arguments, deadline, projection, authorization)
+                return self._attempt(ask, deadline)
             except (SchedulerTransient, NoLeader) as error:
                 failure: AuroraError = error
             except _Broken as broken:
@@ -1202,7 +1267,7 @@ class Scheduler:
                 failure = self._failed(method, broken, repeatable)
                 if broken.late or (broken.sent and not repeatable) or attempt >= 3:
                     raise failure from None
-            pause = min(5.0, 0.05 * 4 ** attempt) * (0.75 + 0.5 * (hash((id(arguments), attempt)) % 100) / 100)
+            pause = min(5.0, 0.05 * 4 ** attempt) * (0.75 + 0.5 * (hash((id(ask), attempt)) % 100) / 100)
             if time.monotonic() + pause >= give_up:
                 raise failure
             self.events["retries"] += 1
@@ -1240,22 +1305,25 @@ class Scheduler:
             self._probing = self._failures >= self.BREAK_AFTER
             return self._probing
 
-    def _attempt(self, method: Method, arguments: Any, deadline: float, projection: Optional[Projection],
-                 authorization: Optional[str]) -> Any:
+    def _attempt(self, ask: Ask, deadline: float) -> Tuple[bytes, Any]:
         # Looked at before the gate, so that a dead scheduler does not fill the line.
         tries = self._check_circuit()
         try:
             self.gate.enter(deadline - time.monotonic())
             try:
                 tries = tries or self._check_circuit()      # it may have opened while this call waited
-                own = self.authorization if authorization is None else authorization
-                body = self._post(method, arguments, deadline, own)
+                body = self._post(ask, deadline)
             finally:
                 self.gate.leave()
         except BaseException:
             if tries:
                 self._probing = False   # what was not even tried proves nothing; the next caller tries
             raise
+        return body, None if body is ask.known else self.decode(ask, body)
+
+    def decode(self, ask: Ask, body: bytes) -> Any:
+        """The Response in a reply to `ask`. Raises the AuroraError that it stands for if it is not OK."""
+        method, projection = ask.method, ask.projection
         try:
             response = decode_reply(self._media, method.name, body, projection)
         except BadMessage as error:
@@ -1274,7 +1342,7 @@ class Scheduler:
             *([text for text in texts if text] or ["the scheduler answered %s to %s" % (name, method.name)]),
             _response=response)
 
-    def _post(self, method: Method, arguments: Any, deadline: float, authorization: Optional[str]) -> bytes:
+    def _post(self, ask: Ask, deadline: float) -> bytes:
         """One POST of the call to the leader, following redirects; the body of the 200 answer."""
         with self._lock:
             leading = self._leading
@@ -1283,7 +1351,7 @@ class Scheduler:
         failure: Union[_Broken, NoLeader] = _Broken("no scheduler is known", False)
         for candidate in candidates:
             try:
-                return self._follow(candidate, method, arguments, deadline, authorization)
+                return self._follow(candidate, ask, deadline)
             except NoLeader as error:       # the call had no effect there; another may know of a leader
                 self._forget_leader()
                 failure = error
@@ -1293,12 +1361,14 @@ class Scheduler:
                 failure = broken
         raise failure
 
-    def _follow(self, location: _Location, method: Method, arguments: Any, deadline: float,
-                authorization: Optional[str]) -> bytes:
+    def _follow(self, location: _Location, ask: Ask, deadline: float) -> bytes:
+        method = ask.method
+        authorization = self.authorization if ask.authorization is None else ask.authorization
         fallen_back = False
         for _ in range(self.MAX_HOPS + 1):
-            message = encode_message(self._media, method.name, TMessageType.CALL, 0, arguments)
-            status, headers, body = self._exchange(location, message, deadline, authorization)
+            message = ask.message if self._media == BINARY else encode_message(
+                self._media, method.name, TMessageType.CALL, 0, ask.arguments)
+            status, headers, body = self._exchange(location, message, deadline, authorization, ask.known)
             self._alive()
             if status == 200:
                 self._succeeded(location)
@@ -1331,13 +1401,13 @@ class Scheduler:
             raise BadAnswer("the scheduler redirects from https to http; credentials are not sent there")
         return target
 
-    def _exchange(self, location: _Location, message: bytes, deadline: float,
-                  authorization: Optional[str]) -> Tuple[int, Dict[bytes, bytes], bytes]:
+    def _exchange(self, location: _Location, message: bytes, deadline: float, authorization: Optional[str],
+                  known: Optional[bytes]) -> Tuple[int, Dict[bytes, bytes], bytes]:
         wire = self._take(location, deadline)
         usable = False
         try:
             request = self._head(location, authorization) + b"%d\r\n\r\n" % len(message) + message
-            status, headers, body, usable = wire.exchange(request, deadline, self.max_answer)
+            status, headers, body, usable = wire.exchange(request, deadline, self.max_answer, known)
             return status, headers, body
         finally:
             if usable:
@@ -4211,6 +4281,8 @@ LIMITS: Dict[str, Limit] = {
     "wait": Limit(3600, "seconds", "longest wait="),
     "operations": Limit(100, "operations", "operations running at once; further ones get 503"),
     "kept_operations": Limit(1000, "operations", "ended operations that are remembered"),
+    "remembered": Limit(32 << 20, "bytes", "replies of schedulers, remembered with the answers that were made from them; "
+                        "the least used are forgotten first"),
     "idempotency_keys": Limit(10000, "keys", "remembered Idempotency-Keys; the oldest are forgotten first"),
 }
 
@@ -4416,7 +4488,7 @@ def decode_percent(text: str, plus: bool = False) -> str:
 
 class Response:
     """An answer: status, body and headers; the body may be plain JSON, encoded when first needed."""
-    __slots__ = ("status", "_plain", "_body", "headers", "content_type", "_etag", "_gzip", "close", "code", "prepared")
+    __slots__ = ("status", "_plain", "_body", "headers", "content_type", "_etag", "_gzip", "close", "code", "heads")
 
     def __init__(self, status: int = 200, plain: Any = None, body: Optional[bytes] = None,
                  content_type: str = JSON_TYPE, headers: Iterable[Tuple[str, str]] = (), close: bool = False,
@@ -4430,7 +4502,7 @@ class Response:
         self.code = code
         self._etag = etag
         self._gzip: Optional[bytes] = None
-        self.prepared: Optional[bytes] = None      # the part of the head that is the same for every plain GET
+        self.heads: Dict[Any, bytes] = {}      # by the form of the answer: its header fields, made when first sent
 
     @property
     def plain(self) -> Any:
@@ -4458,7 +4530,7 @@ class Response:
 
 def etag_matches(header: str, etag: str, weak: bool = True) -> bool:
     """Whether an If-Match or If-None-Match header names the ETag, or that of its gzip form. weak: W/ tags count too."""
-    if header.strip() == "*":
+    if header == etag or header.strip() == "*":
         return True
     found = re.findall(r'(W/)?("[^"]*")', header)
     return any((weak or not mark) and tag.replace('-gzip"', '"') == etag for mark, tag in found)
@@ -5094,7 +5166,8 @@ def _read_one(name: str, param: Param, text: str) -> Any:
 
 class Route(NamedTuple):
     """One row of the route table. path: a template, {key} for cluster, role, environment and name; access: the level a
-    caller needs; body: "" or what kind of body the call takes; answers: status → what it says."""
+    caller needs; body: "" or what kind of body the call takes; answers: status → what it says; pure: the answer follows
+    from the request and the scheduler's replies alone, so that the same replies make the same answer."""
     method: str
     path: str
     handler: Callable[[Call], Any]
@@ -5103,6 +5176,7 @@ class Route(NamedTuple):
     body: str
     answers: Dict[int, str]
     group: str
+    pure: bool
 
     @property
     def name(self) -> str:
@@ -5119,7 +5193,7 @@ _SEGMENTS = {"hosts": r"[\w\-.,:]+"}      # path parameters that are not identif
 _WRITES = ("PUT", "POST", "DELETE")
 
 
-def route(method: str, path: str, group: str, access: str = "", params: str = "", body: str = "",
+def route(method: str, path: str, group: str, access: str = "", params: str = "", body: str = "", pure: bool = False,
           **answers: str) -> Callable[[Callable[[Call], Any]], Callable[[Call], Any]]:
     """Put a handler into the route table. answers: status code, after an `a`, → what it says."""
     assert group in _GROUPS and all(param in PARAMS for param in params.split())
@@ -5132,7 +5206,7 @@ def route(method: str, path: str, group: str, access: str = "", params: str = ""
 
     def put(handler: Callable[[Call], Any]) -> Callable[[Call], Any]:
         ROUTES.append(Route(method, path, handler, level, tuple(dict.fromkeys(named)), body,
-                            {int(code[1:]): text for code, text in answers.items()} or {200: "done"}, group))
+                            {int(code[1:]): text for code, text in answers.items()} or {200: "done"}, group, pure))
         return handler
     return put
 
@@ -5174,6 +5248,76 @@ class _DryRun(Exception):
         self.would = dict(more, call=method, arguments=arguments.to_plain())
 
 
+class Kept(NamedTuple):
+    """A pure read's answer, and what the scheduler was asked for it with the replies."""
+    asks: Tuple[Ask, ...]
+    answer: Response
+
+    @property
+    def size(self) -> int:
+        return sum(len(ask.known or b"") for ask in self.asks) + len(self.answer.body)
+
+
+class Memory:
+    """Kept answers by what was asked, `room` bytes of them; the least used are forgotten first."""
+
+    def __init__(self, room: float) -> None:
+        self.room = room
+        self.size = 0
+        self._lock = threading.Lock()       # guards size and _kept
+        self._kept: collections.OrderedDict[Any, Tuple[Kept, float]] = collections.OrderedDict()
+
+    def find(self, question: Any) -> Optional[Kept]:
+        with self._lock:
+            found = self._kept.pop(question, None)
+            if found is None:
+                return None
+            self._kept[question] = (found[0], time.monotonic())
+            return found[0]
+
+    def keep(self, question: Any, kept: Kept) -> None:
+        with self._lock:
+            self._drop(question)
+            if kept.size <= self.room:
+                self._kept[question] = (kept, time.monotonic())
+                self.size += kept.size
+            while self.size > self.room:
+                self._drop(next(iter(self._kept)))
+
+    def forget(self, seconds: float) -> None:
+        """Let go of what nobody has asked for in the last so many seconds."""
+        with self._lock:
+            before = time.monotonic() - seconds
+            for question in [each for each, (_, used) in self._kept.items() if used < before]:
+                self._drop(question)
+
+    def _drop(self, question: Any) -> None:
+        found = self._kept.pop(question, None)
+        if found is not None:
+            self.size -= found[0].size
+
+
+class Replay:
+    """A scheduler as one run of a pure handler sees it: notes what is asked with the replies; replies that came before the
+    run began are not asked for again, if the run asks for the same in the same order."""
+
+    def __init__(self, scheduler: Scheduler, given: Iterable[Tuple[Ask, bytes, Any]]) -> None:
+        self.scheduler = scheduler
+        self.asked: List[Ask] = []
+        self._given = collections.deque(given)
+
+    def call(self, method: str, *arguments: Any, **named: Any) -> Any:
+        ask = self.scheduler.prepare(method, *arguments, **named)
+        if self._given and self._given[0][0][2:5] == ask[2:5]:     # message, projection, authorization
+            _, reply, response = self._given.popleft()
+            response = self.scheduler.decode(ask, reply) if response is None else response
+        else:
+            self._given.clear()
+            reply, response = self.scheduler.ask(ask)
+        self.asked.append(ask._replace(known=reply))
+        return response
+
+
 class Call:
     """One request on its way through a handler: its typed parameters, its scheduler, its job."""
 
@@ -5183,6 +5327,7 @@ class Call:
         self.args = request.args
         self.params: Dict[str, Any] = {}
         self.notes: Dict[str, Any] = {}     # what a dry run tells besides the call
+        self.replay: Optional[Replay] = None
 
     def read_params(self) -> None:
         """Check and convert the query. Raises BadRequest: a misspelt shards= must not mean all instances."""
@@ -5214,8 +5359,9 @@ class Call:
         return self.request.user
 
     @property
-    def scheduler(self) -> Scheduler:
-        return self.service.clusters[self.args["cluster"]]
+    def scheduler(self) -> Any:
+        """The cluster's Scheduler, or its Replay."""
+        return self.replay or self.service.clusters[self.args["cluster"]]
 
     @property
     def key(self) -> Key:
@@ -5425,6 +5571,7 @@ class Service(App):
         self._channels: Dict[Any, Channel] = {}
         self._blocking: Dict[Any, BlockingReads] = {}
         self._answers: collections.OrderedDict[Any, Any] = collections.OrderedDict()
+        self.memory = Memory(self.limits["remembered"])
         self._declare_metrics()
         for scheduler in clusters.schedulers():
             scheduler.observe = partial(self._observe_call, scheduler)
@@ -5528,7 +5675,7 @@ class Service(App):
     def _run(self, call: Call, chosen: Route, level: str = "read") -> Union[Response, Later, Stream]:
         outcome: Any = "failed"
         try:
-            answer = chosen.handler(call)
+            answer = self._repeated(call, chosen) if chosen.pure else chosen.handler(call)
             outcome = answer.status if isinstance(answer, Response) else 200
             return answer
         except _DryRun as dry:
@@ -5542,6 +5689,33 @@ class Service(App):
                 self.log("audit id=%s user=%s peer=%s did=%s key=%s outcome=%s" % (
                     call.request.id, call.user.name, call.request.peer, chosen.name,
                     self._key_of(call.request) or "-", outcome))
+
+    def _repeated(self, call: Call, chosen: Route) -> Response:
+        """The answer to a pure read. The scheduler is asked every time; where it replies to all that the last run asked
+        with the bytes that it replied then, the answer is that of the last run, and nothing is decoded."""
+        question = (call.request.path, self._lasting_query(call.request), call.auth)
+        kept = self.memory.find(question)
+        scheduler = self.clusters[call.args["cluster"]]
+        given: List[Tuple[Ask, bytes, Any]] = []
+        for ask in kept.asks if kept else ():
+            reply, response = scheduler.ask(ask)
+            given.append((ask, reply, response))
+            if response is not None:
+                break
+        else:
+            if kept:
+                self.metrics.count("aurora_rest_repeated_answers_total")
+                return kept.answer
+        call.replay = Replay(scheduler, given)
+        answer: Response = chosen.handler(call)
+        self.memory.keep(question, Kept(tuple(call.replay.asked), answer))
+        return answer
+
+    @staticmethod
+    def _lasting_query(request: Request) -> str:
+        """The query without what only says how long to wait."""
+        query = request.raw_query
+        return "&".join(pair for pair in query.split("&") if not pair.startswith("wait=")) if "wait=" in query else query
 
     @staticmethod
     def _require(user: User, level: str, role: Optional[str]) -> None:
@@ -5640,8 +5814,7 @@ class Service(App):
         """A read that waits for a change: all that ask for the same wait on one poller."""
         self._check_watchers()
         later = Later(call.get("wait"), lambda: answer)
-        key = self._question(request, "&".join(pair for pair in request.raw_query.split("&")
-                                               if not pair.startswith("wait=")))
+        key = self._question(request, self._lasting_query(request))
         with self._lock:
             poller = self._blocking.get(key)
             if poller is None or not poller.join():
@@ -5691,9 +5864,10 @@ class Service(App):
         return Stream(subscribe, gone)
 
     def beat(self) -> None:
-        """Every fifteen seconds: keep streams alive, let idle evaluators go."""
+        """Every fifteen seconds: keep streams alive, let idle evaluators and what is no longer asked for go."""
         for channel in list(self._channels.values()):
             channel.beat()
+        self.memory.forget(300.0)
         self.runner.run_in_worker(self.evaluator.shrink)
         self.runner.call_later(15.0, self.beat)
 
@@ -5767,6 +5941,7 @@ class Service(App):
         metrics.declare("aurora_rest_http_requests_total", "counter", "HTTP requests answered.", "route", "method", "code")
         metrics.declare("aurora_rest_http_request_duration_seconds", "histogram", "Time to answer a request.", "route")
         metrics.declare("aurora_rest_refused_total", "counter", "Requests refused, by reason.", "reason")
+        metrics.declare("aurora_rest_repeated_answers_total", "counter", "Reads whose replies were the remembered ones.")
         metrics.declare("aurora_rest_scheduler_calls_total", "counter", "Thrift calls.", "cluster", "method", "outcome")
         metrics.declare("aurora_rest_scheduler_call_duration_seconds", "histogram", "Time of a Thrift call.", "cluster")
 
@@ -5792,6 +5967,7 @@ class Service(App):
         gauge("aurora_rest_evaluator_processes", "Evaluator processes.", lambda: self.evaluator.processes)
         gauge("aurora_rest_scheduler_waiting_calls", "Thrift calls waiting for a slot.", lambda: [
             ({"cluster": each.name or ""}, each.gate.waiting) for each in self.clusters.schedulers()])
+        gauge("aurora_rest_remembered_bytes", "Replies remembered, with their answers.", lambda: self.memory.size)
         for event, text in (("retries", "Thrift calls sent again."), ("leader_changes", "Changes of the leader."),
                             ("circuit_breaks", "Times the circuit was opened.")):
             gauge("aurora_rest_scheduler_%s_total" % event, text, partial(lambda event: [
@@ -5841,7 +6017,8 @@ def get_health(call: Call) -> Any:
     return call.success(version=__version__, uptime=round(time.time() - call.service.started, 1))
 
 
-@route("GET", "/ready", "server", a200="every cluster has a leader that answers, or at least one where there are several",
+@route("GET", "/ready", "server",
+       a200="every cluster has a leader that answers, or at least one where there are several",
        a503="stopping, or no scheduler answers")
 def get_ready(call: Call) -> Any:
     """Whether this server can do its work: which clusters have a leader that answers."""
@@ -5879,7 +6056,7 @@ def list_clusters(call: Call) -> Any:
     return call.success(count=len(jobs), clusters=jobs)
 
 
-@route("GET", "/alpha/roles/{cluster}", "watch", a200="roles with job counts")
+@route("GET", "/alpha/roles/{cluster}", "watch", pure=True, a200="roles with job counts")
 def list_roles(call: Call) -> Any:
     """The roles of a cluster with their numbers of jobs and cron jobs."""
     summaries = call.read("getRoleSummary").result.roleSummaryResult.summaries or ()
@@ -5888,7 +6065,7 @@ def list_roles(call: Call) -> Any:
     return call.success(key=call.args["cluster"], count=len(roles), roles=roles)
 
 
-@route("GET", "/alpha/tiers/{cluster}", "watch", a200="tiers")
+@route("GET", "/alpha/tiers/{cluster}", "watch", pure=True, a200="tiers")
 def list_tiers(call: Call) -> Any:
     """The tiers of a cluster and which is the default."""
     result = call.read("getTierConfigs").result.getTierConfigResult
@@ -5931,19 +6108,22 @@ def _summary(key: str, summary: Any) -> Dict[str, Any]:
             "failed": stats.get("failedTaskCount", 0)}
 
 
-@route("GET", "/alpha/jobs/{cluster}/{role}", "watch", params="environment name limit offset detail", a200="job keys")
+@route("GET", "/alpha/jobs/{cluster}/{role}", "watch", pure=True, params="environment name limit offset detail",
+       a200="job keys")
 def list_role_jobs(call: Call) -> Any:
     """List the jobs of a role."""
     return _listed(call, "%(cluster)s/%(role)s" % call.args, call.args["role"])
 
 
-@route("GET", "/alpha/jobs/{cluster}", "watch", params="role environment name limit offset detail", a200="job keys")
+@route("GET", "/alpha/jobs/{cluster}", "watch", pure=True, params="role environment name limit offset detail",
+       a200="job keys")
 def list_cluster_jobs(call: Call) -> Any:
     """List the jobs of a cluster, or those whose role, environment and name match."""
     return _listed(call, call.args["cluster"], None)
 
 
-@route("GET", "/alpha/jobs/{cluster}/{role}/{environment}", "watch", params="name limit offset detail", a200="job keys")
+@route("GET", "/alpha/jobs/{cluster}/{role}/{environment}", "watch", pure=True, params="name limit offset detail",
+       a200="job keys")
 def list_environment_jobs(call: Call) -> Any:
     """List the jobs of a role in one environment."""
     return _listed(call, "%(cluster)s/%(role)s/%(environment)s" % call.args, call.args["role"])
@@ -5979,7 +6159,8 @@ def _update_summary(summary: Any) -> Dict[str, Any]:
             "metadata": {each.key: each.value for each in sorted(summary.metadata or (), key=lambda m: m.key or "")}}
 
 
-@route("GET", "/alpha/job/{key}", "watch", a200="the job's tasks, statistics, cron schedule and active update")
+@route("GET", "/alpha/job/{key}", "watch", pure=True,
+       a200="the job's tasks, statistics, cron schedule and active update")
 def get_job(call: Call) -> Any:
     """Status of a job: its tasks by instance, with host, state and events; statistics; cron; the update in progress."""
     tasks = query_tasks(call.scheduler, call.key, authorization=call.auth)
@@ -5998,7 +6179,8 @@ def get_job(call: Call) -> Any:
                         tasks={"active": active, "inactive": ended})
 
 
-@route("GET", "/alpha/job/{key}/tasks", "watch", params="shards instances state host limit offset", a200="tasks")
+@route("GET", "/alpha/job/{key}/tasks", "watch", pure=True, params="shards instances state host limit offset",
+       a200="tasks")
 def list_tasks(call: Call) -> Any:
     """The tasks of a job, filtered by instance, state and host."""
     tasks = [_task(task) for task in query_tasks(call.scheduler, call.key, call.shards, call.get("state"),
@@ -6017,7 +6199,7 @@ def _config_groups(call: Call) -> List[Dict[str, Any]]:
             sorted(running, key=lambda pair: pair[1])]
 
 
-@route("GET", "/alpha/job/{key}/config", "watch", a200="configurations with their instances")
+@route("GET", "/alpha/job/{key}/config", "watch", pure=True, a200="configurations with their instances")
 def get_config(call: Call) -> Any:
     """The running configuration, by instances that share it. Its ETag goes into If-Match of an update."""
     groups = _config_groups(call)
@@ -6026,7 +6208,7 @@ def get_config(call: Call) -> Any:
     return call.success(key=str(call.key), count=len(groups), configs=groups)
 
 
-@route("GET", "/alpha/job/{key}/pending", "watch", a200="reasons by task")
+@route("GET", "/alpha/job/{key}/pending", "watch", pure=True, a200="reasons by task")
 def list_pending(call: Call) -> Any:
     """Why tasks of the job are pending: which constraint or resource, per task."""
     response = call.read("getPendingReason", api.TaskQuery(jobKeys={call.key.thrift}))
@@ -6238,7 +6420,7 @@ def _update_plain(details: Any) -> Dict[str, Any]:
                 instance_events=[each.to_plain() for each in details.instanceEvents or ()])
 
 
-@route("GET", "/alpha/job/{key}/update", "watch", a200="the update with its events and progress")
+@route("GET", "/alpha/job/{key}/update", "watch", pure=True, a200="the update with its events and progress")
 def get_update(call: Call) -> Any:
     """The update in progress, else the latest one, with its progress."""
     found = update_summaries(call.scheduler, api.JobUpdateQuery(jobKey=call.key.thrift), call.auth)
@@ -6249,7 +6431,8 @@ def get_update(call: Call) -> Any:
     return call.success(key=str(call.key), count=1, job=str(call.key), update=_update_plain(details))
 
 
-@route("GET", "/alpha/job/{key}/updates", "watch", params="status user limit offset", a200="updates, newest first")
+@route("GET", "/alpha/job/{key}/updates", "watch", pure=True, params="status user limit offset",
+       a200="updates, newest first")
 def list_updates(call: Call) -> Any:
     """The updates a job has had, newest first."""
     return _updates(call, str(call.key), jobKey=call.key.thrift)
@@ -6262,19 +6445,21 @@ def _updates(call: Call, key: str, **query: Any) -> Response:
     return call.success(key=key, count=len(found), updates=[_update_summary(each) for each in found])
 
 
-@route("GET", "/alpha/updates/{cluster}", "watch", params="status user limit offset", a200="updates, newest first")
+@route("GET", "/alpha/updates/{cluster}", "watch", pure=True, params="status user limit offset",
+       a200="updates, newest first")
 def list_cluster_updates(call: Call) -> Any:
     """The updates of all jobs of a cluster, newest first."""
     return _updates(call, call.args["cluster"])
 
 
-@route("GET", "/alpha/updates/{cluster}/{role}", "watch", params="status user limit offset", a200="updates, newest first")
+@route("GET", "/alpha/updates/{cluster}/{role}", "watch", pure=True, params="status user limit offset",
+       a200="updates, newest first")
 def list_role_updates(call: Call) -> Any:
     """The updates of a role's jobs, newest first."""
     return _updates(call, "%(cluster)s/%(role)s" % call.args, role=call.args["role"])
 
 
-@route("GET", "/alpha/job/{key}/updates/{id}", "watch", a200="the update with its events")
+@route("GET", "/alpha/job/{key}/updates/{id}", "watch", pure=True, a200="the update with its events")
 def get_one_update(call: Call) -> Any:
     """One update with its instructions and all its events."""
     details = update_details(call.scheduler, call.key, call.args["id"], call.auth)
@@ -6449,7 +6634,7 @@ def schedule_cron(call: Call) -> Any:
     return call.job_success(201, warnings=job.warnings)
 
 
-@route("GET", "/alpha/cron/{key}", "watch", a200="the cron job")
+@route("GET", "/alpha/cron/{key}", "watch", pure=True, a200="the cron job")
 def get_cron(call: Call) -> Any:
     """A cron job: its schedule, next run and configuration."""
     jobs = call.read("getJobs", call.key.role).result.getJobsResult.configs or ()
@@ -6481,7 +6666,8 @@ def start_cron(call: Call) -> Any:
     return call.job_success(202)
 
 
-@route("GET", "/alpha/cron/{cluster}/{role}", "watch", params="environment name limit offset", a200="cron jobs")
+@route("GET", "/alpha/cron/{cluster}/{role}", "watch", pure=True, params="environment name limit offset",
+       a200="cron jobs")
 def list_cron(call: Call) -> Any:
     """The cron jobs of a role with their schedules and next runs."""
     cluster = call.args["cluster"]
@@ -6508,7 +6694,7 @@ def _amounts(aggregate: Any) -> Dict[str, float]:
     return made
 
 
-@route("GET", "/alpha/quota/{cluster}/{role}", "operate", a200="quota and consumption")
+@route("GET", "/alpha/quota/{cluster}/{role}", "operate", pure=True, a200="quota and consumption")
 def get_quota(call: Call) -> Any:
     """A role's quota, and what its production and other jobs consume."""
     result = call.read("getQuota", call.args["role"]).result.getQuotaResult
@@ -6558,7 +6744,8 @@ def _host_answer(call: Call, statuses: Any, status: int = 200, **fields: Any) ->
                         hosts=dict(sorted(modes.items())), **fields)
 
 
-@route("GET", "/alpha/maintenance/{cluster}/{hosts}", "operate", access="read", a200="maintenance modes by host")
+@route("GET", "/alpha/maintenance/{cluster}/{hosts}", "operate", access="read", pure=True,
+       a200="maintenance modes by host")
 def get_maintenance(call: Call) -> Any:
     """The maintenance mode of hosts."""
     response = call.read("maintenanceStatus", api.Hosts(hostNames=set(_hosts(call))))
@@ -6737,7 +6924,8 @@ def reconcile(call: Call) -> Any:
     return call.success(202, key=call.args["cluster"])
 
 
-@route("GET", "/alpha/tasks/{cluster}", "operate", access="read", params=_QUERY_PARAMS + " limit offset", a200="tasks")
+@route("GET", "/alpha/tasks/{cluster}", "operate", access="read", pure=True, params=_QUERY_PARAMS + " limit offset",
+       a200="tasks")
 def query_cluster_tasks(call: Call) -> Any:
     """Tasks of a cluster by role, environment, name, instance, state and host (aurora_admin query)."""
     response = call.read("getTasksWithoutConfigs", _task_query(call))
@@ -7000,9 +7188,9 @@ def openapi_text() -> bytes:
 # ======================================================================================================================
 # 6. Server
 #
-# The sockets: one thread waits on all of them, reads requests and finishes slow sends; a pool of threads runs the
-# handlers. So an idle, slow or watching caller costs no thread, and identical reads that wait together are answered
-# together. Limits, TLS, draining. Uses room 5.
+# The sockets: of a pool of threads one at a time is the reading thread: it waits on all sockets, reads requests and
+# finishes slow sends; the others run handlers. So an idle, slow or watching caller costs no thread, and identical reads
+# that wait together are answered together. Limits, TLS, draining. Uses room 5.
 # ======================================================================================================================
 
 
@@ -7040,14 +7228,20 @@ class _Batch:
     """Requests that one call of the handler answers."""
     __slots__ = ("key", "pairs", "since")
 
-    def __init__(self, key: Any, connection: Connection, request: Request) -> None:
+    def __init__(self, key: Any, connection: Any, request: Any) -> None:
         self.key = key
         self.pairs = [(connection, request)]
         self.since = time.monotonic()
 
 
+_READ = _Batch(None, None, None)     # in the queue: whoever takes it becomes the reading thread
+
+
 class HttpServer(http.server.ThreadingHTTPServer):
     """A ThreadingHTTPServer whose threads take requests instead of connections.
+
+    The reading thread runs the handler of a request itself, and an idle thread becomes the reading thread: so a request
+    does not wait for another thread to wake up and take it. Where several are read at once, the others take the rest.
 
     address: host and port; app: what it serves; limits: changes to LIMITS; tls: an ssl.SSLContext, or None; sock: a
     listening socket to use instead of opening one.
@@ -7074,12 +7268,14 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self._soon: Deque[Tuple[Callable[..., None], Tuple[Any, ...]]] = collections.deque()
         self._timers: List[Tuple[float, int, Callable[[], None]]] = []
         self._serial = itertools.count()
-        self._loop_thread = 0
+        self._reader = 0                    # the reading thread, 0 while that passes from one to another
+        self._held: Optional[_Batch] = None     # what the reading thread may run itself; touched by it alone
         self._reserved = 0                  # bytes of bodies promised; touched by the reading thread alone
         self._stopping = False
+        self._read_all = threading.Event()  # the last reading thread has ended
         self._stopped = threading.Event()
         self._stopped.set()
-        self._queue: SimpleQueue[Optional[_Batch]] = SimpleQueue()
+        self._queue: SimpleQueue[Optional[_Batch]] = SimpleQueue()      # None: end
         self._lock = threading.Lock()   # guards _pending, _running, _workers, _idle_workers
         self._pending: Dict[Any, _Batch] = {}
         self._running: Set[Any] = set()
@@ -7103,13 +7299,30 @@ class HttpServer(http.server.ThreadingHTTPServer):
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serve until `shutdown`."""
         self._stopped.clear()
-        self._loop_thread = threading.get_ident()
         self.socket.setblocking(False)
         for each in (self._wake_in, self._wake_out):
             each.setblocking(False)
         self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wake_in, selectors.EVENT_READ, self._drain_wakes)
         self.call_later(1.0, self._sweep)
+        self._enqueue(_READ)
+        try:
+            self._read_all.wait()
+        finally:
+            self._stopping = True
+            self._wake()
+            self._read_all.wait(10)
+            for connection in list(self.connections):
+                self._close(connection)
+            for _ in range(self._workers):
+                self._queue.put(None)
+            self._stopped.set()
+
+    def _read(self) -> Optional[_Batch]:
+        """Be the reading thread until there is a batch that this thread can run because another reads on. None at the end
+        of all."""
+        passed = False
+        self._reader = threading.get_ident()
         try:
             while not self._stopping:
                 timeout = 0.0 if self._soon else max(0.0, self._timers[0][0] - time.monotonic())
@@ -7124,12 +7337,25 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 now = time.monotonic()
                 while self._timers and self._timers[0][0] <= now:
                     self._guarded(heapq.heappop(self._timers)[2])
+                if self._held is not None:
+                    batch, self._held = self._held, None
+                    passed = self._pass_reading_on()
+                    if passed:
+                        return batch
+                    self._enqueue(batch)
+            return None
         finally:
-            for connection in list(self.connections):
-                self._close(connection)
-            for _ in range(self._workers):
-                self._queue.put(None)
-            self._stopped.set()
+            if not passed:
+                self._read_all.set()
+
+    def _pass_reading_on(self) -> bool:
+        """Have an idle or a new thread read from now on. False where there is none: all are at work."""
+        with self._lock:
+            if self._queue.qsize() >= self._idle_workers and not self._add_worker():
+                return False
+            self._reader = 0
+            self._queue.put(_READ)
+            return True
 
     def _guarded(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call a function; a defect in it costs the connection that it was about, and never the server."""
@@ -7191,13 +7417,13 @@ class HttpServer(http.server.ThreadingHTTPServer):
     def call_soon(self, function: Callable[..., None], *arguments: Any) -> None:
         """Have the reading thread call a function. From any thread."""
         self._soon.append((function, arguments))
-        if threading.get_ident() != self._loop_thread:
+        if threading.get_ident() != self._reader:
             self._wake()
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> None:
         """Have the reading thread call a function after some seconds. From any thread; it must not block."""
         entry = (time.monotonic() + seconds, next(self._serial), function)
-        if threading.get_ident() == self._loop_thread:
+        if threading.get_ident() == self._reader:
             heapq.heappush(self._timers, entry)
         else:
             self.call_soon(heapq.heappush, self._timers, entry)
@@ -7293,10 +7519,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 data = connection.socket.recv(65536)
                 while data and self.tls is not None and connection.socket.pending():    # type: ignore[attr-defined]
                     data += connection.socket.recv(65536)
-        except (BlockingIOError, InterruptedError):
-            return
         except OSError as error:
-            if self.tls is None or type(error).__name__ not in ("SSLWantReadError", "SSLWantWriteError"):
+            if not waits_for(error, select.POLLIN):
                 self._close(connection)
             return
         if not data:
@@ -7439,7 +7663,10 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 self._pending[batch.key] = batch
                 if batch.key in self._running:
                     return      # queued when the call under way has ended: it began before this request
-        self._enqueue(batch)
+        if self._held is None:
+            self._held = batch
+        else:
+            self._enqueue(batch)
 
     def _enqueue(self, batch: _Batch) -> None:
         with self._lock:
@@ -7448,22 +7675,29 @@ class HttpServer(http.server.ThreadingHTTPServer):
 
     def _grow(self) -> None:
         """One more thread where more waits than threads do. With the lock held."""
-        if self._queue.qsize() > self._idle_workers and self._workers < self.limits["threads"]:
-            self._workers += 1
-            try:
-                threading.Thread(target=self._work, name="http-worker", daemon=True).start()
-            except RuntimeError:        # no more threads to be had: those there are go on
-                self._workers -= 1
+        if self._queue.qsize() > self._idle_workers:
+            self._add_worker()
+
+    def _add_worker(self) -> bool:
+        """One more thread, if there may be one: handlers have `threads`, and one reads. With the lock held."""
+        if self._workers > self.limits["threads"]:
+            return False
+        try:
+            threading.Thread(target=self._work, name="http-worker", daemon=True).start()
+        except RuntimeError:        # no more threads to be had: those there are go on
+            return False
+        self._workers += 1
+        return True
 
     def _hand_over(self, function: Callable[[], None]) -> None:
         """Call a function that may block in a thread of its own kind: a worker, through an empty batch."""
-        batch = _Batch.__new__(_Batch)
-        batch.key, batch.pairs, batch.since = function, [], time.monotonic()
+        batch = _Batch(function, None, None)
+        batch.pairs.clear()
         self._enqueue(batch)
 
     run_in_worker = _hand_over
 
-    # the handlers' threads
+    # the threads
 
     def _work(self) -> None:
         while True:
@@ -7480,7 +7714,10 @@ class HttpServer(http.server.ThreadingHTTPServer):
                     self._workers -= 1
                     return
                 self._grow()
-            self._guarded(batch.key) if not batch.pairs else self._guarded(self._run, batch)
+            if batch is _READ:
+                batch = self._read()
+            if batch is not None:
+                self._guarded(batch.key) if not batch.pairs else self._guarded(self._run, batch)
 
     def _run(self, batch: _Batch) -> None:
         key = batch.key
@@ -7560,45 +7797,51 @@ class HttpServer(http.server.ThreadingHTTPServer):
 
     def _encode(self, request: Optional[Request], response: Response, close: bool = False, stream: bool = False) -> bytes:
         """The bytes of an answer to this request: not modified, compressed, without body as it asks."""
-        if response.prepared and request is not None and not close and not stream and request.method == "GET" and (
-                request.head.version == 1 and not _VARYING & request.headers.keys()):
-            return b"".join((_start_of_answer(int(time.time())), response.prepared, request.id.encode(), b"\r\n\r\n",
-                             response.body))
-        status = response.status
-        headers = request.headers if request else {}
-        lines = ""
         body = b"" if stream else response.body
-        if status == 200 and request is not None and request.method in ("GET", "HEAD") and not stream:
-            zipped = (len(body) >= 1024 and _accepts_gzip(headers.get("accept-encoding", "")))
-            etag = response.etag[:-1] + '-gzip"' if zipped else response.etag      # another representation
-            lines = "ETag: %s\r\nCache-Control: no-cache\r\n" % etag
-            if "if-none-match" in headers and etag_matches(headers["if-none-match"], response.etag):
-                status, body = 304, b""
-        if len(body) >= 1024 and "accept-encoding" in headers and _accepts_gzip(headers["accept-encoding"]):
+        tagged = same = zipped = False
+        extra: Sequence[Tuple[str, str]] = ()
+        version = 1
+        if request is not None:
+            headers, version, extra = request.headers, request.head.version, self.app.extra_headers(request)
+            tagged = response.status == 200 and request.method in ("GET", "HEAD") and not stream
+            zipped = len(body) >= 1024 and _accepts_gzip(headers.get("accept-encoding", ""))
+            same = tagged and "if-none-match" in headers and etag_matches(headers["if-none-match"], response.etag)
+        form = (tagged, same, zipped, close, version)
+        head = response.heads.get(form)
+        if head is None or extra:
+            head = self._header_fields(response, extra, stream, *form)
+            if not extra:
+                response.heads[form] = head
+        if same or request is not None and request.method == "HEAD":
+            body = b""
+        elif zipped:
             body = response.compressed
+        mark = b"X-Request-Id: %s\r\n\r\n" % request.id.encode() if request is not None else b"\r\n"
+        return b"".join((_start_of_answer(304 if same else response.status, int(time.time())), head, mark, body))
+
+    @staticmethod
+    def _header_fields(response: Response, extra: Sequence[Tuple[str, str]], stream: bool, tagged: bool, same: bool,
+                       zipped: bool, close: bool, version: int) -> bytes:
+        """The header fields that are the same for every answer of this form."""
+        bodiless = same or response.status == 204
+        lines = ""
+        if tagged:      # the compressed form is another representation
+            lines += "ETag: %s\r\nCache-Control: no-cache\r\n" % (response.etag[:-1] + '-gzip"' if zipped else response.etag)
+        if zipped and not same:
             lines += "Content-Encoding: gzip\r\n"
         if len(response.body) >= 1024:
             lines += "Vary: Accept-Encoding\r\n"
-        for name, value in itertools.chain(response.headers, self.app.extra_headers(request) if request else ()):
+        for name, value in itertools.chain(response.headers, extra):
             lines += "%s: %s\r\n" % (name, re.sub(r"[\x00-\x1f\x7f]", " ", value))
         if close or stream:
             lines += "Connection: close\r\n"
-        elif request is not None and request.head.version == 0:
+        elif version == 0:
             lines += "Connection: keep-alive\r\n"
-        if request is not None:
-            lines += "X-Request-Id: %s\r\n" % request.id
-        if not stream and status not in (204, 304):
-            lines += "Content-Length: %d\r\n" % len(body)
-        if status not in (204, 304):
+        if not stream and not bodiless:
+            lines += "Content-Length: %d\r\n" % len(response.compressed if zipped else response.body)
+        if not bodiless:
             lines += "Content-Type: %s\r\n" % response.content_type
-        head = "HTTP/1.1 %d %s\r\nDate: %s\r\n%s\r\n" % (status, REASONS[status], _http_date(int(time.time())), lines)
-        if request is not None and request.method == "HEAD":
-            body = b""
-        elif status == 200 and request is not None and request.method == "GET" and not close and not stream and (
-                request.head.version == 1 and not _VARYING & request.headers.keys()):
-            response.prepared = (lines.replace("X-Request-Id: %s\r\n" % request.id, "") + "X-Request-Id: ").encode(
-                "latin-1", "replace")
-        return head.encode("latin-1", "replace") + body
+        return lines.encode("latin-1", "replace")
 
     def _refuse(self, connection: Connection, error: AuroraError) -> None:
         """Answer what is no request, and close: what follows in the stream cannot be trusted."""
@@ -7628,10 +7871,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
                     if sent < len(data):
                         connection.out += memoryview(data)[sent:]
                 connection.deadline = time.monotonic() + self.limits["send_time"]
-            except (BlockingIOError, InterruptedError):
-                connection.out += data
             except OSError as error:
-                if self.tls is None or type(error).__name__ not in ("SSLWantReadError", "SSLWantWriteError"):
+                if not waits_for(error, select.POLLOUT):
                     self.call_soon(self._close, connection)
                     return
                 connection.out += data
@@ -7716,12 +7957,9 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 "watchers": sum(c.waiting is not None for c in list(self.connections))}
 
 
-_VARYING = frozenset(["if-none-match", "accept-encoding", "origin"])     # what makes answers to one question differ
-
-
-@lru_cache(maxsize=4)
-def _start_of_answer(seconds: int) -> bytes:
-    return b"HTTP/1.1 200 OK\r\nDate: %s\r\n" % _http_date(seconds).encode()
+@lru_cache(maxsize=64)
+def _start_of_answer(status: int, seconds: int) -> bytes:
+    return b"HTTP/1.1 %d %s\r\nDate: %s\r\n" % (status, REASONS[status].encode(), _http_date(seconds).encode())
 
 
 @lru_cache(maxsize=4)

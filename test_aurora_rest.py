@@ -126,6 +126,10 @@ def config(name="hello", command="serve", count=1, service=True, **changes):
     return api.JobConfiguration(key=key, owner=task.owner, taskConfig=task, instanceCount=count)
 
 
+def cron_config(name):
+    return config(name, service=False).replace(cronSchedule="0 3 * * *", cronCollisionPolicy=0)
+
+
 def update_request(job, count=None, **settings):
     given = dict(updateGroupSize=1, maxPerInstanceFailures=0, maxFailedInstances=0, minWaitInInstanceRunningMs=1000,
                  rollbackOnFailure=True)
@@ -192,8 +196,9 @@ class FakeScheduler:
     """A real socket that misbehaves as told: `script` gets (socket, request body) for each request that arrives; it
     answers, and returns True to go on with the connection. Counts what arrived."""
 
-    def __init__(self, script):
+    def __init__(self, script, tls=None):
         self.script = script
+        self.tls = tls
         self.requests = []
         self.connections = 0
         self.socket = socket.create_server(("127.0.0.1", 0))
@@ -212,7 +217,7 @@ class FakeScheduler:
             threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
     def _serve(self, sock):
-        with contextlib.suppress(OSError), sock:
+        with contextlib.suppress(OSError), self.tls.wrap_socket(sock, server_side=True) if self.tls else sock as sock:
             while True:
                 data = b""
                 while b"\r\n\r\n" not in data:
@@ -264,9 +269,24 @@ def answering(make):
     return script
 
 
+def large_reply(filling, end=0):
+    """The bytes of a getJobs reply of 600 kB."""
+    jobs = [config("job", filling.decode() * 600000, 1), config("end", "x", end + 1)]
+    return aurora_rest.encode_reply(BINARY, "getJobs", 0, api.Response(responseCode=1, details=[], result=api.Result(
+        getJobsResult=api.GetJobsResult(configs=jobs))))
+
+
 def tiers_answer(body):
     return thrift_answer(body, result=api.Result(getTierConfigResult=api.GetTierConfigResult.from_plain(
         aurora_rest.DEFAULT_TIERS)))
+
+
+def certificate(folder):
+    """Paths of a new certificate for localhost and its key."""
+    cert, key = os.path.join(folder, "cert"), os.path.join(folder, "key")
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "1",
+                    "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+    return cert, key
 
 
 def free_port():
@@ -515,6 +535,68 @@ class SchedulerTest(unittest.TestCase):
             sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
             return True
         self.assertEqual(self.scheduler(self.fake(script).url).getTierConfigs().serverInfo.clusterName, "fake")
+
+    def test_an_answer_that_ends_with_the_connection_is_read(self):
+        def script(sock, body):
+            sock.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + tiers_answer(body).partition(b"\r\n\r\n")[2])
+        scheduler = self.scheduler(self.fake(script).url)
+        for _ in range(2):
+            self.assertEqual(scheduler.getTierConfigs().serverInfo.clusterName, "fake")
+
+    def test_a_reply_that_is_known_is_neither_stored_nor_decoded_again(self):
+        replies = [large_reply(b"a"), large_reply(b"a"), large_reply(b"b"), large_reply(b"b", 1), large_reply(b"b", 1)]
+        given = iter(replies)
+        fake = self.fake(answering(lambda body: http_answer(200, next(given))))
+        scheduler = self.scheduler(fake.url)
+        ask = scheduler.prepare("getJobs", "r")
+        known = []
+        for reply, same in zip(replies, (False, True, False, False, True)):
+            got, response = scheduler.ask(ask)
+            self.assertEqual(got, reply)
+            self.assertEqual((response is None, got is ask.known), (same, same))
+            self.assertEqual(scheduler.decode(ask, got).responseCode, 1)
+            ask = ask._replace(known=got)
+            known.append(got)
+        self.assertIs(known[0], known[1])
+
+    def test_a_reply_that_differs_anywhere_is_taken_whole(self):
+        reply = large_reply(b"a")
+        for at in [0, 1, 500, 65535, 65536, 70000, 1 << 18, (1 << 18) + 1, len(reply) - 1]:
+            for known in (reply[:at] + bytes([reply[at] ^ 1]) + reply[at + 1:], reply[:at], reply + b"x", b""):
+                fake = self.fake(answering(lambda body: http_answer(200, reply)))
+                got, response = self.scheduler(fake.url).ask(self.scheduler(fake.url).prepare("getJobs")._replace(known=known))
+                self.assertEqual(got, reply)
+                self.assertEqual(response.responseCode, 1)
+
+    def test_a_known_reply_with_another_status_is_no_answer(self):
+        reply = large_reply(b"a")
+        fake = self.fake(answering(lambda body: http_answer(500, reply)))
+        scheduler = self.scheduler(fake.url)
+        with self.assertRaises(aurora_rest.BadAnswer):
+            scheduler.ask(scheduler.prepare("getJobs")._replace(known=reply))
+
+    @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate")
+    def test_a_scheduler_behind_tls_is_asked(self):
+        import ssl
+        with tempfile.TemporaryDirectory() as folder:
+            cert, key = certificate(folder)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(cert, key)
+            reply = large_reply(b"a")
+            fake = FakeScheduler(answering(lambda body: http_answer(200, reply)), context)
+            self.addCleanup(fake.close)
+            url = fake.url.replace("http://127.0.0.1", "https://localhost")
+            scheduler = self.scheduler(url, ca_file=cert)
+            ask = scheduler.prepare("getJobs", "x" * (1 << 20))
+            got, _ = scheduler.ask(ask)
+            self.assertEqual(got, reply)
+            self.assertIs(scheduler.ask(ask._replace(known=got))[0], got)
+            self.assertEqual(fake.connections, 1)
+            self.assertIn("certificate", self.fails(aurora_rest.SchedulerUnreachable, url).messages[0])
+            silent = FakeScheduler(lambda sock, body: threading.Event().wait(2), context)
+            self.addCleanup(silent.close)
+            with self.assertRaises(aurora_rest.SchedulerTimeout):
+                self.scheduler(silent.url.replace("http://127.0.0.1", "https://localhost"), ca_file=cert, timeout=0.5).getJobs("x")
 
     def test_nobody_listening_is_unreachable(self):
         failure = self.fails(aurora_rest.SchedulerUnreachable, "http://127.0.0.1:%d" % free_port())
@@ -1442,6 +1524,45 @@ class RoutesTest(Serving):
         self.assertEqual({a.json["tasks"]["active"][0]["state"] for a in answers}, {"KILLING"})
         wait_for(lambda: self.server.service._watchers() == 0)
 
+    def repeats(self):
+        return int(re.search(r"repeated_answers_total (\d+)", self.ask("GET", "/metrics").body.decode()).group(1))
+
+    def test_the_same_replies_make_the_same_answer_without_being_decoded(self):
+        path = self.create("same", 2)
+        self.scheduler.scheduleCronJob(cron_config("same-cron"))
+        reads = ["/alpha/roles/devcluster", "/alpha/tiers/devcluster", "/alpha/jobs/devcluster?name=same*", "/alpha/jobs/devcluster/www-data",
+                 "/alpha/jobs/devcluster/www-data?detail=1", "/alpha/jobs/devcluster/www-data/devel", path, path + "/tasks?shards=1",
+                 path + "/config", path + "/pending", path + "/updates", "/alpha/updates/devcluster", "/alpha/updates/devcluster/www-data",
+                 "/alpha/cron/devcluster/www-data/devel/same-cron", "/alpha/cron/devcluster/www-data", "/alpha/quota/devcluster/www-data",
+                 "/alpha/maintenance/devcluster/demo-01", "/alpha/tasks/devcluster?role=www-data"]
+        for read in reads:
+            first, calls, before = self.ask("GET", read), dict(self.demo.calls), self.repeats()
+            self.assertEqual(first.status, 200, read)
+            with mock.patch.object(aurora_rest, "decode_reply", side_effect=AssertionError("decoded")):
+                again = self.ask("GET", read)
+            self.assertEqual((again.status, again.body, again.headers["etag"]), (200, first.body, first.headers["etag"]), read)
+            self.assertEqual(self.repeats(), before + 1, read)
+            self.assertGreater(sum(self.demo.calls.values()), sum(calls.values()), read)   # asked all the same
+
+    def test_a_reply_that_changed_makes_another_answer_and_nothing_is_asked_twice(self):
+        path = self.create("changing")
+        self.scheduler.startJobUpdate(update_request(config("changing", "other", 2)), None)
+        for change in (lambda: self.demo.advance(1), lambda: self.scheduler.pauseJobUpdate(self.update_key(path), None), lambda: None,
+                       lambda: self.scheduler.abortJobUpdate(self.update_key(path), None),
+                       lambda: self.scheduler.killTasks(config("changing").key, None, None), lambda: self.demo.advance(60)):
+            change()
+            before = collections_of(self.demo.calls, "getTasksWithoutConfigs", "getJobUpdateSummaries")
+            answer = self.ask("GET", path)
+            after = collections_of(self.demo.calls, "getTasksWithoutConfigs", "getJobUpdateSummaries")
+            self.assertEqual([b - a for a, b in zip(before, after)], [1, 1])
+            self.server.service.memory.forget(0)
+            fresh = self.ask("GET", path)
+            self.assertEqual((answer.status, answer.body), (fresh.status, fresh.body))
+
+    def update_key(self, path):
+        update = self.good("GET", path + "/update")["update"]
+        return api.JobUpdateKey(job=config(path.rsplit("/", 1)[1]).key, id=update["id"])
+
     def test_operations_are_listed_shown_and_cancelled(self):
         path = self.create("long")
         operation = self.good("PUT", path + "/restart?watch_secs=500", status=202)["operation"]["id"]
@@ -1702,6 +1823,31 @@ class WireTest(Serving):
         self.assertNotIn("content-encoding", small.headers)
         self.assertNotIn("content-encoding", self.ask("GET", "/openapi.json", Accept_Encoding="gzip;q=0").headers)
 
+    def test_an_answer_has_its_own_head_in_each_of_its_forms(self):
+        path = "/alpha/jobs/devcluster/www-data?detail=1"
+        for _ in range(40):
+            self.scheduler.createJob(config("form-%d" % _))
+        etag = self.ask("GET", path).headers["etag"]
+        packed = etag[:-1] + '-gzip"'
+        forms = [("GET", {}, 200, etag), ("GET", {"Accept_Encoding": "gzip"}, 200, packed), ("HEAD", {}, 200, etag),
+                 ("HEAD", {"Accept_Encoding": "gzip"}, 200, packed), ("GET", {"If_None_Match": etag}, 304, etag),
+                 ("GET", {"If_None_Match": "W/%s, \"x\"" % etag}, 304, etag), ("GET", {"If_None_Match": '"x"'}, 200, etag),
+                 ("GET", {"If_None_Match": packed, "Accept_Encoding": "gzip"}, 304, packed), ("GET", {"Connection": "close"}, 200, etag),
+                 ("HEAD", {"If_None_Match": "*", "Connection": "close"}, 304, etag)]
+        size = {}
+        for method, headers, status, tag in forms * 2:
+            answer = self.ask(method, path, **headers)
+            self.assertEqual((answer.status, answer.headers["etag"], answer.headers["vary"]), (status, tag, "Accept-Encoding"))
+            self.assertEqual(answer.headers.get("connection"), headers.get("Connection"))
+            self.assertEqual("content-encoding" in answer.headers, status == 200 and tag == packed)
+            self.assertEqual("content-length" in answer.headers, status == 200)
+            self.assertEqual(bool(answer.body), status == 200 and method == "GET")
+            if status == 200:
+                self.assertEqual(size.setdefault(tag, answer.headers["content-length"]), answer.headers["content-length"])
+                self.assertIn(len(answer.body), (0, int(size[tag])))
+        old = raw(self.server, b"GET %s HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET %s HTTP/1.0\r\n\r\n" % ((path.encode(),) * 2))
+        self.assertEqual((statuses(old), old.count(b"Connection: keep-alive"), old.count(b"Connection: close")), ([200, 200], 1, 1))
+
     def test_a_request_id_is_taken_or_made_returned_and_logged(self):
         self.assertEqual(self.ask("GET", "/alpha/version", X_Request_Id="mine-1").headers["x-request-id"], "mine-1")
         wait_for(lambda: any("id=mine-1 " in line and "route=get_version status=200" in line for line in list(self.lines)))
@@ -1739,18 +1885,26 @@ class WireTest(Serving):
     def test_a_read_that_begins_after_a_write_was_answered_sees_it(self):
         stop, problems = threading.Event(), []
 
-        def read():
+        def read(path):
             while not stop.is_set():
-                ask(self.server, "GET", "/alpha/jobs/devcluster/www-data")
-        readers = [threading.Thread(target=read) for _ in range(6)]
+                ask(self.server, "GET", path)
+        self.scheduler.createJob(config("fresh", count=30))
+        role, job = "/alpha/jobs/devcluster/www-data", JOB + "fresh"
+        readers = [threading.Thread(target=read, args=(path,)) for path in (role, job, job + "/tasks") for _ in range(3)]
         for each in readers:
             each.start()
         try:
             for number in range(25):
                 self.scheduler.createJob(config("fresh-%d" % number))
-                jobs = self.good("GET", "/alpha/jobs/devcluster/www-data")["jobs"].values()
-                if "devcluster/www-data/devel/fresh-%d" % number not in jobs:
-                    problems.append(number)
+                if "devcluster/www-data/devel/fresh-%d" % number not in self.good("GET", role)["jobs"].values():
+                    problems.append(("created", number))
+                etag = self.ask("GET", job).headers["etag"]
+                self.scheduler.killTasks(config("fresh").key, {number}, None)
+                answer = self.ask("GET", job, If_None_Match=etag)
+                if answer.status != 200 or number in [t["instance"] for t in answer.json["tasks"]["active"]]:
+                    problems.append(("killed", number))
+                if number in [t["instance"] for t in self.good("GET", job + "/tasks?state=active")["tasks"]]:
+                    problems.append(("listed", number))
         finally:
             stop.set()
             for each in readers:
@@ -1875,6 +2029,8 @@ class AccessTest(unittest.TestCase):
             headers = {"Authorization": "Basic " + base64.b64encode(("%s:pw" % who).encode()).decode()} if who else {}
             return ask(server, method, path, body, **headers)
         self.assertEqual(status("", "GET", "/alpha/jobs/devcluster/www-data").status, 200)
+        self.assertEqual(status("alice", "GET", "/alpha/jobs/devcluster/www-data").status, 200)
+        self.assertEqual(len({question[2] for question in server.service.memory._kept}), 2)    # each has asked as himself
         missing = status("", "PUT", JOB + "hello", source())
         self.assertEqual((missing.status, missing.headers["www-authenticate"]), (401, 'Basic realm="application"'))
         self.assertEqual(status("mallory", "PUT", JOB + "hello", source()).status, 401)
@@ -1954,6 +2110,44 @@ class LimitsTest(unittest.TestCase):
             each.join()
         self.assertEqual(set(answers), {200, 503})
         self.assertEqual(ask(server, "GET", "/alpha/jobs/devcluster/www-data").status, 200)
+
+    def test_the_server_stops_although_a_handler_hangs(self):
+        server = self.serve(threads=2)
+        with server.demo._lock:
+            sock = socket.create_connection(("127.0.0.1", server.port))
+            self.addCleanup(sock.close)
+            sock.sendall(b"GET /alpha/jobs/devcluster/www-data HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            wait_for(lambda: any(c.busy for c in list(server.http.connections)))
+            started = time.monotonic()
+            server.http.shutdown()
+            self.assertLess(time.monotonic() - started, 5)
+        self.assertEqual(sock.recv(100), b"")
+
+    def test_what_is_remembered_is_bounded_and_the_least_used_forgotten(self):
+        memory = aurora_rest.Memory(1000)
+        ask = aurora_rest.Scheduler.prepare("getJobs")
+
+        def keep(question, size):
+            memory.keep(question, aurora_rest.Kept((ask._replace(known=b"x" * size),), aurora_rest.Response(204, body=b"")))
+        for question in "abc":
+            keep(question, 300)
+        self.assertTrue(memory.find("a"))
+        keep("d", 300)
+        self.assertEqual([bool(memory.find(each)) for each in "abcd"], [True, False, True, True])
+        keep("a", 400)
+        self.assertEqual(memory.size, 1000)
+        keep("c", 2000)     # larger than all there is: not kept, and nor is what was there
+        self.assertEqual(([bool(memory.find(each)) for each in "acd"], memory.size), ([True, False, True], 700))
+        memory.forget(60)
+        self.assertEqual(memory.size, 700)
+        memory.forget(0)
+        self.assertEqual((memory.size, memory.find("a")), (0, None))
+
+    def test_a_list_larger_than_the_memory_is_answered_all_the_same(self):
+        server = self.serve(remembered=0)
+        for _ in range(3):
+            self.assertEqual(ask(server, "GET", "/alpha/jobs/devcluster/www-data").json["count"], 2)
+        self.assertEqual(server.service.memory.size, 0)
 
     def test_a_body_is_refused_before_it_is_held(self):
         server = self.serve(bodies=1000)
@@ -2258,9 +2452,7 @@ class ProcessTest(unittest.TestCase):
     def test_https_is_served(self):
         import ssl
         with tempfile.TemporaryDirectory() as folder:
-            cert, key = os.path.join(folder, "cert"), os.path.join(folder, "key")
-            subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "1",
-                            "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+            cert, key = certificate(folder)
             _, server, _ = self.serve("--demo", "--tls-cert", cert, "--tls-key", key)
             context = ssl.create_default_context(cafile=cert)
             connection = http.client.HTTPSConnection("localhost", server.port, context=context, timeout=10)
