@@ -10,6 +10,7 @@ import http.client
 import http.server
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -23,6 +24,7 @@ import tempfile
 import threading
 import time
 import unittest
+from functools import partial
 from unittest import mock
 
 import aurora_rest
@@ -109,7 +111,7 @@ def source(name="hello", command="serve", extra="", role="www-data", environment
 
 
 def load(text, key="devcluster/www-data/devel/hello", **options):
-    return aurora_rest.load_job(text, key, evaluator=EVALUATOR, **options)
+    return aurora_rest.load_job(text, key, **dict({"evaluator": EVALUATOR}, **options))
 
 
 def config(name="hello", command="serve", count=1, service=True, **changes):
@@ -553,9 +555,9 @@ class SchedulerTest(unittest.TestCase):
         for reply, same in zip(replies, (False, True, False, False, True)):
             got, response = scheduler.ask(ask)
             self.assertEqual(got, reply)
-            self.assertEqual((response is None, got is ask.known), (same, same))
+            self.assertEqual((response is None, bool(ask.known) and got is ask.known.reply), (same, same))
             self.assertEqual(scheduler.decode(ask, got).responseCode, 1)
-            ask = ask._replace(known=got)
+            ask = ask._replace(known=aurora_rest.Known(got))
             known.append(got)
         self.assertIs(known[0], known[1])
 
@@ -564,7 +566,8 @@ class SchedulerTest(unittest.TestCase):
         for at in [0, 1, 500, 65535, 65536, 70000, 1 << 18, (1 << 18) + 1, len(reply) - 1]:
             for known in (reply[:at] + bytes([reply[at] ^ 1]) + reply[at + 1:], reply[:at], reply + b"x", b""):
                 fake = self.fake(answering(lambda body: http_answer(200, reply)))
-                got, response = self.scheduler(fake.url).ask(self.scheduler(fake.url).prepare("getJobs")._replace(known=known))
+                got, response = self.scheduler(fake.url).ask(aurora_rest.Scheduler.prepare("getJobs")._replace(
+                    known=aurora_rest.Known(known)))
                 self.assertEqual(got, reply)
                 self.assertEqual(response.responseCode, 1)
 
@@ -573,7 +576,7 @@ class SchedulerTest(unittest.TestCase):
         fake = self.fake(answering(lambda body: http_answer(500, reply)))
         scheduler = self.scheduler(fake.url)
         with self.assertRaises(aurora_rest.BadAnswer):
-            scheduler.ask(scheduler.prepare("getJobs")._replace(known=reply))
+            scheduler.ask(scheduler.prepare("getJobs")._replace(known=aurora_rest.Known(reply)))
 
     @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate")
     def test_a_scheduler_behind_tls_is_asked(self):
@@ -590,7 +593,7 @@ class SchedulerTest(unittest.TestCase):
             ask = scheduler.prepare("getJobs", "x" * (1 << 20))
             got, _ = scheduler.ask(ask)
             self.assertEqual(got, reply)
-            self.assertIs(scheduler.ask(ask._replace(known=got))[0], got)
+            self.assertIs(scheduler.ask(ask._replace(known=aurora_rest.Known(got)))[0], got)
             self.assertEqual(fake.connections, 1)
             self.assertIn("certificate", self.fails(aurora_rest.SchedulerUnreachable, url).messages[0])
             silent = FakeScheduler(lambda sock, body: threading.Event().wait(2), context)
@@ -1004,6 +1007,43 @@ class ConfigTest(unittest.TestCase):
             with self.subTest(attack=attack), self.assertRaises(aurora_rest.InvalidConfig):
                 aurora_rest.load_job(attack + "\n" + source(), "devcluster/www-data/devel/hello", evaluator=evaluator)
         aurora_rest.load_job(source(), "devcluster/www-data/devel/hello", evaluator=evaluator)
+
+    def test_a_source_that_hangs_up_or_answers_early_holds_up_nobody(self):
+        evaluator = aurora_rest.Evaluator(1, trusted=True, limits=aurora_rest.ConfigLimits(wall_seconds=30.0))
+        self.addCleanup(evaluator.close)
+        load(source(), evaluator=evaluator)
+        started = time.monotonic()
+        forged = "for fd in range(3, 64):\n  try: os.write(fd, b'{\"errors\": [\"early\"]}')\n  except OSError: pass\n"
+        for attack in ("", forged):
+            with self.assertRaises(aurora_rest.InvalidConfig):
+                load("import os, time\n" + attack + "os.closerange(3, 64)\ntime.sleep(20)\n" + source(), evaluator=evaluator)
+            load(source(), evaluator=evaluator)
+        self.assertLess(time.monotonic() - started, 10)
+
+    def test_the_quickened_pystachio_finds_what_pystachio_finds(self):
+        texts = ["{{x}}", "{{role}}-{{&x}}", "{{self.name}}{{super.name}}", "{{mesos.instance}}{{thermos.ports[a]}}", "{{y}}", "{{{{x}}}}",
+                 "{{n}}", "{{self.contact}}", "{{super.super.name}}", "plain"]
+        tail = ["", "jobs = [j.bind(x='{{role}}', y='{{x}}') for j in jobs]", "jobs = [j(task=j.task()(name='{{x}}')).bind(x='q') for j in jobs]",
+                "jobs = [j(instances='{{n}}', priority='1').bind(n=2) for j in jobs]",
+                "jobs = [jobs[0](contact='{{name}}', constraints={'{{x}}': '{{x}}'})]",
+                "t = jobs[0].task(); print(t.get(), t.check().ok(), t == t(), t.processes()[0].name(), '1' in t.processes()); jobs = jobs * 1",
+                "jobs = [jobs[0](instances='x')]", "jobs = [jobs[0](task=jobs[0].task()(resources=Resources(cpu='{{n}}', ram=1, disk='2')))]"]
+        requests = [{"files": {"job.aurora": source(command=text, extra="health_check_config=HealthCheckConfig(interval_secs=%r)" % (
+            "{{n}}" if "n" in text else 7)) + end}, "key": ["devcluster", "www-data", "devel", "hello"], "bindings": bindings}
+            for text in texts for end in tail for bindings in ([], [["x", "1"], ["n", "3"]])]
+        program = ("import json, sys; sys.path[:0] = [%r]; import aurora_rest as a\n"
+                   "if sys.argv[1] == 'stock': a._quicken_pystachio = lambda: None\n"
+                   "[__import__(name) for name, given in a._MODULES.items() if given != '*']\n"
+                   "schema = a._schema()\n"
+                   "for each in json.load(sys.stdin):\n"
+                   "    print(json.dumps(a._Evaluation(schema, dict(a._WARM_UP, tiers=a.DEFAULT_TIERS, **each)).run(), sort_keys=True))" % HERE)
+        runs = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", program, kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                 env=dict(os.environ, PYTHONHASHSEED="1")) for kind in ("stock", "quick")]
+        stock, quick = (each.communicate(json.dumps(requests))[0].split("\n") for each in runs)
+        self.assertEqual(len(stock), len(requests) + 1)
+        self.assertGreater(sum('"job"' in line for line in stock), 40)
+        for request, expected, found in zip(requests, stock, quick):
+            self.assertEqual(expected, found, request)
 
     def test_a_forged_result_for_another_job_is_refused(self):
         forged = {"job": {"key": {"role": "root", "environment": "prod", "name": "x"}, "instanceCount": 1,
@@ -2128,20 +2168,20 @@ class LimitsTest(unittest.TestCase):
         ask = aurora_rest.Scheduler.prepare("getJobs")
 
         def keep(question, size):
-            memory.keep(question, aurora_rest.Kept((ask._replace(known=b"x" * size),), aurora_rest.Response(204, body=b"")))
+            memory.keep(question, aurora_rest.Kept((ask._replace(known=aurora_rest.Known(b"x" * size)),), aurora_rest.Response(204, body=b"")))
         for question in "abc":
             keep(question, 300)
-        self.assertTrue(memory.find("a"))
+        memory.keep("a", memory.take("a"))
         keep("d", 300)
-        self.assertEqual([bool(memory.find(each)) for each in "abcd"], [True, False, True, True])
+        self.assertEqual((list(memory._kept), memory.size), (["c", "a", "d"], 900))
         keep("a", 400)
-        self.assertEqual(memory.size, 1000)
+        self.assertEqual((list(memory._kept), memory.size), (["c", "d", "a"], 1000))
         keep("c", 2000)     # larger than all there is: not kept, and nor is what was there
-        self.assertEqual(([bool(memory.find(each)) for each in "acd"], memory.size), ([True, False, True], 700))
+        self.assertEqual((list(memory._kept), memory.size), (["d", "a"], 700))
         memory.forget(60)
         self.assertEqual(memory.size, 700)
         memory.forget(0)
-        self.assertEqual((memory.size, memory.find("a")), (0, None))
+        self.assertEqual((memory.size, memory.take("a")), (0, None))
 
     def test_a_list_larger_than_the_memory_is_answered_all_the_same(self):
         server = self.serve(remembered=0)
@@ -2936,54 +2976,50 @@ class ReadmeTest(Serving):
 
 # --- benchmarks: python test_aurora_rest.py --bench ---------------------------------------------------------------------
 
-def _pre_encoded(jobs, tasks=0):
-    """The bytes of a getJobs answer with `jobs` jobs of real size, and of a getTasksWithoutConfigs answer."""
+def _pre_encoded(jobs, tasks=0, variant=0):
+    """The bytes of a getJobs answer with `jobs` jobs of real size, and of a getTasksWithoutConfigs answer. Those of two
+    variants differ at their end."""
     padding = "x" * 2000
-    configs = set()
-    for number in range(jobs):
-        job = config("job-%05d" % number, "serve " + padding, 3)
-        configs.add(job)
+    configs = [config("job-%05d" % number, "serve " + padding, 3) for number in range(jobs - 1)]
+    configs.append(config("job-last", "serve " + padding, 3 + variant))
     listing = api.Response(responseCode=1, details=[], serverInfo=api.ServerInfo(clusterName="bench", statsUrlPrefix=""),
                            result=api.Result(getJobsResult=api.GetJobsResult(configs=configs)))
     bare = config("job").taskConfig.replace(executorConfig=api.ExecutorConfig(name="AuroraExecutor"))
     states = [api.ScheduledTask(
         assignedTask=api.AssignedTask(taskId="www-data-devel-job-%d-%s" % (i, "0" * 36), slaveId="agent-%d" % i, slaveHost="host-%d" % i,
                                       task=bare, assignedPorts={"http": 31000 + i}, instanceId=i),
-        status=S.RUNNING, failureCount=0, timesPartitioned=0,
+        status=S.RUNNING, failureCount=variant, timesPartitioned=0,
         taskEvents=[api.TaskEvent(timestamp=1700000000000 + j, status=s, scheduler="scheduler") for j, s in enumerate((0, 9, 1, 2))])
         for i in range(tasks)]
     status = api.Response(responseCode=1, details=[], result=api.Result(
         scheduleStatusResult=api.ScheduleStatusResult(tasks=states)))
-    return (aurora_rest.encode_reply(BINARY, "getJobs", 0, listing),
-            aurora_rest.encode_reply(BINARY, "getTasksWithoutConfigs", 0, status))
+    return {b"getJobs": aurora_rest.encode_reply(BINARY, "getJobs", 0, listing),
+            b"getTasksWithoutConfigs": aurora_rest.encode_reply(BINARY, "getTasksWithoutConfigs", 0, status)}
 
 
 class _BenchScheduler(aurora_rest.App):
-    """Answers from bytes made beforehand; what it has not is asked of a demo. delay: seconds each call takes."""
+    """Answers from bytes made beforehand, with those of each of `variants` in turn; what it has not is asked of a demo.
+    delay: seconds each call takes."""
 
-    def __init__(self, answers, delay=0.0):
-        self.answers = answers
+    def __init__(self, variants, delay=0.0):
+        self.answers = {name: itertools.cycle([aurora_rest.Response(200, body=each[name], content_type=BINARY) for each in variants])
+                        for name in variants[0]}
         self.delay = delay
-        self.calls = 0
         self.demo = aurora_rest.DemoApp(aurora_rest.Demo("bench"))
 
     def is_quick(self, request):
         return not self.delay
 
     def handle(self, request):
-        self.calls += 1
         if self.delay:
             time.sleep(self.delay)
         size = struct.unpack("!i", request.body[4:8])[0]
-        answer = self.answers.get(request.body[8:8 + size])
-        if answer is None:
-            return self.demo.handle(request)
-        return aurora_rest.Response(200, body=answer, content_type=BINARY)
+        answers = self.answers.get(request.body[8:8 + size])
+        return next(answers) if answers else self.demo.handle(request)
 
 
-def _bench_scheduler_main(jobs, tasks, delay):
-    listing, status = _pre_encoded(int(jobs), int(tasks))
-    app = _BenchScheduler({b"getJobs": listing, b"getTasksWithoutConfigs": status}, float(delay))
+def _bench_scheduler_main(jobs, tasks, delay, variants):
+    app = _BenchScheduler([_pre_encoded(int(jobs), int(tasks), each) for each in range(int(variants))], float(delay))
     server = aurora_rest.HttpServer(("127.0.0.1", 0), app, {"threads": 64})
     print(server.port, flush=True)
     server.serve_forever()
@@ -3038,6 +3074,40 @@ def _direct_main(port, kind, seconds):
                       "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}), flush=True)
 
 
+def _pair_main(port, path, etag, seconds):
+    """One connection that asks for the same in turn without and with If-None-Match: medians, so that drift touches both."""
+    connection = http.client.HTTPConnection("127.0.0.1", int(port))
+    connection.connect()
+    sock = connection.sock
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    requests = [("GET %s HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: pair\r\n%s\r\n" % (path, extra)).encode()
+                for extra in ("", "If-None-Match: %s\r\n" % etag)]
+    sizes = []
+    for request in requests:        # once the slow way, to know how long the answers are
+        sock.sendall(request)
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += sock.recv(1 << 20)
+        length = re.search(rb"Content-Length: (\d+)", head)
+        size = head.index(b"\r\n\r\n") + 4 + (int(length.group(1)) if length else 0)
+        while len(head) < size:
+            head += sock.recv(1 << 20)
+        sizes.append(size)
+    times = ([], [])
+    clock = time.perf_counter
+    deadline = clock() + float(seconds)
+    while clock() < deadline:
+        for request, size, found in zip(requests, sizes, times):
+            started = clock()
+            sock.sendall(request)
+            have = 0
+            while have < size:
+                have += len(sock.recv(1 << 20))
+            found.append(clock() - started)
+    full, same = (sorted(each)[len(each) // 2] for each in times)
+    print(json.dumps({"full": full, "same": same, "ratio": full / same, "sizes": sizes}), flush=True)
+
+
 def _load_main(port, path, connections, seconds, *headers):
     """A load generator: keeps one request under way on each connection, from one thread."""
     import select
@@ -3086,7 +3156,7 @@ class Bench:
     """Runs each measure in processes of its own and prints ratios."""
 
     def __init__(self, quick):
-        self.seconds = 1.0 if quick else 3.0
+        self.seconds = 0.5 if quick else 3.0
         self.rounds = 1 if quick else 5
         self.rows = []
         self.processes = []
@@ -3121,15 +3191,15 @@ class Bench:
         print("%-58s %-58s %s" % (work, figure, target), flush=True)
 
     def median(self, measure):
-        values = sorted((measure() for _ in range(self.rounds)), key=lambda pair: pair[0])
-        return values[len(values) // 2]
+        """Of each figure in what measure() returns, the median of all rounds."""
+        rounds = [measure() for _ in range(self.rounds)]
+        return {name: sorted(each[name] for each in rounds)[len(rounds) // 2] for name in rounds[0]}
 
     def all(self):
         print("%-58s %-58s %s" % ("work", "measured (median of %d)" % self.rounds, "target"))
         self.version()
         self.start_and_memory()
-        for jobs in (3, 100, 5000):
-            self.lists(jobs)
+        self.lists()
         self.status()
         self.gate()
         self.configurations()
@@ -3140,15 +3210,13 @@ class Bench:
         rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:1")
 
         def measure():
-            ours = self.run("load", port, "/alpha/version", 16, self.seconds)
-            theirs = self.run("load", plain_port, "/alpha/version", 16, self.seconds)
-            return ours["rate"] / theirs["rate"], ours, theirs
-        ratio, ours, theirs = self.median(measure)
-        self.row("GET /alpha/version, 16 connections", "%.2f x plain (%.0f/s beside %.0f/s)" % (ratio, ours["rate"], theirs["rate"]),
-                 ">= 3 x plain")
-        spread, at64 = self.median(lambda: (lambda r: (r["p99"] / r["median"], r))(
-            self.run("load", port, "/alpha/version", 64, self.seconds)))
-        self.row("  p99 at 64 connections", "%.1f x median (%.2f ms)" % (spread, at64["p99"] * 1e3), "<= 10 x median")
+            ours = self.run("load", port, "/alpha/version", 16, self.seconds)["rate"]
+            theirs = self.run("load", plain_port, "/alpha/version", 16, self.seconds)["rate"]
+            at64 = self.run("load", port, "/alpha/version", 64, self.seconds)
+            return {"ratio": ours / theirs, "ours": ours, "theirs": theirs, "p99": at64["p99"], "spread": at64["p99"] / at64["median"]}
+        found = self.median(measure)
+        self.row("GET /alpha/version, 16 connections", "%(ratio).2f x plain (%(ours).0f/s beside %(theirs).0f/s)" % found, ">= 3 x plain")
+        self.row("  p99 at 64 connections", "%.1f x median (%.2f ms)" % (found["spread"], found["p99"] * 1e3), "<= 10 x median")
         self.stop(plain, rest)
 
     def start_and_memory(self):
@@ -3162,87 +3230,105 @@ class Bench:
                 with contextlib.suppress(OSError):
                     answered = raw(type("Running", (), {"port": port}), b"GET /alpha/version HTTP/1.0\r\n\r\n")
             seconds = time.perf_counter() - started
-            time.sleep(2)
+            time.sleep(1.5)     # it gives memory back a second after its start
             memory = self.memory(rest)
             self.stop(rest)
-            return seconds, memory
-        seconds, memory = self.median(measure)
-        self.row("start to first answer; resident", "%.2f s; %.0f MB" % (seconds, memory), "<= 0.25 s; <= 35 MB")
+            return {"seconds": seconds, "memory": memory}
+        self.row("start to first answer; resident", "%(seconds).2f s; %(memory).0f MB" % self.median(measure), "<= 0.25 s; <= 35 MB")
 
     @staticmethod
     def memory(process):
         with open("/proc/%d/statm" % process.pid, encoding="ascii") as stream:
             return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
-    def lists(self, jobs):
-        scheduler, scheduler_port = self.start("scheduler", jobs, 0, 0)
+    LIST_TARGETS = {(3, 1): ">= 0.6 x direct", (100, 1): ">= 1.5 x direct, >= 0.5 x floor", (100, 16): ">= 4 x direct",
+                    (100, 64): ">= 4 x direct", (5000, 1): ">= 1.5 x direct"}
+
+    def lists(self):
+        for jobs in (3, 100, 5000):
+            self.list(jobs, [number for size, number in self.LIST_TARGETS if size == jobs])
+        for jobs in (100, 5000):
+            self.list(jobs, [1], variants=2)
+
+    def list(self, jobs, connections, variants=1):
+        """A list of so many jobs; variants=2: the scheduler never gives the reply that it gave just before."""
+        scheduler, scheduler_port = self.start("scheduler", jobs, 0, 0, variants)
         rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:%d" % scheduler_port)
         path = "/alpha/jobs/bench/www-data"
-        for connections in (1, 16, 64) if jobs == 100 else (1,):
-            def measure(connections=connections):
-                ours = self.run("load", port, path, connections, self.seconds)
-                direct = self.run("direct", scheduler_port, "list", self.seconds)
-                floor = self.run("direct", scheduler_port, "list floor", self.seconds)
-                return ours["rate"] / direct["rate"], ours, direct, floor
-            ratio, ours, direct, floor = self.median(measure)
-            self.row("list of %d jobs, %d connections" % (jobs, connections), "%.2f x direct, %.2f x floor (%.0f/s; direct %.0f/s)" % (
-                ratio, ours["rate"] / floor["rate"], ours["rate"], direct["rate"]),
-                {3: ">= 0.6 x direct", 5000: ">= 1.5 x direct", 100: ">= 1.5 x direct, >= 0.5 x floor" if connections == 1 else
-                 ">= 4 x direct"}[jobs])
-        memory = self.memory(rest)
+        work = "list of %d jobs" % jobs + (", each reply another" if variants > 1 else "")
         etag = ask(type("Running", (), {"port": port}), "GET", path).headers["etag"]
-        ratio, full, same = self.median(lambda: (lambda a, b: (b["rate"] / a["rate"], a, b))(
-            self.run("load", port, path, 1, self.seconds), self.run("load", port, path, 1, self.seconds, "If-None-Match: " + etag)))
-        self.row("  the same, not modified; memory", "%.2f x the full answer; %.0f MB" % (ratio, memory), "> 1; < 80 MB")
+
+        def measure():
+            found = {"direct": self.run("direct", scheduler_port, "list", self.seconds)["rate"],
+                     "floor": self.run("direct", scheduler_port, "list floor", self.seconds)["rate"]}
+            for number in connections:
+                found[number] = ours = self.run("load", port, path, number, self.seconds)["rate"]
+                found[number, "direct"], found[number, "floor"] = ours / found["direct"], ours / found["floor"]
+            if variants == 1:
+                found.update(self.run("pair", port, path, etag, self.seconds))
+            return found
+        found = self.median(measure)
+        for number in connections:
+            self.row("%s, %d connection%s" % (work, number, "s" * (number > 1)), "%.2f x direct, %.2f x floor (%.0f/s; direct %.0f/s)" % (
+                found[number, "direct"], found[number, "floor"], found[number], found["direct"]), self.LIST_TARGETS[jobs, number])
+        memory = "%.0f MB" % self.memory(rest)
+        if variants == 1:
+            memory = "%.3f x as fast as the full answer (%.0f and %.0f us); %s" % (
+                found["ratio"], found["same"] * 1e6, found["full"] * 1e6, memory)
+        self.row("  not modified; memory" if variants == 1 else "  memory", memory, "> 1; < 80 MB" if variants == 1 else "< 80 MB")
         self.stop(scheduler, rest)
 
     def status(self):
-        scheduler, scheduler_port = self.start("scheduler", 3, 1000, 0)
-        rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:%d" % scheduler_port)
+        for variants, work in ((1, "status of a job with 1,000 tasks"), (2, "  the same, each reply another")):
+            scheduler, scheduler_port = self.start("scheduler", 3, 1000, 0, variants)
+            rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:%d" % scheduler_port)
 
-        def measure():
-            ours = self.run("load", port, "/alpha/job/bench/www-data/devel/job", 1, self.seconds)
-            direct = self.run("direct", scheduler_port, "status", self.seconds)
-            return ours["rate"] / direct["rate"], ours, direct
-        ratio, ours, direct = self.median(measure)
-        self.row("status of a job with 1,000 tasks", "%.2f x direct (%.0f/s; direct %.0f/s)" % (ratio, ours["rate"], direct["rate"]),
-                 ">= 0.8 x direct")
-        self.stop(scheduler, rest)
+            def measure():
+                ours = self.run("load", port, "/alpha/job/bench/www-data/devel/job", 1, self.seconds)["rate"]
+                direct = self.run("direct", scheduler_port, "status", self.seconds)["rate"]
+                return {"ratio": ours / direct, "ours": ours, "direct": direct, "memory": self.memory(rest)}
+            self.row(work, "%(ratio).2f x direct (%(ours).0f/s; direct %(direct).0f/s); %(memory).0f MB" % self.median(measure),
+                     ">= 0.8 x direct")
+            self.stop(scheduler, rest)
 
     def gate(self):
-        scheduler, scheduler_port = self.start("scheduler", 3, 0, 0.05)
+        scheduler, scheduler_port = self.start("scheduler", 3, 0, 0.05, 1)
         rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:%d" % scheduler_port, "--parallel", "4")
         paths = "|".join("/alpha/jobs/bench/role%d" % number for number in range(64))
-        seconds = max(3.0, self.seconds)
-        share, found = self.median(lambda: (lambda r: (r["rate"] / 80.0, r))(self.run("load", port, paths, 64, seconds)))
-        self.row("--parallel 4, 64 clients, 50 ms a call", "%.2f of 4 / 50 ms; p99 %.1f x mean" % (share, found["p99"] / found["mean"]),
-                 "0.9 to 1.1; <= 3 x mean")
+        found = self.median(lambda: self.run("load", port, paths, 64, max(3.0, self.seconds)))
+        self.row("--parallel 4, 64 clients, 50 ms a call", "%.2f of 4 / 50 ms; p99 %.1f x mean" % (
+            found["rate"] / 80.0, found["p99"] / found["mean"]), "0.9 to 1.1; <= 3 x mean")
         self.stop(scheduler, rest)
 
     def configurations(self):
         rest, port = self.start("rest", "--demo")
         running = type("Running", (), {"port": port})
-        text, path = source("hello"), JOB + "hello/inspect"
+        text, names = source("hello"), itertools.count()
 
-        def client(times, count):
-            connection = http.client.HTTPConnection("127.0.0.1", running.port)
+        def client(create, times, count):
+            connection = http.client.HTTPConnection("127.0.0.1", port)
             for _ in range(count):
+                name = "bench-%d" % next(names)
+                request = ("PUT", JOB + name, source(name)) if create else ("POST", JOB + "hello/inspect", text)
                 started = time.perf_counter()
-                connection.request("POST", path, text)
+                connection.request(*request)
                 assert connection.getresponse().read().startswith(b'{"status": "success"')
                 times.append(time.perf_counter() - started)
             connection.close()
-        client([], 20)
-        times, count = [], 60 if self.rounds == 1 else 300
-        client(times, count)
-        started, many = time.perf_counter(), []
-        threads = [threading.Thread(target=client, args=(many, count)) for _ in range(4)]
-        for each in threads:
-            each.start()
-        for each in threads:
-            each.join()
-        self.row("inspect of hello_world", "median %.1f ms at 1; %.0f/s at 4" % (
-            sorted(times)[len(times) // 2] * 1e3, len(many) / (time.perf_counter() - started)), "< 10 ms; >= 100/s")
+
+        def measure(create):
+            alone, together, count = [], [], 60 if self.rounds == 1 else 200
+            client(create, alone, count)
+            started = time.perf_counter()
+            threads = [threading.Thread(target=client, args=(create, together, count)) for _ in range(4)]
+            for each in threads:
+                each.start()
+            for each in threads:
+                each.join()
+            return {"median": sorted(alone)[len(alone) // 2] * 1e3, "rate": len(together) / (time.perf_counter() - started)}
+        client(False, [], 20)
+        for create, work in ((False, "inspect of hello_world"), (True, "create of hello_world")):
+            self.row(work, "median %(median).1f ms at 1; %(rate).0f/s at 4" % self.median(partial(measure, create)), "< 10 ms; >= 100/s")
         big = text + "jobs = [jobs[0](name='j%d' % i) for i in range(500)]"
         started = time.perf_counter()
         assert ask(running, "POST", JOB + "j77/inspect", big).status == 200
@@ -3303,11 +3389,7 @@ def bench_main(arguments):
     options = parser.parse_args(arguments)
     bench = Bench(options.quick)
     try:
-        if options.only == "lists":
-            for jobs in (3, 100, 5000):
-                bench.lists(jobs)
-        else:
-            getattr(bench, options.only or "all")()
+        getattr(bench, options.only or "all")()
     finally:
         bench.stop(*bench.processes)
     if options.json:
@@ -3319,7 +3401,7 @@ if __name__ == "__main__":
     if "--bench-role" in sys.argv:
         at = sys.argv.index("--bench-role")
         {"scheduler": _bench_scheduler_main, "plain": _plain_main, "rest": _rest_main, "direct": _direct_main,
-         "load": _load_main}[sys.argv[at + 1]](*sys.argv[at + 2:])
+         "load": _load_main, "pair": _pair_main}[sys.argv[at + 1]](*sys.argv[at + 2:])
     elif "--bench" in sys.argv:
         bench_main([each for each in sys.argv[1:] if each != "--bench"])
     else:
