@@ -5331,14 +5331,14 @@ class _DryRun(Exception):
         self.would = dict(more, call=method, arguments=arguments.to_plain())
 
 
-class Kept(NamedTuple):
+class Kept:
     """A pure read's answer, and what the scheduler was asked for it with the replies."""
-    asks: Tuple[Ask, ...]
-    answer: Response
+    __slots__ = ("asks", "answer", "size")
 
-    @property
-    def size(self) -> int:
-        return sum(len(ask.known.reply) for ask in self.asks if ask.known) + len(self.answer.body)
+    def __init__(self, asks: Sequence[Ask], answer: Response) -> None:
+        self.asks = asks
+        self.answer = answer
+        self.size = sum(len(ask.known.reply) for ask in asks if ask.known) + len(answer.body)
 
 
 class Memory:
@@ -5388,7 +5388,7 @@ class Replay:
 
     def call(self, method: str, *arguments: Any, **named: Any) -> Any:
         ask = self.scheduler.prepare(method, *arguments, **named)
-        if self._given and self._given[0][0][2:5] == ask[2:5]:     # message, projection, authorization
+        if self._given and self._given[0][0]._replace(known=None) == ask:
             _, reply, response = self._given.popleft()
             response = self.scheduler.decode(ask, reply) if response is None else response
         else:
@@ -5789,7 +5789,7 @@ class Service(App):
                 return kept.answer
         call.replay = Replay(scheduler, given)
         answer: Response = chosen.handler(call)
-        self.memory.keep(question, Kept(tuple(call.replay.asked), answer))
+        self.memory.keep(question, Kept(call.replay.asked, answer))
         return answer
 
     @staticmethod
@@ -6158,22 +6158,20 @@ def list_tiers(call: Call) -> Any:
 
 def _listed(call: Call, prefix: str, role: Optional[str]) -> Response:
     """A list of jobs, filtered, sorted, cut to size; numbered from 1 as the original does."""
-    cluster = call.args["cluster"]
+    summaries: Optional[Dict[str, Any]] = None
     if call.get("detail"):
-        found = [("%s/%s" % (cluster, each["job"]["key"]), each) for each in list_summaries(
-            call.scheduler, role, call.auth)]
-    else:
-        found = [("%s/%s" % (cluster, key), None) for key in list_jobs(call.scheduler, role, call.auth)]
+        summaries = {each["job"]["key"]: each for each in list_summaries(call.scheduler, role, call.auth)}
+    found = list_jobs(call.scheduler, role, call.auth) if summaries is None else list(summaries)
     globs = {name: call.args.get(name) or call.get(name) for name in ("role", "environment", "name")}
     if globs["environment"] or globs["name"] or (globs["role"] and not role):
         patterns = [globs[name] or "*" for name in ("role", "environment", "name")]
-        found = [pair for pair in found if all(map(fnmatch.fnmatchcase, pair[0].split("/")[1:], patterns))]
+        found = [key for key in found if all(map(fnmatch.fnmatchcase, key.split("/"), patterns))]
     total = len(found)
     start = call.get("offset", 0)
     found = found[start:start + call.get("limit", total)]
-    jobs: Dict[str, Any] = {}
-    for number, (key, summary) in enumerate(found, 1):
-        jobs[str(number)] = key if summary is None else _summary(key, summary)
+    cluster = call.args["cluster"] + "/"
+    shown = [cluster + key if summaries is None else _summary(cluster + key, summaries[key]) for key in found]
+    jobs = dict(zip(map(str, itertools.count(1)), shown))
     answer: Dict[str, Any] = {"key": prefix, "count": len(jobs), "jobs": jobs}
     if len(jobs) != total:
         answer["total"] = total
