@@ -998,6 +998,41 @@ class Known:
         self.reply = reply
 
 
+class _Body:
+    """A body that arrives in parts. As long as they are those of the known reply they are compared instead of stored."""
+
+    def __init__(self, known: Optional[Known], limit: int) -> None:
+        self.known = known
+        self.limit = limit
+        self.size = 0
+        self._parts: List[bytes] = []
+
+    def add(self, part: Union[bytes, memoryview]) -> None:
+        """Raises _Broken where the body gets larger than the limit."""
+        known, size = self.known, self.size
+        self.size += len(part)
+        if self.size > self.limit:
+            raise _Broken("an answer over the limit of %d bytes" % self.limit, True)
+        if known is not None:
+            if known.reply.startswith(part, size):
+                return
+            self._part_ways(known, size)
+        self._parts.append(bytes(part))
+
+    def _part_ways(self, known: Known, size: int) -> None:
+        self._parts.append(known.reply[:size])
+        known.reply = b""
+        self.known = None
+
+    def whole(self) -> bytes:
+        """All of it: the very object that is known, if it is the same."""
+        if self.known is not None:
+            if len(self.known.reply) == self.size:
+                return self.known.reply
+            self._part_ways(self.known, self.size)
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+
 class _Wire:
     """One connection to a scheduler. Not for several threads at once."""
     MAX_HEAD = 65536
@@ -1055,11 +1090,14 @@ class _Wire:
             reusable = words[0] != b"HTTP/1.0" and headers.get(b"connection", b"").lower() != b"close"
             if status in (204, 304):
                 return status, headers, b"", reusable
+            body = _Body(known, limit)
             if b"chunked" in headers.get(b"transfer-encoding", b"").lower():
-                return status, headers, self._chunked(rest, deadline, limit), reusable
+                self._chunked(bytearray(rest), body, deadline)
+                return status, headers, body.whole(), reusable
             length = headers.get(b"content-length")
             if length is None:
-                return status, headers, self._rest(rest, deadline, limit), False
+                self._rest(rest, body, deadline)
+                return status, headers, body.whole(), False
             if not length.isdigit() or len(length) > 18:
                 raise _Broken("a Content-Length that is no number", True)
             size = int(length)
@@ -1067,29 +1105,12 @@ class _Wire:
                 raise _Broken("an answer of %d bytes, over the limit of %d" % (size, limit), True)
             if len(rest) > size:
                 raise _Broken("more bytes than announced", True)
-            return status, headers, self._body(rest, size, deadline, known), reusable
+            body.add(rest)
+            while body.size < size:
+                body.add(self._receive_for_now(deadline, size - body.size))
+            return status, headers, body.whole(), reusable
         except (OSError, ValueError) as error:
             raise _Broken(_reason(error), sent, isinstance(error, socket.timeout)) from None
-
-    def _body(self, rest: bytes, size: int, deadline: float, known: Optional[Known]) -> bytes:
-        """The whole of a body that begins with `rest`."""
-        parts, have = [rest], len(rest)
-        if known is not None and len(known.reply) == size and known.reply.startswith(rest):
-            while have < size:
-                part = self._receive_for_now(deadline, size - have)
-                if not known.reply.startswith(part, have):
-                    parts = [known.reply[:have], bytes(part)]
-                    have += len(part)
-                    break
-                have += len(part)
-            else:
-                return known.reply
-        if known is not None:
-            known.reply = b""
-        while have < size:
-            parts.append(self._receive(deadline, min(size - have, self.PIECE)))
-            have += len(parts[-1])
-        return rest if len(parts) == 1 else b"".join(parts)
 
     def _wait(self, mask: int, deadline: float) -> None:
         """Wait until the network is ready. Raises socket.timeout."""
@@ -1120,10 +1141,13 @@ class _Wire:
 
     def _receive_for_now(self, deadline: float, most: int) -> memoryview:
         """What comes next, in a buffer that the next call writes over."""
+        size = self._when_ready(self.socket.recv_into, self._space(most), select.POLLIN, deadline)
+        return self._space(self._something(size))
+
+    def _space(self, most: int) -> memoryview:
         if self._buffer is None:
             self._buffer = memoryview(bytearray(self.PIECE))
-        size = self._when_ready(self.socket.recv_into, self._buffer[:most], select.POLLIN, deadline)
-        return self._buffer[:self._something(size)]
+        return self._buffer[:most]
 
     @staticmethod
     def _something(received: Any) -> Any:
@@ -1131,43 +1155,41 @@ class _Wire:
             raise _Broken("the connection was closed before the answer was whole", True)
         return received
 
-    def _rest(self, data: bytes, deadline: float, limit: int) -> bytes:
-        parts, size = [data], len(data)
+    def _rest(self, data: bytes, body: _Body, deadline: float) -> None:
+        """A body that ends with the connection."""
+        body.add(data)
         while True:
-            try:
-                part = self._receive(deadline, self.PIECE)
-            except _Broken:     # closed, which is how such a body ends
-                return b"".join(parts)
-            parts.append(part)
-            size += len(part)
-            if size > limit:
-                raise _Broken("an answer over the limit of %d bytes" % limit, True)
+            size = self._when_ready(self.socket.recv_into, self._space(self.PIECE), select.POLLIN, deadline)
+            if not size:
+                return
+            body.add(self._space(size))
 
-    def _chunked(self, data: bytes, deadline: float, limit: int) -> bytes:
-        parts, size = [], 0
-        buffer = bytearray(data)
+    def _chunked(self, buffer: bytearray, body: _Body, deadline: float) -> None:
         while True:
-            while b"\r\n" not in buffer:
+            end = buffer.find(b"\r\n")
+            if end < 0:
                 if len(buffer) > 1024:
                     raise _Broken("a chunk header without end", True)
                 buffer += self._receive(deadline)
-            line, _, _ = bytes(buffer).partition(b"\r\n")
-            digits = line.split(b";")[0].strip()
+                continue
+            digits = bytes(buffer[:end]).split(b";")[0].strip()
             if not re.fullmatch(rb"[0-9a-fA-F]{1,8}", digits):
                 raise _Broken("a chunk size that is no number", True)
-            chunk = int(digits, 16)
-            size += chunk
-            if size > limit:
-                raise _Broken("an answer over the limit of %d bytes" % limit, True)
-            del buffer[:len(line) + 2]
-            while len(buffer) < chunk + 2:
-                buffer += self._receive(deadline, self.PIECE)
-            parts.append(bytes(buffer[:chunk]))
-            if buffer[chunk:chunk + 2] != b"\r\n":
+            del buffer[:end + 2]
+            left = last = int(digits, 16)
+            while left:
+                buffer = buffer or bytearray(self._receive(deadline, self.PIECE))
+                part = bytes(memoryview(buffer)[:left])
+                del buffer[:len(part)]
+                body.add(part)
+                left -= len(part)
+            while len(buffer) < 2:
+                buffer += self._receive(deadline)
+            if buffer[:2] != b"\r\n":
                 raise _Broken("a chunk that does not end", True)
-            del buffer[:chunk + 2]
-            if not chunk:
-                return b"".join(parts)
+            del buffer[:2]
+            if not last:
+                return
 
 
 def _reason(error: BaseException) -> str:
@@ -1340,7 +1362,8 @@ class Scheduler:
             if tries:
                 self._probing = False   # what was not even tried proves nothing; the next caller tries
             raise
-        return body, None if ask.known and body is ask.known.reply else self.decode(ask, body)
+        same = ask.known is not None and body and body is ask.known.reply    # one that was emptied is no reply
+        return body, None if same else self.decode(ask, body)
 
     def decode(self, ask: Ask, body: bytes) -> Any:
         """The Response in a reply to `ask`. Raises the AuroraError that it stands for if it is not OK."""
@@ -1821,22 +1844,23 @@ def _quicken_pystachio() -> None:
         return bare(value) if value is not Empty and closed(value) else keyed(self, name)
 
     def check_struct(self: Any) -> Any:
-        if closed(self) and "_check" in self.__dict__:
-            return self._check
-        self._check = TypeCheck.success()
+        if not closed(self):
+            return checked(self)
+        if "_checked" not in self.__dict__:
+            self._checked = checked(self)
+        return self._checked
+
+    def checked(self: Any) -> Any:
         around = self.scopes()
         for name, signature in self.TYPEMAP.items():
             value = self._schema_data[name]
-            if value is Empty:
-                if signature.required:
-                    self._check = TypeCheck.failure("%s[%s] is required." % (type(self).__name__, name))
-                    break
-                continue
-            found = (value if closed(value) else value.in_scope(*around)).check()
-            if not found.ok():
-                self._check = TypeCheck.failure("%s[%s] failed: %s" % (type(self).__name__, name, found.message()))
-                break
-        return self._check
+            if value is not Empty:
+                found = (value if closed(value) else value.in_scope(*around)).check()
+                if not found.ok():
+                    return TypeCheck.failure("%s[%s] failed: %s" % (type(self).__name__, name, found.message()))
+            elif signature.required:
+                return TypeCheck.failure("%s[%s] is required." % (type(self).__name__, name))
+        return TypeCheck.success()
 
     def interpolator(original: Any) -> Any:
         return lambda self: (bare(self), []) if closed(self) else original(self)
@@ -5787,9 +5811,12 @@ class Service(App):
                 self.metrics.count("aurora_rest_repeated_answers_total")
                 self.memory.keep(question, kept)
                 return kept.answer
-        call.replay = Replay(scheduler, given)
-        answer: Response = chosen.handler(call)
-        self.memory.keep(question, Kept(call.replay.asked, answer))
+        replay = call.replay = Replay(scheduler, given)
+        try:
+            answer: Response = chosen.handler(call)
+        finally:
+            call.replay = None
+        self.memory.keep(question, Kept(replay.asked, answer))
         return answer
 
     @staticmethod

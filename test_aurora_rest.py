@@ -571,6 +571,28 @@ class SchedulerTest(unittest.TestCase):
                 self.assertEqual(got, reply)
                 self.assertEqual(response.responseCode, 1)
 
+    def test_a_reply_in_chunks_or_until_the_end_is_compared_too(self):
+        reply, other = large_reply(b"a"), large_reply(b"b")
+        chunked = {cut: b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (reply[i:i + cut] for i in range(0, len(reply), cut)))
+                   for cut in (50000, 1 << 20)}
+        forms = [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + each + b"0\r\n\r\n" for each in chunked.values()]
+        for data in forms + [b"HTTP/1.1 200 OK\r\n\r\n" + reply]:
+            scheduler = self.scheduler(self.fake(lambda sock, body, data=data: sock.sendall(data)).url)
+            ask = scheduler.prepare("getJobs")
+            for known in (reply, reply[:-1], reply + b"x", reply[:-1] + b"x", other, b""):
+                lent = aurora_rest.Known(known)
+                got, response = scheduler.ask(ask._replace(known=lent))
+                self.assertEqual((got == reply, got is known, response is None), (True, known is reply, known is reply))
+                self.assertEqual(lent.reply, known if known is reply else b"")
+
+    def test_an_empty_answer_is_never_the_known_reply(self):
+        reply = large_reply(b"a")
+        answers = iter([http_answer(503, b"no leader"), http_answer(200, b""), http_answer(200, b"")])
+        scheduler = self.scheduler(self.fake(answering(lambda body: next(answers))).url, retry_for=5.0)
+        for known in (reply, b""):
+            with self.assertRaises(aurora_rest.BadAnswer):
+                scheduler.ask(scheduler.prepare("getJobs")._replace(known=aurora_rest.Known(known)))
+
     def test_a_known_reply_with_another_status_is_no_answer(self):
         reply = large_reply(b"a")
         fake = self.fake(answering(lambda body: http_answer(500, reply)))
