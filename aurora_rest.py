@@ -1055,7 +1055,7 @@ class _Wire:
     def alive(self) -> bool:
         """Whether an idle connection is still open and silent."""
         self._poll.modify(self.socket, select.POLLIN)
-        return not self._poll.poll(0)
+        return not self._poll.poll(0) and not getattr(self.socket, "pending", int)()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -1815,7 +1815,9 @@ def _quicken_pystachio() -> None:
         known = value.__dict__.get("_closed")
         if known is None:       # a copy does not have it, and finds out anew from its parts
             parts = next((get for kind, get in parts_of if isinstance(value, kind)), None)
-            known = value._closed = parts is not None and all(each is Empty or closed(each) for each in parts(value))
+            # What has scopes of its own loses them in interpolation.
+            known = value._closed = parts is not None and all(each is Empty or closed(each) and (
+                isinstance(each, SimpleObject) or not each._scopes) for each in parts(value))
         return bool(known)
 
     def bare(value: Any) -> Any:
@@ -5356,13 +5358,16 @@ class _DryRun(Exception):
 
 
 class Kept:
-    """A pure read's answer, and what the scheduler was asked for it with the replies."""
+    """A pure read's answer, and what the scheduler was asked for it with the replies; its size in bytes."""
+    OVERHEAD = 4096     # about what the objects take, however short the texts in them
+
     __slots__ = ("asks", "answer", "size")
 
-    def __init__(self, asks: Sequence[Ask], answer: Response) -> None:
+    def __init__(self, question: Iterable[Optional[str]], asks: Sequence[Ask], answer: Response) -> None:
         self.asks = asks
         self.answer = answer
-        self.size = sum(len(ask.known.reply) for ask in asks if ask.known) + len(answer.body)
+        self.size = self.OVERHEAD + len(answer.body) + sum(2 * len(each or "") for each in question) + sum(
+            len(ask.known.reply) + 2 * len(ask.message) for ask in asks if ask.known)
 
 
 class Memory:
@@ -5402,12 +5407,13 @@ class Memory:
 
 
 class Replay:
-    """A scheduler as one run of a pure handler sees it: notes what is asked with the replies; replies that came before the
-    run began are not asked for again, if the run asks for the same in the same order."""
+    """A scheduler as one run of a pure handler sees it: notes what is asked with the replies; what came before the run
+    began, Responses or AuroraErrors, is not asked for again, if the run asks for the same in the same order."""
 
     def __init__(self, scheduler: Scheduler, given: Iterable[Tuple[Ask, bytes, Any]]) -> None:
         self.scheduler = scheduler
         self.asked: List[Ask] = []
+        self.failed = False     # something that was asked got no reply
         self._given = collections.deque(given)
 
     def call(self, method: str, *arguments: Any, **named: Any) -> Any:
@@ -5417,7 +5423,13 @@ class Replay:
             response = self.scheduler.decode(ask, reply) if response is None else response
         else:
             self._given.clear()
-            reply, response = self.scheduler.ask(ask)
+            try:
+                reply, response = self.scheduler.ask(ask)
+            except AuroraError as error:
+                reply, response = b"", error
+        if isinstance(response, AuroraError):
+            self.failed = True
+            raise response
         self.asked.append(ask._replace(known=Known(reply)))
         return response
 
@@ -5802,7 +5814,10 @@ class Service(App):
         scheduler = self.clusters[call.args["cluster"]]
         given: List[Tuple[Ask, bytes, Any]] = []
         for ask in kept.asks if kept else ():
-            reply, response = scheduler.ask(ask)
+            try:
+                reply, response = scheduler.ask(ask)
+            except AuroraError as error:        # for the handler, as if it had asked
+                reply, response = b"", error
             given.append((ask, reply, response))
             if response is not None:
                 break
@@ -5816,7 +5831,8 @@ class Service(App):
             answer: Response = chosen.handler(call)
         finally:
             call.replay = None
-        self.memory.keep(question, Kept(replay.asked, answer))
+        if not replay.failed:
+            self.memory.keep(question, Kept(question, replay.asked, answer))
         return answer
 
     @staticmethod
@@ -7382,11 +7398,12 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self._stopped = threading.Event()
         self._stopped.set()
         self._queue: SimpleQueue[Optional[_Batch]] = SimpleQueue()      # None: end
-        self._lock = threading.Lock()   # guards _pending, _running, _workers, _idle_workers
+        self._lock = threading.Lock()   # guards _pending, _running, _workers, _idle_workers, _queued
         self._pending: Dict[Any, _Batch] = {}
         self._running: Set[Any] = set()
         self._workers = 0
         self._idle_workers = 0
+        self._queued = 0                # in the queue, or just taken by a thread that still counts as idle
         self._prefix = secrets.token_hex(4)
         self._parse = lru_cache(maxsize=256)(partial(
             parse_head, header_count=int(self.limits["header_count"]), url=int(self.limits["url"])))
@@ -7457,10 +7474,10 @@ class HttpServer(http.server.ThreadingHTTPServer):
     def _pass_reading_on(self) -> bool:
         """Have an idle or a new thread read from now on. False where there is none: all are at work."""
         with self._lock:
-            if self._queue.qsize() >= self._idle_workers and not self._add_worker():
+            if self._queued >= self._idle_workers and not self._add_worker():
                 return False
             self._reader = 0
-            self._queue.put(_READ)
+            self._put(_READ)
             return True
 
     def _guarded(self, function: Callable[..., None], *arguments: Any) -> None:
@@ -7776,12 +7793,17 @@ class HttpServer(http.server.ThreadingHTTPServer):
 
     def _enqueue(self, batch: _Batch) -> None:
         with self._lock:
-            self._queue.put(batch)
+            self._put(batch)
             self._grow()
+
+    def _put(self, batch: _Batch) -> None:
+        """With the lock held."""
+        self._queued += 1
+        self._queue.put(batch)
 
     def _grow(self) -> None:
         """One more thread where more waits than threads do. With the lock held."""
-        if self._queue.qsize() > self._idle_workers:
+        if self._queued > self._idle_workers:
             self._add_worker()
 
     def _add_worker(self) -> bool:
@@ -7814,7 +7836,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 batch = self._queue.get(timeout=30)
             with self._lock:
                 self._idle_workers -= 1
-                if batch is None and self._queue.qsize() and not self._stopping:
+                self._queued -= batch is not None
+                if batch is None and self._queued and not self._stopping:
                     continue
                 if batch is None:
                     self._workers -= 1

@@ -1049,6 +1049,10 @@ class ConfigTest(unittest.TestCase):
                 "jobs = [j(instances='{{n}}', priority='1').bind(n=2) for j in jobs]",
                 "jobs = [jobs[0](contact='{{name}}', constraints={'{{x}}': '{{x}}'})]",
                 "t = jobs[0].task(); print(t.get(), t.check().ok(), t == t(), t.processes()[0].name(), '1' in t.processes()); jobs = jobs * 1",
+                "t = jobs[0].task().bind(z='1'); j = jobs[0](task=t)\n"
+                "print(j.task()(name='{{z}}').name(), (j % {}).task()(name='{{z}}').name(), j.interpolate()[0].task()(name='{{z}}').name())",
+                "j = jobs[0](task=jobs[0].task()(processes=[p.bind(z='1') for p in jobs[0].task().processes()]))\n"
+                "print((j % {}).task().processes()[0](cmdline='{{z}}').cmdline(), j.task()(name='{{z}}').processes()[0](name='{{z}}').name())",
                 "jobs = [jobs[0](instances='x')]", "jobs = [jobs[0](task=jobs[0].task()(resources=Resources(cpu='{{n}}', ram=1, disk='2')))]"]
         requests = [{"files": {"job.aurora": source(command=text, extra="health_check_config=HealthCheckConfig(interval_secs=%r)" % (
             "{{n}}" if "n" in text else 7)) + end}, "key": ["devcluster", "www-data", "devel", "hello"], "bindings": bindings}
@@ -2186,11 +2190,14 @@ class LimitsTest(unittest.TestCase):
         self.assertEqual(sock.recv(100), b"")
 
     def test_what_is_remembered_is_bounded_and_the_least_used_forgotten(self):
+        self.addCleanup(setattr, aurora_rest.Kept, "OVERHEAD", aurora_rest.Kept.OVERHEAD)
+        aurora_rest.Kept.OVERHEAD = 0
         memory = aurora_rest.Memory(1000)
         ask = aurora_rest.Scheduler.prepare("getJobs")
 
         def keep(question, size):
-            memory.keep(question, aurora_rest.Kept((ask._replace(known=aurora_rest.Known(b"x" * size)),), aurora_rest.Response(204, body=b"")))
+            asks = [ask._replace(message=b"", known=aurora_rest.Known(b"x" * size))]
+            memory.keep(question, aurora_rest.Kept((), asks, aurora_rest.Response(204, body=b"")))
         for question in "abc":
             keep(question, 300)
         memory.keep("a", memory.take("a"))
@@ -2204,6 +2211,49 @@ class LimitsTest(unittest.TestCase):
         self.assertEqual(memory.size, 700)
         memory.forget(0)
         self.assertEqual((memory.size, memory.take("a")), (0, None))
+
+    def test_many_small_answers_are_bounded_too(self):
+        server = self.serve(remembered=100000)
+        for number in range(60):
+            ask(server, "GET", "/alpha/jobs/devcluster/nobody?name=%d%s" % (number, "x" * 5000))
+        self.assertLess(len(server.service.memory._kept), 10)
+        self.assertLessEqual(server.service.memory.size, 100000)
+
+    def test_somebody_reads_on_whichever_thread_just_took_something(self):
+        server = self.serve(threads=1)
+        taken, go_on = threading.Event(), threading.Event()
+        self.addCleanup(go_on.set)
+        real = server.http._queue
+
+        class SlowToSay:        # a queue whose takers are held up before they can say that they are idle no more
+            def put(self, item):
+                real.put(item)
+
+            def qsize(self):
+                return real.qsize()
+
+            def get(self, timeout):
+                item = real.get(timeout=timeout)
+                if item is not None and item is not aurora_rest._READ:
+                    taken.set()
+                    go_on.wait(5)
+                return item
+        ask(server, "GET", "/alpha/jobs/devcluster/www-data")
+        server.http._queue = SlowToSay()
+        ask(server, "GET", "/alpha/jobs/devcluster/www-data")       # whoever was waiting in the other queue is through now
+        ask(server, "GET", "/alpha/jobs/devcluster/www-data")
+        held = threading.Event()
+        server.http.run_in_worker(lambda: held.wait(5))
+        self.addCleanup(held.set)
+        self.assertTrue(taken.wait(5))
+        with socket.create_connection(("127.0.0.1", server.port)) as sock:
+            with server.demo._lock:
+                sock.sendall(b"GET /alpha/jobs/devcluster/batch HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                wait_for(lambda: any(c.busy for c in list(server.http.connections)))
+                self.assertEqual(ask(server, "GET", "/health", timeout=3).status, 200)
+            go_on.set()
+            held.set()
+            self.assertTrue(sock.recv(100).startswith(b"HTTP/1.1 200"))
 
     def test_a_list_larger_than_the_memory_is_answered_all_the_same(self):
         server = self.serve(remembered=0)
@@ -3127,7 +3177,7 @@ def _pair_main(port, path, etag, seconds):
                 have += len(sock.recv(1 << 20))
             found.append(clock() - started)
     full, same = (sorted(each)[len(each) // 2] for each in times)
-    print(json.dumps({"full": full, "same": same, "ratio": full / same, "sizes": sizes}), flush=True)
+    print(json.dumps({"full_us": full * 1e6, "same_us": same * 1e6, "ratio": full / same}), flush=True)
 
 
 def _load_main(port, path, connections, seconds, *headers):
@@ -3208,9 +3258,10 @@ class Bench:
             each.kill()
             each.wait()
 
-    def row(self, work, figure, target):
-        self.rows.append({"work": work, "measured": figure, "target": target})
-        print("%-58s %-58s %s" % (work, figure, target), flush=True)
+    def row(self, work, text, target, figures):
+        """Print what `text` makes of the figures; --json has the figures too."""
+        self.rows.append({"work": work, "measured": text % figures, "target": target, "figures": figures})
+        print("%-62s %-62s %s" % (work, text % figures, target), flush=True)
 
     def median(self, measure):
         """Of each figure in what measure() returns, the median of all rounds."""
@@ -3218,7 +3269,7 @@ class Bench:
         return {name: sorted(each[name] for each in rounds)[len(rounds) // 2] for name in rounds[0]}
 
     def all(self):
-        print("%-58s %-58s %s" % ("work", "measured (median of %d)" % self.rounds, "target"))
+        print("%-62s %-62s %s" % ("work", "measured (median of %d)" % self.rounds, "target"))
         self.version()
         self.start_and_memory()
         self.lists()
@@ -3235,10 +3286,11 @@ class Bench:
             ours = self.run("load", port, "/alpha/version", 16, self.seconds)["rate"]
             theirs = self.run("load", plain_port, "/alpha/version", 16, self.seconds)["rate"]
             at64 = self.run("load", port, "/alpha/version", 64, self.seconds)
-            return {"ratio": ours / theirs, "ours": ours, "theirs": theirs, "p99": at64["p99"], "spread": at64["p99"] / at64["median"]}
+            return {"ratio": ours / theirs, "ours": ours, "theirs": theirs, "p99_ms": at64["p99"] * 1e3,
+                    "spread": at64["p99"] / at64["median"]}
         found = self.median(measure)
-        self.row("GET /alpha/version, 16 connections", "%(ratio).2f x plain (%(ours).0f/s beside %(theirs).0f/s)" % found, ">= 3 x plain")
-        self.row("  p99 at 64 connections", "%.1f x median (%.2f ms)" % (found["spread"], found["p99"] * 1e3), "<= 10 x median")
+        self.row("GET /alpha/version, 16 connections", "%(ratio).2f x plain (%(ours).0f/s beside %(theirs).0f/s)", ">= 3 x plain", found)
+        self.row("  p99 at 64 connections", "%(spread).1f x median (%(p99_ms).2f ms)", "<= 10 x median", found)
         self.stop(plain, rest)
 
     def start_and_memory(self):
@@ -3256,7 +3308,7 @@ class Bench:
             memory = self.memory(rest)
             self.stop(rest)
             return {"seconds": seconds, "memory": memory}
-        self.row("start to first answer; resident", "%(seconds).2f s; %(memory).0f MB" % self.median(measure), "<= 0.25 s; <= 35 MB")
+        self.row("start to first answer; resident", "%(seconds).2f s; %(memory).0f MB", "<= 0.25 s; <= 35 MB", self.median(measure))
 
     @staticmethod
     def memory(process):
@@ -3284,20 +3336,23 @@ class Bench:
             found = {"direct": self.run("direct", scheduler_port, "list", self.seconds)["rate"],
                      "floor": self.run("direct", scheduler_port, "list floor", self.seconds)["rate"]}
             for number in connections:
-                found[number] = ours = self.run("load", port, path, number, self.seconds)["rate"]
-                found[number, "direct"], found[number, "floor"] = ours / found["direct"], ours / found["floor"]
+                ours = self.run("load", port, path, number, self.seconds)["rate"]
+                found.update({"rate %d" % number: ours, "by direct %d" % number: ours / found["direct"],
+                              "by floor %d" % number: ours / found["floor"]})
             if variants == 1:
                 found.update(self.run("pair", port, path, etag, self.seconds))
             return found
         found = self.median(measure)
+        found["memory"] = self.memory(rest)
         for number in connections:
-            self.row("%s, %d connection%s" % (work, number, "s" * (number > 1)), "%.2f x direct, %.2f x floor (%.0f/s; direct %.0f/s)" % (
-                found[number, "direct"], found[number, "floor"], found[number], found["direct"]), self.LIST_TARGETS[jobs, number])
-        memory = "%.0f MB" % self.memory(rest)
+            self.row("%s, %d connection%s" % (work, number, "s" * (number > 1)),
+                     "%(by direct N).2f x direct, %(by floor N).2f x floor (%(rate N).0f/s; direct %(direct).0f/s)".replace("N", str(number)),
+                     self.LIST_TARGETS[jobs, number], found)
         if variants == 1:
-            memory = "%.3f x as fast as the full answer (%.0f and %.0f us); %s" % (
-                found["ratio"], found["same"] * 1e6, found["full"] * 1e6, memory)
-        self.row("  not modified; memory" if variants == 1 else "  memory", memory, "> 1; < 80 MB" if variants == 1 else "< 80 MB")
+            self.row("  not modified; memory", "%(ratio).3f x as fast as the full answer (%(same_us).0f, %(full_us).0f us); %(memory).0f MB",
+                     "> 1; < 80 MB", found)
+        else:
+            self.row("  memory", "%(memory).0f MB", "< 80 MB", found)
         self.stop(scheduler, rest)
 
     def status(self):
@@ -3309,17 +3364,20 @@ class Bench:
                 ours = self.run("load", port, "/alpha/job/bench/www-data/devel/job", 1, self.seconds)["rate"]
                 direct = self.run("direct", scheduler_port, "status", self.seconds)["rate"]
                 return {"ratio": ours / direct, "ours": ours, "direct": direct, "memory": self.memory(rest)}
-            self.row(work, "%(ratio).2f x direct (%(ours).0f/s; direct %(direct).0f/s); %(memory).0f MB" % self.median(measure),
-                     ">= 0.8 x direct")
+            self.row(work, "%(ratio).2f x direct (%(ours).0f/s; direct %(direct).0f/s); %(memory).0f MB", ">= 0.8 x direct",
+                     self.median(measure))
             self.stop(scheduler, rest)
 
     def gate(self):
         scheduler, scheduler_port = self.start("scheduler", 3, 0, 0.05, 1)
         rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:%d" % scheduler_port, "--parallel", "4")
         paths = "|".join("/alpha/jobs/bench/role%d" % number for number in range(64))
-        found = self.median(lambda: self.run("load", port, paths, 64, max(3.0, self.seconds)))
-        self.row("--parallel 4, 64 clients, 50 ms a call", "%.2f of 4 / 50 ms; p99 %.1f x mean" % (
-            found["rate"] / 80.0, found["p99"] / found["mean"]), "0.9 to 1.1; <= 3 x mean")
+
+        def measure():
+            found = self.run("load", port, paths, 64, max(3.0, self.seconds))
+            return {"share": found["rate"] / 80.0, "spread": found["p99"] / found["mean"]}
+        self.row("--parallel 4, 64 clients, 50 ms a call", "%(share).2f of 4 / 50 ms; p99 %(spread).1f x mean", "0.9 to 1.1; <= 3 x mean",
+                 self.median(measure))
         self.stop(scheduler, rest)
 
     def configurations(self):
@@ -3350,11 +3408,11 @@ class Bench:
             return {"median": sorted(alone)[len(alone) // 2] * 1e3, "rate": len(together) / (time.perf_counter() - started)}
         client(False, [], 20)
         for create, work in ((False, "inspect of hello_world"), (True, "create of hello_world")):
-            self.row(work, "median %(median).1f ms at 1; %(rate).0f/s at 4" % self.median(partial(measure, create)), "< 10 ms; >= 100/s")
+            self.row(work, "median %(median).1f ms at 1; %(rate).0f/s at 4", "< 10 ms; >= 100/s", self.median(partial(measure, create)))
         big = text + "jobs = [jobs[0](name='j%d' % i) for i in range(500)]"
         started = time.perf_counter()
         assert ask(running, "POST", JOB + "j77/inspect", big).status == 200
-        self.row("inspect of a file with 500 jobs", "%.2f s" % (time.perf_counter() - started), "< 2 s")
+        self.row("inspect of a file with 500 jobs", "%(seconds).2f s", "< 2 s", {"seconds": time.perf_counter() - started})
         self.stop(rest)
 
     def watchers(self):
@@ -3394,8 +3452,9 @@ class Bench:
                 if b"RESTARTING" in key.fileobj.recv(65536):
                     arrived.append(time.perf_counter())
                     selector.unregister(key.fileobj)
-        self.row("1,000 event streams of one job", "%.1f polls/s; %.1f %% of a core; %d reached within %.0f ms of the first" % (
-            polls, share * 100, len(arrived), (arrived[-1] - arrived[0]) * 1e3 if arrived else -1), "1/s; < 5 %; < 250 ms")
+        self.row("1,000 event streams of one job", "%(polls).1f polls/s; %(core).1f %% of a core; %(reached)d reached within %(ms).0f ms",
+                 "1/s; < 5 %; 1000 within 250 ms", {"polls": polls, "core": share * 100, "reached": len(arrived),
+                                                    "ms": (arrived[-1] - arrived[0]) * 1e3 if arrived else -1.0})
         for sock in sockets:
             sock.close()
         self.stop(rest)
