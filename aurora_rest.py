@@ -1369,7 +1369,7 @@ class Scheduler:
         """The Response in a reply to `ask`. Raises the AuroraError that it stands for if it is not OK."""
         method, projection = ask.method, ask.projection
         try:
-            response = decode_reply(self._media, method.name, body, projection)
+            response = decode_reply(TJSON if body[:1] == b"[" else BINARY, method.name, body, projection)
         except BadMessage as error:
             raise BadAnswer("the scheduler's answer to %s cannot be read: %s" % (method.name, error)) from None
         code = response.get("responseCode") if projection else response.responseCode
@@ -1410,9 +1410,11 @@ class Scheduler:
         authorization = self.authorization if ask.authorization is None else ask.authorization
         fallen_back = False
         for _ in range(self.MAX_HOPS + 1):
-            message = ask.message if self._media == BINARY else encode_message(
-                self._media, method.name, TMessageType.CALL, 0, ask.arguments)
-            status, headers, body = self._exchange(location, message, deadline, authorization, ask.known)
+            media = self._media
+            message = ask.message if media == BINARY else encode_message(
+                media, method.name, TMessageType.CALL, 0, ask.arguments)
+            request = self._head(location, media, authorization) + b"%d\r\n\r\n" % len(message) + message
+            status, headers, body = self._exchange(location, request, deadline, ask.known)
             self._alive()
             if status == 200:
                 self._succeeded(location)
@@ -1420,7 +1422,7 @@ class Scheduler:
             if status in (301, 302, 307, 308):
                 location = self._redirect(location, headers, authorization)
                 continue
-            if status == 415 and self._media == BINARY and not fallen_back:
+            if status == 415 and media == BINARY and not fallen_back:
                 self._media, fallen_back = TJSON, True
                 continue
             if status == 401:
@@ -1445,12 +1447,11 @@ class Scheduler:
             raise BadAnswer("the scheduler redirects from https to http; credentials are not sent there")
         return target
 
-    def _exchange(self, location: _Location, message: bytes, deadline: float, authorization: Optional[str],
+    def _exchange(self, location: _Location, request: bytes, deadline: float,
                   known: Optional[Known]) -> Tuple[int, Dict[bytes, bytes], bytes]:
         wire = self._take(location, deadline)
         usable = False
         try:
-            request = self._head(location, authorization) + b"%d\r\n\r\n" % len(message) + message
             status, headers, body, usable = wire.exchange(request, deadline, self.max_answer, known)
             return status, headers, body
         finally:
@@ -1459,14 +1460,14 @@ class Scheduler:
             else:
                 wire.close()
 
-    def _head(self, location: _Location, authorization: Optional[str]) -> bytes:
+    def _head(self, location: _Location, media: str, authorization: Optional[str]) -> bytes:
         """The request head up to the value of Content-Length."""
-        key = (location, self._media, authorization)
+        key = (location, media, authorization)
         head = self._heads.get(key)
         if head is None:
             lines = ["POST %s HTTP/1.1" % location.path, "Host: " + str(location).split("//")[1],
-                     "User-Agent: aurora_rest/" + __version__, "Content-Type: " + self._media,
-                     "Accept: " + self._media]
+                     "User-Agent: aurora_rest/" + __version__, "Content-Type: " + media,
+                     "Accept: " + media]
             if authorization:
                 lines.append("Authorization: " + authorization)
             head = "\r\n".join(lines + ["Content-Length: "]).encode("latin-1", "replace")

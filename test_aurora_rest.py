@@ -486,9 +486,10 @@ class SchedulerTest(unittest.TestCase):
         nowhere = self.fake(answering(lambda body: http_answer(307, b"", "Location: gopher://x")))
         self.fails(aurora_rest.BadAnswer, nowhere)
 
-    def test_415_falls_back_to_tjson_and_remembers(self):
+    def speaks_only_tjson(self, before_415=lambda: None):
         def script(sock, body):
             if body[:1] == b"\x80":
+                before_415()
                 sock.sendall(http_answer(415))
                 return True
             name, sequence, _ = aurora_rest.decode_call(aurora_rest.TJSON, body)
@@ -496,11 +497,25 @@ class SchedulerTest(unittest.TestCase):
                 aurora_rest.TJSON, name, sequence, api.Response(responseCode=1, details=[], result=api.Result(
                     getTierConfigResult=api.GetTierConfigResult.from_plain(aurora_rest.DEFAULT_TIERS))))))
             return True
-        fake = self.fake(script)
+        return self.fake(script)
+
+    def test_415_falls_back_to_tjson_and_remembers(self):
+        fake = self.speaks_only_tjson()
         scheduler = self.scheduler(fake.url)
         scheduler.getTierConfigs()
         scheduler.getTierConfigs()
         self.assertEqual([body[:1] == b"\x80" for _, body in fake.requests], [True, False, False])
+
+    def test_calls_that_meet_415_together_all_fall_back(self):
+        both = threading.Barrier(2)
+        scheduler = self.scheduler(self.speaks_only_tjson(lambda: both.wait(5)).url)
+        answers = []
+        threads = [threading.Thread(target=lambda: answers.append(scheduler.getTierConfigs().responseCode)) for _ in range(2)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        self.assertEqual(answers, [1, 1])
 
     def test_http_failures_become_their_own_errors(self):
         for status, error, code in ((401, aurora_rest.Unauthorized, 401), (403, aurora_rest.AuthFailed, 403),
