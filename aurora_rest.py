@@ -4624,6 +4624,10 @@ class Response:
             self._body = (json.dumps(self._plain) + "\n").encode() if self._plain is not None else b""
         return self._body
 
+    def settle(self) -> None:
+        """Make the body, and let go of the larger thing that it is made from."""
+        self._body, self._plain = self.body, None
+
     @property
     def etag(self) -> str:
         """A strong validator: a hash of the body."""
@@ -5367,8 +5371,10 @@ class Kept:
     def __init__(self, question: Iterable[Optional[str]], asks: Sequence[Ask], answer: Response) -> None:
         self.asks = asks
         self.answer = answer
-        self.size = self.OVERHEAD + len(answer.body) + sum(2 * len(each or "") for each in question) + sum(
-            len(ask.known.reply) + 2 * len(ask.message) for ask in asks if ask.known)
+        answer.settle()
+        texts = 2 * sum(len(each or "") for each in question)
+        replies = sum(len(ask.known.reply) + 2 * len(ask.message) for ask in asks if ask.known)
+        self.size = self.OVERHEAD + texts + replies + 2 * len(answer.body)     # twice: it may be compressed, too
 
 
 class Memory:

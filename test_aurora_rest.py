@@ -2234,6 +2234,25 @@ class LimitsTest(unittest.TestCase):
         self.assertLess(len(server.service.memory._kept), 10)
         self.assertLessEqual(server.service.memory.size, 100000)
 
+    def test_what_is_gone_is_404_also_where_its_answer_was_remembered(self):
+        server = self.serve()
+        scheduler = server.service.clusters["devcluster"]
+        scheduler.createJob(config("gone"))
+        server.demo.advance(5)
+        update = scheduler.startJobUpdate(update_request(config("gone", "other")), None).result.startJobUpdateResult.key.id
+        path = JOB + "gone/updates/" + update
+        server.demo.advance(120)
+        self.assertEqual([ask(server, "GET", path).status for _ in range(2)], [200, 200])
+        with server.demo._lock:
+            server.demo._updates.clear()
+        self.assertEqual([ask(server, "GET", path).status for _ in range(2)], [404, 404])
+
+    def test_a_remembered_answer_takes_no_more_than_is_counted(self):
+        answer = aurora_rest.Response(200, {"status": "success", "x": list(range(1000))})
+        kept = aurora_rest.Kept(("q",), [], answer)
+        self.assertIsNone(answer.plain)
+        self.assertGreater(kept.size, len(answer.body) + len(answer.compressed))
+
     def test_somebody_reads_on_whichever_thread_just_took_something(self):
         server = self.serve(threads=1)
         taken, go_on = threading.Event(), threading.Event()
