@@ -2243,6 +2243,10 @@ class LimitsTest(unittest.TestCase):
         path = JOB + "gone/updates/" + update
         server.demo.advance(120)
         self.assertEqual([ask(server, "GET", path).status for _ in range(2)], [200, 200])
+        refusal = aurora_rest._Refusal("Invalid update")
+        with mock.patch.object(aurora_rest.Demo, "getJobUpdateDetails", side_effect=refusal):     # as some schedulers say it
+            self.assertEqual([ask(server, "GET", path).status for _ in range(2)], [404, 404])
+        self.assertEqual(ask(server, "GET", path).status, 200)
         with server.demo._lock:
             server.demo._updates.clear()
         self.assertEqual([ask(server, "GET", path).status for _ in range(2)], [404, 404])
