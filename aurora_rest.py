@@ -4021,11 +4021,12 @@ class Operation:
     """A long-running piece of work: its state, progress, steps with their times, outcome. Safe for many threads."""
     MAX_STEPS = 500
 
-    def __init__(self, kind: str, key: str, user: str, total: int = 0) -> None:
+    def __init__(self, kind: str, key: str, user: str, total: int = 0, owner: Optional[str] = None) -> None:
         self.id = str(uuid.uuid4())
         self.kind = kind
         self.key = key
         self.user = user
+        self.owner = owner              # who alone may cancel it, where `user` is only what somebody says of himself
         self.state = "running"          # then succeeded, failed, cancelled or interrupted
         self.started = time.time()
         self.ended: Optional[float] = None
@@ -4401,6 +4402,7 @@ METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS")
 JSON_TYPE = "application/json"
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_BARE_LINE_END = re.compile(rb"(?<!\r)\n")
 _BAD_TARGET = re.compile(rb"[^\x21-\x7e]")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~]*)(:\d*)?")
@@ -5253,6 +5255,7 @@ def read_param(name: str, values: Sequence[str]) -> Any:
 
 def _read_one(name: str, param: Param, text: str) -> Any:
     value: Any = text
+    name = "instances" if name == "to" else name
     if param.kind == "boolean":
         if text.lower() not in ("1", "true", "0", "false"):
             raise BadRequest("%s=%s: expected 1 or 0" % (name, text))
@@ -5271,8 +5274,8 @@ def _read_one(name: str, param: Param, text: str) -> Any:
             raise BadRequest("%s=%s: expected a number" % (name, text))
         value = float(text)
     if param.least is not None and value < param.least or param.most is not None and value > param.most:
-        shown = "instances" if name == "to" else name
-        raise BadRequest("%s=%s: expected %.15g to %.15g" % (shown, text, param.least or 0, param.most or math.inf))
+        most = "at least" if param.most is None else "at most %.15g and at least" % param.most
+        raise BadRequest("%s=%s: expected %s %.15g" % (name, text, most, param.least or 0))
     if param.choices and value not in param.choices:
         raise BadRequest("%s=%s: expected one of %s" % (name, text, ", ".join(param.choices)))
     return value
@@ -5576,7 +5579,12 @@ class Call:
 
     def start(self, kind: str, total: int, work: Callable[[Operation], None]) -> Operation:
         key = str(self.key) if "name" in self.args else "/".join(self.args.values())
-        return self.service.operations.start(Operation(kind, key, self.user.name, total), work)
+        return self.service.operations.start(Operation(kind, key, self.user.name, total, self.owner), work)
+
+    @property
+    def owner(self) -> Optional[str]:
+        """A hash of the forwarded credentials, which only the scheduler can check; None where users are known here."""
+        return hash_token(self.auth) if self.auth is not None else None
 
     def await_operation(self, operation: Operation, answer: Callable[[], Response]) -> Union[Response, Later]:
         """`answer` now, or, where the caller waits, when the operation has ended or the time is up."""
@@ -5786,7 +5794,7 @@ class Service(App):
         if request.body and not chosen.body:
             raise BadRequest("this call takes no body")
         given = request.headers.get("idempotency-key")
-        if given and chosen.method in ("PUT", "POST") and level != "read":
+        if given is not None and chosen.method in ("PUT", "POST") and level != "read":
             return self._once(given, request, lambda: self._run(call, chosen, level))
         answer = self._run(call, chosen, level)
         etag = request.headers.get("if-none-match")
@@ -5809,9 +5817,9 @@ class Service(App):
             raise
         finally:
             if level != "read" and chosen.method != "GET":
-                self.log("audit id=%s user=%s peer=%s did=%s key=%s outcome=%s" % (
-                    call.request.id, call.user.name, call.request.peer, chosen.name,
-                    self._key_of(call.request) or "-", outcome))
+                self.log("audit id=%s user=%s peer=%s did=%s path=%s shards=%s key=%s outcome=%s" % (
+                    call.request.id, call.user.name, call.request.peer, chosen.name, call.request.path[:512],
+                    ",".join(map(str, call.shards))[:200] or "-", self._key_of(call.request) or "-", outcome))
 
     def _repeated(self, call: Call, chosen: Route) -> Response:
         """The answer to a pure read. The scheduler is asked every time; where it replies to all that the last run asked
@@ -5901,7 +5909,7 @@ class Service(App):
                 ("Access-Control-Allow-Methods", "GET, HEAD, PUT, POST, DELETE"), ("Access-Control-Max-Age", "600"),
                 ("Access-Control-Allow-Headers", "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, "
                  "Last-Event-ID, X-Request-Id"),
-                ("Access-Control-Expose-Headers", "ETag, Location, Retry-After, X-Request-Id"))
+                ("Access-Control-Expose-Headers", "ETag, Idempotency-Replayed, Location, Retry-After, X-Request-Id"))
 
     def finished(self, request: Optional[Request], peer: str, response: Response, size: int) -> None:
         named = request.route.name if request and isinstance(request.route, Route) else "-"
@@ -6158,7 +6166,8 @@ def get_ready(call: Call) -> Any:
     states: Dict[str, Dict[str, Any]] = {}
     for scheduler in call.service.clusters.schedulers():
         try:
-            scheduler.call("getTierConfigs", timeout=2.0)
+            with contextlib.suppress(Unauthorized, AuthFailed):     # it answers; who may ask is between callers and it
+                scheduler.call("getTierConfigs", timeout=2.0)
             states[scheduler.name or "default"] = {"ready": True, "leader": scheduler.leader}
         except AuroraError as error:
             states[scheduler.name or "default"] = {"ready": False, "code": error.code, "errors": error.messages}
@@ -7150,6 +7159,8 @@ def cancel_operation(call: Call) -> Any:
     operation = call.service.operations[call.args["id"]]
     if call.service.access.forward and not call.user.known:
         raise Unauthorized("cancelling an operation takes credentials", headers=[("WWW-Authenticate", "Basic")])
+    if call.owner is not None and call.owner != operation.owner:
+        raise Forbidden("an operation is cancelled with the credentials that it was started with")
     parts = operation.key.split("/")
     call.service._require(call.user, "write", parts[1] if len(parts) > 1 else None)
     if call.get("dry_run"):
@@ -7714,7 +7725,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
                     if first < 0 or first > limits["url"] + 32:
                         raise UriTooLong("the request target is longer than %d bytes" % limits["url"])
                     raise TooManyHeaders("the header fields are larger than %d bytes" % limits["headers"])
-                if buffer.find(b"\n", start) >= 0 and re.search(rb"(?:^|[^\r])\n", buffer[start:] if start else buffer):
+                if _BARE_LINE_END.search(buffer, start):
                     raise BadRequest("a line of the request head does not end with CRLF")
                 connection.scanned = len(buffer)
                 if buffer and not connection.body_since:
@@ -7724,6 +7735,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
             raw = bytes(buffer[:end])
             del buffer[:end + 4]
             connection.scanned = 0
+            if end - raw.find(b"\r\n") - 2 > limits["headers"] and b"\r\n" in raw:
+                raise TooManyHeaders("the header fields are larger than %d bytes" % limits["headers"])
             # Heads repeat on kept-alive connections; those that carry credentials are not kept in the cache.
             head = (parse_head(raw, int(limits["header_count"]), int(limits["url"]))
                     if b"uthorization" in raw else self._parse(raw))
@@ -8533,6 +8546,7 @@ class Demo:
         self._cron_waiting: Set[Tuple[str, str, str]] = set()
         self._cron_runs: collections.Counter[Tuple[str, str, str]] = collections.Counter()
         self._quotas: Dict[str, Tuple[float, float, float]] = {}
+        self.url = ""           # where it serves, once it does
         self._updates: Dict[str, DemoUpdate] = {}
         self._rolling: Dict[Tuple[str, str, str], DemoUpdate] = {}      # the active update of a job
         self._backups: Dict[str, Any] = {}
@@ -8606,7 +8620,9 @@ class Demo:
         return name, None
 
     def start(self, port: int = 0) -> str:
-        """Serve on a loopback port in a thread of its own; the URL."""
+        """Serve on a loopback port in a thread of its own, if it does not yet; the URL."""
+        if self.url:
+            return self.url
         self.server = HttpServer(("127.0.0.1", port), DemoApp(self))
         self._thread = threading.Thread(target=self.server.serve_forever, name="demo-scheduler", daemon=True)
         self._thread.start()
@@ -10641,8 +10657,11 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
     demo: Union[bool, Demo] = False
     if options.demo is not None:
         demo = Demo(options.demo, options.demo_speed, options.demo_jobs)
-        start = demo.start
-        demo.start = lambda port=0: start(options.demo_port)    # type: ignore[method-assign]
+        try:
+            demo.start(options.demo_port)
+        except OSError as error:
+            raise UsageError("the demo scheduler cannot listen on port %d: %s" % (
+                options.demo_port, error.strerror)) from None
     try:
         return Server(
             options.port, options.host, demo=demo, clusters=clusters, evaluator=evaluator, access=access, limits=limits,
