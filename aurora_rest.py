@@ -5274,8 +5274,9 @@ def _read_one(name: str, param: Param, text: str) -> Any:
             raise BadRequest("%s=%s: expected a number" % (name, text))
         value = float(text)
     if param.least is not None and value < param.least or param.most is not None and value > param.most:
-        most = "at least" if param.most is None else "at most %.15g and at least" % param.most
-        raise BadRequest("%s=%s: expected %s %.15g" % (name, text, most, param.least or 0))
+        least = "%.15g" % (param.least or 0)
+        raise BadRequest("%s=%s: expected %s" % (
+            name, text, "at least " + least if param.most is None else "%s to %.15g" % (least, param.most)))
     if param.choices and value not in param.choices:
         raise BadRequest("%s=%s: expected one of %s" % (name, text, ", ".join(param.choices)))
     return value

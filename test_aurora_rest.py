@@ -1644,6 +1644,13 @@ class RoutesTest(Serving):
         update = self.good("GET", path + "/update")["update"]
         return api.JobUpdateKey(job=config(path.rsplit("/", 1)[1]).key, id=update["id"])
 
+    def test_refused_parameters_are_named_as_they_were_given(self):
+        path = self.create("named")
+        self.bad(400, "PUT", path + "/scale?instances=x", says="^instances=x: expected a whole number$")
+        self.bad(400, "PUT", path + "/scale?instances=5000", says="^instances=5000: expected 0 to 4000$")
+        self.bad(400, "GET", path + "?wait=-1", says="^wait=-1: expected at least 0$")
+        self.bad(400, "PUT", path + "/restart", code="BAD_REQUEST", says="Idempotency-Key", Idempotency_Key="")
+
     def test_operations_are_listed_shown_and_cancelled(self):
         path = self.create("long")
         operation = self.good("PUT", path + "/restart?watch_secs=500", status=202)["operation"]["id"]
@@ -2590,8 +2597,12 @@ class ProcessTest(unittest.TestCase):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             process = self.start("--demo", "--port=%d" % taken.getsockname()[1])
             _, err = process.communicate(timeout=20)
+            other = self.start("--demo", "--port=0", "--demo-port=%d" % taken.getsockname()[1])
+            _, demo_err = other.communicate(timeout=20)
         self.assertEqual((process.returncode, err.count("\n")), (2, 1), err)
         self.assertIn("Address already in use", err)
+        self.assertEqual((other.returncode, demo_err.count("\n")), (2, 1), demo_err)
+        self.assertRegex(demo_err, "the demo scheduler cannot listen on port .*Address already in use")
 
     def test_options_come_from_the_environment_too(self):
         _, server, _ = self.serve(AURORA_REST_DEMO="moon", AURORA_REST_QUIET="1", AURORA_REST_DEMO_JOBS="3")
