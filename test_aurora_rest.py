@@ -633,6 +633,11 @@ class SchedulerTest(unittest.TestCase):
             self.assertIs(scheduler.ask(ask._replace(known=aurora_rest.Known(got)))[0], got)
             self.assertEqual(fake.connections, 1)
             self.assertIn("certificate", self.fails(aurora_rest.SchedulerUnreachable, url).messages[0])
+            wordy = FakeScheduler(answering(lambda body: http_answer(200, reply) + http_answer(200, b"left over")), context)
+            self.addCleanup(wordy.close)
+            scheduler = self.scheduler(wordy.url.replace("http://127.0.0.1", "https://localhost"), ca_file=cert)
+            self.assertEqual([scheduler.ask(ask)[0] == reply for _ in range(2)], [True, True])
+            self.assertEqual(wordy.connections, 2)      # what is left over in one is no answer to the next call
             silent = FakeScheduler(lambda sock, body: threading.Event().wait(2), context)
             self.addCleanup(silent.close)
             with self.assertRaises(aurora_rest.SchedulerTimeout):
@@ -2106,6 +2111,7 @@ class AccessTest(unittest.TestCase):
         self.assertEqual(ask(server, "GET", "/alpha/clusters", Authorization="Basic " + basic).status, 200)
         audit = [line for line in self.lines if line.startswith("audit") and "did=create_job" in line]
         self.assertRegex(audit[-1], "user=writer .*key=devcluster/www-data/devel/hello outcome=201")
+        self.assertRegex(audit[-1], "did=create_job path=/alpha/job/devcluster/www-data/devel/hello shards=- ")
         for secret in secrets.values():
             self.assertFalse([line for line in self.lines if secret in line])
 
