@@ -1107,7 +1107,7 @@ class _Wire:
                 raise _Broken("more bytes than announced", True)
             body.add(rest)
             while body.size < size:
-                body.add(self._receive_for_now(deadline, size - body.size))
+                body.add(self._something(self._next(deadline, size - body.size)))
             return status, headers, body.whole(), reusable
         except (OSError, ValueError) as error:
             raise _Broken(_reason(error), sent, isinstance(error, socket.timeout)) from None
@@ -1139,15 +1139,11 @@ class _Wire:
     def _receive(self, deadline: float, most: int = 65536) -> bytes:
         return self._something(self._when_ready(self.socket.recv, most, select.POLLIN, deadline))
 
-    def _receive_for_now(self, deadline: float, most: int) -> memoryview:
-        """What comes next, in a buffer that the next call writes over."""
-        size = self._when_ready(self.socket.recv_into, self._space(most), select.POLLIN, deadline)
-        return self._space(self._something(size))
-
-    def _space(self, most: int) -> memoryview:
+    def _next(self, deadline: float, most: int) -> memoryview:
+        """What comes next, in a buffer that the next call writes over; nothing at the end of the connection."""
         if self._buffer is None:
             self._buffer = memoryview(bytearray(self.PIECE))
-        return self._buffer[:most]
+        return self._buffer[:self._when_ready(self.socket.recv_into, self._buffer[:most], select.POLLIN, deadline)]
 
     @staticmethod
     def _something(received: Any) -> Any:
@@ -1159,10 +1155,10 @@ class _Wire:
         """A body that ends with the connection."""
         body.add(data)
         while True:
-            size = self._when_ready(self.socket.recv_into, self._space(self.PIECE), select.POLLIN, deadline)
-            if not size:
+            part = self._next(deadline, self.PIECE)
+            if not part:
                 return
-            body.add(self._space(size))
+            body.add(part)
 
     def _chunked(self, buffer: bytearray, body: _Body, deadline: float) -> None:
         while True:
@@ -5417,6 +5413,14 @@ class Memory:
         return kept
 
 
+def _outcome(scheduler: Scheduler, ask: Ask) -> Tuple[bytes, Any]:
+    """What Scheduler.ask returns, or no bytes and the AuroraError that it raises."""
+    try:
+        return scheduler.ask(ask)
+    except AuroraError as error:
+        return b"", error
+
+
 class Replay:
     """A scheduler as one run of a pure handler sees it: notes what is asked with the replies; what came before the run
     began, Responses or AuroraErrors, is not asked for again, if the run asks for the same in the same order."""
@@ -5434,10 +5438,7 @@ class Replay:
             response = self.scheduler.decode(ask, reply) if response is None else response
         else:
             self._given.clear()
-            try:
-                reply, response = self.scheduler.ask(ask)
-            except AuroraError as error:
-                reply, response = b"", error
+            reply, response = _outcome(self.scheduler, ask)
         if isinstance(response, AuroraError):
             self.failed = True
             raise response
@@ -5830,10 +5831,7 @@ class Service(App):
         scheduler = self.clusters[call.args["cluster"]]
         given: List[Tuple[Ask, bytes, Any]] = []
         for ask in kept.asks if kept else ():
-            try:
-                reply, response = scheduler.ask(ask)
-            except AuroraError as error:        # for the handler, as if it had asked
-                reply, response = b"", error
+            reply, response = _outcome(scheduler, ask)
             given.append((ask, reply, response))
             if response is not None:
                 break
@@ -7369,13 +7367,13 @@ class _Batch:
     """Requests that one call of the handler answers."""
     __slots__ = ("key", "pairs", "since")
 
-    def __init__(self, key: Any, connection: Any, request: Any) -> None:
+    def __init__(self, key: Any, pairs: List[Tuple[Connection, Request]]) -> None:
         self.key = key
-        self.pairs = [(connection, request)]
+        self.pairs = pairs
         self.since = time.monotonic()
 
 
-_READ = _Batch(None, None, None)     # in the queue: whoever takes it becomes the reading thread
+_READ = _Batch(None, [])     # in the queue: whoever takes it becomes the reading thread
 
 
 class HttpServer(http.server.ThreadingHTTPServer):
@@ -7797,7 +7795,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
             self._answer(connection, request, app.refuse(Overloaded(
                 "%d requests are waiting already; try again" % self.limits["queue"], headers=[("Retry-After", "1")])))
             return
-        batch = _Batch(request.share, connection, request)
+        batch = _Batch(request.share, [(connection, request)])
         with self._lock:
             if batch.key is not None:
                 waiting = self._pending.get(batch.key)
@@ -7840,9 +7838,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
 
     def _hand_over(self, function: Callable[[], None]) -> None:
         """Call a function that may block in a thread of its own kind: a worker, through an empty batch."""
-        batch = _Batch(function, None, None)
-        batch.pairs.clear()
-        self._enqueue(batch)
+        self._enqueue(_Batch(function, []))
 
     run_in_worker = _hand_over
 
