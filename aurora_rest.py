@@ -4009,15 +4009,44 @@ def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage
 
 # --- long-running work --------------------------------------------------------------------------------------------------
 
+class Source:
+    """Something that changes, and those who want to know. From any thread; no lock is held while a listener runs, and one
+    that asks how things stand after `listen` and after each call misses nothing."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()       # guards _listeners, and what subclasses say
+        self._listeners: Dict[Callable[[], None], None] = {}
+
+    def listen(self, listener: Callable[[], None]) -> bool:
+        """Have `listener` called after every change. False where nothing will change any more."""
+        with self._lock:
+            self._listeners[listener] = None
+        return True
+
+    def forget(self, listener: Callable[[], None]) -> None:
+        with self._lock:
+            left = self._listeners.pop(listener, self) is self or bool(self._listeners)
+        if not left:
+            self.deserted()
+
+    def deserted(self) -> None:
+        """Called when the last listener has gone."""
+
+    def changed(self) -> None:
+        for each in tuple(self._listeners):
+            each()
+
+
 class Cancelled(Exception):
     """The operation was told to stop."""
 
 
-class Operation:
+class Operation(Source):
     """A long-running piece of work: its state, progress, steps with their times, outcome. Safe for many threads."""
     MAX_STEPS = 500
 
     def __init__(self, kind: str, key: str, user: str, total: int = 0, owner: Optional[str] = None) -> None:
+        super().__init__()
         self.id = str(uuid.uuid4())
         self.kind = kind
         self.key = key
@@ -4034,8 +4063,6 @@ class Operation:
         self.stepped = 0                # steps noted so far, those forgotten too
         self._stop = threading.Event()
         self._stop_as = ""
-        self._lock = threading.Lock()   # guards _listeners and the change of state
-        self._listeners: List[Callable[[], None]] = []
 
     def step(self, text: str, **fields: Any) -> None:
         """Note one thing that was done or seen."""
@@ -4056,19 +4083,6 @@ class Operation:
             self._stop_as = state
         self._stop.set()
         return True
-
-    def listen(self, listener: Callable[[], None]) -> None:
-        """Have `listener` called after every change, from the operation's thread."""
-        with self._lock:
-            self._listeners.append(listener)
-
-    def forget(self, listener: Callable[[], None]) -> None:
-        with self._lock, contextlib.suppress(ValueError):
-            self._listeners.remove(listener)
-
-    def changed(self) -> None:
-        for listener in list(self._listeners):
-            listener()
 
     def run(self, work: Callable[[Operation], None]) -> None:
         """Do the work and note how it ended. `work` raises AuroraError for a failure."""
@@ -4104,14 +4118,23 @@ class Operations:
         self.limit = running
         self.kept = kept
         self._lock = threading.Lock()   # guards _all
+        self._slots = threading.Semaphore(running)
         self._all: collections.OrderedDict[str, Operation] = collections.OrderedDict()
         self.outcomes: collections.Counter[str] = collections.Counter()
 
-    def start(self, operation: Operation, work: Callable[[Operation], None]) -> Operation:
-        """Run `work` in a thread of its own. Raises Overloaded."""
+    def take(self) -> None:
+        """Take a slot, before anything has an effect. Raises Overloaded."""
+        if not self._slots.acquire(blocking=False):
+            raise Overloaded("%d operations are running; try again" % self.limit, headers=[("Retry-After", "5")])
+
+    def give(self) -> None:
+        self._slots.release()
+
+    def start(self, operation: Operation, work: Callable[[Operation], None], taken: bool = False) -> Operation:
+        """Run `work` in a thread of its own, in the slot that was taken. Raises Overloaded."""
+        if not taken:
+            self.take()
         with self._lock:
-            if sum(each.state == "running" for each in self._all.values()) >= self.limit:
-                raise Overloaded("%d operations are running; try again" % self.limit, headers=[("Retry-After", "5")])
             self._all[operation.id] = operation
             ended = [each.id for each in self._all.values() if each.state != "running"]
             for old in ended[:max(0, len(self._all) - self.kept)]:
@@ -4119,6 +4142,7 @@ class Operations:
 
         def run() -> None:
             operation.run(work)
+            self.give()
             self.outcomes[operation.kind + " " + operation.state] += 1
         threading.Thread(target=run, name="operation-" + operation.kind, daemon=True).start()
         return operation
@@ -4649,49 +4673,100 @@ def etag_matches(header: str, etag: str, weak: bool = True) -> bool:
 
 
 class Later:
-    """An answer that comes later without holding a thread. `resolve` may be called from any thread; the first call counts.
+    """An answer that one caller waits for without holding a thread. It is what `ready` returns after a change of the
+    source, or `otherwise` when the time is up, the server stops or the caller has said all; or none, when he goes.
+    Both are called in whichever thread that happens in, and must not block."""
 
-    seconds: after these the server asks `expired` for the answer; gone: called when the caller goes away first.
-    """
-
-    def __init__(self, seconds: float, expired: Callable[[], Response]) -> None:
+    def __init__(self, source: Source, seconds: float, ready: Callable[[], Optional[Response]],
+                 otherwise: Callable[[], Response]) -> None:
+        self.source = source
         self.seconds = seconds
-        self.expired = expired
-        self.gone: Callable[[], None] = lambda: None
-        self.filters: List[Callable[[Response], Response]] = []     # what the first answer passes through
-        self._lock = threading.Lock()       # guards _answer, _resolved and _send
-        self._resolved = False
-        self._answer: Optional[Response] = None
+        self.ready = ready
+        self.otherwise = otherwise
         self._send: Optional[Callable[[Response], None]] = None
+        self._late = False                  # it was to end, perhaps before anybody had said how to send
+        self._once = threading.Lock()       # taken by what ends the wait
+        self.listening = source.listen(self.look)
 
-    def resolve(self, answer: Response) -> None:
-        with self._lock:
-            if self._resolved:
-                return
-            self._resolved = True
-        for each in self.filters:
-            answer = each(answer)
-        with self._lock:
-            self._answer = answer
-            send = self._send
-        if send:
-            send(answer)
+    def start(self, send: Callable[[Response], None]) -> None:
+        """How to send the answer; sent at once where it is ready."""
+        self._send = send
+        self.look()
+        if self._late:
+            self.expire()
 
-    def attach(self, send: Callable[[Response], None]) -> None:
-        """How to send the answer; called at once where there is one already."""
-        with self._lock:
-            self._send = send
-            answer = self._answer
+    def look(self) -> None:
+        answer = self.ready() if self._send else None
         if answer is not None:
-            send(answer)
+            self._end(lambda: answer)
+
+    def expire(self) -> None:
+        self._late = True       # first: `start` looks at it after it has set _send
+        if self._send is not None:
+            self._end(self.otherwise)
+
+    def gone(self) -> None:
+        self._end(None)
+
+    def _end(self, answer: Optional[Callable[[], Optional[Response]]]) -> None:
+        if self._once.acquire(blocking=False):
+            self.source.forget(self.look)
+            if answer is not None and self._send is not None:
+                self._send(answer())    # type: ignore[arg-type]
+
+    def again(self) -> Later:
+        """The same wait for somebody else."""
+        return Later(self.source, self.seconds, self.ready, self.otherwise)
 
 
 class Stream:
-    """A text/event-stream: `subscribe` is called with the function that sends bytes, `gone` when the caller went away."""
+    """A text/event-stream of what changes in a source. since: from a mark, the bytes that are new and the mark after them,
+    nothing if nothing is; it is asked only when the network took all there was, so a slow caller holds one piece."""
 
-    def __init__(self, subscribe: Callable[[Callable[[bytes], None]], None], gone: Callable[[], None]) -> None:
-        self.subscribe = subscribe
-        self.gone = gone
+    def __init__(self, source: Source, since: Callable[[Any], Tuple[bytes, Any]], mark: Any = None) -> None:
+        self.source = source
+        self.since = since
+        self.mark = mark
+        self._sink: Any = None
+        self._lock = threading.Lock()       # guards mark: pieces go out one after another
+        self._late = False
+        self._once = threading.Lock()       # taken by what ends the stream
+        self.listening = source.listen(self.look)
+
+    def start(self, sink: Any) -> None:
+        """sink: `full`, whether the network still has to take something; `push`, to send bytes; `finish`, to end."""
+        with self._lock:
+            self._sink = sink
+            sink.push(b": welcome\nretry: 2000\n\n")
+        self.look()
+        if self._late:
+            self.expire()
+
+    def look(self) -> None:
+        """Send what is new. Called after changes, and when the sink is no longer full."""
+        with self._lock:
+            while self._sink is not None and not self._sink.full:
+                data, self.mark = self.since(self.mark)
+                if not data:
+                    return
+                self._sink.push(data)
+
+    def expire(self) -> None:
+        self._late = True
+        if self._sink is not None:
+            self._end(b'event: end\ndata: {"reason": "the server is stopping"}\n\n')
+
+    def gone(self) -> None:
+        self._end(b"")
+
+    def _end(self, last: bytes) -> None:
+        if self._once.acquire(blocking=False):
+            self.source.forget(self.look)
+            with self._lock:
+                sink, self._sink = self._sink, None
+            if sink is not None and last:
+                sink.push(last)
+                sink.finish()
 
 
 def error_response(error: AuroraError, key: Optional[str] = None) -> Response:
@@ -4909,7 +4984,7 @@ class App:
         """Called in the reading thread before anything else: find the route, set `share`."""
 
     def admit(self, request: Request) -> None:
-        """Called with a request whose body is still to come; raises the AuroraError it gets if it cannot be taken."""
+        """Called with a prepared request whose body is still to come; raises the AuroraError it gets if it cannot be taken."""
 
     def is_quick(self, request: Request) -> bool:
         """Whether `handle` neither blocks nor takes long, so that the reading thread may call it."""
@@ -4918,7 +4993,7 @@ class App:
     def handle(self, request: Request) -> Union[Response, Later, Stream]:
         raise NotImplementedError
 
-    def refuse(self, error: AuroraError) -> Response:
+    def refuse(self, error: AuroraError, request: Optional[Request] = None) -> Response:
         """The answer to what is no request, or cannot be taken."""
         return error_response(error)
 
@@ -4935,49 +5010,45 @@ class App:
 
 # --- watching -----------------------------------------------------------------------------------------------------------
 
-class Poller:
-    """Asks one question again and again while somebody waits for its answer to change, however many they are.
+class Poll(Source):
+    """A question asked again and again while somebody listens for its answer, however many they are.
 
-    ask: called in a worker thread every `interval` seconds; tell: called with the answer, or with the AuroraError. The
-    poller ends `linger` seconds after the last waiter left.
+    ask: called in a worker every `interval` seconds. It ends `linger` seconds after the last listener went.
     """
 
     def __init__(self, runner: Any, ask: Callable[[], Any], interval: float, linger: float = 0.0) -> None:
+        super().__init__()
         self.runner = runner
         self.ask = ask
         self.interval = interval
         self.linger = linger
-        self.waiters = 0
-        self.ended = False
+        self.answer: Any = None             # the latest, or the AuroraError
+        self.asked = 0.0                    # when that was asked
+        self.ended = False                  # nobody listened; guarded by _lock as _listeners is
         self._left = time.monotonic()
-        self._lock = threading.Lock()       # guards waiters and ended
 
-    def join(self) -> bool:
-        """One waiter more. False where the poller has ended."""
+    @property
+    def waiters(self) -> int:
+        return len(self._listeners)
+
+    def listen(self, listener: Callable[[], None]) -> bool:
         with self._lock:
             if not self.ended:
-                self.waiters += 1
+                self._listeners[listener] = None
             return not self.ended
 
-    def leave(self) -> None:
-        with self._lock:
-            self.waiters -= 1
-            self._left = time.monotonic()
-
-    def tell(self, answer: Any) -> None:
-        raise NotImplementedError
+    def deserted(self) -> None:
+        self._left = time.monotonic()
 
     def start(self, seconds: float = 0.0) -> None:
-        self.runner.call_later(seconds, lambda: self.runner.run_in_worker(self._poll))
+        self.runner.call_later(seconds, partial(self.runner.run_in_worker, self._turn))
 
-    def _poll(self) -> None:
-        with self._lock:
-            if self.waiters <= 0 and time.monotonic() - self._left >= self.linger:
-                self.ended = True
-        if self.ended:
-            self.tell(None)
-            return
+    def _turn(self) -> None:
         started = time.monotonic()
+        with self._lock:
+            self.ended = not self._listeners and started - self._left >= self.linger
+        if self.ended:
+            return
         try:
             answer = self.ask()
         except AuroraError as error:
@@ -4985,108 +5056,63 @@ class Poller:
         except Exception as error:      # a defect, or an answer of no known shape: the watchers are told, and it polls on
             answer = BadAnswer("the scheduler's answer cannot be read: %s" % type(error).__name__)
         try:
-            self.tell(answer)
+            self.answer, self.asked = answer, started
+            self.note(answer)
+            self.changed()
         finally:
             self.start(max(0.0, self.interval - (time.monotonic() - started)))
 
-
-class BlockingReads(Poller):
-    """Reads that wait until the answer's ETag is no longer the one they have."""
-
-    def __init__(self, runner: Any, ask: Callable[[], Any], interval: float) -> None:
-        super().__init__(runner, ask, interval)
-        self._waiting: List[Tuple[str, Later]] = []
-
-    def add(self, etag: str, later: Later) -> None:
-        with self._lock:
-            self._waiting.append((etag, later))
-
-    def remove(self, later: Later) -> None:
-        with self._lock:
-            before = len(self._waiting)
-            self._waiting = [pair for pair in self._waiting if pair[1] is not later]
-            gone = before - len(self._waiting)
-        for _ in range(gone):
-            self.leave()
-
-    def tell(self, answer: Any) -> None:
-        if isinstance(answer, AuroraError) and answer.http < 500:
-            answer = error_response(answer)     # the thing itself is gone: that is a change too
-        if not isinstance(answer, Response) or answer.status >= 500:
-            return
-        for etag, later in list(self._waiting):
-            if etag != answer.etag:
-                later.resolve(answer)
+    def note(self, answer: Any) -> None:
+        """Called with each answer before the listeners are."""
 
 
-class Channel(Poller):
-    """The events of one watched thing: numbered, the last ones kept so that a caller can resume.
-
-    ask returns a list of (event name, plain data) that are new since it was last called, of which the first call's are
-    what there is already.
-    """
+class Events(Poll):
+    """A Poll whose answers are the events that are new: numbered, the last ones kept so that a caller can resume."""
     KEPT = 2000
+    PIECE = 256         # events given at once
 
     def __init__(self, runner: Any, ask: Callable[[], List[Tuple[str, Any]]], interval: float) -> None:
         super().__init__(runner, ask, interval, linger=30.0)
         self.epoch = secrets.token_hex(4)
-        self._number = 0
-        self._history: Deque[Tuple[int, bytes]] = collections.deque(maxlen=self.KEPT)
-        self._sends: Dict[Callable[[bytes], None], bool] = {}
-        self._failing = False
+        self._number = 0                    # of the latest event; guarded by _lock as _history is
+        self._history: Deque[bytes] = collections.deque(maxlen=self.KEPT)
 
-    def subscribe(self, send: Callable[[bytes], None], last_id: str) -> None:
-        """Send what came after `last_id`, a `gap` event where that is not known any more, and all that comes."""
+    def mark(self, last_id: str) -> Optional[int]:
+        """Where a caller that has this Last-Event-ID goes on; None: from the beginning."""
         epoch, _, number = last_id.partition("-")
+        if not last_id:
+            return None
+        return int(number) if epoch == self.epoch and re.fullmatch(r"\d{1,15}", number, re.ASCII) else -1
+
+    def since(self, mark: Optional[int]) -> Tuple[bytes, Optional[int]]:
         with self._lock:
-            pieces = [b": welcome\nretry: 2000\n\n"]
-            start = int(number) if epoch == self.epoch and re.fullmatch(r"\d{1,15}", number, re.ASCII) else 0
-            if last_id and (epoch != self.epoch or (self._history and start < self._history[0][0] - 1)):
-                pieces.append(self._event("gap", {"reason": "the events since %s are not known any more" % last_id},
-                                          start))
-                start = 0
-            pieces += [data for at, data in self._history if at > start]
-            self._sends[send] = True
-            send(b"".join(pieces))
+            oldest, gap = self._number - len(self._history), b""
+            if mark is None and not self._number:
+                return b"", None
+            if mark is not None and not oldest <= mark <= self._number:
+                gap = event_bytes("%s-%d" % (self.epoch, oldest), "gap", {"reason": "the events in between are not known any more"})
+                mark = None
+            mark = oldest if mark is None else mark
+            fresh = list(itertools.islice(reversed(self._history), self._number - mark))[::-1][:self.PIECE]
+            return gap + b"".join(fresh), mark + len(fresh)
 
-    def unsubscribe(self, send: Callable[[bytes], None]) -> None:
-        with self._lock:
-            self._sends.pop(send, None)
-
-    def _event(self, name: str, plain: Any, number: int) -> bytes:
-        return ("id: %s-%d\nevent: %s\ndata: %s\n\n" % (self.epoch, number, name, json.dumps(plain))).encode()
-
-    def tell(self, answer: Any) -> None:
+    def note(self, answer: Any) -> None:
         if isinstance(answer, AuroraError):
-            answer = [] if self._failing else [("error", {"code": answer.code, "errors": answer.messages})]
+            failing, answer = self._failing, [("error", {"code": answer.code, "errors": answer.messages})]
             self._failing = True
-        elif answer is not None:
+            if failing:
+                return
+        else:
             self._failing = False
         with self._lock:
-            pieces = []
-            for name, plain in answer or ():
+            for name, plain in answer:
                 self._number += 1
-                data = self._event(name, plain, self._number)
-                self._history.append((self._number, data))
-                pieces.append(data)
-            sends = list(self._sends) if pieces else []
-            joined = b"".join(pieces)
-        for send in sends:
-            send(joined)
+                self._history.append(event_bytes("%s-%d" % (self.epoch, self._number), name, plain))
+    _failing = False
 
-    def beat(self) -> None:
-        """A comment line, so that neither side takes a silent stream for a dead one."""
-        for send in list(self._sends):
-            send(b": heartbeat\n\n")
 
-    def close(self, reason: str) -> None:
-        """A last event, then the end of every stream."""
-        with self._lock:
-            sends = list(self._sends)
-            self._sends.clear()
-        for send in sends:
-            send(("event: end\ndata: %s\n\n" % json.dumps({"reason": reason})).encode())
-            send(b"")
+def event_bytes(event_id: str, name: str, plain: Any) -> bytes:
+    return ("id: %s\nevent: %s\ndata: %s\n\n" % (event_id, name, json.dumps(plain))).encode()
 
 
 class TaskChanges:
@@ -5297,6 +5323,10 @@ class Route(NamedTuple):
         return self.handler.__name__
 
     @property
+    def long(self) -> bool:
+        return self.name in ("drain", "sla_drain", "restart_job")
+
+    @property
     def summary(self) -> str:
         return (self.handler.__doc__ or "").strip().split("\n")[0]
 
@@ -5446,6 +5476,37 @@ class Replay:
         return response
 
 
+class Session:
+    """A scheduler as one caller uses it in one run: with his credentials, dry or not. Every write that is made for him goes
+    through here: `sent` tells whether one may have reached the scheduler; the doubt is said here and nowhere else."""
+
+    def __init__(self, scheduler: Any, authorization: Optional[str] = None, dry_run: bool = False) -> None:
+        self.scheduler = scheduler
+        self.authorization = authorization
+        self.dry_run = dry_run
+        self.notes: Dict[str, Any] = {}     # what a dry run tells besides the call
+        self.sent = False
+
+    def call(self, method: str, *arguments: Any, projection: Optional[Projection] = None,
+             authorization: Optional[str] = None, timeout: Optional[float] = None, **named: Any) -> Any:
+        ask = self.scheduler.prepare(method, *arguments, projection=projection, authorization=self.authorization, **named)
+        if ask.method.access == "read":
+            return self.scheduler.ask(ask, timeout)[1]
+        if self.dry_run:
+            raise _DryRun(method, ask.arguments, **self.notes)
+        try:
+            response = self.scheduler.ask(ask, timeout)[1]
+        except (SchedulerTransient, NoLeader, Unauthorized, AuthFailed, Overloaded):
+            raise           # the call had no effect
+        except AuroraError as error:
+            self.sent = self.sent or not error.details.get("_untouched")
+            if self.sent and "_response" not in error.details:
+                error.details["done"] = "unknown"
+            raise
+        self.sent = True
+        return response
+
+
 class Call:
     """One request on its way through a handler: its typed parameters, its scheduler, its job."""
 
@@ -5454,8 +5515,9 @@ class Call:
         self.request = request
         self.args = request.args
         self.params: Dict[str, Any] = {}
-        self.notes: Dict[str, Any] = {}     # what a dry run tells besides the call
         self.replay: Optional[Replay] = None
+        self.slot = False           # of an operation: taken, and not used yet
+        self._session: Optional[Session] = None
 
     def read_params(self) -> None:
         """Check and convert the query. Raises BadRequest: a misspelt shards= must not mean all instances."""
@@ -5489,7 +5551,17 @@ class Call:
     @property
     def scheduler(self) -> Any:
         """The cluster's Scheduler, or its Replay."""
-        return self.replay or self.service.clusters[self.args["cluster"]]
+        return self.replay or self.session
+
+    @property
+    def session(self) -> Session:
+        if self._session is None:
+            self._session = Session(self.service.clusters[self.args["cluster"]], self.auth, bool(self.get("dry_run")))
+        return self._session
+
+    @property
+    def notes(self) -> Dict[str, Any]:
+        return self.session.notes
 
     @property
     def key(self) -> Key:
@@ -5511,10 +5583,7 @@ class Call:
         """The Response of a read."""
         return self.scheduler.call(method, *arguments, authorization=self.auth, **named)
 
-    def write(self, method: str, *arguments: Any) -> Any:
-        """The Response of a write. Raises _DryRun instead where the caller asked for one."""
-        self.intend(method, *arguments)
-        return self.scheduler.call(method, *arguments, authorization=self.auth)
+    write = read
 
     def intend(self, method: str, *arguments: Any) -> None:
         """Stop here where the caller asked for a dry run."""
@@ -5569,7 +5638,7 @@ class Call:
         cluster = self.service.clusters.pair(self.args["cluster"])[0]
         user = self.user.name if self.user.known else None
         return load_job(files, str(self.key), user=user, is_json=is_json, bindings=bindings,
-                        tiers=self.service.tiers(self.scheduler, self.auth), docker_registry=cluster.docker_registry,
+                        tiers=self.service.tiers(self.service.clusters[self.args["cluster"]], self.auth), docker_registry=cluster.docker_registry,
                         evaluator=self.service.evaluator)
 
     def json_body(self) -> Any:
@@ -5581,7 +5650,8 @@ class Call:
 
     def start(self, kind: str, total: int, work: Callable[[Operation], None]) -> Operation:
         key = str(self.key) if "name" in self.args else "/".join(self.args.values())
-        return self.service.operations.start(Operation(kind, key, self.user.name, total, self.owner), work)
+        taken, self.slot = self.slot, False
+        return self.service.operations.start(Operation(kind, key, self.user.name, total, self.owner), work, taken)
 
     @property
     def owner(self) -> Optional[str]:
@@ -5593,16 +5663,7 @@ class Call:
         seconds = self.get("wait")
         if not seconds or operation.state != "running":
             return answer()
-        later = Later(seconds, answer)
-
-        def changed() -> None:
-            if operation.state != "running":
-                operation.forget(changed)
-                later.resolve(answer())
-        later.gone = lambda: operation.forget(changed)
-        operation.listen(changed)
-        changed()
-        return later
+        return Later(operation, seconds, lambda: answer() if operation.state != "running" else None, answer)
 
 
 def parse_json(data: bytes) -> Any:
@@ -5672,6 +5733,16 @@ def parse_multipart(data: bytes, boundary: str) -> Dict[str, bytes]:
     return files
 
 
+class Once(Source):
+    """What a request with an Idempotency-Key asked, and its answer, for those that come again."""
+
+    def __init__(self, asked: bytes) -> None:
+        super().__init__()
+        self.asked = asked
+        self.since = time.monotonic()
+        self.answer: Optional[Response] = None
+
+
 class Service(App):
     """All that handlers share: clusters, evaluator, operations, watchers, limits, who may do what.
 
@@ -5693,17 +5764,15 @@ class Service(App):
         self.hosts = frozenset(hosts)
         self.loopback = loopback
         self._last_host = ""            # one that was looked at and found good
-        self.draining = False
         self.clock: Callable[[], float] = time.time     # the schedulers' clock, for uptimes
         self.started = time.time()
         self.operations = Operations(int(self.limits["operations"]), int(self.limits["kept_operations"]))
         self.metrics = Metrics()
         self.runner: Any = None
-        self._lock = threading.Lock()       # guards _tiers, _channels, _blocking, _answers
+        self._lock = threading.Lock()       # guards _tiers, _polls, _answers
         self._tiers: Dict[Scheduler, Tuple[float, Dict[str, Any]]] = {}
-        self._channels: Dict[Any, Channel] = {}
-        self._blocking: Dict[Any, BlockingReads] = {}
-        self._answers: collections.OrderedDict[Any, Any] = collections.OrderedDict()
+        self._polls: Dict[Any, Poll] = {}
+        self._answers: collections.OrderedDict[Any, Once] = collections.OrderedDict()
         self.memory = Memory(self.limits["remembered"])
         self._declare_metrics()
         for scheduler in clusters.schedulers():
@@ -5743,8 +5812,11 @@ class Service(App):
         return (request.path, query, headers.get("authorization"), headers.get("host"), headers.get("origin"),
                 request.certificate)
 
+    @property
+    def draining(self) -> bool:
+        return bool(self.runner and self.runner.draining)
+
     def admit(self, request: Request) -> None:
-        self.prepare(request)
         if isinstance(request.route, AuroraError):
             raise request.route
         self._check_origin(request)
@@ -5797,7 +5869,7 @@ class Service(App):
             raise BadRequest("this call takes no body")
         given = request.headers.get("idempotency-key")
         if given is not None and chosen.method in ("PUT", "POST") and level != "read":
-            return self._once(given, request, lambda: self._run(call, chosen, level))
+            return self._once(given, call, lambda: self._run(call, chosen, level))
         answer = self._run(call, chosen, level)
         etag = request.headers.get("if-none-match")
         if chosen.method == "GET" and call.get("wait") and etag and isinstance(answer, Response) and (
@@ -5808,6 +5880,9 @@ class Service(App):
     def _run(self, call: Call, chosen: Route, level: str = "read") -> Union[Response, Later, Stream]:
         outcome: Any = "failed"
         try:
+            if level != "read" and chosen.method != "GET" and not call.get("dry_run") and ("wait" in call.params or chosen.long):
+                self.operations.take()
+                call.slot = True
             answer = self._repeated(call, chosen) if chosen.pure else chosen.handler(call)
             outcome = answer.status if isinstance(answer, Response) else 200
             return answer
@@ -5818,6 +5893,8 @@ class Service(App):
             outcome = error.code
             raise
         finally:
+            if call.slot:
+                self.operations.give()
             if level != "read" and chosen.method != "GET":
                 self.log("audit id=%s user=%s peer=%s did=%s path=%s shards=%s key=%s outcome=%s" % (
                     call.request.id, call.user.name, call.request.peer, chosen.name, call.request.path[:512],
@@ -5877,8 +5954,8 @@ class Service(App):
     def _failure(self, request: Request, error: AuroraError) -> Response:
         return error_response(error, self._key_of(request))
 
-    def refuse(self, error: AuroraError) -> Response:
-        return error_response(error)
+    def refuse(self, error: AuroraError, request: Optional[Request] = None) -> Response:
+        return error_response(error, self._key_of(request) if request is not None else None)
 
     def broken(self, error: Exception, request_id: str = "-") -> None:
         self.log("error id=%s %s: %s at %s" % (request_id, type(error).__name__, error, _place(error)))
@@ -5942,129 +6019,90 @@ class Service(App):
         return known[1]
 
     def _watchers(self) -> int:
-        return sum(each.waiters for each in list(self._channels.values()) + list(self._blocking.values()))
+        return sum(each.waiters for each in list(self._polls.values()))
 
-    def _check_watchers(self) -> None:
+    def _watch(self, key: Any, make: Callable[[], Any], use: Callable[[Any], Any]) -> Any:
+        """What `use` makes of the poll of a watched thing, and listens to it; `make` makes the poll on first use."""
         if self._watchers() >= self.limits["watchers"]:
             raise Overloaded("%d streams are open already" % self.limits["watchers"], headers=[("Retry-After", "10")])
-
-    def _block(self, request: Request, call: Call, chosen: Route, answer: Response) -> Union[Response, Later]:
-        """A read that waits for a change: all that ask for the same wait on one poller."""
-        self._check_watchers()
-        later = Later(call.get("wait"), lambda: answer)
-        key = self._question(request, self._lasting_query(request))
         with self._lock:
-            poller = self._blocking.get(key)
-            if poller is None or not poller.join():
-                poller = BlockingReads(self.runner, lambda: self._run(call, chosen), self.poll_interval)
-                poller.join()
-                self._blocking[key] = poller
-                poller.start(self.poll_interval)
-            self._blocking = {k: p for k, p in self._blocking.items() if not p.ended}
-        poller.add(answer.etag, later)
-        done = poller
+            found: Any = self._polls.get(key)
+            used = use(found) if found is not None else None
+            if used is None or not used.listening:      # there is none, or it has just ended
+                self._polls = {k: p for k, p in self._polls.items() if not p.ended}
+                found = self._polls[key] = make()
+                used = use(found)
+                found.start(0.0 if isinstance(found, Events) else self.poll_interval)
+            return used
 
-        later.gone = lambda: done.remove(later)
+    def _block(self, request: Request, call: Call, chosen: Route, answer: Response) -> Later:
+        """A read that waits for a change: all that ask for the same wait on one poll."""
+        now = time.monotonic()
 
-        def changed(response: Response) -> Response:
-            done.remove(later)
-            return response
-        later.filters.append(changed)
-        return later
+        def wait(poll: Poll) -> Later:
+            def ready() -> Optional[Response]:
+                found = poll.answer if poll.asked > now else None       # what was asked before this caller came is older
+                if isinstance(found, AuroraError) and found.http < 500:
+                    found = error_response(found, self._key_of(request))    # the thing itself is gone: a change too
+                return found if isinstance(found, Response) and found.status < 500 and found.etag != answer.etag else None
+            return Later(poll, call.get("wait"), ready, lambda: answer)
+        made: Later = self._watch(self._question(request, self._lasting_query(request)), lambda: Poll(
+            self.runner, lambda: self._run(call, chosen), self.poll_interval), wait)
+        return made
 
-    def channel(self, key: Any, make: Callable[[], Callable[[], List[Tuple[str, Any]]]]) -> Channel:
-        """The channel of a watched thing, joined; made and started on first use."""
-        self._check_watchers()
-        with self._lock:
-            found = self._channels.get(key)
-            if found is None or not found.join():
-                found = Channel(self.runner, make(), self.poll_interval)
-                found.join()
-                self._channels = {k: c for k, c in self._channels.items() if not c.ended}
-                self._channels[key] = found
-                found.start()
-        return found
-
-    def stream(self, channel: Channel, last_id: str) -> Stream:
-        sends: List[Callable[[bytes], None]] = []
-
-        def subscribe(send: Callable[[bytes], None]) -> None:
-            sends.append(send)
-            channel.subscribe(send, last_id)
-
-        once = threading.Lock()     # taken by the first that says the caller is gone
-
-        def gone() -> None:
-            if once.acquire(blocking=False):
-                for send in sends:
-                    channel.unsubscribe(send)
-                channel.leave()
-        return Stream(subscribe, gone)
+    def stream(self, call: Call, key: Any, make: Callable[[], Callable[[], List[Tuple[str, Any]]]]) -> Stream:
+        """The events of a watched thing, after the caller's Last-Event-ID."""
+        last = call.request.headers.get("last-event-id", "")
+        made: Stream = self._watch(key, lambda: Events(self.runner, make(), self.poll_interval),
+                                   lambda events: Stream(events, events.since, events.mark(last)))
+        return made
 
     def beat(self) -> None:
-        """Every fifteen seconds: keep streams alive, let idle evaluators and what is no longer asked for go."""
-        for channel in list(self._channels.values()):
-            channel.beat()
+        """Every fifteen seconds: let idle evaluators and what is no longer asked for go."""
+        self.runner.call_later(15.0, self.beat)
         self.memory.forget(300.0)
         self.runner.run_in_worker(self.evaluator.shrink)
-        self.runner.call_later(15.0, self.beat)
 
-    def close_streams(self) -> None:
-        for channel in list(self._channels.values()):
-            channel.close("the server is stopping")
-
-    def _once(self, given: str, request: Request, run: Callable[[], Any]) -> Union[Response, Later, Stream]:
+    def _once(self, given: str, call: Call, run: Callable[[], Any]) -> Union[Response, Later, Stream]:
         """Run a write once for its Idempotency-Key; later ones get the first answer."""
         if not re.fullmatch(r"[\x21-\x7e]{1,255}", given):
             raise BadRequest("an Idempotency-Key has 1 to 255 visible characters")
+        request = call.request
         slot = (request.user.name, request.headers.get("authorization"), given)
-        print_ = hashlib.sha256("\0".join((request.method, request.path, request.raw_query, request.headers.get(
+        asked = hashlib.sha256("\0".join((request.method, request.path, request.raw_query, request.headers.get(
             "content-type", ""))).encode() + b"\0" + request.body).digest()
-        now = time.time()
+        mine = Once(asked)
         with self._lock:
             while self._answers and (len(self._answers) > self.limits["idempotency_keys"] or
-                                     now - next(iter(self._answers.values()))[1] > 86400):
+                                     mine.since - next(iter(self._answers.values())).since > 86400):
                 self._answers.popitem(last=False)
-            known = self._answers.get(slot)
-            later = Later(self.limits["wait"], lambda: self.refuse(Conflict(
-                "the first request with this Idempotency-Key is still under way")))
-            if known is None:
-                waiting: List[Later] = []
-                self._answers[slot] = [print_, now, None, waiting]
-            elif known[0] == print_ and known[2] is None:
-                known[3].append(later)
-                return later
-        if known is not None:
-            if known[0] != print_:
-                raise Unprocessable("this Idempotency-Key was used for another request", code="IDEMPOTENCY_KEY_REUSED")
-            return self._replayed(known[2])
+            first = self._answers.setdefault(slot, mine)
+        if first.asked != asked:
+            raise Unprocessable("this Idempotency-Key was used for another request", code="IDEMPOTENCY_KEY_REUSED")
+        if first is not mine:
+            return Later(first, self.limits["wait"], lambda: self._replayed(first.answer) if first.answer else None,
+                         lambda: self.refuse(Conflict("the first request with this Idempotency-Key is still under way")))
 
-        def settle(response: Response, untouched: bool = False) -> None:
-            with self._lock:
-                entry = self._answers.get(slot)
-                # What was refused for the moment, or never sent, may be tried again with the same key.
-                if (untouched or response.status in (401, 403, 500, 503)) and entry is not None:
-                    del self._answers[slot]
-                elif entry is not None:
-                    entry[2] = response
-            for each in waiting:
-                each.resolve(self._replayed(response))
+        def settle(response: Response) -> None:
+            if response.status >= 400 and not (call._session and call._session.sent):   # nothing was done: the key is free
+                with self._lock:
+                    self._answers.pop(slot, None)
+            mine.answer = response
+            mine.changed()
         try:
             answer = run()
         except AuroraError as error:
-            settle(error_response(error, self._key_of(request)), bool(error.details.get("_untouched")))
+            settle(error_response(error, self._key_of(request)))
             raise
         except Exception:
             settle(self.refuse(AuroraError("an internal error")))
             raise
-        if isinstance(answer, Response):
+        if isinstance(answer, Later):       # waited for here too: the first caller may go before it comes
+            twin = answer.again()
+            self.runner.call_later(twin.seconds, twin.expire)
+            twin.start(settle)
+        else:
             settle(answer)
-        elif isinstance(answer, Later):
-            def settled(response: Response) -> Response:
-                settle(response)
-                return response
-            answer.filters.append(settled)
-            answer.gone = lambda: None      # the first caller's going must not take the answer from those that ask again
         return answer
 
     @staticmethod
@@ -6362,20 +6400,18 @@ def list_pending(call: Call) -> Any:
 def watch_job(call: Call) -> Any:
     """Events of a job as they happen: task, update, instance; resumes at Last-Event-ID."""
     key = call.key
-    channel = call.service.channel(("job", key, call.auth), lambda: TaskChanges(
+    return call.service.stream(call, ("job", key, call.auth), lambda: TaskChanges(
         call.scheduler, lambda: api.TaskQuery(jobKeys={key.thrift}),
         lambda: api.JobUpdateQuery(jobKey=key.thrift, limit=1), call.auth))
-    return call.service.stream(channel, call.request.headers.get("last-event-id", ""))
 
 
 @route("GET", "/alpha/events/{cluster}/{role}", "watch", a200="text/event-stream: task, instance and update events")
 def watch_role(call: Call) -> Any:
     """Events of all jobs of a role as they happen."""
     role = call.args["role"]
-    channel = call.service.channel(("role", call.args["cluster"], role, call.auth), lambda: TaskChanges(
+    return call.service.stream(call, ("role", call.args["cluster"], role, call.auth), lambda: TaskChanges(
         call.scheduler, lambda: api.TaskQuery(role=role),
         lambda: api.JobUpdateQuery(role=role, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)), call.auth))
-    return call.service.stream(channel, call.request.headers.get("last-event-id", ""))
 
 
 @route("GET", "/alpha/sla/{key}/uptime", "watch", params="percentile duration", a200="uptimes")
@@ -6608,10 +6644,9 @@ def watch_update(call: Call) -> Any:
     """Events of one update from its beginning, and as they happen."""
     key, update_id = call.key, call.args["id"]
     update_details(call.scheduler, key, update_id, call.auth)
-    channel = call.service.channel(("update", key, update_id, call.auth), lambda: TaskChanges(
+    return call.service.stream(call, ("update", key, update_id, call.auth), lambda: TaskChanges(
         call.scheduler, None, lambda: api.JobUpdateQuery(key=api.JobUpdateKey(job=key.thrift, id=update_id)), call.auth,
         history=True))
-    return call.service.stream(channel, call.request.headers.get("last-event-id", ""))
 
 
 @route("PUT", "/alpha/job/{key}/restart", "fix", params="shards instances batch_size watch_secs max_per_instance_failures "
@@ -7173,22 +7208,20 @@ def cancel_operation(call: Call) -> Any:
 def watch_operation(call: Call) -> Any:
     """Events of an operation as they happen."""
     operation = call.service.operations[call.args["id"]]
-    told: List[Any] = [0, ""]
 
-    def ask() -> List[Tuple[str, Any]]:
-        stepped, steps = operation.stepped, list(operation.steps)
-        fresh = min(stepped - told[0], len(steps))
+    def since(mark: Tuple[int, str]) -> Tuple[bytes, Tuple[int, str]]:
+        told, state = mark
+        stepped, steps, now = operation.stepped, list(operation.steps), operation.state
+        fresh = min(stepped - told, len(steps))
         events: List[Tuple[str, Any]] = []
-        if fresh < stepped - told[0]:
-            events.append(("gap", {"reason": "%d steps are not known any more" % (stepped - told[0] - fresh)}))
+        if fresh < stepped - told:
+            events.append(("gap", {"reason": "%d steps are not known any more" % (stepped - told - fresh)}))
         events += [("step", step) for step in steps[len(steps) - fresh:]]
-        told[0] = stepped
-        if operation.state != told[1]:
-            told[1] = operation.state
+        if now != state:
             events.append(("state", {name: value for name, value in operation.to_plain().items() if name != "steps"}))
-        return events
-    channel = call.service.channel(("operation", operation.id), lambda: ask)
-    return call.service.stream(channel, call.request.headers.get("last-event-id", ""))
+        return b"".join(event_bytes("%s-%d" % (operation.id, stepped), *each) for each in events), (stepped, now)
+    last = re.fullmatch(re.escape(operation.id) + r"-(\d{1,9})", call.request.headers.get("last-event-id", ""), re.ASCII)
+    return Stream(operation, since, (int(last.group(1)) if last else 0, ""))
 
 
 # --- OpenAPI ------------------------------------------------------------------------------------------------------------
@@ -7333,54 +7366,581 @@ def openapi_text() -> bytes:
 # ======================================================================================================================
 
 
-class Connection:
-    """One caller's socket and what is read of its next request."""
-    __slots__ = ("socket", "peer", "lock", "buffer", "head", "chunks", "busy", "out", "deadline", "body_since", "ended",
-                 "close_after", "lingering", "closed", "mask", "handshaking", "waiting", "serial", "received", "scanned",
-                 "reserved")
+class Timer(list):      # type: ignore[type-arg]
+    """[when, serial, function]: a function that is to be called once."""
 
-    def __init__(self, sock: socket.socket, peer: str, serial: int, handshaking: bool) -> None:
+    def cancel(self) -> None:
+        self[2] = None      # and lets go of what it would have been about
+
+
+class Loop:
+    """What a thread does that waits for all sockets: `turn` is one wait with the calls that follow. One thread at a time
+    turns it, that which `own`ed it last; `soon`, `later` and `stop` are for all threads, the rest for that one alone."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call           # how to call what may fail
+        self._selector = selectors.DefaultSelector()
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._woken = False
+        self._soon: Deque[Tuple[Callable[..., None], Tuple[Any, ...]]] = collections.deque()
+        self._timers: List[Timer] = []
+        self._serial = itertools.count()
+        self._thread = 0            # the one that turns it, 0 while that passes from one to another
+        self.stopping = False
+        self.turned = time.monotonic()
+        for each in (self._wake_in, self._wake_out):
+            each.setblocking(False)
+        self.watch(self._wake_in, 0, selectors.EVENT_READ, self._drain_wakes)
+
+    def soon(self, function: Callable[..., None], *arguments: Any) -> None:
+        self._soon.append((function, arguments))
+        if threading.get_ident() != self._thread:
+            self._wake()
+
+    def later(self, seconds: float, function: Callable[[], None]) -> Timer:
+        timer = Timer((time.monotonic() + seconds, next(self._serial), function))
+        if threading.get_ident() == self._thread:
+            heapq.heappush(self._timers, timer)
+        else:
+            self.soon(heapq.heappush, self._timers, timer)
+        return timer
+
+    def stop(self) -> None:
+        self.stopping = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self._woken:
+            self._woken = True
+            with contextlib.suppress(OSError):
+                self._wake_out.send(b"\0")
+
+    def _drain_wakes(self, mask: int) -> None:
+        with contextlib.suppress(OSError):
+            self._wake_in.recv(4096)
+        self._woken = False     # only now: a byte written in between would be taken while the flag says it is there
+
+    def own(self, thread: int) -> None:
+        self._thread = thread
+
+    def turn(self) -> None:
+        timers = self._timers
+        timeout = 0.0 if self._soon else max(0.0, timers[0][0] - time.monotonic()) if timers else None
+        for key, mask in self._selector.select(timeout):
+            self._call(key.data, mask)
+        for _ in range(len(self._soon)):
+            function, arguments = self._soon.popleft()
+            self._call(function, *arguments)
+        now = time.monotonic()
+        while timers and (timers[0][0] <= now or timers[0][2] is None):
+            function = heapq.heappop(timers)[2]
+            if function is not None:
+                self._call(function)
+
+    def watch(self, sock: Any, before: int, mask: int, on_event: Callable[[int], None]) -> None:
+        """Which events of a socket to wait for, and which those were before."""
+        with contextlib.suppress(KeyError, ValueError, OSError):
+            if not before:
+                self._selector.register(sock, mask, on_event)
+            elif not mask:
+                self._selector.unregister(sock)
+            else:
+                self._selector.modify(sock, mask, on_event)
+
+    def prune(self) -> None:
+        """Let go of timers that were cancelled, where they are many."""
+        alive = [each for each in self._timers if each[2] is not None]
+        if 2 * len(alive) < len(self._timers):
+            self._timers[:] = alive
+            heapq.heapify(self._timers)
+
+    def close(self) -> None:
+        self._selector.close()
+        self._wake_in.close()
+        self._wake_out.close()
+
+
+_LEAD = object()        # in the queue of Workers: whoever takes it turns the loop
+
+
+class Workers:
+    """Threads that run what is put into a queue. One of them leads: it turns the loop, and what the loop holds for it it
+    runs itself while an idle thread leads: so a request waits for no other thread to wake up. `hold` is for the leader."""
+
+    def __init__(self, loop: Loop, most: float, call: Callable[..., Any]) -> None:
+        self.loop = loop
+        self.most = most
+        self._call = call
+        self._held: Optional[Callable[[], None]] = None     # touched by the leader alone
+        self.ended = threading.Event()      # nobody leads any more
+        self.queue: SimpleQueue[Any] = SimpleQueue()        # None: end
+        self._lock = threading.Lock()   # guards threads, _idle, _queued
+        self.threads = 0
+        self._idle = 0
+        self._queued = 0                # in the queue, or just taken by a thread that still counts as idle
+
+    def put(self, work: Any) -> None:
+        with self._lock:
+            self._put(work)
+            if self._queued > self._idle:
+                self._add()
+
+    def hold(self, work: Callable[[], None]) -> None:
+        if self._held is None:
+            self._held = work
+        else:
+            self.put(work)
+
+    def end(self) -> None:
+        for _ in range(self.threads):
+            self.queue.put(None)
+
+    def _put(self, work: Any) -> None:
+        self._queued += 1
+        self.queue.put(work)
+
+    def _add(self) -> bool:
+        """One more thread, if there may be one: work has `most`, and one leads. With the lock held."""
+        if self.threads > self.most:
+            return False
+        try:
+            threading.Thread(target=self._work, name="http-worker", daemon=True).start()
+        except RuntimeError:        # no more threads to be had: those there are go on
+            return False
+        self.threads += 1
+        return True
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                self._idle += 1
+            work: Any = None
+            with contextlib.suppress(QueueEmpty):
+                work = self.queue.get(timeout=30)
+            with self._lock:
+                self._idle -= 1
+                self._queued -= work is not None
+                if work is None and self._queued and not self.loop.stopping:
+                    continue
+                if work is None:
+                    self.threads -= 1
+                    return
+                if self._queued > self._idle:
+                    self._add()
+            if work is _LEAD:
+                work = self._lead()
+            if work is not None:
+                self._call(work)
+
+    def _lead(self) -> Optional[Callable[[], None]]:
+        """Turn the loop until there is something to run while another thread turns it. None at the end of all."""
+        passed = False
+        self.loop.own(threading.get_ident())
+        try:
+            while not self.loop.stopping:
+                self.loop.turn()
+                if self._held is not None:
+                    work, self._held = self._held, None
+                    with self._lock:
+                        passed = self._queued < self._idle or self._add()
+                        if passed:
+                            self.loop.own(0)
+                            self._put(_LEAD)
+                    if passed:
+                        return work
+                    self.put(work)
+            return None
+        finally:
+            if not passed:
+                self.ended.set()
+
+
+class Incoming:
+    """What arrives on a connection, made into requests. It has no socket, no clock and no thread: bytes go in by `feed`,
+    `next` takes out what is whole; when it raises, what follows in the stream cannot be trusted."""
+    __slots__ = ("_limits", "_parse", "buffer", "head", "_chunks", "_scanned")
+
+    def __init__(self, limits: Dict[str, float], parse: Callable[[bytes], Head]) -> None:
+        self._limits = limits
+        self._parse = parse
+        self.buffer = bytearray()       # received and not yet taken
+        self.head: Optional[Head] = None            # of the request whose body is still to come
+        self._chunks: Optional[ChunkedBody] = None
+        self._scanned = 0               # bytes of the buffer in which no end of a head was found
+
+    def feed(self, data: bytes) -> None:
+        self.buffer += data
+
+    @property
+    def held(self) -> int:
+        """Bytes of the body that is arriving."""
+        return 0 if self.head is None else len(self.buffer) + (self._chunks.size if self._chunks else 0)
+
+    def next(self) -> Optional[Tuple[Head, Optional[bytes]]]:
+        """The next request's head and body; before that, once, its head and None where it has a body, so that it can be
+        refused before that is held. None: more has to be fed."""
+        head = self.head
+        if head is None:
+            head = self._take_head()
+            if head is None or not head.length:
+                return None if head is None else (head, b"")
+            self.head = head
+            self._chunks = ChunkedBody(int(self._limits["body"])) if head.length < 0 else None
+            return head, None
+        if self._chunks is not None:
+            if not self._chunks.feed(self.buffer):
+                return None
+            body = b"".join(self._chunks.parts)
+        elif len(self.buffer) < head.length:
+            return None
+        else:
+            body = bytes(self.buffer[:head.length])
+            del self.buffer[:head.length]
+        self.head = self._chunks = None
+        return head, body
+
+    def _take_head(self) -> Optional[Head]:
+        buffer, limits = self.buffer, self._limits
+        while buffer[:2] == b"\r\n":
+            del buffer[:2]
+        start = max(0, self._scanned - 3)
+        end = buffer.find(b"\r\n\r\n", start)
+        if end < 0 or end > limits["headers"] + limits["url"]:
+            if len(buffer) > limits["headers"] + limits["url"]:
+                first = buffer.find(b"\r\n")
+                if first < 0 or first > limits["url"] + 32:
+                    raise UriTooLong("the request target is longer than %d bytes" % limits["url"])
+                raise TooManyHeaders("the header fields are larger than %d bytes" % limits["headers"])
+            if _BARE_LINE_END.search(buffer, start):
+                raise BadRequest("a line of the request head does not end with CRLF")
+            self._scanned = len(buffer)
+            return None
+        raw = bytes(buffer[:end])
+        del buffer[:end + 4]
+        self._scanned = 0
+        if end - raw.find(b"\r\n") - 2 > limits["headers"] and b"\r\n" in raw:
+            raise TooManyHeaders("the header fields are larger than %d bytes" % limits["headers"])
+        return self._parse(raw)
+
+
+def head_parser(limits: Dict[str, float]) -> Callable[[bytes], Head]:
+    """parse_head with these limits. Heads repeat on kept-alive connections: the latest are remembered, but for those with
+    credentials."""
+    parse = partial(parse_head, header_count=int(limits["header_count"]), url=int(limits["url"]))
+    known = lru_cache(maxsize=256)(parse)
+    return lambda raw: (parse if b"authorization" in raw.lower() else known)(raw)
+
+
+class Run(Source):
+    """One run of the app's handler, for all that asked for the same before it began; changes once, when it has an answer."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__()
+        self.request = request
+        self.since = time.monotonic()
+        self.answer: Any = None
+
+
+class Connection:
+    """One caller. In the loop's thread: all that begins with on_, advance, close, linger, look. In any: respond, push.
+
+    A caller is `busy` from the first byte of a request to the last of its answer. Who makes it unbusy looks at the buffer
+    afterwards, and who fills the buffer looks at busy afterwards: so what was received is never left lying.
+    """
+    __slots__ = ("server", "socket", "peer", "lock", "incoming", "request", "busy", "out", "deadline", "since", "reserved",
+                 "ended", "closing", "done", "lingering", "closed", "mask", "handshaking", "waiting", "timer")
+
+    def __init__(self, server: HttpServer, sock: Any, peer: str) -> None:
+        self.server = server
         self.socket = sock
         self.peer = peer
-        self.serial = serial
-        self.lock = threading.Lock()    # guards the socket, out, busy and closed: a handler's thread may send
-        self.buffer = bytearray()       # read and not yet taken; touched by the reading thread alone
-        self.head: Optional[Head] = None
-        self.chunks: Optional[ChunkedBody] = None
-        self.busy = False               # a request of this connection is being answered
+        self.lock = threading.Lock()    # guards the socket, out, busy, closing and closed: any thread may send
+        self.incoming = Incoming(server.limits, server.parse)
+        self.request: Optional[Request] = None      # the one whose body is arriving
+        self.busy = False               # a request is being answered
         self.out = bytearray()          # of the answer, what the network did not take yet
-        self.deadline = 0.0
-        self.body_since = 0.0
-        self.received = 0
-        self.reserved = 0               # of the bytes that bodies may take together
-        self.scanned = 0                # bytes of the buffer in which no end of a head was found
+        self.deadline = time.monotonic() + server.limits["header_time"]
+        self.since = 0.0                # when the request began to arrive
+        self.reserved = 0               # bytes counted for the body that is arriving
         self.ended = False              # the caller sends nothing more
-        self.close_after = False
+        self.closing = False            # nothing more is read: close when all is sent
+        self.done = False               # the last bytes of the answer are among those sent or in out
         self.lingering = False          # answered and shut down; what still comes is thrown away
         self.closed = False
         self.mask = 0
-        self.handshaking = handshaking
-        self.waiting: Any = None        # the Later or Stream that this connection waits on
+        self.handshaking = server.tls is not None
+        self.waiting: Any = None        # the Later or Stream that the caller waits on
+        self.timer: Optional[Timer] = None
+        self.interest(selectors.EVENT_READ)
 
+    def interest(self, mask: int) -> None:
+        """Which events of the socket to wait for."""
+        if not self.closed and mask != self.mask:
+            self.server.loop.watch(self.socket, self.mask, mask, self.on_event)
+            self.mask = mask
 
-class _Batch:
-    """Requests that one call of the handler answers."""
-    __slots__ = ("key", "pairs", "since")
+    def on_event(self, mask: int) -> None:
+        if self.handshaking:
+            self._shake_hands()
+            return
+        if mask & selectors.EVENT_WRITE:
+            self.push(b"")
+        if mask & selectors.EVENT_READ and not self.closed:
+            self.on_input()
 
-    def __init__(self, key: Any, pairs: List[Tuple[Connection, Request]]) -> None:
-        self.key = key
-        self.pairs = pairs
+    def _shake_hands(self) -> None:
+        import ssl
+        try:
+            with self.lock:
+                self.socket.do_handshake()
+        except ssl.SSLWantReadError:
+            self.interest(selectors.EVENT_READ)
+        except ssl.SSLWantWriteError:
+            self.interest(selectors.EVENT_WRITE)
+        except (OSError, ValueError):
+            self.server.refusals["tls"] += 1
+            self.close()
+        else:
+            self.handshaking = False
+            self.interest(selectors.EVENT_READ)
+            self.on_input()
+
+    def on_input(self) -> None:
+        try:
+            with self.lock:
+                data = self.socket.recv(65536)
+                while data and self.server.tls is not None and self.socket.pending():
+                    data += self.socket.recv(65536)
+        except OSError as error:
+            if not waits_for(error, select.POLLIN):
+                self.close()
+            return
+        if not data:
+            self.on_end()
+        elif not self.lingering and not self.closing:
+            self.incoming.feed(data)
+            if not self.busy:
+                self.advance()
+            elif len(self.incoming.buffer) > 65536:
+                self.interest(self.mask & ~selectors.EVENT_READ)
+
+    def on_end(self) -> None:
+        """The caller has said all, or is gone; waiting, it gets now what there is to say."""
+        self.ended = True
+        if not self.busy and not self.out or isinstance(self.waiting, Stream):
+            self.close()
+            return
+        self.interest(self.mask & ~selectors.EVENT_READ)
+        waiting = self.waiting
+        if waiting is not None:
+            self.server.workers.put(waiting.expire)
+
+    def advance(self) -> None:
+        """Take the requests that are whole."""
+        try:
+            for turn in itertools.count():
+                if self.busy or self.closed or self.closing:
+                    return
+                if turn >= 8:       # a caller that sends many requests at once leaves room for the others
+                    self.server.loop.soon(self.advance)
+                    return
+                found = self.incoming.next()
+                if found is None:
+                    self._need_more()
+                    return
+                if found[1] is None:
+                    self._admit(found[0])
+                    continue
+                request, self.request = self.request or self.server.request(self, found[0]), None
+                request.body = found[1]
+                self.count(0)
+                self.since = 0.0
+                self.busy = True
+                self.server.dispatch(self, request)
+                if not self.incoming.buffer and not self.busy and not self.ended:
+                    return
+        except AuroraError as error:
+            self.refuse(error)
+
+    def _need_more(self) -> None:
+        now, limits, incoming = time.monotonic(), self.server.limits, self.incoming
+        if self.ended:
+            self.close()
+        elif incoming.head is not None:
+            self.count(incoming.held)
+            self.deadline = now + self.server.GRACE
+        elif incoming.buffer and not self.since:
+            self.since = now
+            self.deadline = now + limits["header_time"]
+
+    def _admit(self, head: Head) -> None:
+        """Whether to take a body at all: before any of it is held. Raises the AuroraError that the request gets."""
         self.since = time.monotonic()
+        self.request = self.server.request(self, head)
+        if head.length > self.server.limits["body"]:
+            raise BodyTooLarge("the body is larger than %d bytes" % self.server.limits["body"])
+        self.server.app.admit(self.request)
+        self.count(self.incoming.held, max(0, head.length))
+        if head.expects and not self.incoming.buffer:
+            self.push(b"HTTP/1.1 100 Continue\r\n\r\n")
 
+    def count(self, held: int, wanted: int = 0) -> None:
+        """Count the bytes that this request's body takes towards those of all. Raises Overloaded."""
+        self.server.reserved += held - self.reserved
+        self.reserved = held
+        if self.server.reserved - held + max(held, wanted) > self.server.limits["bodies"]:
+            raise Overloaded("too many request bodies are under way; try again", headers=[("Retry-After", "1")])
 
-_READ = _Batch(None, [])     # in the queue: whoever takes it becomes the reading thread
+    def refuse(self, error: AuroraError) -> None:
+        """Answer what is no request or cannot be taken, and close: what follows in the stream cannot be trusted."""
+        self.server.refusals[error.code.lower()] += 1
+        request, self.request = self.request, None
+        self.busy = True
+        self.incoming = Incoming(self.server.limits, self.server.parse)
+        self.respond(request, self.server.app.refuse(error, request), True)
+
+    def answer(self, request: Request, answer: Union[Response, Later, Stream]) -> None:
+        """Give the answer, or have it given when it comes."""
+        if isinstance(answer, Response):
+            self.respond(request, answer)
+            return
+        self.waiting = answer
+        if isinstance(answer, Stream):
+            head = Response(200, body=b"", content_type="text/event-stream",
+                            headers=[("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")], close=True)
+            data = self.server.encode(request, head, stream=True)
+            self.server.app.finished(request, self.peer, head, 0)
+            self.push(data)
+            if request.method == "HEAD":
+                answer.gone()
+                self.finish()
+            else:
+                answer.start(self)
+        else:
+            self.timer = self.server.loop.later(answer.seconds, partial(self.server.workers.put, answer.expire))
+            answer.start(partial(self.respond, request))
+        # What happened while the answer was made, and found nobody waiting:
+        if self.closed:
+            answer.gone()
+        elif self.server.draining:
+            answer.expire()
+        elif self.ended:
+            self.server.loop.soon(self.on_end)
+
+    @property
+    def full(self) -> bool:
+        """Whether the network still has to take something."""
+        return bool(self.out) or self.closed
+
+    def respond(self, request: Optional[Request], response: Response, close: bool = False) -> None:
+        self.waiting = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        close = close or response.close or self.server.draining or request is None or not request.head.keep_alive
+        data = self.server.encode(request, response, close)
+        self.server.app.finished(request, self.peer, response, len(data))
+        self.push(data, close, done=True)
+
+    def push(self, data: bytes, close: bool = False, done: bool = False) -> None:
+        """Give bytes to the network, and keep what it does not take for the loop. done: the answer is whole."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closing |= close
+            self.done |= done
+            if self.out:
+                self.out += data
+                data = b""
+            try:
+                if self.out:
+                    sent = self.socket.send(memoryview(self.out)[:1 << 18])
+                    del self.out[:sent]
+                elif data:
+                    sent = self.socket.send(data)
+                    if sent < len(data):
+                        self.out += memoryview(data)[sent:]
+                self.deadline = time.monotonic() + self.server.limits["send_time"]
+            except OSError as error:
+                if not waits_for(error, select.POLLOUT):
+                    self.server.loop.soon(self.close)
+                    return
+                self.out += data
+            left = bool(self.out)
+            if self.done and not left:
+                self.busy = self.done = False
+                self.deadline = time.monotonic() + self.server.limits["idle_time"]
+        if left or self.mask & selectors.EVENT_WRITE or self.closing or self.incoming.buffer or self.ended or not self.mask:
+            self.server.loop.soon(self.on_sent)
+
+    def finish(self) -> None:
+        """The end of a stream."""
+        self.waiting = None
+        self.push(b"", close=True, done=True)
+
+    def on_sent(self) -> None:
+        if self.closed:
+            return
+        reading = 0 if self.ended else selectors.EVENT_READ
+        self.interest(reading | selectors.EVENT_WRITE if self.out else reading)
+        if self.out:
+            return
+        waiting = self.waiting
+        if isinstance(waiting, Stream):
+            self.server.workers.put(waiting.look)
+        if self.closing and not self.waiting:
+            self.linger()
+        elif not self.busy:
+            self.advance()
+
+    def linger(self) -> None:
+        """Close so that the answer arrives even where the caller is still sending: wait for its end for a moment."""
+        if self.ended or self.lingering:
+            self.close()
+            return
+        self.lingering = True
+        self.deadline = time.monotonic() + self.server.LINGER
+        self.busy = False
+        self.incoming.buffer.clear()
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except (OSError, ValueError):
+            self.close()
+
+    def close(self) -> None:
+        with self.lock:
+            if self.closed:
+                return
+            self.interest(0)
+            self.closed = True
+            with contextlib.suppress(OSError):
+                self.socket.close()
+        self.server.reserved -= self.reserved
+        self.reserved = 0
+        self.server.connections.discard(self)
+        waiting, self.waiting = self.waiting, None
+        if self.timer is not None:
+            self.timer.cancel()
+        if waiting is not None:
+            waiting.gone()
+
+    def look(self, now: float) -> None:
+        """End what ran out of time."""
+        if not self.out and (self.waiting is not None or self.busy):
+            return
+        incoming, late = self.incoming, now > self.deadline
+        if incoming.head is not None and not self.out:
+            seconds = now - self.since
+            late = late or seconds > self.server.GRACE and incoming.held < self.server.limits["body_rate"] * seconds
+        if late and not (self.busy or self.out or self.lingering or self.handshaking) and (incoming.buffer or incoming.head):
+            self.refuse(RequestTimeout("the request did not arrive in time"))
+        elif late:
+            self.close()
 
 
 class HttpServer(http.server.ThreadingHTTPServer):
-    """A ThreadingHTTPServer whose threads take requests instead of connections.
-
-    The reading thread runs the handler of a request itself, and an idle thread becomes the reading thread: so a request
-    does not wait for another thread to wake up and take it. Where several are read at once, the others take the rest.
+    """A ThreadingHTTPServer whose threads take requests instead of connections: Workers turn a Loop, which reads requests
+    from Connections; identical reads that wait together are one Run.
 
     address: host and port; app: what it serves; limits: changes to LIMITS; tls: an ssl.SSLContext, or None; sock: a
     listening socket to use instead of opening one.
@@ -7389,6 +7949,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
     allow_reuse_address = True
     GRACE = 10.0        # seconds before the least body speed is asked for
     LINGER = 2.0
+    BEAT = 15           # seconds between the comments that keep streams alive
 
     def __init__(self, address: Tuple[str, int], app: App, limits: Optional[Dict[str, float]] = None, tls: Any = None,
                  sock: Optional[socket.socket] = None) -> None:
@@ -7397,33 +7958,21 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self.app = app
         self.limits = dict({name: limit.default for name, limit in LIMITS.items()}, **(limits or {}))
         self.tls = tls
+        self.parse = head_parser(self.limits)
         self.draining = False
-        self.swept = time.monotonic()       # when the reading thread last went round
         self.connections: Set[Connection] = set()
         self.refusals: collections.Counter[str] = collections.Counter()
-        self._selector = selectors.DefaultSelector()
-        self._wake_in, self._wake_out = socket.socketpair()
-        self._woken = False
-        self._soon: Deque[Tuple[Callable[..., None], Tuple[Any, ...]]] = collections.deque()
-        self._timers: List[Tuple[float, int, Callable[[], None]]] = []
-        self._serial = itertools.count()
-        self._reader = 0                    # the reading thread, 0 while that passes from one to another
-        self._held: Optional[_Batch] = None     # what the reading thread may run itself; touched by it alone
-        self._reserved = 0                  # bytes of bodies promised; touched by the reading thread alone
-        self._stopping = False
-        self._read_all = threading.Event()  # the last reading thread has ended
+        self.reserved = 0                   # bytes of bodies that are arriving; touched by the loop's thread alone
+        self.loop = Loop(self._call)
+        self.workers = Workers(self.loop, self.limits["threads"], self._call)
+        self._ids = itertools.count()
+        self._prefix = secrets.token_hex(4)
         self._stopped = threading.Event()
         self._stopped.set()
-        self._queue: SimpleQueue[Optional[_Batch]] = SimpleQueue()      # None: end
-        self._lock = threading.Lock()   # guards _pending, _running, _workers, _idle_workers, _queued
-        self._pending: Dict[Any, _Batch] = {}
+        self._sweeps = 0
+        self._lock = threading.Lock()   # guards _pending, _running
+        self._pending: Dict[Any, Run] = {}
         self._running: Set[Any] = set()
-        self._workers = 0
-        self._idle_workers = 0
-        self._queued = 0                # in the queue, or just taken by a thread that still counts as idle
-        self._prefix = secrets.token_hex(4)
-        self._parse = lru_cache(maxsize=256)(partial(
-            parse_head, header_count=int(self.limits["header_count"]), url=int(self.limits["url"])))
         super().__init__(address, http.server.BaseHTTPRequestHandler, bind_and_activate=sock is None)
         if sock is not None:
             self.socket.close()
@@ -7434,152 +7983,84 @@ class HttpServer(http.server.ThreadingHTTPServer):
     def port(self) -> int:
         return int(self.server_address[1]) if isinstance(self.server_address, tuple) else 0
 
-    # the reading thread
+    @property
+    def swept(self) -> float:
+        return self.loop.turned
+
+    def call_soon(self, function: Callable[..., None], *arguments: Any) -> None:
+        self.loop.soon(function, *arguments)
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> Timer:
+        return self.loop.later(seconds, function)
+
+    def run_in_worker(self, function: Callable[[], None]) -> None:
+        self.workers.put(function)
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a function; a defect in it costs the connection that it is about, and never the server."""
+        try:
+            function(*arguments)
+        except Exception as error:
+            self.app.broken(error)
+            owner = getattr(function, "__self__", None)
+            if isinstance(owner, Connection):
+                self.loop.soon(owner.close)
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serve until `shutdown`."""
         self._stopped.clear()
         self.socket.setblocking(False)
-        for each in (self._wake_in, self._wake_out):
-            each.setblocking(False)
-        self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
-        self._selector.register(self._wake_in, selectors.EVENT_READ, self._drain_wakes)
-        self.call_later(1.0, self._sweep)
-        self._enqueue(_READ)
+        self._listen()
+        self.loop.later(1.0, self._sweep)
+        self.workers.put(_LEAD)
         try:
-            self._read_all.wait()
+            self.workers.ended.wait()
         finally:
-            self._stopping = True
-            self._wake()
-            self._read_all.wait(10)
+            self.loop.stop()
+            self.workers.ended.wait(10)
             for connection in list(self.connections):
-                self._close(connection)
-            for _ in range(self._workers):
-                self._queue.put(None)
+                connection.close()
+            self.workers.end()
             self._stopped.set()
-
-    def _read(self) -> Optional[_Batch]:
-        """Be the reading thread until there is a batch that this thread can run because another reads on. None at the end
-        of all."""
-        passed = False
-        self._reader = threading.get_ident()
-        try:
-            while not self._stopping:
-                timeout = 0.0 if self._soon else max(0.0, self._timers[0][0] - time.monotonic())
-                for key, mask in self._selector.select(timeout):
-                    if isinstance(key.data, Connection):
-                        self._guarded(self._on_event, key.data, mask)
-                    else:
-                        self._guarded(key.data)
-                for _ in range(len(self._soon)):
-                    function, arguments = self._soon.popleft()
-                    self._guarded(function, *arguments)
-                now = time.monotonic()
-                while self._timers and self._timers[0][0] <= now:
-                    self._guarded(heapq.heappop(self._timers)[2])
-                if self._held is not None:
-                    batch, self._held = self._held, None
-                    passed = self._pass_reading_on()
-                    if passed:
-                        return batch
-                    self._enqueue(batch)
-            return None
-        finally:
-            if not passed:
-                self._read_all.set()
-
-    def _pass_reading_on(self) -> bool:
-        """Have an idle or a new thread read from now on. False where there is none: all are at work."""
-        with self._lock:
-            if self._queued >= self._idle_workers and not self._add_worker():
-                return False
-            self._reader = 0
-            self._put(_READ)
-            return True
-
-    def _guarded(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Call a function; a defect in it costs the connection that it was about, and never the server."""
-        try:
-            function(*arguments)
-        except Exception as error:
-            self.app.broken(error)
-            for each in arguments:
-                touched = [each] if isinstance(each, Connection) else (
-                    [connection for connection, _ in each.pairs] if isinstance(each, _Batch) else [])
-                for connection in touched:
-                    self.call_soon(self._close, connection)
-                if isinstance(each, _Batch):
-                    with self._lock:
-                        self._running.discard(each.key)
-
-    def _handle(self, request: Request) -> Union[Response, Later, Stream]:
-        try:
-            return self.app.handle(request)
-        except Exception as error:
-            self.app.broken(error)
-            return self.app.refuse(AuroraError("an internal error"))
 
     def shutdown(self) -> None:
         """Stop `serve_forever` at once, and wait for it."""
-        self._stopping = True
-        self._wake()
+        self.loop.stop()
         self._stopped.wait(10)
 
     def server_close(self) -> None:
         super().server_close()
-        self._selector.close()
-        self._wake_in.close()
-        self._wake_out.close()
+        self.loop.close()
 
     def drain(self, seconds: float) -> bool:
         """Stop listening, let the requests under way finish for at most `seconds`, stop. True if all were finished."""
-        self.draining = True
-        self.call_soon(self._stop_listening)
-        for connection in list(self.connections):
-            later = connection.waiting
-            if isinstance(later, Later):
-                self._hand_over(partial(lambda later: later.resolve(later.expired()), later))
+        self.draining = True        # first: who begins to wait from now on sees it, and who waits already is seen here
+        self.loop.soon(self._stop_listening)
+        for waiting in [connection.waiting for connection in list(self.connections)]:
+            if waiting is not None:
+                self.workers.put(waiting.expire)
+
+        def left() -> bool:
+            return any(c.busy or c.out or c.request for c in list(self.connections))
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and any(c.busy or c.out for c in list(self.connections)):
+        while time.monotonic() < deadline and left():
             time.sleep(0.02)
-        finished = not any(c.busy or c.out for c in list(self.connections))
+        finished = not left()
         self.shutdown()
         return finished
 
     def _stop_listening(self) -> None:
-        with contextlib.suppress(KeyError, ValueError, OSError):
-            self._selector.unregister(self.socket)
-            self.socket.close()
+        self.loop.watch(self.socket, 1, 0, self._accept)
+        self.socket.close()
         for connection in list(self.connections):
-            if not connection.busy and not connection.out and not connection.buffer and connection.head is None:
-                self._close(connection)
+            if not (connection.busy or connection.out or connection.incoming.buffer or connection.request):
+                connection.close()
 
-    def call_soon(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Have the reading thread call a function. From any thread."""
-        self._soon.append((function, arguments))
-        if threading.get_ident() != self._reader:
-            self._wake()
+    def _listen(self) -> None:
+        if not self.draining:
+            self.loop.watch(self.socket, 0, selectors.EVENT_READ, self._accept)
 
-    def call_later(self, seconds: float, function: Callable[[], None]) -> None:
-        """Have the reading thread call a function after some seconds. From any thread; it must not block."""
-        entry = (time.monotonic() + seconds, next(self._serial), function)
-        if threading.get_ident() == self._reader:
-            heapq.heappush(self._timers, entry)
-        else:
-            self.call_soon(heapq.heappush, self._timers, entry)
-
-    def _wake(self) -> None:
-        if not self._woken:
-            self._woken = True
-            with contextlib.suppress(OSError):
-                self._wake_out.send(b"\0")
-
-    def _drain_wakes(self) -> None:
-        with contextlib.suppress(OSError):
-            self._wake_in.recv(4096)
-        self._woken = False     # only now: a byte written in between would be taken while the flag says it is there
-
-    def _accept(self) -> None:
+    def _accept(self, mask: int) -> None:
         for _ in range(64):
             try:
                 sock, address = self.socket.accept()
@@ -7589,8 +8070,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     # Out of descriptors: the callers wait in the backlog for a moment.
                     self.refusals["descriptors"] += 1
-                    self._selector.unregister(self.socket)
-                    self.call_later(0.1, self._listen_again)
+                    self.loop.watch(self.socket, 1, 0, self._accept)
+                    self.loop.later(0.1, self._listen)
                 return
             try:
                 sock.setblocking(False)
@@ -7601,347 +8082,81 @@ class HttpServer(http.server.ThreadingHTTPServer):
             except OSError:
                 sock.close()
                 continue
-            peer = str(address[0]) if address else "local"
-            connection = Connection(sock, peer, next(self._serial), self.tls is not None)
-            connection.deadline = time.monotonic() + self.limits["header_time"]
+            connection = Connection(self, sock, str(address[0]) if address else "local")
             self.connections.add(connection)
-            self._interest(connection, selectors.EVENT_READ)
             if len(self.connections) > self.limits["connections"]:
                 self.refusals["connections"] += 1
-                self._refuse(connection, Overloaded("too many connections are open", headers=[("Retry-After", "1")]))
+                connection.refuse(Overloaded("too many connections are open", headers=[("Retry-After", "1")]))
 
-    def _listen_again(self) -> None:
-        with contextlib.suppress(KeyError, ValueError, OSError):
-            self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
-
-    def _interest(self, connection: Connection, mask: int) -> None:
-        """Which events of a socket to wait for."""
-        if connection.closed or mask == connection.mask:
-            return
-        with contextlib.suppress(KeyError, ValueError, OSError):
-            if not connection.mask:
-                self._selector.register(connection.socket, mask, connection)
-            elif not mask:
-                self._selector.unregister(connection.socket)
-            else:
-                self._selector.modify(connection.socket, mask, connection)
-        connection.mask = mask
-
-    def _on_event(self, connection: Connection, mask: int) -> None:
-        if connection.handshaking:
-            self._shake_hands(connection)
-            return
-        if mask & selectors.EVENT_WRITE:
-            self._send(connection, b"")
-        if mask & selectors.EVENT_READ and not connection.closed:
-            self._receive(connection)
-
-    def _shake_hands(self, connection: Connection) -> None:
-        import ssl
-        try:
-            with connection.lock:
-                connection.socket.do_handshake()    # type: ignore[attr-defined]
-        except ssl.SSLWantReadError:
-            self._interest(connection, selectors.EVENT_READ)
-        except ssl.SSLWantWriteError:
-            self._interest(connection, selectors.EVENT_WRITE)
-        except (OSError, ValueError):
-            self.refusals["tls"] += 1
-            self._close(connection)
-        else:
-            connection.handshaking = False
-            self._interest(connection, selectors.EVENT_READ)
-            self._receive(connection)
-
-    def _receive(self, connection: Connection) -> None:
-        try:
-            with connection.lock:
-                data = connection.socket.recv(65536)
-                while data and self.tls is not None and connection.socket.pending():    # type: ignore[attr-defined]
-                    data += connection.socket.recv(65536)
-        except OSError as error:
-            if not waits_for(error, select.POLLIN):
-                self._close(connection)
-            return
-        if not data:
-            self._end_of_input(connection)
-            return
-        if connection.lingering or connection.close_after:
-            return
-        connection.buffer += data
-        connection.received += len(data)
-        if not connection.busy:
-            self._advance(connection)
-        elif len(connection.buffer) > 65536:
-            self._interest(connection, connection.mask & ~selectors.EVENT_READ)
-
-    def _end_of_input(self, connection: Connection) -> None:
-        connection.ended = True
-        if not connection.busy and not connection.out:
-            self._close(connection)
-            return
-        self._interest(connection, connection.mask & ~selectors.EVENT_READ)
-        waiting = connection.waiting
-        if isinstance(waiting, Stream):
-            self._close(connection)
-        elif isinstance(waiting, Later):
-            # Gone, or only done with sending: it gets what there is to say now.
-            self._hand_over(partial(lambda later: later.resolve(later.expired()), waiting))
-
-    def _advance(self, connection: Connection) -> None:
-        """Take the next request from what was read, if it is whole."""
-        try:
-            for turn in itertools.count():
-                if connection.busy or connection.closed or connection.close_after:
-                    return
-                if turn >= 8:       # a caller that sends many requests at once leaves room for the others
-                    self.call_soon(self._advance, connection)
-                    return
-                request = self._next_request(connection)
-                if request is None:
-                    if connection.ended:
-                        self._close(connection)
-                    return
-                connection.busy = True
-                self._dispatch(connection, request)
-                if not connection.buffer and not connection.busy and not connection.ended:
-                    return
-        except AuroraError as error:
-            self.refusals[error.code.lower()] += 1
-            self._refuse(connection, error)
-
-    def _next_request(self, connection: Connection) -> Optional[Request]:
-        buffer, limits = connection.buffer, self.limits
-        now = time.monotonic()
-        if connection.head is None:
-            while buffer[:2] == b"\r\n":
-                del buffer[:2]
-            start = max(0, connection.scanned - 3)
-            end = buffer.find(b"\r\n\r\n", start)
-            if end < 0 or end > limits["headers"] + limits["url"]:
-                if len(buffer) > limits["headers"] + limits["url"]:
-                    first = buffer.find(b"\r\n")
-                    if first < 0 or first > limits["url"] + 32:
-                        raise UriTooLong("the request target is longer than %d bytes" % limits["url"])
-                    raise TooManyHeaders("the header fields are larger than %d bytes" % limits["headers"])
-                if _BARE_LINE_END.search(buffer, start):
-                    raise BadRequest("a line of the request head does not end with CRLF")
-                connection.scanned = len(buffer)
-                if buffer and not connection.body_since:
-                    connection.body_since = now
-                    connection.deadline = now + limits["header_time"]
-                return None
-            raw = bytes(buffer[:end])
-            del buffer[:end + 4]
-            connection.scanned = 0
-            if end - raw.find(b"\r\n") - 2 > limits["headers"] and b"\r\n" in raw:
-                raise TooManyHeaders("the header fields are larger than %d bytes" % limits["headers"])
-            # Heads repeat on kept-alive connections; those that carry credentials are not kept in the cache.
-            head = (parse_head(raw, int(limits["header_count"]), int(limits["url"]))
-                    if b"uthorization" in raw else self._parse(raw))
-            connection.head = head
-            connection.body_since = now
-            connection.received = len(buffer)
-            if head.length:
-                self._admit(connection, head)
-            connection.chunks = ChunkedBody(int(limits["body"])) if head.length < 0 else None
-            if head.expects and not buffer and head.length:
-                self._send(connection, b"HTTP/1.1 100 Continue\r\n\r\n", interim=True)
-        head = connection.head
-        if connection.chunks is not None:
-            if not connection.chunks.feed(buffer):
-                connection.deadline = now + self.GRACE
-                return None
-            body = b"".join(connection.chunks.parts)
-        elif len(buffer) < head.length:
-            connection.deadline = now + self.GRACE
-            return None
-        else:
-            body = bytes(buffer[:head.length])
-            del buffer[:head.length]
-        connection.head, connection.chunks, connection.body_since = None, None, 0.0
-        self._reserved -= connection.reserved
-        connection.reserved = 0
+    def request(self, connection: Connection, head: Head) -> Request:
+        """The request of a head, with its route and its id."""
         given = head.headers.get("x-request-id", "")
-        request_id = given if given and _REQUEST_ID.fullmatch(given) else "%s-%x" % (self._prefix, next(self._serial))
-        request = Request(head, body, connection.peer, request_id, self.tls is not None)
+        request = Request(head, b"", connection.peer, given if given and _REQUEST_ID.fullmatch(given) else
+                          "%s-%x" % (self._prefix, next(self._ids)), self.tls is not None)
         if self.tls is not None:
             request.certificate = _certificate_name(connection.socket)
+        self.app.prepare(request)
         return request
 
-    def _admit(self, connection: Connection, head: Head) -> None:
-        """Whether to take a body at all: before any of it is held. Raises the AuroraError that the request gets."""
-        limits = self.limits
-        if head.length > limits["body"]:
-            raise BodyTooLarge("the body is larger than %d bytes" % limits["body"])
-        request = Request(head, b"", connection.peer, "-", self.tls is not None)
-        if self.tls is not None:
-            request.certificate = _certificate_name(connection.socket)
-        self.app.admit(request)
-        wanted = head.length if head.length > 0 else int(limits["body"])
-        if self._reserved + wanted > limits["bodies"]:
-            raise Overloaded("too many request bodies are under way; try again", headers=[("Retry-After", "1")])
-        connection.reserved = wanted
-        self._reserved += wanted
-
-    def _dispatch(self, connection: Connection, request: Request) -> None:
+    def dispatch(self, connection: Connection, request: Request) -> None:
+        """In the loop's thread: answer a request at once, or have a worker do it."""
         app = self.app
-        app.prepare(request)
         if app.is_quick(request):
-            self._answer(connection, request, self._handle(request))
+            connection.answer(request, self._handle(request))
             return
-        if self._queue.qsize() >= self.limits["queue"]:
+        if self.workers.queue.qsize() >= self.limits["queue"]:
             self.refusals["queue"] += 1
-            self._answer(connection, request, app.refuse(Overloaded(
-                "%d requests are waiting already; try again" % self.limits["queue"], headers=[("Retry-After", "1")])))
+            connection.answer(request, app.refuse(Overloaded("%d requests are waiting already; try again" % self.limits[
+                "queue"], headers=[("Retry-After", "1")]), request))
             return
-        batch = _Batch(request.share, [(connection, request)])
-        with self._lock:
-            if batch.key is not None:
-                waiting = self._pending.get(batch.key)
-                if waiting is not None:
-                    waiting.pairs.append((connection, request))
-                    return
-                self._pending[batch.key] = batch
-                if batch.key in self._running:
-                    return      # queued when the call under way has ended: it began before this request
-        if self._held is None:
-            self._held = batch
+        key, run = request.share, None
+        if key is not None:
+            with self._lock:
+                run = self._pending.get(key)
+                joined, run = run is not None, run or Run(request)
+                run.listen(partial(self._answered, run, connection, request))
+                self._pending[key] = run
+                if joined or key in self._running:
+                    return      # begun when the run under way has ended: that began before this request
         else:
-            self._enqueue(batch)
+            run = Run(request)
+            run.listen(partial(self._answered, run, connection, request))
+        self.workers.hold(partial(self._run, run))
 
-    def _enqueue(self, batch: _Batch) -> None:
-        with self._lock:
-            self._put(batch)
-            self._grow()
-
-    def _put(self, batch: _Batch) -> None:
-        """With the lock held."""
-        self._queued += 1
-        self._queue.put(batch)
-
-    def _grow(self) -> None:
-        """One more thread where more waits than threads do. With the lock held."""
-        if self._queued > self._idle_workers:
-            self._add_worker()
-
-    def _add_worker(self) -> bool:
-        """One more thread, if there may be one: handlers have `threads`, and one reads. With the lock held."""
-        if self._workers > self.limits["threads"]:
-            return False
-        try:
-            threading.Thread(target=self._work, name="http-worker", daemon=True).start()
-        except RuntimeError:        # no more threads to be had: those there are go on
-            return False
-        self._workers += 1
-        return True
-
-    def _hand_over(self, function: Callable[[], None]) -> None:
-        """Call a function that may block in a thread of its own kind: a worker, through an empty batch."""
-        self._enqueue(_Batch(function, []))
-
-    run_in_worker = _hand_over
-
-    # the threads
-
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                self._idle_workers += 1
-            batch: Optional[_Batch] = None
-            with contextlib.suppress(QueueEmpty):
-                batch = self._queue.get(timeout=30)
-            with self._lock:
-                self._idle_workers -= 1
-                self._queued -= batch is not None
-                if batch is None and self._queued and not self._stopping:
-                    continue
-                if batch is None:
-                    self._workers -= 1
-                    return
-                self._grow()
-            if batch is _READ:
-                batch = self._read()
-            if batch is not None:
-                self._guarded(batch.key) if not batch.pairs else self._guarded(self._run, batch)
-
-    def _run(self, batch: _Batch) -> None:
-        key = batch.key
+    def _run(self, run: Run) -> None:
+        key = run.request.share
         if key is not None:
             with self._lock:
                 # From here on nobody joins: what is read now was not asked for after it was read.
                 self._pending.pop(key, None)
                 self._running.add(key)
-        if time.monotonic() - batch.since > self.limits["queue_time"]:
+        if time.monotonic() - run.since > self.limits["queue_time"]:
             self.refusals["queue_time"] += 1
-            answer: Any = self.app.refuse(Overloaded("no thread was free in time; try again",
-                                                     headers=[("Retry-After", "1")]))
+            run.answer = self.app.refuse(Overloaded("no thread was free in time; try again",
+                                                    headers=[("Retry-After", "1")]), run.request)
         else:
-            answer = self._handle(batch.pairs[0][1])
+            run.answer = self._handle(run.request)
         if key is not None:
             with self._lock:
                 self._running.discard(key)
                 following = self._pending.get(key)
             if following is not None:
                 following.since = time.monotonic()
-                self._enqueue(following)
-        for connection, request in batch.pairs:
-            request.user = batch.pairs[0][1].user
-            self._answer(connection, request, answer)
+                self.workers.put(partial(self._run, following))
+        run.changed()
 
-    def _answer(self, connection: Connection, request: Request, answer: Union[Response, Later, Stream]) -> None:
-        if isinstance(answer, Response):
-            self._respond(connection, request, answer)
-            return
-        connection.waiting = answer
-        if isinstance(answer, Later):
-            reference = weakref.ref(answer)     # the timer must not keep an answer that was given long ago
+    def _handle(self, request: Request) -> Union[Response, Later, Stream]:
+        try:
+            return self.app.handle(request)
+        except Exception as error:
+            self.app.broken(error)
+            return self.app.refuse(AuroraError("an internal error"), request)
 
-            def expire() -> None:
-                later = reference()
-                if later is not None:
-                    self._hand_over(lambda: later.resolve(later.expired()))
-            self.call_later(answer.seconds, expire)
-            answer.attach(partial(self._respond, connection, request))
-            if connection.closed:
-                answer.gone()
-        else:
-            head = Response(200, body=b"", content_type="text/event-stream",
-                            headers=[("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")], close=True)
-            data = self._encode(request, head, stream=True)
-            self.app.finished(request, connection.peer, head, 0)
-            self._send(connection, data, interim=True)
-            if request.method == "HEAD" or connection.closed:
-                connection.waiting = None
-                answer.gone()
-                self._send(connection, b"", close=True)
-            else:
-                answer.subscribe(partial(self._push, connection))
-                if connection.closed:
-                    answer.gone()
-        if connection.ended and not connection.closed:
-            self.call_soon(self._end_of_input, connection)
+    def _answered(self, run: Run, connection: Connection, request: Request) -> None:
+        request.user = run.request.user
+        self._call(connection.answer, request, run.answer)
 
-    def _push(self, connection: Connection, data: bytes) -> None:
-        """Send a piece of a stream; b"" ends it."""
-        if not data:
-            connection.waiting = None
-            self._send(connection, b"", close=True)
-            return
-        if len(connection.out) > self.limits["stream_backlog"]:
-            self.refusals["stream_backlog"] += 1
-            self.call_soon(self._close, connection)
-            return
-        self._send(connection, data, interim=True)
-
-    def _respond(self, connection: Connection, request: Request, response: Response) -> None:
-        connection.waiting = None
-        close = response.close or not request.head.keep_alive or self.draining
-        data = self._encode(request, response, close=close)
-        self.app.finished(request, connection.peer, response, len(data))
-        self._send(connection, data, close=close)
-
-    def _encode(self, request: Optional[Request], response: Response, close: bool = False, stream: bool = False) -> bytes:
+    def encode(self, request: Optional[Request], response: Response, close: bool = False, stream: bool = False) -> bytes:
         """The bytes of an answer to this request: not modified, compressed, without body as it asks."""
         body = b"" if stream else response.body
         tagged = same = zipped = False
@@ -7955,7 +8170,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
         form = (tagged, same, zipped, close, version)
         head = response.heads.get(form)
         if head is None or extra:
-            head = self._header_fields(response, extra, stream, *form)
+            head = _header_fields(response, extra, stream, *form)
             if not extra:
                 response.heads[form] = head
         if same or request is not None and request.method == "HEAD":
@@ -7965,142 +8180,46 @@ class HttpServer(http.server.ThreadingHTTPServer):
         mark = b"X-Request-Id: %s\r\n\r\n" % request.id.encode() if request is not None else b"\r\n"
         return b"".join((_start_of_answer(304 if same else response.status, int(time.time())), head, mark, body))
 
-    @staticmethod
-    def _header_fields(response: Response, extra: Sequence[Tuple[str, str]], stream: bool, tagged: bool, same: bool,
-                       zipped: bool, close: bool, version: int) -> bytes:
-        """The header fields that are the same for every answer of this form."""
-        bodiless = same or response.status == 204
-        lines = ""
-        if tagged:      # the compressed form is another representation
-            lines += "ETag: %s\r\nCache-Control: no-cache\r\n" % (response.etag[:-1] + '-gzip"' if zipped else response.etag)
-        if zipped and not same:
-            lines += "Content-Encoding: gzip\r\n"
-        if len(response.body) >= 1024:
-            lines += "Vary: Accept-Encoding\r\n"
-        for name, value in itertools.chain(response.headers, extra):
-            lines += "%s: %s\r\n" % (name, re.sub(r"[\x00-\x1f\x7f]", " ", value))
-        if close or stream:
-            lines += "Connection: close\r\n"
-        elif version == 0:
-            lines += "Connection: keep-alive\r\n"
-        if not stream and not bodiless:
-            lines += "Content-Length: %d\r\n" % len(response.compressed if zipped else response.body)
-        if not bodiless:
-            lines += "Content-Type: %s\r\n" % response.content_type
-        return lines.encode("latin-1", "replace")
-
-    def _refuse(self, connection: Connection, error: AuroraError) -> None:
-        """Answer what is no request, and close: what follows in the stream cannot be trusted."""
-        response = self.app.refuse(error)
-        connection.busy = True
-        connection.head, connection.chunks = None, None
-        connection.buffer.clear()
-        data = self._encode(None, response, close=True)
-        self.app.finished(None, connection.peer, response, len(data))
-        self._send(connection, data, close=True)
-
-    def _send(self, connection: Connection, data: bytes, close: bool = False, interim: bool = False) -> None:
-        """Give bytes to the network, and keep what it does not take for the reading thread. interim: more follows."""
-        with connection.lock:
-            if connection.closed:
-                return
-            connection.close_after |= close
-            if connection.out:
-                connection.out += data
-                data = b""
-            try:
-                if connection.out:
-                    sent = connection.socket.send(memoryview(connection.out)[:1 << 18])
-                    del connection.out[:sent]
-                elif data:
-                    sent = connection.socket.send(data)
-                    if sent < len(data):
-                        connection.out += memoryview(data)[sent:]
-                connection.deadline = time.monotonic() + self.limits["send_time"]
-            except OSError as error:
-                if not waits_for(error, select.POLLOUT):
-                    self.call_soon(self._close, connection)
-                    return
-                connection.out += data
-            left = bool(connection.out)
-            if not left and not interim and connection.waiting is None:
-                connection.busy = False
-                connection.deadline = time.monotonic() + self.limits["idle_time"]
-        writing = connection.mask & selectors.EVENT_WRITE
-        if left or writing or connection.close_after or connection.buffer or connection.ended or not connection.mask:
-            self.call_soon(self._after_send, connection)
-
-    def _after_send(self, connection: Connection) -> None:
-        if connection.closed:
-            return
-        if connection.out:
-            self._interest(connection, selectors.EVENT_WRITE | (0 if connection.ended else selectors.EVENT_READ))
-            return
-        self._interest(connection, 0 if connection.ended else selectors.EVENT_READ)
-        if connection.close_after and not connection.waiting:
-            self._linger(connection)
-        elif not connection.busy:
-            self._advance(connection)
-
-    def _linger(self, connection: Connection) -> None:
-        """Close so that the answer arrives even where the caller is still sending: wait for its end for a moment."""
-        if connection.ended or connection.lingering:
-            self._close(connection)
-            return
-        connection.lingering = True
-        connection.deadline = time.monotonic() + self.LINGER
-        connection.busy = False
-        connection.buffer.clear()
-        try:
-            connection.socket.shutdown(socket.SHUT_WR)
-        except (OSError, ValueError):
-            self._close(connection)
-
-    def _close(self, connection: Connection) -> None:
-        with connection.lock:
-            if connection.closed:
-                return
-            if connection.mask:
-                with contextlib.suppress(KeyError, ValueError, OSError):
-                    self._selector.unregister(connection.socket)
-                connection.mask = 0
-            connection.closed = True
-            self._reserved -= connection.reserved
-            connection.reserved = 0
-            with contextlib.suppress(OSError):
-                connection.socket.close()
-        self.connections.discard(connection)
-        waiting, connection.waiting = connection.waiting, None
-        if waiting is not None:
-            waiting.gone()
-
     def _sweep(self) -> None:
-        """Once a second: end what ran out of time."""
-        self.swept = now = time.monotonic()
-        self.call_later(1.0, self._sweep)
+        """Once a second: end what ran out of time, keep streams alive."""
+        self.loop.turned = now = time.monotonic()
+        self.loop.later(1.0, self._sweep)
+        self.loop.prune()
+        self._sweeps += 1
         for connection in list(self.connections):
-            if connection.waiting is not None and not connection.out:
-                continue
-            if connection.busy and not connection.out:
-                continue
-            late = now > connection.deadline
-            if connection.head is not None and not connection.out:
-                seconds = now - connection.body_since
-                late = late or (seconds > self.GRACE and connection.received < self.limits["body_rate"] * seconds)
-            if not late:
-                continue
-            if connection.busy or connection.out or connection.lingering or connection.handshaking or not (
-                    connection.buffer or connection.head):
-                self._close(connection)
-            else:
-                self.refusals["request_timeout"] += 1
-                self._refuse(connection, RequestTimeout("the request did not arrive in time"))
+            connection.look(now)
+            if self._sweeps % self.BEAT == 0 and isinstance(connection.waiting, Stream) and not connection.full:
+                connection.push(b": heartbeat\n\n")
 
     def figures(self) -> Dict[str, float]:
         """What the metrics tell of this server."""
-        return {"connections": len(self.connections), "threads": self._workers, "queued": self._queue.qsize(),
+        return {"connections": len(self.connections), "threads": self.workers.threads, "queued": self.workers.queue.qsize(),
                 "in_flight": sum(c.busy and c.waiting is None for c in list(self.connections)),
                 "watchers": sum(c.waiting is not None for c in list(self.connections))}
+
+
+def _header_fields(response: Response, extra: Sequence[Tuple[str, str]], stream: bool, tagged: bool, same: bool,
+                   zipped: bool, close: bool, version: int) -> bytes:
+    """The header fields that are the same for every answer of this form."""
+    bodiless = same or response.status == 204
+    lines = ""
+    if tagged:      # the compressed form is another representation
+        lines += "ETag: %s\r\nCache-Control: no-cache\r\n" % (response.etag[:-1] + '-gzip"' if zipped else response.etag)
+    if zipped and not same:
+        lines += "Content-Encoding: gzip\r\n"
+    if len(response.body) >= 1024:
+        lines += "Vary: Accept-Encoding\r\n"
+    for name, value in itertools.chain(response.headers, extra):
+        lines += "%s: %s\r\n" % (name, re.sub(r"[\x00-\x1f\x7f]", " ", value))
+    if close or stream:
+        lines += "Connection: close\r\n"
+    elif version == 0:
+        lines += "Connection: keep-alive\r\n"
+    if not stream and not bodiless:
+        lines += "Content-Length: %d\r\n" % len(response.compressed if zipped else response.body)
+    if not bodiless:
+        lines += "Content-Type: %s\r\n" % response.content_type
+    return lines.encode("latin-1", "replace")
 
 
 @lru_cache(maxsize=64)
@@ -10401,8 +10520,7 @@ class Server:
 
     def stop(self, drain_timeout: Optional[float] = None) -> None:
         """Not ready any more; stop listening; let requests finish; interrupt operations; close."""
-        self.service.draining = True
-        self.service.close_streams()
+        self.http.draining = True
         self.service.operations.interrupt(2.0)
         if self._thread is not None:
             self.http.drain(self.drain_timeout if drain_timeout is None else drain_timeout)

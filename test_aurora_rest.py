@@ -140,6 +140,9 @@ def update_request(job, count=None, **settings):
                                 settings=api.JobUpdateSettings(**given), metadata=set())
 
 
+LIMITS = {name: limit.default for name, limit in aurora_rest.LIMITS.items()}
+
+
 class Serving(unittest.TestCase):
     """A server on a demo scheduler, for a class of tests. SPEED 0: time stands still until demo.advance."""
     SPEED = 0.0
@@ -1753,7 +1756,7 @@ class EventsTest(Serving):
         streams = [self.events(JOB + "popular/events") for _ in range(40)]
         for each in streams:
             self.assertEqual(each.next()[2]["state"], "RUNNING")
-        channel = next(c for k, c in self.server.service._channels.items() if k[0] == "job" and k[1].name == "popular")
+        channel = next(c for k, c in self.server.service._polls.items() if k[0] == "job" and k[1].name == "popular")
         self.assertEqual(channel.waiters, 40)
         before, started = self.demo.calls["getTasksWithoutConfigs"], time.monotonic()
         wait_for(lambda: self.demo.calls["getTasksWithoutConfigs"] >= before + 5)
@@ -1860,18 +1863,18 @@ class WireTest(Serving):
         head = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-A: b\r\n\r\n"
         for first in range(1, len(head) - 1):
             for second in (first + 1, first + 2, first + 3):
-                connection = aurora_rest.Connection(None, "peer", 0, False)
+                incoming = aurora_rest.Incoming(LIMITS, aurora_rest.parse_head)
                 for part in (head[:first], head[first:second]):
-                    connection.buffer += part
-                    self.assertIsNone(self.server.http._next_request(connection) if second < len(head) else None)
-                connection.buffer += head[second:]
-                self.assertEqual(self.server.http._next_request(connection).path, "/health")
+                    incoming.feed(part)
+                    self.assertIsNone(incoming.next() if second < len(head) else None)
+                incoming.feed(head[second:])
+                self.assertEqual(incoming.next()[0].target, "/health")
         for bad in (b"\nGET / HTTP/1.1", b"GET / HTTP/1.1\nHost: x", b"GET / HTTP/1.1\r\nA: b\n"):
-            connection = aurora_rest.Connection(None, "peer", 0, False)
+            incoming = aurora_rest.Incoming(LIMITS, aurora_rest.parse_head)
             with self.assertRaises(aurora_rest.BadRequest):
                 for byte in bad:
-                    connection.buffer.append(byte)
-                    self.server.http._next_request(connection)
+                    incoming.feed(bytes([byte]))
+                    incoming.next()
 
     def test_header_fields_have_a_limit_of_their_own(self):
         for size, status in ((32000, 200), (33000, 431), (50000, 431)):
@@ -2305,7 +2308,7 @@ class LimitsTest(unittest.TestCase):
         server = self.serve(threads=1)
         taken, go_on = threading.Event(), threading.Event()
         self.addCleanup(go_on.set)
-        real = server.http._queue
+        real = server.http.workers.queue
 
         class SlowToSay:        # a queue whose takers are held up before they can say that they are idle no more
             def put(self, item):
@@ -2316,12 +2319,12 @@ class LimitsTest(unittest.TestCase):
 
             def get(self, timeout):
                 item = real.get(timeout=timeout)
-                if item is not None and item is not aurora_rest._READ:
+                if item is not None and item is not aurora_rest._LEAD:
                     taken.set()
                     go_on.wait(5)
                 return item
         ask(server, "GET", "/alpha/jobs/devcluster/www-data")
-        server.http._queue = SlowToSay()
+        server.http.workers.queue = SlowToSay()
         ask(server, "GET", "/alpha/jobs/devcluster/www-data")       # whoever was waiting in the other queue is through now
         ask(server, "GET", "/alpha/jobs/devcluster/www-data")
         held = threading.Event()
@@ -2349,7 +2352,7 @@ class LimitsTest(unittest.TestCase):
             data = raw(server, line + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n")
             self.assertEqual(statuses(data), [status])
         self.assertEqual(ask(server, "POST", JOB + "hello/inspect", source()).status, 200)
-        self.assertEqual(server.http._reserved, 0)
+        self.assertEqual(server.http.reserved, 0)
 
     def test_no_wake_up_of_the_reading_thread_is_lost(self):
         server = self.serve()
@@ -2365,7 +2368,7 @@ class LimitsTest(unittest.TestCase):
         done = threading.Event()
         for _ in range(3):
             done.clear()
-            server.http._timers[:] = [(when + 3600, serial, function) for when, serial, function in server.http._timers]
+            server.http.loop._timers[:] = [aurora_rest.Timer((when + 3600, serial, function)) for when, serial, function in server.http.loop._timers]
             server.http.call_soon(done.set)     # no timer will wake it; only this
             self.assertTrue(done.wait(10))
 
