@@ -42,6 +42,7 @@ import itertools
 import json
 import math
 import os
+import random
 import re
 import secrets
 import select
@@ -54,7 +55,6 @@ import threading
 import time
 import urllib.parse
 import uuid
-import weakref
 from functools import lru_cache, partial
 from queue import Empty as QueueEmpty
 from queue import SimpleQueue
@@ -716,10 +716,14 @@ def decode_reply(media: str, name: str, data: bytes, projection: Optional[Projec
 class AuroraError(Exception):
     """A failure with the HTTP status and the `code` callers get. Subclasses are the failures there are.
 
-    messages: sentences for the caller; details: further fields of the answer; headers: further headers of it.
+    messages: sentences for the caller; details: further fields of the answer; headers: further headers of it;
+    response: the scheduler's, where it is its refusal; sent: bytes of the call may have taken effect, and no readable
+    answer tells whether they did.
     """
     code = "INTERNAL"
     http = 500
+    response: Any = None
+    sent = False
 
     def __init__(self, *messages: str, http: Optional[int] = None, code: Optional[str] = None,
                  headers: Iterable[Tuple[str, str]] = (), **details: Any) -> None:
@@ -729,6 +733,13 @@ class AuroraError(Exception):
         self.code = code or type(self).code
         self.headers = list(headers)
         self.details = details
+
+    def doubt(self, method: str) -> None:
+        """Say that a write may have been done all the same: in words, and in a field for programs."""
+        last = self.messages[-1] if self.messages else "failed"
+        self.messages[-1:] = ["%s; the %s may still take effect" % (last, method)]
+        self.args = ("; ".join(self.messages),)
+        self.details["done"] = "unknown"
 
 
 class BadRequest(AuroraError):
@@ -856,6 +867,11 @@ class Overloaded(AuroraError):
     code, http = "OVERLOADED", 503
 
 
+class IsolationUnavailable(AuroraError):
+    """This machine has nothing to shut a configuration in with, so that none is evaluated."""
+    code, http = "ISOLATION_UNAVAILABLE", 503
+
+
 class ShuttingDown(AuroraError):
     """The server is stopping."""
     code, http = "SHUTTING_DOWN", 503
@@ -902,61 +918,146 @@ _RESULTS = {"getRoleSummary": "roleSummaryResult", "getJobSummary": "jobSummaryR
 _REPEATABLE_WRITES = frozenset(["startJobUpdate", "restartShards"])
 
 
-class Gate:
-    """Lets at most `slots` callers through at once; others wait in the order they came, at most `room` of them."""
+class Semaphore:
+    """Lets at most `slots` callers in at once; others wait in the order they came, at most `most_waiting` of them.
 
-    def __init__(self, slots: int, room: int, what: str = "scheduler call") -> None:
+    Fair, unlike threading.Semaphore, where one who comes just when a slot gets free overtakes all that wait: under load the
+    unlucky ones would wait until their time is up. share: how many slots one caller, `who`, may hold; one that has them is
+    passed over by those behind him. All methods are for any thread; _lock guards _free, _held and _line.
+    """
+
+    def __init__(self, slots: int, most_waiting: int, what: str = "scheduler call", share: Optional[int] = None) -> None:
         self.what = what
         self.slots = slots
-        self.room = room
-        self._lock = threading.Lock()       # guards _free and _line
+        self.most_waiting = most_waiting
+        self.share = share
+        self._lock = threading.Lock()
         self._free = slots
-        self._line: Deque[Any] = collections.deque()
+        self._held: collections.Counter[Any] = collections.Counter()
+        self._line: Deque[Tuple[Any, Any]] = collections.deque()
 
     @property
     def waiting(self) -> int:
+        """How many are in the line."""
         return len(self._line)
 
     @property
     def inside(self) -> int:
+        """How many slots are taken."""
         return self.slots - self._free
 
-    def enter(self, seconds: float) -> None:
+    def enter(self, seconds: float, who: Any = None) -> None:
         """Take a slot, waiting for at most `seconds`. Raises Overloaded."""
         with self._lock:
-            if self._free and not self._line:
-                self._free -= 1
+            if self._grant(who):
                 return
-            if len(self._line) >= self.room:
-                raise Overloaded("%d %ss are under way and %d wait; try again" % (self.slots, self.what, self.room),
-                                 headers=[("Retry-After", "1")])
-            turn = threading.Lock()
-            turn.acquire()
+            if len(self._line) >= self.most_waiting:
+                raise Overloaded("%d %ss are under way and %d wait; try again" % (
+                    self.slots, self.what, self.most_waiting), headers=[("Retry-After", "1")])
+            turn = (threading.Lock(), who)
+            turn[0].acquire()
             self._line.append(turn)
-        if turn.acquire(timeout=max(0.0, seconds)):
-            return
-        with self._lock:
-            if turn in self._line:
-                self._line.remove(turn)
-                raise Overloaded("no %s ended within %.1f s to make room for another" % (self.what, seconds),
-                                 headers=[("Retry-After", "1")])
+        try:
+            if turn[0].acquire(timeout=max(0.0, seconds)):
+                return
+        except BaseException:       # a signal's handler may raise here: neither the turn nor a slot may stay behind
+            if not self._withdraw(turn):
+                self.leave(who)
+            raise
+        if self._withdraw(turn):
+            raise Overloaded("no %s ended within %.1f s to make room for another" % (self.what, seconds),
+                             headers=[("Retry-After", "1")])
 
-    def leave(self) -> None:
-        """Give the slot to the first in the line, or back."""
+    def leave(self, who: Any = None) -> None:
+        """Give the slot back, or to the first in the line that may have it."""
         with self._lock:
-            if self._line:
-                self._line.popleft().release()
-            else:
-                self._free += 1
+            self._free += 1
+            self._held[who] -= 1
+            if not self._held[who]:
+                del self._held[who]
+            for turn in list(self._line):
+                if not self._free:
+                    return
+                if self._grant(turn[1]):
+                    self._line.remove(turn)
+                    turn[0].release()
+
+    def _grant(self, who: Any) -> bool:
+        """Whether the caller gets a slot now. With the lock held; nobody who could have one is in the line then."""
+        if not self._free or who is not None and self.share is not None and self._held[who] >= self.share:
+            return False
+        self._free -= 1
+        self._held[who] += 1
+        return True
+
+    def _withdraw(self, turn: Any) -> bool:
+        """Take a turn out of the line; False where it has just been given a slot."""
+        with self._lock:
+            if turn not in self._line:
+                return False
+            self._line.remove(turn)
+            return True
+
+
+class Circuit:
+    """The circuit breaker of one place where a scheduler listens: after some failures in a row calls fail at once, so that
+    a dead scheduler costs neither threads nor slots. About every second one call is let through as a probe, and the first
+    answer of any kind closes the circuit. A call that already failed there while its time for retries runs waits for that
+    moment instead of failing; so an outage that is shorter than the time for retries is not seen by who came before it.
+    For any thread; _lock guards all fields but cause.
+    """
+    AFTER = 5               # failures in a row before it opens
+    SECONDS = (0.5, 1.0)    # how long it stays open at first, and at most
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.failures = 0
+        self.open_until = 0.0
+        self.probing = False
+        self.cause = ""         # of the last failure
+
+    @property
+    def left(self) -> float:
+        """Seconds until the next probe; 0 while calls may go."""
+        if self.failures < self.AFTER:
+            return 0.0
+        return max(0.05 if self.probing else 0.0, self.open_until - time.monotonic())
+
+    def enter(self) -> bool:
+        """Before a call: False where none may go now."""
+        with self._lock:
+            if self.left:
+                return False
+            self.probing = self.failures >= self.AFTER
+            return True
+
+    def answered(self) -> None:
+        """Somebody answers there, whatever the answer."""
+        if self.failures or self.probing:
+            with self._lock:
+                self.failures, self.probing = 0, False
+
+    def failed(self, cause: str) -> bool:
+        """Count a failure; True where that opens the circuit, or keeps it open."""
+        with self._lock:
+            self.failures += 1
+            self.probing = False
+            self.cause = cause
+            if self.failures >= self.AFTER:
+                first, most = self.SECONDS
+                self.open_until = time.monotonic() + min(most, first * 2.0 ** min(8, self.failures - self.AFTER))
+            return self.failures >= self.AFTER
 
 
 class _Broken(Exception):
-    """The connection failed. sent: request bytes may have arrived; late: it failed by running out of time."""
+    """The connection failed. sent: request bytes may have arrived; late: it failed by running out of time; after: not
+    even tried, since the circuit is open for so many seconds more."""
 
-    def __init__(self, text: str, sent: bool, late: bool = False) -> None:
+    def __init__(self, text: str, sent: bool, late: bool = False, after: float = 0.0) -> None:
         super().__init__(text)
         self.sent = sent
         self.late = late
+        self.after = after
 
 
 class _Location(NamedTuple):
@@ -1072,16 +1173,13 @@ class _Wire:
                 raise socket.timeout("timed out")
             sent = True
             self._send(request, deadline)
-            data = self._receive(deadline)
-            while b"\r\n\r\n" not in data:
-                if len(data) > self.MAX_HEAD:
-                    raise _Broken("an endless header", True)
-                data += self._receive(deadline)
-            head, _, rest = data.partition(b"\r\n\r\n")
-            lines = head.split(b"\r\n")
-            words = lines[0].split(None, 2)
-            if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
-                raise _Broken("an answer that is not HTTP", True)
+            rest, words = b"", [b"", b"100"]
+            while words[1][:1] == b"1":         # 100, 103: the answer itself is still to come
+                head, rest = self._next_head(rest, deadline)
+                lines = head.split(b"\r\n")
+                words = lines[0].split(None, 2)
+                if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not re.fullmatch(rb"\d{3}", words[1]):
+                    raise _Broken("an answer that is not HTTP", True)
             headers = {}
             for line in lines[1:]:
                 name, _, value = line.partition(b":")
@@ -1111,6 +1209,15 @@ class _Wire:
             return status, headers, body.whole(), reusable
         except (OSError, ValueError) as error:
             raise _Broken(_reason(error), sent, isinstance(error, socket.timeout)) from None
+
+    def _next_head(self, data: bytes, deadline: float) -> Tuple[bytes, bytes]:
+        """(a head, what came after it), after what has come already."""
+        while b"\r\n\r\n" not in data:
+            if len(data) > self.MAX_HEAD:
+                raise _Broken("an endless header", True)
+            data += self._receive(deadline)
+        head, _, rest = data.partition(b"\r\n\r\n")
+        return head, rest
 
     def _wait(self, mask: int, deadline: float) -> None:
         """Wait until the network is ready. Raises socket.timeout."""
@@ -1161,31 +1268,39 @@ class _Wire:
             body.add(part)
 
     def _chunked(self, buffer: bytearray, body: _Body, deadline: float) -> None:
+        def line() -> bytes:
+            while b"\r\n" not in buffer:
+                if len(buffer) > 8192:
+                    raise _Broken("a chunk header or trailer without end", True)
+                buffer.extend(self._receive(deadline))
+            end = buffer.index(b"\r\n")
+            found = bytes(buffer[:end])
+            del buffer[:end + 2]
+            return found
         while True:
-            end = buffer.find(b"\r\n")
-            if end < 0:
-                if len(buffer) > 1024:
-                    raise _Broken("a chunk header without end", True)
-                buffer += self._receive(deadline)
-                continue
-            digits = bytes(buffer[:end]).split(b";")[0].strip()
+            digits = line().split(b";")[0].strip()
             if not re.fullmatch(rb"[0-9a-fA-F]{1,8}", digits):
                 raise _Broken("a chunk size that is no number", True)
-            del buffer[:end + 2]
-            left = last = int(digits, 16)
+            left = int(digits, 16)
+            if not left:
+                break
             while left:
-                buffer = buffer or bytearray(self._receive(deadline, self.PIECE))
+                if not buffer:
+                    buffer.extend(self._receive(deadline, self.PIECE))
                 part = bytes(memoryview(buffer)[:left])
                 del buffer[:len(part)]
                 body.add(part)
                 left -= len(part)
-            while len(buffer) < 2:
-                buffer += self._receive(deadline)
-            if buffer[:2] != b"\r\n":
+            if line():
                 raise _Broken("a chunk that does not end", True)
-            del buffer[:2]
-            if not last:
+        size = 0
+        while True:
+            trailer = line()
+            size += len(trailer)
+            if not trailer:
                 return
+            if size > self.MAX_HEAD:
+                raise _Broken("endless trailers", True)
 
 
 def _reason(error: BaseException) -> str:
@@ -1212,18 +1327,23 @@ class Scheduler:
     A call returns the Thrift Response and raises an AuroraError for everything but OK. Safe for many threads.
 
     url: where it listens, or several such (all schedulers of the cluster); timeout: seconds for one call, all
-    attempts included; parallel: simultaneous calls; authorization: the Authorization header sent with every call;
-    locate: called for the URLs when they are not fixed (ZooKeeper); ca_file: certificates to trust for https.
+    attempts included; parallel: simultaneous calls; authorization: the Authorization header sent with every call, or a
+    function that gives that for a host; locate: called for the URLs, with the seconds it may take, when they are not
+    fixed (ZooKeeper); ca_file: certificates to trust for https. Credentials go only where these URLs point.
+
+    How a call is tried again: a failure before anything was sent, and the scheduler's own word that nothing was done, is
+    tried again for any call; after bytes went out only reads are, and the two writes that are harmless twice. Attempts go on
+    for `retry_for` seconds, with pauses that grow to a second. What is told in the end speaks for all attempts: where any of
+    them may have taken effect, the error says so (`sent`).
     """
     MAX_HOPS = 5
-    BREAK_AFTER = 5         # failures to connect in a row before calls fail at once
-    BREAK_SECONDS = (0.5, 10.0)
     IDLE_SECONDS = 30.0
 
     def __init__(self, url: Union[str, Sequence[str]] = "http://127.0.0.1:8081", name: Optional[str] = None, *,
                  timeout: float = 20.0, connect_timeout: float = 3.0, retry_for: float = 3.0, parallel: int = 4,
-                 room: int = 1000, max_answer: int = 256 << 20, authorization: Optional[str] = None,
-                 locate: Optional[Callable[[], Sequence[str]]] = None, ca_file: Optional[str] = None) -> None:
+                 most_waiting: int = 1000, max_answer: int = 256 << 20,
+                 authorization: Union[None, str, Callable[[str], Optional[str]]] = None,
+                 locate: Optional[Callable[[float], Sequence[str]]] = None, ca_file: Optional[str] = None) -> None:
         urls = [url] if isinstance(url, str) else list(url)
         self.name = name
         self.timeout = timeout
@@ -1231,7 +1351,7 @@ class Scheduler:
         self.retry_for = retry_for
         self.max_answer = max_answer
         self.authorization = authorization
-        self.gate = Gate(parallel, room)
+        self.semaphore = Semaphore(parallel, most_waiting)
         self.leader: Optional[str] = None
         self.observe: Callable[[str, str, float], None] = lambda method, outcome, seconds: None
         self.events: collections.Counter[str] = collections.Counter()   # retries, leader changes, broken circuits
@@ -1239,12 +1359,14 @@ class Scheduler:
         self._ca_file = ca_file
         self._fixed = [_Location.parse(each) for each in urls] if not locate else []
         self._media = BINARY
-        self._lock = threading.Lock()       # guards _idle, _leading, _failures, _closed_until, _probing, _heads
+        self.answered = -math.inf           # when a scheduler last answered a call
+        self.failure: Optional[AuroraError] = None      # of the last call, where none did
+        self._lock = threading.Lock()       # guards _idle, _leading, _circuits, _named, _heads
         self._idle: Dict[_Location, List[_Wire]] = {}
         self._leading: Optional[_Location] = None
-        self._failures = 0
-        self._closed_until = 0.0
-        self._probing = False
+        self._circuits: Dict[_Location, Circuit] = {}
+        self._named = list(self._fixed)     # all that are the cluster's own
+        self._pruning = threading.Lock()    # one prune at a time
         self._heads: Dict[Tuple[_Location, str, Optional[str]], bytes] = {}
         self._context: Any = None
 
@@ -1271,93 +1393,154 @@ class Scheduler:
         return self.ask(self.prepare(method, *arguments, projection=projection, authorization=authorization, **named),
                         timeout)[1]
 
+    def _locate_now(self, seconds: float) -> None:
+        found = [_Location.parse(url) for url in self._locate(seconds)] if self._locate else []
+        with self._lock:
+            self._named = found
+
+    def narrowed(self, ask: Ask, timeout: Optional[float] = None) -> Optional[Ask]:
+        """A pruneTasks that names the tasks it is to delete, None where there is none; any other call as it is.
+
+        A query that matches nothing makes Aurora delete *every* task of the cluster, running ones too: with no ids
+        StateManagerImpl.deleteTasks asks for all there is. So it is looked first, and sent by the ids that were found. What
+        remains is that somebody else deletes all of these between the look and the call.
+        """
+        if ask.method.name != "pruneTasks":
+            return ask
+        query = ask.arguments.query or api.TaskQuery()
+        if query.limit is not None and query.limit < 1:
+            raise BadRequest("limit=%d: a prune of no task would make the scheduler delete all" % query.limit)
+        if query.statuses and query.statuses & api.ACTIVE_STATES:
+            raise BadRequest("only ended tasks can be pruned: %s" % ", ".join(
+                sorted(api.ScheduleStatus.name_of(each) for each in api.TERMINAL_STATES)))
+        look = query.replace(statuses=query.statuses or set(api.TERMINAL_STATES), offset=None)
+        ids = Projection(Type("struct", api.Response), {"responseCode": True, "details": True, "result": {
+            "scheduleStatusResult": {"tasks": {"assignedTask": {"taskId": True}}}}})
+        response = self.ask(self.prepare("getTasksWithoutConfigs", look, projection=ids, authorization=ask.authorization),
+                            timeout)[1]
+        found = {task["assignedTask"]["taskId"] for task in response["result"]["scheduleStatusResult"].get("tasks", ())}
+        if not found:
+            return None
+        return self.prepare("pruneTasks", api.TaskQuery(taskIds=found, statuses=look.statuses),
+                            projection=ask.projection, authorization=ask.authorization)
+
     @staticmethod
     def prepare(method: str, *arguments: Any, projection: Optional[Projection] = None,
                 authorization: Optional[str] = None, **named: Any) -> Ask:
-        """The Ask that `call` with these arguments makes."""
+        """The Ask that `call` with these arguments makes. Raises BadRequest for an empty set of instances: to killTasks
+        it means all instances."""
         declared = api.method(method)
         made = declared.arguments(*arguments, **named)
+        field = {"killTasks": "instances", "restartShards": "shardIds"}.get(method)
+        if field and getattr(made, field) is not None and not getattr(made, field):
+            meaning = ("means all instances to the scheduler; leave it out to mean that" if method == "killTasks" else
+                       "names no instance to restart")
+            raise BadRequest("%s: an empty set %s" % (field, meaning))
         return Ask(declared, made, encode_message(BINARY, method, TMessageType.CALL, 0, made), projection, authorization)
 
     def ask(self, ask: Ask, timeout: Optional[float] = None) -> Tuple[bytes, Any]:
         """(the reply's bytes, the Response), raising what `call` does. Where the bytes are those of `ask.known` it is
         these which are returned, and None for the Response: it was OK, and `decode` gives it again."""
         started = time.monotonic()
+        deadline = started + (self.timeout if timeout is None else timeout)
         outcome = "OK"
         try:
-            return self._repeat(ask, started + (timeout or self.timeout))
+            if ask.method.name != "pruneTasks":
+                found = self._repeat(ask, deadline)
+                self.answered, self.failure = time.monotonic(), None
+                return found
+            with self._pruning:
+                narrowed = self.narrowed(ask, timeout)
+                if narrowed is None:
+                    return b"", api.Response(responseCode=api.ResponseCode.OK, details=[
+                        api.ResponseDetail(message="No ended task matches; nothing was sent.")])
+                return self._repeat(narrowed, deadline)
         except AuroraError as error:
             outcome = error.code
+            if error.response is not None and error.http < 500:
+                self.answered, self.failure = time.monotonic(), None
+            if error.sent and ask.method.access != "read":
+                error.doubt(ask.method.name)
             raise
         finally:
             self.observe(ask.method.name, outcome, time.monotonic() - started)
 
+    def probe(self, seconds: float) -> Optional[AuroraError]:
+        """Ask, beside the semaphore and without retries, whether a scheduler leads and answers; what is wrong if not."""
+        ask = self.prepare("getTierConfigs")
+        try:
+            self.decode(ask, self._post(ask, time.monotonic() + seconds))
+        except (Unauthorized, AuthFailed):
+            pass            # it answers; who may ask is between callers and it
+        except _Broken as broken:
+            self.failure = self._told(broken)
+            return self.failure
+        except AuroraError as error:
+            self.failure = error
+            return error
+        self.answered, self.failure = time.monotonic(), None
+        return None
+
     def _repeat(self, ask: Ask, deadline: float) -> Tuple[bytes, Any]:
+        """Attempt a call until it is answered or its time for retries is over."""
         method = ask.method
         repeatable = method.access == "read" or method.name in _REPEATABLE_WRITES
         give_up = min(deadline, time.monotonic() + self.retry_for)
+        sent = False            # by any attempt so far
         for attempt in itertools.count():
+            pause = min(1.0, 0.05 * 4.0 ** min(attempt, 4)) * random.uniform(0.75, 1.25)
             try:
                 return self._attempt(ask, deadline)
-            except (SchedulerTransient, NoLeader) as error:
-                failure: AuroraError = error
             except _Broken as broken:
-                self._forget_leader()
-                failure = self._failed(method, broken, repeatable)
-                if broken.late or (broken.sent and not repeatable) or attempt >= 3:
-                    raise failure from None
-            pause = min(5.0, 0.05 * 4 ** attempt) * (0.75 + 0.5 * (hash((id(ask), attempt)) % 100) / 100)
-            if time.monotonic() + pause >= give_up:
-                raise failure
+                sent = sent or broken.sent
+                failure = self._told(broken)
+                again = not broken.late and (repeatable or not broken.sent) and (attempt > 0 or not broken.after)
+                pause = broken.after or pause
+            except AuroraError as error:
+                sent = sent or error.sent
+                failure = error
+                again = isinstance(error, (SchedulerTransient, NoLeader))
+            if not again or time.monotonic() + pause >= give_up:
+                failure.sent = sent
+                raise failure from None
             self.events["retries"] += 1
             time.sleep(pause)
         raise AssertionError("unreachable")
 
-    def _failed(self, method: Method, broken: _Broken, repeatable: bool) -> AuroraError:
-        """Count a failed attempt towards the circuit breaker, and make it the caller's error."""
-        with self._lock:
-            self._failures += 1
-            self._probing = False
-            if self._failures >= self.BREAK_AFTER:
-                least, most = self.BREAK_SECONDS
-                pause = min(most, least * 2 ** (self._failures - self.BREAK_AFTER))
-                self._closed_until = time.monotonic() + pause
-                self.events["circuit_breaks"] += 1
-        doubt = "; the %s may still take effect" % method.name if broken.sent and method.access != "read" else ""
+    def _told(self, broken: _Broken) -> AuroraError:
+        """A failed attempt as the caller's error."""
         where = "the scheduler of cluster %s" % self.name if self.name else "the scheduler"
         if broken.late:
-            return SchedulerTimeout("%s did not answer in time (%s)%s" % (where, broken, doubt))
-        return SchedulerUnreachable("%s cannot be reached or broke off: %s%s" % (where, broken, doubt),
-                                    _untouched=not broken.sent)
+            failure: AuroraError = SchedulerTimeout("%s did not answer in time (%s)" % (where, broken))
+        else:
+            after = [("Retry-After", str(max(1, math.ceil(broken.after))))] if broken.after else []
+            failure = SchedulerUnreachable("%s cannot be reached or broke off: %s" % (where, broken), headers=after)
+        self.failure = failure
+        return failure
 
-    def _check_circuit(self) -> bool:
-        """Fail at once while the circuit is open; when its time is over one caller tries for all: then True."""
-        if self._failures < self.BREAK_AFTER:
-            return False
+    def _circuit(self, location: _Location) -> Circuit:
         with self._lock:
-            left = self._closed_until - time.monotonic()
-            if self._failures >= self.BREAK_AFTER and (left > 0 or self._probing):
-                raise SchedulerUnreachable(
-                    "the scheduler%s failed %d times in a row; it is tried again in %.1f s" % (
-                        " of cluster " + self.name if self.name else "", self._failures, max(left, 0.1)),
-                    headers=[("Retry-After", str(max(1, math.ceil(left))))])
-            self._probing = self._failures >= self.BREAK_AFTER
-            return self._probing
+            if len(self._circuits) > 64:        # redirects may have led anywhere
+                self._circuits.clear()
+            return self._circuits.setdefault(location, Circuit())
+
+    def _open(self, location: _Location) -> _Broken:
+        """What a call meets where the circuit is open."""
+        circuit = self._circuit(location)
+        return _Broken("%s failed %d times in a row, at last with: %s; it is tried again in %.1f s" % (
+            location, circuit.failures, circuit.cause, circuit.left), False, after=max(0.05, circuit.left))
 
     def _attempt(self, ask: Ask, deadline: float) -> Tuple[bytes, Any]:
-        # Looked at before the gate, so that a dead scheduler does not fill the line.
-        tries = self._check_circuit()
+        # Looked at before the semaphore, so that a dead scheduler does not fill the line.
+        with self._lock:
+            first = [self._leading] if self._leading else list(self._named)
+        if first and all(self._circuit(each).left for each in first):
+            raise self._open(first[0])
+        self.semaphore.enter(deadline - time.monotonic())
         try:
-            self.gate.enter(deadline - time.monotonic())
-            try:
-                tries = tries or self._check_circuit()      # it may have opened while this call waited
-                body = self._post(ask, deadline)
-            finally:
-                self.gate.leave()
-        except BaseException:
-            if tries:
-                self._probing = False   # what was not even tried proves nothing; the next caller tries
-            raise
+            body = self._post(ask, deadline)
+        finally:
+            self.semaphore.leave()
         same = ask.known is not None and body and body is ask.known.reply    # one that was emptied is no reply
         return body, None if same else self.decode(ask, body)
 
@@ -1367,56 +1550,74 @@ class Scheduler:
         try:
             response = decode_reply(TJSON if body[:1] == b"[" else BINARY, method.name, body, projection)
         except BadMessage as error:
-            raise BadAnswer("the scheduler's answer to %s cannot be read: %s" % (method.name, error)) from None
+            raise self._unreadable("the scheduler's answer to %s cannot be read: %s" % (method.name, error)) from None
         code = response.get("responseCode") if projection else response.responseCode
         if code in (api.ResponseCode.OK, api.ResponseCode.WARNING):
             field = _RESULTS.get(method.name)
             result = response.get("result", {}) if projection else response.result
             if field and (field not in result if projection else getattr(result, field, None) is None):
-                raise BadAnswer("the scheduler answered %s with OK and no %s" % (method.name, field))
+                raise self._unreadable("the scheduler answered %s with OK and no %s" % (method.name, field))
             return response
         details = (response.get("details") if projection else response.details) or []
-        texts = [(each["message"] if projection else each.message) for each in details]
+        texts = [(each.get("message") if projection else each.message) for each in details]
         name = api.ResponseCode.name_of(code)
-        raise _RESPONSE_ERRORS.get(name, SchedulerFailed)(
-            *([text for text in texts if text] or ["the scheduler answered %s to %s" % (name, method.name)]),
-            _response=response)
+        failure = _RESPONSE_ERRORS.get(name, SchedulerFailed)(
+            *([_shortened(text) for text in texts if text] or ["the scheduler answered %s to %s" % (name, method.name)]))
+        failure.response = response
+        failure.sent = name not in _RESPONSE_ERRORS       # a code that nobody knows tells nothing
+        if isinstance(failure, SchedulerTransient):
+            failure.headers.append(("Retry-After", "1"))
+        raise failure
+
+    @staticmethod
+    def _unreadable(text: str) -> BadAnswer:
+        error = BadAnswer(text)
+        error.sent = True
+        return error
 
     def _post(self, ask: Ask, deadline: float) -> bytes:
-        """One POST of the call to the leader, following redirects; the body of the 200 answer."""
+        """One POST of the call to the leader, following redirects; the body of the 200 answer. Where the cluster's
+        schedulers listen is looked up only when no leader is known, or the one that is fails."""
         with self._lock:
             leading = self._leading
-        candidates = [leading] if leading else []
-        candidates += [each for each in self._locations() if each != leading]
-        failure: Union[_Broken, NoLeader] = _Broken("no scheduler is known", False)
-        for candidate in candidates:
+        failure: Union[None, _Broken, NoLeader] = None
+        for candidate in itertools.chain([leading] if leading else [], self._others(leading, deadline)):
             try:
                 return self._follow(candidate, ask, deadline)
             except NoLeader as error:       # the call had no effect there; another may know of a leader
-                self._forget_leader()
                 failure = error
             except _Broken as broken:
-                if broken.sent or broken.late and len(candidates) == 1:
+                if broken.sent or broken.late and time.monotonic() >= deadline:
+                    self._forget_leader()
                     raise
                 failure = broken
-        raise failure
+            self._forget_leader()
+        raise failure or NoLeader("no scheduler of cluster %s is advertised at the moment" % self.name,
+                                  headers=[("Retry-After", "5")])
+
+    def _others(self, leading: Optional[_Location], deadline: float) -> Iterator[_Location]:
+        """The schedulers beside the leader; a generator, so that ZooKeeper is asked when it comes to that."""
+        if self._locate:
+            self._locate_now(deadline - time.monotonic())
+        with self._lock:
+            found = list(self._named)
+        yield from (each for each in found if each != leading)
 
     def _follow(self, location: _Location, ask: Ask, deadline: float) -> bytes:
         method = ask.method
-        authorization = self.authorization if ask.authorization is None else ask.authorization
         fallen_back = False
         for _ in range(self.MAX_HOPS + 1):
             media = self._media
             message = ask.message if media == BINARY else encode_message(
                 media, method.name, TMessageType.CALL, 0, ask.arguments)
+            authorization = self._credentials(ask, location)
             request = self._head(location, media, authorization) + b"%d\r\n\r\n" % len(message) + message
             status, headers, body = self._exchange(location, request, deadline, ask.known)
-            self._alive()
             if status == 200:
                 self._succeeded(location)
                 return body
             if status in (301, 302, 307, 308):
-                location = self._redirect(location, headers, authorization)
+                location = self._redirect(location, headers, ask)
                 continue
             if status == 415 and media == BINARY and not fallen_back:
                 self._media, fallen_back = TJSON, True
@@ -1429,31 +1630,56 @@ class Scheduler:
                 raise AuthFailed("the scheduler forbids %s" % method.name)
             if status == 503:
                 raise NoLeader("no scheduler of the cluster is leading at the moment", headers=[("Retry-After", "5")])
-            raise BadAnswer("the scheduler answered HTTP %d to %s" % (status, method.name))
+            if status in (502, 504):        # of a load balancer: its scheduler failed, perhaps in the middle
+                raise _Broken("HTTP %d" % status, True)
+            raise self._unreadable("the scheduler answered HTTP %d to %s" % (status, method.name))
         raise BadAnswer("the schedulers redirect in a circle; none of them says it is leading")
 
-    @staticmethod
-    def _redirect(location: _Location, headers: Dict[bytes, bytes], authorization: Optional[str]) -> _Location:
+    def _credentials(self, ask: Ask, location: _Location) -> Optional[str]:
+        """The Authorization of a call at a place: the caller's, else the cluster's own for that host."""
+        if ask.authorization is not None:
+            return ask.authorization
+        own = self.authorization
+        return own(location.host) if callable(own) else own
+
+    def _redirect(self, location: _Location, headers: Dict[bytes, bytes], ask: Ask) -> _Location:
+        """Where a redirect leads. Credentials go only to schedulers that the cluster names, and never from https to http."""
         text = headers.get(b"location", b"").decode("latin-1")
         try:
             target = _Location.parse(urllib.parse.urljoin(str(location) + location.path, text))
         except ValueError:
             raise BadAnswer("the scheduler redirects to %r, which is no URL" % text[:200]) from None
-        if authorization and location.secure and not target.secure:
+        if not self._credentials(ask, location) and not self._credentials(ask, target):
+            return target
+        if location.secure and not target.secure:
             raise BadAnswer("the scheduler redirects from https to http; credentials are not sent there")
+        with self._lock:
+            named = {(each.host, each.port) for each in self._named}
+        if (target.host, target.port) not in named:
+            raise BadAnswer("the scheduler redirects to %s, which is none of the cluster's schedulers that are known here; "
+                            "credentials are not sent there (name it in --scheduler or clusters.json)" % str(target))
         return target
 
     def _exchange(self, location: _Location, request: bytes, deadline: float,
                   known: Optional[Known]) -> Tuple[int, Dict[bytes, bytes], bytes]:
-        wire = self._take(location, deadline)
+        circuit = self._circuit(location)
+        if not circuit.enter():
+            raise self._open(location)
+        wire: Optional[_Wire] = None
         usable = False
         try:
+            wire = self._take(location, deadline)
             status, headers, body, usable = wire.exchange(request, deadline, self.max_answer, known)
+            circuit.answered()
             return status, headers, body
+        except _Broken as broken:
+            self.events["circuit_breaks"] += circuit.failed(str(broken))
+            raise
         finally:
-            if usable:
+            circuit.probing = False     # also where something else went wrong: the next caller tries
+            if wire is not None and usable:
                 self._give_back(location, wire)
-            else:
+            elif wire is not None:
                 wire.close()
 
     def _head(self, location: _Location, media: str, authorization: Optional[str]) -> bytes:
@@ -1489,7 +1715,7 @@ class Scheduler:
         wire.since = time.monotonic()
         with self._lock:
             pool = self._idle.setdefault(location, [])
-            if len(pool) < self.gate.slots:
+            if len(pool) < self.semaphore.slots:
                 pool.append(wire)
                 return
         wire.close()
@@ -1500,17 +1726,13 @@ class Scheduler:
             self._context = ssl.create_default_context(cafile=self._ca_file)
         return self._context
 
-    def _locations(self) -> List[_Location]:
-        if not self._locate:
-            return self._fixed
-        return [_Location.parse(url) for url in self._locate()]
-
-    def _alive(self) -> None:
-        """Somebody answers HTTP there, whatever the answer: the circuit closes."""
-        if self._failures or self._probing:
-            with self._lock:
-                self._failures = 0
-                self._probing = False
+    def reload(self, ca_file: Optional[str], authorization: Union[None, str, Callable[[str], Optional[str]]]) -> None:
+        """Use other certificates to trust, and other credentials, from the next connection and call on."""
+        self._ca_file, self.authorization = ca_file, authorization
+        self._context = None
+        with self._lock:
+            self._heads.clear()
+        self.close()
 
     def _succeeded(self, location: _Location) -> None:
         if self._leading == location:
@@ -1527,17 +1749,24 @@ class Scheduler:
             self._leading = None
 
 
+def _shortened(text: str, most: int = 1000) -> str:
+    """A refusal may carry a whole JobConfiguration: its beginning tells what it is about."""
+    return text if len(text) <= most else "%s … (%d characters more)" % (text[:most], len(text) - most)
+
+
 def messages_of(response: Any) -> List[str]:
     """The messages that a Response carries."""
     return [each.message for each in response.details or [] if each.message]
 
 
 class Cluster(NamedTuple):
-    """One entry of clusters.json, or of --scheduler. zk: "" when the scheduler's URL is fixed."""
+    """One entry of clusters.json, or of --scheduler. zk: "" when the scheduler's URL is fixed; basic: its entry says that
+    the schedulers want Basic credentials."""
     name: Optional[str]
     urls: Tuple[str, ...] = ()
     zk: str = ""
     zk_path: str = ""
+    basic: bool = False
     docker_registry: str = "https://registry-1.docker.io"
 
 
@@ -1556,16 +1785,19 @@ def read_clusters(path: str) -> List[Cluster]:
     found = []
     for entry in entries:
         if not all(isinstance(entry.get(field) or "", str) for field in ("scheduler_uri", "zk", "scheduler_zk_path",
-                                                                         "docker_registry")):
+                                                                         "docker_registry", "auth_mechanism")):
             raise ValueError("%s: cluster %s has a field that is not text" % (path, entry["name"]))
-        made = Cluster(entry["name"], docker_registry=entry.get("docker_registry") or Cluster(None).docker_registry)
-        if entry.get("scheduler_uri"):
+        port = str(entry.get("zk_port") or 2181)
+        if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 0 < int(port) < 65536:
+            raise ValueError("%s: cluster %s has a zk_port that is none: %s" % (path, entry["name"], port[:80]))
+        made = Cluster(entry["name"], docker_registry=entry.get("docker_registry") or Cluster(None).docker_registry,
+                       basic=(entry.get("auth_mechanism") or "").upper() == "BASIC")
+        if entry.get("zk"):     # before scheduler_uri, as for the aurora client
+            hosts = ["%s:%s" % (host.strip(), port) if ":" not in host else host.strip() for host in entry["zk"].split(",")]
+            made = made._replace(zk=",".join(hosts), zk_path=entry.get("scheduler_zk_path") or "/aurora/scheduler")
+        elif entry.get("scheduler_uri"):
             _Location.parse(entry["scheduler_uri"])
             made = made._replace(urls=(entry["scheduler_uri"],))
-        elif entry.get("zk"):
-            hosts = ["%s:%s" % (host.strip(), entry.get("zk_port") or 2181) if ":" not in host else host.strip()
-                     for host in entry["zk"].split(",")]
-            made = made._replace(zk=",".join(hosts), zk_path=entry.get("scheduler_zk_path") or "/aurora/scheduler")
         else:
             raise ValueError("%s: cluster %s has neither scheduler_uri nor zk" % (path, entry["name"]))
         found.append(made)
@@ -1583,22 +1815,65 @@ def default_clusters() -> List[Cluster]:
     return list(found.values()) or [Cluster(None, ("http://127.0.0.1:8081",))]
 
 
-def zookeeper_locator(cluster: Cluster) -> Callable[[], Sequence[str]]:
-    """A function that asks ZooKeeper where the schedulers of the cluster listen, at most every five seconds."""
-    seen: List[Any] = [0.0, ()]
-    lock = threading.Lock()     # guards seen, and keeps look-ups from piling up
+class ZooKeeperLocator:
+    """Where the schedulers of a cluster listen, as ZooKeeper tells it.
 
-    def locate() -> Sequence[str]:
-        with lock:
-            if not seen[1] or time.monotonic() - seen[0] > 5:
-                seen[:] = [time.monotonic(), _ask_zookeeper(cluster)]
-            return seen[1]
-    return locate
+    A call waits for as long as its caller has, for a look-up in a thread of its own; there is one at a time, however many
+    wait. The last answer is kept: while ZooKeeper is away it is given after a second, so that a leader that is known to
+    nobody else is still found. A look-up that ended less than a second ago is not made again. _lock guards all fields.
+    """
+    FRESH = 1.0
+
+    def __init__(self, cluster: Cluster, ask: Optional[Callable[[Cluster], List[str]]] = None) -> None:
+        self.cluster = cluster
+        self._ask = ask or _ask_zookeeper
+        self._lock = threading.Lock()
+        self._urls: List[str] = []
+        self._failure: Optional[AuroraError] = None
+        self._looked = -math.inf
+        self._under_way: Optional[threading.Event] = None
+
+    def __call__(self, seconds: float) -> Sequence[str]:
+        """The URLs; none where no scheduler is advertised. Raises AuroraError."""
+        with self._lock:
+            known = bool(self._urls)
+            if self._under_way is None and time.monotonic() - self._looked > self.FRESH:
+                self._under_way = threading.Event()
+                try:
+                    threading.Thread(target=self._look, args=(self._under_way,), name="zookeeper", daemon=True).start()
+                except RuntimeError:
+                    self._under_way = None
+                    raise Overloaded("no thread could be started to ask ZooKeeper", headers=[("Retry-After", "1")]) from None
+            under_way = self._under_way
+        late = under_way is not None and not under_way.wait(max(0.0, min(1.0, seconds) if known else seconds))
+        with self._lock:
+            if self._urls or not late and self._failure is None:
+                return list(self._urls)
+            raise self._failure or SchedulerTimeout("ZooKeeper %s did not tell in time where cluster %s is" % (
+                self.cluster.zk, self.cluster.name))
+
+    def _look(self, under_way: threading.Event) -> None:
+        urls, failure = None, None
+        try:
+            urls = self._ask(self.cluster)
+        except AuroraError as error:
+            failure = error
+        except Exception as error:      # kazoo raises its own classes and those of its handlers
+            failure = SchedulerUnreachable("ZooKeeper %s does not tell where cluster %s is: %s" % (
+                self.cluster.zk, self.cluster.name, str(error) or type(error).__name__))
+        with self._lock:
+            if urls is not None:
+                self._urls = urls
+            self._failure = failure
+            self._looked = time.monotonic()
+            self._under_way = None
+        under_way.set()
 
 
-def _ask_zookeeper(cluster: Cluster) -> Sequence[str]:
+def _ask_zookeeper(cluster: Cluster) -> List[str]:
     try:
         from kazoo.client import KazooClient  # type: ignore[import-not-found, unused-ignore]
+        from kazoo.exceptions import NoNodeError  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise SchedulerUnreachable(
             "cluster %s is found through ZooKeeper (%s), which needs the package kazoo: pip install kazoo; or give its "
@@ -1609,21 +1884,30 @@ def _ask_zookeeper(cluster: Cluster) -> Sequence[str]:
         urls = []
         for member in sorted(client.get_children(cluster.zk_path)):
             if member.startswith("member_"):
-                data = json.loads(client.get("%s/%s" % (cluster.zk_path, member))[0].decode("utf-8"))
-                ends = data.get("additionalEndpoints") or {}
-                scheme = "https" if "https" in ends else "http"
-                end = ends.get(scheme) or data["serviceEndpoint"]
-                urls.append("%s://%s:%d" % (scheme, end["host"], end["port"]))
+                with contextlib.suppress(NoNodeError):      # gone since the list was made
+                    url = member_url(client.get("%s/%s" % (cluster.zk_path, member))[0])
+                    urls += [url] if url else []
         return urls
-    except SchedulerUnreachable:
-        raise
-    except Exception as error:      # kazoo raises its own classes and those of its handlers
-        raise SchedulerUnreachable("ZooKeeper %s does not tell where cluster %s is: %s" % (
-            cluster.zk, cluster.name, error or type(error).__name__)) from None
     finally:
         with contextlib.suppress(Exception):
             client.stop()
             client.close()
+
+
+def member_url(data: bytes) -> Optional[str]:
+    """Where a member of the schedulers' group listens; None for what is no member: as Aurora's own monitor
+    (CuratorServiceGroupMonitor), that is passed over."""
+    try:
+        plain = json.loads(data.decode("utf-8"))
+        ends = plain.get("additionalEndpoints") or {}
+        scheme = "https" if "https" in ends else "http"
+        end = ends.get(scheme) or plain["serviceEndpoint"]
+        host, port = str(end["host"]), int(end["port"])
+        if not re.fullmatch(r"[\w.\-:]+", host, re.ASCII) or not 0 < port < 65536:
+            return None
+        return str(_Location(scheme == "https", host, port, ""))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 class Clusters:
@@ -1649,10 +1933,14 @@ class Clusters:
             self._learn()
         return sorted(self._known)
 
+    def pairs(self) -> List[Tuple[Cluster, Scheduler]]:
+        """All clusters with their schedulers, named or not."""
+        with self._lock:
+            return list(self._known.values()) + self._nameless
+
     def schedulers(self) -> List[Scheduler]:
         """All schedulers, named or not."""
-        with self._lock:
-            return [pair[1] for pair in list(self._known.values()) + self._nameless]
+        return [pair[1] for pair in self.pairs()]
 
     def _learn(self) -> None:
         for pair in list(self._nameless):
@@ -1700,6 +1988,8 @@ class ConfigLimits(NamedTuple):
 
 MAX_TASKS_PER_JOB = 4000            # ConfigurationManager: -max_tasks_per_job
 MIN_PULSE_SECONDS = 60              # py/client/api/updater_util.py
+MAX_INCLUDE_NAME = 4096
+MAX_DIGITS = 400                    # of a whole number in JSON: Python reads and writes longer ones in quadratic time
 UPDATE_ID_METADATA = "org.apache.aurora.client.update_id"
 
 # --- child: the schema ------------------------------------------------------------------------------------------------
@@ -2234,9 +2524,12 @@ _BUILTINS = (
 _SPECIAL_METHODS = frozenset(
     "__init__ __str__ __repr__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __len__ __getitem__ __iter__ __next__ "
     "__contains__ __call__ __add__ __radd__ __sub__ __mul__ __mod__ __bool__ __doc__ __name__ __file__".split())
+# Attributes that lead out of a value: to frames, code, tracebacks, classes, pystachio's insides. Refused whatever the name
+# in front of the dot; `self._name` in a method is a name of the source's own class, unless pystachio has one like it.
 _REFUSED_ATTRIBUTE = re.compile(
-    r"_.*|(gi|cr|ag|tb|co|func|im)_.*|f_(back|builtins|code|globals|lasti|lineno|locals|trace)|mro|format_map|"
-    r"with_traceback|TYPEMAP|TYPE_PARAMETERS|json_load|json_dump|dump|load_file")
+    r"_.*|(gi|cr|ag|tb|co|func|im)_.*|f_(back|builtins|code|generator|globals|lasti|lineno|locals|trace\w*)|mro|"
+    r"format_map|with_traceback|TYPEMAP|TYPE_PARAMETERS|CHOICES|json_load|json_dump|dump|load_file")
+_OWN_ATTRIBUTE = re.compile(r"_[^_]\w*")
 _REFUSED_NODES = {
     "AsyncFunctionDef": "async functions", "AsyncFor": "async loops", "AsyncWith": "async with", "Await": "await",
     "With": "with statements", "Match": "match statements"}
@@ -2260,6 +2553,7 @@ class _Syntax(ast.NodeTransformer):
 
     def __init__(self, trusted: bool, tree: ast.AST) -> None:
         self.trusted = trusted
+        self.in_class = self.in_method = False
         self.bound: Set[str] = set()        # names the source gives itself
         self.floors = True
         for node in ast.walk(tree):
@@ -2291,11 +2585,12 @@ class _Syntax(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-        own = isinstance(node.value, ast.Name) and node.value.id == "self" and not node.attr.startswith("__")
+        mine = self.in_method and isinstance(node.value, ast.Name) and node.value.id == "self"
+        own = mine and bool(_OWN_ATTRIBUTE.fullmatch(node.attr)) and node.attr not in _pystachio_privates()
         special = node.attr in _SPECIAL_METHODS - {"__name__"} and isinstance(node.value, ast.Call)
         if _REFUSED_ATTRIBUTE.fullmatch(node.attr) and not own and not special:
             self.refuse(node, "the attribute %s is" % node.attr)
-        if not isinstance(node.ctx, ast.Load) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+        if not isinstance(node.ctx, ast.Load) and not mine:
             self.refuse(node, "changing the attributes of objects is")
         if node.attr == "format":
             self.refuse(node, "format other than as a call is")
@@ -2337,13 +2632,23 @@ class _Syntax(ast.NodeTransformer):
         for base in node.bases:
             if not isinstance(base, ast.Name):
                 self.refuse(node, "a base class that is not a plain name is")
-        return self.visit_FunctionDef(node)     # type: ignore[arg-type]
+        return self._visit_body(node, True, False)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        first = (node.args.args or [None])[0]       # type: ignore[list-item]
+        return self._visit_body(node, False, self.in_method or self.in_class and first is not None and first.arg == "self")
+
+    def _visit_body(self, node: Any, in_class: bool, in_method: bool) -> ast.AST:
+        """Of a class or function. A function within a method may speak of the method's self."""
         for decorator in node.decorator_list:
             if not (isinstance(decorator, ast.Name) and decorator.id in ("staticmethod", "classmethod", "property")):
                 self.refuse(node, "decorators other than staticmethod, classmethod and property are")
-        return self.generic_visit(node)
+        before = self.in_class, self.in_method
+        self.in_class, self.in_method = in_class, in_method
+        try:
+            return self.generic_visit(node)
+        finally:
+            self.in_class, self.in_method = before
 
     def visit_Import(self, node: ast.Import) -> ast.AST:
         for alias in node.names:
@@ -2357,6 +2662,22 @@ class _Syntax(ast.NodeTransformer):
         if node.module == "__future__":
             return ast.copy_location(ast.Pass(), node)
         return self.generic_visit(node)
+
+
+@lru_cache(maxsize=1)
+def _pystachio_privates() -> Set[str]:
+    """The private attributes of pystachio's classes and their instances, as its source writes them."""
+    import inspect
+
+    import pystachio.base
+    import pystachio.basic
+    import pystachio.choice
+    import pystachio.composite
+    import pystachio.container
+    found: Set[str] = set()
+    for module in (pystachio.base, pystachio.basic, pystachio.choice, pystachio.composite, pystachio.container):
+        found.update(re.findall(r"\b_[a-zA-Z]\w*", inspect.getsource(module)))
+    return found
 
 
 _ALL_BUILTINS = frozenset(dir(__builtins__) if not isinstance(__builtins__, dict) else __builtins__)
@@ -2464,8 +2785,8 @@ class _Evaluation:
         return _Namespace({each: getattr(module, each) for each in _MODULES[name].split() if hasattr(module, each)})
 
     def _include(self, name: Any) -> None:
-        if not isinstance(name, str):
-            raise ValueError("include() takes the name of a file")
+        if not isinstance(name, str) or len(name) > MAX_INCLUDE_NAME:
+            raise ValueError("include() takes the name of a file, of at most %d characters" % MAX_INCLUDE_NAME)
         base = os.path.dirname(self.depth[-1]) if self.depth else ""
         path = os.path.normpath(os.path.join(base, name))
         if path not in self.files and path not in self.shared:
@@ -2486,8 +2807,10 @@ class _Evaluation:
         except _NotAllowed as error:
             raise ConfigProblem("%s, %s" % (path, error)) from None
         self.depth.append(path)
-        exec(compile(tree, path, "exec", dont_inherit=True), self.environment)
-        self.depth.pop()
+        try:
+            exec(compile(tree, path, "exec", dont_inherit=True), self.environment)
+        finally:
+            self.depth.pop()
 
     def run(self) -> Dict[str, Any]:
         """The answer: `job` and `update` or `errors`, or `want`."""
@@ -3035,13 +3358,39 @@ def _check_order(task: Any, final: bool) -> None:
 _CLONE_FLAGS = 0x00020000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000   # mounts, UTS, IPC, PIDs, network
 _CLONE_NEWUSER = 0x10000000
 _NOBODY = 65534
-# System calls an evaluation may make, by machine: read, write and wait for open descriptors, memory, clocks, ending.
+# System calls an evaluation may make, by machine, after the number by which the kernel knows its ABI (linux/audit.h): read,
+# write, close, poll, select, mmap, munmap, mremap, mprotect, madvise, brk, signal masks and handlers, clocks, futex,
+# getpid, gettid, getrusage, sched_yield, getrandom, rseq, exit. Numbers from the kernel's own headers, 6.1.
+_GENERIC_CALLS = (57, 63, 64, 72, 73, 93, 94, 98, 99, 113, 114, 124, 132, 134, 135, 139, 165, 169, 172, 178, 214, 215, 216,
+                  222, 226, 233, 278, 293)
 _SECCOMP = {
     "x86_64": (0xC000003E, (0, 1, 3, 7, 9, 10, 11, 12, 13, 14, 15, 23, 24, 25, 28, 39, 60, 96, 98, 131, 186, 201, 202, 228,
                             229, 231, 270, 271, 318, 334)),
-    "aarch64": (0xC00000B7, (57, 63, 64, 72, 73, 93, 94, 98, 99, 113, 114, 124, 132, 134, 135, 139, 165, 169, 172, 178, 214,
-                             215, 216, 222, 226, 233, 278, 293)),
+    "aarch64": (0xC00000B7, _GENERIC_CALLS),
+    "riscv64": (0xC00000F3, _GENERIC_CALLS),
+    "ppc64le": (0xC0000015, (1, 3, 4, 6, 13, 20, 45, 77, 78, 82, 90, 91, 125, 142, 158, 163, 167, 172, 173, 174, 185, 205,
+                             207, 221, 234, 246, 247, 280, 281, 300, 359, 387)),
+    "s390x": (0x80000016, (1, 3, 4, 6, 20, 45, 77, 78, 90, 91, 119, 125, 142, 158, 163, 168, 173, 174, 175, 186, 219, 236,
+                           238, 248, 260, 261, 301, 302, 304, 349, 383)),
+    "i386": (0x40000003, (1, 3, 4, 6, 13, 20, 45, 77, 78, 82, 90, 91, 119, 125, 142, 158, 163, 168, 173, 174, 175, 186, 192,
+                          219, 224, 240, 252, 265, 266, 308, 309, 311, 355, 386, 403, 406, 413, 414, 422)),
+    "armv7": (0x40000028, (1, 3, 4, 6, 20, 45, 77, 78, 91, 119, 125, 142, 158, 163, 168, 173, 174, 175, 186, 192, 220, 224,
+                           240, 248, 263, 264, 335, 336, 338, 384, 398, 403, 406, 413, 414, 422, 0xF0002)),     # cacheflush
 }
+LAYERS = ("namespaces", "empty root", "user nobody", "landlock", "system call filter")
+
+
+def isolates(layers: Iterable[str]) -> bool:
+    """Whether these layers shut a configuration in: each of the two keeps it from files, network and other processes."""
+    return "system call filter" in layers or {"namespaces", "empty root"} <= set(layers)
+
+
+def _machine() -> str:
+    """The name in _SECCOMP of what this process runs as, which may be 32 bits on a kernel of 64."""
+    name = os.uname().machine if sys.platform.startswith("linux") else ""
+    if struct.calcsize("P") == 4:
+        name = {"x86_64": "i386", "aarch64": "armv7"}.get(name, name)
+    return "i386" if re.fullmatch(r"i[3-6]86", name) else "armv7" if re.fullmatch(r"armv[678]\w*", name) else name
 
 
 def _libc() -> Any:
@@ -3074,17 +3423,26 @@ def _enter_namespaces() -> List[str]:
     return done
 
 
-def _enter_empty_root() -> List[str]:
-    """Make a directory that is already deleted the root, where permitted: no file has a name from here on."""
-    import tempfile
-    folder = tempfile.mkdtemp(prefix="aurora_rest-")
-    os.chdir(folder)
-    os.rmdir(folder)
-    try:
+def _enter_empty_root(layers: List[str]) -> List[str]:
+    """Make an empty directory the root, where permitted: no file has a name from here on. In a mount namespace of one's
+    own that is a new file system, which takes no place on any disk; else a directory that is already deleted."""
+    if "namespaces" in layers:
+        libc, here = _libc(), b"/proc" if os.path.isdir("/proc") else b"/"
+        private, empty = 1 << 14 | 1 << 18, 1 | 2 | 4 | 8      # MS_REC, MS_PRIVATE; read-only, no suid, devices, programs
+        if libc.mount(b"none", b"/", None, private, None) == 0 and libc.mount(b"none", here, b"tmpfs", empty, None) == 0:
+            with contextlib.suppress(OSError):
+                os.chdir(here)
+                os.chroot(".")
+                os.chdir("/")
+                return ["empty root"]
+    with contextlib.suppress(OSError):
+        import tempfile
+        folder = tempfile.mkdtemp(prefix="aurora_rest-")
+        os.chdir(folder)
+        os.rmdir(folder)
         os.chroot(".")
-    except OSError:
-        return []
-    return ["empty root"]
+        return ["empty root"]
+    return []
 
 
 def _drop_privileges() -> List[str]:
@@ -3098,9 +3456,29 @@ def _drop_privileges() -> List[str]:
     return done
 
 
+def _shut_out_of_files() -> List[str]:
+    """Landlock, where the kernel has it: no file and, on newer ones, no network can be opened from here on. The numbers of
+    its calls are those of all machines (Linux, include/uapi/linux/landlock.h)."""
+    if not sys.platform.startswith("linux"):
+        return []
+    import ctypes
+    libc = _libc()
+    version = libc.syscall(444, None, ctypes.c_size_t(0), 1)
+    if version < 1:
+        return []
+    files = (1 << (13, 14, 15, 15, 16)[min(version, 5) - 1]) - 1
+    rules = struct.pack("QQ", files, 3) if version >= 4 else struct.pack("Q", files)
+    ruleset = libc.syscall(444, rules, ctypes.c_size_t(len(rules)), 0)
+    if ruleset < 0:
+        return []
+    taken = libc.prctl(38, 1, 0, 0, 0) == 0 and libc.syscall(446, ruleset, 0) == 0     # NO_NEW_PRIVS; landlock_restrict_self
+    os.close(ruleset)
+    return ["landlock"] if taken else []
+
+
 def _forbid_system_calls() -> bool:
     """Let this process and its children make only the calls in _SECCOMP; others fail with EPERM."""
-    known = _SECCOMP.get(os.uname().machine) if sys.platform.startswith("linux") else None
+    known = _SECCOMP.get(_machine())
     if known is None:
         return False
     import ctypes
@@ -3109,7 +3487,7 @@ def _forbid_system_calls() -> bool:
     code += [(0x15, len(allowed) - i, 0, number) for i, number in enumerate(allowed)]
     code += [(0x06, 0, 0, 0x00050000 | errno.EPERM), (0x06, 0, 0, 0x7FFF0000)]
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
-    head = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code), ctypes.addressof(program)))
+    head = ctypes.create_string_buffer(struct.pack("HP", len(code), ctypes.addressof(program)))
     libc = _libc()
     return bool(libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, head, 0, 0) == 0)   # NO_NEW_PRIVS, SECCOMP
 
@@ -3181,7 +3559,11 @@ def _evaluator_main(limits: ConfigLimits) -> None:
     for name in ("unicodedata", "_strptime", "encodings.idna", "string", "ctypes", "resource", "tempfile"):
         __import__(name)
     schema = _schema()
-    shown = _enter_namespaces() + _enter_empty_root() + _drop_privileges()
+    _pystachio_privates()
+    shown = _enter_namespaces()
+    shown += _enter_empty_root(shown) + _drop_privileges() + _shut_out_of_files()
+    if sys.platform.startswith("linux"):
+        _libc().prctl(4, 0, 0, 0, 0)        # PR_SET_DUMPABLE: no other process of the user looks in
     probe = os.fork()
     if not probe:
         os._exit(0 if _forbid_system_calls() else 1)
@@ -3253,7 +3635,7 @@ class _Worker:
                                                             tuple(limits)))
         try:
             self.process = subprocess.Popen([sys.executable, "-I", "-c", boot], stdin=there.fileno(), env={},
-                                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+                                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
         except OSError as error:
             here.close()
             raise AuroraError("the configuration evaluator does not start: %s" % _reason(error)) from None
@@ -3267,10 +3649,21 @@ class _Worker:
         try:
             here.settimeout(seconds)
             size, = struct.unpack("!I", self._exactly(4))
-            self.isolation = json.loads(self._exactly(size))
+            self.isolation: List[str] = json.loads(self._exactly(size))
         except (OSError, ValueError) as error:
             self.close()
-            raise AuroraError("the configuration evaluator does not start: %s" % _reason(error)) from None
+            raise AuroraError("the configuration evaluator does not start: %s" % (
+                self._last_words() or _reason(error))) from None
+        finally:
+            if self.process.stderr is not None:
+                self.process.stderr.close()
+
+    def _last_words(self) -> str:
+        """What a process that has ended wrote last."""
+        if self.process.stderr is None:
+            return ""
+        lines = self.process.stderr.read(1 << 16).decode("utf-8", "replace").split("\n")
+        return next((line.strip()[:500] for line in reversed(lines) if line.strip()), "")
 
     def ask(self, message: bytes) -> Dict[str, Any]:
         """The answer to one request. Raises OSError when the process is gone; it is of no use then. A source that goes
@@ -3305,8 +3698,8 @@ class _Worker:
         self.control.sendall(b"\n")
         self._owed = True
         try:
-            answer = json.loads(b"".join(parts))
-        except (ValueError, RecursionError):
+            answer = load_json(b"".join(parts).decode("utf-8"))
+        except ValueError:
             answer = None
         if isinstance(answer, dict):
             return answer
@@ -3336,13 +3729,33 @@ class _Worker:
         self.process.wait()
 
 
+def load_json(text: str, pairs: Optional[Callable[[List[Tuple[str, Any]]], Any]] = None) -> Any:
+    """JSON that a stranger wrote: no NaN, no number of thousands of digits. Raises ValueError, for deep nesting too."""
+    def whole(digits: str) -> int:
+        if len(digits) > MAX_DIGITS:
+            raise ValueError("a number has more than %d digits" % MAX_DIGITS)
+        return int(digits)
+
+    def constant(name: str) -> Any:
+        raise ValueError("%s is not JSON" % name)
+    try:
+        return json.loads(text, object_pairs_hook=pairs, parse_int=whole, parse_constant=constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def _texts(value: Any) -> List[str]:
     """What of a value is a list of sentences: at most a hundred, each cut at 2,000 characters."""
     return [each[:2000] for each in value[:100] if isinstance(each, str)] if isinstance(value, list) else []
 
 
 class Evaluator:
-    """A pool of evaluator processes: grows with demand to `most`, shrinks to none when idle."""
+    """A pool of evaluator processes: grows with demand to `most`, shrinks to none when idle. A caller has all but one of
+    them at the most, so that one who sends endless loops holds up only himself.
+
+    isolation: the layers that shut a configuration in, once a process has started; where they do not, source is refused
+    unless it is `trusted`.
+    """
     IDLE_SECONDS = 300.0
 
     def __init__(self, most: int = 4, limits: ConfigLimits = ConfigLimits(), trusted: bool = False,
@@ -3352,7 +3765,7 @@ class Evaluator:
         self.include_root = os.path.realpath(include_root) if include_root else None
         self.isolation: Optional[List[str]] = None
         self.outcomes: collections.Counter[str] = collections.Counter()
-        self._gate = Gate(most, 200, "configuration evaluation")
+        self._semaphore = Semaphore(most, 200, "configuration evaluation", max(1, most - 1))
         self._lock = threading.Lock()       # guards _idle, _reserving, _closed
         self._idle: List[_Worker] = []
         self._reserving = False
@@ -3360,10 +3773,10 @@ class Evaluator:
 
     def evaluate(self, files: Dict[str, str], key: Sequence[str], *, is_json: bool = False,
                  bindings: Sequence[Tuple[str, str]] = (), tiers: Optional[Dict[str, Any]] = None,
-                 docker_registry: str = "") -> Dict[str, Any]:
+                 docker_registry: str = "", caller: Optional[str] = None) -> Dict[str, Any]:
         """The plain answer for the job `key` (cluster, role, environment, name) in `files`, of which the first is the
         root: `job`, `warnings`, and `update` or `update_errors`. Raises InvalidConfig."""
-        if sum(map(len, files.values())) > self.limits.source_bytes:
+        if sum(len(text.encode("utf-8", "replace")) for text in files.values()) > self.limits.source_bytes:
             raise BodyTooLarge("the configuration is larger than %d bytes" % self.limits.source_bytes)
         shared: Dict[str, str] = {}
         images: Dict[str, str] = {}
@@ -3375,10 +3788,10 @@ class Evaluator:
             answer = self._ask({
                 "files": files, "root": next(iter(files)), "json": is_json, "key": list(key), "bindings": list(bindings),
                 "tiers": tiers or DEFAULT_TIERS, "images": images, "shared": shared, "trusted": self.trusted,
-                "include_root": bool(self.include_root), "missing": missing})
+                "include_root": bool(self.include_root), "missing": missing}, caller)
             # A stranger's program may have written this: nothing in it is what it should be until it was looked at.
             wanted = answer.get("images")
-            if isinstance(answer.get("include"), str) and self.include_root:
+            if isinstance(answer.get("include"), str) and self.include_root and answer["include"] not in shared:
                 self._fetch_include(answer["include"], shared, missing)
             elif isinstance(wanted, list) and wanted and all(
                     isinstance(pair, list) and [type(each) for each in pair] == [str, str] for pair in wanted):
@@ -3397,6 +3810,8 @@ class Evaluator:
     def _fetch_include(self, path: str, shared: Dict[str, str], missing: List[str]) -> None:
         if len(shared) + len(missing) >= self.limits.includes:
             raise InvalidConfig("more than %d files included" % self.limits.includes)
+        if len(path) > MAX_INCLUDE_NAME:
+            raise InvalidConfig("the name of an included file has more than %d characters" % MAX_INCLUDE_NAME)
         try:
             full = os.path.realpath(os.path.join(self.include_root or "", path))
             if os.path.commonpath([full, self.include_root or ""]) != self.include_root:
@@ -3408,12 +3823,25 @@ class Evaluator:
         except (OSError, ValueError):
             missing.append(path)
 
-    def _ask(self, request: Dict[str, Any]) -> Dict[str, Any]:
-        message = json.dumps(request).encode()
-        self._gate.enter(self.limits.wall_seconds)
+    def look(self) -> List[str]:
+        """The layers of isolation, found out by starting a process where none has been yet. Raises AuroraError."""
+        if self.isolation is None:
+            worker, fresh = self._take()
+            self._keep(worker)
+        return self.isolation or []
+
+    def _ask(self, request: Dict[str, Any], caller: Optional[str]) -> Dict[str, Any]:
+        self._semaphore.enter(self.limits.wall_seconds, caller)
         try:
+            message = json.dumps(request).encode()      # only now: those in the line hold their sources once
             while True:
                 worker, fresh = self._take()
+                if not self.trusted and not isolates(worker.isolation):
+                    self._keep(worker)
+                    raise IsolationUnavailable(
+                        "configurations are not evaluated here: this machine has neither the system call filter nor "
+                        "namespaces with an empty root to shut them in (there is: %s); --trust-configs evaluates them "
+                        "nevertheless" % (", ".join(worker.isolation) or "nothing"))
                 try:
                     answer = worker.ask(message)
                     break
@@ -3422,26 +3850,35 @@ class Evaluator:
                     if fresh:       # one that was idle may have been killed since
                         self.outcomes["crashed"] += 1
                         raise InvalidConfig("the configuration brought its evaluator down") from None
-            worker.since = time.monotonic()
-            with self._lock:
-                keep = not worker.closed and not self._closed and len(self._idle) < self._gate.slots
-                if keep:
-                    self._idle.append(worker)
-            if not keep and not worker.closed:
-                worker.close()
+            self._keep(worker)
             return answer
         finally:
-            self._gate.leave()
+            self._semaphore.leave(caller)
+
+    def _keep(self, worker: _Worker) -> None:
+        """Have a process ready for the next request, unless it is of no use or there are enough."""
+        worker.since = time.monotonic()
+        with self._lock:
+            keep = not worker.closed and not self._closed and len(self._idle) < self._semaphore.slots
+            if keep:
+                self._idle.append(worker)
+        if not keep and not worker.closed:
+            worker.close()
 
     def _take(self) -> Tuple[_Worker, bool]:
         """(a process, whether it is new). Takes the one that has been idle for longest, which has forked ahead by now;
         keeps two in reserve."""
         with self._lock:
             worker = self._idle.pop(0) if self._idle else None
-            reserve = len(self._idle) < 2 and len(self._idle) + self._gate.inside < self._gate.slots and not self._reserving
+            room = len(self._idle) + self._semaphore.inside < self._semaphore.slots
+            reserve = len(self._idle) < 2 and room and not self._reserving
             self._reserving |= reserve
         if reserve:
-            threading.Thread(target=self._add_reserve, name="evaluator-reserve", daemon=True).start()
+            try:
+                threading.Thread(target=self._add_reserve, name="evaluator-reserve", daemon=True).start()
+            except RuntimeError:        # no thread to be had: then without a reserve
+                with self._lock:
+                    self._reserving = False
         if worker is not None:
             return worker, False
         worker = _Worker(self.limits)
@@ -3462,7 +3899,7 @@ class Evaluator:
 
     @property
     def processes(self) -> int:
-        return len(self._idle) + self._gate.inside
+        return len(self._idle) + self._semaphore.inside
 
     def close(self) -> None:
         """Stop all processes; there will be no more evaluations."""
@@ -3493,8 +3930,9 @@ def resolve_image(registry: str, name: str, tag: str) -> str:
     import urllib.error
     import urllib.request
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    if not re.fullmatch(r"[a-z0-9]+([._/\-][a-z0-9]+)*", name) or not re.fullmatch(r"\w[\w.\-]{0,127}", tag):
-        raise InvalidConfig("%s:%s is not the name and tag of a docker image" % (name, tag))
+    named = len(name) < 256 and re.fullmatch(r"[a-z0-9]+((?:[./]|__?|-+)[a-z0-9]+)*", name)
+    if not named or not re.fullmatch(r"\w[\w.\-]{0,127}", tag):
+        raise InvalidConfig("%s:%s is not the name and tag of a docker image" % (name[:80], tag[:80]))
 
     def head(url: str, token: str) -> Any:
         request = urllib.request.Request(url, method="HEAD", headers={
@@ -3504,7 +3942,7 @@ def resolve_image(registry: str, name: str, tag: str) -> str:
         return opener.open(request, timeout=10)
 
     def grant(challenge: str) -> str:
-        fields = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
+        fields = dict(re.findall(r'\b(\w+)="([^"]*)"', challenge[:4096]))
         realm = fields.pop("realm", "")
         if not challenge.lower().startswith("bearer") or not realm.startswith(("http://", "https://")):
             raise InvalidConfig("the docker registry %s asks for credentials that cannot be given" % registry)
@@ -3604,7 +4042,7 @@ def same_meaning(mine: Any, running: Any) -> bool:
     if ours is None or theirs is None or ours.name != theirs.name:
         return bool(ours == theirs)
     try:
-        return bool(json.loads(ours.data) == json.loads(theirs.data))
+        return bool(load_json(ours.data) == load_json(theirs.data))
     except (TypeError, ValueError):
         return bool(ours.data == theirs.data)
 
@@ -3614,11 +4052,12 @@ _default_evaluator: List[Evaluator] = []
 
 def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str] = None, is_json: bool = False,
              bindings: Union[Dict[str, str], Sequence[Tuple[str, str]]] = (), tiers: Optional[Dict[str, Any]] = None,
-             docker_registry: str = "", evaluator: Optional[Evaluator] = None) -> Job:
+             docker_registry: str = "", evaluator: Optional[Evaluator] = None, caller: Optional[str] = None) -> Job:
     """The job `key` (cluster/role/environment/name) that `source` describes, converted for the scheduler.
 
     source: `.aurora` text, or texts by file name of which the first is the root; bindings: values for {{names}};
-    tiers: plain getTierConfigs, Aurora's defaults else; user: the job's owner, its role else.
+    tiers: plain getTierConfigs, Aurora's defaults else; user: the job's owner, its role else; caller: whose share of the
+    evaluators it takes.
     Raises InvalidConfig with every problem found.
     """
     if evaluator is None:
@@ -3631,7 +4070,7 @@ def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str
     files = {"job.aurora": source} if isinstance(source, str) else source
     pairs = list(bindings.items()) if isinstance(bindings, dict) else list(bindings)
     answer = evaluator.evaluate(files, parts, is_json=is_json, bindings=pairs, tiers=tiers,
-                                docker_registry=docker_registry)
+                                docker_registry=docker_registry, caller=caller)
     # The evaluator ran a stranger's program: what it says is held to the API's types, and to the key asked for.
     try:
         job = api.JobConfiguration.from_plain(answer.get("job"), "job")
@@ -3763,15 +4202,17 @@ def _first_event(task: Any) -> int:
 
 
 def is_active(task: Any) -> bool:
+    """Whether a plain task is in an active state."""
     return task["status"] in api.ACTIVE_STATES
 
 
 def active_instances(scheduler: Scheduler, key: Key, instances: Sequence[int] = (),
                      authorization: Optional[str] = None) -> Dict[int, Any]:
-    """The active plain tasks of a job by instance. Raises NotFound where there is none at all, and where one of
-    `instances` is not active."""
+    """The active plain tasks of a job by instance, without those that are being killed. Raises NotFound where there is
+    none at all, and where one of `instances` is not active."""
     tasks = {task["assignedTask"]["instanceId"]: task
-             for task in query_tasks(scheduler, key, instances, api.ACTIVE_STATES, "task states", authorization)}
+             for task in query_tasks(scheduler, key, instances, api.ACTIVE_STATES, "task states", authorization)
+             if task["status"] != api.ScheduleStatus.KILLING}
     missing = [each for each in instances if each not in tasks]
     if missing:
         raise NotFound("job %s has no active instance %s" % (key, ", ".join(map(str, missing))))
@@ -3816,20 +4257,33 @@ def start_update(scheduler: Scheduler, job: Job, instances: Sequence[int] = (), 
     try:
         response = scheduler.call("startJobUpdate", request, message, authorization=authorization)
     except Refused as conflict:
-        result = conflict.details["_response"].result
+        result = conflict.response.result
         if result is None or result.startJobUpdateResult is None:
             raise
         summary = result.startJobUpdateResult.updateSummary
-        mine = api.Metadata(key=UPDATE_ID_METADATA, value=update_id)
-        if summary is not None and mine in (summary.metadata or ()):
-            return UpdateStarted(summary.key.id, [])    # the answer to the first sending was lost
+        mine = _own_update(scheduler, job, update_id, authorization)
+        if mine:
+            return UpdateStarted(mine, [])
         raise Conflict(*(conflict.messages or ["an update of the job is in progress"]), code="UPDATE_IN_PROGRESS",
                        update=summary.to_plain() if summary is not None else None) from None
     started = response.result.startJobUpdateResult if response.result else None
-    return UpdateStarted(started.key.id if started and started.key else "", messages_of(response))
+    if started and started.key:
+        return UpdateStarted(started.key.id, messages_of(response))
+    return UpdateStarted(_own_update(scheduler, job, update_id, authorization), messages_of(response))
+
+
+def _own_update(scheduler: Scheduler, job: Job, update_id: str, authorization: Optional[str]) -> str:
+    """The scheduler's id of the update that this process started under `update_id`, "" if there is none: startJobUpdate is
+    sent again when its answer is lost, and the second answer speaks of what the first sending led to."""
+    mine = api.Metadata(key=UPDATE_ID_METADATA, value=update_id)
+    for summary in update_summaries(scheduler, api.JobUpdateQuery(jobKey=job.configuration.key, limit=10), authorization):
+        if mine in (summary.metadata or ()):
+            return str(summary.key.id)
+    return ""
 
 
 def update_summaries(scheduler: Scheduler, query: Any, authorization: Optional[str] = None) -> List[Any]:
+    """The api.JobUpdateSummary of each update that an api.JobUpdateQuery finds, the one modified last first."""
     response = scheduler.call("getJobUpdateSummaries", query, authorization=authorization)
     return list(response.result.getJobUpdateSummariesResult.updateSummaries or [])
 
@@ -3876,26 +4330,95 @@ def update_progress(details: Any) -> Dict[str, Any]:
             "message": texts[-1] if texts else None}
 
 
+class Locks:
+    """A lock for each name in use. One read-then-write of a job or a role at a time in this process: what two callers read
+    at once, both would add to. _lock guards _known, which holds a name only while somebody has or wants it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: Dict[Any, List[Any]] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, *name: Any, seconds: float = 60.0) -> Iterator[None]:
+        """Hold the lock of that name. Raises Overloaded where others have it for so long."""
+        with self._lock:
+            entry = self._known.setdefault(name, [threading.Lock(), 0])
+            entry[1] += 1
+        taken = False
+        try:
+            taken = entry[0].acquire(timeout=seconds)
+            if not taken:
+                raise Overloaded("others are changing the same for %g s already; try again" % seconds,
+                                 headers=[("Retry-After", "5")])
+            yield
+        finally:
+            if taken:
+                entry[0].release()
+            with self._lock:
+                entry[1] -= 1
+                if not entry[1]:
+                    del self._known[name]
+
+
+locked = Locks()
+
+
+def add_like(scheduler: Scheduler, key: Key, count: int, like: Optional[int] = None,
+             authorization: Optional[str] = None) -> Optional[List[int]]:
+    """Add `count` instances that are like one of the job's, the lowest by default. Which were added, as read back; None
+    where that could not be read. Raises NotFound."""
+    with locked("instances", key):
+        return _add_like(scheduler, key, _all_active(scheduler, key, authorization), count, like, authorization)
+
+
+def _all_active(scheduler: Scheduler, key: Key, authorization: Optional[str]) -> List[Any]:
+    """The active plain tasks, those that are being killed too. Raises NotFound where there is none."""
+    tasks = query_tasks(scheduler, key, (), api.ACTIVE_STATES, "task states", authorization)
+    if not tasks:
+        raise NotFound("job %s has no active instances" % (key,))
+    return tasks
+
+
+def _staying(tasks: Iterable[Any]) -> List[int]:
+    """The instances of active tasks that are not being killed."""
+    return sorted({task["assignedTask"]["instanceId"] for task in tasks if task["status"] != api.ScheduleStatus.KILLING})
+
+
+def _add_like(scheduler: Scheduler, key: Key, tasks: Sequence[Any], count: int, like: Optional[int],
+              authorization: Optional[str]) -> Optional[List[int]]:
+    numbers = _staying(tasks) or sorted(task["assignedTask"]["instanceId"] for task in tasks)
+    if like is not None and like not in numbers:
+        raise NotFound("job %s has no active instance %d to copy" % (key, like))
+    source = api.InstanceKey(jobKey=key.thrift, instanceId=numbers[0] if like is None else like)
+    scheduler.call("addInstances", source, count, authorization=authorization)
+    before = {task["assignedTask"]["taskId"] for task in tasks}
+    try:
+        after = query_tasks(scheduler, key, (), api.ACTIVE_STATES, "task states", authorization)
+    except AuroraError:
+        return None     # it was done; only which numbers they have is not known
+    return sorted({task["assignedTask"]["instanceId"] for task in after if task["assignedTask"]["taskId"] not in before}
+                  - {task["assignedTask"]["instanceId"] for task in tasks})
+
+
 def change_instances(scheduler: Scheduler, key: Key, wanted: int, like: Optional[int] = None,
-                     message: Optional[str] = None, authorization: Optional[str] = None,
-                     dry_run: bool = False) -> Dict[str, List[int]]:
-    """Add instances that are like one of the job's, or kill those with the highest numbers, until it has `wanted`.
-    Returns which were added or killed."""
-    active = sorted(active_instances(scheduler, key, (), authorization))
+                     message: Optional[str] = None,
+                     authorization: Optional[str] = None) -> Dict[str, Optional[List[int]]]:
+    """Add instances that are like one of the job's, or kill those with the highest numbers, until it has `wanted` that are
+    not being killed already. Returns which were added or killed; None for what could not be read back."""
     if wanted > MAX_TASKS_PER_JOB or wanted < 0:
         raise BadRequest("a job has 0 to %d instances" % MAX_TASKS_PER_JOB)
-    if like is not None and like not in active:
-        raise NotFound("job %s has no active instance %d to copy" % (key, like))
-    extra = wanted - len(active)
-    if extra > 0:
-        if not dry_run:
-            source = api.InstanceKey(jobKey=key.thrift, instanceId=active[0] if like is None else like)
-            scheduler.call("addInstances", source, extra, authorization=authorization)
-        return {"added": list(range(active[-1] + 1, active[-1] + 1 + extra)), "killed": []}
-    surplus = active[wanted:] if extra < 0 else []
-    if surplus and not dry_run:
-        scheduler.call("killTasks", key.thrift, set(surplus), message, authorization=authorization)
-    return {"added": [], "killed": surplus}
+    with locked("instances", key):
+        tasks = _all_active(scheduler, key, authorization)
+        staying = _staying(tasks)
+        if like is not None and like not in staying:
+            raise NotFound("job %s has no active instance %d to copy" % (key, like))
+        if wanted > len(staying):
+            added = _add_like(scheduler, key, tasks, wanted - len(staying), like, authorization)
+            return {"added": added, "killed": []}
+        surplus = staying[wanted:]
+        if surplus:
+            scheduler.call("killTasks", key.thrift, set(surplus), message, authorization=authorization)
+        return {"added": [], "killed": surplus}
 
 
 def field_changes(old: Any, new: Any, path: str = "") -> List[Dict[str, Any]]:
@@ -3903,7 +4426,7 @@ def field_changes(old: Any, new: Any, path: str = "") -> List[Dict[str, Any]]:
     means."""
     if path.endswith("executorConfig.data"):
         with contextlib.suppress(TypeError, ValueError):
-            old, new = json.loads(old), json.loads(new)
+            old, new = load_json(old), load_json(new)
     if isinstance(old, dict) and isinstance(new, dict):
         changes = []
         for name in sorted(set(old) | set(new)):
@@ -4052,6 +4575,7 @@ class Operation(Source):
         self.key = key
         self.user = user
         self.owner = owner              # who alone may cancel it, where `user` is only what somebody says of himself
+        self.needs: Tuple[str, Optional[str]] = ("write", None)     # level and role that began it: what cancelling takes
         self.state = "running"          # then succeeded, failed, cancelled or interrupted
         self.started = time.time()
         self.ended: Optional[float] = None
@@ -4096,6 +4620,8 @@ class Operation(Source):
             state = "failed"
             self.errors += error.messages
             self.result.setdefault("code", error.code)
+            if "done" in error.details:
+                self.result["done"] = error.details["done"]
         except Exception as error:      # a defect here must not leave the operation running for ever
             state = "failed"
             self.errors.append("internal error: %s" % type(error).__name__)
@@ -4104,48 +4630,106 @@ class Operation(Source):
             self.ended = time.time()
         self.changed()
 
+    def polls(self, ask: Callable[[], Any], seconds: float, pause: float) -> Iterator[Tuple[Any, bool]]:
+        """Ask again and again: (the answer, whether the time is over). A scheduler that fails over is waited for; a write is
+        asked again only if nothing of it was sent. Raises Cancelled, and what it met last where the time is over."""
+        deadline = time.monotonic() + seconds
+        told = False
+        while True:
+            self.pause(0)
+            try:
+                answer = ask()
+            except (SchedulerUnreachable, SchedulerTransient, NoLeader, SchedulerTimeout, Overloaded) as error:
+                if time.monotonic() >= deadline or "done" in error.details:
+                    raise
+                if not told:
+                    self.step("the scheduler does not answer; waiting for it", error=str(error))
+                told = True
+                self.pause(1.0)
+                continue
+            told = False
+            yield answer, time.monotonic() >= deadline
+            self.pause(pause)
+
     def to_plain(self) -> Dict[str, Any]:
+        """As callers see it."""
         return {"id": self.id, "kind": self.kind, "key": self.key, "user": self.user, "state": self.state,
                 "started": round(self.started, 3), "ended": self.ended and round(self.ended, 3),
                 "progress": {"done": self.done, "failed": self.failed, "total": self.total},
                 "steps": list(self.steps), "errors": list(self.errors), "result": dict(self.result)}
 
 
+class _Slot:
+    """A place among the running operations, with a thread that waits for the work. Taken before anything has an effect, so
+    that what was done is never followed by "too many operations". `begin` or `give`, once, by who took it."""
+
+    def __init__(self, run: Callable[[_Slot], None]) -> None:
+        self.operation: Optional[Operation] = None
+        self.work: Callable[[Operation], None] = lambda operation: None
+        self._go = threading.Event()
+        self._run = run
+        threading.Thread(target=self._wait, name="operation", daemon=True).start()
+
+    def begin(self, operation: Operation, work: Callable[[Operation], None]) -> None:
+        """Do the work."""
+        self.operation, self.work = operation, work
+        self._go.set()
+
+    def give(self) -> None:
+        """There is none to do."""
+        self._go.set()
+
+    def _wait(self) -> None:
+        self._go.wait()
+        self._run(self)
+
+
 class Operations:
-    """The operations of this process: at most `running` at a time, the last `kept` remembered."""
+    """The operations of this process: at most `running` at a time, the last `kept` remembered. _lock guards _all."""
 
     def __init__(self, running: int = 100, kept: int = 1000) -> None:
         self.limit = running
         self.kept = kept
-        self._lock = threading.Lock()   # guards _all
+        self._lock = threading.Lock()
         self._slots = threading.Semaphore(running)
         self._all: collections.OrderedDict[str, Operation] = collections.OrderedDict()
         self.outcomes: collections.Counter[str] = collections.Counter()
+        self.log: Callable[[str], None] = lambda line: None
 
-    def take(self) -> None:
-        """Take a slot, before anything has an effect. Raises Overloaded."""
+    def take(self) -> _Slot:
+        """A place, with its thread, before anything has an effect. Raises Overloaded."""
         if not self._slots.acquire(blocking=False):
             raise Overloaded("%d operations are running; try again" % self.limit, headers=[("Retry-After", "5")])
+        try:
+            return _Slot(self._run)
+        except RuntimeError:
+            self._slots.release()
+            raise Overloaded("no thread could be started for the operation; try again",
+                             headers=[("Retry-After", "5")]) from None
 
-    def give(self) -> None:
-        self._slots.release()
-
-    def start(self, operation: Operation, work: Callable[[Operation], None], taken: bool = False) -> Operation:
-        """Run `work` in a thread of its own, in the slot that was taken. Raises Overloaded."""
-        if not taken:
-            self.take()
+    def start(self, operation: Operation, work: Callable[[Operation], None],
+              slot: Optional[_Slot] = None) -> Operation:
+        """Run `work` in the place that was taken, or in a new one. Raises Overloaded."""
+        slot = slot or self.take()
         with self._lock:
             self._all[operation.id] = operation
             ended = [each.id for each in self._all.values() if each.state != "running"]
             for old in ended[:max(0, len(self._all) - self.kept)]:
                 del self._all[old]
-
-        def run() -> None:
-            operation.run(work)
-            self.give()
-            self.outcomes[operation.kind + " " + operation.state] += 1
-        threading.Thread(target=run, name="operation-" + operation.kind, daemon=True).start()
+        slot.begin(operation, work)
         return operation
+
+    def _run(self, slot: _Slot) -> None:
+        operation = slot.operation
+        try:
+            if operation is not None:
+                operation.run(slot.work)
+                self.outcomes[operation.kind + " " + operation.state] += 1
+                self.log("operation id=%s kind=%s key=%s user=%s ended=%s done=%d failed=%d total=%d" % (
+                    operation.id, operation.kind, operation.key, operation.user, operation.state, operation.done,
+                    operation.failed, operation.total))
+        finally:
+            self._slots.release()
 
     def __getitem__(self, operation_id: str) -> Operation:
         with self._lock:
@@ -4161,6 +4745,7 @@ class Operations:
 
     @property
     def running(self) -> int:
+        """How many have not ended."""
         return sum(each.state == "running" for each in self.all())
 
     def interrupt(self, seconds: float) -> None:
@@ -4172,19 +4757,95 @@ class Operations:
             time.sleep(0.02)
 
 
-def _tolerant(operation: Operation, ask: Callable[[], Any], deadline: float) -> Any:
-    """Ask until there is an answer: a scheduler that fails over is no reason to give up before the deadline."""
-    told = False
-    while True:
-        try:
-            return ask()
-        except (SchedulerUnreachable, SchedulerTransient, NoLeader, SchedulerTimeout, Overloaded) as error:
-            if time.monotonic() >= deadline:
-                raise
-            if not told:
-                operation.step("the scheduler does not answer; waiting for it", error=str(error))
-            told = True
-            operation.pause(1.0)
+class Verdict(NamedTuple):
+    """How far something is that is waited for. reached: None while it is under way, False where it cannot be any more;
+    text: why not, or not yet; code: what kind of failure; fields: further ones for a step or an answer."""
+    reached: Optional[bool]
+    done: int = 0
+    failed: int = 0
+    total: int = 0
+    text: str = ""
+    code: str = ""
+    fields: Dict[str, Any] = {}
+
+
+def judge_gone(tasks: Iterable[Any], instances: Sequence[int] = ()) -> Verdict:
+    """Whether none of the instances (all if none are named) is active any more."""
+    left = sorted({task["assignedTask"]["instanceId"] for task in tasks if is_active(task)
+                   and (not instances or task["assignedTask"]["instanceId"] in instances)})
+    text = "instances %s have not ended" % ", ".join(map(str, left[:20])) if left else ""
+    return Verdict(None if left else True, max(0, len(instances) - len(left)), 0, len(instances) or len(left), text)
+
+
+def judge_running(tasks: Iterable[Any], instances: Optional[Sequence[int]], known: Iterable[str] = (), count: int = 0,
+                  strict: bool = True) -> Verdict:
+    """Whether the instances ran: the youngest task of each runs or has finished. instances: None for any `count` of them;
+    known: ids of tasks that are older than what is waited for, and do not count; strict: a task that failed or was lost
+    is a failure although another takes its place."""
+    status = api.ScheduleStatus
+    fresh = [task for task in tasks if task["assignedTask"]["taskId"] not in known
+             and (instances is None or task["assignedTask"]["instanceId"] in instances)]
+    latest = {task["assignedTask"]["instanceId"]: task for task in fresh}       # sorted by age: the youngest stays
+    ran = [number for number, task in latest.items() if task["status"] in (status.RUNNING, status.FINISHED)]
+    ended = [task for task in (fresh if strict else ()) if task["status"] in (status.FAILED, status.LOST)]
+    ended += [task for task in latest.values() if task["status"] in (status.FAILED, status.LOST, status.KILLED)]
+    bad = sorted({task["assignedTask"]["instanceId"] for task in ended})
+    total = count if instances is None else len(instances)
+    text = "%d of %d run" % (len(ran), total)
+    if bad and (instances is not None or len(latest) - len(bad) < count):
+        return Verdict(False, len(ran), len(bad), total, "instance %d ended as %s%s" % (
+            bad[0], *_how_it_ended(ended, bad[0])), "TASKS_FAILED", {"instances": bad})
+    return Verdict(True if len(ran) >= total else None, len(ran), len(bad), total, text)
+
+
+def _how_it_ended(tasks: Sequence[Any], instance: int) -> Tuple[str, str]:
+    last = [task for task in tasks if task["assignedTask"]["instanceId"] == instance][-1]
+    events = sorted(last.get("taskEvents", ()), key=lambda event: event["timestamp"])
+    message = events[-1].get("message") if events else None
+    return api.ScheduleStatus.name_of(last["status"]), ": " + message if message else ""
+
+
+def judge_update(details: Any) -> Verdict:
+    """Whether the update of these api.JobUpdateDetails rolled forward; any other end is a failure with its reason."""
+    status = details.update.summary.state.status
+    name = api.JobUpdateStatus.name_of(status)
+    progress = update_progress(details)
+    counts = (progress["done"], progress["failed"], progress["total"])
+    if status in api.ACTIVE_JOB_UPDATE_STATES:
+        return Verdict(None, *counts, "the update is %s" % name, "", {"state": name})
+    if status == api.JobUpdateStatus.ROLLED_FORWARD:
+        return Verdict(True, *counts, name, "", {"state": name})
+    reason = ": " + progress["message"] if progress["message"] else ""
+    code = name if name in ("ROLLED_BACK", "ABORTED") else "UPDATE_FAILED"
+    return Verdict(False, *counts, "the update ended as %s%s" % (name, reason), code, {"state": name})
+
+
+def judge_drained(response: Any, hosts: Sequence[str]) -> Verdict:
+    """Whether all hosts are DRAINED, by a maintenanceStatus Response."""
+    modes = {each.host: each.mode for each in response.result.maintenanceStatusResult.statuses or ()}
+    drained = sorted(host for host in hosts if modes.get(host) == api.MaintenanceMode.DRAINED)
+    left = sorted(set(hosts) - set(drained))
+    return Verdict(None if left else True, len(drained), 0, len(hosts),
+                   "%s not drained" % ", ".join(left) if left else "drained", "", {"hosts": drained})
+
+
+def await_verdict(operation: Operation, ask: Callable[[], Any], judge: Callable[[Any], Verdict], time_limit: float,
+                  poll_secs: float) -> None:
+    """Ask until the judge finds it reached. Raises Unprocessable where it cannot be, or is not after time_limit seconds."""
+    seen: Any = None
+    for answer, late in operation.polls(ask, time_limit, poll_secs):
+        verdict = judge(answer)
+        operation.done, operation.failed, operation.total = verdict.done, verdict.failed, verdict.total
+        operation.result.update(verdict.fields)
+        if verdict[:5] != seen:
+            seen = verdict[:5]
+            operation.step(verdict.text or "done", done=verdict.done, failed=verdict.failed)
+        if verdict.reached:
+            return
+        if verdict.reached is False:
+            raise Unprocessable(verdict.text, code=verdict.code)
+        if late:
+            raise Unprocessable("%s after %g s" % (verdict.text, time_limit))
 
 
 _NOT_PLACED = (api.ScheduleStatus.PENDING, api.ScheduleStatus.THROTTLED)
@@ -4207,16 +4868,21 @@ def rolling_restart(operation: Operation, scheduler: Scheduler, key: Key, instan
     Instances that fail are tried again until they failed more than max_per_instance_failures times; more than
     max_total_failures such instances end the restart as a failure, as does a batch that exceeds its time limit.
     """
+    if options.batch_size < 1:
+        raise BadRequest("batch_size=%d: at least 1" % options.batch_size)
     waiting = collections.deque(sorted(instances or active_instances(scheduler, key, (), authorization)))
     operation.total = len(waiting)
     failures: collections.Counter[int] = collections.Counter()
-    while waiting:
-        operation.pause(0)
-        batch = [waiting.popleft() for _ in range(min(options.batch_size, len(waiting)))]
+
+    def begin(batch: Sequence[int]) -> Dict[int, str]:
         # The scheduler leaves alone what waits for a host; such a task is watched as it is.
         before = {n: "" if t["status"] in _NOT_PLACED else t["assignedTask"]["taskId"] for n, t in
                   active_instances(scheduler, key, batch, authorization).items()}
         scheduler.call("restartShards", key.thrift, set(batch), authorization=authorization)
+        return before
+    while waiting:
+        batch = [waiting.popleft() for _ in range(min(options.batch_size, len(waiting)))]
+        before, _ = next(operation.polls(lambda: _noting_doubt(operation, batch, begin), options.time_limit, 0.0))
         operation.step("restarted", instances=batch)
         for instance, problem in _watch_batch(operation, scheduler, key, before, options, authorization).items():
             if not problem:
@@ -4234,15 +4900,24 @@ def rolling_restart(operation: Operation, scheduler: Scheduler, key: Key, instan
                     operation.failed, options.max_total_failures, instance, problem))
 
 
+def _noting_doubt(operation: Operation, batch: Sequence[int], write: Callable[[Sequence[int]], Any]) -> Any:
+    """What a write to a batch returns; a step tells of one that may have been done without an answer."""
+    try:
+        return write(batch)
+    except AuroraError as error:
+        if "done" in error.details:
+            operation.step("no answer; it may have been done", instances=list(batch), error=str(error))
+        raise
+
+
 def _watch_batch(operation: Operation, scheduler: Scheduler, key: Key, before: Dict[int, str],
                  options: RestartOptions, authorization: Optional[str]) -> Dict[int, str]:
     """For every instance "" once its new task ran for watch_secs, else what went wrong."""
     outcome: Dict[int, str] = {}
     watched: Dict[int, Tuple[str, float]] = {}      # instance: (task id, when first seen running)
-    deadline = time.monotonic() + options.time_limit
-    while len(outcome) < len(before):
-        tasks = _tolerant(operation, lambda: query_tasks(
-            scheduler, key, sorted(before), api.ACTIVE_STATES, "task states", authorization), deadline)
+    for tasks, late in operation.polls(lambda: query_tasks(
+            scheduler, key, sorted(before), api.ACTIVE_STATES, "task states", authorization), options.time_limit,
+            options.poll_secs):
         now = time.monotonic()
         current = {task["assignedTask"]["instanceId"]: task for task in tasks}
         for instance in set(before) - set(outcome):
@@ -4259,10 +4934,10 @@ def _watch_batch(operation: Operation, scheduler: Scheduler, key: Key, before: D
                 watched[instance] = (str(task_id), now)
                 if not options.watch_secs:
                     outcome[instance] = ""
-            if instance not in outcome and now >= deadline:
+            if instance not in outcome and late:
                 outcome[instance] = "not running and watched within the time limit of %g s" % options.time_limit
-        if len(outcome) < len(before):
-            operation.pause(options.poll_secs)
+        if len(outcome) >= len(before):
+            break
     return outcome
 
 
@@ -4270,111 +4945,58 @@ def batched_kill(operation: Operation, scheduler: Scheduler, key: Key, instances
                  time_limit: float, poll_secs: float, message: Optional[str] = None,
                  authorization: Optional[str] = None) -> None:
     """Kill instances batch by batch, each once the one before is gone."""
+    if batch_size < 1:
+        raise BadRequest("batch_size=%d: at least 1" % batch_size)
     waiting = sorted(instances)
-    operation.total = len(waiting)
-    while waiting:
-        operation.pause(0)
-        batch, waiting = waiting[:batch_size], waiting[batch_size:]
+    operation.total = total = len(waiting)
+
+    def kill(batch: Sequence[int]) -> None:
         scheduler.call("killTasks", key.thrift, set(batch), message, authorization=authorization)
+    while waiting:
+        batch, waiting = waiting[:batch_size], waiting[batch_size:]
+        next(operation.polls(lambda: _noting_doubt(operation, batch, kill), time_limit, 0.0))
         operation.step("killed", instances=batch)
-        wait_until_gone(operation, scheduler, key, batch, time_limit, poll_secs, authorization)
+        for left, late in operation.polls(lambda: query_tasks(scheduler, key, batch, api.ACTIVE_STATES, "task states",
+                                                              authorization), time_limit, poll_secs):
+            verdict = judge_gone(left, batch)
+            if verdict.reached:
+                break
+            if late:
+                raise Unprocessable("%s after %g s" % (verdict.text, time_limit))
         operation.done += len(batch)
         operation.changed()
+    operation.total = total
 
 
 def wait_until_gone(operation: Operation, scheduler: Scheduler, key: Key, instances: Sequence[int], time_limit: float,
                     poll_secs: float, authorization: Optional[str] = None) -> None:
     """Wait until none of the instances (all if none are named) is active. Raises Unprocessable after time_limit."""
-    deadline = time.monotonic() + time_limit
-    while True:
-        left = _tolerant(operation, lambda: query_tasks(scheduler, key, instances, api.ACTIVE_STATES, "task states",
-                                                        authorization), deadline)
-        if not left:
-            return
-        if time.monotonic() >= deadline:
-            raise Unprocessable("instances %s did not end within %g s" % (
-                ", ".join(sorted({str(t["assignedTask"]["instanceId"]) for t in left})), time_limit))
-        operation.pause(poll_secs)
+    await_verdict(operation, lambda: query_tasks(scheduler, key, instances, api.ACTIVE_STATES, "task states",
+                                                 authorization),
+                  lambda tasks: judge_gone(tasks, instances), time_limit, poll_secs)
 
 
 def wait_until_running(operation: Operation, scheduler: Scheduler, key: Key, instances: Sequence[int], known: Set[str],
                        time_limit: float, poll_secs: float, authorization: Optional[str] = None) -> None:
     """Wait until the instances ran; one that failed or was lost first is a failure. A task that finished counts.
     known: ids of tasks that are older than what is waited for, and do not count."""
-    deadline = time.monotonic() + time_limit
-    operation.total = len(instances)
-    status = api.ScheduleStatus
-    while True:
-        tasks = _tolerant(operation, lambda: query_tasks(scheduler, key, instances, None, "tasks", authorization),
-                          deadline)
-        tasks = [task for task in tasks if task["assignedTask"]["taskId"] not in known]
-        latest = {task["assignedTask"]["instanceId"]: task for task in tasks}     # sorted by age: the youngest stays
-        bad = sorted({task["assignedTask"]["instanceId"] for task in tasks
-                      if task["status"] in (status.FAILED, status.LOST, status.KILLED)})
-        ran = [n for n, task in latest.items() if task["status"] in (status.RUNNING, status.FINISHED)]
-        if (len(ran), len(bad)) != (operation.done, operation.failed):
-            operation.done, operation.failed = len(ran), len(bad)
-            operation.step("%d of %d run" % (len(ran), len(instances)))
-        if bad:
-            raise Unprocessable("instance %d ended as %s%s" % (bad[0], *_how_it_ended(tasks, bad[0])))
-        if len(ran) >= len(instances):
-            return
-        if time.monotonic() >= deadline:
-            raise Unprocessable("%d of %d instances run after %g s" % (len(ran), len(instances), time_limit))
-        operation.pause(poll_secs)
-
-
-def _how_it_ended(tasks: Sequence[Any], instance: int) -> Tuple[str, str]:
-    terminal = [t for t in tasks if t["assignedTask"]["instanceId"] == instance
-                and t["status"] in api.TERMINAL_STATES][-1]
-    events = sorted(terminal.get("taskEvents", ()), key=lambda event: event["timestamp"])
-    message = events[-1].get("message") if events else None
-    return api.ScheduleStatus.name_of(terminal["status"]), ": " + message if message else ""
+    await_verdict(operation, lambda: query_tasks(scheduler, key, instances, None, "tasks", authorization),
+                  lambda tasks: judge_running(tasks, instances, known), time_limit, poll_secs)
 
 
 def wait_for_update(operation: Operation, scheduler: Scheduler, key: Key, update_id: str, time_limit: float,
                     poll_secs: float, authorization: Optional[str] = None) -> None:
     """Wait until the update ended; anything but ROLLED_FORWARD is a failure with its reason."""
-    deadline = time.monotonic() + time_limit
-    seen = None
-    while True:
-        details = _tolerant(operation, lambda: update_details(scheduler, key, update_id, authorization), deadline)
-        status = details.update.summary.state.status
-        progress = update_progress(details)
-        operation.done, operation.failed, operation.total = progress["done"], progress["failed"], progress["total"]
-        name = api.JobUpdateStatus.name_of(status)
-        if (name, progress["done"], progress["failed"]) != seen:
-            seen = (name, progress["done"], progress["failed"])
-            operation.step(name, done=progress["done"], failed=progress["failed"])
-        operation.result["status"] = name
-        if status not in api.ACTIVE_JOB_UPDATE_STATES:
-            if status != api.JobUpdateStatus.ROLLED_FORWARD:
-                raise Unprocessable("the update ended as %s%s" % (
-                    name, ": " + progress["message"] if progress["message"] else ""))
-            return
-        if time.monotonic() >= deadline:
-            raise Unprocessable("the update is %s after %g s" % (name, time_limit))
-        operation.pause(poll_secs)
+    await_verdict(operation, lambda: update_details(scheduler, key, update_id, authorization), judge_update, time_limit,
+                  poll_secs)
 
 
-def drain_hosts(operation: Operation, scheduler: Scheduler, hosts: Sequence[str], time_limit: float, poll_secs: float,
-                authorization: Optional[str] = None) -> None:
+def wait_until_drained(operation: Operation, scheduler: Scheduler, hosts: Sequence[str], time_limit: float,
+                       poll_secs: float, authorization: Optional[str] = None) -> None:
     """Wait until all hosts are DRAINED."""
-    deadline = time.monotonic() + time_limit
-    operation.total = len(hosts)
-    while True:
-        response = _tolerant(operation, lambda: scheduler.call(
-            "maintenanceStatus", api.Hosts(hostNames=set(hosts)), authorization=authorization), deadline)
-        modes = {each.host: each.mode for each in response.result.maintenanceStatusResult.statuses or ()}
-        drained = sorted(host for host in hosts if modes.get(host) == api.MaintenanceMode.DRAINED)
-        if len(drained) != operation.done:
-            operation.done = len(drained)
-            operation.step("drained", hosts=drained)
-        if len(drained) == len(hosts):
-            return
-        if time.monotonic() >= deadline:
-            raise Unprocessable("%s not drained after %g s" % (", ".join(sorted(set(hosts) - set(drained))), time_limit))
-        operation.pause(poll_secs)
+    await_verdict(operation, lambda: scheduler.call("maintenanceStatus", api.Hosts(hostNames=set(hosts)),
+                                                    authorization=authorization),
+                  lambda response: judge_drained(response, hosts), time_limit, poll_secs)
 
 
 # ======================================================================================================================
@@ -4401,25 +5023,34 @@ LIMITS: Dict[str, Limit] = {
     "headers": Limit(32768, "bytes", "size of all header fields; over it 431"),
     "header_count": Limit(100, "fields", "number of header fields; over it 431"),
     "body": Limit(8 << 20, "bytes", "size of a request body; over it 413"),
-    "bodies": Limit(512 << 20, "bytes", "request bodies being received, all together; further ones get 503"),
+    "bodies": Limit(512 << 20, "bytes", "request bodies received and not answered yet, a quarter of them for one caller; "
+                    "further ones get 503"),
+    "unsent": Limit(256 << 20, "bytes", "of answers that callers have not taken yet, all together; over it the connection "
+                    "is closed"),
+    "send_rate": Limit(1024, "bytes/s", "least speed at which an answer is taken, after 10 s of grace; below it the "
+                       "connection is closed"),
+    "tasks": Limit(10000, "tasks", "tasks of a cluster in one answer, and the default for limit="),
     "header_time": Limit(10, "seconds", "time to send the request head; then 408"),
     "body_rate": Limit(1024, "bytes/s", "least speed of a request body, after 10 s of grace; below it 408"),
     "send_time": Limit(30, "seconds", "time without progress in sending an answer; then the connection is closed"),
     "idle_time": Limit(75, "seconds", "time an idle connection is kept"),
     "answer": Limit(256 << 20, "bytes", "size of a scheduler's answer; over it 502"),
     "watchers": Limit(2000, "streams", "event streams and blocking reads at once; further ones get 503"),
-    "stream_backlog": Limit(1 << 20, "bytes", "unsent events of one stream; over it the stream is closed"),
+    "waits": Limit(4000, "callers", "callers that wait for an outcome, a quarter of them for one caller; further ones get "
+                   "503 before anything is done"),
     "wait": Limit(3600, "seconds", "longest wait="),
     "operations": Limit(100, "operations", "operations running at once; further ones get 503"),
     "kept_operations": Limit(1000, "operations", "ended operations that are remembered"),
     "remembered": Limit(32 << 20, "bytes", "replies of schedulers, remembered with the answers that were made from them; "
                         "the least used are forgotten first"),
     "idempotency_keys": Limit(10000, "keys", "remembered Idempotency-Keys; the oldest are forgotten first"),
+    "idempotency_bytes": Limit(32 << 20, "bytes", "answers remembered for them; the oldest are forgotten first"),
 }
 
 REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS")
 JSON_TYPE = "application/json"
+_SINGLE_FIELDS = frozenset(["content-type", "authorization", "expect", "idempotency-key", "origin"])
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BARE_LINE_END = re.compile(rb"(?<!\r)\n")
@@ -4470,10 +5101,12 @@ def parse_head(data: bytes, header_count: int = 100, url: int = 8192) -> Head:
             raise BadRequest("a header value has control characters")
         key, text = name.decode("ascii").lower(), value.decode("latin-1")
         if key in headers:
-            if key in ("host", "content-length", "transfer-encoding", "content-type", "authorization", "expect",
-                       "idempotency-key", "origin"):
+            # Which of two counts, two readers could see differently; but where they are equal (thrift's Go client sends
+            # its Content-Type twice) only for the fields that say where a request ends and whom it is for.
+            framing = key in ("host", "content-length", "transfer-encoding")
+            if framing or key in _SINGLE_FIELDS and text != headers[key]:
                 raise BadRequest("the header field %s is given twice" % key)
-            text = headers[key] + ", " + text
+            text = text if key in _SINGLE_FIELDS else headers[key] + ", " + text
         headers[key] = text
     host = headers.get("host")
     if host is None and version == 1:
@@ -4571,7 +5204,7 @@ class ChunkedBody:
 class Request:
     """One request, as a handler sees it."""
     __slots__ = ("head", "method", "path", "raw_query", "headers", "body", "peer", "id", "started", "secure", "user",
-                 "route", "args", "_query", "authorization", "share", "certificate")
+                 "route", "args", "_query", "authorization", "share", "certificate", "caller")
 
     def __init__(self, head: Head, body: bytes, peer: str, request_id: str, secure: bool = False) -> None:
         self.head = head
@@ -4594,6 +5227,7 @@ class Request:
         self.args: Dict[str, str] = {}
         self.authorization: Optional[str] = None
         self.certificate: Optional[str] = None
+        self.caller = peer          # whose share of what is limited it takes: the peer's, until it is known who asks
         self.share: Any = None
         self._query: Optional[List[Tuple[str, str]]] = None
 
@@ -4675,14 +5309,15 @@ def etag_matches(header: str, etag: str, weak: bool = True) -> bool:
 class Later:
     """An answer that one caller waits for without holding a thread. It is what `ready` returns after a change of the
     source, or `otherwise` when the time is up, the server stops or the caller has said all; or none, when he goes.
-    Both are called in whichever thread that happens in, and must not block."""
+    Both are called in whichever thread that happens in, and must not block. ended: called when the wait is over."""
 
     def __init__(self, source: Source, seconds: float, ready: Callable[[], Optional[Response]],
-                 otherwise: Callable[[], Response]) -> None:
+                 otherwise: Callable[[], Response], ended: Callable[[], None] = lambda: None) -> None:
         self.source = source
         self.seconds = seconds
         self.ready = ready
         self.otherwise = otherwise
+        self.ended = ended
         self._send: Optional[Callable[[Response], None]] = None
         self._late = False                  # it was to end, perhaps before anybody had said how to send
         self._once = threading.Lock()       # taken by what ends the wait
@@ -4711,6 +5346,7 @@ class Later:
     def _end(self, answer: Optional[Callable[[], Optional[Response]]]) -> None:
         if self._once.acquire(blocking=False):
             self.source.forget(self.look)
+            self.ended()
             if answer is not None and self._send is not None:
                 self._send(answer())    # type: ignore[arg-type]
 
@@ -4767,6 +5403,46 @@ class Stream:
             if sink is not None and last:
                 sink.push(last)
                 sink.finish()
+
+
+@lru_cache(maxsize=256)
+def glob(pattern: str) -> Callable[[str], bool]:
+    """Whether a text matches a shell pattern, in time linear in the text whatever the pattern.
+
+    A pattern with several stars becomes a set of positions, the bits of one number, that each character moves on
+    (Shift-And); a regular expression would try all ways to share a text among the stars, on Python 3.8 in exponential time. With at
+    most one star there is nothing to share. Raises BadRequest for a pattern longer than any name.
+    """
+    if len(pattern) > 255:
+        raise BadRequest("a pattern has at most 255 characters")
+    pattern = re.sub(r"\*+", "*", pattern)
+    if pattern == "*":
+        return lambda text: True
+    if pattern.count("*") < 2:
+        match = re.compile(fnmatch.translate(pattern)).match
+        return lambda text: match(text) is not None
+    tokens = re.findall(r"\[!?\]?[^\]]*\]|.", pattern, re.DOTALL)
+    stays = 0           # bit i: a star stands before token i, so that any character may pass there
+    wanted: List[Callable[[str], Any]] = []
+    for token in tokens:
+        if token == "*":
+            stays |= 1 << len(wanted)
+        else:
+            wanted.append(re.compile(fnmatch.translate(token)).match)
+    moves: Dict[str, int] = {}
+
+    def matches(text: str) -> bool:
+        here = 1
+        for character in text:
+            if character not in moves:
+                if len(moves) > 1024:
+                    moves.clear()
+                moves[character] = sum(1 << i for i, match in enumerate(wanted) if match(character))
+            here = (here & moves[character]) << 1 | here & stays
+            if not here:
+                return False
+        return bool(here >> len(wanted))
+    return matches
 
 
 def error_response(error: AuroraError, key: Optional[str] = None) -> Response:
@@ -4895,7 +5571,7 @@ class User(NamedTuple):
             return False
         if level == "read" or "*" in self.roles:
             return True
-        return role is not None and any(fnmatch.fnmatchcase(role, pattern) for pattern in self.roles)
+        return role is not None and any(glob(pattern)(role) for pattern in self.roles)
 
 
 ANONYMOUS = User("anonymous", "admin", known=False)
@@ -4984,7 +5660,7 @@ class App:
         """Called in the reading thread before anything else: find the route, set `share`."""
 
     def admit(self, request: Request) -> None:
-        """Called with a prepared request whose body is still to come; raises the AuroraError it gets if it cannot be taken."""
+        """Called with a prepared request whose body is still to come; raises the AuroraError it gets if it is not taken."""
 
     def is_quick(self, request: Request) -> bool:
         """Whether `handle` neither blocks nor takes long, so that the reading thread may call it."""
@@ -4996,6 +5672,9 @@ class App:
     def refuse(self, error: AuroraError, request: Optional[Request] = None) -> Response:
         """The answer to what is no request, or cannot be taken."""
         return error_response(error)
+
+    def warn(self, text: str) -> None:
+        """Called with what an operator should know."""
 
     def broken(self, error: Exception) -> None:
         """Called for an exception that is a defect of ours, to be logged."""
@@ -5013,11 +5692,14 @@ class App:
 class Poll(Source):
     """A question asked again and again while somebody listens for its answer, however many they are.
 
-    ask: called in a worker every `interval` seconds. It ends `linger` seconds after the last listener went.
+    ask: called in a worker every `interval` seconds. It ends `linger` seconds after the last listener went. delayed: who
+    begins to watch has just asked himself, so that the first question comes after an interval.
     """
 
-    def __init__(self, runner: Any, ask: Callable[[], Any], interval: float, linger: float = 0.0) -> None:
+    def __init__(self, runner: Any, ask: Callable[[], Any], interval: float, linger: float = 0.0,
+                 delayed: bool = False) -> None:
         super().__init__()
+        self.delayed = delayed
         self.runner = runner
         self.ask = ask
         self.interval = interval
@@ -5071,30 +5753,56 @@ class Events(Poll):
     KEPT = 2000
     PIECE = 256         # events given at once
 
-    def __init__(self, runner: Any, ask: Callable[[], List[Tuple[str, Any]]], interval: float) -> None:
+    def __init__(self, runner: Any, ask: TaskChanges, interval: float) -> None:
         super().__init__(runner, ask, interval, linger=30.0)
+        self.changes = ask
         self.epoch = secrets.token_hex(4)
-        self._number = 0                    # of the latest event; guarded by _lock as _history is
+        self._number = 0                    # of the latest event; guarded by _lock as all that follows
         self._history: Deque[bytes] = collections.deque(maxlen=self.KEPT)
+        self._first: Optional[int] = None   # how many events the first look told: how things stood then
+        self._failing = False
+        self._standing: Tuple[int, List[bytes]] = (-1, [])      # how things stood after so many events
 
-    def mark(self, last_id: str) -> Optional[int]:
-        """Where a caller that has this Last-Event-ID goes on; None: from the beginning."""
+    def mark(self, last_id: str) -> Any:
+        """Where a caller that has this Last-Event-ID goes on; None: with how things stand."""
         epoch, _, number = last_id.partition("-")
         if not last_id:
             return None
         return int(number) if epoch == self.epoch and re.fullmatch(r"\d{1,15}", number, re.ASCII) else -1
 
-    def since(self, mark: Optional[int]) -> Tuple[bytes, Optional[int]]:
+    def since(self, mark: Any) -> Tuple[bytes, Any]:
+        """What follows a mark, a piece of it, and the mark after that. A mark is the number of the last event told; or,
+        while a caller is told how things stand, (those pieces, how many were told, the event that they stand after)."""
         with self._lock:
+            if self._first is None:
+                return b"", mark
             oldest, gap = self._number - len(self._history), b""
-            if mark is None and not self._number:
-                return b"", None
-            if mark is not None and not oldest <= mark <= self._number:
-                gap = event_bytes("%s-%d" % (self.epoch, oldest), "gap", {"reason": "the events in between are not known any more"})
+            if isinstance(mark, int) and not oldest <= mark <= self._number:
+                gap = event_bytes("", "gap", {"reason": "the events in between are not known any more"})
                 mark = None
-            mark = oldest if mark is None else mark
+            if mark is None and self._number == self._first <= self.KEPT:
+                mark = 0            # nothing has happened since the first look
+            elif mark is None:
+                mark = (self._stand(), 0, self._number) if self.changes.standing else oldest
+            if isinstance(mark, tuple):
+                pieces, told, number = mark
+                told += self.PIECE
+                data = gap + b"".join(pieces[told - self.PIECE:told])
+                mark = (pieces, told, number) if told < len(pieces) else number
+                if data:
+                    return data, mark
             fresh = list(itertools.islice(reversed(self._history), self._number - mark))[::-1][:self.PIECE]
             return gap + b"".join(fresh), mark + len(fresh)
+
+    def _stand(self) -> List[bytes]:
+        """How things stand, as events; only the last has an id, so that one who loses the middle is told all again."""
+        number, pieces = self._standing
+        if number != self._number:
+            found = self.changes.standing
+            pieces = [event_bytes("" if left else "%s-%d" % (self.epoch, self._number), name, plain)
+                      for left, (_, name, plain) in zip(range(len(found) - 1, -1, -1), found)]
+            self._standing = (self._number, pieces)
+        return pieces
 
     def note(self, answer: Any) -> None:
         if isinstance(answer, AuroraError):
@@ -5108,48 +5816,68 @@ class Events(Poll):
             for name, plain in answer:
                 self._number += 1
                 self._history.append(event_bytes("%s-%d" % (self.epoch, self._number), name, plain))
-    _failing = False
+            if self._first is None and not self._failing:
+                self._first = self._number
+            elif self._first is None:
+                self._first = -1        # an error came first: who comes next is told how things stand
 
 
 def event_bytes(event_id: str, name: str, plain: Any) -> bytes:
-    return ("id: %s\nevent: %s\ndata: %s\n\n" % (event_id, name, json.dumps(plain))).encode()
+    """An event of a text/event-stream; without an id the caller keeps the one it has."""
+    return ("%sevent: %s\ndata: %s\n\n" % ("id: %s\n" % event_id if event_id else "", name, json.dumps(plain))).encode()
 
 
 class TaskChanges:
     """What is new in the tasks and updates of a job or a role, or in one update, since the last look.
 
-    query: makes the TaskQuery, or None for no tasks; history: the first look tells all there was, instead of the latest.
-    """
+    query: makes the TaskQuery, or None for no tasks; updates: makes the JobUpdateQuery of the updates that count; history:
+    the first look tells all there was, instead of the latest. standing: after each look how things stand, (milliseconds,
+    name, plain event) in order of time. Called by one thread at a time; standing is replaced, never changed.
 
-    def __init__(self, scheduler: Scheduler, query: Optional[Callable[[], Any]], update_query: Callable[[], Any],
+    An update is looked at with its events while it is active, and once more after it was changed for the last time: the
+    summaries, newest change first, tell which. So the end of an update is told however soon it comes.
+    """
+    PAGE = 100
+
+    def __init__(self, scheduler: Any, query: Optional[Callable[[], Any]], updates: Callable[[], Any],
                  authorization: Optional[str], history: bool = False) -> None:
         self.scheduler = scheduler
         self.query = query
-        self.update_query = update_query
+        self.updates = updates
         self.authorization = authorization
-        self._tasks: Dict[str, Tuple[int, int, int]] = {}   # task id: (events told, time of the last one, instance)
-        self._updates: Dict[str, Tuple[int, int]] = {}      # update id: numbers of update and instance events told
+        self.history = history
+        self.standing: List[Tuple[int, str, Any]] = []
+        self._tasks: Dict[str, Tuple[int, int, Any]] = {}   # task id: (events told, time of the last one, the last one)
+        self._updates: Dict[str, Tuple[int, int, Any, Any]] = {}    # update id: (status and instance events told, what
+        self._newest = -1                                   # its summary said, its last status event); newest change seen
         self._first = not history
 
     def __call__(self) -> List[Tuple[str, Any]]:
-        events, seen = self._task_events(self.query()) if self.query else ([], {})
-        events += self._update_events()
-        self._tasks = seen      # told only now, when both reads have been answered
+        """The events since the last call, in order of time. Raises AuroraError; nothing is taken as told then."""
+        events, tasks = self._task_events(self.query()) if self.query else ([], {})
+        more, updates, newest = self._update_events()
+        events = sorted(events + more, key=lambda event: event[0])
+        self._tasks, self._updates, self._newest = tasks, updates, newest      # told only now: all reads were answered
         self._first = False
-        return [(name, plain) for _, name, plain in sorted(events, key=lambda event: event[0])]
+        if events and self.history:
+            self.standing = self.standing + events
+        elif events:
+            self.standing = sorted(
+                [(last["time"], "task", last) for _, _, last in tasks.values() if last] +
+                [(last["time"], "update", last) for _, _, _, last in updates.values() if last], key=lambda each: each[0])
+        return [(name, plain) for _, name, plain in events]
 
-    def _task_events(self, query: Any) -> Tuple[List[Tuple[int, str, Any]], Dict[str, Tuple[int, int, int]]]:
+    def _task_events(self, query: Any) -> Tuple[List[Tuple[int, str, Any]], Dict[str, Tuple[int, int, Any]]]:
         response = self.scheduler.call("getTasksWithoutConfigs", query, projection=projection("task changes"),
                                        authorization=self.authorization)
         events: List[Tuple[int, str, Any]] = []
-        seen: Dict[str, Tuple[int, int, int]] = {}
+        seen: Dict[str, Tuple[int, int, Any]] = {}
         for task in response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", ()):
             assigned = task["assignedTask"]
             identity, instance = assigned["taskId"], assigned.get("instanceId", 0)
-            told, last, _ = self._tasks.get(identity, (0, -1, 0))
+            told, last, plain = self._tasks.get(identity, (0, -1, None))
             history = task.get("taskEvents", [])
             newest = max([event["timestamp"] for event in history], default=last)
-            seen[identity] = (len(history), newest, instance)
             # Two events may share a millisecond, so they are counted; a flapping partition makes a history shorter.
             whole = len(history) >= told and (not told or history[told - 1]["timestamp"] == last)
             fresh = history[told:] if whole else [event for event in history if event["timestamp"] > last]
@@ -5158,32 +5886,68 @@ class TaskChanges:
                          "state": api.ScheduleStatus.name_of(event["status"]), "time": event["timestamp"],
                          "message": event.get("message"), "host": assigned.get("slaveHost")}
                 events.append((event["timestamp"], "task", plain))
+            seen[identity] = (len(history), newest, plain)
         now = int(time.time() * 1000)
         for identity in set(self._tasks) - set(seen):
-            events.append((now, "task", {"id": identity, "instance": self._tasks[identity][2], "state": "DELETED",
-                                         "time": now}))
+            last_one = self._tasks[identity][2] or {}
+            events.append((now, "task", {"id": identity, "instance": last_one.get("instance"), "job": last_one.get("job"),
+                                         "state": "DELETED", "time": now}))
         return events, seen
 
-    def _update_events(self) -> List[Tuple[int, str, Any]]:
-        response = self.scheduler.call("getJobUpdateDetails", None, self.update_query(),
-                                       authorization=self.authorization)
+    def _changed_updates(self) -> Tuple[List[Any], Dict[str, Tuple[int, int, Any, Any]], int]:
+        """(summaries of the updates to look at, what is known of those that stay as they are, the newest change)."""
+        query = self.updates()
+        look: List[Any] = []
+        kept: Dict[str, Tuple[int, int, Any, Any]] = {}
+        newest = self._newest
+        for offset in itertools.count(0, self.PAGE):
+            page = update_summaries(self.scheduler, query.replace(limit=self.PAGE, offset=offset), self.authorization)
+            fresh = False
+            for position, summary in enumerate(page):
+                state = summary.state
+                said, modified = (state.status, state.lastModifiedTimestampMs), state.lastModifiedTimestampMs or 0
+                known = self._updates.get(summary.key.id)
+                active = state.status in api.ACTIVE_JOB_UPDATE_STATES
+                newest = max(newest, modified)
+                latest_of_job = self._first and query.jobKey is not None and not offset + position
+                if active or self.history or latest_of_job or (known[2] != said if known else
+                                                               not self._first and modified >= self._newest):
+                    look.append(summary)
+                    fresh = True
+                else:
+                    kept[summary.key.id] = known or (0, 0, said, None)
+            if len(page) < self.PAGE or not fresh:
+                return look, kept, newest
+        raise AssertionError("unreachable")
+
+    def _update_events(self) -> Tuple[List[Tuple[int, str, Any]], Dict[str, Tuple[int, int, Any, Any]], int]:
+        look, seen, newest = self._changed_updates()
+        if self.query is None or len(seen) > 1:     # only the last update of a job, and what is active, stands
+            seen = {each: known[:3] + (None,) for each, known in seen.items()}
         events: List[Tuple[int, str, Any]] = []
-        for details in response.result.getJobUpdateDetailsResult.detailsList or ():
-            key = details.update.summary.key
-            shared = {"update": key.id, "job": "%s/%s/%s" % (key.job.role, key.job.environment, key.job.name)}
-            statuses, steps = details.updateEvents or [], details.instanceEvents or []
-            told_statuses, told_steps = self._updates.get(key.id, (0, 0))
-            fresh = statuses[told_statuses:]
-            for event in fresh[-1:] if self._first else fresh:
-                events.append((event.timestampMs, "update", dict(
-                    shared, state=api.JobUpdateStatus.name_of(event.status), time=event.timestampMs, user=event.user,
-                    message=event.message)))
-            for event in () if self._first else steps[told_steps:]:
-                events.append((event.timestampMs, "instance", dict(
-                    shared, instance=event.instanceId, time=event.timestampMs,
-                    action=api.JobUpdateAction.name_of(event.action), message=event.message)))
-            self._updates[key.id] = (len(statuses), len(steps))
-        return events
+        for summary in look:
+            query = api.JobUpdateQuery(key=summary.key)
+            response = self.scheduler.call("getJobUpdateDetails", None, query, authorization=self.authorization)
+            for details in response.result.getJobUpdateDetailsResult.detailsList or ():
+                seen[summary.key.id] = self._events_of(details, events)
+        return events, seen, newest
+
+    def _events_of(self, details: Any, events: List[Tuple[int, str, Any]]) -> Tuple[int, int, Any, Any]:
+        """Add an update's new events; what is known of it then."""
+        key, state = details.update.summary.key, details.update.summary.state
+        shared = {"update": key.id, "job": "%s/%s/%s" % (key.job.role, key.job.environment, key.job.name)}
+        statuses, steps = details.updateEvents or [], details.instanceEvents or []
+        told_statuses, told_steps, _, last = self._updates.get(key.id, (0, 0, None, None))
+        fresh = statuses[told_statuses:]
+        for event in fresh[-1:] if self._first else fresh:
+            last = dict(shared, state=api.JobUpdateStatus.name_of(event.status), time=event.timestampMs, user=event.user,
+                        message=event.message)
+            events.append((event.timestampMs, "update", last))
+        for event in () if self._first else steps[told_steps:]:
+            events.append((event.timestampMs, "instance", dict(
+                shared, instance=event.instanceId, time=event.timestampMs,
+                action=api.JobUpdateAction.name_of(event.action), message=event.message)))
+        return len(statuses), len(steps), (state.status, state.lastModifiedTimestampMs), last
 
 
 # --- the service and its route table ------------------------------------------------------------------------------------
@@ -5254,6 +6018,8 @@ _STATE_GROUPS = {"active": tuple(api.ScheduleStatus.names[each] for each in api.
 def read_param(name: str, values: Sequence[str]) -> Any:
     """The parameter's value from its texts in the query. Raises BadRequest."""
     param = PARAMS[name]
+    if not all(each.strip() for each in values):
+        raise BadRequest("%s= is empty; to leave it out means all" % ("instances" if name == "to" else name))
     if param.kind == "instances":
         return parse_instances(values)
     if param.kind == "strings":
@@ -5307,7 +6073,9 @@ def _read_one(name: str, param: Param, text: str) -> Any:
 class Route(NamedTuple):
     """One row of the route table. path: a template, {key} for cluster, role, environment and name; access: the level a
     caller needs; body: "" or what kind of body the call takes; answers: status → what it says; pure: the answer follows
-    from the request and the scheduler's replies alone, so that the same replies make the same answer."""
+    from the request and the scheduler's replies alone, so that the same replies make the same answer; quick: it neither
+    blocks nor takes long, so that the reading thread may make it; operates: it starts an operation, always ("always") or
+    with the parameter of that name; judges: the handler itself looks who may, since the path does not tell."""
     method: str
     path: str
     handler: Callable[[Call], Any]
@@ -5317,17 +6085,23 @@ class Route(NamedTuple):
     answers: Dict[int, str]
     group: str
     pure: bool
+    quick: bool
+    operates: str
+    judges: bool
 
     @property
     def name(self) -> str:
+        """What metrics, log and OpenAPI call it."""
         return self.handler.__name__
 
     @property
-    def long(self) -> bool:
-        return self.name in ("drain", "sla_drain", "restart_job")
+    def is_stream(self) -> bool:
+        """Whether it answers with events."""
+        return self.answers.get(200, "").startswith("text/event-stream")
 
     @property
     def summary(self) -> str:
+        """The first line of its documentation."""
         return (self.handler.__doc__ or "").strip().split("\n")[0]
 
 
@@ -5338,6 +6112,7 @@ _WRITES = ("PUT", "POST", "DELETE")
 
 
 def route(method: str, path: str, group: str, access: str = "", params: str = "", body: str = "", pure: bool = False,
+          quick: bool = False, operates: str = "", judges: bool = False,
           **answers: str) -> Callable[[Callable[[Call], Any]], Callable[[Call], Any]]:
     """Put a handler into the route table. answers: status code, after an `a`, → what it says."""
     assert group in _GROUPS and all(param in PARAMS for param in params.split())
@@ -5345,12 +6120,13 @@ def route(method: str, path: str, group: str, access: str = "", params: str = ""
     named = params.split()
     if method in _WRITES and level != "read":
         named += ["message", "dry_run"]
-    elif method == "GET" and path.startswith("/alpha/") and not path.endswith("/events"):
+    elif method == "GET" and path.startswith("/alpha/") and not answers.get("a200", "").startswith("text/event-stream"):
         named.append("wait")
 
     def put(handler: Callable[[Call], Any]) -> Callable[[Call], Any]:
         ROUTES.append(Route(method, path, handler, level, tuple(dict.fromkeys(named)), body,
-                            {int(code[1:]): text for code, text in answers.items()} or {200: "done"}, group, pure))
+                            {int(code[1:]): text for code, text in answers.items()} or {200: "done"}, group, pure,
+                            quick, operates, judges))
         return handler
     return put
 
@@ -5476,34 +6252,67 @@ class Replay:
         return response
 
 
-class Session:
-    """A scheduler as one caller uses it in one run: with his credentials, dry or not. Every write that is made for him goes
-    through here: `sent` tells whether one may have reached the scheduler; the doubt is said here and nowhere else."""
+def named_roles(value: Any) -> List[Optional[str]]:
+    """The role of every job key, quota and query in a call's arguments; None for a query of all roles' tasks."""
+    if isinstance(value, api.JobKey):
+        return [value.role]
+    if isinstance(value, (list, set, frozenset)):
+        return [role for each in value for role in named_roles(each)]
+    if not isinstance(value, ThriftStruct):
+        return []
+    roles = [role for field in value.fields for role in named_roles(getattr(value, field))]
+    if "ownerRole" in value.fields:
+        roles.append(value.ownerRole)       # type: ignore[attr-defined]
+    if isinstance(value, (api.TaskQuery, api.JobUpdateQuery)):
+        role = (value.role or "").strip()   # blank: no filter, to the scheduler
+        roles += [role] if role else [] if roles else [None]
+    return roles
 
-    def __init__(self, scheduler: Any, authorization: Optional[str] = None, dry_run: bool = False) -> None:
+
+def check_one_name(value: Any) -> None:
+    """Raises BadRequest where a JobConfiguration names two jobs: Aurora judges by `key`, and makes tasks of the other."""
+    if isinstance(value, api.JobConfiguration) and value.taskConfig is not None and value.taskConfig.job != value.key:
+        raise BadRequest("key and taskConfig.job name different jobs")
+    for field in value.fields if isinstance(value, ThriftStruct) else ():
+        check_one_name(getattr(value, field))
+
+
+class Session:
+    """A scheduler as one caller uses it in one run: with his credentials, dry or not; for one thread at a time.
+
+    The one door for writes. Before one is sent, `permit` is asked whether the caller may do this to all that its arguments
+    name; a dry run ends there. `sent` tells whether any may have reached the scheduler.
+    """
+
+    def __init__(self, scheduler: Any, authorization: Optional[str] = None, dry_run: bool = False,
+                 permit: Callable[[Method, Any], None] = lambda method, arguments: None) -> None:
         self.scheduler = scheduler
         self.authorization = authorization
         self.dry_run = dry_run
+        self.permit = permit
         self.notes: Dict[str, Any] = {}     # what a dry run tells besides the call
         self.sent = False
 
     def call(self, method: str, *arguments: Any, projection: Optional[Projection] = None,
              authorization: Optional[str] = None, timeout: Optional[float] = None, **named: Any) -> Any:
+        """As Scheduler.call. Raises _DryRun instead of sending a write in a dry run."""
         ask = self.scheduler.prepare(method, *arguments, projection=projection, authorization=self.authorization, **named)
         if ask.method.access == "read":
             return self.scheduler.ask(ask, timeout)[1]
+        check_one_name(ask.arguments)
+        self.permit(ask.method, ask.arguments)
         if self.dry_run:
-            raise _DryRun(method, ask.arguments, **self.notes)
+            narrowed = self.scheduler.narrowed(ask, timeout)
+            raise _DryRun(method, (narrowed or ask).arguments, **dict(self.notes, **({} if narrowed else {"nothing": True})))
         try:
-            response = self.scheduler.ask(ask, timeout)[1]
-        except (SchedulerTransient, NoLeader, Unauthorized, AuthFailed, Overloaded):
-            raise           # the call had no effect
-        except AuroraError as error:
-            self.sent = self.sent or not error.details.get("_untouched")
-            if self.sent and "_response" not in error.details:
-                error.details["done"] = "unknown"
+            reply, response = self.scheduler.ask(ask, timeout)
+        except (SchedulerTransient, NoLeader, Unauthorized, AuthFailed) as error:
+            self.sent = self.sent or error.sent     # else the call had no effect
             raise
-        self.sent = True
+        except AuroraError as error:
+            self.sent = self.sent or error.sent or error.response is not None
+            raise
+        self.sent = self.sent or bool(reply)
         return response
 
 
@@ -5516,7 +6325,9 @@ class Call:
         self.args = request.args
         self.params: Dict[str, Any] = {}
         self.replay: Optional[Replay] = None
-        self.slot = False           # of an operation: taken, and not used yet
+        self.slot: Optional[_Slot] = None               # for an operation, taken and not used yet
+        self.place: Optional[Callable[[], None]] = None     # among those who wait: what gives it back, until it is used
+        self.began = False                              # an operation
         self._session: Optional[Session] = None
 
     def read_params(self) -> None:
@@ -5556,8 +6367,22 @@ class Call:
     @property
     def session(self) -> Session:
         if self._session is None:
-            self._session = Session(self.service.clusters[self.args["cluster"]], self.auth, bool(self.get("dry_run")))
+            self._session = Session(self.service.clusters[self.args["cluster"]], self.auth, bool(self.get("dry_run")),
+                                    self._permit)
         return self._session
+
+    def _permit(self, method: Method, arguments: Any) -> None:
+        """Whether the caller may make this write. Raises Forbidden, BadRequest."""
+        roles: List[Optional[str]] = list(named_roles(arguments))
+        if not roles and method.access == "write":
+            raise BadRequest("%s needs a job key" % method.name)
+        for role in dict.fromkeys(roles or [None]):
+            self.service.require(self.user, method.access, role)
+
+    @property
+    def sent(self) -> bool:
+        """Whether a write may have reached a scheduler, or will by an operation that began."""
+        return self.began or self._session is not None and self._session.sent
 
     @property
     def notes(self) -> Dict[str, Any]:
@@ -5586,9 +6411,9 @@ class Call:
     write = read
 
     def intend(self, method: str, *arguments: Any) -> None:
-        """Stop here where the caller asked for a dry run."""
+        """Make the first of an operation's calls where the caller asked for a dry run, which ends there."""
         if self.get("dry_run"):
-            raise _DryRun(method, api.method(method).arguments(*arguments), **self.notes)
+            self.session.call(method, *arguments)
 
     def success(self, status: int = 200, headers: Iterable[Tuple[str, str]] = (), **fields: Any) -> Response:
         return Response(status, dict({"status": "success"}, **fields), headers=headers)
@@ -5603,8 +6428,8 @@ class Call:
         request = self.request
         body = request.body
         coding = request.headers.get("content-encoding", "identity").lower()
-        if coding == "gzip":
-            body = _gunzip(body, int(self.service.limits["body"]))
+        if coding in ("gzip", "x-gzip"):
+            body = gunzip(body, int(self.service.limits["body"]))
         elif coding != "identity":
             raise UnsupportedMedia("the content encoding %s is not understood; gzip is" % coding)
         kind, options = parse_content_type(request.headers.get("content-type", ""))
@@ -5638,8 +6463,9 @@ class Call:
         cluster = self.service.clusters.pair(self.args["cluster"])[0]
         user = self.user.name if self.user.known else None
         return load_job(files, str(self.key), user=user, is_json=is_json, bindings=bindings,
-                        tiers=self.service.tiers(self.service.clusters[self.args["cluster"]], self.auth), docker_registry=cluster.docker_registry,
-                        evaluator=self.service.evaluator)
+                        tiers=self.service.tiers(self.service.clusters[self.args["cluster"]], self.auth),
+                        docker_registry=cluster.docker_registry, evaluator=self.service.evaluator,
+                        caller=self.request.caller)
 
     def json_body(self) -> Any:
         """The body as JSON. Raises BadRequest, UnsupportedMedia."""
@@ -5649,9 +6475,13 @@ class Call:
         return parse_json(self.request.body) if self.request.body.strip() else {}
 
     def start(self, kind: str, total: int, work: Callable[[Operation], None]) -> Operation:
+        """Begin an operation in the place that was taken before the handler ran."""
         key = str(self.key) if "name" in self.args else "/".join(self.args.values())
-        taken, self.slot = self.slot, False
-        return self.service.operations.start(Operation(kind, key, self.user.name, total, self.owner), work, taken)
+        slot, self.slot = self.slot, None
+        operation = Operation(kind, key, self.user.name, total, self.owner)
+        operation.needs = (self.request.route.access, self.args.get("role"))
+        self.began = True
+        return self.service.operations.start(operation, work, slot)
 
     @property
     def owner(self) -> Optional[str]:
@@ -5663,47 +6493,150 @@ class Call:
         seconds = self.get("wait")
         if not seconds or operation.state != "running":
             return answer()
-        return Later(operation, seconds, lambda: answer() if operation.state != "running" else None, answer)
+        return Later(operation, seconds, lambda: answer() if operation.state != "running" else None, answer,
+                     self.take_place())
+
+    def take_place(self) -> Callable[[], None]:
+        """The place among those who wait that was taken for this call, or a new one; as what gives it back."""
+        place, self.place = self.place, None
+        return place or self.service.take_place(self.request.caller)
+
+    def operated(self, operation: Operation, **fields: Any) -> Union[Response, Later]:
+        """The answer to a call that began an operation."""
+        def answer() -> Response:
+            more = dict(fields, operation=operation.to_plain())
+            if not self.get("wait"):
+                return self.job_success(202, _location(operation), **more)
+            more["reached"] = operation.state == "succeeded"
+            if operation.state in ("running", "succeeded"):
+                return self.job_success(202 if operation.state == "running" else 200, _location(operation), **more)
+            return self.unreached(operation.errors or ["the operation was %s" % operation.state],
+                                  operation.result.get("code") or "OPERATION_%s" % operation.state.upper(), **more)
+        return self.await_operation(operation, answer)
+
+    def unreached(self, errors: Sequence[str], code: str, **fields: Any) -> Response:
+        """The answer where what was waited for cannot come any more. No 5xx, which `curl --retry` would repeat."""
+        return error_response(Conflict(*errors, code=code, **fields), self.service.key_of(self.request))
+
+    def outcome(self, status: int, watched: Any, ask: Callable[[], Any], judge: Callable[[Any], Verdict],
+                warnings: Sequence[str] = (), headers: Iterable[Tuple[str, str]] = (),
+                **fields: Any) -> Union[Response, Later]:
+        """The answer to a write, after what comes of it where the caller waits: `status` or 200 where it is reached, 202
+        where it is under way when the time is up, 409 where it cannot be reached any more.
+
+        watched: names what is asked; all that wait for the same share one question a period."""
+        if warnings:
+            fields["warnings"] = list(warnings)
+        seconds = self.get("wait")
+        if not seconds:
+            return self.job_success(status, headers, **fields)
+        began = time.monotonic()
+        latest = Verdict(None, text="not known yet")
+
+        def told(verdict: Verdict) -> Response:
+            more = dict(fields, reached=bool(verdict.reached), progress={
+                "done": verdict.done, "failed": verdict.failed, "total": verdict.total})
+            more.update(verdict.fields)
+            if verdict.reached is False:
+                return self.unreached([verdict.text], verdict.code, **more)
+            if verdict.reached is None:
+                return self.job_success(202, headers, **dict(more, why=verdict.text))
+            return self.job_success(201 if status == 201 else 200, headers, **more)
+
+        def ready_after(poll: Poll) -> Callable[[], Optional[Response]]:
+            def ready() -> Optional[Response]:
+                nonlocal latest
+                answer = poll.answer
+                if poll.asked <= began or answer is None:
+                    return None         # what was asked before this caller came is older
+                if isinstance(answer, AuroraError):
+                    latest = latest._replace(text="; ".join(answer.messages))
+                    return error_response(answer, self.service.key_of(self.request)) if answer.http < 500 else None
+                latest = judge(answer)
+                return told(latest) if latest.reached is not None else None
+            return ready
+        place = self.take_place()
+        made: Later = self.service.watch(
+            ("outcome", self.args["cluster"], watched, self.auth), lambda: Poll(self.service.runner, ask,
+                                                                                self.service.poll_interval),
+            lambda poll: Later(poll, seconds, ready_after(poll), lambda: told(latest), place), counted=False)
+        return made
 
 
 def parse_json(data: bytes) -> Any:
-    """Strict JSON: UTF-8, no NaN, no name twice. Raises BadRequest."""
+    """Strict JSON: UTF-8, no name twice, and as `load_json` wants it. Raises BadRequest."""
     def pairs(items: List[Tuple[str, Any]]) -> Dict[str, Any]:
         made = dict(items)
         if len(made) < len(items):
             raise ValueError("a name occurs twice in one object")
         return made
-
-    def constant(text: str) -> Any:
-        raise ValueError("%s is not JSON" % text)
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
-    except RecursionError:
-        raise BadRequest("the body is nested too deeply") from None
+        return load_json(data.decode("utf-8"), pairs)
     except ValueError as error:
         raise BadRequest("the body is not JSON: %s" % error) from None
 
 
-def _gunzip(data: bytes, limit: int) -> bytes:
+def gunzip(data: bytes, limit: int) -> bytes:
+    """What a gzip body holds, in all its members (RFC 1952 2.2). Raises BadRequest, BodyTooLarge."""
     import zlib
-    decoder = zlib.decompressobj(31)
-    try:
-        made = decoder.decompress(data, limit + 1)
-    except zlib.error:
-        raise BadRequest("the body is not gzip, as its content encoding says") from None
-    if len(made) > limit:
-        raise BodyTooLarge("the body is larger than %d bytes" % limit)
-    if not decoder.eof:
-        raise BadRequest("the gzip body is not whole")
-    return made
+    parts: List[bytes] = []
+    size = 0
+    while data or not parts:
+        decoder = zlib.decompressobj(31)
+        try:
+            parts.append(decoder.decompress(data, limit + 1 - size))
+        except zlib.error:
+            raise BadRequest("the body is not gzip, as its content encoding says") from None
+        size += len(parts[-1])
+        if size > limit:
+            raise BodyTooLarge("the body is larger than %d bytes" % limit)
+        if not decoder.eof:
+            raise BadRequest("the gzip body is not whole")
+        if len(parts) > 1000:
+            raise BadRequest("the gzip body has more than 1000 members")
+        data = decoder.unused_data
+    return b"".join(parts)
+
+
+def parse_parameters(text: str) -> List[Tuple[str, str]]:
+    """The `; name=value` of a header field, names in lower case, values without their quotes. What is none is passed over.
+    One step a character: a regular expression that looks for names would begin anew at each letter."""
+    found = []
+    position = 0
+    while position < len(text):
+        end = text.find(";", position)
+        end = len(text) if end < 0 else end
+        equals = text.find("=", position, end)
+        if equals >= 0:
+            start = equals + 1
+            while start < len(text) and text[start] in " \t":
+                start += 1
+            if text[start:start + 1] == '"':
+                value, end = _quoted(text, start + 1)
+                end = text.find(";", end)
+                end = len(text) if end < 0 else end
+            else:
+                value = text[start:end].strip()
+            found.append((text[position:equals].strip().lower(), value))
+        position = end + 1
+    return found
+
+
+def _quoted(text: str, start: int) -> Tuple[str, int]:
+    """(a quoted string from behind its first quote, where it ends)."""
+    parts = []
+    while start < len(text) and text[start] != '"':
+        if text[start] == "\\" and text[start + 1:start + 2] == '"':      # browsers escape only the quote
+            start += 1
+        parts.append(text[start])
+        start += 1
+    return "".join(parts), start
 
 
 def parse_content_type(text: str) -> Tuple[str, Dict[str, str]]:
     """Media type and parameters, names in lower case."""
     kind, _, rest = text.partition(";")
-    options = {name.lower(): quoted.replace('\\"', '"') or plain for name, quoted, plain in
-               re.findall(r'([\w\-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))', rest)}
-    return kind.strip().lower(), options
+    return kind.strip().lower(), dict(parse_parameters(rest))
 
 
 def parse_multipart(data: bytes, boundary: str) -> Dict[str, bytes]:
@@ -5711,19 +6644,14 @@ def parse_multipart(data: bytes, boundary: str) -> Dict[str, bytes]:
     if not boundary or len(boundary) > 200:
         raise BadRequest("multipart/form-data needs a boundary")
     mark = b"--" + boundary.encode("latin-1", "replace")
-    parts = (b"\r\n" + data).split(b"\r\n" + mark)
+    parts = (b"\r\n" + data).split(b"\r\n" + mark, 302)
+    if len(parts) > 302:
+        raise BadRequest("more than 300 files")
     if len(parts) < 2 or not parts[-1].startswith(b"--"):
         raise BadRequest("the multipart body does not end with its boundary")
-    if len(parts) > 300:
-        raise BadRequest("more than 300 files")
     files: Dict[str, bytes] = {}
     for part in parts[1:-1]:
-        head, blank, content = part.partition(b"\r\n\r\n")
-        match = re.search(rb'content-disposition:[^\r\n]*?[;\s]filename="((?:[^"\\\r\n]|\\.)*)"', head, re.IGNORECASE) or (
-            re.search(rb'content-disposition:[^\r\n]*?[;\s]name="((?:[^"\\\r\n]|\\.)*)"', head, re.IGNORECASE))
-        if not blank or not match:
-            raise BadRequest("a part of the multipart body has no file name")
-        name = match.group(1).replace(b'\\"', b'"').decode("utf-8", "replace")
+        name, content = _part_of(part)
         path = os.path.normpath(name.replace("\\", "/"))
         if path.startswith(("/", "../")) or path == ".." or "\0" in path:
             raise BadRequest("the file name %r reaches outside" % name[:80])
@@ -5731,6 +6659,19 @@ def parse_multipart(data: bytes, boundary: str) -> Dict[str, bytes]:
             raise BadRequest("the file %r is sent twice" % name[:80])
         files[path] = content
     return files
+
+
+def _part_of(part: bytes) -> Tuple[str, bytes]:
+    """(the file name, or else the field's, of a part of a multipart body; its content)."""
+    end = part.find(b"\r\n\r\n", 0, 8192)
+    for line in part[:max(0, end)].split(b"\r\n"):
+        field, _, value = line.partition(b":")
+        if field.strip().lower() == b"content-disposition":
+            named = dict(parse_parameters(value.partition(b";")[2].decode("utf-8", "replace")))
+            name = named.get("filename") or named.get("name")
+            if name:
+                return name, part[end + 4:]
+    raise BadRequest("a part of the multipart body has no file name")
 
 
 class Once(Source):
@@ -5741,6 +6682,62 @@ class Once(Source):
         self.asked = asked
         self.since = time.monotonic()
         self.answer: Optional[Response] = None
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it holds."""
+        return 1024 + (len(self.answer.body) if self.answer else 0)
+
+
+class Readiness(Source):
+    """Whether schedulers answer, for /ready: asked beside the semaphores, all at once, each in a thread of its own, so that
+    neither busy slots nor dead clusters hold up the answer; a scheduler that has just answered anybody is not asked. From
+    any thread; _lock guards _states and _asking."""
+    FRESH = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._states: Dict[Scheduler, Tuple[float, Optional[AuroraError]]] = {}
+        self._asking: Set[Scheduler] = set()
+
+    def look(self, schedulers: Iterable[Scheduler]) -> None:
+        """Begin to ask those of which nothing new is known."""
+        for scheduler in schedulers:
+            with self._lock:
+                when = max(scheduler.answered, self._states.get(scheduler, (-math.inf, None))[0])
+                if scheduler in self._asking or time.monotonic() - when < self.FRESH:
+                    continue
+                self._asking.add(scheduler)
+            try:
+                threading.Thread(target=self._ask, args=(scheduler,), name="readiness", daemon=True).start()
+            except RuntimeError:
+                self._note(scheduler, Overloaded("no thread could be started to ask"))
+
+    def _ask(self, scheduler: Scheduler) -> None:
+        try:
+            problem = scheduler.probe(5.0)
+        except Exception as error:      # a defect of ours is no readiness
+            problem = AuroraError("an internal error: %s" % type(error).__name__)
+        self._note(scheduler, problem)
+
+    def _note(self, scheduler: Scheduler, problem: Optional[AuroraError]) -> None:
+        with self._lock:
+            self._states[scheduler] = (time.monotonic(), problem)
+            self._asking.discard(scheduler)
+        self.changed()
+
+    def state(self, scheduler: Scheduler) -> Optional[Dict[str, Any]]:
+        """What is known of a scheduler; None while it is being asked and nothing new is."""
+        with self._lock:
+            when, problem = self._states.get(scheduler, (-math.inf, None))
+            asking = scheduler in self._asking
+        if scheduler.answered >= when and time.monotonic() - scheduler.answered < self.FRESH:
+            when, problem = scheduler.answered, None
+        if time.monotonic() - when > self.FRESH + 1.0:
+            return None if asking else {"ready": False, "code": "NOT_READY", "errors": ["not asked yet"]}
+        if problem is not None:
+            return {"ready": False, "code": problem.code, "errors": problem.messages}
+        return {"ready": True, "leader": scheduler.leader}
 
 
 class Service(App):
@@ -5769,10 +6766,16 @@ class Service(App):
         self.operations = Operations(int(self.limits["operations"]), int(self.limits["kept_operations"]))
         self.metrics = Metrics()
         self.runner: Any = None
-        self._lock = threading.Lock()       # guards _tiers, _polls, _answers
-        self._tiers: Dict[Scheduler, Tuple[float, Dict[str, Any]]] = {}
+        self.readiness = Readiness()
+        self.lost_lines: Callable[[], int] = lambda: 0      # of the log
+        self._lock = threading.Lock()       # guards all that follows
+        self._tiers: collections.OrderedDict[Any, Tuple[float, Dict[str, Any]]] = collections.OrderedDict()
         self._polls: Dict[Any, Poll] = {}
-        self._answers: collections.OrderedDict[Any, Once] = collections.OrderedDict()
+        self._waits: collections.Counter[str] = collections.Counter()      # who waits for an outcome, how often
+        self._under_way: Dict[Any, Once] = {}       # runs with an Idempotency-Key
+        self._answers: collections.OrderedDict[Any, Once] = collections.OrderedDict()  # those settled, the oldest first
+        self._answers_size = 0
+        self.operations.log = log
         self.memory = Memory(self.limits["remembered"])
         self._declare_metrics()
         for scheduler in clusters.schedulers():
@@ -5801,13 +6804,14 @@ class Service(App):
                 return
             request.route = error
             return
-        if chosen.method == "GET" and chosen.access == "read" and not chosen.path.endswith("/events") and (
-                "wait" not in request.raw_query):
-            request.share = self._question(request, request.raw_query)
+        if chosen.method == "GET" and chosen.access == "read" and not chosen.is_stream and not request.head.length:
+            with contextlib.suppress(BadRequest):
+                if all(name != "wait" for name, _ in request.query):
+                    request.share = self._question(request, request.raw_query)
 
     @staticmethod
     def _question(request: Request, query: str) -> Tuple[Any, ...]:
-        """What makes two reads the same: they get the same answer."""
+        """What makes two reads the same: they get the same answer. For reads without a body, which could differ."""
         headers = request.headers
         return (request.path, query, headers.get("authorization"), headers.get("host"), headers.get("origin"),
                 request.certificate)
@@ -5823,11 +6827,9 @@ class Service(App):
         if isinstance(request.route, Route):
             self._identify(request, request.route)
 
-    _QUICK = frozenset(["get_version", "get_health", "get_openapi", "get_page", "get_page_script", "get_metrics"])
-
     def is_quick(self, request: Request) -> bool:
         chosen = request.route
-        return not isinstance(chosen, Route) or chosen.name in self._QUICK
+        return not isinstance(chosen, Route) or chosen.quick
 
     def handle(self, request: Request) -> Union[Response, Later, Stream]:
         chosen = request.route
@@ -5846,17 +6848,17 @@ class Service(App):
 
     def _identify(self, request: Request, chosen: Route) -> str:
         """Who asks, and whether they may; the level that it takes. Raises Unauthorized, Forbidden."""
-        if chosen.path.startswith("/alpha/") and chosen.name != "get_version":
-            request.user = self.access.user(request)
-            level = chosen.access
-            if "method" in request.args:
-                level = self.rpc_access(request.args["method"])
-            if "method" in request.args:        # the role is in the arguments; the handler looks
-                self._require(request.user._replace(roles=("*",)), level, None)
-            elif chosen.handler is not cancel_operation:
-                self._require(request.user, level, request.args.get("role"))
-        else:
-            request.user, level = ANONYMOUS, "read"
+        if not chosen.path.startswith("/alpha/") or chosen.name == "get_version":
+            request.user = ANONYMOUS
+            return "read"
+        request.user = self.access.user(request)
+        if request.user.known and request.authorization is None:     # a forwarded name is only what somebody says of himself
+            request.caller = "user " + request.user.name
+        if not chosen.judges:
+            self.require(request.user, chosen.access, request.args.get("role"))
+            return chosen.access
+        level = self.rpc_access(request.args["method"]) if "method" in request.args else chosen.access
+        self.require(request.user._replace(roles=("*",)), level, None)
         return level
 
     def _authorized(self, request: Request, chosen: Route) -> Union[Response, Later, Stream]:
@@ -5868,7 +6870,7 @@ class Service(App):
         if request.body and not chosen.body:
             raise BadRequest("this call takes no body")
         given = request.headers.get("idempotency-key")
-        if given is not None and chosen.method in ("PUT", "POST") and level != "read":
+        if given is not None and chosen.method in _WRITES and level != "read":
             return self._once(given, call, lambda: self._run(call, chosen, level))
         answer = self._run(call, chosen, level)
         etag = request.headers.get("if-none-match")
@@ -5880,25 +6882,29 @@ class Service(App):
     def _run(self, call: Call, chosen: Route, level: str = "read") -> Union[Response, Later, Stream]:
         outcome: Any = "failed"
         try:
-            if level != "read" and chosen.method != "GET" and not call.get("dry_run") and ("wait" in call.params or chosen.long):
-                self.operations.take()
-                call.slot = True
+            # What can refuse is asked before the handler does anything.
+            if chosen.operates == "always" or chosen.operates and chosen.operates in call.params:
+                call.slot = None if call.get("dry_run") else self.operations.take()
+            if chosen.method != "GET" and call.get("wait"):
+                call.place = self.take_place(call.request.caller)
             answer = self._repeated(call, chosen) if chosen.pure else chosen.handler(call)
             outcome = answer.status if isinstance(answer, Response) else 200
             return answer
         except _DryRun as dry:
             outcome = "dry run"
-            return call.success(200, key=self._key_of(call.request), dry_run=True, would=dry.would)
+            return call.success(200, key=self.key_of(call.request), dry_run=True, would=dry.would)
         except AuroraError as error:
             outcome = error.code
             raise
         finally:
             if call.slot:
-                self.operations.give()
+                call.slot.give()
+            if call.place:
+                call.place()
             if level != "read" and chosen.method != "GET":
                 self.log("audit id=%s user=%s peer=%s did=%s path=%s shards=%s key=%s outcome=%s" % (
                     call.request.id, call.user.name, call.request.peer, chosen.name, call.request.path[:512],
-                    ",".join(map(str, call.shards))[:200] or "-", self._key_of(call.request) or "-", outcome))
+                    ",".join(map(str, call.shards))[:200] or "-", self.key_of(call.request) or "-", outcome))
 
     def _repeated(self, call: Call, chosen: Route) -> Response:
         """The answer to a pure read. The scheduler is asked every time; where it replies to all that the last run asked
@@ -5933,10 +6939,29 @@ class Service(App):
         return "&".join(pair for pair in query.split("&") if not pair.startswith("wait=")) if "wait=" in query else query
 
     @staticmethod
-    def _require(user: User, level: str, role: Optional[str]) -> None:
+    def require(user: User, level: str, role: Optional[str]) -> None:
         if not user.may(level, role):
             raise Forbidden("%s may not do this: it needs %s access%s" % (
                 user.name, level, " to " + ("role " + role if role else "all roles") if level != "read" else ""))
+
+    def take_place(self, caller: str) -> Callable[[], None]:
+        """A place among those who wait for an outcome; what gives it back, once. Raises Overloaded."""
+        most = int(self.limits["waits"])
+        share = max(1, most // 4)
+        with self._lock:
+            if sum(self._waits.values()) >= most or self._waits[caller] >= share:
+                raise Overloaded("%d callers wait for an outcome already, %d may; %d for one caller" % (
+                    sum(self._waits.values()), most, share), headers=[("Retry-After", "10")])
+            self._waits[caller] += 1
+        given = threading.Lock()
+
+        def give() -> None:
+            if given.acquire(blocking=False):
+                with self._lock:
+                    self._waits[caller] -= 1
+                    if not self._waits[caller]:
+                        del self._waits[caller]
+        return give
 
     @staticmethod
     def rpc_access(method: str) -> str:
@@ -5946,16 +6971,20 @@ class Service(App):
             raise NotFound("there is no Thrift method %s" % method) from None
 
     @staticmethod
-    def _key_of(request: Request) -> Optional[str]:
+    def key_of(request: Request) -> Optional[str]:
+        """The job, role or cluster that a request's path names."""
         args = request.args
         parts = [args[name] for name in ("cluster", "role", "environment", "name") if name in args]
         return "/".join(parts) or None
 
     def _failure(self, request: Request, error: AuroraError) -> Response:
-        return error_response(error, self._key_of(request))
+        return error_response(error, self.key_of(request))
 
     def refuse(self, error: AuroraError, request: Optional[Request] = None) -> Response:
-        return error_response(error, self._key_of(request) if request is not None else None)
+        return error_response(error, self.key_of(request) if request is not None else None)
+
+    def warn(self, text: str) -> None:
+        self.log("warning: " + text)
 
     def broken(self, error: Exception, request_id: str = "-") -> None:
         self.log("error id=%s %s: %s at %s" % (request_id, type(error).__name__, error, _place(error)))
@@ -6005,8 +7034,9 @@ class Service(App):
 
     def tiers(self, scheduler: Scheduler, authorization: Optional[str] = None) -> Dict[str, Any]:
         """The scheduler's tiers as plain JSON, asked for at most every thirty seconds."""
+        asked = (scheduler, authorization)      # by credentials: an answer to one caller is none to another
         with self._lock:
-            known = self._tiers.get(scheduler)
+            known = self._tiers.get(asked)
         if known is None or time.monotonic() - known[0] > 30:
             response = scheduler.call("getTierConfigs", authorization=authorization)
             plain = response.result.getTierConfigResult.to_plain()
@@ -6015,15 +7045,18 @@ class Service(App):
                                 if tier["name"] in ("preferred", "preemptible", "revocable") else 3)
             known = (time.monotonic(), plain)
             with self._lock:
-                self._tiers[scheduler] = known
+                self._tiers[asked] = known
+                if len(self._tiers) > 256:
+                    self._tiers.popitem(last=False)
         return known[1]
 
     def _watchers(self) -> int:
         return sum(each.waiters for each in list(self._polls.values()))
 
-    def _watch(self, key: Any, make: Callable[[], Any], use: Callable[[Any], Any]) -> Any:
-        """What `use` makes of the poll of a watched thing, and listens to it; `make` makes the poll on first use."""
-        if self._watchers() >= self.limits["watchers"]:
+    def watch(self, key: Any, make: Callable[[], Any], use: Callable[[Any], Any], counted: bool = True) -> Any:
+        """What `use` makes of the poll of a watched thing, and listens to it; `make` makes the poll on first use. counted:
+        it takes a place among the watchers. Raises Overloaded."""
+        if counted and self._watchers() >= self.limits["watchers"]:
             raise Overloaded("%d streams are open already" % self.limits["watchers"], headers=[("Retry-After", "10")])
         with self._lock:
             found: Any = self._polls.get(key)
@@ -6032,7 +7065,7 @@ class Service(App):
                 self._polls = {k: p for k, p in self._polls.items() if not p.ended}
                 found = self._polls[key] = make()
                 used = use(found)
-                found.start(0.0 if isinstance(found, Events) else self.poll_interval)
+                found.start(self.poll_interval if found.delayed else 0.0)
             return used
 
     def _block(self, request: Request, call: Call, chosen: Route, answer: Response) -> Later:
@@ -6043,17 +7076,17 @@ class Service(App):
             def ready() -> Optional[Response]:
                 found = poll.answer if poll.asked > now else None       # what was asked before this caller came is older
                 if isinstance(found, AuroraError) and found.http < 500:
-                    found = error_response(found, self._key_of(request))    # the thing itself is gone: a change too
+                    found = error_response(found, self.key_of(request))    # the thing itself is gone: a change too
                 return found if isinstance(found, Response) and found.status < 500 and found.etag != answer.etag else None
             return Later(poll, call.get("wait"), ready, lambda: answer)
-        made: Later = self._watch(self._question(request, self._lasting_query(request)), lambda: Poll(
-            self.runner, lambda: self._run(call, chosen), self.poll_interval), wait)
+        made: Later = self.watch(self._question(request, self._lasting_query(request)), lambda: Poll(
+            self.runner, lambda: self._run(call, chosen), self.poll_interval, delayed=True), wait)
         return made
 
-    def stream(self, call: Call, key: Any, make: Callable[[], Callable[[], List[Tuple[str, Any]]]]) -> Stream:
+    def stream(self, call: Call, key: Any, make: Callable[[], TaskChanges]) -> Stream:
         """The events of a watched thing, after the caller's Last-Event-ID."""
         last = call.request.headers.get("last-event-id", "")
-        made: Stream = self._watch(key, lambda: Events(self.runner, make(), self.poll_interval),
+        made: Stream = self.watch(key, lambda: Events(self.runner, make(), self.poll_interval),
                                    lambda events: Stream(events, events.since, events.mark(last)))
         return made
 
@@ -6073,10 +7106,9 @@ class Service(App):
             "content-type", ""))).encode() + b"\0" + request.body).digest()
         mine = Once(asked)
         with self._lock:
-            while self._answers and (len(self._answers) > self.limits["idempotency_keys"] or
-                                     mine.since - next(iter(self._answers.values())).since > 86400):
-                self._answers.popitem(last=False)
-            first = self._answers.setdefault(slot, mine)
+            while self._answers and mine.since - next(iter(self._answers.values())).since > 86400:
+                self._forget_answer()
+            first = self._answers.get(slot) or self._under_way.setdefault(slot, mine)
         if first.asked != asked:
             raise Unprocessable("this Idempotency-Key was used for another request", code="IDEMPOTENCY_KEY_REUSED")
         if first is not mine:
@@ -6084,15 +7116,23 @@ class Service(App):
                          lambda: self.refuse(Conflict("the first request with this Idempotency-Key is still under way")))
 
         def settle(response: Response) -> None:
-            if response.status >= 400 and not (call._session and call._session.sent):   # nothing was done: the key is free
-                with self._lock:
-                    self._answers.pop(slot, None)
+            """One question decides: was a write sent in this run? If not the key is free; else its answer is kept."""
+            response.settle()
             mine.answer = response
+            with self._lock:
+                self._under_way.pop(slot, None)
+                if call.sent:
+                    mine.since = time.monotonic()
+                    self._answers[slot] = mine
+                    self._answers_size += mine.size
+                while len(self._answers) > self.limits["idempotency_keys"] or (
+                        self._answers and self._answers_size > self.limits["idempotency_bytes"]):
+                    self._forget_answer()
             mine.changed()
         try:
             answer = run()
         except AuroraError as error:
-            settle(error_response(error, self._key_of(request)))
+            settle(error_response(error, self.key_of(request)))
             raise
         except Exception:
             settle(self.refuse(AuroraError("an internal error")))
@@ -6104,6 +7144,11 @@ class Service(App):
         else:
             settle(answer)
         return answer
+
+    def _forget_answer(self) -> None:
+        """The oldest one, with the lock held."""
+        _, old = self._answers.popitem(last=False)
+        self._answers_size -= old.size
 
     @staticmethod
     def _replayed(response: Response) -> Response:
@@ -6134,6 +7179,11 @@ class Service(App):
         gauge("aurora_rest_queued_requests", "Requests waiting for a thread.", server("queued"))
         gauge("aurora_rest_connections", "Open connections.", server("connections"))
         gauge("aurora_rest_watchers", "Event streams and blocking reads.", self._watchers)
+        gauge("aurora_rest_waits", "Callers that wait for an outcome.", lambda: sum(self._waits.values()))
+        gauge("aurora_rest_log_lines_lost_total", "Log lines that nobody read in time.", lambda: self.lost_lines(),
+              "counter")
+        gauge("aurora_rest_evaluator_isolation", "Layers that shut configurations in, once one was evaluated.", lambda: [
+            ({"layer": each}, float(each in (self.evaluator.isolation or ()))) for each in LAYERS])
         gauge("aurora_rest_operations_running", "Operations running.", lambda: self.operations.running)
         gauge("aurora_rest_operations_total", "Operations ended, by kind and outcome.", lambda: [
             ({"kind": each.rsplit(" ", 1)[0], "outcome": each.rsplit(" ", 1)[1]}, count)
@@ -6142,7 +7192,7 @@ class Service(App):
             ({"outcome": each}, count) for each, count in sorted(self.evaluator.outcomes.items())], "counter")
         gauge("aurora_rest_evaluator_processes", "Evaluator processes.", lambda: self.evaluator.processes)
         gauge("aurora_rest_scheduler_waiting_calls", "Thrift calls waiting for a slot.", lambda: [
-            ({"cluster": each.name or ""}, each.gate.waiting) for each in self.clusters.schedulers()])
+            ({"cluster": each.name or ""}, each.semaphore.waiting) for each in self.clusters.schedulers()])
         gauge("aurora_rest_remembered_bytes", "Replies remembered, with their answers.", lambda: self.memory.size)
         for event, text in (("retries", "Thrift calls sent again."), ("leader_changes", "Changes of the leader."),
                             ("circuit_breaks", "Times the circuit was opened.")):
@@ -6176,7 +7226,7 @@ def _place(error: BaseException) -> str:
 
 # --- handlers: server ---------------------------------------------------------------------------------------------------
 
-@route("GET", "/alpha/version", "server", a200="the version")
+@route("GET", "/alpha/version", "server", quick=True, a200="the version")
 def get_version(call: Call) -> Any:
     """The version of this service."""
     return _version_response()
@@ -6187,39 +7237,47 @@ def _version_response() -> Response:
     return Response(200, {"status": "success", "version": __version__})
 
 
-@route("GET", "/health", "server", a200="alive")
+@route("GET", "/health", "server", quick=True, a200="alive")
 def get_health(call: Call) -> Any:
     """Whether this process answers; says nothing about schedulers."""
     return call.success(version=__version__, uptime=round(time.time() - call.service.started, 1))
 
 
-@route("GET", "/ready", "server",
+@route("GET", "/ready", "server", quick=True,
        a200="every cluster has a leader that answers, or at least one where there are several",
        a503="stopping, or no scheduler answers")
 def get_ready(call: Call) -> Any:
-    """Whether this server can do its work: which clusters have a leader that answers."""
-    if call.service.draining:
+    """Whether this server can do its work: which clusters have a leader that answers. Known within a second."""
+    service = call.service
+    if service.draining:
         raise ShuttingDown("this server is stopping")
-    states: Dict[str, Dict[str, Any]] = {}
-    for scheduler in call.service.clusters.schedulers():
-        try:
-            with contextlib.suppress(Unauthorized, AuthFailed):     # it answers; who may ask is between callers and it
-                scheduler.call("getTierConfigs", timeout=2.0)
-            states[scheduler.name or "default"] = {"ready": True, "leader": scheduler.leader}
-        except AuroraError as error:
-            states[scheduler.name or "default"] = {"ready": False, "code": error.code, "errors": error.messages}
-    if not any(state["ready"] for state in states.values()):
-        raise NoLeader("no scheduler answers", code="NOT_READY", clusters=states)
-    return call.success(clusters=states)
+    schedulers = service.clusters.schedulers()
+    service.readiness.look(schedulers)
+
+    def answer(states: Sequence[Optional[Dict[str, Any]]]) -> Response:
+        late = {"ready": False, "code": "SCHEDULER_TIMEOUT", "errors": ["no answer within a second"]}
+        clusters = {each.name or "default": state or late for each, state in zip(schedulers, states)}
+        isolation = service.evaluator.isolation
+        if not any(state["ready"] for state in clusters.values()):
+            return service.refuse(NoLeader("no scheduler answers", code="NOT_READY", clusters=clusters, isolation=isolation))
+        return call.success(clusters=clusters, isolation=isolation)
+
+    def found() -> List[Optional[Dict[str, Any]]]:
+        return [service.readiness.state(each) for each in schedulers]
+
+    def ready() -> Optional[Response]:
+        states = found()
+        return answer(states) if all(states) else None
+    return Later(service.readiness, 0.8, ready, lambda: answer(found()))
 
 
-@route("GET", "/metrics", "server", a200="Prometheus text format")
+@route("GET", "/metrics", "server", quick=True, a200="Prometheus text format")
 def get_metrics(call: Call) -> Any:
     """Counters, histograms and gauges for Prometheus."""
     return Response(200, body=call.service.metrics.text().encode(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-@route("GET", "/openapi.json", "server", a200="OpenAPI 3.1")
+@route("GET", "/openapi.json", "server", quick=True, a200="OpenAPI 3.1")
 def get_openapi(call: Call) -> Any:
     """This API's description, made from the route table."""
     return _openapi_response()
@@ -6256,12 +7314,16 @@ def _listed(call: Call, prefix: str, role: Optional[str]) -> Response:
     """A list of jobs, filtered, sorted, cut to size; numbered from 1 as the original does."""
     summaries: Optional[Dict[str, Any]] = None
     if call.get("detail"):
-        summaries = {each["job"]["key"]: each for each in list_summaries(call.scheduler, role, call.auth)}
+        # Those that the list without details has, too: getJobSummary also tells of jobs that have ended.
+        summaries = {each["job"]["key"]: each for each in list_summaries(call.scheduler, role, call.auth)
+                     if each["job"].get("cronSchedule") or each.get("stats", {}).get("activeTaskCount")
+                     or each.get("stats", {}).get("pendingTaskCount")}
     found = list_jobs(call.scheduler, role, call.auth) if summaries is None else list(summaries)
     globs = {name: call.args.get(name) or call.get(name) for name in ("role", "environment", "name")}
     if globs["environment"] or globs["name"] or (globs["role"] and not role):
-        patterns = [globs[name] or "*" for name in ("role", "environment", "name")]
-        found = [key for key in found if all(map(fnmatch.fnmatchcase, key.split("/"), patterns))]
+        role_is, environment_is, name_is = (glob(globs[name] or "*") for name in ("role", "environment", "name"))
+        split = ((key, key.split("/")) for key in found)
+        found = [key for key, parts in split if role_is(parts[0]) and environment_is(parts[1]) and name_is(parts[2])]
     total = len(found)
     start = call.get("offset", 0)
     found = found[start:start + call.get("limit", total)]
@@ -6402,7 +7464,7 @@ def watch_job(call: Call) -> Any:
     key = call.key
     return call.service.stream(call, ("job", key, call.auth), lambda: TaskChanges(
         call.scheduler, lambda: api.TaskQuery(jobKeys={key.thrift}),
-        lambda: api.JobUpdateQuery(jobKey=key.thrift, limit=1), call.auth))
+        lambda: api.JobUpdateQuery(jobKey=key.thrift), call.auth))
 
 
 @route("GET", "/alpha/events/{cluster}/{role}", "watch", a200="text/event-stream: task, instance and update events")
@@ -6411,7 +7473,7 @@ def watch_role(call: Call) -> Any:
     role = call.args["role"]
     return call.service.stream(call, ("role", call.args["cluster"], role, call.auth), lambda: TaskChanges(
         call.scheduler, lambda: api.TaskQuery(role=role),
-        lambda: api.JobUpdateQuery(role=role, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)), call.auth))
+        lambda: api.JobUpdateQuery(role=role), call.auth))
 
 
 @route("GET", "/alpha/sla/{key}/uptime", "watch", params="percentile duration", a200="uptimes")
@@ -6438,7 +7500,8 @@ def _plain_job(job: Job) -> Dict[str, Any]:
     return job.configuration.to_plain()
 
 
-@route("PUT", "/alpha/job/{key}", "run", params="bind wait time_limit", body="config", a201="created")
+@route("PUT", "/alpha/job/{key}", "run", params="bind wait", body="config", a201="created",
+       a202="created; not all run yet")
 def create_job(call: Call) -> Any:
     """Create a job from the .aurora file, or JSON job, in the body."""
     job = call.job()
@@ -6452,9 +7515,8 @@ def create_job(call: Call) -> Any:
         if any("already exists" in text for text in refused.messages):
             raise Conflict(*refused.messages, code="JOB_EXISTS") from None
         raise
-    return _await(call, 201, "create", lambda operation, limit: wait_until_running(
-        operation, call.scheduler, call.key, range(job.configuration.instanceCount), known, limit,
-        call.service.poll_interval, call.auth), job.warnings)
+    return call.outcome(201, ("tasks", call.key), lambda: query_tasks(call.scheduler, call.key, authorization=call.auth),
+                        lambda tasks: judge_running(tasks, range(job.configuration.instanceCount), known), job.warnings)
 
 
 def _known_tasks(call: Call) -> Set[str]:
@@ -6463,22 +7525,6 @@ def _known_tasks(call: Call) -> Set[str]:
         return set()
     return {task["assignedTask"]["taskId"] for task in query_tasks(
         call.scheduler, call.key, (), None, "task states", call.auth)}
-
-
-def _await(call: Call, status: int, kind: str, work: Callable[[Operation, float], None], warnings: Sequence[str] = (),
-           **fields: Any) -> Union[Response, Later]:
-    """The answer to a write, after its outcome where the caller waits for it."""
-    if warnings:
-        fields["warnings"] = list(warnings)
-    if not call.get("wait"):
-        return call.job_success(status, **fields)
-    limit = call.get("time_limit", max(call.get("wait"), 600.0))
-    operation = call.start("wait for " + kind, 0, lambda op: work(op, limit))
-
-    def answer() -> Response:
-        return call.job_success(status, _location(operation), reached=operation.state == "succeeded",
-                                operation=operation.to_plain(), **fields)
-    return call.await_operation(operation, answer)
 
 
 def _location(operation: Operation) -> List[Tuple[str, str]]:
@@ -6517,8 +7563,8 @@ def diff_job(call: Call) -> Any:
                         **plan)
 
 
-@route("PUT", "/alpha/job/{key}/update", "change", params="shards instances bind wait time_limit", body="config",
-       a202="started", a200="unchanged: nothing to update")
+@route("PUT", "/alpha/job/{key}/update", "change", params="shards instances bind wait", body="config",
+       a202="started", a200="unchanged: nothing to update; or, where it was waited for, rolled forward")
 def start_job_update(call: Call) -> Any:
     """Start a rolling update to the body's configuration, of the named instances or all."""
     job, running = _aligned(call)
@@ -6535,9 +7581,9 @@ def start_job_update(call: Call) -> Any:
     started = start_update(call.scheduler, job, call.shards, call.message, call.auth)
     if not started.id:
         return call.job_success(200, unchanged=True, messages=started.messages)
-    return _await(call, 202, "update", lambda operation, limit: wait_for_update(
-        operation, call.scheduler, call.key, started.id, limit, call.service.poll_interval, call.auth), job.warnings,
-        update=started.id)
+    return call.outcome(202, ("update", call.key, started.id), lambda: update_details(
+        call.scheduler, call.key, started.id, call.auth), judge_update, job.warnings,
+        [("Location", "/alpha/job/%s/updates/%s" % (call.key, started.id))], update=started.id)
 
 
 @route("DELETE", "/alpha/job/{key}/update", "fix", a202="aborted")
@@ -6650,9 +7696,10 @@ def watch_update(call: Call) -> Any:
 
 
 @route("PUT", "/alpha/job/{key}/restart", "fix", params="shards instances batch_size watch_secs max_per_instance_failures "
-       "max_total_failures time_limit wait", a202="restarting")
+       "max_total_failures time_limit wait", operates="always", a202="restarting", a200="waited for, and restarted")
 def restart_job(call: Call) -> Any:
     """Restart instances, rolling: batch by batch, each watched. batch_size=all restarts all at once."""
+    _check_not_updating(call)
     active = sorted(active_instances(call.scheduler, call.key, call.shards, call.auth))
     size = _batch_size(call, len(active))
     options = RestartOptions(size, call.get("watch_secs", 30.0), call.get("max_per_instance_failures", 0),
@@ -6660,14 +7707,8 @@ def restart_job(call: Call) -> Any:
                              min(3.0, call.service.poll_interval))
     call.notes["batches"] = [active[i:i + size] for i in range(0, len(active), size)]
     call.intend("restartShards", call.key.thrift, set(active[:size]))
-    _check_not_updating(call)
-    operation = call.start("restart", len(active), lambda op: rolling_restart(
-        op, call.scheduler, call.key, active, options, call.auth))
-
-    def answer() -> Response:
-        fields = {"reached": operation.state == "succeeded"} if call.get("wait") else {}
-        return call.job_success(202, _location(operation), operation=operation.to_plain(), **fields)
-    return call.await_operation(operation, answer)
+    return call.operated(call.start("restart", len(active), lambda op: rolling_restart(
+        op, call.scheduler, call.key, active, options, call.auth)))
 
 
 def _batch_size(call: Call, everything: int) -> int:
@@ -6688,104 +7729,100 @@ def _check_not_updating(call: Call) -> None:
 
 
 @route("DELETE", "/alpha/job/{key}", "run", params="shards instances batch_size time_limit wait",
-       a200="killed", a202="being killed in batches")
+       operates="batch_size", a200="killed", a202="being killed in batches, or not gone when the time was up")
 def kill_job(call: Call) -> Any:
     """Kill the named instances, or the whole job."""
     if "batch_size" in call.params:
         return _kill_in_batches(call)
     call.notes["instances"] = call.shards or "all"
-    response = call.write("killTasks", call.key.thrift, set(call.shards) or None, call.message)
+    shards = call.shards
+
+    def dying() -> List[Any]:
+        return query_tasks(call.scheduler, call.key, shards, api.ACTIVE_STATES, "task states", call.auth)
+    response = call.write("killTasks", call.key.thrift, set(shards) or None, call.message)
     messages = messages_of(response)
-    if any("No tasks to kill" in text for text in messages):
-        raise NotFound("job %s has no %s" % (call.key, "such active instances" if call.shards else "active instances"),
+    # Asked again for what is being killed already it waits for the end, too; what is not there at all is not found.
+    if any("No tasks to kill" in text for text in messages) and not dying():
+        raise NotFound("job %s has no %s" % (call.key, "such active instances" if shards else "active instances"),
                        *messages)
-    return _await(call, 200, "kill", lambda operation, limit: wait_until_gone(
-        operation, call.scheduler, call.key, call.shards, limit, call.service.poll_interval, call.auth))
+    return call.outcome(200, ("active", call.key, tuple(shards)), dying, lambda tasks: judge_gone(tasks, shards))
 
 
 def _kill_in_batches(call: Call) -> Union[Response, Later]:
+    _check_not_updating(call)
     active = sorted(active_instances(call.scheduler, call.key, call.shards, call.auth))
     size = _batch_size(call, len(active))
     call.notes["batches"] = [active[i:i + size] for i in range(0, len(active), size)]
     call.intend("killTasks", call.key.thrift, set(active[:size]), call.message)
-    _check_not_updating(call)
-    operation = call.start("kill", len(active), lambda op: batched_kill(
+    return call.operated(call.start("kill", len(active), lambda op: batched_kill(
         op, call.scheduler, call.key, active, size, call.get("time_limit", 254.0), call.service.poll_interval,
-        call.message, call.auth))
-
-    def answer() -> Response:
-        return call.job_success(202, _location(operation), operation=operation.to_plain())
-    return call.await_operation(operation, answer)
+        call.message, call.auth)))
 
 
-@route("POST", "/alpha/job/{key}/wait", "watch", access="read", params="until shards instances count time_limit wait",
-       a202="an operation that waits")
+@route("POST", "/alpha/job/{key}/wait", "watch", access="read", params="until shards instances count wait",
+       a200="reached", a202="not reached when the time was up", a409="cannot be reached any more")
 def wait_for_job(call: Call) -> Any:
     """Wait until a job runs (until=running, of which count=N or shards=… instances), or until it is gone (until=gone)."""
-    limit, gone = call.get("time_limit", 600.0), call.get("until", "running") == "gone"
-    wanted: Sequence[int] = call.shards
-    if not gone and not wanted:
-        wanted = range(call.get("count") or len(active_instances(call.scheduler, call.key, (), call.auth)))
-    known = {task["assignedTask"]["taskId"] for task in query_tasks(
-        call.scheduler, call.key, (), api.TERMINAL_STATES, "task states", call.auth)} if not gone else set()
+    call.params.setdefault("wait", 60.0)
+    shards, count = call.shards, call.get("count")
 
-    def work(operation: Operation) -> None:
-        if gone:
-            wait_until_gone(operation, call.scheduler, call.key, wanted, limit, call.service.poll_interval, call.auth)
-        else:
-            wait_until_running(operation, call.scheduler, call.key, wanted, known, limit, call.service.poll_interval,
-                               call.auth)
-    return _waiting(call, call.start("wait for job", len(wanted), work))
+    def ask() -> List[Any]:
+        return query_tasks(call.scheduler, call.key, authorization=call.auth)
+    if call.get("until", "running") == "gone":
+        return call.outcome(200, ("tasks", call.key), ask, lambda tasks: judge_gone(tasks, shards))
+    wanted: Optional[Sequence[int]] = shards or None
+    if not shards and not count:
+        wanted = sorted(active_instances(call.scheduler, call.key, (), call.auth))
+    ended = {task["assignedTask"]["taskId"] for task in query_tasks(
+        call.scheduler, call.key, (), api.TERMINAL_STATES, "task states", call.auth)}
+    return call.outcome(200, ("tasks", call.key), ask, lambda tasks: judge_running(
+        tasks, wanted, ended, count or 0, strict=False))
 
 
-@route("POST", "/alpha/job/{key}/update/wait", "watch", access="read", params="time_limit wait",
-       a202="an operation that waits")
+@route("POST", "/alpha/job/{key}/update/wait", "watch", access="read", params="wait",
+       a200="rolled forward", a202="under way when the time was up", a409="ended otherwise")
 def wait_for_active_update(call: Call) -> Any:
     """Wait until the update in progress has ended; anything but ROLLED_FORWARD is a failure."""
+    call.params.setdefault("wait", 60.0)
     update_id = active_update(call.scheduler, call.key, call.auth).key.id
-    return _waiting(call, call.start("wait for update", 0, lambda operation: wait_for_update(
-        operation, call.scheduler, call.key, update_id, call.get("time_limit", 86400.0), call.service.poll_interval,
-        call.auth)))
+    return call.outcome(200, ("update", call.key, update_id), lambda: update_details(
+        call.scheduler, call.key, update_id, call.auth), judge_update, update=update_id)
 
 
-def _waiting(call: Call, operation: Operation) -> Union[Response, Later]:
-    return call.await_operation(operation, lambda: call.job_success(
-        202, _location(operation), reached=operation.state == "succeeded", operation=operation.to_plain()))
-
-
-@route("POST", "/alpha/job/{key}/instances", "change", params="count like wait time_limit", a201="added")
+@route("POST", "/alpha/job/{key}/instances", "change", params="count like wait", a201="added",
+       a202="added; not all run yet")
 def add_instances(call: Call) -> Any:
     """Add instances that are like one of the job's, the one with the lowest number by default."""
-    active = sorted(active_instances(call.scheduler, call.key, (), call.auth))
-    like = call.get("like", active[0])
-    if like not in active:
-        raise NotFound("job %s has no active instance %d to copy" % (call.key, like))
     count, known = call.get("count", 1), _known_tasks(call)
-    added = list(range(active[-1] + 1, active[-1] + 1 + count))
-    call.write("addInstances", api.InstanceKey(jobKey=call.key.thrift, instanceId=like), count)
-    return _await(call, 201, "instances", lambda operation, limit: wait_until_running(
-        operation, call.scheduler, call.key, added, known, limit, call.service.poll_interval, call.auth), added=added)
+    added = add_like(call.scheduler, call.key, count, call.get("like"), call.auth)
+    return _awaiting_added(call, 201, added, count, known)
 
 
-@route("PUT", "/alpha/job/{key}/scale", "change", params="to like wait time_limit", a202="scaling", a200="as it is already")
+def _awaiting_added(call: Call, status: int, added: Optional[List[int]], count: int, known: Set[str],
+                    **fields: Any) -> Union[Response, Later]:
+    return call.outcome(status, ("tasks", call.key), lambda: query_tasks(call.scheduler, call.key, authorization=call.auth),
+                        lambda tasks: judge_running(tasks, added or None, known, count), added=added, **fields)
+
+
+@route("PUT", "/alpha/job/{key}/scale", "change", params="to like wait", a202="scaling",
+       a200="as it is already; or, where it was waited for, scaled")
 def scale_job(call: Call) -> Any:
     """Scale to N instances: adds some like one of the job's, or kills those with the highest numbers."""
     if "to" not in call.params:
         raise BadRequest("scale needs instances=N")
     wanted, known = call.get("to"), _known_tasks(call)
-    changed = change_instances(call.scheduler, call.key, wanted, call.get("like"), call.message, call.auth,
-                               dry_run=bool(call.get("dry_run")))
-    if call.get("dry_run"):
-        return call.job_success(200, dry_run=True, would=changed)
-    if not changed["added"] and not changed["killed"]:
+    call.notes["instances"] = wanted
+    changed = change_instances(call.scheduler, call.key, wanted, call.get("like"), call.message, call.auth)
+    added, killed = changed["added"], changed["killed"]
+    if call.get("dry_run"):     # a dry run that gets here had no call to make
+        return call.success(200, key=str(call.key), dry_run=True, would=dict(call.notes, nothing=True))
+    if killed:
+        return call.outcome(202, ("active", call.key, ()), lambda: query_tasks(
+            call.scheduler, call.key, (), api.ACTIVE_STATES, "task states", call.auth),
+            lambda tasks: judge_gone(tasks, killed), added=[], killed=killed)
+    if added == []:
         return call.job_success(200, unchanged=True, added=[], killed=[])
-    if changed["killed"]:
-        return _await(call, 202, "scale", lambda operation, limit: wait_until_gone(
-            operation, call.scheduler, call.key, changed["killed"], limit, call.service.poll_interval, call.auth),
-            added=[], killed=changed["killed"])
-    return _await(call, 202, "scale", lambda operation, limit: wait_until_running(
-        operation, call.scheduler, call.key, changed["added"], known, limit, call.service.poll_interval, call.auth),
-        added=changed["added"], killed=[])
+    return _awaiting_added(call, 202, added, len(added or ()) or 1, known, killed=[])
 
 
 # --- handlers: cron -----------------------------------------------------------------------------------------------------
@@ -6845,8 +7882,9 @@ def list_cron(call: Call) -> Any:
     cluster = call.args["cluster"]
     found = [_summary("%s/%s" % (cluster, each["job"]["key"]), each)
              for each in list_summaries(call.scheduler, call.args["role"], call.auth) if each["job"].get("cronSchedule")]
-    patterns = (call.get("environment", "*"), call.get("name", "*"))
-    found = [each for each in found if all(map(fnmatch.fnmatchcase, each["key"].split("/")[2:], patterns))]
+    environment_is, name_is = glob(call.get("environment", "*")), glob(call.get("name", "*"))
+    split = ((each, each["key"].split("/")) for each in found)
+    found = [each for each, parts in split if environment_is(parts[2]) and name_is(parts[3])]
     start = call.get("offset", 0)
     shown = found[start:start + call.get("limit", len(found))]
     return call.success(key="%(cluster)s/%(role)s" % call.args, count=len(shown),
@@ -6884,6 +7922,11 @@ def set_quota(call: Call) -> Any:
     if not isinstance(given, dict) or set(given) - set(_QUOTA_FIELDS) or not all(
             isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1 << 62 for v in given.values()):
         raise BadRequest("the body has to be an object of numbers: %s" % ", ".join(_QUOTA_FIELDS))
+    with locked("quota", call.args["cluster"], call.args["role"]):
+        return _set_quota(call, given)
+
+
+def _set_quota(call: Call, given: Dict[str, Any]) -> Response:
     if call.get("increase"):
         now = _amounts(call.read("getQuota", call.args["role"]).result.getQuotaResult.quota)
         given = {name: now[name] + given.get(name, 0) for name in _QUOTA_FIELDS}
@@ -6938,8 +7981,9 @@ def end_maintenance(call: Call) -> Any:
     return _host_answer(call, response.result.endMaintenanceResult.statuses)
 
 
-@route("POST", "/alpha/maintenance/{cluster}/{hosts}/drain", "operate", access="admin",
-       params="percentage seconds min_instances force time_limit wait", a202="draining", a409="jobs would fall below")
+@route("POST", "/alpha/maintenance/{cluster}/{hosts}/drain", "operate", access="admin", operates="always",
+       params="percentage seconds min_instances force time_limit wait", a202="draining", a200="waited for, and drained",
+       a409="jobs would fall below")
 def drain(call: Call) -> Any:
     """Drain hosts (host_drain): checks first that jobs keep 95 % of their instances up for 30 min; force=1 does not."""
     hosts = _hosts(call)
@@ -6955,16 +7999,31 @@ def drain(call: Call) -> Any:
 
 def _draining(call: Call, statuses: Any, time_limit: float) -> Union[Response, Later]:
     known = sorted(each.host for each in statuses or ())
-    _host_answer(call, statuses)
+    modes = _host_answer(call, statuses).plain
     limit = call.get("time_limit", time_limit)
-    operation = call.start("drain", len(known), lambda op: drain_hosts(
-        op, call.scheduler, known, limit, call.service.poll_interval, call.auth))
-    return call.await_operation(operation, lambda: Response(202, dict(
-        _host_answer(call, statuses).plain, operation=operation.to_plain()), headers=_location(operation)))
+
+    def work(operation: Operation) -> None:
+        wait_until_drained(operation, call.scheduler, known, limit, call.service.poll_interval, call.auth)
+    operation = call.start("drain", len(known), work)
+
+    def answer() -> Response:
+        drained = operation.result.get("hosts") or ()
+        fields = dict(modes, operation=operation.to_plain(), hosts={
+            host: "DRAINED" if host in drained else mode for host, mode in modes["hosts"].items()})
+        fields.pop("status")
+        if not call.get("wait") or operation.state == "running":
+            waited = {"reached": False} if call.get("wait") else {}
+            return call.success(202, _location(operation), **dict(fields, **waited))
+        if operation.state == "succeeded":
+            return call.success(200, _location(operation), **dict(fields, reached=True))
+        del fields["key"], fields["count"]
+        return call.unreached(operation.errors, operation.result.get("code") or "NOT_DRAINED", reached=False, **fields)
+    return call.await_operation(operation, answer)
 
 
-@route("POST", "/alpha/maintenance/{cluster}/{hosts}/sla-drain", "operate", access="admin",
-       params="percentage seconds count_up coordinator timeout time_limit wait", a202="draining")
+@route("POST", "/alpha/maintenance/{cluster}/{hosts}/sla-drain", "operate", access="admin", operates="always",
+       params="percentage seconds count_up coordinator timeout time_limit wait", a202="draining",
+       a200="waited for, and drained")
 def sla_drain(call: Call) -> Any:
     """Drain hosts as far as SLAs allow (sla_host_drain): jobs' own, else 95 % up for 30 min; forced after 7 days."""
     seconds = int(call.get("seconds", 1800))
@@ -7053,13 +8112,14 @@ def stage_recovery(call: Call) -> Any:
     return call.success(202, key="%(cluster)s/%(backup)s" % call.args)
 
 
-@route("GET", "/alpha/recovery/{cluster}/tasks", "operate", access="admin", params=_QUERY_PARAMS, a200="tasks")
+@route("GET", "/alpha/recovery/{cluster}/tasks", "operate", access="admin", params=_QUERY_PARAMS + " limit offset",
+       a200="tasks")
 def query_recovery(call: Call) -> Any:
-    """The tasks of the staged backup."""
-    response = _recovery(call, lambda: call.read("queryRecovery", _task_query(call)))
-    tasks = [each.to_plain() for each in response.result.queryRecoveryResult.tasks or ()]
-    tasks.sort(key=lambda task: task["assignedTask"]["taskId"])
-    return call.success(key=call.args["cluster"], count=len(tasks), tasks=tasks)
+    """The tasks of the staged backup: a thousand, or limit= of them; `next` is the offset of what follows."""
+    limit = _task_limit(call)
+    response = _recovery(call, lambda: call.read("queryRecovery", _task_query(call).replace(limit=None, offset=None)))
+    tasks = sorted(response.result.queryRecoveryResult.tasks or (), key=lambda task: task.assignedTask.taskId)
+    return _some_tasks(call, tasks[call.get("offset", 0):], limit)
 
 
 @route("DELETE", "/alpha/recovery/{cluster}/tasks", "operate", access="admin", params=_QUERY_PARAMS + " force",
@@ -7099,22 +8159,36 @@ def reconcile(call: Call) -> Any:
 @route("GET", "/alpha/tasks/{cluster}", "operate", access="read", pure=True, params=_QUERY_PARAMS + " limit offset",
        a200="tasks")
 def query_cluster_tasks(call: Call) -> Any:
-    """Tasks of a cluster by role, environment, name, instance, state and host (aurora_admin query)."""
-    response = call.read("getTasksWithoutConfigs", _task_query(call))
-    tasks = [each.to_plain() for each in response.result.scheduleStatusResult.tasks or ()]
+    """Tasks of a cluster by role, environment, name, instance, state and host (aurora_admin query): a thousand, or limit=
+    of them; `next` is the offset of what follows."""
+    limit = _task_limit(call)
+    query = _task_query(call).replace(limit=limit + 1)
+    response = call.read("getTasksWithoutConfigs", query)
+    return _some_tasks(call, response.result.scheduleStatusResult.tasks or [], limit)
+
+
+def _task_limit(call: Call) -> int:
+    most = int(call.service.limits["tasks"])
+    limit: int = call.get("limit", min(1000, most))
+    if limit > most:
+        raise BadRequest("limit=%d: at most %d tasks in one answer; offset= goes on" % (limit, most))
+    return limit
+
+
+def _some_tasks(call: Call, found: Sequence[Any], limit: int) -> Response:
+    """The first of the tasks that were found, and where to go on if there are more."""
+    tasks = [each.to_plain() for each in found[:limit]]
     tasks.sort(key=lambda task: task["assignedTask"]["taskId"])
-    return call.success(key=call.args["cluster"], count=len(tasks), tasks=tasks)
+    more = {"next": call.get("offset", 0) + limit} if len(found) > limit else {}
+    return call.success(key=call.args["cluster"], count=len(tasks), tasks=tasks, **more)
 
 
 @route("DELETE", "/alpha/tasks/{cluster}", "operate", access="admin", params=_QUERY_PARAMS + " limit", a200="pruned")
 def prune_tasks(call: Call) -> Any:
-    """Delete ended tasks from the scheduler's history; all of them where no filter is given."""
-    states = call.get("state")
-    if states is not None and states & api.ACTIVE_STATES:
-        raise BadRequest("only ended tasks can be pruned: state=%s" % ",".join(
-            sorted(api.ScheduleStatus.name_of(each) for each in api.TERMINAL_STATES)))
-    call.write("pruneTasks", _task_query(call))
-    return call.success(key=call.args["cluster"])
+    """Delete ended tasks from the scheduler's history; all of them where no filter is given. They are looked for first, and
+    deleted by their ids: a prune that matched nothing would make the scheduler delete every task of the cluster."""
+    response = call.write("pruneTasks", _task_query(call))
+    return call.success(key=call.args["cluster"], messages=messages_of(response))
 
 
 @route("PUT", "/alpha/tasks/{cluster}/{task}/state", "operate", access="admin", params="to_state", a202="forced")
@@ -7125,11 +8199,18 @@ def force_state(call: Call) -> Any:
     found = call.read("getTasksWithoutConfigs", api.TaskQuery(taskIds={call.args["task"]}))
     if not found.result.scheduleStatusResult.tasks:
         raise NotFound("there is no task %s" % call.args["task"])
-    call.write("forceTaskState", call.args["task"], api.ScheduleStatus.values[call.get("to_state")])
-    return call.success(202, key="%(cluster)s/%(task)s" % call.args)
+    wanted = api.ScheduleStatus.values[call.get("to_state")]
+    call.write("forceTaskState", call.args["task"], wanted)
+    fields: Dict[str, Any] = {}
+    with contextlib.suppress(AuroraError):      # Aurora says OK to what it ignores, so it is looked
+        after = call.read("getTasksWithoutConfigs", api.TaskQuery(taskIds={call.args["task"]}))
+        tasks = after.result.scheduleStatusResult.tasks or []
+        fields["state"] = api.ScheduleStatus.name_of(tasks[0].status) if tasks else None
+        fields["forced"] = not tasks or any(event.status == wanted for event in tasks[0].taskEvents or ())
+    return call.success(202, key="%(cluster)s/%(task)s" % call.args, **fields)
 
 
-@route("POST", "/alpha/rpc/{cluster}/{method}", "operate", access="read", params="dry_run", body="json",
+@route("POST", "/alpha/rpc/{cluster}/{method}", "operate", access="read", params="dry_run", body="json", judges=True,
        a200="the whole Response")
 def post_rpc(call: Call) -> Any:
     """Call any of the Thrift methods: a JSON object keyed by its parameters' names; the whole Response comes back."""
@@ -7139,36 +8220,13 @@ def post_rpc(call: Call) -> Any:
         arguments = method.arguments.from_plain(given)
     except PlainError as error:
         raise BadRequest(str(error)) from None
-    unbounded = {"killTasks": "instances", "restartShards": "shardIds"}.get(method.name)
-    if unbounded and getattr(arguments, unbounded) is not None and not getattr(arguments, unbounded):
-        raise BadRequest("%s: an empty set means all instances to the scheduler; leave it out to mean that" % unbounded)
-    if method.access != "read":
-        key = _named_key(arguments)
-        if key is None and method.access == "write":
-            raise BadRequest("%s needs a job key" % method.name)
-        call.service._require(call.user, method.access, key.role if key is not None else None)
-    values = [getattr(arguments, field) for field in arguments.fields]
-    if method.access != "read":
-        call.intend(method.name, *values)
     try:
-        response = call.scheduler.call(method.name, *values, authorization=call.auth)
+        response = call.scheduler.call(method.name, *[getattr(arguments, field) for field in arguments.fields])
     except AuroraError as error:
-        if "_response" in error.details:
-            error.details["response"] = error.details["_response"].to_plain()
+        if error.response is not None:
+            error.details["response"] = error.response.to_plain()
         raise
     return call.success(key="%(cluster)s/%(method)s" % call.args, response=response.to_plain())
-
-
-def _named_key(arguments: Any) -> Any:
-    """The api.JobKey that a call's arguments name, as the scheduler's own authorization looks it up; None without."""
-    for field in arguments.fields:
-        for path in ((), ("key",), ("jobKey",), ("job",), ("taskConfig", "job")):
-            found = getattr(arguments, field)
-            for step in path:
-                found = getattr(found, step, None)
-            if isinstance(found, api.JobKey):
-                return found
-    return None
 
 
 @route("GET", "/alpha/operations", "watch", access="read", params="limit offset", a200="operations, newest first")
@@ -7187,7 +8245,7 @@ def get_operation(call: Call) -> Any:
     return call.await_operation(operation, lambda: call.success(key=operation.key, operation=operation.to_plain()))
 
 
-@route("DELETE", "/alpha/operations/{id}", "fix", a202="will stop before its next step")
+@route("DELETE", "/alpha/operations/{id}", "fix", judges=True, a202="will stop before its next step")
 def cancel_operation(call: Call) -> Any:
     """Cancel an operation between two of its steps."""
     operation = call.service.operations[call.args["id"]]
@@ -7195,8 +8253,7 @@ def cancel_operation(call: Call) -> Any:
         raise Unauthorized("cancelling an operation takes credentials", headers=[("WWW-Authenticate", "Basic")])
     if call.owner is not None and call.owner != operation.owner:
         raise Forbidden("an operation is cancelled with the credentials that it was started with")
-    parts = operation.key.split("/")
-    call.service._require(call.user, "write", parts[1] if len(parts) > 1 else None)
+    call.service.require(call.user, *operation.needs)
     if call.get("dry_run"):
         return call.success(200, key=operation.key, dry_run=True, would={"cancel": operation.id})
     if not operation.stop():
@@ -7276,7 +8333,7 @@ def _openapi_operation(each: Route) -> Dict[str, Any]:
                 shown["example"] = [float(PARAMS[name].example)]
         parameters.append(shown)
     headers: Tuple[str, ...] = ("If-None-Match",) if each.method == "GET" else ()
-    if each.method in ("PUT", "POST") and (each.access != "read" or each.handler is post_rpc):
+    if each.method in _WRITES and (each.access != "read" or each.judges):
         headers += ("Idempotency-Key",)
     if each.handler is start_job_update:
         headers += ("If-Match",)
@@ -7285,7 +8342,7 @@ def _openapi_operation(each: Route) -> Dict[str, Any]:
     for status, text in each.answers.items():
         ref = "Failure" if status >= 400 else "Success"
         content: Dict[str, Any] = {JSON_TYPE: {"schema": {"$ref": "#/components/schemas/" + ref}}}
-        if text.startswith("text/event-stream"):
+        if each.is_stream:
             content = {"text/event-stream": {"schema": {"type": "string"}}}
         elif each.name in _TEXTS:
             content = {_TEXTS[each.name]: {"schema": {"type": "string"}}}
@@ -7473,9 +8530,11 @@ class Workers:
         self._call = call
         self._held: Optional[Callable[[], None]] = None     # touched by the leader alone
         self.ended = threading.Event()      # nobody leads any more
+        self.failure = ""                   # why, where it was not told to end
         self.queue: SimpleQueue[Any] = SimpleQueue()        # None: end
         self._lock = threading.Lock()   # guards threads, _idle, _queued
         self.threads = 0
+        self.refused = 0                # threads that could not be started
         self._idle = 0
         self._queued = 0                # in the queue, or just taken by a thread that still counts as idle
 
@@ -7506,6 +8565,7 @@ class Workers:
         try:
             threading.Thread(target=self._work, name="http-worker", daemon=True).start()
         except RuntimeError:        # no more threads to be had: those there are go on
+            self.refused += 1
             return False
         self.threads += 1
         return True
@@ -7549,6 +8609,9 @@ class Workers:
                     if passed:
                         return work
                     self.put(work)
+            return None
+        except Exception as error:
+            self.failure = "%s: %s at %s" % (type(error).__name__, error, _place(error))
             return None
         finally:
             if not passed:
@@ -7639,6 +8702,11 @@ class Run(Source):
         self.request = request
         self.since = time.monotonic()
         self.answer: Any = None
+        self._begun = threading.Lock()      # taken by who makes the answer
+
+    def begin(self) -> bool:
+        """Whether the caller is to make the answer: one does."""
+        return self._begun.acquire(blocking=False)
 
 
 class Connection:
@@ -7648,7 +8716,8 @@ class Connection:
     afterwards, and who fills the buffer looks at busy afterwards: so what was received is never left lying.
     """
     __slots__ = ("server", "socket", "peer", "lock", "incoming", "request", "busy", "out", "deadline", "since", "reserved",
-                 "ended", "closing", "done", "lingering", "closed", "mask", "handshaking", "waiting", "timer")
+                 "ended", "closing", "done", "lingering", "closed", "mask", "handshaking", "waiting", "timer", "counted_for",
+                 "unsent", "taken_since", "taken")
 
     def __init__(self, server: HttpServer, sock: Any, peer: str) -> None:
         self.server = server
@@ -7661,7 +8730,11 @@ class Connection:
         self.out = bytearray()          # of the answer, what the network did not take yet
         self.deadline = time.monotonic() + server.limits["header_time"]
         self.since = 0.0                # when the request began to arrive
-        self.reserved = 0               # bytes counted for the body that is arriving
+        self.reserved = 0               # bytes counted for the body that is arriving, until it is answered
+        self.counted_for = ""           # whose share they are counted in
+        self.unsent = 0                 # bytes of out that are counted
+        self.taken_since = 0.0          # when the network last had taken all, and what it took since then
+        self.taken = 0
         self.ended = False              # the caller sends nothing more
         self.closing = False            # nothing more is read: close when all is sent
         self.done = False               # the last bytes of the answer are among those sent or in out
@@ -7753,7 +8826,6 @@ class Connection:
                     continue
                 request, self.request = self.request or self.server.request(self, found[0]), None
                 request.body = found[1]
-                self.count(0)
                 self.since = 0.0
                 self.busy = True
                 self.server.dispatch(self, request)
@@ -7785,11 +8857,20 @@ class Connection:
             self.push(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def count(self, held: int, wanted: int = 0) -> None:
-        """Count the bytes that this request's body takes towards those of all. Raises Overloaded."""
-        self.server.reserved += held - self.reserved
+        """Count the bytes that this request's body takes towards those of all, and of its caller. Raises Overloaded."""
+        server, caller = self.server, self.counted_for or (self.request.caller if self.request else self.peer)
+        server.reserved[caller] += held - self.reserved
+        server.all_reserved += held - self.reserved
+        self.counted_for = caller if held else ""
         self.reserved = held
-        if self.server.reserved - held + max(held, wanted) > self.server.limits["bodies"]:
-            raise Overloaded("too many request bodies are under way; try again", headers=[("Retry-After", "1")])
+        if not server.reserved[caller]:
+            del server.reserved[caller]
+        if not held and not wanted:
+            return
+        most, more = server.limits["bodies"], max(held, wanted) - held
+        if server.all_reserved + more > most or server.reserved[caller] + more > max(most / 4, server.limits["body"]):
+            raise Overloaded("too many request bodies are under way%s; try again" % (
+                "" if server.all_reserved + more > most else " of this caller"), headers=[("Retry-After", "1")])
 
     def refuse(self, error: AuroraError) -> None:
         """Answer what is no request or cannot be taken, and close: what follows in the stream cannot be trusted."""
@@ -7856,10 +8937,12 @@ class Connection:
                 if self.out:
                     sent = self.socket.send(memoryview(self.out)[:1 << 18])
                     del self.out[:sent]
+                    self.taken += sent
                 elif data:
                     sent = self.socket.send(data)
                     if sent < len(data):
                         self.out += memoryview(data)[sent:]
+                        self.taken_since, self.taken = time.monotonic(), 0
                 self.deadline = time.monotonic() + self.server.limits["send_time"]
             except OSError as error:
                 if not waits_for(error, select.POLLOUT):
@@ -7867,9 +8950,16 @@ class Connection:
                     return
                 self.out += data
             left = bool(self.out)
+            if left or self.unsent:
+                held, self.unsent = self.unsent, len(self.out)
+                if self.server.count_unsent(self.unsent - held):
+                    self.server.refusals["unsent"] += 1
+                    self.server.loop.soon(self.close)
             if self.done and not left:
                 self.busy = self.done = False
                 self.deadline = time.monotonic() + self.server.limits["idle_time"]
+                if self.reserved:
+                    self.server.loop.soon(self.count, 0)
         if left or self.mask & selectors.EVENT_WRITE or self.closing or self.incoming.buffer or self.ended or not self.mask:
             self.server.loop.soon(self.on_sent)
 
@@ -7902,10 +8992,18 @@ class Connection:
         self.deadline = time.monotonic() + self.server.LINGER
         self.busy = False
         self.incoming.buffer.clear()
+        self._say_goodbye()
         try:
             self.socket.shutdown(socket.SHUT_WR)
         except (OSError, ValueError):
             self.close()
+
+    def _say_goodbye(self) -> None:
+        """TLS's close_notify, so that the caller knows an end from a cut (RFC 8446 6.1); its own is not waited for."""
+        unwrap = getattr(self.socket, "unwrap", None)
+        if unwrap is not None and not self.handshaking:
+            with contextlib.suppress(OSError, ValueError):
+                unwrap()
 
     def close(self) -> None:
         with self.lock:
@@ -7913,10 +9011,13 @@ class Connection:
                 return
             self.interest(0)
             self.closed = True
+            if not self.lingering and not self.out:
+                self._say_goodbye()
             with contextlib.suppress(OSError):
                 self.socket.close()
-        self.server.reserved -= self.reserved
-        self.reserved = 0
+        self.count(0)
+        self.server.count_unsent(-self.unsent)
+        self.unsent = 0
         self.server.connections.discard(self)
         waiting, self.waiting = self.waiting, None
         if self.timer is not None:
@@ -7932,6 +9033,8 @@ class Connection:
         if incoming.head is not None and not self.out:
             seconds = now - self.since
             late = late or seconds > self.server.GRACE and incoming.held < self.server.limits["body_rate"] * seconds
+        if self.out and now - self.taken_since > self.server.GRACE:
+            late = late or self.taken < self.server.limits["send_rate"] * (now - self.taken_since)
         if late and not (self.busy or self.out or self.lingering or self.handshaking) and (incoming.buffer or incoming.head):
             self.refuse(RequestTimeout("the request did not arrive in time"))
         elif late:
@@ -7962,17 +9065,21 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self.draining = False
         self.connections: Set[Connection] = set()
         self.refusals: collections.Counter[str] = collections.Counter()
-        self.reserved = 0                   # bytes of bodies that are arriving; touched by the loop's thread alone
+        self.all_reserved = 0               # bytes of bodies that are not answered, of all and by caller; touched by
+        self.reserved: collections.Counter[str] = collections.Counter()      # the loop's thread alone
+        self.all_unsent = 0                 # bytes of answers that the network has not taken; guarded by _lock
         self.loop = Loop(self._call)
         self.workers = Workers(self.loop, self.limits["threads"], self._call)
         self._ids = itertools.count()
         self._prefix = secrets.token_hex(4)
         self._stopped = threading.Event()
         self._stopped.set()
+        self.failure = ""                   # why it serves no more, where nobody stopped it
         self._sweeps = 0
-        self._lock = threading.Lock()   # guards _pending, _running
+        self._lock = threading.Lock()   # guards _pending, _running, _queued
         self._pending: Dict[Any, Run] = {}
         self._running: Set[Any] = set()
+        self._queued: Dict[Run, None] = {}      # not begun yet, the oldest first
         super().__init__(address, http.server.BaseHTTPRequestHandler, bind_and_activate=sock is None)
         if sock is not None:
             self.socket.close()
@@ -8013,8 +9120,14 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self._listen()
         self.loop.later(1.0, self._sweep)
         self.workers.put(_LEAD)
+        if not self.workers.threads:
+            self.workers.failure = "no thread could be started"
+            self.workers.ended.set()
         try:
             self.workers.ended.wait()
+            if not self.loop.stopping:
+                self.failure = self.workers.failure or "the thread that reads requests ended"
+                self.app.warn("serving no more: " + self.failure)
         finally:
             self.loop.stop()
             self.workers.ended.wait(10)
@@ -8121,29 +9234,50 @@ class HttpServer(http.server.ThreadingHTTPServer):
         else:
             run = Run(request)
             run.listen(partial(self._answered, run, connection, request))
+        self._queue(run)
         self.workers.hold(partial(self._run, run))
 
+    def _queue(self, run: Run) -> None:
+        with self._lock:
+            self._queued[run] = None
+
     def _run(self, run: Run) -> None:
+        if not run.begin():
+            return          # it waited for too long, and was told so
         key = run.request.share
+        with self._lock:
+            self._queued.pop(run, None)
         if key is not None:
             with self._lock:
                 # From here on nobody joins: what is read now was not asked for after it was read.
                 self._pending.pop(key, None)
                 self._running.add(key)
-        if time.monotonic() - run.since > self.limits["queue_time"]:
-            self.refusals["queue_time"] += 1
-            run.answer = self.app.refuse(Overloaded("no thread was free in time; try again",
-                                                    headers=[("Retry-After", "1")]), run.request)
-        else:
-            run.answer = self._handle(run.request)
+        run.answer = self._handle(run.request)
         if key is not None:
             with self._lock:
                 self._running.discard(key)
                 following = self._pending.get(key)
             if following is not None:
                 following.since = time.monotonic()
+                self._queue(following)
                 self.workers.put(partial(self._run, following))
         run.changed()
+
+    def _end_late_runs(self, now: float) -> None:
+        """Answer those that no thread has taken in time. Here, since where no thread can be started none would do it."""
+        with self._lock:
+            late = [run for run in self._queued if now - run.since > self.limits["queue_time"]]
+        for run in late:
+            if not run.begin():
+                continue
+            with self._lock:
+                self._queued.pop(run, None)
+                if self._pending.get(run.request.share) is run:
+                    del self._pending[run.request.share]
+            self.refusals["queue_time"] += 1
+            run.answer = self.app.refuse(Overloaded("no thread was free in time; try again",
+                                                    headers=[("Retry-After", "1")]), run.request)
+            run.changed()
 
     def _handle(self, request: Request) -> Union[Response, Later, Stream]:
         try:
@@ -8154,7 +9288,16 @@ class HttpServer(http.server.ThreadingHTTPServer):
 
     def _answered(self, run: Run, connection: Connection, request: Request) -> None:
         request.user = run.request.user
-        self._call(connection.answer, request, run.answer)
+        answer = run.answer
+        if isinstance(answer, Later) and request is not run.request:
+            answer = answer.again()     # a wait answers one caller
+        self._call(connection.answer, request, answer)
+
+    def count_unsent(self, more: int) -> bool:
+        """Count bytes that wait for the network; True where that is more than all may have waiting."""
+        with self._lock:
+            self.all_unsent += more
+            return more > 0 and self.all_unsent > self.limits["unsent"]
 
     def encode(self, request: Optional[Request], response: Response, close: bool = False, stream: bool = False) -> bytes:
         """The bytes of an answer to this request: not modified, compressed, without body as it asks."""
@@ -8185,6 +9328,11 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self.loop.turned = now = time.monotonic()
         self.loop.later(1.0, self._sweep)
         self.loop.prune()
+        self._end_late_runs(now)
+        if self.workers.refused:
+            self.app.warn("no thread can be started; those there are go on with what waits")
+            self.refusals["threads"] += self.workers.refused
+            self.workers.refused = 0
         self._sweeps += 1
         for connection in list(self.connections):
             connection.look(now)
@@ -8363,7 +9511,6 @@ class DemoHost:
         self.mode: int = api.MaintenanceMode.NONE
         self.drain: Optional[Tuple[Any, float]] = None      # SLA policy, and until when it counts
         self.tasks: Dict[str, DemoTask] = {}
-        self.next_port = 31000
 
 
 class DemoUpdate:
@@ -8627,7 +9774,8 @@ class Demo:
     """The simulated scheduler. Its Thrift methods are methods of their own names; `invoke` calls one as the wire does.
 
     name: the cluster's; speed: of its clock; jobs: how many to fill it with for load tests (ten instances each);
-    samples: start with a few sample jobs; users: name → (password, role pattern), to want Basic credentials for writes.
+    samples: start with a few sample jobs; users: name → (password, role pattern), to want Basic credentials for writes;
+    docker: Docker containers may be used (-allowed_container_types); revocable: there are offers for revocable tasks.
     """
     SCHEDULE, START, RUN, END, KILL = 0.05, 0.15, 0.3, 0.2, 0.4     # seconds that steps of a task's life take
     STATE_TIMEOUT = 300.0           # -transient_task_state_timeout
@@ -8636,14 +9784,19 @@ class Demo:
     HISTORY = (172800.0, 3600.0, 100)   # -history_prune_threshold, -history_min_retention_threshold, per job
     UPDATE_HISTORY = (10, 30 * 86400.0)
     MAX_FAILURES = 20000
+    SCHEDULE_PENALTY = (1.0, 60.0)  # -initial_schedule_penalty, -max_schedule_penalty
+    ATTEMPTS = (10, 0.25)           # -max_schedule_attempts_per_sec=40: so many in so many seconds
+    RESTART = 2.0                   # seconds that the scheduler is away after it committed a recovery
     SLA = (20, 7200)                # -min_required_instances_for_sla_check, -max_sla_duration_secs
     ENVIRONMENTS = re.compile(r"prod|devel|test|staging\d*")
 
     def __init__(self, name: str = "devcluster", speed: float = 1.0, jobs: int = 0, samples: bool = True,
-                 users: Optional[Dict[str, Tuple[str, str]]] = None) -> None:
+                 users: Optional[Dict[str, Tuple[str, str]]] = None, docker: bool = False, revocable: bool = False) -> None:
         self.name = name
         self.clock = DemoClock(speed)
         self.users = users
+        self.docker = docker
+        self.revocable = revocable
         self.redirect: Optional[str] = None     # another leader's URL: answer 307
         self.leaderless = False                 # answer 503
         self.calls: collections.Counter[str] = collections.Counter()
@@ -8667,8 +9820,10 @@ class Demo:
         self._rolling: Dict[Tuple[str, str, str], DemoUpdate] = {}      # the active update of a job
         self._backups: Dict[str, Any] = {}
         self._staged: Optional[Dict[str, DemoTask]] = None
+        self._back_at = 0.0         # when the scheduler is there again after a recovery
         self._pending: Dict[str, DemoTask] = {}
-        self._scheduling = False
+        self._schedule_at: Optional[float] = None
+        self._groups: Dict[int, Tuple[Any, float, float]] = {}     # by id of a TaskConfig: it, its back-off, until when
         self._bare: Dict[int, Tuple[Any, Any]] = {}     # by id of a TaskConfig: it, and it without executor data
         self._interned: Dict[Tuple[str, str, str], List[Any]] = {}
         self._random = __import__("random").Random(7)
@@ -8720,7 +9875,7 @@ class Demo:
                 name, _, password = base64.b64decode(header[6:]).decode().partition(":")
                 known, role = self.users.get(name, ("", ""))
                 if not known or not hmac.compare_digest(known.encode(), password.encode()):
-                    name, role = "UNSECURE", ""
+                    return None, None       # wrong ones are refused on a read, too
         if method.access == "read":
             return name, None
         if not role:
@@ -8745,7 +9900,13 @@ class Demo:
         self.url = "http://127.0.0.1:%d" % self.server.port
         return self.url
 
+    @property
+    def away(self) -> bool:
+        """Whether nobody leads: as it was told, or since it restarts."""
+        return self.leaderless or self.clock.now() < self._back_at
+
     def stop(self) -> None:
+        """Serve no more."""
         self.server.shutdown()
         self.server.server_close()
 
@@ -8762,8 +9923,10 @@ class Demo:
         while self._due and self._due[0][0] <= now:
             moment, _, work = heapq.heappop(self._due)
             self._now = max(self._now, moment)
-            work()
-            self._settle()
+            # Aurora logs what goes wrong in work that is due; it is nobody's call.
+            with contextlib.suppress(_Refusal, ValueError):
+                work()
+                self._settle()
         self._now = max(self._now, now)
 
     def _after(self, seconds: float, work: Callable[[], None]) -> None:
@@ -8977,7 +10140,6 @@ class Demo:
             host.used[i] -= amount
         if host.mode == api.MaintenanceMode.DRAINING and not any(t.active for t in host.tasks.values()):
             host.mode, host.drain = api.MaintenanceMode.DRAINED, None
-        self._schedule_soon()
 
     def _prune_history(self, task: DemoTask) -> None:
         """j/pruning/TaskHistoryPruner.java"""
@@ -9003,31 +10165,53 @@ class Demo:
 
     # scheduling: j/filter/SchedulingFilterImpl.java
 
-    def _schedule_soon(self) -> None:
-        if not self._scheduling and self._pending:
-            self._scheduling = True
-            self._after(self.SCHEDULE, self._schedule)
+    def _schedule_soon(self, seconds: Optional[float] = None) -> None:
+        moment = self._now + (self.SCHEDULE if seconds is None else seconds)
+        if self._pending and (self._schedule_at is None or moment < self._schedule_at):
+            self._schedule_at = moment
+            self._after(moment - self._now, self._schedule)
 
     def _schedule(self) -> None:
-        self._scheduling = False
-        hopeless: Dict[int, str] = {}       # by id of a configuration: it cannot be placed in this round
+        """j/scheduling/TaskGroups.java: tasks of one configuration are tried together; where they fit nowhere they are tried
+        again after a back-off that doubles, and not when room is made. So many attempts a second, in all."""
+        if self._schedule_at is None or self._now < self._schedule_at - 1e-6:
+            return          # another look comes sooner
+        self._schedule_at = None
+        attempts, pause = self.ATTEMPTS
+        first, most = self.SCHEDULE_PENALTY
+        groups, self._groups = self._groups, {}
         for task in list(self._pending.values()):
             if task.status != _S.PENDING:
                 self._pending.pop(task.id, None)
                 continue
-            if id(task.config) in hopeless:
-                task.vetoes = hopeless[id(task.config)]
-                continue
-            best: Optional[Tuple[float, str]] = None
-            for host in sorted(self.hosts.values(), key=lambda h: h.mode):
-                veto = self._veto(task, host)
-                if veto is None:
-                    self._assign(task, host)
-                    break
-                if best is None or veto[0] < best[0]:
-                    best = veto
-            else:
-                task.vetoes = hopeless[id(task.config)] = best[1] if best else ""
+            which = id(task.config)
+            config, penalty, until = self._groups.get(which) or groups.get(which) or (task.config, 0.0, 0.0)
+            if until <= self._now and attempts:
+                attempts -= 1
+                veto = self._place(task)
+                penalty = 0.0 if veto is None else min(most, penalty * 2 or first)
+                until = self._now + penalty if penalty else 0.0
+                if veto is not None:
+                    for each in self._pending.values():
+                        if each.config is task.config:
+                            each.vetoes = veto
+            self._groups[which] = (config, penalty, until)
+        waits = [max(pause, until - self._now) if until <= self._now else until - self._now
+                 for _, _, until in (self._groups[id(task.config)] for task in self._pending.values())]
+        if waits:
+            self._schedule_soon(min(waits))
+
+    def _place(self, task: DemoTask) -> Optional[str]:
+        """Assign the task to a host; why not, where none takes it."""
+        best: Optional[Tuple[float, str]] = None
+        for host in sorted(self.hosts.values(), key=lambda h: h.mode):
+            veto = self._veto(task, host)
+            if veto is None:
+                self._assign(task, host)
+                return None
+            if best is None or veto[0] < best[0]:
+                best = veto
+        return best[1] if best else ""
 
     def _assign(self, task: DemoTask, host: DemoHost) -> None:
         self._pending.pop(task.id, None)
@@ -9038,8 +10222,8 @@ class Demo:
             host.used[i] += amount
         for each in sorted(task.config.resources or (), key=lambda r: r.namedPort or ""):
             if each.namedPort is not None:
-                task.ports[each.namedPort] = host.next_port
-                host.next_port = 31000 + (host.next_port - 30999) % 1000
+                task.ports[each.namedPort] = self._random.choice(sorted(set(range(31000, 32000)) - {
+                    port for other in host.tasks.values() for port in other.ports.values()}))
         self._change(task, _S.ASSIGNED)
 
     def _veto(self, task: DemoTask, host: DemoHost) -> Optional[Tuple[float, str]]:
@@ -9065,12 +10249,15 @@ class Demo:
                             value in t.host.attributes.get(each.name, ()) for t in self._jobs[task.key].values())
                 if count >= (rule.limit.limit or 0):
                     return 1e4, "Limit not satisfied: " + each.name
+        if task.config.tier == "revocable" and not self.revocable:
+            return 1000.0, "Insufficient: CPU"      # of which no offer has revocable ones
         lacking, score = [], 0.0
         for (name, _, span), need, total, used in zip(RESOURCE_NAMES, amounts(task.config), host.total, host.used):
             if need > total - used + 1e-9:
                 lacking.append("Insufficient: " + name)
                 score += min(1000.0, 1000 * (need - (total - used)) // span)
-        return (score, ",".join(lacking)) if lacking else None
+        order = ("Insufficient: RAM", "Insufficient: disk", "Insufficient: CPU")
+        return (score, ",".join(sorted(lacking, key=order.index))) if lacking else None
 
     # updates: j/updater
 
@@ -9301,6 +10488,10 @@ class Demo:
         if container.docker is not None:
             if not container.docker.image:
                 raise _Refusal("A container must specify an image.")
+            if container.docker.parameters:
+                raise _Refusal("This scheduler is configured to disallow Docker parameters.")
+            if not self.docker:
+                raise _Refusal("This scheduler is not configured to allow the container type DOCKER")
             if task.executorConfig is None:
                 raise _Refusal("This scheduler is configured to require an executor for Docker-based tasks.")
         self._check_resources(task)
@@ -9513,7 +10704,8 @@ class Demo:
         return api.Result(roleSummaryResult=api.RoleSummaryResult(summaries=found)), None
 
     def _role_keys(self, role: Optional[str]) -> List[Tuple[str, str, str]]:
-        return [key for each in ([role] if role is not None else list(self._roles))
+        """The jobs of a role; a blank one is any, as to j/storage/TaskStore.queryFilter."""
+        return [key for each in ([role] if role and role.strip() else list(self._roles))
                 for key in self._roles.get(each, ())]
 
     def _latest_config(self, tasks: Iterable[DemoTask]) -> Any:
@@ -9979,7 +11171,7 @@ class Demo:
             del self._staged_tasks()[task.id]
 
     def commitRecovery(self) -> Any:
-        """Aurora shuts down then and starts from what was staged; the demo goes on from it at once."""
+        """Aurora shuts down then, and whoever starts it again starts it from what was staged: for a moment nobody leads."""
         staged = self._staged_tasks()
         for task in list(self._tasks.values()):
             self._release(task)
@@ -10004,6 +11196,7 @@ class Demo:
             if update.status in _ROLLING:
                 self._start_rolling(update)
         self._staged = None
+        self._back_at = self._now + self.RESTART
 
     def unloadRecovery(self) -> Any:
         self._staged = None
@@ -10036,7 +11229,8 @@ class Demo:
         for host in found:
             host.mode = api.MaintenanceMode.DRAINING
             host.drain = (defaultSlaPolicy, self._now + (timeoutSecs or 0))
-            self._after(60.0, partial(self._poll_drain, host, host.drain))
+            tick = 60.0 - (self._now - self.clock._start) % 60.0        # the scheduler looks each minute
+            self._after(tick, partial(self._poll_drain, host, host.drain))
         return api.Result(drainHostsResult=api.DrainHostsResult(statuses=self._statuses(found))), None
 
     def _poll_drain(self, host: DemoHost, drain: Any) -> None:
@@ -10066,7 +11260,6 @@ class Demo:
         found = self._known_hosts(hosts)
         for host in found:
             host.mode, host.drain = api.MaintenanceMode.NONE, None
-        self._schedule_soon()
         return api.Result(endMaintenanceResult=api.EndMaintenanceResult(statuses=self._statuses(found))), None
 
     def triggerExplicitTaskReconciliation(self, settings: Any) -> Any:
@@ -10086,8 +11279,10 @@ class Demo:
             if query.limit < 0:
                 raise ValueError("limit is negative")
             found = found[:query.limit]
-        for task in found:
-            self._release(task)
+        # As j/state/StateManagerImpl.deleteTasks: with no ids its query matches every task, running ones too.
+        for task in found or list(self._tasks.values()):
+            if task.host is not None:
+                self._release(task)
             self._delete(task)
 
     # sample and load jobs
@@ -10181,6 +11376,18 @@ def _java_update_key(key: Any) -> str:
     return "IJobUpdateKey{job=%s, id=%s}" % (_java_key(key.job), key.id)
 
 
+def _named_key(arguments: Any) -> Any:
+    """The api.JobKey that a call's arguments name, as the scheduler's own authorization looks it up; None without."""
+    for field in arguments.fields:
+        for path in ((), ("key",), ("jobKey",), ("job",), ("taskConfig", "job")):
+            found = getattr(arguments, field)
+            for step in path:
+                found = getattr(found, step, None)
+            if isinstance(found, api.JobKey):
+                return found
+    return None
+
+
 class DemoApp(App):
     """The demo scheduler's HTTP side: /api, /apibeta and what else clients ask a scheduler for."""
     _READ_TYPES = {"": TJSON, "application/x-thrift": TJSON, "application/json": TJSON, TJSON: TJSON, BINARY: BINARY,
@@ -10197,7 +11404,7 @@ class DemoApp(App):
     def handle(self, request: Request) -> Response:
         demo = self.demo
         if request.path.startswith(self._LEADER_PATHS) and "bypass-leader-redirect" not in request.headers:
-            if demo.leaderless:
+            if demo.away:
                 return Response(503, body=b"<html><head><title>Aurora</title></head><body><h2>No Leader Found</h2>"
                                 b"</body></html>", content_type="text/html")
             if demo.redirect:
@@ -10215,7 +11422,7 @@ class DemoApp(App):
         if media is None:
             return Response(415, body=("Unsupported Content-Type: " + request.headers["content-type"]).encode(),
                             content_type="text/plain")
-        answer_media = BINARY if request.headers.get("accept", "").strip().lower() == BINARY else TJSON
+        answer_media = BINARY if request.headers.get("accept", "").split(",")[0].strip().lower() == BINARY else TJSON
         try:
             name, sequence, protocol = decode_call(media, request.body)
             if name not in api.method_names:
@@ -10237,7 +11444,7 @@ class DemoApp(App):
             return denial
         if user is None:
             return Response(401, body=b"", content_type="text/plain",
-                            headers=[("WWW-Authenticate", 'Basic realm="application"')])
+                            headers=[("WWW-Authenticate", 'Basic realm="Apache Aurora Scheduler"')])
         return self.demo.invoke(method.name, arguments, user)
 
     @staticmethod
@@ -10277,7 +11484,7 @@ class DemoApp(App):
         if path == "/leaderhealth":
             lines = {200: "200: This is the leading scheduler.", 503: "503: Another instance is the leading scheduler.",
                      502: "502: There is no leading scheduler or the leader is unknown."}
-            status = 502 if demo.leaderless else 503 if demo.redirect else 200
+            status = 502 if demo.away else 503 if demo.redirect else 200
             return text("Current status: %s\n\nThe response codes are:\n%s" % (
                 lines[status].split(": ", 1)[1], "\n".join(lines.values())), status)
         with demo._lock:
@@ -10429,32 +11636,87 @@ _PAGE_HEADERS = [
     ("Cross-Origin-Opener-Policy", "same-origin")]
 
 
-@route("GET", "/", "server", a200="the page")
+@route("GET", "/", "server", quick=True, a200="the page")
 def get_page(call: Call) -> Any:
     """A page that shows clusters, roles, jobs and tasks, live."""
     return Response(200, body=PAGE.encode(), content_type="text/html; charset=utf-8", headers=_PAGE_HEADERS)
 
 
-@route("GET", "/page.js", "server", a200="the page's script")
+@route("GET", "/page.js", "server", quick=True, a200="the page's script")
 def get_page_script(call: Call) -> Any:
     """The script of the page."""
     return Response(200, body=PAGE_SCRIPT.encode(), content_type="text/javascript; charset=utf-8", headers=_PAGE_HEADERS)
 
 
 class Log:
-    """Lines to a stream, each with the time; a line never has control characters in it."""
+    """Lines to a stream, each with the time; a line never has control characters in it.
+
+    Who logs never waits for who reads: lines go into a queue, and a thread of its own writes what has gathered. Where nobody
+    reads, or the disk is full, the queue fills up and further lines are counted instead of kept; how many were lost is the
+    next line that gets through. For any thread; _lock guards _lines, _size, lost and _told.
+    """
+    ROOM = 4 << 20          # characters that may wait
 
     def __init__(self, stream: Any = None) -> None:
-        self.stream = stream if stream is not None else sys.stderr
-        self._lock = threading.Lock()       # guards the stream
+        self.stream = stream if stream is not None else sys.stderr     # None where it was closed before the start
+        self.lost = 0
+        self._told = 0
+        self._lock = threading.Lock()
+        self._lines: List[str] = []
+        self._size = 0
+        self._some = threading.Event()
+        self._empty = threading.Event()
+        self._empty.set()
+        self._thread: Optional[threading.Thread] = None
 
     def __call__(self, line: str) -> None:
         clean = re.sub(r"[\x00-\x1f\x7f]", "?", line)
         now = time.time()
         text = "%s.%03dZ %s\n" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)), now % 1 * 1000, clean)
-        with self._lock, contextlib.suppress(OSError, ValueError):
-            self.stream.write(text)
-            self.stream.flush()
+        with self._lock:
+            if self._size + len(text) > self.ROOM or not self._running():
+                self.lost += 1
+                return
+            self._lines.append(text)
+            self._size += len(text)
+            self._empty.clear()
+        if not self._some.is_set():
+            self._some.set()
+
+    def _running(self) -> bool:
+        if self._thread is None:
+            try:
+                thread = threading.Thread(target=self._write, name="log", daemon=True)
+                thread.start()
+                self._thread = thread
+            except RuntimeError:
+                return False
+        return True
+
+    def flush(self, seconds: float = 1.0) -> bool:
+        """Wait until all that was logged is written; False where nobody takes it in time."""
+        return self._empty.wait(seconds)
+
+    def _write(self) -> None:
+        while True:
+            self._some.wait()
+            self._some.clear()
+            with self._lock:
+                lines, self._lines, lost = self._lines, [], self.lost - self._told
+                self._told = self.lost
+            if lost:
+                lines.append("warning: %d log lines were lost, as nobody took them in time\n" % lost)
+            written = False
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                self.stream.write("".join(lines))
+                self.stream.flush()
+                written = True
+            with self._lock:
+                self.lost += 0 if written else len(lines)
+                self._told += 0 if written else len(lines)
+                self._size = sum(map(len, self._lines))
+                if not self._lines:
+                    self._empty.set()
 
 
 class Server:
@@ -10462,8 +11724,8 @@ class Server:
 
     clusters: name → URL or URLs, or a list of Cluster; what the command line finds without options if None. demo: also
     run a simulated scheduler, as cluster `devcluster`, or under the name given, or the Demo given. port: 0 for any free
-    one. Further keywords are those of Service, HttpServer (tls, sock), Evaluator (evaluator) and Scheduler (scheduler:
-    a dict of its options).
+    one. credentials: gives the Authorization for a cluster's scheduler, as Scheduler takes it. Further keywords are those of
+    Service, HttpServer (tls, sock), Evaluator (evaluator) and Scheduler (scheduler: a dict of its options).
     """
 
     def __init__(self, port: int = 8888, host: str = "127.0.0.1", *, demo: Union[bool, str, Demo] = False,
@@ -10471,7 +11733,8 @@ class Server:
                  scheduler: Optional[Dict[str, Any]] = None, evaluator: Optional[Evaluator] = None,
                  access: Access = Access(), limits: Optional[Dict[str, float]] = None, tls: Any = None,
                  sock: Optional[socket.socket] = None, drain_timeout: float = 10.0,
-                 log: Callable[[str], None] = lambda line: None, **service: Any) -> None:
+                 log: Callable[[str], None] = lambda line: None,
+                 credentials: Optional[Callable[[Cluster], Any]] = None, **service: Any) -> None:
         self.demo: Optional[Demo] = None
         self.drain_timeout = drain_timeout
         options = dict(scheduler or {})
@@ -10490,16 +11753,20 @@ class Server:
             known.append(Cluster(self.demo.name, (self.demo.start(),)))
 
         # One cluster whose scheduler hangs must not take the threads that the others need.
-        options.setdefault("room", int(limit.get("threads", LIMITS["threads"].default)) // (2 if len(known) > 1 else 1))
+        threads = int(limit.get("threads", LIMITS["threads"].default))
+        options.setdefault("most_waiting", threads // 2 if len(known) > 1 else threads)
 
         def make(cluster: Cluster) -> Scheduler:
+            own = {"authorization": credentials(cluster)} if credentials else {}
             return Scheduler(list(cluster.urls), cluster.name,
-                             locate=zookeeper_locator(cluster) if cluster.zk else None, **options)
+                             locate=ZooKeeperLocator(cluster) if cluster.zk else None, **dict(options, **own))
         loopback = host in ("127.0.0.1", "::1", "localhost")
         self.service = Service(Clusters(known, make), evaluator or Evaluator(), access, limit, log,
                                loopback=service.pop("loopback", loopback), **service)
         self.http = HttpServer((host, port), self.service, limit, tls, sock)
         self.service.runner = self.http
+        self.service.lost_lines = lambda: getattr(log, "lost", 0)
+        self.clusters = {scheduler: cluster for cluster, scheduler in self.service.clusters.pairs()}
         if self.demo is not None:
             self.service.clock = self.demo.clock.now
         scheme = "https" if tls else "http"
@@ -10566,12 +11833,15 @@ OPTIONS = [
     _Option("connect-timeout", "clusters", "seconds to connect to a scheduler", 3.0, float, "SECONDS"),
     _Option("retry-for", "clusters", "seconds during which a call that failed harmlessly is tried again", 3.0, float,
             "SECONDS"),
-    _Option("scheduler-auth", "clusters", "file with USER:PASSWORD for the schedulers; default: ~/.netrc if "
-            "clusters.json says BASIC", None, str, "FILE"),
+    _Option("scheduler-auth", "clusters", "file with USER:PASSWORD for the schedulers of a cluster, repeatable; FILE alone "
+            "where there is one cluster; default: ~/.netrc, by host, where clusters.json says BASIC", [], str,
+            "[NAME=]FILE", True),
     _Option("scheduler-ca", "clusters", "certificates to trust for https schedulers", None, str, "FILE"),
     _Option("demo", "demo", "run a simulated scheduler as cluster NAME (devcluster)", None, "demo", "NAME"),
     _Option("demo-port", "demo", "port of the simulated scheduler; 0 for any", 0, int, "PORT"),
     _Option("demo-speed", "demo", "how many times as fast its time runs", 1.0, float, "N"),
+    _Option("demo-docker", "demo", "let it take Docker containers, as -allowed_container_types does", False, bool),
+    _Option("demo-revocable", "demo", "let it have offers for revocable tasks", False, bool),
     _Option("demo-jobs", "demo", "fill it with N jobs of ten instances each", 0, int, "N"),
     _Option("tokens", "access", "file of tokens: NAME LEVEL ROLES HASH a line; reloaded on SIGHUP", None, str, "FILE"),
     _Option("new-token", "access", "print a new token and its line for --tokens, and exit", None, str,
@@ -10585,7 +11855,8 @@ OPTIONS = [
     _Option("client-ca", "access", "want client certificates signed by this", None, str, "FILE"),
     _Option("include-root", "configuration", "folder of shared files that configurations may include()", None, str, "DIR"),
     _Option("config-workers", "configuration", "evaluator processes at the most", 4, int, "N"),
-    _Option("trust-configs", "configuration", "do not check what configurations say; the limits stay", False, bool),
+    _Option("trust-configs", "configuration", "do not check what configurations say, and evaluate them also where they "
+            "cannot be shut in; the limits stay", False, bool),
     _Option("config-cpu", "configuration", "processor seconds for one configuration", 5, int, "SECONDS"),
     _Option("config-memory", "configuration", "MB of memory for one configuration", 512, int, "MB"),
 ] + [_Option("limit-" + name.replace("_", "-"), "limits", "%s (%s)" % (limit.help, limit.unit),
@@ -10696,42 +11967,77 @@ def new_token(text: str) -> Tuple[str, str]:
     return token, "%s %s %s %s" % (name, level, roles or "*", hash_token(token))
 
 
-def own_credentials(options: argparse.Namespace, clusters: Sequence[Cluster]) -> Optional[str]:
-    """The Authorization header for the schedulers: from a file, the environment, or netrc. Never from the command line,
-    which everybody on the machine can read."""
-    text = os.environ.get("AURORA_REST_SCHEDULER_CREDENTIALS")
-    if options.scheduler_auth:
-        with open(options.scheduler_auth, encoding="utf-8") as stream:
-            text = stream.read().strip()
-    if text is None and not options.demo:
-        import netrc
-        with contextlib.suppress(OSError, netrc.NetrcParseError):
-            known = netrc.netrc()
-            for url in [url for cluster in clusters for url in cluster.urls]:
-                entry = known.authenticators(_Location.parse(url).host)
-                if entry:
-                    text = "%s:%s" % (entry[0], entry[2])
-    if not text:
-        return None
-    if ":" not in text:
-        raise UsageError("the schedulers' credentials have to be USER:PASSWORD")
-    return "Basic " + base64.b64encode(text.encode()).decode()
+def own_credentials(options: argparse.Namespace, clusters: Sequence[Cluster]) -> Callable[[Cluster], Any]:
+    """What gives a cluster's own Authorization: a header from its file or the environment; or, where clusters.json says
+    BASIC, a function that finds that of a host in netrc. Never from the command line, which everybody on the machine can
+    read. Raises UsageError, OSError."""
+    names = {cluster.name for cluster in clusters}
+    texts: Dict[Optional[str], str] = {}
+    for each in options.scheduler_auth:
+        name, equals, path = each.partition("=")
+        if equals and name in names:
+            texts[name] = _read_file("scheduler-auth", path)
+        elif len(clusters) == 1:
+            texts[clusters[0].name] = _read_file("scheduler-auth", each)
+        else:
+            raise UsageError("--scheduler-auth=%s: say for which cluster: NAME=FILE, with a name of %s" % (
+                each, ", ".join(sorted(map(str, names))) or "none"))
+    given = os.environ.get("AURORA_REST_SCHEDULER_CREDENTIALS")
+    if given and not texts:
+        if len(clusters) != 1:
+            raise UsageError("AURORA_REST_SCHEDULER_CREDENTIALS is for one cluster; there are %d: use --scheduler-auth "
+                             "NAME=FILE" % len(clusters))
+        texts[clusters[0].name] = given
+    headers = {}
+    for cluster_name, text in texts.items():
+        if ":" not in text:
+            raise UsageError("the schedulers' credentials have to be USER:PASSWORD")
+        headers[cluster_name] = "Basic " + base64.b64encode(text.strip().encode()).decode()
+
+    def find(cluster: Cluster) -> Any:
+        return headers.get(cluster.name) or (_from_netrc if cluster.basic else None)
+    return find
 
 
-def make_tls(options: argparse.Namespace) -> Any:
-    """The ssl.SSLContext for serving, or None. Raises UsageError."""
-    if not options.tls_cert:
+@lru_cache(maxsize=64)
+def _from_netrc(host: str) -> Optional[str]:
+    """The Authorization for a host in ~/.netrc."""
+    import netrc
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        # Its "default" entry is for whom no entry names, and so for anybody: not taken.
+        entry = netrc.netrc().hosts.get(host)
+        if entry:
+            return "Basic " + base64.b64encode(("%s:%s" % (entry[0], entry[2])).encode()).decode()
+    return None
+
+
+def _read_file(option: str, path: str) -> str:
+    """A small text file that an option names. Raises UsageError."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return stream.read(1 << 20)
+    except (OSError, ValueError) as error:
+        raise UsageError("--%s=%s cannot be read: %s" % (option, path, _reason(error))) from None
+
+
+def make_tls(cert: Optional[str], key: Optional[str], client_ca: str = "") -> Any:
+    """A new ssl.SSLContext for serving, or None. client_ca: certificates, in PEM, one of which callers' must be signed by.
+    Raises UsageError."""
+    if not cert:
         return None
     import ssl
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(options.tls_cert, options.tls_key)
-        if options.client_ca:
-            context.load_verify_locations(options.client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
+        context.load_cert_chain(cert, key)
     except OSError as error:
-        raise UsageError("the TLS files cannot be used: %s" % error) from None
+        raise UsageError("--tls-cert=%s and --tls-key=%s cannot be used: %s" % (cert, key, error)) from None
+    if client_ca:
+        try:
+            context.load_verify_locations(cadata=client_ca)
+        except (OSError, ValueError) as error:
+            raise UsageError("--client-ca cannot be used: %s" % error) from None
+        context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 
@@ -10747,7 +12053,7 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
         elif not clusters and options.demo is None:
             clusters = default_clusters()
         tokens = Tokens(options.tokens) if options.tokens else None
-        authorization = own_credentials(options, clusters)
+        credentials = own_credentials(options, clusters)
     except (OSError, ValueError) as error:
         raise UsageError(str(error)) from None
     names = [cluster.name for cluster in clusters] + ([options.demo] if options.demo is not None else [])
@@ -10765,13 +12071,16 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
     evaluator = Evaluator(options.config_workers, ConfigLimits(
         cpu_seconds=options.config_cpu, wall_seconds=options.config_cpu + 3.0, memory_bytes=options.config_memory << 20),
         options.trust_configs, options.include_root)
+    options.client_ca_text = _read_file("client-ca", options.client_ca) if options.client_ca else ""
+    tls = make_tls(options.tls_cert, options.tls_key, options.client_ca_text)
     activated = _activated_socket()
     if activated is not None and activated.family in (socket.AF_INET, socket.AF_INET6):
         options.host = activated.getsockname()[0]
         check_options(options)
     demo: Union[bool, Demo] = False
     if options.demo is not None:
-        demo = Demo(options.demo, options.demo_speed, options.demo_jobs)
+        demo = Demo(options.demo, options.demo_speed, options.demo_jobs, docker=options.demo_docker,
+                    revocable=options.demo_revocable)
         try:
             demo.start(options.demo_port)
         except OSError as error:
@@ -10780,11 +12089,11 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
     try:
         return Server(
             options.port, options.host, demo=demo, clusters=clusters, evaluator=evaluator, access=access, limits=limits,
-            tls=make_tls(options), sock=activated, drain_timeout=options.drain_timeout, log=log,
+            tls=tls, sock=activated, credentials=credentials, drain_timeout=options.drain_timeout, log=log,
             poll_interval=options.poll_interval, cors=options.cors, hosts=options.host_name,
             access_log=not options.quiet, scheduler=dict(
                 timeout=options.timeout, connect_timeout=options.connect_timeout, retry_for=options.retry_for,
-                parallel=options.parallel, authorization=authorization, ca_file=options.scheduler_ca))
+                parallel=options.parallel, ca_file=options.scheduler_ca))
     except OSError as error:
         raise UsageError("cannot listen on %s port %d: %s" % (options.host, options.port, error.strerror)) from None
 
@@ -10826,8 +12135,8 @@ def _share_memory() -> None:
 
 
 def _settle_memory() -> None:
-    """Give back what compiling this file took: two thirds of the process, which the allocator would keep for ever. What is
-    left lives as long as the process, so the garbage collector need not look at it again."""
+    """Give back what starting took. What is left lives as long as the process, so the garbage collector need not look at it
+    again."""
     gc.collect()
     gc.freeze()
     with contextlib.suppress(ImportError, OSError, AttributeError):
@@ -10854,18 +12163,46 @@ def _greet(server: Server, log: Log) -> None:
                 scheduler.call("getTierConfigs", timeout=5.0)
             except AuroraError as error:
                 log("warning: %s; it is tried again with every request" % error)
-    threading.Thread(target=look, name="look-for-schedulers", daemon=True).start()
+    _aside(look, "look-for-schedulers", log)
+
+
+def _look_at_isolation(server: Server, log: Log) -> None:
+    evaluator = server.service.evaluator
+    try:
+        layers = evaluator.look()
+    except (AuroraError, OSError) as error:
+        log("warning: %s" % error)
+        return
+    log("configurations are shut in by: %s" % (", ".join(layers) or "nothing"))
+    if not isolates(layers):
+        log("warning: %s" % ("configurations can reach what this process can, as --trust-configs allows" if evaluator.trusted
+                             else "configurations are refused: this machine has neither the system call filter nor "
+                             "namespaces with an empty root to shut them in"))
+
+
+def _aside(work: Callable[[], None], name: str, log: Log) -> None:
+    """Do something in a thread of its own that the server can do without."""
+    try:
+        threading.Thread(target=work, name=name, daemon=True).start()
+    except RuntimeError as error:
+        log("warning: %s: %s" % (name, error))
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the command line until it is asked to stop; the exit status. In the main thread only."""
-    begun = _begin(sys.argv[1:] if arguments is None else arguments)
-    return begun if isinstance(begun, int) else _supervise(*begun)
-
-
-def _begin(arguments: Sequence[str]) -> Union[int, Tuple[Server, argparse.Namespace, Log, int]]:
-    """Start what the command line says: what `_supervise` takes, or an exit status."""
     log = Log()
+    try:
+        begun = _begin(sys.argv[1:] if arguments is None else arguments, log)
+        return begun if isinstance(begun, int) else _supervise(*begun)
+    except Exception as error:      # a defect: told in one line, too
+        log("error %s: %s at %s" % (type(error).__name__, error, _place(error)))
+        return 1
+    finally:
+        log.flush()
+
+
+def _begin(arguments: Sequence[str], log: Log) -> Union[int, Tuple[Server, argparse.Namespace, Log, int]]:
+    """Start what the command line says: what `_supervise` takes, or an exit status."""
     try:
         options = parse_command_line(arguments, dict(os.environ))
         if options.new_token:
@@ -10879,7 +12216,8 @@ def _begin(arguments: Sequence[str]) -> Union[int, Tuple[Server, argparse.Namesp
         options.limit_connections = min(options.limit_connections, max(16, descriptors - 150))
         server = make_server(options, log)
     except UsageError as error:
-        print("aurora_rest.py: %s" % error, file=sys.stderr)
+        if sys.stderr is not None:
+            print("aurora_rest.py: %s" % error, file=sys.stderr)
         return 2
     source, target = os.pipe()
     os.set_blocking(target, False)
@@ -10888,6 +12226,7 @@ def _begin(arguments: Sequence[str]) -> Union[int, Tuple[Server, argparse.Namesp
         signal.signal(number, lambda received, frame: None)     # its number arrives through the pipe
     server.start()
     _greet(server, log)
+    _aside(lambda: _look_at_isolation(server, log), "look-at-isolation", log)
     notify_systemd("READY=1")
     return server, options, log, source
 
@@ -10902,10 +12241,13 @@ def _supervise(server: Server, options: argparse.Namespace, log: Log, signals: i
     pause = float(interval) / 2e6 if interval.isdigit() and int(interval) else None
     settled = False
     while True:
-        wish = _next_signal(signals, pause if settled else min(pause or 1.0, 1.0))
+        wish = _next_signal(signals, min(pause or 1.0, 1.0))
         if not settled:
             _settle_memory()
             settled = True
+        if server.http.failure:
+            log("error the server has ended: %s" % server.http.failure)
+            return 1
         if wish is None:
             if time.monotonic() - server.http.swept < 10:
                 notify_systemd("WATCHDOG=1")
@@ -10913,14 +12255,13 @@ def _supervise(server: Server, options: argparse.Namespace, log: Log, signals: i
             _reload(server, options, log)
         else:
             break
-    notify_systemd("STOPPING=1")
-    log("stopping; %d operations are running" % server.service.operations.running)
-
     def hurry() -> None:
         while _next_signal(signals, None) == signal.SIGHUP:
             pass
         os._exit(1)     # asked twice: at once
-    threading.Thread(target=hurry, name="hurry", daemon=True).start()
+    _aside(hurry, "hurry", log)
+    notify_systemd("STOPPING=1")
+    log("stopping; %d operations are running" % server.service.operations.running)
     server.stop()
     for operation in server.service.operations.all():
         if operation.state == "interrupted":
@@ -10930,38 +12271,50 @@ def _supervise(server: Server, options: argparse.Namespace, log: Log, signals: i
     return 0
 
 
-def _run_script() -> None:
-    """Run the command line, and supervise it in a thread, so that the script itself can end: only then does Python give
-    up the syntax tree of this file, 25 MB that a server would carry for as long as it runs. The process lives on until
-    the thread ends it."""
-    begun = _begin(sys.argv[1:])
-    if isinstance(begun, int):
-        sys.exit(begun)
-    server_and_more = begun
-
-    def supervise() -> None:
-        status = 1
-        try:
-            status = _supervise(*server_and_more)
-        finally:
-            with contextlib.suppress(OSError, ValueError):
-                sys.stderr.flush()
-            os._exit(status)
-    threading.Thread(target=supervise, name="supervisor").start()
-
-
 def _reload(server: Server, options: argparse.Namespace, log: Log) -> None:
-    """Read the tokens and the certificate again; what cannot be read stays as it was."""
-    try:
+    """Read again what may have changed, each for itself: what cannot be read or used stays as it was, whole."""
+    def tokens() -> None:
         if server.service.access.tokens:
             server.service.access.tokens.load()
-        if server.http.tls is not None:
-            server.http.tls.load_cert_chain(options.tls_cert, options.tls_key)
-        log("reloaded tokens and certificates")
-    except (OSError, ValueError) as error:
-        log("warning: not reloaded: %s" % error)
+
+    def client_ca() -> None:
+        text = _read_file("client-ca", options.client_ca) if options.client_ca else ""
+        if text == options.client_ca_text:
+            return
+        import ssl
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=text)      # raises for what is none
+        options.client_ca_text = text
+        if server.http.tls is not None:     # added at once, also where the certificate cannot be read just now
+            server.http.tls.load_verify_locations(cadata=text)
+
+    def certificate() -> None:
+        if server.http.tls is not None:     # a new context: a half-loaded one would refuse every handshake
+            server.http.tls = make_tls(options.tls_cert, options.tls_key, options.client_ca_text)
+
+    def scheduler_ca() -> None:
+        if options.scheduler_ca:
+            import ssl
+            ssl.create_default_context(cafile=options.scheduler_ca)
+            for scheduler in server.clusters:
+                scheduler.reload(options.scheduler_ca, scheduler.authorization)
+
+    def credentials() -> None:
+        _from_netrc.cache_clear()
+        demo = [] if server.demo is None else [server.demo.name]
+        find = own_credentials(options, [each for each in server.clusters.values() if each.name not in demo])
+        for scheduler, cluster in server.clusters.items():
+            scheduler.reload(options.scheduler_ca, find(cluster))
+    done = []
+    for part in (tokens, client_ca, certificate, scheduler_ca, credentials):
+        name = part.__name__.replace("_", " ")
+        try:
+            part()
+            done.append(name)
+        except (OSError, ValueError, UsageError) as error:
+            log("warning: %s not reloaded: %s" % (name, error))
+    log("reloaded %s" % ", ".join(done))
 
 
 if __name__ == "__main__":
     sys.modules.setdefault("aurora_rest", sys.modules[__name__])
-    _run_script()
+    sys.exit(main())

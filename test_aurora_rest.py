@@ -439,7 +439,7 @@ class SchedulerTest(unittest.TestCase):
         with self.assertRaises(error) as caught:
             scheduler.call(method, *arguments)
         self.assertLess(time.monotonic() - started, 4.0)
-        self.assertEqual((scheduler.gate.inside, scheduler.gate.waiting), (0, 0))
+        self.assertEqual((scheduler.semaphore.inside, scheduler.semaphore.waiting), (0, 0))
         return caught.exception
 
     def test_a_connection_is_used_again(self):
@@ -459,7 +459,7 @@ class SchedulerTest(unittest.TestCase):
     def test_redirects_are_followed_with_body_and_credentials_and_the_leader_remembered(self):
         leader = self.fake(answering(tiers_answer))
         other = self.fake(answering(lambda body: http_answer(307, b"", "Location: %s/api" % leader.url)))
-        scheduler = self.scheduler(other.url, authorization="Basic c2VjcmV0")
+        scheduler = self.scheduler(other.url, leader.url, authorization="Basic c2VjcmV0")
         scheduler.getTierConfigs()
         scheduler.getTierConfigs()
         self.assertEqual((len(other.requests), len(leader.requests)), (1, 2))
@@ -522,7 +522,7 @@ class SchedulerTest(unittest.TestCase):
 
     def test_http_failures_become_their_own_errors(self):
         for status, error, code in ((401, aurora_rest.Unauthorized, 401), (403, aurora_rest.AuthFailed, 403),
-                                    (500, aurora_rest.BadAnswer, 502), (502, aurora_rest.BadAnswer, 502),
+                                    (500, aurora_rest.BadAnswer, 502), (502, aurora_rest.SchedulerUnreachable, 502),
                                     (503, aurora_rest.NoLeader, 503)):
             fake = self.fake(answering(lambda body, status=status: http_answer(status, b"<html>no</html>")))
             self.assertEqual(self.fails(error, fake).http, code)
@@ -664,11 +664,14 @@ class SchedulerTest(unittest.TestCase):
     def test_a_write_whose_bytes_may_have_arrived_is_not_sent_twice(self):
         for method, arguments, times in (
                 ("killTasks", (api.JobKey(), None, None), 1), ("createJob", (config(),), 1),
-                ("setQuota", ("x", api.ResourceAggregate()), 1), ("getJobs", ("x",), 4),
-                ("restartShards", (api.JobKey(), {1}), 4), ("startJobUpdate", (update_request(config()), None), 4)):
+                ("setQuota", ("x", api.ResourceAggregate()), 1), ("getJobs", ("x",), 3),
+                ("restartShards", (api.JobKey(), {1}), 3), ("startJobUpdate", (update_request(config()), None), 3)):
             fake = self.fake(lambda sock, body: False)      # takes the request, closes
-            self.fails(aurora_rest.SchedulerUnreachable, fake, method, *arguments, retry_for=10.0, timeout=10.0)
+            error = self.fails(aurora_rest.SchedulerUnreachable, fake, method, *arguments, retry_for=0.6, timeout=10.0)
             self.assertEqual(len(fake.requests), times, method)
+            write = method != "getJobs"
+            self.assertEqual((error.details.get("done"), "may still take effect" in str(error)),
+                             ("unknown" if write else None, write))
 
     def test_transient_errors_are_retried_for_writes_too(self):
         def script(sock, body):
@@ -687,8 +690,7 @@ class SchedulerTest(unittest.TestCase):
     def test_a_dead_scheduler_opens_the_circuit_and_a_live_one_closes_it(self):
         port = free_port()
         scheduler = self.scheduler("http://127.0.0.1:%d" % port, retry_for=0.0)
-        scheduler.BREAK_SECONDS = (0.2, 0.2)
-        for _ in range(scheduler.BREAK_AFTER):
+        for _ in range(aurora_rest.Circuit.AFTER):
             with self.assertRaises(aurora_rest.SchedulerUnreachable):
                 scheduler.getTierConfigs()
         with self.assertRaisesRegex(aurora_rest.SchedulerUnreachable, "in a row"):
@@ -704,7 +706,7 @@ class SchedulerTest(unittest.TestCase):
         scheduler.getTierConfigs()
 
     def test_the_gate_lets_so_many_in_and_the_others_in_their_order(self):
-        gate = aurora_rest.Gate(2, 3)
+        gate = aurora_rest.Semaphore(2, 3)
         gate.enter(1)
         gate.enter(1)
         order = []
@@ -741,7 +743,7 @@ class SchedulerTest(unittest.TestCase):
         def work():
             for _ in range(50):
                 self.assertTrue(aurora_rest.list_jobs(scheduler, "www-data"))
-                most.append(scheduler.gate.inside)
+                most.append(scheduler.semaphore.inside)
         threads = [threading.Thread(target=work) for _ in range(20)]
         for each in threads:
             each.start()
@@ -749,7 +751,7 @@ class SchedulerTest(unittest.TestCase):
             each.join()
         self.assertEqual(len(most), 1000)
         self.assertLessEqual(max(most), 3)
-        self.assertEqual((scheduler.gate.inside, scheduler.gate.waiting), (0, 0))
+        self.assertEqual((scheduler.semaphore.inside, scheduler.semaphore.waiting), (0, 0))
         self.assertLessEqual(sum(map(len, scheduler._idle.values())), 3)
 
     def test_clusters_json_is_read_and_its_defects_are_told(self):
@@ -775,7 +777,7 @@ class SchedulerTest(unittest.TestCase):
 
     def test_zookeeper_without_kazoo_says_what_to_install(self):
         with mock.patch.dict(sys.modules, {"kazoo": None, "kazoo.client": None}):
-            locate = aurora_rest.zookeeper_locator(aurora_rest.Cluster("far", zk="zk:2181", zk_path="/s"))
+            locate = aurora_rest.ZooKeeperLocator(aurora_rest.Cluster("far", zk="zk:2181", zk_path="/s"))
             with self.assertRaisesRegex(aurora_rest.SchedulerUnreachable, "pip install kazoo.*--scheduler far=URL"):
                 aurora_rest.Scheduler(locate=locate).getTierConfigs()
 
@@ -1252,26 +1254,28 @@ class RestartTest(Serving):
         path = "/alpha/job/devcluster/www-data/devel/awaited"
         good = self.good("PUT", path + "?wait=20", source("awaited"), 201)
         self.assertTrue(good["reached"])
-        self.assertEqual(good["operation"]["state"], "succeeded")
+        self.assertEqual(good["progress"], {"done": 1, "failed": 0, "total": 1})
         update = self.good("PUT", path + "/update?wait=20", source("awaited", "other", "instances=2, update_config="
-                                                                 "UpdateConfig(watch_secs=1)"), 202)
+                                                                 "UpdateConfig(watch_secs=1)"))
         self.assertTrue(update["reached"], update)
         self.assertEqual(self.good("GET", path + "/update")["update"]["status"], "ROLLED_FORWARD")
-        broken = self.good("PUT", path + "/update?wait=20", source("awaited", "exit 1", "instances=2"), 202)
-        self.assertFalse(broken["reached"])
-        self.assertRegex(broken["operation"]["errors"][0], "ROLLED_BACK: Latest failure: instance 0 exited")
-        self.assertTrue(self.good("PUT", path + "/restart?wait=20&watch_secs=0&shards=1", status=202)["reached"])
+        broken = self.bad(409, "PUT", path + "/update?wait=20", source("awaited", "exit 1", "instances=2"), "ROLLED_BACK",
+                          "ROLLED_BACK: Latest failure: instance 0 exited")
+        self.assertIs(broken["reached"], False)
+        self.assertTrue(self.good("PUT", path + "/restart?wait=20&watch_secs=0&shards=1")["reached"])
         self.assertTrue(self.good("DELETE", path + "?wait=20")["reached"])
         self.assertTrue(self.good("PUT", path + "?wait=20", source("awaited"), 201)["reached"])     # despite its history
-        failing = self.good("PUT", "/alpha/job/devcluster/www-data/devel/failing?wait=20",
-                            source("failing", "exit 1", kind="Job"), 201)
-        self.assertFalse(failing["reached"])
-        self.assertRegex(failing["operation"]["errors"][0], "instance 0 ended as FAILED")
+        failing = self.bad(409, "PUT", "/alpha/job/devcluster/www-data/devel/failing?wait=20",
+                           source("failing", "exit 1", kind="Job"), "TASKS_FAILED", "instance 0 ended as FAILED")
+        self.assertEqual((failing["reached"], failing["instances"]), (False, [0]))
+        late = self.good("PUT", "/alpha/job/devcluster/www-data/devel/late?wait=0.3", source("late", extra="instances=1").replace(
+            "cpu=0.1", "cpu=1000"), 202)
+        self.assertEqual((late["reached"], late["why"]), (False, "0 of 1 run"))
 
     def test_a_batched_kill_is_an_operation(self):
         self.create("many", 4)
         answer = self.ask("DELETE", "/alpha/job/devcluster/www-data/devel/many?batch_size=2&shards=0-2&wait=20")
-        self.assertEqual(answer.status, 202)
+        self.assertEqual((answer.status, answer.json["reached"]), (200, True))
         operation = answer.json["operation"]
         self.assertEqual((operation["state"], operation["progress"]), ("succeeded", {"done": 3, "failed": 0, "total": 3}))
         self.assertEqual(answer.headers["location"], "/alpha/operations/" + operation["id"])
@@ -1281,7 +1285,8 @@ class RestartTest(Serving):
         key = self.create("drained", 2)
         host = aurora_rest.query_tasks(self.scheduler, key, [0], api.ACTIVE_STATES)[0]["assignedTask"]["slaveHost"]
         answer = self.ask("POST", "/alpha/maintenance/devcluster/%s/drain?wait=20" % host)
-        self.assertEqual((answer.status, answer.json["operation"]["state"]), (202, "succeeded"), answer)
+        self.assertEqual((answer.status, answer.json["operation"]["state"]), (200, "succeeded"), answer)
+        self.assertEqual((answer.json["reached"], answer.json["hosts"]), (True, {host: "DRAINED"}))
         self.assertEqual(self.good("GET", "/alpha/maintenance/devcluster/" + host)["hosts"], {host: "DRAINED"})
         wait_for(lambda: self.states("drained") == ["RUNNING"] * 2)
         tasks = aurora_rest.query_tasks(self.scheduler, key, (), api.ACTIVE_STATES)
@@ -2151,7 +2156,7 @@ class AccessTest(unittest.TestCase):
         self.assertEqual(status("alice", "GET", "/alpha/jobs/devcluster/www-data").status, 200)
         self.assertEqual(len({question[2] for question in server.service.memory._kept}), 2)    # each has asked as himself
         missing = status("", "PUT", JOB + "hello", source())
-        self.assertEqual((missing.status, missing.headers["www-authenticate"]), (401, 'Basic realm="application"'))
+        self.assertEqual((missing.status, missing.headers["www-authenticate"]), (401, 'Basic realm="Apache Aurora Scheduler"'))
         self.assertEqual(status("mallory", "PUT", JOB + "hello", source()).status, 401)
         self.assertEqual(status("alice", "PUT", JOB + "hello", source()).status, 201)
         denied = status("alice", "DELETE", "/alpha/job/devcluster/batch/prod/indexer")
@@ -2352,7 +2357,7 @@ class LimitsTest(unittest.TestCase):
             data = raw(server, line + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n")
             self.assertEqual(statuses(data), [status])
         self.assertEqual(ask(server, "POST", JOB + "hello/inspect", source()).status, 200)
-        self.assertEqual(server.http.reserved, 0)
+        wait_for(lambda: not server.http.all_reserved and not server.http.reserved)
 
     def test_no_wake_up_of_the_reading_thread_is_lost(self):
         server = self.serve()
@@ -2422,7 +2427,7 @@ class LimitsTest(unittest.TestCase):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.close()
         again = ask(server, "PUT", path, Idempotency_Key="z")
-        self.assertEqual((again.status, again.json["reached"], again.headers["idempotency-replayed"]), (202, True, "true"))
+        self.assertEqual((again.status, again.json["reached"], again.headers["idempotency-replayed"]), (200, True, "true"))
         self.assertEqual(len(server.service.operations.all()), 1)
 
     def test_waiting_reads_that_are_the_same_are_all_answered(self):
@@ -2467,7 +2472,7 @@ class FaultTest(unittest.TestCase):
                 self.assertEqual(kill.status, status, kill)
                 self.assertLess(time.monotonic() - started, 5)
                 self.assertLessEqual(sum(b"killTasks" in body for _, body in fake.requests), 4 if status == 503 else 1, status)
-                gate = server.service.clusters["far"].gate
+                gate = server.service.clusters["far"].semaphore
                 self.assertEqual((gate.inside, gate.waiting), (0, 0))
                 self.assertEqual(ask(server, "GET", "/health").status, 200)
                 if status != 401 and status != 403:
@@ -2492,7 +2497,7 @@ class FaultTest(unittest.TestCase):
         leaderless = [True]
         with FakeScheduler(answering(lambda body: http_answer(503) if leaderless[0] else tiers_answer(body))) as fake:
             scheduler = aurora_rest.Scheduler(fake.url, retry_for=0.0)
-            scheduler._failures, scheduler._closed_until = 10, time.monotonic()
+            scheduler._circuit(scheduler._fixed[0]).failures = 10
             with self.assertRaises(aurora_rest.NoLeader):
                 scheduler.getTierConfigs()
             leaderless[0] = False
@@ -2798,7 +2803,7 @@ class DemoTest(unittest.TestCase):
         self.assertEqual(self.tasks("web")[0].assignedTask.slaveHost, "demo-dedicated")
         self.create("huge", resources={api.Resource(numCpus=99.0), api.Resource(ramMb=1 << 30), api.Resource(diskMb=1)})
         reasons = self.ok("getPendingReason", api.TaskQuery(jobName="huge")).getPendingReasonResult.reasons
-        self.assertEqual({r.reason for r in reasons}, {"Insufficient: CPU,Insufficient: RAM"})
+        self.assertEqual({r.reason for r in reasons}, {"Insufficient: RAM,Insufficient: CPU"})
 
     def test_an_update_rolls_in_order_create_update_kill(self):
         self.create(count=3)
@@ -3119,8 +3124,9 @@ class ReadmeTest(Serving):
         for line in done.stdout.splitlines():
             if line.startswith('{"status"') and '"failure"' in line[:30]:
                 failures.append(json.loads(line)["errors"])
-        self.assertEqual(failures, [["no active update of job devcluster/www-data/devel/hello_world"]], done.stdout[-3000:])
-        self.assertIn('"reached": false', done.stdout)
+        self.assertEqual(failures, [["the update ended as ROLLED_BACK: Latest failure: instance 0 exited."],
+                                    ["no active update of job devcluster/www-data/devel/hello_world"]], done.stdout[-3000:])
+        self.assertIn('"reached": true', done.stdout)
         self.assertGreater(done.stdout.count('"status": "success"'), 25)
 
     def test_openapi_is_valid(self):
