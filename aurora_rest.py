@@ -8197,7 +8197,8 @@ def force_state(call: Call) -> Any:
     if "to_state" not in call.params:
         raise BadRequest("which state? to_state=LOST for instance")
     found = call.read("getTasksWithoutConfigs", api.TaskQuery(taskIds={call.args["task"]}))
-    if not found.result.scheduleStatusResult.tasks:
+    before = found.result.scheduleStatusResult.tasks
+    if not before:
         raise NotFound("there is no task %s" % call.args["task"])
     wanted = api.ScheduleStatus.values[call.get("to_state")]
     call.write("forceTaskState", call.args["task"], wanted)
@@ -8206,7 +8207,8 @@ def force_state(call: Call) -> Any:
         after = call.read("getTasksWithoutConfigs", api.TaskQuery(taskIds={call.args["task"]}))
         tasks = after.result.scheduleStatusResult.tasks or []
         fields["state"] = api.ScheduleStatus.name_of(tasks[0].status) if tasks else None
-        fields["forced"] = not tasks or any(event.status == wanted for event in tasks[0].taskEvents or ())
+        told = len(before[0].taskEvents or ())
+        fields["forced"] = not tasks or any(event.status == wanted for event in (tasks[0].taskEvents or [])[told:])
     return call.success(202, key="%(cluster)s/%(task)s" % call.args, **fields)
 
 
@@ -10173,7 +10175,7 @@ class Demo:
 
     def _schedule(self) -> None:
         """j/scheduling/TaskGroups.java: tasks of one configuration are tried together; where they fit nowhere they are tried
-        again after a back-off that doubles, and not when room is made. So many attempts a second, in all."""
+        again after a back-off that grows, and not when room is made. So many attempts a second, in all."""
         if self._schedule_at is None or self._now < self._schedule_at - 1e-6:
             return          # another look comes sooner
         self._schedule_at = None
@@ -10189,7 +10191,8 @@ class Demo:
             if until <= self._now and attempts:
                 attempts -= 1
                 veto = self._place(task)
-                penalty = 0.0 if veto is None else min(most, penalty * 2 or first)
+                half = penalty or first
+                penalty = 0.0 if veto is None else min(most, half + self._random.random() * half)
                 until = self._now + penalty if penalty else 0.0
                 if veto is not None:
                     for each in self._pending.values():
@@ -10486,14 +10489,14 @@ class Demo:
             raise _Refusal(None, "ERROR")       # a union without a field is none in Java
         self._check_dedicated(task)
         if container.docker is not None:
-            if not container.docker.image:
+            if container.docker.image is None:
                 raise _Refusal("A container must specify an image.")
             if container.docker.parameters:
                 raise _Refusal("This scheduler is configured to disallow Docker parameters.")
-            if not self.docker:
-                raise _Refusal("This scheduler is not configured to allow the container type DOCKER")
             if task.executorConfig is None:
                 raise _Refusal("This scheduler is configured to require an executor for Docker-based tasks.")
+            if not self.docker:
+                raise _Refusal("This scheduler is not configured to allow the container type DOCKER")
         self._check_resources(task)
         if task.slaPolicy is not None:
             self._check_sla(task.slaPolicy, tier, production, count)
@@ -10711,14 +10714,20 @@ class Demo:
     def _latest_config(self, tasks: Iterable[DemoTask]) -> Any:
         return max(tasks, key=lambda t: (t.active, t.events[-1][0])).config
 
+    def _template(self, key: Tuple[str, str, str], role: Optional[str]) -> Any:
+        """A cron job's template, which a blank role does not find."""
+        return self._cron.get(key) if role is None or role.strip() else None
+
     def getJobSummary(self, role: Optional[str]) -> Any:
         found = set()
         for key in self._role_keys(role):
             tasks = list(self._jobs.get(key, {}).values())
+            if not tasks and self._template(key, role) is None:
+                continue
             counts = collections.Counter(
                 "pending" if t.status in _PENDING_STATS else "finished" if t.status in (_S.KILLED, _S.FINISHED) else
                 "failed" if t.status in (_S.LOST, _S.FAILED) else "active" for t in tasks)
-            job, run = self._cron.get(key), None
+            job, run = self._template(key, role), None
             if job is not None:
                 moment = Crontab(job.cronSchedule).next(self._now)
                 run = int(moment * 1000) if moment else None
@@ -10734,7 +10743,7 @@ class Demo:
     def getJobs(self, ownerRole: Optional[str]) -> Any:
         found = set()
         for key in self._role_keys(ownerRole):
-            job = self._cron.get(key)
+            job = self._template(key, ownerRole)
             active = list(self._active.get(key, {}).values())
             if job is None and active:
                 config = self._latest_config(active)
@@ -10865,9 +10874,6 @@ class Demo:
             schedule = Crontab(job.cronSchedule)
         except ValueError:
             raise _Refusal("Invalid cron schedule: " + job.cronSchedule) from None
-        if schedule.next(self._now) is None:
-            raise _Refusal("org.quartz.SchedulerException: Based on configured schedule, the given trigger '%s' will "
-                           "never fire." % text)
         if job.cronCollisionPolicy == api.CronCollisionPolicy.RUN_OVERLAP:
             raise _Refusal("The RUN_OVERLAP collision policy has been removed (AURORA-38).")
         if only_replace and not exists:
@@ -10875,6 +10881,9 @@ class Demo:
         self._cron[key] = job.replace(taskConfig=self._intern(job.taskConfig))
         self._roles.setdefault(key[0], set()).add(key)
         self._cron_runs[key] += 1
+        if schedule.next(self._now) is None:        # only Quartz finds that out, when the template is stored already
+            raise _Refusal("org.quartz.SchedulerException: Based on configured schedule, the given trigger "
+                           "'DEFAULT.6da64b5bd2ee-%s' will never fire." % uuid.uuid4())
         self._await_cron(key, schedule, self._cron_runs[key])
 
     def _await_cron(self, key: Tuple[str, str, str], schedule: Crontab, run: int) -> None:
@@ -10890,13 +10899,14 @@ class Demo:
 
     def _trigger_cron(self, key: Tuple[str, str, str]) -> None:
         """j/cron/quartz/AuroraCronJob.java"""
-        template = self._cron[key]
+        template = self._cron.get(key)
+        if template is None or key in self._cron_waiting:       # a trigger while the old tasks end is ignored
+            return
         active = list(self._active.get(key, {}).values())
         if not active:
             self._insert(template.taskConfig, range(template.instanceCount))
             return
-        if template.cronCollisionPolicy not in (None, api.CronCollisionPolicy.KILL_EXISTING) or (
-                key in self._cron_waiting):
+        if template.cronCollisionPolicy not in (None, api.CronCollisionPolicy.KILL_EXISTING):
             return
         self._cron_waiting.add(key)
         for task in active:
@@ -10904,7 +10914,8 @@ class Demo:
 
         def again(pause: float) -> None:
             if any(t.active for t in active if t.id in self._tasks):
-                self._after(pause, lambda: again(min(60.0, pause * 2)))
+                longer = min(60.0, pause + self._random.random() * pause)   # -cron_start_initial_backoff, -…_max_backoff
+                self._after(longer, lambda: again(longer))
                 return
             self._cron_waiting.discard(key)
             if not self._active.get(key):
@@ -10933,7 +10944,7 @@ class Demo:
         key = self._valid(job)
         if key not in self._cron:
             raise _Refusal("Failed to start cron job - No cron job found for %s." % "/".join(key))
-        self._trigger_cron(key)
+        self._after(self.SCHEDULE, lambda: self._trigger_cron(key))     # it answers before the job's thread runs
 
     def killTasks(self, job: Any, instances: Any, message: Optional[str]) -> Any:
         key = self._valid(job)
@@ -11141,8 +11152,10 @@ class Demo:
         return api.Result(listBackupsResult=api.ListBackupsResult(backups=set(self._backups))), None
 
     def stageRecovery(self, backupId: str) -> Any:
+        if backupId is None:
+            raise _Refusal(None, "ERROR")
         if backupId not in self._backups:
-            raise ValueError("Backup %s does not exist." % backupId)
+            raise ValueError("Backup /var/lib/aurora/backups/%s does not exist." % backupId)
         if self._staged is not None:
             raise ValueError("Another backup is already loaded.")
         tasks, self._staged_cron, self._staged_quotas, self._staged_updates = self._backups[backupId]
@@ -11154,6 +11167,8 @@ class Demo:
         return self._staged
 
     def _staged_matching(self, query: Any) -> List[DemoTask]:
+        if query is None:
+            raise _Refusal(None, "ERROR")
         staged = self._staged_tasks()
         inner = Demo.__new__(Demo)      # the same query, over the staged tasks
         inner._tasks, inner._jobs, inner._roles = staged, {}, {}
@@ -11354,6 +11369,10 @@ def _is_dedicated(config: Any) -> bool:
 
 def _java(value: Any, kind: Optional[Type] = None) -> str:
     """A struct as Thrift's Java classes print it."""
+    if isinstance(value, ThriftStruct) and value.is_union:
+        return "<%s %s>" % (type(value).__name__, ", ".join(
+            "%s:%s" % (name, _java(getattr(value, name), kind)) for name, kind in value.fields.items()
+            if getattr(value, name) is not None))
     if isinstance(value, ThriftStruct):
         return "%s(%s)" % (type(value).__name__, ", ".join(
             "%s:%s" % (name, _java(getattr(value, name), kind)) for name, kind in value.fields.items()
@@ -11444,7 +11463,7 @@ class DemoApp(App):
             return denial
         if user is None:
             return Response(401, body=b"", content_type="text/plain",
-                            headers=[("WWW-Authenticate", 'Basic realm="Apache Aurora Scheduler"')])
+                            headers=[("WWW-Authenticate", 'BASIC realm="Apache Aurora Scheduler"')])
         return self.demo.invoke(method.name, arguments, user)
 
     @staticmethod
@@ -12190,6 +12209,11 @@ def _aside(work: Callable[[], None], name: str, log: Log) -> None:
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the command line until it is asked to stop; the exit status. In the main thread only."""
+    for standard in (0, 1, 2):      # one that was closed must not become a socket that others write to
+        try:
+            os.fstat(standard)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     log = Log()
     try:
         begun = _begin(sys.argv[1:] if arguments is None else arguments, log)

@@ -442,6 +442,264 @@ class SchedulerTest(unittest.TestCase):
         self.assertEqual((scheduler.semaphore.inside, scheduler.semaphore.waiting), (0, 0))
         return caught.exception
 
+    def test_a_prune_that_matches_nothing_is_never_sent(self):
+        demo = aurora_rest.Demo(speed=0)
+        scheduler = self.scheduler(demo.start())
+        self.addCleanup(demo.stop)
+        demo.advance(5)
+        running = len(demo._tasks)
+        for query in (api.TaskQuery(role="nobody"), api.TaskQuery(), api.TaskQuery(role="www-data", statuses={S.FAILED}), None):
+            answer = scheduler.pruneTasks(query)
+            self.assertIn("nothing was sent", answer.details[0].message)
+        for limit in (0, -1):
+            with self.assertRaises(aurora_rest.BadRequest):
+                scheduler.pruneTasks(api.TaskQuery(limit=limit))
+        with self.assertRaises(aurora_rest.BadRequest):
+            scheduler.pruneTasks(api.TaskQuery(statuses={S.RUNNING}))
+        self.assertEqual((len(demo._tasks), demo.calls["pruneTasks"]), (running, 0))
+        scheduler.killTasks(api.JobKey(role="www-data", environment="prod", name="hello"), None, None)
+        demo.advance(5)
+        scheduler.pruneTasks(api.TaskQuery(role="www-data", limit=1))
+        self.assertEqual((len(demo._tasks), demo.calls["pruneTasks"]), (running - 1, 1))
+        demo.invoke("pruneTasks", api.method("pruneTasks").arguments(api.TaskQuery(role="nobody")))
+        self.assertEqual(len(demo._tasks), 0)       # what Aurora itself does
+
+    def test_an_empty_set_of_instances_is_never_sent(self):
+        fake = self.fake(answering(thrift_answer))
+        scheduler = self.scheduler(fake.url)
+        key = aurora_rest.Key("c", "r", "e", "n")
+        for write in (lambda: scheduler.killTasks(key.thrift, set(), None), lambda: scheduler.killTasks(key.thrift, [], None),
+                      lambda: scheduler.restartShards(key.thrift, set()), lambda: scheduler.call("killTasks", instances=())):
+            with self.assertRaisesRegex(aurora_rest.BadRequest, "empty set"):
+                write()
+        for size in (0, -1):
+            operation = aurora_rest.Operation("kill", "k", "u")
+            operation.run(lambda op, size=size: aurora_rest.batched_kill(op, scheduler, key, [1, 2], size, 1.0, 0.01))
+            self.assertEqual(operation.state, "failed")
+            options = aurora_rest.RestartOptions(batch_size=size)
+            operation = aurora_rest.Operation("restart", "k", "u")
+            operation.run(lambda op, options=options: aurora_rest.rolling_restart(op, scheduler, key, [1, 2], options))
+            self.assertEqual(operation.state, "failed")
+        self.assertEqual(fake.requests, [])
+
+    def test_credentials_go_only_to_schedulers_that_the_cluster_names(self):
+        stranger = self.fake(answering(tiers_answer))
+        named = self.fake(answering(lambda body: http_answer(307, b"", "Location: %s/api" % stranger.url)))
+        with self.assertRaisesRegex(aurora_rest.BadAnswer, "none of the cluster's schedulers"):
+            self.scheduler(named.url, authorization="Basic secret").getTierConfigs()
+        with self.assertRaisesRegex(aurora_rest.BadAnswer, "none of the cluster's schedulers"):
+            self.scheduler(named.url).call("getTierConfigs", authorization="Basic caller")
+        self.assertEqual(stranger.requests, [])
+        self.scheduler(named.url).getTierConfigs()      # without credentials there is nothing to lose
+        by_host = self.scheduler(named.url, stranger.url, authorization={"127.0.0.1": "Basic one"}.get)
+        by_host.getTierConfigs()
+        self.assertIn(b"Authorization: Basic one", stranger.requests[-1][0])
+
+    def test_the_doubt_of_any_attempt_is_told(self):
+        def first_then(later):
+            def script(sock, body):
+                if len(fake.requests) == 1:
+                    return False            # took it, perhaps did it, and says nothing
+                sock.sendall(later(body))
+                return True
+            fake = self.fake(script)
+            return fake
+        later = (lambda body: thrift_answer(body, api.ResponseCode.INVALID_REQUEST, details=["Not all shards are active."]),
+                 lambda body: http_answer(503), lambda body: http_answer(401), lambda body: thrift_answer(body, 6))
+        for answer in later:
+            with self.assertRaises(aurora_rest.AuroraError) as caught:
+                self.scheduler(first_then(answer).url).restartShards(api.JobKey(), {1})
+            self.assertEqual(caught.exception.details.get("done"), "unknown", caught.exception)
+        nonsense = (lambda body: http_answer(200, b"<html>"), lambda body: http_answer(200, b""), lambda body: http_answer(404),
+                    lambda body: http_answer(500), lambda body: http_answer(502), lambda body: thrift_answer(body, 99),
+                    lambda body: http_answer(200, thrift_answer(body).split(b"\r\n\r\n", 1)[1][:-9]))
+        for answer in nonsense:
+            error = self.fails(aurora_rest.AuroraError, self.fake(answering(answer)), "killTasks", api.JobKey(), None, None)
+            self.assertEqual(error.details.get("done"), "unknown", error)
+            self.assertIn("killTasks may still take effect", error.messages[-1])
+        for answer in later[1:]:        # the scheduler says that nothing was done
+            error = self.fails(aurora_rest.AuroraError, self.fake(answering(answer)), "killTasks", api.JobKey(), None, None)
+            self.assertNotIn("done", error.details)
+        refused = self.fails(aurora_rest.AuroraError, self.fake(answering(later[0])), "killTasks", api.JobKey(), None, None)
+        self.assertNotIn("done", refused.details)
+        nobody = self.fails(aurora_rest.SchedulerUnreachable, "http://127.0.0.1:%d" % free_port(), "killTasks", api.JobKey())
+        self.assertNotIn("done", nobody.details)
+
+    def test_a_repeated_update_finds_its_own_before_it_says_unchanged(self):
+        requests = []
+
+        def script(sock, body):
+            name, _, protocol = aurora_rest.decode_call(BINARY, body)
+            if name == "startJobUpdate":
+                arguments = api.method(name).arguments()
+                arguments.read(protocol)
+                requests.append(arguments.request)
+                if len(requests) == 1:
+                    return False        # did it, and its answer is lost; it is over before the second one comes
+                sock.sendall(thrift_answer(body, details=["Job is unchanged by proposed update."]))
+                return True
+            summary = api.JobUpdateSummary(key=api.JobUpdateKey(job=config().key, id="mine"), metadata=requests[0].metadata)
+            sock.sendall(thrift_answer(body, result=api.Result(getJobUpdateSummariesResult=api.GetJobUpdateSummariesResult(
+                updateSummaries=[summary]))))
+            return True
+        fake = self.fake(script)
+        settings = update_request(config()).settings
+        job = aurora_rest.Job("c/www-data/devel/hello", config(), settings, [], [])
+        self.assertEqual(aurora_rest.start_update(self.scheduler(fake.url), job).id, "mine")
+
+    def test_an_error_without_a_message_is_an_error_in_projected_reads_too(self):
+        fake = self.fake(answering(lambda body: thrift_answer(body, 2, details=[None])))
+        with self.assertRaises(aurora_rest.SchedulerFailed):
+            aurora_rest.list_jobs(self.scheduler(fake.url))
+
+    def test_a_refusal_is_not_longer_than_can_be_read(self):
+        fake = self.fake(answering(lambda body: thrift_answer(body, 0, details=["x" * 9000])))
+        error = self.fails(aurora_rest.Refused, fake)
+        self.assertRegex(error.messages[0], "^x{1000} … .8000 characters more.$")
+
+    def test_interim_answers_and_trailers_are_passed_over(self):
+        def script(sock, body):
+            reply = thrift_answer(body).split(b"\r\n\r\n", 1)[1]
+            sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nLink: x\r\n\r\n"
+                         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x;a=b\r\n%s\r\n0\r\nX-Sum: 1\r\nY: 2\r\n\r\n" % (
+                             len(reply), reply))
+            return True
+        fake = self.fake(script)
+        scheduler = self.scheduler(fake.url)
+        for _ in range(2):
+            scheduler.killTasks(api.JobKey(), None, None)
+        self.assertEqual(fake.connections, 1)
+
+    def test_an_outage_shorter_than_the_time_for_retries_is_not_seen_by_who_tried_before_it_ended(self):
+        port = free_port()
+        scheduler = self.scheduler("http://127.0.0.1:%d" % port, retry_for=5.0, timeout=10.0)
+        outcomes = []
+
+        def work():
+            try:
+                outcomes.append(scheduler.getTierConfigs() and "OK")
+            except aurora_rest.AuroraError as error:
+                outcomes.append(error.code)
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for each in threads:
+            each.start()
+        wait_for(lambda: scheduler.events["circuit_breaks"])
+        with self.assertRaisesRegex(aurora_rest.SchedulerUnreachable, "127.0.0.1:%d failed . times in a row, at last with: "
+                                    ".*refused" % port):
+            scheduler.getTierConfigs()      # who comes now fails at once, and is told why
+        demo = aurora_rest.Demo(samples=False)
+        demo.start(port)
+        self.addCleanup(demo.stop)
+        for each in threads:
+            each.join()
+        self.assertEqual(outcomes, ["OK"] * 4)
+
+    def test_the_circuit_opens_for_a_leader_that_is_dead_behind_a_follower(self):
+        dead = "http://127.0.0.1:%d" % free_port()
+        follower = self.fake(answering(lambda body: http_answer(307, b"", "Location: %s/api" % dead)))
+        scheduler = self.scheduler(follower.url, retry_for=0.0)
+        for _ in range(8):
+            with self.assertRaises(aurora_rest.SchedulerUnreachable):
+                scheduler.getTierConfigs()
+        self.assertGreater(scheduler.events["circuit_breaks"], 0)
+
+    def test_zookeeper_is_asked_only_when_no_leader_answers(self):
+        asked = []
+        leader = self.fake(answering(tiers_answer))
+        answers = [[leader.url]]
+
+        def ask_zookeeper(cluster):
+            asked.append(cluster.name)
+            if isinstance(answers[0], Exception):
+                raise answers[0]
+            return answers[0]
+        locator = aurora_rest.ZooKeeperLocator(aurora_rest.Cluster("west", zk="zk:1"), ask_zookeeper)
+        locator.FRESH = 0.0
+        scheduler = self.scheduler(locate=locator)
+        for _ in range(3):
+            scheduler.getTierConfigs()
+        self.assertEqual(asked, ["west"])
+        answers[0] = RuntimeError("away")       # ZooKeeper is gone; a leader that fails once is found by the last answer
+        scheduler.getTierConfigs()
+        scheduler._forget_leader()
+        scheduler.getTierConfigs()
+        self.assertEqual(asked, ["west"] * 2)
+        answers[0] = []
+        scheduler._forget_leader()
+        error = self.fails_with(aurora_rest.NoLeader, scheduler)
+        self.assertEqual(dict(error.headers)["Retry-After"], "5")
+        answers[0] = RuntimeError("")
+        self.assertIn("RuntimeError", str(self.fails_with(aurora_rest.SchedulerUnreachable, self.scheduler(
+            locate=aurora_rest.ZooKeeperLocator(aurora_rest.Cluster("east", zk="zk:1"), ask_zookeeper)))))
+
+    def fails_with(self, error, scheduler):
+        with self.assertRaises(error) as caught:
+            scheduler.getTierConfigs()
+        return caught.exception
+
+    def test_a_look_up_lasts_no_longer_than_the_call_and_many_share_it(self):
+        hang, asked = threading.Event(), []
+
+        def ask_zookeeper(cluster):
+            asked.append(1)
+            hang.wait(10)
+            return []
+        self.addCleanup(hang.set)
+        scheduler = self.scheduler(locate=aurora_rest.ZooKeeperLocator(aurora_rest.Cluster("west", zk="zk:1"), ask_zookeeper),
+                                   timeout=0.3, parallel=8)
+        errors = []
+        threads = [threading.Thread(target=lambda: errors.append(type(self.fails_with(
+            aurora_rest.AuroraError, scheduler)).__name__)) for _ in range(8)]
+        started = time.monotonic()
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        self.assertEqual((errors, len(asked)), (["SchedulerTimeout"] * 8, 1))
+        self.assertLess(time.monotonic() - started, 5)
+
+    def test_odd_members_of_the_schedulers_group_are_passed_over(self):
+        def member(**more):
+            return json.dumps(dict({"serviceEndpoint": {"host": "sched", "port": 8081}}, **more)).encode()
+        for data, url in ((member(), "http://sched:8081"), (b"garbage", None), (b"[]", None), (b"null", None), (b"\xff", None),
+                          (member(additionalEndpoints={"https": {"host": "s", "port": 1}}), "https://s:1"),
+                          (member(additionalEndpoints={"http": {"host": "::1", "port": 80}}), "http://[::1]:80"),
+                          (member(serviceEndpoint={"host": "a b", "port": 1}), None), (member(serviceEndpoint={}), None),
+                          (member(serviceEndpoint={"host": "s", "port": "8081"}), "http://s:8081"), (b"[" * 100000, None),
+                          (member(serviceEndpoint={"host": "s", "port": 0}), None)):
+            self.assertEqual(aurora_rest.member_url(data), url, data[:80])
+
+    def test_a_caller_with_his_share_is_passed_over(self):
+        semaphore = aurora_rest.Semaphore(2, 10, share=1)
+        semaphore.enter(1, "loud")
+        with self.assertRaises(aurora_rest.Overloaded):
+            semaphore.enter(0.01, "loud")
+        order = []
+
+        def come(who):
+            semaphore.enter(10, who)
+            order.append(who)
+        loud = threading.Thread(target=come, args=("loud",))
+        loud.start()
+        wait_for(lambda: semaphore.waiting == 1)
+        semaphore.enter(1, "calm")          # past the one who waits for his own share
+        semaphore.leave("calm")
+        self.assertEqual(order, [])
+        semaphore.leave("loud")
+        loud.join()
+        semaphore.leave("loud")
+        self.assertEqual((order, semaphore.inside, semaphore.waiting), (["loud"], 0, 0))
+
+    def test_a_caller_that_is_interrupted_leaves_neither_turn_nor_slot(self):
+        semaphore = aurora_rest.Semaphore(1, 10)
+        semaphore.enter(1)
+        lock = mock.Mock()
+        lock.acquire.side_effect = [True, KeyboardInterrupt]
+        with mock.patch.object(aurora_rest.threading, "Lock", return_value=lock), self.assertRaises(KeyboardInterrupt):
+            semaphore.enter(1)
+        semaphore.leave()
+        self.assertEqual((semaphore.inside, semaphore.waiting), (0, 0))
+
     def test_a_connection_is_used_again(self):
         fake = self.fake(answering(tiers_answer))
         scheduler = self.scheduler(fake.url)
@@ -775,6 +1033,55 @@ class SchedulerTest(unittest.TestCase):
             with mock.patch.dict(os.environ, {"AURORA_CONFIG_ROOT": folder + "/no", "HOME": folder}):
                 self.assertEqual(aurora_rest.default_clusters()[0].urls, ("http://127.0.0.1:8081",))
 
+    def test_clusters_json_tells_zookeeper_before_a_url_and_what_credentials_are_for(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "clusters.json")
+
+            def read(**entry):
+                with open(path, "w", encoding="utf-8") as stream:
+                    json.dump([dict(entry, name="west")], stream)
+                return aurora_rest.read_clusters(path)[0]
+            both = read(zk="a,b:3", zk_port=99, scheduler_uri="http://x", auth_mechanism="BASIC")
+            self.assertEqual((both.zk, both.urls, both.basic), ("a:99,b:3", (), True))
+            self.assertFalse(read(scheduler_uri="http://x", auth_mechanism="UNAUTHENTICATED").basic)
+            for port in (99999, [1], "x", -1):
+                with self.assertRaisesRegex(ValueError, "zk_port"):
+                    read(zk="a", zk_port=port)
+
+    def test_each_cluster_has_its_own_credentials(self):
+        Cluster = aurora_rest.Cluster
+        clusters = [Cluster("west", ("http://127.0.0.1:1",), basic=True), Cluster("east", ("http://localhost:2",)),
+                    Cluster("far", zk="zk:1", basic=True)]
+        with tempfile.TemporaryDirectory() as folder:
+            with open(os.path.join(folder, ".netrc"), "w", encoding="utf-8") as stream:
+                stream.write("machine 127.0.0.1 login root password sesame\nmachine sched login f password g\n"
+                             "default login d password e\n")
+            os.chmod(stream.name, 0o600)
+            secret = os.path.join(folder, "secret")
+            with open(secret, "w", encoding="utf-8") as stream:
+                stream.write("u:p\n")
+
+            def found(*given, among=clusters):
+                options = aurora_rest.parse_command_line(["--scheduler-auth=" + each for each in given], {})
+                aurora_rest._from_netrc.cache_clear()
+                return [aurora_rest.own_credentials(options, among)(each) for each in among]
+
+            def basic(text):
+                return "Basic " + base64.b64encode(text.encode()).decode()
+            with mock.patch.dict(os.environ, {"HOME": folder}):
+                west, east, far = found()
+                self.assertEqual((west("127.0.0.1"), west("localhost"), east), (basic("root:sesame"), None, None))
+                self.assertEqual((far("sched"), far("elsewhere")), (basic("f:g"), None))
+                self.assertEqual(found("east=" + secret)[1:2], [basic("u:p")])
+                self.assertEqual(found(secret, among=clusters[1:2]), [basic("u:p")])
+                for wrong in (secret, "nowhere=" + secret, "east=/nonexistent"):
+                    with self.assertRaises(aurora_rest.UsageError):
+                        found(wrong)
+                with mock.patch.dict(os.environ, {"AURORA_REST_SCHEDULER_CREDENTIALS": "a:b"}):
+                    self.assertEqual(found(among=clusters[1:2]), [basic("a:b")])
+                    with self.assertRaises(aurora_rest.UsageError):
+                        found()
+
     def test_zookeeper_without_kazoo_says_what_to_install(self):
         with mock.patch.dict(sys.modules, {"kazoo": None, "kazoo.client": None}):
             locate = aurora_rest.ZooKeeperLocator(aurora_rest.Cluster("far", zk="zk:2181", zk_path="/s"))
@@ -1017,11 +1324,100 @@ class ConfigTest(unittest.TestCase):
             "import re\nre.enum.sys", "import string\nstring.Formatter()", "with open('x') as f: pass",
             "async def f(): pass", "del Process.get", "raise SystemExit", "import sys\nsys.exit()", "exit()",
             "'' . format . __self__", "match ():\n  case object(__class__=c): pass", "def f():\n  global __builtins__",
-            "match order:\n  case {**__builtins__}: pass", "Struct.__init_subclass__()", "from pystachio import sys", "from math import __loader__"]
+            "match order:\n  case {**__builtins__}: pass", "Struct.__init_subclass__()", "from pystachio import sys", "from math import __loader__",
+            "def g(): yield\nf = lambda self: self.gi_frame", "[self.f_back for self in ()]", "if (self := g):\n  self.tb_frame",
+            "class A(object):\n  self = order\n  x = self.func_code", "class A(object):\n  def f(self): return self.mro()",
+            "class A(object):\n  def f(self): return self.gi_code", "self = order\nself._x", "self = order\nself.x = 1",
+            "class A(Struct):\n  def f(self): return self._schema_data", "class A(Struct):\n  def f(self): return self.TYPEMAP",
+            "class A(object):\n  def f(self): self.TYPEMAP = 1", "class A(object):\n  def f(self): self.__dict__",
+            "class A(object):\n  def f(this):\n    self = this\n    return self._x", "def f(self): return self._x",
+            "class A(object):\n  def f(self): return self.format_map({})", "class A(object):\n  def f(self): return self._values",
+            "class A(object):\n  def f(self): return lambda: self.cr_frame", "{k: self.ag_frame for k, self in ()}"]
         for attack in attacks:
             with self.subTest(attack=attack):
                 self.refused(attack + "\n" + source(), "")
         self.assertEqual(load(source()).configuration.key.name, "hello")
+
+    def test_methods_may_have_private_names(self):
+        text = ("class Counter(object):\n  def __init__(self): self._n = 1; self.m = 2\n"
+                "  def both(self):\n    def inner(): return self._n + self.m\n    return inner()\n")
+        self.assertEqual(load(text + source(extra="instances=Counter().both()")).configuration.instanceCount, 3)
+
+    def isolated_by(self, *layers, **options):
+        evaluator = aurora_rest.Evaluator(**options)
+        self.addCleanup(evaluator.close)
+        worker = aurora_rest._Worker(evaluator.limits)
+        worker.isolation = list(layers)
+        evaluator._idle = [worker]
+        evaluator._reserving = True
+        return evaluator
+
+    def test_source_is_not_evaluated_where_nothing_shuts_it_in(self):
+        for layers in ((), ("namespaces",), ("empty root", "user nobody"), ("landlock",), ("user nobody", "namespaces")):
+            with self.assertRaisesRegex(aurora_rest.IsolationUnavailable, "--trust-configs") as caught:
+                load(source(), evaluator=self.isolated_by(*layers))
+            self.assertEqual((caught.exception.http, caught.exception.code), (503, "ISOLATION_UNAVAILABLE"))
+            load(source(), evaluator=self.isolated_by(*layers, trusted=True))
+        for layers in (("system call filter",), ("namespaces", "empty root")):
+            load(source(), evaluator=self.isolated_by(*layers))
+
+    def test_the_filter_knows_its_machines(self):
+        for machine, pointer, name in (("x86_64", 8, "x86_64"), ("x86_64", 4, "i386"), ("i686", 4, "i386"), ("armv7l", 4, "armv7"),
+                                       ("aarch64", 4, "armv7"), ("ppc64le", 8, "ppc64le"), ("riscv64", 8, "riscv64")):
+            with mock.patch.object(os, "uname", return_value=mock.Mock(machine=machine)), \
+                    mock.patch.object(aurora_rest.struct, "calcsize", return_value=pointer):
+                self.assertEqual(aurora_rest._machine(), name)
+            self.assertIn(name, aurora_rest._SECCOMP)
+        for name, (abi, calls) in aurora_rest._SECCOMP.items():
+            self.assertEqual(list(calls), sorted(set(calls)), name)
+            self.assertTrue(abi & 0xC0000000 and 25 < len(calls) < 45, name)
+
+    @unittest.skipUnless(sys.platform.startswith("linux"), "shut in by Linux's means")
+    def test_the_layers_are_found_out_and_told(self):
+        layers = EVALUATOR.look()
+        self.assertTrue(aurora_rest.isolates(layers), layers)
+        self.assertLessEqual(set(layers), set(aurora_rest.LAYERS))
+
+    def test_an_evaluator_that_cannot_start_says_why(self):
+        with mock.patch.object(aurora_rest, "_THIS_FILE", "/nonexistent/aurora_rest.py"), \
+                self.assertRaisesRegex(aurora_rest.AuroraError, "does not start: .*nonexistent"):
+            aurora_rest._Worker(aurora_rest.ConfigLimits())
+
+    def test_a_caller_with_endless_loops_leaves_an_evaluator_to_others(self):
+        evaluator = aurora_rest.Evaluator(2, aurora_rest.ConfigLimits(cpu_seconds=1, wall_seconds=2.0))
+        self.addCleanup(evaluator.close)
+        loops = [threading.Thread(target=lambda: self.assertRaises(
+            aurora_rest.AuroraError, load, "while True: pass", evaluator=evaluator, caller="loud")) for _ in range(3)]
+        for each in loops:
+            each.start()
+        wait_for(lambda: evaluator._semaphore.waiting == 2)
+        load(source(), evaluator=evaluator, caller="calm")
+        for each in loops:
+            each.join()
+        self.assertEqual((evaluator._semaphore.inside, evaluator._semaphore.waiting), (0, 0))
+
+    def test_an_include_that_failed_leaves_the_next_one_where_it_was(self):
+        files = {"a.aurora": "try:\n  include('d/bad.aurora')\nexcept Exception: pass\ninclude('x.aurora')\n" + source(extra="instances=N"),
+                 "d/bad.aurora": "1 / 0", "x.aurora": "N = 1", "d/x.aurora": "N = 2"}
+        self.assertEqual(load(files).configuration.instanceCount, 1)
+
+    def test_the_name_of_an_include_is_bounded(self):
+        with tempfile.TemporaryDirectory() as folder:
+            evaluator = aurora_rest.Evaluator(include_root=folder)
+            self.addCleanup(evaluator.close)
+            with self.assertRaisesRegex(aurora_rest.InvalidConfig, "at most 4096 characters"):
+                load("include('d/' + 'x' * 20000000)\n", evaluator=evaluator)
+
+    def test_numbers_of_a_million_digits_are_refused_and_not_reckoned(self):
+        digits = "1" * 5000000          # on Python 3.8 int() of them takes minutes
+        for text in ('{"a": %s}' % digits, "[" * 100000, "NaN"):
+            with self.assertRaises(ValueError):
+                aurora_rest.load_json(text)
+        self.assertEqual(aurora_rest.load_json('{"a": %s}' % ("1" * 300)), {"a": int("1" * 300)})
+        mine, theirs = config().taskConfig, config().taskConfig
+        mine.executorConfig = api.ExecutorConfig(name="AuroraExecutor", data="[%s]" % digits)
+        theirs.executorConfig = api.ExecutorConfig(name="AuroraExecutor", data="[%s ]" % digits)
+        self.assertFalse(aurora_rest.same_meaning(mine, theirs))
 
     def test_attacks_on_the_limits_end_within_them(self):
         evaluator = aurora_rest.Evaluator(limits=aurora_rest.ConfigLimits(cpu_seconds=1, wall_seconds=3.0))
@@ -1118,6 +1514,94 @@ class ConfigTest(unittest.TestCase):
 # --- 4. Operations ------------------------------------------------------------------------------------------------------
 
 class OperationsTest(unittest.TestCase):
+    @staticmethod
+    def task(instance, state, identity, *events):
+        return {"assignedTask": {"instanceId": instance, "taskId": identity}, "status": S.values[state],
+                "taskEvents": [{"timestamp": n, "status": 0, "message": text} for n, text in enumerate(events)]}
+
+    def test_running_is_judged_by_the_youngest_task_of_each_instance(self):
+        judge = aurora_rest.judge_running
+        restarted = [self.task(1, "KILLED", "a"), self.task(1, "RUNNING", "b"), self.task(4, "RUNNING", "c")]
+        self.assertTrue(judge(restarted, [1, 4]).reached)               # with a gap in the numbers, and during a restart
+        self.assertTrue(judge(restarted, None, count=2).reached)
+        self.assertIsNone(judge(restarted[:1] + [self.task(1, "PENDING", "b")], [1]).reached)
+        self.assertEqual(judge(restarted, [1, 4, 5])[:4], (None, 2, 0, 3))
+        failed = [self.task(0, "FAILED", "a", "x", "boom"), self.task(0, "RUNNING", "b")]
+        self.assertEqual(judge(failed, [0])[:1] + judge(failed, [0])[4:6], (
+            False, "instance 0 ended as FAILED: boom", "TASKS_FAILED"))
+        self.assertTrue(judge(failed, [0], strict=False).reached)
+        self.assertTrue(judge(failed, [0], known={"a"}).reached)
+        self.assertIs(judge([self.task(0, "KILLED", "a", "Killed by x")], [0], strict=False).reached, False)
+        self.assertTrue(judge([self.task(0, "FINISHED", "a")], [0]).reached)
+
+    def test_what_is_left_is_what_keeps_a_job_from_being_gone(self):
+        tasks = [self.task(0, "KILLING", "a"), self.task(1, "KILLED", "b"), self.task(2, "RUNNING", "c")]
+        self.assertEqual(aurora_rest.judge_gone(tasks, [0, 1])[:3], (None, 1, 0))
+        self.assertTrue(aurora_rest.judge_gone(tasks, [1]).reached)
+        self.assertIsNone(aurora_rest.judge_gone(tasks).reached)
+
+    def test_a_lock_is_held_by_one_and_forgotten_when_nobody_wants_it(self):
+        locks, inside, most = aurora_rest.Locks(), [], []
+
+        def work():
+            for _ in range(200):
+                with locks("job", 1):
+                    inside.append(1)
+                    most.append(len(inside))
+                    inside.pop()
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        with locks("a"), locks("b"), self.assertRaises(aurora_rest.Overloaded), locks("a", seconds=0.01):
+            pass
+        self.assertEqual((max(most), len(most), locks._known), (1, 800, {}))
+
+    def test_an_operation_without_a_thread_is_refused_before_anything_is_done(self):
+        operations = aurora_rest.Operations(running=2)
+        with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")):
+            for _ in range(5):
+                with self.assertRaisesRegex(aurora_rest.Overloaded, "no thread"):
+                    operations.take()
+        slots = [operations.take(), operations.take()]
+        with self.assertRaises(aurora_rest.Overloaded):
+            operations.take()
+        slots[0].give()
+        wait_for(lambda: operations._slots._value == 1)
+        done = []
+        operations.start(aurora_rest.Operation("k", "key", "u"), lambda op: done.append(1), slots[1])
+        wait_for(lambda: done and operations._slots._value == 2)
+        self.assertEqual(len(operations.all()), 1)
+
+    def test_a_failover_between_two_batches_is_waited_for(self):
+        calls = []
+
+        class Scheduler:
+            def call(self, method, *arguments, **named):
+                calls.append(method)
+                if method == "killTasks" and calls.count("killTasks") < 3:
+                    raise aurora_rest.NoLeader("no leader")
+                return {}
+        operation = aurora_rest.Operation("kill", "k", "u")
+        operation._stop.wait = lambda seconds: False
+        operation.run(lambda op: aurora_rest.batched_kill(op, Scheduler(), aurora_rest.Key("c", "r", "e", "n"), [0], 1, 30.0, 0.0))
+        self.assertEqual((operation.state, calls.count("killTasks")), ("succeeded", 3), operation.errors)
+
+    def test_a_write_without_an_answer_is_a_step_and_is_not_repeated(self):
+        calls = []
+
+        class Scheduler:
+            def call(self, method, *arguments, **named):
+                calls.append(method)
+                error = aurora_rest.SchedulerTimeout("late")
+                error.doubt(method)
+                raise error
+        operation = aurora_rest.Operation("kill", "k", "u")
+        operation.run(lambda op: aurora_rest.batched_kill(op, Scheduler(), aurora_rest.Key("c", "r", "e", "n"), [0, 1], 2, 9.0, 0.0))
+        self.assertEqual((operation.state, calls, operation.result["done"]), ("failed", ["killTasks"], "unknown"))
+        self.assertEqual(operation.steps[-1]["instances"], [0, 1])
+
     def test_instances_are_numbers_and_ranges_and_nothing_else(self):
         self.assertEqual(aurora_rest.parse_instances(["1,3-5", "0"]), [0, 1, 3, 4, 5])
         self.assertEqual(aurora_rest.parse_instances(["0-3999"]), list(range(4000)))
@@ -1271,6 +1755,120 @@ class RestartTest(Serving):
         late = self.good("PUT", "/alpha/job/devcluster/www-data/devel/late?wait=0.3", source("late", extra="instances=1").replace(
             "cpu=0.1", "cpu=1000"), 202)
         self.assertEqual((late["reached"], late["why"]), (False, "0 of 1 run"))
+
+    def test_waiting_ends_with_gaps_and_during_restarts(self):
+        key = str(self.create("gaps", 3))
+        self.good("DELETE", "/alpha/job/%s?shards=0&wait=20" % key)
+        path = "/alpha/job/%s/wait" % key
+        self.assertEqual(self.good("POST", path + "?wait=20")["progress"], {"done": 2, "failed": 0, "total": 2})
+        self.assertTrue(self.good("POST", path + "?count=2&wait=20")["reached"])
+        self.good("PUT", "/alpha/job/%s/restart?batch_size=all&watch_secs=0" % key, status=202)
+        self.assertTrue(self.good("POST", path + "?until=running&wait=20")["reached"])
+        self.assertEqual(self.good("POST", path + "?count=3&wait=0.3", status=202)["why"], "2 of 3 run")
+        self.good("DELETE", "/alpha/job/%s" % key)
+        self.assertTrue(self.good("DELETE", "/alpha/job/%s?wait=20" % key)["reached"])       # it is dying already
+        self.assertTrue(self.good("POST", path + "?until=gone&wait=20")["reached"])
+        self.bad(404, "DELETE", "/alpha/job/%s?wait=20" % key)
+
+    def test_waits_share_one_look_take_no_operation_and_end_with_their_callers(self):
+        key = str(self.create("shared", 1))
+        path = "/alpha/job/%s/wait?until=gone&wait=60" % key
+        service = self.server.service
+        operations = len(service.operations.all())
+        socks = [socket.create_connection(("127.0.0.1", self.server.port)) for _ in range(30)]
+        for sock in socks:
+            sock.sendall(b"POST %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode())
+        wait_for(lambda: sum(service._waits.values()) == 30)
+        polls = [poll for name, poll in service._polls.items() if name[0] == "outcome" and not poll.ended]
+        self.assertEqual([(poll.waiters, len(service.operations.all())) for poll in polls], [(30, operations)])
+        for sock in socks[1:]:
+            sock.close()
+        wait_for(lambda: sum(service._waits.values()) == 1)
+        self.good("DELETE", "/alpha/job/%s" % key)
+        self.assertEqual(statuses(socks[0].recv(65536)), [200])
+        socks[0].close()
+        wait_for(lambda: not service._waits and polls[0].ended)
+
+    def test_what_can_refuse_is_asked_before_the_effect(self):
+        key = str(self.create("full", 1))
+        path = "/alpha/job/%s" % key
+        service = self.server.service
+        with mock.patch.dict(service.limits, {"waits": 0}):
+            for method, what, body in (("PUT", "/alpha/job/devcluster/www-data/devel/never?wait=1", source("never")),
+                                       ("POST", path + "/instances?count=1&wait=1", None),
+                                       ("PUT", path + "/scale?instances=5&wait=1", None), ("DELETE", path + "?wait=1", None),
+                                       ("PUT", path + "/update?wait=1", source("full", "other"))):
+                self.bad(503, method, what, body, "OVERLOADED", Idempotency_Key="before")
+        taken = []
+        with contextlib.suppress(aurora_rest.Overloaded):
+            while True:
+                taken.append(service.operations.take())
+        self.bad(503, "POST", "/alpha/maintenance/devcluster/demo-06/drain", code="OVERLOADED")
+        self.bad(503, "POST", "/alpha/maintenance/devcluster/demo-06/sla-drain", code="OVERLOADED")
+        self.bad(503, "PUT", path + "/restart", code="OVERLOADED")
+        self.bad(503, "DELETE", path + "?batch_size=1", code="OVERLOADED")
+        self.good("PUT", path + "/restart?dry_run=1")
+        for each in taken:
+            each.give()
+        self.assertEqual(self.good("GET", "/alpha/maintenance/devcluster/demo-06")["hosts"], {"demo-06": "NONE"})
+        self.assertEqual(self.states("full"), ["RUNNING"])
+        self.bad(404, "GET", "/alpha/job/devcluster/www-data/devel/never")
+        wait_for(lambda: service.operations._slots._value == service.operations.limit)
+
+    def test_a_caller_has_a_share_of_the_waits(self):
+        with mock.patch.dict(self.server.service.limits, {"waits": 8}):
+            places = [self.server.service.take_place("loud") for _ in range(2)]
+            with self.assertRaises(aurora_rest.Overloaded):
+                self.server.service.take_place("loud")
+            places.append(self.server.service.take_place("calm"))
+            for give in places + places:
+                give()
+        self.assertFalse(self.server.service._waits)
+
+    def test_callers_at_once_scale_to_what_they_say(self):
+        key = str(self.create("scaled", 2))
+        answers = []
+
+        def at_once(count, *request):
+            threads = [threading.Thread(target=lambda: answers.append(self.ask(*request))) for _ in range(count)]
+            for each in threads:
+                each.start()
+            for each in threads:
+                each.join()
+        slow, invoke = threading.Lock(), self.demo.invoke
+
+        def slowly(*arguments):
+            response = invoke(*arguments)
+            with slow:
+                time.sleep(0.01)        # a scheduler some way off
+            return response
+        with mock.patch.object(self.demo, "invoke", slowly):
+            at_once(4, "PUT", "/alpha/job/%s/scale?instances=6" % key)
+        wait_for(lambda: self.states("scaled") == ["RUNNING"] * 6)
+        self.assertEqual(sorted(len(each.json["added"]) for each in answers), [0, 0, 0, 4])
+        del answers[:]
+        at_once(4, "POST", "/alpha/job/%s/instances?count=1" % key)
+        self.assertEqual(sorted(number for each in answers for number in each.json["added"]), [6, 7, 8, 9])
+        before = self.good("GET", "/alpha/quota/devcluster/nobody")["quota"]["cpu"]
+        self.good("PUT", "/alpha/quota/devcluster/nobody", '{"cpu": 1, "ram_mb": 1, "disk_mb": 1}')
+        for _ in range(10):
+            at_once(1, "PUT", "/alpha/quota/devcluster/nobody?increase=1", '{"cpu": 1}')
+        at_once(10, "PUT", "/alpha/quota/devcluster/nobody?increase=1", '{"cpu": 1}')
+        self.assertEqual((before, self.good("GET", "/alpha/quota/devcluster/nobody")["quota"]["cpu"]), (0, 21))
+
+    def test_instances_that_are_dying_do_not_count(self):
+        key = str(self.create("dying", 3))
+        path = "/alpha/job/%s" % key
+        with mock.patch.object(aurora_rest.Demo, "KILL", 3600.0):       # a graceful shutdown that takes its time
+            self.assertEqual(self.good("PUT", path + "/scale?instances=0", status=202)["killed"], [0, 1, 2])
+            self.assertEqual(self.good("PUT", path + "/scale?instances=2", status=202)["added"], [3, 4])
+            wait_for(lambda: self.states("dying").count("RUNNING") == 2)
+            self.good("DELETE", path + "?shards=3")
+            self.assertTrue(self.good("PUT", path + "/scale?instances=1")["unchanged"])
+            restart = self.good("PUT", path + "/restart?dry_run=1")
+            self.assertEqual(restart["would"]["batches"], [[4]])
+            self.good("DELETE", path)
+            self.bad(404, "PUT", path + "/restart")
 
     def test_a_batched_kill_is_an_operation(self):
         self.create("many", 4)
@@ -1558,6 +2156,103 @@ class RoutesTest(Serving):
         self.assertEqual(self.good("GET", "/alpha/tasks/devcluster?role=batch&state=lost")["count"], 0)
         self.bad(404, "PUT", "/alpha/tasks/devcluster/unknown/state?to_state=LOST")
 
+    def test_no_request_brings_the_scheduler_to_delete_everything(self):
+        before = self.good("GET", "/alpha/tasks/devcluster?limit=10000")["count"]
+        self.assertIn("nothing was sent", self.good("DELETE", "/alpha/tasks/devcluster?role=nobody")["messages"][0])
+        self.assertTrue(self.good("DELETE", "/alpha/tasks/devcluster?role=nobody&dry_run=1")["would"]["nothing"])
+        for query in ('{"role": "nobody"}', '{"role": "nobody", "statuses": ["FAILED"]}', '{"taskIds": ["x"]}'):
+            self.good("POST", "/alpha/rpc/devcluster/pruneTasks", '{"query": %s}' % query)
+        self.bad(400, "POST", "/alpha/rpc/devcluster/pruneTasks", '{"query": {"limit": 0}}', says="delete all")
+        self.bad(400, "DELETE", "/alpha/tasks/devcluster?limit=0")
+        self.assertEqual(self.good("GET", "/alpha/tasks/devcluster?limit=10000")["count"], before)
+
+    def test_a_filter_that_is_empty_is_refused(self):
+        for method, path in (("GET", "/alpha/tasks/devcluster?role="), ("DELETE", "/alpha/tasks/devcluster?role=%20"),
+                             ("DELETE", "/alpha/recovery/devcluster/tasks?role="), ("GET", "/alpha/jobs/devcluster?name="),
+                             ("GET", "/alpha/jobs/devcluster?role=%09"), ("DELETE", "/alpha/tasks/devcluster?host="),
+                             ("GET", "/alpha/updates/devcluster?user="), ("DELETE", JOB + "x?shards="),
+                             ("GET", "/alpha/tasks/devcluster?state="), ("PUT", JOB + "x/scale?instances=")):
+            self.bad(400, method, path, says="is empty")
+
+    def test_a_configuration_with_two_names_is_refused(self):
+        job = config("twice")
+        job.key = api.JobKey(role="www-data", environment="devel", name="other")
+        for method, parameter in (("createJob", "description"), ("scheduleCronJob", "description"),
+                                  ("replaceCronTemplate", "config")):
+            self.bad(400, "POST", "/alpha/rpc/devcluster/" + method, json.dumps({parameter: job.to_plain()}), says="different jobs")
+        self.bad(400, "POST", "/alpha/rpc/devcluster/killTasks", "{}", says="needs a job key")
+
+    def test_the_tasks_of_a_cluster_come_in_pieces(self):
+        self.create("pieces", 5)
+        path = "/alpha/tasks/devcluster?role=www-data&name=pieces"
+        with mock.patch.dict(self.server.service.limits, {"tasks": 3}):
+            first = self.good("GET", path)
+            self.assertEqual((first["count"], first["next"]), (3, 3))
+            rest = self.good("GET", path + "&offset=3")
+            self.assertEqual((rest["count"], "next" in rest), (2, False))
+            self.assertEqual(len({task["assignedTask"]["taskId"] for task in first["tasks"] + rest["tasks"]}), 5)
+            self.bad(400, "GET", path + "&limit=4", says="at most 3")
+
+    def test_lists_with_and_without_details_have_the_same_jobs(self):
+        self.scheduler.createJob(config("ended", "true", service=False))
+        self.demo.advance(30)
+        plain, detailed = (self.good("GET", "/alpha/jobs/devcluster" + query)["jobs"] for query in ("", "?detail=1"))
+        self.assertEqual(list(plain.values()), [job["key"] for job in detailed.values()])
+
+    def test_a_forced_state_that_is_ignored_is_told(self):
+        self.create("forced")
+        task = self.good("GET", JOB + "forced")["tasks"]["active"][0]["id"]
+        ignored = self.good("PUT", "/alpha/tasks/devcluster/%s/state?to_state=PENDING" % task, status=202)
+        self.assertEqual((ignored["forced"], ignored["state"]), (False, "RUNNING"))
+        done = self.good("PUT", "/alpha/tasks/devcluster/%s/state?to_state=LOST" % task, status=202)
+        self.assertEqual((done["forced"], done["state"]), (True, "LOST"))
+
+    def test_an_idempotency_key_is_settled_by_whether_a_write_was_sent(self):
+        path = self.create("settled")
+        service = self.server.service
+        kept = len(service._answers)
+        for _ in range(2):      # nothing is sent by a dry run, a refusal of ours, a read that fails before the write
+            self.assertNotIn("idempotency-replayed", self.ask("POST", path + "/instances?dry_run=1", Idempotency_Key="d").headers)
+            self.assertNotIn("idempotency-replayed", self.ask("POST", path + "/instances?like=9", Idempotency_Key="e").headers)
+        self.assertEqual((len(service._answers), service._under_way), (kept, {}))
+        self.demo.leaderless = True
+        self.addCleanup(setattr, self.demo, "leaderless", False)
+        with mock.patch.object(self.scheduler, "retry_for", 0.0):
+            self.bad(503, "POST", path + "/instances", Idempotency_Key="f")
+        self.demo.leaderless = False
+        self.good("POST", path + "/instances", status=201, Idempotency_Key="f")
+        first, again = (self.ask("DELETE", path + "?shards=0", Idempotency_Key="g") for _ in range(2))
+        self.assertEqual((first.status, again.headers.get("idempotency-replayed"), again.body), (200, "true", first.body))
+
+    def test_answers_for_idempotency_keys_are_bounded_in_bytes_and_those_under_way_are_kept(self):
+        path = self.create("bounded")
+        service = self.server.service
+        with mock.patch.dict(service.limits, {"idempotency_bytes": 5000, "idempotency_keys": 100}):
+            for number in range(20):
+                self.good("POST", path + "/instances", status=201, Idempotency_Key="b%d" % number)
+            self.assertTrue(service._answers_size <= 5000 and len(service._answers) < 20)
+        self.assertEqual(service._answers_size, sum(each.size for each in service._answers.values()))
+        waiting = [threading.Thread(target=lambda: self.ask("DELETE", path + "?wait=20", Idempotency_Key="slow"))]
+        waiting[0].start()
+        wait_for(lambda: service._under_way)
+        with mock.patch.dict(service.limits, {"idempotency_bytes": 0, "idempotency_keys": 0}):
+            self.bad(400, "PUT", "/alpha/quota/devcluster/x?increase=1", '{"ram_mb": 0.5}', Idempotency_Key="other")
+            self.assertEqual(len(service._under_way), 1)
+        self.demo.advance(5)
+        waiting[0].join()
+        self.assertEqual(self.ask("DELETE", path + "?wait=20", Idempotency_Key="slow").headers.get("idempotency-replayed"), "true")
+
+    def test_globs_are_matched_in_linear_time(self):
+        self.create("a" * 60)
+        stars = "*".join("a" * 60) + "X"        # on Python 3.8 a regular expression takes years for it
+        self.assertEqual(self.good("GET", "/alpha/jobs/devcluster?name=" + stars)["count"], 0)
+        self.assertEqual(self.good("GET", "/alpha/jobs/devcluster?role=www*&name=*a*a?a*")["count"], 1)
+        self.bad(400, "GET", "/alpha/jobs/devcluster?name=" + "a" * 256, says="255")
+        for pattern, text, matches in (("a*b*c", "abc", True), ("a*b*c", "aXbYc", True), ("a*b*c", "acb", False), ("**", "", True),
+                                       ("*[0-9]*x?", "ab3cxy", True), ("*[!0-9]*[!a]", "1a", False), ("*.*.*", "a.b.c", True),
+                                       ("*a*", "", False), ("?*?*?", "ab", False), ("*[[]*]*", "a[b]c", True), ("x*y*", "xzy", True)):
+            self.assertEqual(aurora_rest.glob(pattern)(text), matches, (pattern, text))
+
     def test_every_thrift_method_is_a_request(self):
         for name in api.method_names:
             answer = self.ask("POST", "/alpha/rpc/devcluster/" + name, "{}")
@@ -1755,6 +2450,66 @@ class EventsTest(Serving):
                 self.assertEqual(data["state"], "ABORTED")
                 break
 
+    def test_a_newcomer_is_told_how_things_stand_and_not_the_history(self):
+        self.scheduler.createJob(config("stands", count=2))
+        self.demo.advance(3)
+        first = self.events(JOB + "stands/events")
+        for _ in range(2):
+            first.next()
+        for _ in range(2):
+            self.scheduler.restartShards(config("stands").key, {0, 1})
+            self.demo.advance(5)
+        seen = [first.next() for _ in range(24)]
+        newcomer = self.events(JOB + "stands/events")
+        standing = []
+        while not standing or standing[-1][0] is None:
+            standing.append(newcomer.next())
+        self.assertEqual(sorted((each[2]["instance"], each[2]["state"]) for each in standing),
+                         [(0, "KILLED"), (0, "KILLED"), (0, "RUNNING"), (1, "KILLED"), (1, "KILLED"), (1, "RUNNING")])
+        self.assertEqual(standing[-1][0], seen[-1][0])      # and goes on where the others are
+        self.scheduler.killTasks(config("stands").key, {1}, None)
+        self.assertEqual(newcomer.next(), first.next())
+
+    def test_a_gap_is_followed_by_how_things_stand(self):
+        self.scheduler.createJob(config("gapped"))
+        self.demo.advance(3)
+        with mock.patch.object(aurora_rest.Events, "KEPT", 4):
+            watcher = self.events(JOB + "gapped/events")
+            first = watcher.next()
+            self.scheduler.restartShards(config("gapped").key, {0})
+            self.demo.advance(5)
+            poll = next(p for name, p in self.server.service._polls.items() if name[:1] == ("job",) and name[1].name == "gapped")
+            wait_for(lambda: poll._number >= 7)
+            late = self.events(JOB + "gapped/events", Last_Event_ID=first[0])
+            self.assertEqual(late.next()[1], "gap")
+            self.assertEqual({late.next()[2]["state"] for _ in range(2)}, {"KILLED", "RUNNING"})
+
+    def test_a_role_is_told_every_end_of_an_update_and_of_a_task(self):
+        self.scheduler.createJob(config("roled"))
+        self.demo.advance(3)
+        stream = self.events("/alpha/events/devcluster/www-data")
+        while stream.next()[2]["job"] != "www-data/devel/roled":
+            pass
+        wait_for(lambda: any(name[0] == "role" and poll.asked for name, poll in self.server.service._polls.items()))
+        with self.demo._lock:       # begins and ends between two looks
+            self.demo.invoke("startJobUpdate", api.method("startJobUpdate").arguments(
+                update_request(config("roled", "other"), minWaitInInstanceRunningMs=0), "quick"))
+            self.demo.advance(60)
+        states = []
+        while "ROLLED_FORWARD" not in states:
+            _, kind, data = stream.next()
+            self.assertEqual(data["job"], "www-data/devel/roled")
+            states += [data["state"]] if kind == "update" else []
+        self.assertEqual(states, ["ROLLING_FORWARD", "ROLLED_FORWARD"])
+        self.scheduler.killTasks(config("roled").key, None, None)
+        self.demo.advance(5)
+        self.scheduler.pruneTasks(api.TaskQuery(role="www-data", jobName="roled"))
+        while True:
+            data = stream.next()[2]
+            if data.get("state") == "DELETED":
+                self.assertEqual(data["job"], "www-data/devel/roled")
+                break
+
     def test_many_watchers_cost_one_poll(self):
         self.scheduler.createJob(config("popular"))
         self.demo.advance(3)
@@ -1795,6 +2550,49 @@ class EventsTest(Serving):
 
 class ParserTest(unittest.TestCase):
     """What is a request, by RFC 9110 and 9112, and what is not."""
+
+    def test_a_field_that_is_given_twice_and_equal_is_harmless(self):
+        def parse(*lines):
+            return aurora_rest.parse_head(b"\r\n".join((b"POST /api HTTP/1.1", b"Host: x") + lines)).headers
+        thrift = b"Content-Type: application/x-thrift"
+        self.assertEqual(parse(thrift, thrift)["content-type"], "application/x-thrift")
+        self.assertEqual(parse(b"Accept: a", b"Accept: a")["accept"], "a, a")
+        for lines in ((thrift, b"Content-Type: text/plain"), (b"Content-Length: 1",) * 2, (b"Host: x",), (b"Authorization: a",
+                      b"Authorization: b"), (b"Transfer-Encoding: chunked",) * 2, (b"Content-Length: 1", b"Transfer-Encoding: chunked")):
+            with self.assertRaises(aurora_rest.BadRequest):
+                parse(*lines)
+
+    def test_parameters_of_header_fields_are_read_in_one_pass(self):
+        for text, parameters in (("a; b=c", {"b": "c"}), ('a; B="c; d=e" ; f=g', {"b": "c; d=e", "f": "g"}),
+                                 ('a;b="c\\"d"', {"b": 'c"d'}), ('a;b="open', {"b": "open"}), ("a;;=;b", {"": ""}),
+                                 ('a; b="C:\\d"', {"b": "C:\\d"}), ("a; b = c ", {"b": "c"})):
+            self.assertEqual(aurora_rest.parse_content_type(text)[1], parameters, text)
+        # Each of these took a regular expression minutes, by the square of its length.
+        for text in ("x;" + "a" * 3000000, "x;" + "a;" * 1000000, 'x;a="' + "b" * 3000000, "x;" + "=" * 3000000, "x;" + '"' * 1000000):
+            self.assertEqual(aurora_rest.parse_content_type(text)[0], "x")
+
+    def test_a_multipart_body_is_read_in_one_pass(self):
+        def body(*heads):
+            return b"".join(b"--B\r\n%s\r\n\r\ncontent\r\n" % head for head in heads) + b"--B--\r\n"
+        named = b'Content-Disposition: form-data; name="f"; filename="%s"'
+        self.assertEqual(aurora_rest.parse_multipart(body(named % b"a/b.aurora", b"X: y\r\ncontent-disposition:form-data;name=c"), "B"),
+                         {"a/b.aurora": b"content", "c": b"content"})
+        long = b"content-disposition:" + b" filename" * 400000
+        for heads in ((long,), (b"x" * 4000000,), (b"content-disposition: form-data",), (named % b"../x",), (named % b"a",) * 2,
+                      (named % b"a",) * 301):
+            with self.assertRaises(aurora_rest.BadRequest):
+                aurora_rest.parse_multipart(body(*heads), "B")
+
+    def test_a_gzip_body_is_all_of_its_members(self):
+        import gzip
+        one, two = gzip.compress(b"one "), gzip.compress(b"two")
+        self.assertEqual(aurora_rest.gunzip(one + two, 100), b"one two")
+        for data in (one + b"garbage", one[:-1], b"", b"x", one + two[:5]):
+            with self.assertRaises(aurora_rest.BadRequest):
+                aurora_rest.gunzip(data, 100)
+        for data in (gzip.compress(b"\0" * 1000), gzip.compress(b"\0" * 60) * 2):
+            with self.assertRaises(aurora_rest.BodyTooLarge):
+                aurora_rest.gunzip(data, 100)
 
     def test_heads_that_two_readers_could_read_differently_are_refused(self):
         good = b"GET / HTTP/1.1\r\nHost: x"
@@ -2089,6 +2887,64 @@ class AccessTest(unittest.TestCase):
             stream.write("# a comment\n" + "\n".join(lines) + "\n")
         return aurora_rest.Tokens(path)
 
+    def test_a_writer_of_one_role_is_held_to_it_in_every_argument(self):
+        secrets, lines = {}, []
+        for text in ("bob:write:a-*", "ops:admin:a-*", "boss:admin:*"):
+            token, line = aurora_rest.new_token(text)
+            secrets[text.split(":")[0]] = token
+            lines.append(line)
+        server = self.serve(access=aurora_rest.Access(self.tokens(*lines), anonymous=False))
+
+        def status(who, method, **body):
+            return ask(server, "POST", "/alpha/rpc/devcluster/" + method, json.dumps(body),
+                       Authorization="Bearer " + secrets[who]).status
+        mine = {"role": "a-b", "environment": "prod", "name": "x"}
+        theirs = dict(mine, role="www-data")
+        job = config().to_plain()
+        for key, task, expected in ((mine, mine, 200), (theirs, theirs, 403), (mine, theirs, 400), (theirs, mine, 400)):
+            made = dict(job, key=key, taskConfig=dict(job["taskConfig"], job=task))
+            self.assertEqual(status("bob", "createJob", description=made), expected, (key, task))
+        request = update_request(config()).to_plain()
+        self.assertEqual(status("bob", "startJobUpdate", request=request), 403)
+        self.assertEqual(status("bob", "addInstances", key={"jobKey": theirs, "instanceId": 0}, count=1), 403)
+        self.assertEqual(status("bob", "pauseJobUpdate", key={"job": theirs, "id": "x"}), 403)
+        self.assertEqual(status("bob", "killTasks", job=theirs), 403)
+        for query, expected in (({"role": "a-b"}, 200), ({"jobKeys": [mine]}, 200), ({}, 403), ({"role": " "}, 403),
+                                ({"jobKeys": [mine, theirs]}, 403), ({"role": "a-b", "jobKeys": [theirs]}, 403), ({"taskIds": ["x"]}, 403)):
+            self.assertEqual(status("ops", "pruneTasks", query=query), expected, query)
+            self.assertEqual(status("boss", "pruneTasks", query=query), 200)
+        self.assertEqual([status("ops", "setQuota", ownerRole=role, quota={"resources": []}) for role in ("a-b", "www-data")], [502, 403])
+        self.assertEqual(status("ops", "snapshot"), 403)
+
+    def test_an_operation_is_cancelled_with_what_it_took_to_begin_it(self):
+        secrets, lines = {}, []
+        for text in ("writer:write:*", "hosts:write:demo-*", "www:write:www-data", "batch:write:batch", "boss:admin"):
+            token, line = aurora_rest.new_token(text)
+            secrets[text.split(":")[0]] = token
+            lines.append(line)
+        server = self.serve(access=aurora_rest.Access(self.tokens(*lines), anonymous=False))
+        server.demo.advance(5)
+
+        def status(who, method, path):
+            answer = ask(server, method, path, Authorization="Bearer " + secrets[who])
+            return answer.status if method == "DELETE" else answer.json["operation"]["id"]
+        path = "/alpha/operations/" + status("boss", "POST", "/alpha/maintenance/devcluster/demo-01/drain?force=1")
+        self.assertEqual([status(who, "DELETE", path + query) for who in ("writer", "hosts", "www") for query in ("", "?dry_run=1")],
+                         [403] * 6)
+        self.assertEqual(status("boss", "DELETE", path), 202)
+        path = "/alpha/operations/" + status("www", "PUT", "/alpha/job/devcluster/www-data/prod/hello/restart?watch_secs=500")
+        self.assertEqual([status(who, "DELETE", path) for who in ("batch", "hosts", "writer")], [403, 403, 202])
+
+    def test_nothing_is_evaluated_from_what_anothers_credentials_fetched(self):
+        demo = aurora_rest.Demo(speed=0, users={"alice": ("pw", "*")})
+        server = self.serve(demo, access=aurora_rest.Access(forward=True))
+
+        def status(password, method, path):
+            credentials = base64.b64encode(("alice:" + password).encode()).decode()
+            return ask(server, method, path, source(), Authorization="Basic " + credentials).status
+        for method, path in (("POST", JOB + "hello/inspect"), ("PUT", JOB + "hello?dry_run=1")):
+            self.assertEqual([status(password, method, path) for password in ("pw", "wrong", "pw")], [200, 401, 200])
+
     def test_tokens_carry_a_level_and_roles(self):
         secrets = {}
         lines = []
@@ -2156,7 +3012,7 @@ class AccessTest(unittest.TestCase):
         self.assertEqual(status("alice", "GET", "/alpha/jobs/devcluster/www-data").status, 200)
         self.assertEqual(len({question[2] for question in server.service.memory._kept}), 2)    # each has asked as himself
         missing = status("", "PUT", JOB + "hello", source())
-        self.assertEqual((missing.status, missing.headers["www-authenticate"]), (401, 'Basic realm="Apache Aurora Scheduler"'))
+        self.assertEqual((missing.status, missing.headers["www-authenticate"]), (401, 'BASIC realm="Apache Aurora Scheduler"'))
         self.assertEqual(status("mallory", "PUT", JOB + "hello", source()).status, 401)
         self.assertEqual(status("alice", "PUT", JOB + "hello", source()).status, 201)
         denied = status("alice", "DELETE", "/alpha/job/devcluster/batch/prod/indexer")
@@ -2217,6 +3073,133 @@ class LimitsTest(unittest.TestCase):
         server.http.GRACE = 0.2
         data = raw(server, b"PUT %sx HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nabc" % JOB.encode())
         self.assertEqual(statuses(data), [408])
+
+    def test_bodies_are_counted_as_they_arrive_and_a_caller_has_a_share(self):
+        server = self.serve(bodies=40000, body=10000, header_time=30, idle_time=30)
+        head = b"PUT %sx HTTP/1.1\r\nHost: localhost\r\n" % JOB.encode()
+        held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(30)]
+        for number, each in enumerate(held):        # announced: 300 kB; arrived: some bytes each
+            each.sendall(head + (b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n" if number % 2 else
+                                 b"Content-Length: 9000\r\n\r\nx"))
+        wait_for(lambda: server.http.all_reserved >= 30)
+        self.assertLess(server.http.all_reserved, 1000)
+        self.assertEqual(ask(server, "POST", JOB + "hello/inspect", source()).status, 200)
+        held[0].sendall(b"y" * 8000)
+        wait_for(lambda: server.http.all_reserved > 8000)
+        self.assertEqual(statuses(raw(server, head + b"Content-Length: 5000\r\n\r\n")), [503])      # over the caller's quarter
+        for each in held:
+            each.close()
+        wait_for(lambda: not server.http.all_reserved and not server.http.reserved)
+
+    def test_a_body_counts_until_its_request_is_answered(self):
+        server = self.serve()
+        with server.demo._lock:
+            sock = socket.create_connection(("127.0.0.1", server.port))
+            self.addCleanup(sock.close)
+            body = json.dumps({"ownerRole": "x" * 5000}).encode()
+            sock.sendall(b"POST /alpha/rpc/devcluster/getJobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(
+                body) + body)
+            wait_for(lambda: any(c.busy for c in list(server.http.connections)))
+            self.assertGreaterEqual(server.http.all_reserved, 5000)
+        self.assertEqual(statuses(sock.recv(65536)), [200])
+        wait_for(lambda: not server.http.all_reserved)
+
+    def test_answers_that_nobody_takes_are_bounded_all_together(self):
+        server = self.serve(unsent=400000, send_time=60)
+        request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        socks = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(8)]
+        for sock in socks:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            with contextlib.suppress(OSError):
+                sock.sendall(request * 150)     # 150 answers of 190 kB
+        wait_for(lambda: server.http.refusals["unsent"])
+        wait_for(lambda: server.http.all_unsent <= 400000)
+        for sock in socks:
+            sock.close()
+        wait_for(lambda: server.http.all_unsent == 0)
+
+    def test_a_caller_who_takes_his_answer_too_slowly_is_dropped(self):
+        server = self.serve(send_rate=1e9, send_time=60)
+        server.http.GRACE = 0.3
+        sock = socket.create_connection(("127.0.0.1", server.port))
+        self.addCleanup(sock.close)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 60)
+        wait_for(lambda: server.http.all_unsent)
+        wait_for(lambda: not server.http.connections)
+
+    def test_no_request_waits_longer_than_its_limit_where_no_thread_can_be_started(self):
+        server = self.serve(queue_time=0.3, threads=4)
+        ask(server, "GET", "/alpha/version")
+        wait_for(lambda: server.http.workers._idle <= 1)
+        with mock.patch.object(server.http.workers, "_add", return_value=False), server.demo._lock:
+            hanging = [threading.Thread(target=ask, args=(server, "GET", "/alpha/jobs/devcluster/role%d" % n)) for n in range(6)]
+            for each in hanging:
+                each.start()
+            answer = ask(server, "GET", "/alpha/jobs/devcluster/late")
+            self.assertEqual((answer.status, answer.json["errors"]), (503, ["no thread was free in time; try again"]))
+            self.assertEqual(ask(server, "GET", "/health").status, 200)
+        for each in hanging:
+            each.join()
+        self.assertEqual(ask(server, "GET", "/alpha/jobs/devcluster/late").status, 200)
+        self.assertEqual(server.http._queued, {})
+
+    def test_a_thread_that_cannot_be_started_is_told(self):
+        lines = []
+        server = aurora_rest.Server(port=0, demo=aurora_rest.Demo(speed=0), evaluator=Serving.evaluator(), log=lines.append,
+                                    limits={"queue_time": 1.0}).start()
+        self.addCleanup(server.stop, 0.5)
+        ask(server, "GET", "/alpha/version")
+        start = threading.Thread.start
+
+        def refuse(thread):
+            if thread.name == "http-worker":
+                raise RuntimeError("can't start new thread")
+            start(thread)
+        with mock.patch.object(threading.Thread, "start", refuse), server.demo._lock:
+            waiting = threading.Thread(target=ask, args=(server, "GET", "/alpha/jobs/devcluster/x"))
+            waiting.start()
+            wait_for(lambda: any("no thread can be started" in line for line in lines))
+        waiting.join()
+        self.assertGreater(server.http.refusals["threads"], 0)
+
+    def test_a_read_with_a_body_or_a_hidden_wait_harms_nobody_who_asks_the_same(self):
+        server = self.serve()
+        path = "/alpha/jobs/devcluster/www-data"
+        etag = ask(server, "GET", path).headers["etag"]
+        with server.demo._lock:
+            answers = []
+            requests = [(path, {"body": "x"}), (path, {}), (path + "?w%61it=0.3", {"If_None_Match": etag}),
+                        (path + "?w%61it=0.3", {"If_None_Match": etag})] * 5
+            threads = [threading.Thread(target=lambda path=path, more=more: answers.append((bool(more.get("body")), "?" in path, ask(
+                server, "GET", path, **more).status))) for path, more in requests]
+            for each in threads:
+                each.start()
+            wait_for(lambda: len(answers) == 5 and sum(c.busy for c in list(server.http.connections)) == 15)
+        for each in threads:
+            each.join()
+        self.assertEqual(sorted(answers), sorted([(True, False, 400), (False, False, 200), (False, True, 304), (False, True, 304)] * 5))
+
+    def test_ready_is_known_within_a_second_whatever_the_clusters_and_however_busy_the_slots(self):
+        hang = FakeScheduler(lambda sock, body: threading.Event().wait(2))
+        self.addCleanup(hang.close)
+        good = FakeScheduler(answering(tiers_answer))
+        self.addCleanup(good.close)
+        clusters = dict({"dead%d" % n: hang.url for n in range(6)}, good=good.url)
+        server = aurora_rest.Server(port=0, clusters=clusters, evaluator=Serving.evaluator(), scheduler={"parallel": 1}).start()
+        self.addCleanup(server.stop, 0.5)
+        scheduler = server.service.clusters["good"]
+        scheduler.semaphore.enter(1)
+        started = time.monotonic()
+        answer = ask(server, "GET", "/ready")
+        self.assertLess(time.monotonic() - started, 2.5)
+        scheduler.semaphore.leave()
+        self.assertEqual((answer.status, answer.json["clusters"]["good"]["ready"], answer.json["clusters"]["dead1"]["ready"]),
+                         (200, True, False))
+        asked = len(good.requests)
+        for _ in range(20):
+            ask(server, "GET", "/ready")
+        self.assertLessEqual(len(good.requests) - asked, 20)
 
     def test_connections_beyond_the_limit_get_503_and_the_others_live(self):
         server = self.serve(connections=3, idle_time=30)
@@ -2632,6 +3615,158 @@ class ProcessTest(unittest.TestCase):
         token, line = re.search(r"\n  (\S+)\n.*\n  (.*)\n", out).groups()
         self.assertEqual(line, "bob read * " + aurora_rest.hash_token(token))
 
+    def test_a_log_that_nobody_reads_stops_neither_requests_nor_signals(self):
+        source_end, target_end = os.pipe()
+        self.addCleanup(os.close, source_end)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        process = subprocess.Popen([sys.executable, os.path.join(HERE, "aurora_rest.py"), "--demo", "--port=%d" % port],
+                                   stderr=target_end, stdout=subprocess.DEVNULL)
+        self.addCleanup(lambda: (process.kill(), process.wait()))
+        os.close(target_end)
+        server = type("Running", (), {"port": port})()
+
+        def answers():
+            with contextlib.suppress(OSError):
+                return ask(server, "GET", "/health").status == 200
+        wait_for(answers)
+        padding = "x" * 7000
+        for _ in range(1500):       # ten times what a pipe and the log's own room hold
+            self.assertEqual(statuses(raw(server, b"GET /alpha/version HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: %s\r\n"
+                                          b"Connection: close\r\n\r\n" % padding[:128].encode())), [200])
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(20), 0)
+
+    def test_lines_that_are_lost_are_counted_and_told(self):
+        class Stalled:
+            def __init__(self):
+                self.go, self.text = threading.Event(), ""
+
+            def write(self, text):
+                self.go.wait(20)
+                self.text += text
+
+            def flush(self):
+                pass
+        stream = Stalled()
+        log = aurora_rest.Log(stream)
+        log.ROOM = 2000
+        for number in range(100):
+            log("line %d %s" % (number, "x" * 40))
+        self.assertFalse(log.flush(0.01))
+        lost = log.lost
+        self.assertGreater(lost, 50)
+        stream.go.set()
+        log("after")
+        self.assertTrue(log.flush(10))
+        wait_for(lambda: "warning: %d log lines were lost" % lost in stream.text)
+        for broken in (None, open(os.devnull)):     # closed before the start; not for writing
+            log = aurora_rest.Log(broken)
+            log.stream = broken
+            log("nobody hears")
+            wait_for(lambda log=log: log.lost == 1)
+            if broken:
+                broken.close()
+
+    def test_it_serves_with_a_closed_standard_error(self):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        command = "exec %s %s --demo --port=%d 2>&-" % (sys.executable, os.path.join(HERE, "aurora_rest.py"), port)
+        process = subprocess.Popen(["sh", "-c", command], stdout=subprocess.DEVNULL)
+        self.addCleanup(lambda: (process.kill(), process.wait()))
+        server = type("Running", (), {"port": port})()
+
+        def answers():
+            with contextlib.suppress(OSError):
+                return ask(server, "PUT", JOB + "hello", source()).status == 201
+        wait_for(answers)
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(15), 0)
+
+    def test_a_loop_that_dies_ends_the_process_with_a_reason(self):
+        code = ("import sys, aurora_rest\n"
+                "def turn(self): raise OSError('select failed')\n"
+                "aurora_rest._greet = lambda server, log: setattr(aurora_rest.Loop, 'turn', turn) or server.http.loop.soon(print)\n"
+                "sys.exit(aurora_rest.main(['--demo', '--port=0']))\n")
+        done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, timeout=30)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertIn("select failed", done.stderr)
+        self.assertNotIn("Traceback", done.stderr)
+
+    def test_an_error_of_ours_at_the_start_is_one_line(self):
+        code = ("import sys, aurora_rest\ndef broken(*_): raise KeyError('x')\naurora_rest._supervise = broken\n"
+                "sys.exit(aurora_rest.main(['--demo', '--port=0', '--quiet']))\n")
+        done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, timeout=30)
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, "error KeyError: 'x' at line")
+
+    @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate")
+    def test_a_reload_that_fails_leaves_all_as_it_was_and_each_part_for_itself(self):
+        import ssl
+        with tempfile.TemporaryDirectory() as folder:
+            old, new = os.path.join(folder, "old"), os.path.join(folder, "new")
+            os.mkdir(old)
+            os.mkdir(new)
+            certificate(old)
+            certificate(new)
+            live = {}
+            for part in ("cert", "key"):
+                live[part] = os.path.join(folder, part)
+                shutil.copy(os.path.join(old, part), live[part])
+            tokens = os.path.join(folder, "tokens")
+            open(tokens, "w").close()
+            process, server, lines = self.serve("--demo", "--tls-cert", live["cert"], "--tls-key", live["key"], "--tokens", tokens)
+
+            def trusted(which):
+                context = ssl.create_default_context(cafile=os.path.join(which, "cert"))
+                connection = http.client.HTTPSConnection("localhost", server.port, context=context, timeout=10)
+                try:
+                    connection.request("GET", "/alpha/version")
+                    return connection.getresponse().status == 200
+                except ssl.SSLError:
+                    return False
+                finally:
+                    connection.close()
+
+            def reloaded():
+                process.send_signal(signal.SIGHUP)
+                while " reloaded " not in lines[-1]:
+                    lines.append(process.stderr.readline())
+                return lines.pop()
+            self.assertTrue(trusted(old))
+            shutil.copy(os.path.join(new, "cert"), live["cert"])        # renewed, and its key is not there yet
+            token, line = aurora_rest.new_token("a:read")
+            with open(tokens, "w", encoding="utf-8") as stream:
+                stream.write(line)
+            self.assertNotIn("certificate", reloaded())
+            self.assertIn("certificate not reloaded", "".join(lines))
+            self.assertTrue(trusted(old))
+            shutil.copy(os.path.join(new, "key"), live["key"])
+            with open(tokens, "w", encoding="utf-8") as stream:
+                stream.write("broken")
+            last = reloaded()
+            self.assertTrue("certificate" in last and "tokens" not in last, last)
+            self.assertTrue(trusted(new) and not trusted(old))
+
+    @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate")
+    def test_tls_ends_with_close_notify(self):
+        import ssl
+        with tempfile.TemporaryDirectory() as folder:
+            cert, key = certificate(folder)
+            _, server, _ = self.serve("--demo", "--tls-cert", cert, "--tls-key", key)
+            context = ssl.create_default_context(cafile=cert)
+            for request in (b"GET /alpha/version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", b"nonsense\r\n\r\n"):
+                with socket.create_connection(("127.0.0.1", server.port)) as sock, context.wrap_socket(
+                        sock, server_hostname="localhost", suppress_ragged_eofs=False) as tls:
+                    tls.sendall(request)
+                    data = b""
+                    while True:
+                        part = tls.recv(65536)      # raises SSLEOFError where the end is only a cut
+                        if not part:
+                            break
+                        data += part
+                    self.assertTrue(data.startswith(b"HTTP/1.1 "))
+
     def test_sighup_reloads_tokens(self):
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "tokens")
@@ -2719,6 +3854,68 @@ class DemoTest(unittest.TestCase):
 
     def actions(self, key):
         return [(event.instanceId, api.JobUpdateAction.name_of(event.action)) for event in self.details(key).instanceEvents]
+
+    def test_docker_and_revocable_offers_are_there_only_where_the_cluster_has_them(self):
+        docker = api.Container(docker=api.DockerContainer(image="x"))
+        text = "This scheduler is not configured to allow the container type DOCKER"
+        self.refused("INVALID_REQUEST", text, "createJob", config(container=docker))
+        parameters = api.Container(docker=api.DockerContainer(image="x", parameters=[api.DockerParameter(name="a", value="b")]))
+        self.refused("INVALID_REQUEST", "configured to disallow Docker parameters.", "createJob", config(container=parameters))
+        self.create("spare", tier="revocable")
+        self.assertEqual(self.states("spare"), ["PENDING"])
+        reasons = self.ok("getPendingReason", api.TaskQuery(jobName="spare")).getPendingReasonResult.reasons
+        self.assertEqual({each.reason for each in reasons}, {"Insufficient: CPU"})
+        self.demo = aurora_rest.Demo(speed=0, samples=False, docker=True, revocable=True)
+        self.create("boxed", container=docker)
+        self.create("spare", tier="revocable")
+        self.assertEqual(self.states("boxed") + self.states("spare"), ["RUNNING"] * 2)
+        self.refused("INVALID_REQUEST", "disallow Docker parameters", "createJob", config("p", container=parameters))
+
+    def test_what_fits_nowhere_waits_for_its_back_off(self):
+        hosts = api.Hosts(hostNames=set(self.demo.hosts))
+        self.ok("drainHosts", hosts)
+        self.create("patient")
+        self.demo.advance(60)
+        self.assertEqual(self.states("patient"), ["PENDING"])
+        self.ok("endMaintenance", hosts)
+        self.demo.advance(0.9)
+        self.assertEqual(self.states("patient"), ["PENDING"])       # room is no reason to look
+        self.demo.advance(65)
+        self.assertEqual(self.states("patient"), ["RUNNING"])
+
+    def test_forty_tasks_a_second_are_launched(self):
+        self.ok("createJob", config("many", count=100))
+        self.demo.advance(1)
+        waiting = self.states("many").count("PENDING")
+        self.assertTrue(45 <= waiting <= 75, waiting)
+        self.demo.advance(3)
+        self.assertEqual(self.states("many").count("RUNNING"), 100)
+
+    def test_a_blank_role_finds_the_tasks_of_every_role(self):
+        self.create("blank")
+        self.ok("scheduleCronJob", cron_config("later"))
+        for role in ("", " "):
+            self.assertEqual({job.key.name for job in self.ok("getJobs", role).getJobsResult.configs}, {"blank"})
+            self.assertEqual({each.job.key.name for each in self.ok("getJobSummary", role).jobSummaryResult.summaries}, {"blank"})
+        self.assertEqual({job.key.name for job in self.ok("getJobs", None).getJobsResult.configs}, {"blank", "later"})
+
+    def test_what_is_due_and_fails_is_nobodys_call(self):
+        job = cron_config("odd")
+        job.key = api.JobKey(role="www-data", environment="devel", name="other")        # its tasks collide at the second run
+        job.cronSchedule = "* * * * *"
+        self.ok("scheduleCronJob", job)
+        for _ in range(4):
+            self.demo.advance(60)
+            self.ok("getTierConfigs")
+
+    def test_a_committed_recovery_takes_the_scheduler_away_for_a_moment(self):
+        self.ok("performBackup")
+        backup = next(iter(self.ok("listBackups").listBackupsResult.backups))
+        self.ok("stageRecovery", backup)
+        self.ok("commitRecovery")
+        self.assertTrue(self.demo.away)
+        self.demo.advance(5)
+        self.assertFalse(self.demo.away)
 
     def test_a_task_runs_and_its_replacement_follows_its_end(self):
         self.create()
