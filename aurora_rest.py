@@ -5410,8 +5410,8 @@ def glob(pattern: str) -> Callable[[str], bool]:
     """Whether a text matches a shell pattern, in time linear in the text whatever the pattern.
 
     A pattern with several stars becomes a set of positions, the bits of one number, that each character moves on
-    (Shift-And); a regular expression would try all ways to share a text among the stars, on Python 3.8 in exponential time. With at
-    most one star there is nothing to share. Raises BadRequest for a pattern longer than any name.
+    (Shift-And); a regular expression would try all ways to share a text among the stars, on Python 3.8 in exponential
+    time. With at most one star there is nothing to share. Raises BadRequest for a pattern longer than any name.
     """
     if len(pattern) > 255:
         raise BadRequest("a pattern has at most 255 characters")

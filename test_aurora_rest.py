@@ -1779,7 +1779,7 @@ class RestartTest(Serving):
         for sock in socks:
             sock.sendall(b"POST %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode())
         wait_for(lambda: sum(service._waits.values()) == 30)
-        polls = [poll for name, poll in service._polls.items() if name[0] == "outcome" and not poll.ended]
+        polls = [poll for name, poll in service._polls.items() if name[0] == "outcome" and poll.waiters]
         self.assertEqual([(poll.waiters, len(service.operations.all())) for poll in polls], [(30, operations)])
         for sock in socks[1:]:
             sock.close()
@@ -3890,6 +3890,15 @@ class DemoTest(unittest.TestCase):
         self.assertTrue(45 <= waiting <= 75, waiting)
         self.demo.advance(3)
         self.assertEqual(self.states("many").count("RUNNING"), 100)
+
+    def test_thrifts_go_client_is_understood(self):
+        url = self.demo.start()
+        self.addCleanup(self.demo.stop)
+        body = aurora_rest.encode_message(aurora_rest.TJSON, "getTierConfigs", 1, 7, api.method("getTierConfigs").arguments())
+        head = ("POST /api HTTP/1.1\r\nHost: localhost\r\nAccept: application/vnd.apache.thrift.json\r\nConnection: close\r\n"
+                "Content-Type: application/x-thrift\r\nContent-Type: application/x-thrift\r\nContent-Length: %d\r\n\r\n" % len(body))
+        server = type("Running", (), {"port": int(url.rsplit(":", 1)[1])})()
+        self.assertEqual(statuses(raw(server, head.encode() + body)), [200])
 
     def test_a_blank_role_finds_the_tasks_of_every_role(self):
         self.create("blank")
