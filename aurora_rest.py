@@ -2891,10 +2891,28 @@ def _wording(error: BaseException) -> str:
         "%s: %s" % (type(error).__name__, text) if text else type(error).__name__
 
 
+_STRATEGIES = {"QueueUpdateStrategy": "queueStrategy", "BatchUpdateStrategy": "batchStrategy",
+               "VariableBatchUpdateStrategy": "varBatchStrategy"}
+# TaskConfig fields that are job fields under another name.
+_TASK_FIELDS = {"production": "production", "isService": "service", "maxTaskFailures": "max_task_failures",
+                "priority": "priority", "contactEmail": "contact", "tier": "tier"}
+# JobUpdateSettings fields that are UpdateConfig fields under another name.
+_SETTING_FIELDS = {"maxPerInstanceFailures": "max_per_shard_failures", "maxFailedInstances": "max_total_failures",
+                   "rollbackOnFailure": "rollback_on_failure", "slaAware": "sla_aware"}
+
+
+def _camel(plain: Any) -> Any:
+    """Plain values with the API's names: aB for a_b."""
+    if isinstance(plain, dict):
+        return {re.sub("_(.)", lambda found: found.group(1).upper(), name): _camel(each) for name, each in plain.items()}
+    return [_camel(each) for each in plain] if isinstance(plain, (list, tuple)) else plain
+
+
 class _Conversion:
-    """Picks the job and converts it, step by step as the aurora client does: py/config/__init__.py (picking, bindings,
-    ports), py/client/config.py (checks), py/config/thrift.py (conversion), py/client/cli/context.py (tiers). The number
-    of times a value is interpolated matters to `{{&x}}`, so the steps are the client's too."""
+    """Picks the job and converts it as the aurora client does: py/config/__init__.py (picking, bindings, ports),
+    py/client/config.py (checks), py/config/thrift.py (conversion), py/client/cli/context.py (tiers).
+
+    A job is interpolated once for the checks and once, with its tier, for the conversion; both read plain values."""
 
     def __init__(self, schema: Dict[str, Any], request: Dict[str, Any]) -> None:
         from pystachio import Empty, Environment, Ref
@@ -2908,15 +2926,19 @@ class _Conversion:
 
     def convert(self, jobs: Any) -> Dict[str, Any]:
         """Plain job, update settings, warnings. Raises ConfigProblem."""
-        job = self.standard_bindings(self.pick(jobs))
+        job = self.pick(jobs)
         self.require(job)
-        job = self.bind_images(job)
-        warnings = self.check_client_rules(job)
+        job, made = self.bind_images(job.bind({self.ref("mesos.role"): "{{role}}", self.ref("mesos.cluster"): "{{cluster}}",
+                                               self.ref("thermos.user"): "{{role}}"}))
+        plain = made.get()
+        ports = self.ports(made, plain)
+        warnings = self.check_client_rules(plain, ports)
         self.check_types(job)
-        job = self.fill_tier(job)
-        answer = {"job": self.job_configuration(job), "warnings": warnings}
+        job = self.fill_tier(job, plain)
+        made, open_refs = (job % self.environment(mesos=self.schema["MesosContext"]())).interpolate()
+        answer = {"job": _without_none(self.job_configuration(made, made.get(), open_refs, ports)), "warnings": warnings}
         try:
-            answer["update"] = self.update_settings(job.update_config())
+            answer["update"] = _without_none(self.update_settings(made, made.get()["update_config"]))
         except ConfigProblem as problem:
             answer["update_errors"] = list(problem.args)
         return answer
@@ -2966,33 +2988,32 @@ class _Conversion:
         if missing:
             raise ConfigProblem(*['%s required for job "%s"' % (field, job.name()) for field in missing])
 
-    def standard_bindings(self, job: Any) -> Any:
-        return job.bind({self.ref("mesos.role"): "{{role}}", self.ref("mesos.cluster"): "{{cluster}}",
-                         self.ref("thermos.user"): "{{role}}"})
-
-    def bind_images(self, job: Any) -> Any:
-        wanted = []
-        for ref in job.interpolate()[1]:
+    def bind_images(self, job: Any) -> Tuple[Any, Any]:
+        """The job with its images' digests bound, and the same interpolated."""
+        made, refs = job.interpolate()
+        wanted, known = [], {}
+        for ref in refs:
             match = re.fullmatch(r"docker\.image\[([^\]]+)\]\[([^\]]+)\]", ref.address())
             if match:
-                known = self.request["images"].get("%s:%s" % match.groups())
-                if known is None:
+                known[ref] = self.request["images"].get("%s:%s" % match.groups())
+                if known[ref] is None:
                     wanted.append(list(match.groups()))
-                else:
-                    job = job.bind({ref: known})
         if wanted:
             self.want = {"images": wanted}
             raise _Wanted
-        return job
+        if known:
+            job = job.bind(known)
+            made = job.interpolate()[0]
+        return job, made
 
     # the client's own rules
 
-    def check_client_rules(self, job: Any) -> List[str]:
-        problems = []
-        size = self.number(job, "instances")
-        update, health = job.update_config(), job.health_check_config()
-        failures = self.number(update, "max_total_failures")
-        dedicated = job.has_constraints() and "dedicated" in job.constraints()
+    def check_client_rules(self, job: Any, ports: Set[str]) -> List[str]:
+        size = _number(job, "instances")
+        update, health = job["update_config"], job["health_check_config"]
+        failures = _number(update, "max_total_failures")
+        dedicated = "dedicated" in job.get("constraints", ())
+        problems, warnings = [], []
         if size <= 0:
             problems.append("instances must be at least 1, not %d" % size)
         elif failures >= size:
@@ -3004,49 +3025,34 @@ class _Conversion:
         for holder, field in ((update, "watch_secs"), (health, "max_consecutive_failures"),
                               (health, "min_consecutive_successes"), (health, "initial_interval_secs"),
                               (health, "interval_secs")):
-            value = self.number(holder, field)
+            value = _number(holder, field)
             if value < 0:
                 problems.append("Invalid value (%s) specified for %s. Value cannot be less than 0." % (value, field))
-        warnings = []
-        if job.has_announce():
-            ports = self.ports(job)
-            primary, portmap = job.announce().primary_port().get(), job.announce().portmap().get()
+        if "announce" in job:
+            primary, portmap = job["announce"]["primary_port"], job["announce"]["portmap"]
             if primary not in ports and primary not in portmap:
                 warnings.append("the announcer's primary port %s is bound by no process: use {{thermos.ports[%s]}} in "
                                 "one" % (primary, primary))
             if not dedicated and any(_is_integer(port) for port in portmap.values()):
                 problems.append("Job must be dedicated in order to specify static ports!")
-        if job.production().get() is True and job.tier() is self.empty:
+        if job["production"] is True and "tier" not in job:
             warnings.append("the attribute production is deprecated; use tier")
         if problems:
             raise ConfigProblem(*problems)
         return warnings
 
-    def number(self, holder: Any, field: str) -> Any:
-        try:
-            value = getattr(holder, field)()
-        except ValueError as error:
-            raise ConfigProblem("%s: %s" % (field, error)) from None
-        if value is self.empty:
-            raise ConfigProblem("%s has no value" % field)
-        value = value.get()
-        if not isinstance(value, (int, float)):
-            raise ConfigProblem("%s: %r is not a number" % (field, value))
-        return value
-
-    def ports(self, job: Any) -> Set[str]:
+    def ports(self, job: Any, plain: Any) -> Set[str]:
         """Names of the ports that the scheduler has to allocate."""
         scope = self.ref("thermos.ports")
         referenced: Set[str] = set()
-        task = job.task().interpolate()[0]
-        for process in task.processes():
+        for process in job.task().processes():
             for ref in process.interpolate()[1]:
                 name = self.subscope(scope, ref)
                 if name is not None:
                     if not name.is_index():
                         raise ConfigProblem("Process %r: a port is written {{thermos.ports[name]}}" % str(process.name()))
                     referenced.add(name.action().value)
-        portmap = _resolve_ports(job.announce().portmap().get() if job.has_announce() else {})
+        portmap = _resolve_ports(plain["announce"]["portmap"] if "announce" in plain else {})
         resolved = set(portmap.values()) | {portmap.get(port, port) for port in referenced}
         return {port for port in resolved if not isinstance(port, int)}
 
@@ -3093,154 +3099,86 @@ class _Conversion:
                 if not value.in_scope(*thing.scopes()).check().ok():
                     yield from self.problems(value, thing.scopes())
 
-    def fill_tier(self, job: Any) -> Any:
+    def fill_tier(self, job: Any, plain: Any) -> Any:
         """tier by production, or production by tier, as getTierConfigs defines them."""
         tiers = self.request["tiers"]
-        current = job.bind(self.environment(mesos=self.schema["MesosContext"]()))
-        tier, production = current.tier(), self.plain(current.production())
-        if tier is self.empty:
-            name = next((t["name"] for t in tiers["tiers"] if (not _truth(t["settings"]["preemptible"])) == production
-                         and not _truth(t["settings"]["revocable"])), tiers["defaultTierName"])
-            return job(tier=name)
-        return job(production=next((not _truth(t["settings"]["preemptible"]) for t in tiers["tiers"]
-                                    if t["name"] == tier.get()), production))
+        preemptible = {t["name"]: _truth(t["settings"]["preemptible"]) for t in tiers["tiers"]}
+        if "tier" in plain:
+            return job(production=not preemptible[plain["tier"]]) if plain["tier"] in preemptible else job
+        return job(tier=next((t["name"] for t in tiers["tiers"] if preemptible[t["name"]] != plain["production"]
+                              and not _truth(t["settings"]["revocable"])), tiers["defaultTierName"]))
 
-    # conversion
+    # conversion: `made` is the interpolated job, `plain` its values
 
-    def plain(self, value: Any) -> Any:
-        """A fully interpolated value, unwrapped."""
-        check = value.check()
-        if not check.ok():
-            raise ConfigProblem(check.message())
-        return value.interpolate()[0].get()
-
-    def optional(self, value: Any) -> Any:
-        return None if value is self.empty else self.plain(value)
-
-    def job_configuration(self, raw: Any) -> Dict[str, Any]:
-        ports = self.ports(raw)
-        job = raw % self.environment(mesos=self.schema["MesosContext"]())
-        key = {}
-        for field in ("role", "environment", "name"):
-            key[field] = self.plain(getattr(job, field)())
-            if not IDENTIFIER.fullmatch(key[field]):
-                raise ConfigProblem("Invalid %s '%s'" % (field, key[field]))
-        task: Dict[str, Any] = {
-            "job": key, "production": bool(self.plain(job.production())), "isService": bool(self.plain(job.service())),
-            "maxTaskFailures": self.plain(job.max_task_failures()), "priority": self.plain(job.priority()),
-            "contactEmail": self.optional(job.contact()), "tier": self.optional(job.tier()), "taskLinks": {},
-            "metadata": [dict(pair) for pair in {
-                (("key", str(self.plain(each.key()))), ("value", str(self.plain(each.value()))))
-                for each in job.metadata()}],
-            "constraints": self.constraints(self.optional(job.constraints()) or {}),
-            "resources": self.resources(job.task(), ports), "container": self.container(job.container())}
-        if job.has_partition_policy():
-            policy = job.partition_policy()
-            task["partitionPolicy"] = {"reschedule": self.plain(policy.reschedule()),
-                                       "delaySecs": self.plain(policy.delay_secs())}
-        if job.has_sla_policy():
-            task["slaPolicy"] = self.sla_policy(job.sla_policy().unwrap())
-        policy = self.plain(job.cron_collision_policy()).upper()
+    def job_configuration(self, made: Any, plain: Any, open_refs: Sequence[Any], ports: Set[str]) -> Dict[str, Any]:
+        key = {field: plain[field] for field in ("role", "environment", "name")}
+        for field, value in key.items():
+            if not IDENTIFIER.fullmatch(value):
+                raise ConfigProblem("Invalid %s '%s'" % (field, value))
+        task: Dict[str, Any] = {name: plain.get(field) for name, field in _TASK_FIELDS.items()}
+        task.update(job=key, taskLinks={}, metadata=_camel(plain["metadata"]), resources=_resources(plain["task"], ports),
+                    constraints=_constraints(plain.get("constraints", {})), container=self.container(made.container()))
+        if "partition_policy" in plain:
+            task["partitionPolicy"] = _camel(plain["partition_policy"])
+        if made.has_sla_policy():
+            kind = type(made.sla_policy().unwrap()).__name__
+            task["slaPolicy"] = {kind[0].lower() + kind[1:]: _camel(plain["sla_policy"])}
+        policy = plain["cron_collision_policy"].upper()
         if policy not in api.CronCollisionPolicy.values:
             raise ConfigProblem("cron_collision_policy must be one of %s, not %s" % (
                 ", ".join(api.CronCollisionPolicy.values), policy))
-        task["executorConfig"] = self.executor(job)
-        made = {"key": key, "cronSchedule": self.optional(job.cron_schedule()), "cronCollisionPolicy": policy,
-                "taskConfig": task, "instanceCount": self.plain(job.instances())}
-        return _without_none(made)
-
-    def constraints(self, given: Dict[str, str]) -> List[Dict[str, Any]]:
-        made = []
-        for name, value in sorted(given.items()):
-            if value.startswith("limit:"):
-                if not _is_integer(value[6:]):
-                    raise ConfigProblem("constraint %s: %s is not a valid limit, which is a whole number" % (name, value))
-                constraint: Dict[str, Any] = {"limit": {"limit": int(value[6:])}}
-            else:
-                negated = value.startswith("!")
-                constraint = {"value": {"negated": negated, "values": sorted(set(value[negated:].split(",")))}}
-            made.append({"name": name, "constraint": constraint})
-        return made
-
-    def resources(self, task: Any, ports: Set[str]) -> List[Dict[str, Any]]:
-        if not task.has_resources():
-            raise ConfigProblem("Task must specify resources!")
-        cpu, ram, disk, gpu = (self.plain(getattr(task.resources(), unit)()) for unit in ("cpu", "ram", "disk", "gpu"))
-        if ram == 0 or disk == 0:
-            raise ConfigProblem("Must specify ram and disk resources, got ram:%r disk:%r" % (ram, disk))
-        ram, disk = ram // (1 << 20), disk // (1 << 20)
-        if not 0 < cpu < math.inf or ram <= 0 or disk <= 0:
-            raise ConfigProblem("cpu, ram and disk must all be positive, ram and disk at least 1 MB: cpu:%r ramMb:%r "
-                                "diskMb:%r" % (cpu, ram, disk))
-        return ([{"numCpus": cpu}, {"ramMb": ram}, {"diskMb": disk}] + [{"namedPort": port} for port in sorted(ports)]
-                + ([{"numGpus": gpu}] if gpu else []))
+        task["executorConfig"] = self.executor(made, plain, open_refs)
+        return {"key": key, "cronSchedule": plain.get("cron_schedule"), "cronCollisionPolicy": policy,
+                "taskConfig": task, "instanceCount": plain["instances"]}
 
     def container(self, container: Any) -> Dict[str, Any]:
         if container is self.empty:
             return {"mesos": {}}
         chosen = container.unwrap()
-        kind = type(chosen).__name__
-        if kind == "Container":
+        if type(chosen).__name__ == "Container":        # the deprecated wrapper of a Docker
             chosen = chosen.docker()
             if chosen is self.empty:
                 raise ConfigProblem("a Container must set docker")
-            kind = "Docker"
-        if kind == "Docker":
-            return {"docker": {"image": self.plain(chosen.image()), "parameters": [
-                {"name": each["name"], "value": each["value"]}
-                for each in (self.optional(chosen.parameters()) or [])]}}
-        mesos: Dict[str, Any] = {"volumes": [
-            {"containerPath": self.plain(each.container_path()), "hostPath": self.plain(each.host_path()),
-             "mode": self.plain(each.mode()).upper()} for each in chosen.volumes()]}
-        if chosen.image() is not self.empty:
-            image = chosen.image().unwrap()
-            if type(image).__name__ == "AppcImage":
-                mesos["image"] = {"appc": {"name": self.plain(image.name()), "imageId": self.plain(image.image_id())}}
-            else:
-                mesos["image"] = {"docker": {"name": self.plain(image.name()), "tag": self.plain(image.tag())}}
-        return {"mesos": mesos}
+        plain = _camel(chosen.interpolate()[0].get())
+        if type(chosen).__name__ == "Docker":
+            return {"docker": plain}
+        for volume in plain["volumes"]:
+            volume["mode"] = volume["mode"].upper()
+        if "image" in plain:
+            appc = type(chosen.image().unwrap()).__name__ == "AppcImage"
+            plain["image"] = {"appc" if appc else "docker": plain["image"]}
+        return {"mesos": plain}
 
-    def sla_policy(self, policy: Any) -> Dict[str, Any]:
-        kind = type(policy).__name__
-        if kind == "CoordinatorSlaPolicy":
-            return {"coordinatorSlaPolicy": {"coordinatorUrl": self.plain(policy.coordinator_url()),
-                                             "statusKey": self.plain(policy.status_key())}}
-        field = "percentage" if kind == "PercentageSlaPolicy" else "count"
-        return {field + "SlaPolicy": {field: self.plain(getattr(policy, field)()),
-                                      "durationSecs": self.plain(policy.duration_secs())}}
-
-    def executor(self, job: Any) -> Dict[str, str]:
-        underlying, refs = job.interpolate()
+    def executor(self, made: Any, plain: Any, open_refs: Sequence[Any]) -> Dict[str, str]:
         # A made-up instance lets the whole of the task be checked.
-        checked = underlying.bind(mesos={"instance": 31337, "hostname": ""})
+        checked = made.bind(mesos={"instance": 31337, "hostname": ""})
         self.check_task(checked.task())
         if not checked.check().ok():
             raise ConfigProblem("Job not fully specified: %s" % checked.check().message())
         ports = self.ref("thermos.ports")
-        open_refs = [self.ref(name) for name in ("thermos.task_id", "mesos.instance", "mesos.hostname")]
-        unbound = [str(ref) for ref in refs if ref not in open_refs and self.subscope(ports, ref) is None]
+        bound_later = [self.ref(name) for name in ("thermos.task_id", "mesos.instance", "mesos.hostname")]
+        unbound = [str(ref) for ref in open_refs if ref not in bound_later and self.subscope(ports, ref) is None]
         if unbound:
             raise ConfigProblem("Config contains unbound variables: %s" % " ".join(sorted(unbound)))
-        name = self.plain(job.executor_config().name())
-        if name != EXECUTOR_NAME:
-            return {"name": name, "data": self.plain(job.executor_config().data())}
-        plain = underlying(update_config=self.empty, instances=self.empty).interpolate()[0].get()
+        if plain["executor_config"]["name"] != EXECUTOR_NAME:
+            return dict(plain["executor_config"])
+        sent = made(update_config=self.empty, instances=self.empty).interpolate()[0].get()     # once more, for {{&x}}
         try:
-            return {"name": name, "data": json.dumps(plain, sort_keys=True, allow_nan=False)}
+            return {"name": EXECUTOR_NAME, "data": json.dumps(sent, sort_keys=True, allow_nan=False)}
         except ValueError:
             raise ConfigProblem("a number in the configuration is infinite or not a number") from None
 
     def check_task(self, task: Any) -> None:
         """apache/thermos/config/loader.py: process names, types, the order of processes, references."""
-        for process in task.processes():
-            name = process.name().get()
-            if not re.match(r"^[^./][^/]*$", name):
-                raise ConfigProblem("Invalid process name: %s" % name)
+        plain = task.get()
+        for process in plain["processes"]:
+            if not re.match(r"^[^./][^/]*$", process["name"]):
+                raise ConfigProblem("Invalid process name: %s" % process["name"])
         check = task.check()
         if not check.ok():
             raise ConfigProblem("Failed to fully evaluate task: %s" % check.message())
         for final in (False, True):
-            _check_order(task, final)
+            _check_order(plain, final)
         scope = self.ref("thermos.ports")
         names = [self.subscope(scope, ref) for ref in task.interpolate()[1]]
         ports = {name.action().value: 31337 for name in names if name is not None}
@@ -3250,44 +3188,67 @@ class _Conversion:
             raise ConfigProblem("Task is invalid: Unexpected unbound refs: %s. Make sure you are not nesting template "
                                 "variables." % " ".join(sorted(map(str, left))))
 
-    def update_settings(self, update: Any) -> Dict[str, Any]:
+    def update_settings(self, made: Any, plain: Any) -> Dict[str, Any]:
         """py/client/api/updater_util.py; an explicit queue or batch strategy does what that file means to do."""
-        batch, watch = update.batch_size().get(), update.watch_secs().get()
-        wait = update.wait_for_batch_completion().get()
-        strategy = update.update_strategy()
-        pulse = None if update.pulse_interval_secs() is self.empty else update.pulse_interval_secs().get()
+        batch, wait, pulse = plain["batch_size"], plain["wait_for_batch_completion"], plain.get("pulse_interval_secs")
+        strategy = plain.get("update_strategy")
         problems = []
         if batch <= 0:
             problems.append("Batch size should be greater than 0")
         if pulse is not None and pulse < MIN_PULSE_SECONDS:
             problems.append("Pulse interval seconds must be at least %d seconds." % MIN_PULSE_SECONDS)
-        if strategy is not self.empty and (wait or batch > 1):
+        if strategy is not None and (wait or batch > 1):
             problems.append("Ambiguous update configuration: an update strategy cannot be combined with %s; set the "
                             "size inside the strategy" % ("wait_for_batch_completion" if wait else "batch_size"))
         if problems:
             raise ConfigProblem(*problems)
-        if strategy is self.empty:
-            chosen: Dict[str, Any] = ({"batchStrategy": {"groupSize": batch, "autopauseAfterBatch": False}} if wait else
-                                      {"queueStrategy": {"groupSize": batch}})
+        if strategy is None:
+            kind = "BatchUpdateStrategy" if wait else "QueueUpdateStrategy"
+            strategy = {"batch_size": batch, "autopause_after_batch": False} if wait else {"batch_size": batch}
         else:
-            unwrapped = strategy.unwrap()
-            kind = type(unwrapped).__name__
-            if kind == "VariableBatchUpdateStrategy":
-                chosen = {"varBatchStrategy": {"groupSizes": list(self.plain(unwrapped.batch_sizes())),
-                                               "autopauseAfterBatch": self.plain(unwrapped.autopause_after_batch())}}
-            elif kind == "BatchUpdateStrategy":
-                batch, wait = self.plain(unwrapped.batch_size()), True
-                chosen = {"batchStrategy": {"groupSize": batch,
-                                            "autopauseAfterBatch": self.plain(unwrapped.autopause_after_batch())}}
-            else:
-                batch = self.plain(unwrapped.batch_size())
-                chosen = {"queueStrategy": {"groupSize": batch}}
-        return _without_none({
-            "updateGroupSize": batch, "maxPerInstanceFailures": update.max_per_shard_failures().get(),
-            "maxFailedInstances": update.max_total_failures().get(), "minWaitInInstanceRunningMs": watch * 1000,
-            "rollbackOnFailure": update.rollback_on_failure().get(), "waitForBatchCompletion": wait,
-            "slaAware": update.sla_aware().get(), "updateStrategy": chosen,
-            "blockIfNoPulsesAfterMs": pulse * 1000 if pulse else None})
+            kind = type(made.update_config().update_strategy().unwrap()).__name__
+            batch, wait = strategy.get("batch_size", batch), kind == "BatchUpdateStrategy"
+        return dict({name: plain[field] for name, field in _SETTING_FIELDS.items()},
+                    updateGroupSize=batch, waitForBatchCompletion=wait,
+                    minWaitInInstanceRunningMs=plain["watch_secs"] * 1000,
+                    blockIfNoPulsesAfterMs=pulse * 1000 if pulse else None,
+                    updateStrategy={_STRATEGIES[kind]: {name.replace("batchSize", "groupSize"): each
+                                                        for name, each in _camel(strategy).items()}})
+
+
+def _number(holder: Any, field: str) -> Any:
+    value = holder.get(field)
+    if not isinstance(value, (int, float)):
+        raise ConfigProblem("%s has no value" % field if value is None else "%s: %r is not a number" % (field, value))
+    return value
+
+
+def _constraints(given: Dict[str, str]) -> List[Dict[str, Any]]:
+    made = []
+    for name, value in sorted(given.items()):
+        if value.startswith("limit:"):
+            if not _is_integer(value[6:]):
+                raise ConfigProblem("constraint %s: %s is not a valid limit, which is a whole number" % (name, value))
+            constraint: Dict[str, Any] = {"limit": {"limit": int(value[6:])}}
+        else:
+            negated = value.startswith("!")
+            constraint = {"value": {"negated": negated, "values": sorted(set(value[negated:].split(",")))}}
+        made.append({"name": name, "constraint": constraint})
+    return made
+
+
+def _resources(task: Any, ports: Set[str]) -> List[Dict[str, Any]]:
+    if "resources" not in task:
+        raise ConfigProblem("Task must specify resources!")
+    cpu, ram, disk, gpu = (task["resources"][unit] for unit in ("cpu", "ram", "disk", "gpu"))
+    if ram == 0 or disk == 0:
+        raise ConfigProblem("Must specify ram and disk resources, got ram:%r disk:%r" % (ram, disk))
+    ram, disk = ram >> 20, disk >> 20
+    if not 0 < cpu < math.inf or ram <= 0 or disk <= 0:
+        raise ConfigProblem("cpu, ram and disk must all be positive, ram and disk at least 1 MB: cpu:%r ramMb:%r "
+                            "diskMb:%r" % (cpu, ram, disk))
+    return ([{"numCpus": cpu}, {"ramMb": ram}, {"diskMb": disk}] + [{"namedPort": port} for port in sorted(ports)]
+            + ([{"numGpus": gpu}] if gpu else []))
 
 
 def _is_integer(text: Any) -> bool:
@@ -3326,21 +3287,21 @@ def _resolve_ports(portmap: Dict[str, Any]) -> Dict[str, Any]:
 
 def _check_order(task: Any, final: bool) -> None:
     """apache/thermos/common/planner.py: the ordering constraints name processes of one kind and have no cycle."""
-    processes = {p.name().get(): p for p in task.processes() if bool(p.final().get()) is final}
+    processes = {p["name"]: p for p in task["processes"] if p["final"] is final}
     before: Dict[str, Set[str]] = {name: set() for name in processes}
-    for constraint in task.constraints():
-        if not constraint.has_order():
+    for constraint in task["constraints"]:
+        if "order" not in constraint:
             raise ConfigProblem("Task has invalid plan: a Constraint without order")
-        order = [each.get() for each in constraint.order()]
+        order = constraint["order"]
         known = set(order) <= set(processes)
         if known == set(order).isdisjoint(processes):
             raise ConfigProblem("Task has invalid plan: Invalid process dependencies! An order names unknown processes, "
                                 "or mixes final and other ones: %s" % ", ".join(order))
         for first, second in zip(order, order[1:]) if known else ():
-            if processes[first].daemon().get():
+            if processes[first]["daemon"]:
                 raise ConfigProblem("Task has invalid plan: process %s may not depend upon daemon process %s" % (
                     second, first))
-            if processes[first].ephemeral().get() and not processes[second].ephemeral().get():
+            if processes[first]["ephemeral"] and not processes[second]["ephemeral"]:
                 raise ConfigProblem("Task has invalid plan: process %s may not depend upon ephemeral process %s" % (
                     second, first))
             before[second].add(first)
