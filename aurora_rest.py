@@ -2167,225 +2167,105 @@ def _quicken_pystachio() -> None:
     Structural.dup, ListContainer.dup, MapContainer.dup = map(copier, ("_schema_data", "_values", "_map"))
 
 
+SCHEMA = """
+struct ThermosContext { ports: Map(String, Integer); task_id: String; user: String }
+struct Resources { cpu: Float!; ram: Integer!; disk: Integer!; gpu: Integer = 0 }
+struct Constraint { order: List(String) }
+struct RotatePolicy { log_size: Integer = 100 * MB; backups: Integer = 5 }
+LoggerDestination = Enum("file", "console", "both", "none")
+LoggerMode = Enum("standard", "rotate")
+struct Logger { destination: LoggerDestination = LoggerDestination("file"); mode: LoggerMode = LoggerMode("standard");
+  rotate: RotatePolicy }
+struct Process { cmdline: String!; name: String!; resources: Resources; max_failures: Integer = 1; daemon: Boolean = False;
+  ephemeral: Boolean = False; min_duration: Integer = 5; final: Boolean = False; logger: Logger = Empty }
+struct Task { name: String = "{{processes[0].name}}"; processes: List(Process); constraints: List(Constraint) = [];
+  resources: Resources; max_failures: Integer = 1; max_concurrency: Integer = 0; finalization_wait: Integer = 30;
+  user: String }
+struct MesosContext { instance: Integer!; hostname: String! }
+struct QueueUpdateStrategy { batch_size: Integer = 1 }
+struct BatchUpdateStrategy { batch_size: Integer = 1; autopause_after_batch: Boolean = False }
+struct VariableBatchUpdateStrategy { batch_sizes: List(Integer)!; autopause_after_batch: Boolean = False }
+struct UpdateConfig { batch_size: Integer = 1; watch_secs: Integer = 45; max_per_shard_failures: Integer = 0;
+  max_total_failures: Integer = 0; rollback_on_failure: Boolean = True; wait_for_batch_completion: Boolean = False;
+  pulse_interval_secs: Integer; sla_aware: Boolean = False;
+  update_strategy: Choice([QueueUpdateStrategy, BatchUpdateStrategy, VariableBatchUpdateStrategy]) }
+struct HttpHealthChecker { endpoint: String = "/health"; expected_response: String = "ok";
+  expected_response_code: Integer = 0 }
+struct ShellHealthChecker { shell_command: String! }
+struct HealthCheckerConfig { http: HttpHealthChecker; shell: ShellHealthChecker }
+DefaultHealthChecker = HealthCheckerConfig(http=HttpHealthChecker())
+struct HealthCheckConfig { health_checker: HealthCheckerConfig = DefaultHealthChecker; initial_interval_secs: Float = 15.0;
+  interval_secs: Float = 10.0; max_consecutive_failures: Integer = 0; min_consecutive_successes: Integer = 1;
+  timeout_secs: Float = 1.0 }
+struct HttpLifecycleConfig { port: String = "health"; graceful_shutdown_endpoint: String = "/quitquitquit";
+  shutdown_endpoint: String = "/abortabortabort"; graceful_shutdown_wait_secs: Integer = 5;
+  shutdown_wait_secs: Integer = 5 }
+struct LifecycleConfig { http: HttpLifecycleConfig }
+DisableLifecycle = LifecycleConfig()
+DefaultLifecycleConfig = LifecycleConfig(http=HttpLifecycleConfig())
+struct Announcer { primary_port: String = "http"; portmap: Map(String, String) = {"aurora": "{{primary_port}}"};
+  zk_path: String }
+struct MesosTaskInstance { task: Task!; instance: Integer!; role: String!; announce: Announcer; environment: String!;
+  health_check_config: HealthCheckConfig = HealthCheckConfig(); lifecycle: LifecycleConfig }
+struct Parameter { name: String!; value: String! }
+struct Docker { image: String!; parameters: List(Parameter) = [] }
+struct AppcImage { name: String!; image_id: String! }
+struct DockerImage { name: String!; tag: String! }
+Mode = Enum("RO", "RW")
+struct Volume { container_path: String!; host_path: String!; mode: Mode! }
+struct Mesos { image: Choice([AppcImage, DockerImage]); volumes: List(Volume) = [] }
+struct Container { docker: Docker }
+struct PartitionPolicy { reschedule: Boolean = True; delay_secs: Integer = 0 }
+struct Metadata { key: String!; value: String! }
+struct ExecutorConfig { name: String = AURORA_EXECUTOR_NAME; data: String = "" }
+struct PercentageSlaPolicy { percentage: Float!; duration_secs: Integer! }
+struct CountSlaPolicy { count: Integer!; duration_secs: Integer! }
+struct CoordinatorSlaPolicy { coordinator_url: String!; status_key: String = "drain" }
+struct MesosJob { name: String = "{{task.name}}"; role: String!; contact: String; cluster: String!; environment: String!;
+  instances: Integer = 1; task: Task!; announce: Announcer; tier: String; cron_schedule: String;
+  cron_collision_policy: String = "KILL_EXISTING"; update_config: UpdateConfig = UpdateConfig();
+  constraints: Map(String, String); metadata: List(Metadata) = []; service: Boolean = False;
+  max_task_failures: Integer = 1; production: Boolean = False; priority: Integer = 0;
+  health_check_config: HealthCheckConfig = HealthCheckConfig(); lifecycle: LifecycleConfig = DefaultLifecycleConfig;
+  task_links: Map(String, String); executor_config: ExecutorConfig = ExecutorConfig(); enable_hooks: Boolean = False;
+  partition_policy: PartitionPolicy; sla_policy: Choice([CoordinatorSlaPolicy, CountSlaPolicy, PercentageSlaPolicy]);
+  container: Choice([Container, Docker, Mesos]) }
+Job = MesosJob
+Service = Job(service=True)
+"""
+
+
+def _declare(names: Dict[str, Any]) -> None:
+    """Adds what SCHEMA declares to pystachio's names. A type with ! is required; after = stands the default."""
+    from pystachio import Default, Required, Struct
+    for struct_name, body, name, value in re.findall(r"^struct (\w+) {(.+?)}$|^(\w+) = ([^\n]+)$", SCHEMA, re.M | re.S):
+        if name:
+            names[name] = eval(value, names)
+            continue
+        fields = {}
+        for field in body.split(";"):
+            field_name, _, rest = field.strip().partition(": ")
+            kind, _, default = rest.partition(" = ")
+            made = eval(kind.rstrip("! "), names)
+            fields[field_name] = Default(made, eval(default, names)) if default else Required(made) if "!" in kind else made
+        names[struct_name] = type(Struct)(struct_name, (Struct,), fields)
+
+
 def _schema() -> Dict[str, Any]:
     """The names a configuration sees: pystachio's, the Aurora schema's, the helpers' and the unit constants."""
     # pystachio would import it, slowly, for nothing.
     sys.modules.setdefault("pkg_resources", None)   # type: ignore[arg-type]
     import pystachio
-    from pystachio import Boolean, Choice, Default, Empty, Float, Integer, Map, Required, String, Struct
-    from pystachio import Enum as Enumeration
+    from pystachio import Empty
     from pystachio import List as ListOf
     _quicken_pystachio()
     names = {name: getattr(pystachio, name) for name in pystachio.__dict__ if name[0].isupper()}
     byte = 1
     kb, mb, gb, tb = (1024 ** power for power in (1, 2, 3, 4))
 
-    class ThermosContext(Struct):
-        ports = Map(String, Integer)
-        task_id = String
-        user = String
-
-    class Resources(Struct):
-        cpu = Required(Float)
-        ram = Required(Integer)
-        disk = Required(Integer)
-        gpu = Default(Integer, 0)
-
-    class Constraint(Struct):
-        order = ListOf(String)
-
-    class RotatePolicy(Struct):
-        log_size = Default(Integer, 100 * mb)
-        backups = Default(Integer, 5)
-
-    LoggerDestination = Enumeration("file", "console", "both", "none")
-    LoggerMode = Enumeration("standard", "rotate")
-
-    class Logger(Struct):
-        destination = Default(LoggerDestination, LoggerDestination("file"))
-        mode = Default(LoggerMode, LoggerMode("standard"))
-        rotate = RotatePolicy
-
-    class Process(Struct):
-        cmdline = Required(String)
-        name = Required(String)
-        resources = Resources
-        max_failures = Default(Integer, 1)
-        daemon = Default(Boolean, False)
-        ephemeral = Default(Boolean, False)
-        min_duration = Default(Integer, 5)
-        final = Default(Boolean, False)
-        logger = Default(Logger, Empty)
-
-    class Task(Struct):
-        name = Default(String, "{{processes[0].name}}")
-        processes = ListOf(Process)
-        constraints = Default(ListOf(Constraint), [])
-        resources = Resources
-        max_failures = Default(Integer, 1)
-        max_concurrency = Default(Integer, 0)
-        finalization_wait = Default(Integer, 30)
-        user = String
-
-    class MesosContext(Struct):
-        instance = Required(Integer)
-        hostname = Required(String)
-
-    class QueueUpdateStrategy(Struct):
-        batch_size = Default(Integer, 1)
-
-    class BatchUpdateStrategy(Struct):
-        batch_size = Default(Integer, 1)
-        autopause_after_batch = Default(Boolean, False)
-
-    class VariableBatchUpdateStrategy(Struct):
-        batch_sizes = Required(ListOf(Integer))
-        autopause_after_batch = Default(Boolean, False)
-
-    class UpdateConfig(Struct):
-        batch_size = Default(Integer, 1)
-        watch_secs = Default(Integer, 45)
-        max_per_shard_failures = Default(Integer, 0)
-        max_total_failures = Default(Integer, 0)
-        rollback_on_failure = Default(Boolean, True)
-        wait_for_batch_completion = Default(Boolean, False)
-        pulse_interval_secs = Integer
-        sla_aware = Default(Boolean, False)
-        update_strategy = Choice([QueueUpdateStrategy, BatchUpdateStrategy, VariableBatchUpdateStrategy])
-
-    class HttpHealthChecker(Struct):
-        endpoint = Default(String, "/health")
-        expected_response = Default(String, "ok")
-        expected_response_code = Default(Integer, 0)
-
-    class ShellHealthChecker(Struct):
-        shell_command = Required(String)
-
-    class HealthCheckerConfig(Struct):
-        http = HttpHealthChecker
-        shell = ShellHealthChecker
-
-    DefaultHealthChecker = HealthCheckerConfig(http=HttpHealthChecker())
-
-    class HealthCheckConfig(Struct):
-        health_checker = Default(HealthCheckerConfig, DefaultHealthChecker)
-        initial_interval_secs = Default(Float, 15.0)
-        interval_secs = Default(Float, 10.0)
-        max_consecutive_failures = Default(Integer, 0)
-        min_consecutive_successes = Default(Integer, 1)
-        timeout_secs = Default(Float, 1.0)
-
-    class HttpLifecycleConfig(Struct):
-        port = Default(String, "health")
-        graceful_shutdown_endpoint = Default(String, "/quitquitquit")
-        shutdown_endpoint = Default(String, "/abortabortabort")
-        graceful_shutdown_wait_secs = Default(Integer, 5)
-        shutdown_wait_secs = Default(Integer, 5)
-
-    class LifecycleConfig(Struct):
-        http = HttpLifecycleConfig
-
-    DisableLifecycle = LifecycleConfig()
-    DefaultLifecycleConfig = LifecycleConfig(http=HttpLifecycleConfig())
-
-    class Announcer(Struct):
-        primary_port = Default(String, "http")
-        portmap = Default(Map(String, String), {"aurora": "{{primary_port}}"})
-        zk_path = String
-
-    class MesosTaskInstance(Struct):
-        task = Required(Task)
-        instance = Required(Integer)
-        role = Required(String)
-        announce = Announcer
-        environment = Required(String)
-        health_check_config = Default(HealthCheckConfig, HealthCheckConfig())
-        lifecycle = LifecycleConfig
-
-    class Parameter(Struct):
-        name = Required(String)
-        value = Required(String)
-
-    class Docker(Struct):
-        image = Required(String)
-        parameters = Default(ListOf(Parameter), [])
-
-    class AppcImage(Struct):
-        name = Required(String)
-        image_id = Required(String)
-
-    class DockerImage(Struct):
-        name = Required(String)
-        tag = Required(String)
-
-    Mode = Enumeration("RO", "RW")
-
-    class Volume(Struct):
-        container_path = Required(String)
-        host_path = Required(String)
-        mode = Required(Mode)
-
-    class Mesos(Struct):
-        image = Choice([AppcImage, DockerImage])
-        volumes = Default(ListOf(Volume), [])
-
-    class Container(Struct):
-        docker = Docker
-
-    class PartitionPolicy(Struct):
-        reschedule = Default(Boolean, True)
-        delay_secs = Default(Integer, 0)
-
-    class Metadata(Struct):
-        key = Required(String)
-        value = Required(String)
-
-    class ExecutorConfig(Struct):
-        name = Default(String, EXECUTOR_NAME)
-        data = Default(String, "")
-
-    class PercentageSlaPolicy(Struct):
-        percentage = Required(Float)
-        duration_secs = Required(Integer)
-
-    class CountSlaPolicy(Struct):
-        count = Required(Integer)
-        duration_secs = Required(Integer)
-
-    class CoordinatorSlaPolicy(Struct):
-        coordinator_url = Required(String)
-        status_key = Default(String, "drain")
-
-    class MesosJob(Struct):
-        name = Default(String, "{{task.name}}")
-        role = Required(String)
-        contact = String
-        cluster = Required(String)
-        environment = Required(String)
-        instances = Default(Integer, 1)
-        task = Required(Task)
-        announce = Announcer
-        tier = String
-        cron_schedule = String
-        cron_collision_policy = Default(String, "KILL_EXISTING")
-        update_config = Default(UpdateConfig, UpdateConfig())
-        constraints = Map(String, String)
-        metadata = Default(ListOf(Metadata), [])
-        service = Default(Boolean, False)
-        max_task_failures = Default(Integer, 1)
-        production = Default(Boolean, False)
-        priority = Default(Integer, 0)
-        health_check_config = Default(HealthCheckConfig, HealthCheckConfig())
-        lifecycle = Default(LifecycleConfig, DefaultLifecycleConfig)
-        task_links = Map(String, String)
-        executor_config = Default(ExecutorConfig, ExecutorConfig())
-        enable_hooks = Default(Boolean, False)
-        partition_policy = PartitionPolicy
-        sla_policy = Choice([CoordinatorSlaPolicy, CountSlaPolicy, PercentageSlaPolicy])
-        container = Choice([Container, Docker, Mesos])
-
-    Job = MesosJob
-    Service = Job(service=True)
+    names.update(BYTES=byte, KB=kb, MB=mb, GB=gb, TB=tb, AURORA_EXECUTOR_NAME=EXECUTOR_NAME)
+    _declare(names)
+    Resources, Task, Process, Constraint = (names[n] for n in ("Resources", "Task", "Process", "Constraint"))
 
     # The helpers of apache/thermos/config/schema_helpers.py: what they accept and return is the same.
     def amount(value: Any) -> Any:
