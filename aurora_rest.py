@@ -88,12 +88,1898 @@ except ImportError as missing:
 __version__ = "1.0.0"
 __all__ = ["Server", "Scheduler", "load_job", "api", "AuroraError", "Demo", "__version__"]
 
-# ======================================================================================================================
-# 1. Thrift API
+# ============================================================================================================
+# 1. HTTP
+#
+# Requests, responses, waiting, limits, and the server that gives them to an application (`App`). Uses the standard library
+# alone, and knows nothing of Aurora: who needs an HTTP server for another purpose may cut this room out.
+#
+# The path of a request: `HttpServer._accept` makes a Connection. The thread that leads the Workers turns the Loop, which
+# calls `Connection.on_input` when bytes come. `advance` takes from `Incoming` what is whole: first the head, of which
+# `HttpServer.request` makes a Request (`App.prepare` finds its route) and `App.admit` says whether a body is taken at all;
+# then head and body. `HttpServer.dispatch` answers at once what is quick; else it joins the Run of the same read that has
+# not begun, or makes one, which the leading thread runs itself while another one leads. `App.handle` gives a Response; or a
+# Later, which listens to a Source until it is ready or the time is up; or a Stream of what changes in one.
+# `Connection.answer` has `HttpServer.encode` make the bytes, tells `App.finished`, and `push` gives them to the network;
+# what that does not take at once the Loop sends later. Where a request is refused before it is one, `refuse` answers.
+# ============================================================================================================
+
+
+# --- errors -------------------------------------------------------------------------------------------------
+
+
+class Failure(Exception):
+    """A failure with the HTTP status and the `code` callers get. Subclasses are the failures there are.
+
+    messages: sentences for the caller; details: further fields of the answer; headers: further headers of it;
+    response: what another server refused with, where it is its refusal; sent: bytes of a call to it may have taken
+    effect, and no readable answer tells whether they did.
+    """
+    code = "INTERNAL"
+    http = 500
+    response: Any = None
+    sent = False
+
+    def __init__(self, *messages: str, http: Optional[int] = None, code: Optional[str] = None,
+                 headers: Iterable[Tuple[str, str]] = (), **details: Any) -> None:
+        super().__init__("; ".join(messages))
+        self.messages = list(messages)
+        self.http = http or type(self).http
+        self.code = code or type(self).code
+        self.headers = list(headers)
+        self.details = details
+
+    def doubt(self, method: str) -> None:
+        """Say that a write may have been done all the same: in words, and in a field for programs."""
+        last = self.messages[-1] if self.messages else "failed"
+        self.messages[-1:] = ["%s; the %s may still take effect" % (last, method)]
+        self.args = ("; ".join(self.messages),)
+        self.details["done"] = "unknown"
+
+
+class BadRequest(Failure):
+    """The request itself is malformed."""
+    code, http = "BAD_REQUEST", 400
+
+
+class Unauthorized(Failure):
+    """No credentials, or wrong ones."""
+    code, http = "UNAUTHORIZED", 401
+
+
+class Forbidden(Failure):
+    """The caller may not do this."""
+    code, http = "FORBIDDEN", 403
+
+
+class NotFound(Failure):
+    """There is nothing of that name, or at that path."""
+    code, http = "NOT_FOUND", 404
+
+
+class MethodNotAllowed(Failure):
+    """The path is known, with other methods."""
+    code, http = "METHOD_NOT_ALLOWED", 405
+
+
+class NotAcceptable(Failure):
+    """What the caller accepts cannot be given here."""
+    code, http = "NOT_ACCEPTABLE", 406
+
+
+class RequestTimeout(Failure):
+    """The request did not arrive in time."""
+    code, http = "REQUEST_TIMEOUT", 408
+
+
+class Conflict(Failure):
+    """The job exists, or an update of it is in progress."""
+    code, http = "CONFLICT", 409
+
+
+class PreconditionFailed(Failure):
+    """The running configuration is not the one that If-Match names."""
+    code, http = "PRECONDITION_FAILED", 412
+
+
+class BodyTooLarge(Failure):
+    """The request body is over the limit."""
+    code, http = "BODY_TOO_LARGE", 413
+
+
+class UriTooLong(Failure):
+    """The request target is over the limit."""
+    code, http = "URI_TOO_LONG", 414
+
+
+class UnsupportedMedia(Failure):
+    """A content type or encoding that is not understood."""
+    code, http = "UNSUPPORTED_MEDIA_TYPE", 415
+
+
+class ExpectationFailed(Failure):
+    """An Expect header other than 100-continue."""
+    code, http = "EXPECTATION_FAILED", 417
+
+
+class Misdirected(Failure):
+    """A Host header that is not this server's."""
+    code, http = "MISDIRECTED_REQUEST", 421
+
+
+class Unprocessable(Failure):
+    """Well-formed, but this request cannot do it."""
+    code, http = "UNPROCESSABLE", 422
+
+
+class TooManyHeaders(Failure):
+    """Header fields over the limit."""
+    code, http = "HEADERS_TOO_LARGE", 431
+
+
+class NotImplementedHere(Failure):
+    """A transfer coding or method that this server does not implement."""
+    code, http = "NOT_IMPLEMENTED", 501
+
+
+class Overloaded(Failure):
+    """Too many requests in flight or waiting here."""
+    code, http = "OVERLOADED", 503
+
+
+class ShuttingDown(Failure):
+    """The server is stopping."""
+    code, http = "SHUTTING_DOWN", 503
+
+
+class HttpVersion(Failure):
+    """An HTTP version that is not spoken here."""
+    code, http = "HTTP_VERSION_NOT_SUPPORTED", 505
+
+
+# --- limits -------------------------------------------------------------------------------------------------
+
+
+class Limit(NamedTuple):
+    """One limit: its default, the unit of its option, and what happens over it."""
+    default: float
+    unit: str
+    help: str
+
+
+LIMITS: Dict[str, Limit] = {
+    "connections": Limit(4096, "connections", "open connections; further ones get 503"),
+    "threads": Limit(128, "threads", "threads that handle requests"),
+    "queue": Limit(1000, "requests", "requests waiting for a thread; further ones get 503"),
+    "queue_time": Limit(10, "seconds", "time a request may wait for a thread; then 503"),
+    "url": Limit(8192, "bytes", "length of a request target; over it 414"),
+    "headers": Limit(32768, "bytes", "size of all header fields; over it 431"),
+    "header_count": Limit(100, "fields", "number of header fields; over it 431"),
+    "body": Limit(8 << 20, "bytes", "size of a request body; over it 413"),
+    "bodies": Limit(512 << 20, "bytes", "request bodies received and not answered yet, a quarter of them for one caller; "
+                    "further ones get 503"),
+    "unsent": Limit(256 << 20, "bytes", "of answers that callers have not taken yet, all together; over it the connection "
+                    "is closed"),
+    "send_rate": Limit(1024, "bytes/s", "least speed at which an answer is taken, after 10 s of grace; below it the "
+                       "connection is closed"),
+    "header_time": Limit(10, "seconds", "time to send the request head; then 408"),
+    "body_rate": Limit(1024, "bytes/s", "least speed of a request body, after 10 s of grace; below it 408"),
+    "send_time": Limit(30, "seconds", "time without progress in sending an answer; then the connection is closed"),
+    "idle_time": Limit(75, "seconds", "time an idle connection is kept"),
+}
+
+
+REASONS = {status.value: status.phrase for status in http.HTTPStatus}
+METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS")
+JSON_TYPE = "application/json"
+_SINGLE_FIELDS = frozenset(["content-type", "authorization", "expect", "idempotency-key", "origin"])
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_BARE_LINE_END = re.compile(rb"(?<!\r)\n")
+_BAD_TARGET = re.compile(rb"[^\x21-\x7e]")
+_BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~]*)(:\d*)?")
+_REQUEST_ID = re.compile(r"[\w\-.:]{1,128}", re.ASCII)
+
+
+# --- requests, responses and what is in them ----------------------------------------------------------------
+
+
+class Head(NamedTuple):
+    """The parsed head of a request. length: -1 for a chunked body."""
+    method: str
+    target: str
+    version: int                # 0 or 1: the minor version
+    headers: Dict[str, str]
+    length: int
+    keep_alive: bool
+    expects: bool
+
+
+def parse_head(data: bytes, header_count: int = 100, url: int = 8192) -> Head:
+    """A request's head, without the blank line that ends it, by RFC 9112. Raises the Failure it deserves; anything
+    that two implementations could read differently is refused."""
+    lines = data.split(b"\r\n")
+    if b"\n" in data.replace(b"\r\n", b"") or b"\r" in data.replace(b"\r\n", b""):
+        raise BadRequest("a line of the request head does not end with CRLF")
+    words = lines[0].split(b" ")
+    if len(words) != 3 or not _TOKEN.fullmatch(words[0]):
+        raise BadRequest("the request line is not: METHOD target HTTP/1.1")
+    if len(words[1]) > url:
+        raise UriTooLong("the request target is longer than %d bytes" % url)
+    if not re.fullmatch(rb"HTTP/\d\.\d", words[2]):
+        raise BadRequest("the request line does not end with an HTTP version")
+    if not words[2].startswith(b"HTTP/1."):
+        raise HttpVersion("only HTTP/1.1 and HTTP/1.0 are spoken here")
+    if not words[1] or _BAD_TARGET.search(words[1]) or b"#" in words[1]:
+        raise BadRequest("the request target has characters that must be percent-encoded")
+    if len(lines) - 1 > header_count:
+        raise TooManyHeaders("more than %d header fields" % header_count)
+    version = 1 if words[2] != b"HTTP/1.0" else 0
+    headers: Dict[str, str] = {}
+    for line in lines[1:]:
+        name, colon, value = line.partition(b":")
+        if not colon or not _TOKEN.fullmatch(name):
+            raise BadRequest("a header field is not: name: value (folded lines and blanks before the colon are refused)")
+        value = value.strip(b" \t")
+        if _BAD_VALUE.search(value):
+            raise BadRequest("a header value has control characters")
+        key, text = name.decode("ascii").lower(), value.decode("latin-1")
+        if key in headers:
+            # Which of two counts, two readers could see differently; but where they are equal (some clients send
+            # their Content-Type twice) only for the fields that say where a request ends and whom it is for.
+            framing = key in ("host", "content-length", "transfer-encoding")
+            if framing or key in _SINGLE_FIELDS and text != headers[key]:
+                raise BadRequest("the header field %s is given twice" % key)
+            text = text if key in _SINGLE_FIELDS else headers[key] + ", " + text
+        headers[key] = text
+    host = headers.get("host")
+    if host is None and version == 1:
+        raise BadRequest("the header field host is missing")
+    if host is not None and not _HOST.fullmatch(host):
+        raise BadRequest("the header field host is not a host and port")
+    length = 0
+    coding = headers.get("transfer-encoding")
+    if coding is not None:
+        if "content-length" in headers:
+            raise BadRequest("content-length and transfer-encoding exclude each other")
+        if version == 0:
+            raise BadRequest("HTTP/1.0 has no transfer-encoding")
+        if coding.lower() != "chunked":
+            raise NotImplementedHere("the only transfer-encoding understood is chunked")
+        length = -1
+    elif "content-length" in headers:
+        text = headers["content-length"]
+        if not re.fullmatch(r"[0-9]{1,18}", text):
+            raise BadRequest("content-length is not a number")
+        length = int(text)
+    options = [each.strip().lower() for each in headers.get("connection", "").split(",")]
+    keep_alive = "close" not in options and (version == 1 or "keep-alive" in options)
+    expect = headers.get("expect")
+    if expect is not None and expect.lower() != "100-continue":
+        raise ExpectationFailed("the only expectation understood is 100-continue")
+    return Head(words[0].decode("ascii"), words[1].decode("ascii"), version, headers, length, keep_alive,
+                expect is not None and version == 1)
+
+
+class ChunkedBody:
+    """Decodes a chunked body from a growing buffer. Chunk extensions are skipped, trailers dropped, both bounded."""
+    MAX_LINE = 1024
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.parts: List[bytes] = []
+        self.size = 0
+        self.count = 0
+        self.left = -1          # bytes left of this chunk; -1: a chunk header is due
+        self.trailers: Optional[int] = None     # bytes of trailers seen, once the last chunk was
+
+    def feed(self, buffer: bytearray) -> bool:
+        """Take what is whole from `buffer`; True when the body is complete. Raises BadRequest, BodyTooLarge."""
+        while True:
+            if self.left > 0:
+                part = bytes(buffer[:self.left])
+                if not part:
+                    return False
+                del buffer[:len(part)]
+                self.parts.append(part)
+                self.left -= len(part)
+            elif self.left == 0:
+                if len(buffer) < 2:
+                    return False
+                if buffer[:2] != b"\r\n":
+                    raise BadRequest("a chunk is longer than its size says")
+                del buffer[:2]
+                self.left = -1
+            else:
+                end = buffer.find(b"\r\n")
+                if end < 0 or end > self.MAX_LINE:
+                    if len(buffer) > self.MAX_LINE:
+                        raise BadRequest("a chunk header or trailer is too long")
+                    if b"\n" in buffer:
+                        raise BadRequest("a chunk header does not end with CRLF")
+                    return False
+                line = bytes(buffer[:end])
+                del buffer[:end + 2]
+                if b"\n" in line or b"\r" in line or b"\0" in line:
+                    raise BadRequest("a chunk header does not end with CRLF")
+                if self.trailers is not None:
+                    self.trailers += end
+                    if not line:
+                        return True
+                    if self.trailers > 8192:
+                        raise BadRequest("too many trailers")
+                    continue
+                match = re.fullmatch(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?", line)
+                if not match:
+                    raise BadRequest("a chunk size is not a hexadecimal number")
+                size = int(match.group(1), 16)
+                self.size += size
+                self.count += 1
+                if self.count > 1024 + self.size // 16:
+                    raise BadRequest("the body is cut into too many small chunks")
+                if self.size > self.limit:
+                    raise BodyTooLarge("the body is larger than %d bytes" % self.limit)
+                if size:
+                    self.left = size
+                else:
+                    self.trailers = 0
+
+
+class Request:
+    """One request, as a handler sees it."""
+    __slots__ = ("head", "method", "path", "raw_query", "headers", "body", "peer", "id", "started", "secure", "user",
+                 "route", "args", "_query", "authorization", "share", "certificate", "caller")
+
+    def __init__(self, head: Head, body: bytes, peer: str, request_id: str, secure: bool = False) -> None:
+        self.head = head
+        self.method = head.method
+        target = head.target
+        if not target.startswith("/") and target != "*":
+            match = re.match(r"https?://[^/?]*(.*)", target, re.IGNORECASE)
+            if not match:
+                raise BadRequest("the request target is neither a path nor an http URL")
+            target = match.group(1) if match.group(1).startswith("/") else "/" + match.group(1)
+        self.path, _, self.raw_query = target.partition("?")
+        self.headers = head.headers
+        self.body = body
+        self.peer = peer
+        self.id = request_id
+        self.started = time.monotonic()
+        self.secure = secure
+        self.user: Any = None
+        self.route: Any = None
+        self.args: Dict[str, str] = {}
+        self.authorization: Optional[str] = None
+        self.certificate: Optional[str] = None
+        self.caller = peer          # whose share of what is limited it takes: the peer's, until it is known who asks
+        self.share: Any = None
+        self._query: Optional[List[Tuple[str, str]]] = None
+
+    @property
+    def query(self) -> List[Tuple[str, str]]:
+        """The query's names and values, decoded. Raises BadRequest."""
+        if self._query is None:
+            self._query = [(decode_percent(name, True), decode_percent(value, True)) for name, _, value in
+                           (pair.partition("=") for pair in self.raw_query.split("&") if pair)]
+        return self._query
+
+
+def decode_percent(text: str, plus: bool = False) -> str:
+    """Percent-decoded text. Raises BadRequest for what is not UTF-8 or not an encoding."""
+    if "%" not in text and "+" not in text:
+        return text
+    if _BAD_PERCENT.search(text):
+        raise BadRequest("%r is not percent-encoded correctly" % text[:200])
+    try:
+        return urllib.parse.unquote(text.replace("+", " ") if plus else text, errors="strict")
+    except UnicodeDecodeError:
+        raise BadRequest("%r is not UTF-8" % text[:200]) from None
+
+
+class Response:
+    """An answer: status, body and headers; the body may be plain JSON, encoded when first needed."""
+    __slots__ = ("status", "_plain", "_body", "headers", "content_type", "_etag", "_gzip", "close", "code", "heads")
+
+    def __init__(self, status: int = 200, plain: Any = None, body: Optional[bytes] = None,
+                 content_type: str = JSON_TYPE, headers: Iterable[Tuple[str, str]] = (), close: bool = False,
+                 etag: Optional[str] = None, code: str = "") -> None:
+        self.status = status
+        self._plain = plain
+        self._body = body
+        self.content_type = content_type
+        self.headers = list(headers)
+        self.close = close
+        self.code = code
+        self._etag = etag
+        self._gzip: Optional[bytes] = None
+        self.heads: Dict[Any, bytes] = {}      # by the form of the answer: its header fields, made when first sent
+
+    @property
+    def plain(self) -> Any:
+        return self._plain
+
+    @property
+    def body(self) -> bytes:
+        if self._body is None:
+            self._body = (json.dumps(self._plain) + "\n").encode() if self._plain is not None else b""
+        return self._body
+
+    def settle(self) -> None:
+        """Make the body, and let go of the larger thing that it is made from."""
+        self._body, self._plain = self.body, None
+
+    @property
+    def etag(self) -> str:
+        """A strong validator: a hash of the body."""
+        if self._etag is None:
+            self._etag = '"%s"' % hashlib.blake2b(self.body, digest_size=12).hexdigest()
+        return self._etag
+
+    @property
+    def compressed(self) -> bytes:
+        if self._gzip is None:
+            self._gzip = gzip.compress(self.body, 5)
+        return self._gzip
+
+
+def etag_matches(header: str, etag: str, weak: bool = True) -> bool:
+    """Whether an If-Match or If-None-Match header names the ETag, or that of its gzip form. weak: W/ tags count too."""
+    if header == etag or header.strip() == "*":
+        return True
+    found = re.findall(r'(W/)?("[^"]*")', header)
+    return any((weak or not mark) and tag.replace('-gzip"', '"') == etag for mark, tag in found)
+
+
+def error_response(error: Failure, key: Optional[str] = None) -> Response:
+    """The JSON answer for a failure, as DESIGN says: status, key, code, errors, count and the error's own details."""
+    plain: Dict[str, Any] = {"status": "failure"}
+    if key:
+        plain["key"] = key
+    plain.update(code=error.code, errors=error.messages or [type(error).__doc__ or "failed"], count=0)
+    plain.update((name, value) for name, value in error.details.items() if value is not None and name[0] != "_")
+    return Response(error.http, plain, headers=error.headers, code=error.code)
+
+MAX_DIGITS = 400                    # of a whole number in JSON: Python reads and writes longer ones in quadratic time
+
+
+def load_json(text: str, pairs: Optional[Callable[[List[Tuple[str, Any]]], Any]] = None) -> Any:
+    """JSON that a stranger wrote: no NaN, no number of thousands of digits. Raises ValueError, for deep nesting too."""
+    def whole(digits: str) -> int:
+        if len(digits) > MAX_DIGITS:
+            raise ValueError("a number has more than %d digits" % MAX_DIGITS)
+        return int(digits)
+
+    def constant(name: str) -> Any:
+        raise ValueError("%s is not JSON" % name)
+    try:
+        return json.loads(text, object_pairs_hook=pairs, parse_int=whole, parse_constant=constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def parse_json(data: bytes) -> Any:
+    """Strict JSON: UTF-8, no name twice, and as `load_json` wants it. Raises BadRequest."""
+    def pairs(items: List[Tuple[str, Any]]) -> Dict[str, Any]:
+        made = dict(items)
+        if len(made) < len(items):
+            raise ValueError("a name occurs twice in one object")
+        return made
+    try:
+        return load_json(data.decode("utf-8"), pairs)
+    except ValueError as error:
+        raise BadRequest("the body is not JSON: %s" % error) from None
+
+
+def gunzip(data: bytes, limit: int) -> bytes:
+    """What a gzip body holds, in all its members (RFC 1952 2.2). Raises BadRequest, BodyTooLarge."""
+    import zlib
+    parts: List[bytes] = []
+    size = 0
+    while data or not parts:
+        decoder = zlib.decompressobj(31)
+        try:
+            parts.append(decoder.decompress(data, limit + 1 - size))
+        except zlib.error:
+            raise BadRequest("the body is not gzip, as its content encoding says") from None
+        size += len(parts[-1])
+        if size > limit:
+            raise BodyTooLarge("the body is larger than %d bytes" % limit)
+        if not decoder.eof:
+            raise BadRequest("the gzip body is not whole")
+        if len(parts) > 1000:
+            raise BadRequest("the gzip body has more than 1000 members")
+        data = decoder.unused_data
+    return b"".join(parts)
+
+
+def parse_parameters(text: str) -> List[Tuple[str, str]]:
+    """The `; name=value` of a header field, names in lower case, values without their quotes. What is none is passed over.
+    One step a character: a regular expression that looks for names would begin anew at each letter."""
+    found = []
+    position = 0
+    while position < len(text):
+        end = text.find(";", position)
+        end = len(text) if end < 0 else end
+        equals = text.find("=", position, end)
+        if equals >= 0:
+            start = equals + 1
+            while start < len(text) and text[start] in " \t":
+                start += 1
+            if text[start:start + 1] == '"':
+                value, end = _quoted(text, start + 1)
+                end = text.find(";", end)
+                end = len(text) if end < 0 else end
+            else:
+                value = text[start:end].strip()
+            found.append((text[position:equals].strip().lower(), value))
+        position = end + 1
+    return found
+
+
+def _quoted(text: str, start: int) -> Tuple[str, int]:
+    """(a quoted string from behind its first quote, where it ends)."""
+    parts = []
+    while start < len(text) and text[start] != '"':
+        if text[start] == "\\" and text[start + 1:start + 2] == '"':      # browsers escape only the quote
+            start += 1
+        parts.append(text[start])
+        start += 1
+    return "".join(parts), start
+
+
+def parse_content_type(text: str) -> Tuple[str, Dict[str, str]]:
+    """Media type and parameters, names in lower case."""
+    kind, _, rest = text.partition(";")
+    return kind.strip().lower(), dict(parse_parameters(rest))
+
+
+def parse_multipart(data: bytes, boundary: str) -> Dict[str, bytes]:
+    """The files of a multipart/form-data body by name, in their order. Raises BadRequest."""
+    if not boundary or len(boundary) > 200:
+        raise BadRequest("multipart/form-data needs a boundary")
+    mark = b"--" + boundary.encode("latin-1", "replace")
+    parts = (b"\r\n" + data).split(b"\r\n" + mark, 302)
+    if len(parts) > 302:
+        raise BadRequest("more than 300 files")
+    if len(parts) < 2 or not parts[-1].startswith(b"--"):
+        raise BadRequest("the multipart body does not end with its boundary")
+    files: Dict[str, bytes] = {}
+    for part in parts[1:-1]:
+        name, content = _part_of(part)
+        path = os.path.normpath(name.replace("\\", "/"))
+        if path.startswith(("/", "../")) or path == ".." or "\0" in path:
+            raise BadRequest("the file name %r reaches outside" % name[:80])
+        if path in files:
+            raise BadRequest("the file %r is sent twice" % name[:80])
+        files[path] = content
+    return files
+
+
+def _part_of(part: bytes) -> Tuple[str, bytes]:
+    """(the file name, or else the field's, of a part of a multipart body; its content)."""
+    end = part.find(b"\r\n\r\n", 0, 8192)
+    for line in part[:max(0, end)].split(b"\r\n"):
+        field, _, value = line.partition(b":")
+        if field.strip().lower() == b"content-disposition":
+            named = dict(parse_parameters(value.partition(b";")[2].decode("utf-8", "replace")))
+            name = named.get("filename") or named.get("name")
+            if name:
+                return name, part[end + 4:]
+    raise BadRequest("a part of the multipart body has no file name")
+
+
+# --- waiting ------------------------------------------------------------------------------------------------
+
+
+class Source:
+    """Something that changes, and those who want to know. From any thread; no lock is held while a listener runs, and one
+    that asks how things stand after `listen` and after each call misses nothing."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()       # guards _listeners, and what subclasses say
+        self._listeners: Dict[Callable[[], None], None] = {}
+
+    def listen(self, listener: Callable[[], None]) -> bool:
+        """Have `listener` called after every change. False where nothing will change any more."""
+        with self._lock:
+            self._listeners[listener] = None
+        return True
+
+    def forget(self, listener: Callable[[], None]) -> None:
+        with self._lock:
+            left = self._listeners.pop(listener, self) is self or bool(self._listeners)
+        if not left:
+            self.deserted()
+
+    def deserted(self) -> None:
+        """Called when the last listener has gone."""
+
+    def changed(self) -> None:
+        for each in tuple(self._listeners):
+            each()
+
+
+class Later:
+    """An answer that one caller waits for without holding a thread. It is what `ready` returns after a change of the
+    source, or `otherwise` when the time is up, the server stops or the caller has said all; or none, when he goes.
+    Both are called in whichever thread that happens in, and must not block. ended: called when the wait is over."""
+
+    def __init__(self, source: Source, seconds: float, ready: Callable[[], Optional[Response]],
+                 otherwise: Callable[[], Response], ended: Callable[[], None] = lambda: None) -> None:
+        self.source = source
+        self.seconds = seconds
+        self.ready = ready
+        self.otherwise = otherwise
+        self.ended = ended
+        self._send: Optional[Callable[[Response], None]] = None
+        self._late = False                  # it was to end, perhaps before anybody had said how to send
+        self._once = threading.Lock()       # taken by what ends the wait
+        self.listening = source.listen(self.look)
+
+    def start(self, send: Callable[[Response], None]) -> None:
+        """How to send the answer; sent at once where it is ready."""
+        self._send = send
+        self.look()
+        if self._late:
+            self.expire()
+
+    def look(self) -> None:
+        answer = self.ready() if self._send else None
+        if answer is not None:
+            self._end(lambda: answer)
+
+    def expire(self) -> None:
+        self._late = True       # first: `start` looks at it after it has set _send
+        if self._send is not None:
+            self._end(self.otherwise)
+
+    def gone(self) -> None:
+        self._end(None)
+
+    def _end(self, answer: Optional[Callable[[], Optional[Response]]]) -> None:
+        if self._once.acquire(blocking=False):
+            self.source.forget(self.look)
+            self.ended()
+            if answer is not None and self._send is not None:
+                self._send(answer())    # type: ignore[arg-type]
+
+    def again(self) -> Later:
+        """The same wait for somebody else."""
+        return Later(self.source, self.seconds, self.ready, self.otherwise)
+
+
+class Stream:
+    """A text/event-stream of what changes in a source. since: from a mark, the bytes that are new and the mark after them,
+    nothing if nothing is; it is asked only when the network took all there was, so a slow caller holds one piece."""
+
+    def __init__(self, source: Source, since: Callable[[Any], Tuple[bytes, Any]], mark: Any = None) -> None:
+        self.source = source
+        self.since = since
+        self.mark = mark
+        self._sink: Any = None
+        self._lock = threading.Lock()       # guards mark: pieces go out one after another
+        self._late = False
+        self._once = threading.Lock()       # taken by what ends the stream
+        self.listening = source.listen(self.look)
+
+    def start(self, sink: Any) -> None:
+        """sink: `full`, whether the network still has to take something; `push`, to send bytes; `finish`, to end."""
+        with self._lock:
+            self._sink = sink
+            sink.push(b": welcome\nretry: 2000\n\n")
+        self.look()
+        if self._late:
+            self.expire()
+
+    def look(self) -> None:
+        """Send what is new. Called after changes, and when the sink is no longer full."""
+        with self._lock:
+            while self._sink is not None and not self._sink.full:
+                data, self.mark = self.since(self.mark)
+                if not data:
+                    return
+                self._sink.push(data)
+
+    def expire(self) -> None:
+        self._late = True
+        if self._sink is not None:
+            self._end(b'event: end\ndata: {"reason": "the server is stopping"}\n\n')
+
+    def gone(self) -> None:
+        self._end(b"")
+
+    def _end(self, last: bytes) -> None:
+        if self._once.acquire(blocking=False):
+            self.source.forget(self.look)
+            with self._lock:
+                sink, self._sink = self._sink, None
+            if sink is not None and last:
+                sink.push(last)
+                sink.finish()
+
+
+class Poll(Source):
+    """A question asked again and again while somebody listens for its answer, however many they are.
+
+    ask: called in a worker every `interval` seconds. It ends `linger` seconds after the last listener went. delayed: who
+    begins to watch has just asked himself, so that the first question comes after an interval.
+    """
+
+    def __init__(self, runner: Any, ask: Callable[[], Any], interval: float, linger: float = 0.0,
+                 delayed: bool = False) -> None:
+        super().__init__()
+        self.delayed = delayed
+        self.runner = runner
+        self.ask = ask
+        self.interval = interval
+        self.linger = linger
+        self.answer: Any = None             # the latest, or the Failure
+        self.asked = 0.0                    # when that was asked
+        self.ended = False                  # nobody listened; guarded by _lock as _listeners is
+        self._left = time.monotonic()
+
+    @property
+    def waiters(self) -> int:
+        return len(self._listeners)
+
+    def listen(self, listener: Callable[[], None]) -> bool:
+        with self._lock:
+            if not self.ended:
+                self._listeners[listener] = None
+            return not self.ended
+
+    def deserted(self) -> None:
+        self._left = time.monotonic()
+
+    def start(self, seconds: float = 0.0) -> None:
+        self.runner.call_later(seconds, partial(self.runner.run_in_worker, self._turn))
+
+    def _turn(self) -> None:
+        started = time.monotonic()
+        with self._lock:
+            self.ended = not self._listeners and started - self._left >= self.linger
+        if self.ended:
+            return
+        try:
+            answer = self.ask()
+        except Failure as error:
+            answer = error
+        except Exception as error:      # a defect, or an answer of no known shape: the watchers are told, and it polls on
+            answer = Failure("the answer cannot be read: %s" % type(error).__name__, http=502, code="BAD_ANSWER")
+        try:
+            self.answer, self.asked = answer, started
+            self.note(answer)
+            self.changed()
+        finally:
+            self.start(max(0.0, self.interval - (time.monotonic() - started)))
+
+    def note(self, answer: Any) -> None:
+        """Called with each answer before the listeners are."""
+
+
+def event_bytes(event_id: str, name: str, plain: Any) -> bytes:
+    """An event of a text/event-stream; without an id the caller keeps the one it has."""
+    return ("%sevent: %s\ndata: %s\n\n" % ("id: %s\n" % event_id if event_id else "", name, json.dumps(plain))).encode()
+
+
+class Events(Poll):
+    """A Poll whose answers are the events that are new: numbered, the last ones kept so that a caller can resume.
+
+    ask: called for the new events, (name, plain); its `standing` tells how things stand, as (time, name, plain).
+    """
+    KEPT = 2000
+    PIECE = 256         # events given at once
+
+    def __init__(self, runner: Any, ask: Any, interval: float) -> None:
+        super().__init__(runner, ask, interval, linger=30.0)
+        self.changes = ask
+        self.epoch = secrets.token_hex(4)
+        self._number = 0                    # of the latest event; guarded by _lock as all that follows
+        self._history: Deque[bytes] = collections.deque(maxlen=self.KEPT)
+        self._first: Optional[int] = None   # how many events the first look told: how things stood then
+        self._failing = False
+        self._standing: Tuple[int, List[bytes]] = (-1, [])      # how things stood after so many events
+
+    def mark(self, last_id: str) -> Any:
+        """Where a caller that has this Last-Event-ID goes on; None: with how things stand."""
+        epoch, _, number = last_id.partition("-")
+        if not last_id:
+            return None
+        return int(number) if epoch == self.epoch and re.fullmatch(r"\d{1,15}", number, re.ASCII) else -1
+
+    def since(self, mark: Any) -> Tuple[bytes, Any]:
+        """What follows a mark, a piece of it, and the mark after that. A mark is the number of the last event told; or,
+        while a caller is told how things stand, (those pieces, how many were told, the event that they stand after)."""
+        with self._lock:
+            if self._first is None:
+                return b"", mark
+            oldest, gap = self._number - len(self._history), b""
+            if isinstance(mark, int) and not oldest <= mark <= self._number:
+                gap = event_bytes("", "gap", {"reason": "the events in between are not known any more"})
+                mark = None
+            if mark is None and self._number == self._first <= self.KEPT:
+                mark = 0            # nothing has happened since the first look
+            elif mark is None:
+                mark = (self._stand(), 0, self._number) if self.changes.standing else oldest
+            if isinstance(mark, tuple):
+                pieces, told, number = mark
+                told += self.PIECE
+                data = gap + b"".join(pieces[told - self.PIECE:told])
+                mark = (pieces, told, number) if told < len(pieces) else number
+                if data:
+                    return data, mark
+            fresh = list(itertools.islice(reversed(self._history), self._number - mark))[::-1][:self.PIECE]
+            return gap + b"".join(fresh), mark + len(fresh)
+
+    def _stand(self) -> List[bytes]:
+        """How things stand, as events; only the last has an id, so that one who loses the middle is told all again."""
+        number, pieces = self._standing
+        if number != self._number:
+            found = self.changes.standing
+            pieces = [event_bytes("" if left else "%s-%d" % (self.epoch, self._number), name, plain)
+                      for left, (_, name, plain) in zip(range(len(found) - 1, -1, -1), found)]
+            self._standing = (self._number, pieces)
+        return pieces
+
+    def note(self, answer: Any) -> None:
+        if isinstance(answer, Failure):
+            failing, answer = self._failing, [("error", {"code": answer.code, "errors": answer.messages})]
+            self._failing = True
+            if failing:
+                return
+        else:
+            self._failing = False
+        with self._lock:
+            for name, plain in answer:
+                self._number += 1
+                self._history.append(event_bytes("%s-%d" % (self.epoch, self._number), name, plain))
+            if self._first is None and not self._failing:
+                self._first = self._number
+            elif self._first is None:
+                self._first = -1        # an error came first: who comes next is told how things stand
+
+
+# --- the server ---------------------------------------------------------------------------------------------
+
+
+class App:
+    """What a server serves. Subclasses answer; an exception that any of these lets out is a defect."""
+
+    def prepare(self, request: Request) -> None:
+        """Called in the reading thread before anything else: find the route, set `share`."""
+
+    def admit(self, request: Request) -> None:
+        """Called with a prepared request whose body is still to come; raises the Failure it gets if it is not taken."""
+
+    def is_quick(self, request: Request) -> bool:
+        """Whether `handle` neither blocks nor takes long, so that the reading thread may call it."""
+        return False
+
+    def handle(self, request: Request) -> Union[Response, Later, Stream]:
+        raise NotImplementedError
+
+    def refuse(self, error: Failure, request: Optional[Request] = None) -> Response:
+        """The answer to what is no request, or cannot be taken."""
+        return error_response(error)
+
+    def warn(self, text: str) -> None:
+        """Called with what an operator should know."""
+
+    def broken(self, error: Exception) -> None:
+        """Called for an exception that is a defect of ours, to be logged."""
+
+    def extra_headers(self, request: Request) -> Sequence[Tuple[str, str]]:
+        """Header fields for any answer to this request."""
+        return ()
+
+    def finished(self, request: Optional[Request], peer: str, response: Response, size: int) -> None:
+        """Called when an answer was handed to the network, for the log and the metrics."""
+
+
+def waits_for(error: OSError, plain: int) -> int:
+    """What a non-blocking socket that raised this has to wait for: a poll mask, `plain` unless TLS says otherwise, or 0
+    where the error is one. TLS may have to write to read, and to read to write."""
+    if isinstance(error, (BlockingIOError, InterruptedError)):
+        return plain
+    return {"SSLWantReadError": select.POLLIN, "SSLWantWriteError": select.POLLOUT}.get(type(error).__name__, 0)
+
+
+def _reason(error: BaseException) -> str:
+    """An OS or TLS error in the words callers know."""
+    if isinstance(error, socket.timeout):
+        return "timed out"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _place(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "line %d" % trace.tb_lineno if trace else "?"
+
+
+class Timer(list):      # type: ignore[type-arg]
+    """[when, serial, function]: a function that is to be called once."""
+
+    def cancel(self) -> None:
+        self[2] = None      # and lets go of what it would have been about
+
+
+class Loop:
+    """What a thread does that waits for all sockets: `turn` is one wait with the calls that follow. One thread at a time
+    turns it, that which `own`ed it last; `soon`, `later` and `stop` are for all threads, the rest for that one alone."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call           # how to call what may fail
+        self._selector = selectors.DefaultSelector()
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._woken = False
+        self._soon: Deque[Tuple[Callable[..., None], Tuple[Any, ...]]] = collections.deque()
+        self._timers: List[Timer] = []
+        self._serial = itertools.count()
+        self._thread = 0            # the one that turns it, 0 while that passes from one to another
+        self.stopping = False
+        self.turned = time.monotonic()
+        for each in (self._wake_in, self._wake_out):
+            each.setblocking(False)
+        self.watch(self._wake_in, 0, selectors.EVENT_READ, self._drain_wakes)
+
+    def soon(self, function: Callable[..., None], *arguments: Any) -> None:
+        self._soon.append((function, arguments))
+        if threading.get_ident() != self._thread:
+            self._wake()
+
+    def later(self, seconds: float, function: Callable[[], None]) -> Timer:
+        timer = Timer((time.monotonic() + seconds, next(self._serial), function))
+        if threading.get_ident() == self._thread:
+            heapq.heappush(self._timers, timer)
+        else:
+            self.soon(heapq.heappush, self._timers, timer)
+        return timer
+
+    def stop(self) -> None:
+        self.stopping = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self._woken:
+            self._woken = True
+            with contextlib.suppress(OSError):
+                self._wake_out.send(b"\0")
+
+    def _drain_wakes(self, mask: int) -> None:
+        with contextlib.suppress(OSError):
+            self._wake_in.recv(4096)
+        self._woken = False     # only now: a byte written in between would be taken while the flag says it is there
+
+    def own(self, thread: int) -> None:
+        self._thread = thread
+
+    def turn(self) -> None:
+        timers = self._timers
+        timeout = 0.0 if self._soon else max(0.0, timers[0][0] - time.monotonic()) if timers else None
+        for key, mask in self._selector.select(timeout):
+            self._call(key.data, mask)
+        for _ in range(len(self._soon)):
+            function, arguments = self._soon.popleft()
+            self._call(function, *arguments)
+        now = time.monotonic()
+        while timers and (timers[0][0] <= now or timers[0][2] is None):
+            function = heapq.heappop(timers)[2]
+            if function is not None:
+                self._call(function)
+
+    def watch(self, sock: Any, before: int, mask: int, on_event: Callable[[int], None]) -> None:
+        """Which events of a socket to wait for, and which those were before."""
+        with contextlib.suppress(KeyError, ValueError, OSError):
+            if not before:
+                self._selector.register(sock, mask, on_event)
+            elif not mask:
+                self._selector.unregister(sock)
+            else:
+                self._selector.modify(sock, mask, on_event)
+
+    def prune(self) -> None:
+        """Let go of timers that were cancelled, where they are many."""
+        alive = [each for each in self._timers if each[2] is not None]
+        if 2 * len(alive) < len(self._timers):
+            self._timers[:] = alive
+            heapq.heapify(self._timers)
+
+    def close(self) -> None:
+        self._selector.close()
+        self._wake_in.close()
+        self._wake_out.close()
+
+_LEAD = object()        # in the queue of Workers: whoever takes it turns the loop
+
+
+class Workers:
+    """Threads that run what is put into a queue. One of them leads: it turns the loop, and what the loop holds for it it
+    runs itself while an idle thread leads: so a request waits for no other thread to wake up. `hold` is for the leader."""
+
+    def __init__(self, loop: Loop, most: float, call: Callable[..., Any]) -> None:
+        self.loop = loop
+        self.most = most
+        self._call = call
+        self._held: Optional[Callable[[], None]] = None     # touched by the leader alone
+        self.ended = threading.Event()      # nobody leads any more
+        self.failure = ""                   # why, where it was not told to end
+        self.queue: SimpleQueue[Any] = SimpleQueue()        # None: end
+        self._lock = threading.Lock()   # guards threads, _idle, _queued
+        self.threads = 0
+        self.refused = 0                # threads that could not be started
+        self._idle = 0
+        self._queued = 0                # in the queue, or just taken by a thread that still counts as idle
+
+    def put(self, work: Any) -> None:
+        with self._lock:
+            self._put(work)
+            if self._queued > self._idle:
+                self._add()
+
+    def hold(self, work: Callable[[], None]) -> None:
+        if self._held is None:
+            self._held = work
+        else:
+            self.put(work)
+
+    def end(self) -> None:
+        for _ in range(self.threads):
+            self.queue.put(None)
+
+    def _put(self, work: Any) -> None:
+        self._queued += 1
+        self.queue.put(work)
+
+    def _add(self) -> bool:
+        """One more thread, if there may be one: work has `most`, and one leads. With the lock held."""
+        if self.threads > self.most:
+            return False
+        try:
+            threading.Thread(target=self._work, name="http-worker", daemon=True).start()
+        except RuntimeError:        # no more threads to be had: those there are go on
+            self.refused += 1
+            return False
+        self.threads += 1
+        return True
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                self._idle += 1
+            work: Any = None
+            with contextlib.suppress(QueueEmpty):
+                work = self.queue.get(timeout=30)
+            with self._lock:
+                self._idle -= 1
+                self._queued -= work is not None
+                if work is None and self._queued and not self.loop.stopping:
+                    continue
+                if work is None:
+                    self.threads -= 1
+                    return
+                if self._queued > self._idle:
+                    self._add()
+            if work is _LEAD:
+                work = self._lead()
+            if work is not None:
+                self._call(work)
+
+    def _lead(self) -> Optional[Callable[[], None]]:
+        """Turn the loop until there is something to run while another thread turns it. None at the end of all."""
+        passed = False
+        self.loop.own(threading.get_ident())
+        try:
+            while not self.loop.stopping:
+                self.loop.turn()
+                if self._held is not None:
+                    work, self._held = self._held, None
+                    with self._lock:
+                        passed = self._queued < self._idle or self._add()
+                        if passed:
+                            self.loop.own(0)
+                            self._put(_LEAD)
+                    if passed:
+                        return work
+                    self.put(work)
+            return None
+        except Exception as error:
+            self.failure = "%s: %s at %s" % (type(error).__name__, error, _place(error))
+            return None
+        finally:
+            if not passed:
+                self.ended.set()
+
+
+class Incoming:
+    """What arrives on a connection, made into requests. It has no socket, no clock and no thread: bytes go in by `feed`,
+    `next` takes out what is whole; when it raises, what follows in the stream cannot be trusted."""
+    __slots__ = ("_limits", "_parse", "buffer", "head", "_chunks", "_scanned")
+
+    def __init__(self, limits: Dict[str, float], parse: Callable[[bytes], Head]) -> None:
+        self._limits = limits
+        self._parse = parse
+        self.buffer = bytearray()       # received and not yet taken
+        self.head: Optional[Head] = None            # of the request whose body is still to come
+        self._chunks: Optional[ChunkedBody] = None
+        self._scanned = 0               # bytes of the buffer in which no end of a head was found
+
+    def feed(self, data: bytes) -> None:
+        self.buffer += data
+
+    @property
+    def held(self) -> int:
+        """Bytes of the body that is arriving."""
+        return 0 if self.head is None else len(self.buffer) + (self._chunks.size if self._chunks else 0)
+
+    def next(self) -> Optional[Tuple[Head, Optional[bytes]]]:
+        """The next request's head and body; before that, once, its head and None where it has a body, so that it can be
+        refused before that is held. None: more has to be fed."""
+        head = self.head
+        if head is None:
+            head = self._take_head()
+            if head is None or not head.length:
+                return None if head is None else (head, b"")
+            self.head = head
+            self._chunks = ChunkedBody(int(self._limits["body"])) if head.length < 0 else None
+            return head, None
+        if self._chunks is not None:
+            if not self._chunks.feed(self.buffer):
+                return None
+            body = b"".join(self._chunks.parts)
+        elif len(self.buffer) < head.length:
+            return None
+        else:
+            body = bytes(self.buffer[:head.length])
+            del self.buffer[:head.length]
+        self.head = self._chunks = None
+        return head, body
+
+    def _take_head(self) -> Optional[Head]:
+        buffer, limits = self.buffer, self._limits
+        while buffer[:2] == b"\r\n":
+            del buffer[:2]
+        start = max(0, self._scanned - 3)
+        end = buffer.find(b"\r\n\r\n", start)
+        if end < 0 or end > limits["headers"] + limits["url"]:
+            if len(buffer) > limits["headers"] + limits["url"]:
+                first = buffer.find(b"\r\n")
+                if first < 0 or first > limits["url"] + 32:
+                    raise UriTooLong("the request target is longer than %d bytes" % limits["url"])
+                raise TooManyHeaders("the header fields are larger than %d bytes" % limits["headers"])
+            if _BARE_LINE_END.search(buffer, start):
+                raise BadRequest("a line of the request head does not end with CRLF")
+            self._scanned = len(buffer)
+            return None
+        raw = bytes(buffer[:end])
+        del buffer[:end + 4]
+        self._scanned = 0
+        if end - raw.find(b"\r\n") - 2 > limits["headers"] and b"\r\n" in raw:
+            raise TooManyHeaders("the header fields are larger than %d bytes" % limits["headers"])
+        return self._parse(raw)
+
+
+def head_parser(limits: Dict[str, float]) -> Callable[[bytes], Head]:
+    """parse_head with these limits. Heads repeat on kept-alive connections: the latest are remembered, but for those with
+    credentials."""
+    parse = partial(parse_head, header_count=int(limits["header_count"]), url=int(limits["url"]))
+    known = lru_cache(maxsize=256)(parse)
+    return lambda raw: (parse if b"authorization" in raw.lower() else known)(raw)
+
+
+class Run(Source):
+    """One run of the app's handler, for all that asked for the same before it began; changes once, when it has an answer."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__()
+        self.request = request
+        self.since = time.monotonic()
+        self.answer: Any = None
+        self._begun = threading.Lock()      # taken by who makes the answer
+
+    def begin(self) -> bool:
+        """Whether the caller is to make the answer: one does."""
+        return self._begun.acquire(blocking=False)
+
+
+class Connection:
+    """One caller. In the loop's thread: all that begins with on_, advance, close, linger, look. In any: respond, push.
+
+    A caller is `busy` from the first byte of a request to the last of its answer. Who makes it unbusy looks at the buffer
+    afterwards, and who fills the buffer looks at busy afterwards: so what was received is never left lying.
+    """
+    __slots__ = ("server", "socket", "peer", "lock", "incoming", "request", "busy", "out", "deadline", "since", "reserved",
+                 "ended", "closing", "done", "lingering", "closed", "mask", "handshaking", "waiting", "timer", "counted_for",
+                 "unsent", "taken_since", "taken")
+
+    def __init__(self, server: HttpServer, sock: Any, peer: str) -> None:
+        self.server = server
+        self.socket = sock
+        self.peer = peer
+        self.lock = threading.Lock()    # guards the socket, out, busy, closing and closed: any thread may send
+        self.incoming = Incoming(server.limits, server.parse)
+        self.request: Optional[Request] = None      # the one whose body is arriving
+        self.busy = False               # a request is being answered
+        self.out = bytearray()          # of the answer, what the network did not take yet
+        self.deadline = time.monotonic() + server.limits["header_time"]
+        self.since = 0.0                # when the request began to arrive
+        self.reserved = 0               # bytes counted for the body that is arriving, until it is answered
+        self.counted_for = ""           # whose share they are counted in
+        self.unsent = 0                 # bytes of out that are counted
+        self.taken_since = 0.0          # when the network last had taken all, and what it took since then
+        self.taken = 0
+        self.ended = False              # the caller sends nothing more
+        self.closing = False            # nothing more is read: close when all is sent
+        self.done = False               # the last bytes of the answer are among those sent or in out
+        self.lingering = False          # answered and shut down; what still comes is thrown away
+        self.closed = False
+        self.mask = 0
+        self.handshaking = server.tls is not None
+        self.waiting: Any = None        # the Later or Stream that the caller waits on
+        self.timer: Optional[Timer] = None
+        self.interest(selectors.EVENT_READ)
+
+    def interest(self, mask: int) -> None:
+        """Which events of the socket to wait for."""
+        if not self.closed and mask != self.mask:
+            self.server.loop.watch(self.socket, self.mask, mask, self.on_event)
+            self.mask = mask
+
+    def on_event(self, mask: int) -> None:
+        if self.handshaking:
+            self._shake_hands()
+            return
+        if mask & selectors.EVENT_WRITE:
+            self.push(b"")
+        if mask & selectors.EVENT_READ and not self.closed:
+            self.on_input()
+
+    def _shake_hands(self) -> None:
+        import ssl
+        try:
+            with self.lock:
+                self.socket.do_handshake()
+        except ssl.SSLWantReadError:
+            self.interest(selectors.EVENT_READ)
+        except ssl.SSLWantWriteError:
+            self.interest(selectors.EVENT_WRITE)
+        except (OSError, ValueError):
+            self.server.refusals["tls"] += 1
+            self.close()
+        else:
+            self.handshaking = False
+            self.interest(selectors.EVENT_READ)
+            self.on_input()
+
+    def on_input(self) -> None:
+        try:
+            with self.lock:
+                data = self.socket.recv(65536)
+                while data and self.server.tls is not None and self.socket.pending():
+                    data += self.socket.recv(65536)
+        except OSError as error:
+            if not waits_for(error, select.POLLIN):
+                self.close()
+            return
+        if not data:
+            self.on_end()
+        elif not self.lingering and not self.closing:
+            self.incoming.feed(data)
+            if not self.busy:
+                self.advance()
+            elif len(self.incoming.buffer) > 65536:
+                self.interest(self.mask & ~selectors.EVENT_READ)
+
+    def on_end(self) -> None:
+        """The caller has said all, or is gone; waiting, it gets now what there is to say."""
+        self.ended = True
+        if not self.busy and not self.out or isinstance(self.waiting, Stream):
+            self.close()
+            return
+        self.interest(self.mask & ~selectors.EVENT_READ)
+        waiting = self.waiting
+        if waiting is not None:
+            self.server.workers.put(waiting.expire)
+
+    def advance(self) -> None:
+        """Take the requests that are whole."""
+        try:
+            for turn in itertools.count():
+                if self.busy or self.closed or self.closing:
+                    return
+                if turn >= 8:       # a caller that sends many requests at once leaves room for the others
+                    self.server.loop.soon(self.advance)
+                    return
+                found = self.incoming.next()
+                if found is None:
+                    self._need_more()
+                    return
+                if found[1] is None:
+                    self._admit(found[0])
+                    continue
+                request, self.request = self.request or self.server.request(self, found[0]), None
+                request.body = found[1]
+                self.since = 0.0
+                self.busy = True
+                self.server.dispatch(self, request)
+                if not self.incoming.buffer and not self.busy and not self.ended:
+                    return
+        except Failure as error:
+            self.refuse(error)
+
+    def _need_more(self) -> None:
+        now, limits, incoming = time.monotonic(), self.server.limits, self.incoming
+        if self.ended:
+            self.close()
+        elif incoming.head is not None:
+            self.count(incoming.held)
+            self.deadline = now + self.server.GRACE
+        elif incoming.buffer and not self.since:
+            self.since = now
+            self.deadline = now + limits["header_time"]
+
+    def _admit(self, head: Head) -> None:
+        """Whether to take a body at all: before any of it is held. Raises the Failure that the request gets."""
+        self.since = time.monotonic()
+        self.request = self.server.request(self, head)
+        if head.length > self.server.limits["body"]:
+            raise BodyTooLarge("the body is larger than %d bytes" % self.server.limits["body"])
+        self.server.app.admit(self.request)
+        self.count(self.incoming.held, max(0, head.length))
+        if head.expects and not self.incoming.buffer:
+            self.push(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def count(self, held: int, wanted: int = 0) -> None:
+        """Count the bytes that this request's body takes towards those of all, and of its caller. Raises Overloaded."""
+        server, caller = self.server, self.counted_for or (self.request.caller if self.request else self.peer)
+        server.reserved[caller] += held - self.reserved
+        server.all_reserved += held - self.reserved
+        self.counted_for = caller if held else ""
+        self.reserved = held
+        if not server.reserved[caller]:
+            del server.reserved[caller]
+        if not held and not wanted:
+            return
+        most, more = server.limits["bodies"], max(held, wanted) - held
+        if server.all_reserved + more > most or server.reserved[caller] + more > max(most / 4, server.limits["body"]):
+            raise Overloaded("too many request bodies are under way%s; try again" % (
+                "" if server.all_reserved + more > most else " of this caller"), headers=[("Retry-After", "1")])
+
+    def refuse(self, error: Failure) -> None:
+        """Answer what is no request or cannot be taken, and close: what follows in the stream cannot be trusted."""
+        self.server.refusals[error.code.lower()] += 1
+        request, self.request = self.request, None
+        self.busy = True
+        self.incoming = Incoming(self.server.limits, self.server.parse)
+        self.respond(request, self.server.app.refuse(error, request), True)
+
+    def answer(self, request: Request, answer: Union[Response, Later, Stream]) -> None:
+        """Give the answer, or have it given when it comes."""
+        if isinstance(answer, Response):
+            self.respond(request, answer)
+            return
+        self.waiting = answer
+        if isinstance(answer, Stream):
+            head = Response(200, body=b"", content_type="text/event-stream",
+                            headers=[("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")], close=True)
+            data = self.server.encode(request, head, stream=True)
+            self.server.app.finished(request, self.peer, head, 0)
+            self.push(data)
+            if request.method == "HEAD":
+                answer.gone()
+                self.finish()
+            else:
+                answer.start(self)
+        else:
+            self.timer = self.server.loop.later(answer.seconds, partial(self.server.workers.put, answer.expire))
+            answer.start(partial(self.respond, request))
+        # What happened while the answer was made, and found nobody waiting:
+        if self.closed:
+            answer.gone()
+        elif self.server.draining:
+            answer.expire()
+        elif self.ended:
+            self.server.loop.soon(self.on_end)
+
+    @property
+    def full(self) -> bool:
+        """Whether the network still has to take something."""
+        return bool(self.out) or self.closed
+
+    def respond(self, request: Optional[Request], response: Response, close: bool = False) -> None:
+        self.waiting = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        close = close or response.close or self.server.draining or request is None or not request.head.keep_alive
+        data = self.server.encode(request, response, close)
+        self.server.app.finished(request, self.peer, response, len(data))
+        self.push(data, close, done=True)
+
+    def push(self, data: bytes, close: bool = False, done: bool = False) -> None:
+        """Give bytes to the network, and keep what it does not take for the loop. done: the answer is whole."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closing |= close
+            self.done |= done
+            if self.out:
+                self.out += data
+                data = b""
+            try:
+                if self.out:
+                    sent = self.socket.send(memoryview(self.out)[:1 << 18])
+                    del self.out[:sent]
+                    self.taken += sent
+                elif data:
+                    sent = self.socket.send(data)
+                    if sent < len(data):
+                        self.out += memoryview(data)[sent:]
+                        self.taken_since, self.taken = time.monotonic(), 0
+                self.deadline = time.monotonic() + self.server.limits["send_time"]
+            except OSError as error:
+                if not waits_for(error, select.POLLOUT):
+                    self.server.loop.soon(self.close)
+                    return
+                self.out += data
+            left = bool(self.out)
+            if left or self.unsent:
+                held, self.unsent = self.unsent, len(self.out)
+                if self.server.count_unsent(self.unsent - held):
+                    self.server.refusals["unsent"] += 1
+                    self.server.loop.soon(self.close)
+            if self.done and not left:
+                self.busy = self.done = False
+                self.deadline = time.monotonic() + self.server.limits["idle_time"]
+                if self.reserved:
+                    self.server.loop.soon(self.count, 0)
+        if left or self.mask & selectors.EVENT_WRITE or self.closing or self.incoming.buffer or self.ended or not self.mask:
+            self.server.loop.soon(self.on_sent)
+
+    def finish(self) -> None:
+        """The end of a stream."""
+        self.waiting = None
+        self.push(b"", close=True, done=True)
+
+    def on_sent(self) -> None:
+        if self.closed:
+            return
+        reading = 0 if self.ended else selectors.EVENT_READ
+        self.interest(reading | selectors.EVENT_WRITE if self.out else reading)
+        if self.out:
+            return
+        waiting = self.waiting
+        if isinstance(waiting, Stream):
+            self.server.workers.put(waiting.look)
+        if self.closing and not self.waiting:
+            self.linger()
+        elif not self.busy:
+            self.advance()
+
+    def linger(self) -> None:
+        """Close so that the answer arrives even where the caller is still sending: wait for its end for a moment."""
+        if self.ended or self.lingering:
+            self.close()
+            return
+        self.lingering = True
+        self.deadline = time.monotonic() + self.server.LINGER
+        self.busy = False
+        self.incoming.buffer.clear()
+        self._say_goodbye()
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except (OSError, ValueError):
+            self.close()
+
+    def _say_goodbye(self) -> None:
+        """TLS's close_notify, so that the caller knows an end from a cut (RFC 8446 6.1); its own is not waited for."""
+        unwrap = getattr(self.socket, "unwrap", None)
+        if unwrap is not None and not self.handshaking:
+            with contextlib.suppress(OSError, ValueError):
+                unwrap()
+
+    def close(self) -> None:
+        with self.lock:
+            if self.closed:
+                return
+            self.interest(0)
+            self.closed = True
+            if not self.lingering and not self.out:
+                self._say_goodbye()
+            with contextlib.suppress(OSError):
+                self.socket.close()
+        self.count(0)
+        self.server.count_unsent(-self.unsent)
+        self.unsent = 0
+        self.server.connections.discard(self)
+        waiting, self.waiting = self.waiting, None
+        if self.timer is not None:
+            self.timer.cancel()
+        if waiting is not None:
+            waiting.gone()
+
+    def look(self, now: float) -> None:
+        """End what ran out of time."""
+        if not self.out and (self.waiting is not None or self.busy):
+            return
+        incoming, late = self.incoming, now > self.deadline
+        if incoming.head is not None and not self.out:
+            seconds = now - self.since
+            late = late or seconds > self.server.GRACE and incoming.held < self.server.limits["body_rate"] * seconds
+        if self.out and now - self.taken_since > self.server.GRACE:
+            late = late or self.taken < self.server.limits["send_rate"] * (now - self.taken_since)
+        if late and not (self.busy or self.out or self.lingering or self.handshaking) and (incoming.buffer or incoming.head):
+            self.refuse(RequestTimeout("the request did not arrive in time"))
+        elif late:
+            self.close()
+
+
+class HttpServer(http.server.ThreadingHTTPServer):
+    """A ThreadingHTTPServer whose threads take requests instead of connections: Workers turn a Loop, which reads requests
+    from Connections; identical reads that wait together are one Run.
+
+    address: host and port; app: what it serves; limits: changes to LIMITS; tls: an ssl.SSLContext, or None; sock: a
+    listening socket to use instead of opening one.
+    """
+    request_queue_size = 1024
+    allow_reuse_address = True
+    GRACE = 10.0        # seconds before the least body speed is asked for
+    LINGER = 2.0
+    BEAT = 15           # seconds between the comments that keep streams alive
+
+    def __init__(self, address: Tuple[str, int], app: App, limits: Optional[Dict[str, float]] = None, tls: Any = None,
+                 sock: Optional[socket.socket] = None) -> None:
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        self.app = app
+        self.limits = dict({name: limit.default for name, limit in LIMITS.items()}, **(limits or {}))
+        self.tls = tls
+        self.parse = head_parser(self.limits)
+        self.draining = False
+        self.connections: Set[Connection] = set()
+        self.refusals: collections.Counter[str] = collections.Counter()
+        self.all_reserved = 0               # bytes of bodies that are not answered, of all and by caller; touched by
+        self.reserved: collections.Counter[str] = collections.Counter()      # the loop's thread alone
+        self.all_unsent = 0                 # bytes of answers that the network has not taken; guarded by _lock
+        self.loop = Loop(self._call)
+        self.workers = Workers(self.loop, self.limits["threads"], self._call)
+        self._ids = itertools.count()
+        self._prefix = secrets.token_hex(4)
+        self._stopped = threading.Event()
+        self._stopped.set()
+        self.failure = ""                   # why it serves no more, where nobody stopped it
+        self._sweeps = 0
+        self._lock = threading.Lock()   # guards _pending, _running, _queued
+        self._pending: Dict[Any, Run] = {}
+        self._running: Set[Any] = set()
+        self._queued: Dict[Run, None] = {}      # not begun yet, the oldest first
+        super().__init__(address, http.server.BaseHTTPRequestHandler, bind_and_activate=sock is None)
+        if sock is not None:
+            self.socket.close()
+            self.socket = sock
+            self.server_address = sock.getsockname()
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1]) if isinstance(self.server_address, tuple) else 0
+
+    @property
+    def swept(self) -> float:
+        return self.loop.turned
+
+    def call_soon(self, function: Callable[..., None], *arguments: Any) -> None:
+        self.loop.soon(function, *arguments)
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> Timer:
+        return self.loop.later(seconds, function)
+
+    def run_in_worker(self, function: Callable[[], None]) -> None:
+        self.workers.put(function)
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a function; a defect in it costs the connection that it is about, and never the server."""
+        try:
+            function(*arguments)
+        except Exception as error:
+            self.app.broken(error)
+            owner = getattr(function, "__self__", None)
+            if isinstance(owner, Connection):
+                self.loop.soon(owner.close)
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Serve until `shutdown`."""
+        self._stopped.clear()
+        self.socket.setblocking(False)
+        self._listen()
+        self.loop.later(1.0, self._sweep)
+        self.workers.put(_LEAD)
+        if not self.workers.threads:
+            self.workers.failure = "no thread could be started"
+            self.workers.ended.set()
+        try:
+            self.workers.ended.wait()
+            if not self.loop.stopping:
+                self.failure = self.workers.failure or "the thread that reads requests ended"
+                self.app.warn("serving no more: " + self.failure)
+        finally:
+            self.loop.stop()
+            self.workers.ended.wait(10)
+            for connection in list(self.connections):
+                connection.close()
+            self.workers.end()
+            self._stopped.set()
+
+    def shutdown(self) -> None:
+        """Stop `serve_forever` at once, and wait for it."""
+        self.loop.stop()
+        self._stopped.wait(10)
+
+    def server_close(self) -> None:
+        super().server_close()
+        self.loop.close()
+
+    def drain(self, seconds: float) -> bool:
+        """Stop listening, let the requests under way finish for at most `seconds`, stop. True if all were finished."""
+        self.draining = True        # first: who begins to wait from now on sees it, and who waits already is seen here
+        self.loop.soon(self._stop_listening)
+        for waiting in [connection.waiting for connection in list(self.connections)]:
+            if waiting is not None:
+                self.workers.put(waiting.expire)
+
+        def left() -> bool:
+            return any(c.busy or c.out or c.request for c in list(self.connections))
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and left():
+            time.sleep(0.02)
+        finished = not left()
+        self.shutdown()
+        return finished
+
+    def _stop_listening(self) -> None:
+        self.loop.watch(self.socket, 1, 0, self._accept)
+        self.socket.close()
+        for connection in list(self.connections):
+            if not (connection.busy or connection.out or connection.incoming.buffer or connection.request):
+                connection.close()
+
+    def _listen(self) -> None:
+        if not self.draining:
+            self.loop.watch(self.socket, 0, selectors.EVENT_READ, self._accept)
+
+    def _accept(self, mask: int) -> None:
+        for _ in range(64):
+            try:
+                sock, address = self.socket.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    # Out of descriptors: the callers wait in the backlog for a moment.
+                    self.refusals["descriptors"] += 1
+                    self.loop.watch(self.socket, 1, 0, self._accept)
+                    self.loop.later(0.1, self._listen)
+                return
+            try:
+                sock.setblocking(False)
+                if sock.family != getattr(socket, "AF_UNIX", None):
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self.tls is not None:
+                    sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            except OSError:
+                sock.close()
+                continue
+            connection = Connection(self, sock, str(address[0]) if address else "local")
+            self.connections.add(connection)
+            if len(self.connections) > self.limits["connections"]:
+                self.refusals["connections"] += 1
+                connection.refuse(Overloaded("too many connections are open", headers=[("Retry-After", "1")]))
+
+    def request(self, connection: Connection, head: Head) -> Request:
+        """The request of a head, with its route and its id."""
+        given = head.headers.get("x-request-id", "")
+        request = Request(head, b"", connection.peer, given if given and _REQUEST_ID.fullmatch(given) else
+                          "%s-%x" % (self._prefix, next(self._ids)), self.tls is not None)
+        if self.tls is not None:
+            request.certificate = _certificate_name(connection.socket)
+        self.app.prepare(request)
+        return request
+
+    def dispatch(self, connection: Connection, request: Request) -> None:
+        """In the loop's thread: answer a request at once, or have a worker do it."""
+        app = self.app
+        if app.is_quick(request):
+            connection.answer(request, self._handle(request))
+            return
+        if self.workers.queue.qsize() >= self.limits["queue"]:
+            self.refusals["queue"] += 1
+            connection.answer(request, app.refuse(Overloaded("%d requests are waiting already; try again" % self.limits[
+                "queue"], headers=[("Retry-After", "1")]), request))
+            return
+        key, run = request.share, None
+        if key is not None:
+            with self._lock:
+                run = self._pending.get(key)
+                joined, run = run is not None, run or Run(request)
+                run.listen(partial(self._answered, run, connection, request))
+                self._pending[key] = run
+                if joined or key in self._running:
+                    return      # begun when the run under way has ended: that began before this request
+        else:
+            run = Run(request)
+            run.listen(partial(self._answered, run, connection, request))
+        self._queue(run)
+        self.workers.hold(partial(self._run, run))
+
+    def _queue(self, run: Run) -> None:
+        with self._lock:
+            self._queued[run] = None
+
+    def _run(self, run: Run) -> None:
+        if not run.begin():
+            return          # it waited for too long, and was told so
+        key = run.request.share
+        with self._lock:
+            self._queued.pop(run, None)
+        if key is not None:
+            with self._lock:
+                # From here on nobody joins: what is read now was not asked for after it was read.
+                self._pending.pop(key, None)
+                self._running.add(key)
+        run.answer = self._handle(run.request)
+        if key is not None:
+            with self._lock:
+                self._running.discard(key)
+                following = self._pending.get(key)
+            if following is not None:
+                following.since = time.monotonic()
+                self._queue(following)
+                self.workers.put(partial(self._run, following))
+        run.changed()
+
+    def _end_late_runs(self, now: float) -> None:
+        """Answer those that no thread has taken in time. Here, since where no thread can be started none would do it."""
+        with self._lock:
+            late = [run for run in self._queued if now - run.since > self.limits["queue_time"]]
+        for run in late:
+            if not run.begin():
+                continue
+            with self._lock:
+                self._queued.pop(run, None)
+                if self._pending.get(run.request.share) is run:
+                    del self._pending[run.request.share]
+            self.refusals["queue_time"] += 1
+            run.answer = self.app.refuse(Overloaded("no thread was free in time; try again",
+                                                    headers=[("Retry-After", "1")]), run.request)
+            run.changed()
+
+    def _handle(self, request: Request) -> Union[Response, Later, Stream]:
+        try:
+            return self.app.handle(request)
+        except Exception as error:
+            self.app.broken(error)
+            return self.app.refuse(Failure("an internal error"), request)
+
+    def _answered(self, run: Run, connection: Connection, request: Request) -> None:
+        request.user = run.request.user
+        answer = run.answer
+        if isinstance(answer, Later) and request is not run.request:
+            answer = answer.again()     # a wait answers one caller
+        self._call(connection.answer, request, answer)
+
+    def count_unsent(self, more: int) -> bool:
+        """Count bytes that wait for the network; True where that is more than all may have waiting."""
+        with self._lock:
+            self.all_unsent += more
+            return more > 0 and self.all_unsent > self.limits["unsent"]
+
+    def encode(self, request: Optional[Request], response: Response, close: bool = False, stream: bool = False) -> bytes:
+        """The bytes of an answer to this request: not modified, compressed, without body as it asks."""
+        body = b"" if stream else response.body
+        tagged = same = zipped = False
+        extra: Sequence[Tuple[str, str]] = ()
+        version = 1
+        if request is not None:
+            headers, version, extra = request.headers, request.head.version, self.app.extra_headers(request)
+            tagged = response.status == 200 and request.method in ("GET", "HEAD") and not stream
+            zipped = len(body) >= 1024 and _accepts_gzip(headers.get("accept-encoding", ""))
+            same = tagged and "if-none-match" in headers and etag_matches(headers["if-none-match"], response.etag)
+        form = (tagged, same, zipped, close, version)
+        head = response.heads.get(form)
+        if head is None or extra:
+            head = _header_fields(response, extra, stream, *form)
+            if not extra:
+                response.heads[form] = head
+        if same or request is not None and request.method == "HEAD":
+            body = b""
+        elif zipped:
+            body = response.compressed
+        mark = b"X-Request-Id: %s\r\n\r\n" % request.id.encode() if request is not None else b"\r\n"
+        return b"".join((_start_of_answer(304 if same else response.status, int(time.time())), head, mark, body))
+
+    def _sweep(self) -> None:
+        """Once a second: end what ran out of time, keep streams alive."""
+        self.loop.turned = now = time.monotonic()
+        self.loop.later(1.0, self._sweep)
+        self.loop.prune()
+        self._end_late_runs(now)
+        if self.workers.refused:
+            self.app.warn("no thread can be started; those there are go on with what waits")
+            self.refusals["threads"] += self.workers.refused
+            self.workers.refused = 0
+        self._sweeps += 1
+        for connection in list(self.connections):
+            connection.look(now)
+            if self._sweeps % self.BEAT == 0 and isinstance(connection.waiting, Stream) and not connection.full:
+                connection.push(b": heartbeat\n\n")
+
+    def figures(self) -> Dict[str, float]:
+        """What the metrics tell of this server."""
+        return {"connections": len(self.connections), "threads": self.workers.threads, "queued": self.workers.queue.qsize(),
+                "in_flight": sum(c.busy and c.waiting is None for c in list(self.connections)),
+                "watchers": sum(c.waiting is not None for c in list(self.connections))}
+
+
+def _header_fields(response: Response, extra: Sequence[Tuple[str, str]], stream: bool, tagged: bool, same: bool,
+                   zipped: bool, close: bool, version: int) -> bytes:
+    """The header fields that are the same for every answer of this form."""
+    bodiless = same or response.status == 204
+    lines = ""
+    if tagged:      # the compressed form is another representation
+        lines += "ETag: %s\r\nCache-Control: no-cache\r\n" % (response.etag[:-1] + '-gzip"' if zipped else response.etag)
+    if zipped and not same:
+        lines += "Content-Encoding: gzip\r\n"
+    if len(response.body) >= 1024:
+        lines += "Vary: Accept-Encoding\r\n"
+    for name, value in itertools.chain(response.headers, extra):
+        lines += "%s: %s\r\n" % (name, re.sub(r"[\x00-\x1f\x7f]", " ", value))
+    if close or stream:
+        lines += "Connection: close\r\n"
+    elif version == 0:
+        lines += "Connection: keep-alive\r\n"
+    if not stream and not bodiless:
+        lines += "Content-Length: %d\r\n" % len(response.compressed if zipped else response.body)
+    if not bodiless:
+        lines += "Content-Type: %s\r\n" % response.content_type
+    return lines.encode("latin-1", "replace")
+
+
+@lru_cache(maxsize=64)
+def _start_of_answer(status: int, seconds: int) -> bytes:
+    return b"HTTP/1.1 %d %s\r\nDate: %s\r\n" % (status, REASONS[status].encode(), _http_date(seconds).encode())
+
+
+@lru_cache(maxsize=4)
+def _http_date(seconds: int) -> str:
+    days = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+    months = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+    t = time.gmtime(seconds)
+    return "%s, %02d %s %d %02d:%02d:%02d GMT" % (days[t.tm_wday], t.tm_mday, months[t.tm_mon - 1], t.tm_year,
+                                                  t.tm_hour, t.tm_min, t.tm_sec)
+
+
+@lru_cache(maxsize=64)
+def _accepts_gzip(header: str) -> bool:
+    for each in header.lower().split(","):
+        coding, _, quality = each.partition(";")
+        if coding.strip() in ("gzip", "*"):
+            return not re.fullmatch(r"\s*q\s*=\s*0(\.0*)?\s*", quality)
+    return False
+
+
+def _certificate_name(sock: Any) -> Optional[str]:
+    """The common name in the caller's verified certificate."""
+    subject = (sock.getpeercert() or {}).get("subject", ())
+    return next((value for part in subject for name, value in part if name == "commonName"), None)
+
+
+# ============================================================================================================
+# 2. Thrift API
 #
 # Aurora's whole interface, written once as Thrift IDL, turned on first use into struct classes; to and from plain JSON
 # (field names, enums by name, unions as one-key objects, sets as sorted arrays, unset fields left out). Touches nothing.
-# ======================================================================================================================
+# ============================================================================================================
 
 IDL = """\
 namespace py aurora
@@ -705,46 +2591,15 @@ def decode_reply(media: str, name: str, data: bytes, projection: Optional[Projec
     return reply.success
 
 
-# ======================================================================================================================
-# 2. Scheduler
+# ============================================================================================================
+# 3. Scheduler
 #
 # A client for one cluster: pooled keep-alive connections, leader following, deadlines, retries, a circuit breaker, a
-# fair gate that caps simultaneous calls; and where the schedulers of the known clusters are. Uses room 1.
-# ======================================================================================================================
+# fair semaphore that caps simultaneous calls; and where the schedulers of the known clusters are. Uses rooms 1 and 2.
+# ============================================================================================================
 
 
-class AuroraError(Exception):
-    """A failure with the HTTP status and the `code` callers get. Subclasses are the failures there are.
-
-    messages: sentences for the caller; details: further fields of the answer; headers: further headers of it;
-    response: the scheduler's, where it is its refusal; sent: bytes of the call may have taken effect, and no readable
-    answer tells whether they did.
-    """
-    code = "INTERNAL"
-    http = 500
-    response: Any = None
-    sent = False
-
-    def __init__(self, *messages: str, http: Optional[int] = None, code: Optional[str] = None,
-                 headers: Iterable[Tuple[str, str]] = (), **details: Any) -> None:
-        super().__init__("; ".join(messages))
-        self.messages = list(messages)
-        self.http = http or type(self).http
-        self.code = code or type(self).code
-        self.headers = list(headers)
-        self.details = details
-
-    def doubt(self, method: str) -> None:
-        """Say that a write may have been done all the same: in words, and in a field for programs."""
-        last = self.messages[-1] if self.messages else "failed"
-        self.messages[-1:] = ["%s; the %s may still take effect" % (last, method)]
-        self.args = ("; ".join(self.messages),)
-        self.details["done"] = "unknown"
-
-
-class BadRequest(AuroraError):
-    """The request itself is malformed."""
-    code, http = "BAD_REQUEST", 400
+AuroraError = Failure       # what all failures of this file are; by this name scripts catch them
 
 
 class InvalidConfig(AuroraError):
@@ -752,44 +2607,9 @@ class InvalidConfig(AuroraError):
     code, http = "INVALID_CONFIG", 400
 
 
-class Unauthorized(AuroraError):
-    """No credentials, or wrong ones."""
-    code, http = "UNAUTHORIZED", 401
-
-
-class Forbidden(AuroraError):
-    """The caller may not do this."""
-    code, http = "FORBIDDEN", 403
-
-
 class AuthFailed(AuroraError):
     """The scheduler's own authorization denies it."""
     code, http = "AUTH_FAILED", 403
-
-
-class NotFound(AuroraError):
-    """An unknown cluster, job, update, host, operation or path."""
-    code, http = "NOT_FOUND", 404
-
-
-class MethodNotAllowed(AuroraError):
-    """The path is known, with other methods."""
-    code, http = "METHOD_NOT_ALLOWED", 405
-
-
-class NotAcceptable(AuroraError):
-    """What the caller accepts cannot be given here."""
-    code, http = "NOT_ACCEPTABLE", 406
-
-
-class RequestTimeout(AuroraError):
-    """The request did not arrive in time."""
-    code, http = "REQUEST_TIMEOUT", 408
-
-
-class Conflict(AuroraError):
-    """The job exists, or an update of it is in progress."""
-    code, http = "CONFLICT", 409
 
 
 class JobUpdating(AuroraError):
@@ -797,54 +2617,9 @@ class JobUpdating(AuroraError):
     code, http = "JOB_UPDATING_ERROR", 409
 
 
-class PreconditionFailed(AuroraError):
-    """The running configuration is not the one that If-Match names."""
-    code, http = "PRECONDITION_FAILED", 412
-
-
-class BodyTooLarge(AuroraError):
-    """The request body is over the limit."""
-    code, http = "BODY_TOO_LARGE", 413
-
-
-class UriTooLong(AuroraError):
-    """The request target is over the limit."""
-    code, http = "URI_TOO_LONG", 414
-
-
-class UnsupportedMedia(AuroraError):
-    """A content type or encoding that is not understood."""
-    code, http = "UNSUPPORTED_MEDIA_TYPE", 415
-
-
-class ExpectationFailed(AuroraError):
-    """An Expect header other than 100-continue."""
-    code, http = "EXPECTATION_FAILED", 417
-
-
-class Misdirected(AuroraError):
-    """A Host header that is not this server's."""
-    code, http = "MISDIRECTED_REQUEST", 421
-
-
 class Refused(AuroraError):
     """The scheduler refuses what was asked: validation, quota, a bad transition."""
     code, http = "INVALID_REQUEST", 422
-
-
-class Unprocessable(AuroraError):
-    """Well-formed, but this request cannot do it."""
-    code, http = "UNPROCESSABLE", 422
-
-
-class TooManyHeaders(AuroraError):
-    """Header fields over the limit."""
-    code, http = "HEADERS_TOO_LARGE", 431
-
-
-class NotImplementedHere(AuroraError):
-    """A transfer coding or method that this server does not implement."""
-    code, http = "NOT_IMPLEMENTED", 501
 
 
 class SchedulerFailed(AuroraError):
@@ -862,19 +2637,9 @@ class SchedulerUnreachable(AuroraError):
     code, http = "SCHEDULER_UNREACHABLE", 502
 
 
-class Overloaded(AuroraError):
-    """Too many requests in flight or waiting here."""
-    code, http = "OVERLOADED", 503
-
-
 class IsolationUnavailable(AuroraError):
     """This machine has nothing to shut a configuration in with, so that none is evaluated."""
     code, http = "ISOLATION_UNAVAILABLE", 503
-
-
-class ShuttingDown(AuroraError):
-    """The server is stopping."""
-    code, http = "SHUTTING_DOWN", 503
 
 
 class SchedulerTransient(AuroraError):
@@ -890,11 +2655,6 @@ class NoLeader(AuroraError):
 class SchedulerTimeout(AuroraError):
     """The scheduler did not answer in time; a write may still take effect."""
     code, http = "SCHEDULER_TIMEOUT", 504
-
-
-class HttpVersion(AuroraError):
-    """An HTTP version that is not spoken here."""
-    code, http = "HTTP_VERSION_NOT_SUPPORTED", 505
 
 
 # What a Response's code means for the caller; OK is no error, WARNING is unused by the scheduler and taken as OK.
@@ -1080,14 +2840,6 @@ class _Location(NamedTuple):
     def __str__(self) -> str:
         host = "[%s]" % self.host if ":" in self.host else self.host
         return "%s://%s:%d" % ("https" if self.secure else "http", host, self.port)
-
-
-def waits_for(error: OSError, plain: int) -> int:
-    """What a non-blocking socket that raised this has to wait for: a poll mask, `plain` unless TLS says otherwise, or 0
-    where the error is one. TLS may have to write to read, and to read to write."""
-    if isinstance(error, (BlockingIOError, InterruptedError)):
-        return plain
-    return {"SSLWantReadError": select.POLLIN, "SSLWantWriteError": select.POLLOUT}.get(type(error).__name__, 0)
 
 
 class Known:
@@ -1301,13 +3053,6 @@ class _Wire:
                 return
             if size > self.MAX_HEAD:
                 raise _Broken("endless trailers", True)
-
-
-def _reason(error: BaseException) -> str:
-    """An OS or TLS error in the words callers know."""
-    if isinstance(error, socket.timeout):
-        return "timed out"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 class Ask(NamedTuple):
@@ -1966,13 +3711,13 @@ class Clusters:
         return self.pair(name)[1]
 
 
-# ======================================================================================================================
-# 3. Job configuration
+# ============================================================================================================
+# 4. Job configuration
 #
 # The Aurora schema in pystachio, the isolated evaluation of `.aurora` source, conversion to JobConfiguration and update
 # settings. The code between "child" banners runs in an evaluator process of its own, never in the server. Uses rooms
-# 1 and 2.
-# ======================================================================================================================
+# 1 to 3.
+# ============================================================================================================
 
 
 class ConfigLimits(NamedTuple):
@@ -1989,10 +3734,9 @@ class ConfigLimits(NamedTuple):
 MAX_TASKS_PER_JOB = 4000            # ConfigurationManager: -max_tasks_per_job
 MIN_PULSE_SECONDS = 60              # py/client/api/updater_util.py
 MAX_INCLUDE_NAME = 4096
-MAX_DIGITS = 400                    # of a whole number in JSON: Python reads and writes longer ones in quadratic time
 UPDATE_ID_METADATA = "org.apache.aurora.client.update_id"
 
-# --- child: the schema ------------------------------------------------------------------------------------------------
+# --- child: the schema --------------------------------------------------------------------------------------
 # Names, types and defaults are those of py/config/schema/base.py and apache/thermos/config/schema_base.py.
 
 
@@ -2371,7 +4115,7 @@ def _schema() -> Dict[str, Any]:
     return names
 
 
-# --- child: what source may say ----------------------------------------------------------------------------------------
+# --- child: what source may say -----------------------------------------------------------------------------
 
 _MODULES = {    # what an import gives; anything else of the module is not there
     "json": "dumps loads JSONDecodeError",
@@ -3194,7 +4938,7 @@ def _check_order(task: Any, final: bool) -> None:
             del left[name]
 
 
-# --- child: the evaluator process ---------------------------------------------------------------------------------------
+# --- child: the evaluator process ---------------------------------------------------------------------------
 
 _CLONE_FLAGS = 0x00020000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000   # mounts, UTS, IPC, PIDs, network
 _CLONE_NEWUSER = 0x10000000
@@ -3462,7 +5206,7 @@ def _evaluate_one(schema: Dict[str, Any], limits: ConfigLimits, channel: int) ->
 
 _THIS_FILE = os.path.abspath(__file__)      # Python takes __file__ away when a script has come to its end
 
-# --- the server's side --------------------------------------------------------------------------------------------------
+# --- the server's side --------------------------------------------------------------------------------------
 
 class _Worker:
     """One evaluator process and the sockets to it. Not for several threads at once."""
@@ -3568,21 +5312,6 @@ class _Worker:
         with contextlib.suppress(OSError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-
-
-def load_json(text: str, pairs: Optional[Callable[[List[Tuple[str, Any]]], Any]] = None) -> Any:
-    """JSON that a stranger wrote: no NaN, no number of thousands of digits. Raises ValueError, for deep nesting too."""
-    def whole(digits: str) -> int:
-        if len(digits) > MAX_DIGITS:
-            raise ValueError("a number has more than %d digits" % MAX_DIGITS)
-        return int(digits)
-
-    def constant(name: str) -> Any:
-        raise ValueError("%s is not JSON" % name)
-    try:
-        return json.loads(text, object_pairs_hook=pairs, parse_int=whole, parse_constant=constant)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
 
 
 def _texts(value: Any) -> List[str]:
@@ -3928,13 +5657,13 @@ def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str
     return Job(key, job, settings, texts[0], texts[1])
 
 
-# ======================================================================================================================
-# 4. Operations
+# ============================================================================================================
+# 5. Operations
 #
 # What a Python script can call: list, create, kill, restart, update, scale, drain, wait, SLA. Each takes a Scheduler;
 # long ones take an Operation, report to it and stop between steps when it is cancelled. Nothing here knows of HTTP. Uses
-# rooms 1 to 3.
-# ======================================================================================================================
+# rooms 2 to 4, and of room 1 what waits and fails.
+# ============================================================================================================
 
 
 class Key(NamedTuple):
@@ -4304,7 +6033,7 @@ def plan_update(scheduler: Scheduler, job: Job, instances: Sequence[int], runnin
     return plan
 
 
-# --- SLA: py/client/api/sla.py ------------------------------------------------------------------------------------------
+# --- SLA: py/client/api/sla.py ------------------------------------------------------------------------------
 
 SLA_DURATIONS = (60, 600, 3600, 43200, 604800)
 SLA_PERCENTILES = (99.0, 95.0, 90.0, 85.0, 75.0, 60.0, 50.0, 30.0, 10.0)
@@ -4371,34 +6100,7 @@ def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage
     return found
 
 
-# --- long-running work --------------------------------------------------------------------------------------------------
-
-class Source:
-    """Something that changes, and those who want to know. From any thread; no lock is held while a listener runs, and one
-    that asks how things stand after `listen` and after each call misses nothing."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()       # guards _listeners, and what subclasses say
-        self._listeners: Dict[Callable[[], None], None] = {}
-
-    def listen(self, listener: Callable[[], None]) -> bool:
-        """Have `listener` called after every change. False where nothing will change any more."""
-        with self._lock:
-            self._listeners[listener] = None
-        return True
-
-    def forget(self, listener: Callable[[], None]) -> None:
-        with self._lock:
-            left = self._listeners.pop(listener, self) is self or bool(self._listeners)
-        if not left:
-            self.deserted()
-
-    def deserted(self) -> None:
-        """Called when the last listener has gone."""
-
-    def changed(self) -> None:
-        for each in tuple(self._listeners):
-            each()
+# --- long-running work --------------------------------------------------------------------------------------
 
 
 class Cancelled(Exception):
@@ -4840,41 +6542,16 @@ def wait_until_drained(operation: Operation, scheduler: Scheduler, hosts: Sequen
                   lambda response: judge_drained(response, hosts), time_limit, poll_secs)
 
 
-# ======================================================================================================================
-# 5. HTTP
+# ============================================================================================================
+# 6. Service
 #
-# Requests and responses on bytes, the route table with its handlers, error mapping, authentication, event streams,
-# metrics, the OpenAPI description. Knows nothing of sockets: room 6 reads requests and sends responses. Uses rooms 1 to 4.
-# ======================================================================================================================
+# The route table with its handlers, who may, watching, answers remembered, idempotency, metrics, the OpenAPI description: an
+# App of room 1. Uses rooms 1 to 5.
+# ============================================================================================================
 
 
-class Limit(NamedTuple):
-    """One limit: its default, the unit of its option, and what happens over it."""
-    default: float
-    unit: str
-    help: str
-
-
-LIMITS: Dict[str, Limit] = {
-    "connections": Limit(4096, "connections", "open connections; further ones get 503"),
-    "threads": Limit(128, "threads", "threads that handle requests"),
-    "queue": Limit(1000, "requests", "requests waiting for a thread; further ones get 503"),
-    "queue_time": Limit(10, "seconds", "time a request may wait for a thread; then 503"),
-    "url": Limit(8192, "bytes", "length of a request target; over it 414"),
-    "headers": Limit(32768, "bytes", "size of all header fields; over it 431"),
-    "header_count": Limit(100, "fields", "number of header fields; over it 431"),
-    "body": Limit(8 << 20, "bytes", "size of a request body; over it 413"),
-    "bodies": Limit(512 << 20, "bytes", "request bodies received and not answered yet, a quarter of them for one caller; "
-                    "further ones get 503"),
-    "unsent": Limit(256 << 20, "bytes", "of answers that callers have not taken yet, all together; over it the connection "
-                    "is closed"),
-    "send_rate": Limit(1024, "bytes/s", "least speed at which an answer is taken, after 10 s of grace; below it the "
-                       "connection is closed"),
+LIMITS.update({
     "tasks": Limit(10000, "tasks", "tasks of a cluster in one answer, and the default for limit="),
-    "header_time": Limit(10, "seconds", "time to send the request head; then 408"),
-    "body_rate": Limit(1024, "bytes/s", "least speed of a request body, after 10 s of grace; below it 408"),
-    "send_time": Limit(30, "seconds", "time without progress in sending an answer; then the connection is closed"),
-    "idle_time": Limit(75, "seconds", "time an idle connection is kept"),
     "answer": Limit(256 << 20, "bytes", "size of a scheduler's answer; over it 502"),
     "watchers": Limit(2000, "streams", "event streams and blocking reads at once; further ones get 503"),
     "waits": Limit(4000, "callers", "callers that wait for an outcome, a quarter of them for one caller; further ones get "
@@ -4886,364 +6563,7 @@ LIMITS: Dict[str, Limit] = {
                         "the least used are forgotten first"),
     "idempotency_keys": Limit(10000, "keys", "remembered Idempotency-Keys; the oldest are forgotten first"),
     "idempotency_bytes": Limit(32 << 20, "bytes", "answers remembered for them; the oldest are forgotten first"),
-}
-
-REASONS = {status.value: status.phrase for status in http.HTTPStatus}
-METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS")
-JSON_TYPE = "application/json"
-_SINGLE_FIELDS = frozenset(["content-type", "authorization", "expect", "idempotency-key", "origin"])
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_BARE_LINE_END = re.compile(rb"(?<!\r)\n")
-_BAD_TARGET = re.compile(rb"[^\x21-\x7e]")
-_BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~]*)(:\d*)?")
-_REQUEST_ID = re.compile(r"[\w\-.:]{1,128}", re.ASCII)
-
-
-class Head(NamedTuple):
-    """The parsed head of a request. length: -1 for a chunked body."""
-    method: str
-    target: str
-    version: int                # 0 or 1: the minor version
-    headers: Dict[str, str]
-    length: int
-    keep_alive: bool
-    expects: bool
-
-
-def parse_head(data: bytes, header_count: int = 100, url: int = 8192) -> Head:
-    """A request's head, without the blank line that ends it, by RFC 9112. Raises the AuroraError it deserves; anything
-    that two implementations could read differently is refused."""
-    lines = data.split(b"\r\n")
-    if b"\n" in data.replace(b"\r\n", b"") or b"\r" in data.replace(b"\r\n", b""):
-        raise BadRequest("a line of the request head does not end with CRLF")
-    words = lines[0].split(b" ")
-    if len(words) != 3 or not _TOKEN.fullmatch(words[0]):
-        raise BadRequest("the request line is not: METHOD target HTTP/1.1")
-    if len(words[1]) > url:
-        raise UriTooLong("the request target is longer than %d bytes" % url)
-    if not re.fullmatch(rb"HTTP/\d\.\d", words[2]):
-        raise BadRequest("the request line does not end with an HTTP version")
-    if not words[2].startswith(b"HTTP/1."):
-        raise HttpVersion("only HTTP/1.1 and HTTP/1.0 are spoken here")
-    if not words[1] or _BAD_TARGET.search(words[1]) or b"#" in words[1]:
-        raise BadRequest("the request target has characters that must be percent-encoded")
-    if len(lines) - 1 > header_count:
-        raise TooManyHeaders("more than %d header fields" % header_count)
-    version = 1 if words[2] != b"HTTP/1.0" else 0
-    headers: Dict[str, str] = {}
-    for line in lines[1:]:
-        name, colon, value = line.partition(b":")
-        if not colon or not _TOKEN.fullmatch(name):
-            raise BadRequest("a header field is not: name: value (folded lines and blanks before the colon are refused)")
-        value = value.strip(b" \t")
-        if _BAD_VALUE.search(value):
-            raise BadRequest("a header value has control characters")
-        key, text = name.decode("ascii").lower(), value.decode("latin-1")
-        if key in headers:
-            # Which of two counts, two readers could see differently; but where they are equal (thrift's Go client sends
-            # its Content-Type twice) only for the fields that say where a request ends and whom it is for.
-            framing = key in ("host", "content-length", "transfer-encoding")
-            if framing or key in _SINGLE_FIELDS and text != headers[key]:
-                raise BadRequest("the header field %s is given twice" % key)
-            text = text if key in _SINGLE_FIELDS else headers[key] + ", " + text
-        headers[key] = text
-    host = headers.get("host")
-    if host is None and version == 1:
-        raise BadRequest("the header field host is missing")
-    if host is not None and not _HOST.fullmatch(host):
-        raise BadRequest("the header field host is not a host and port")
-    length = 0
-    coding = headers.get("transfer-encoding")
-    if coding is not None:
-        if "content-length" in headers:
-            raise BadRequest("content-length and transfer-encoding exclude each other")
-        if version == 0:
-            raise BadRequest("HTTP/1.0 has no transfer-encoding")
-        if coding.lower() != "chunked":
-            raise NotImplementedHere("the only transfer-encoding understood is chunked")
-        length = -1
-    elif "content-length" in headers:
-        text = headers["content-length"]
-        if not re.fullmatch(r"[0-9]{1,18}", text):
-            raise BadRequest("content-length is not a number")
-        length = int(text)
-    options = [each.strip().lower() for each in headers.get("connection", "").split(",")]
-    keep_alive = "close" not in options and (version == 1 or "keep-alive" in options)
-    expect = headers.get("expect")
-    if expect is not None and expect.lower() != "100-continue":
-        raise ExpectationFailed("the only expectation understood is 100-continue")
-    return Head(words[0].decode("ascii"), words[1].decode("ascii"), version, headers, length, keep_alive,
-                expect is not None and version == 1)
-
-
-class ChunkedBody:
-    """Decodes a chunked body from a growing buffer. Chunk extensions are skipped, trailers dropped, both bounded."""
-    MAX_LINE = 1024
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.parts: List[bytes] = []
-        self.size = 0
-        self.count = 0
-        self.left = -1          # bytes left of this chunk; -1: a chunk header is due
-        self.trailers: Optional[int] = None     # bytes of trailers seen, once the last chunk was
-
-    def feed(self, buffer: bytearray) -> bool:
-        """Take what is whole from `buffer`; True when the body is complete. Raises BadRequest, BodyTooLarge."""
-        while True:
-            if self.left > 0:
-                part = bytes(buffer[:self.left])
-                if not part:
-                    return False
-                del buffer[:len(part)]
-                self.parts.append(part)
-                self.left -= len(part)
-            elif self.left == 0:
-                if len(buffer) < 2:
-                    return False
-                if buffer[:2] != b"\r\n":
-                    raise BadRequest("a chunk is longer than its size says")
-                del buffer[:2]
-                self.left = -1
-            else:
-                end = buffer.find(b"\r\n")
-                if end < 0 or end > self.MAX_LINE:
-                    if len(buffer) > self.MAX_LINE:
-                        raise BadRequest("a chunk header or trailer is too long")
-                    if b"\n" in buffer:
-                        raise BadRequest("a chunk header does not end with CRLF")
-                    return False
-                line = bytes(buffer[:end])
-                del buffer[:end + 2]
-                if b"\n" in line or b"\r" in line or b"\0" in line:
-                    raise BadRequest("a chunk header does not end with CRLF")
-                if self.trailers is not None:
-                    self.trailers += end
-                    if not line:
-                        return True
-                    if self.trailers > 8192:
-                        raise BadRequest("too many trailers")
-                    continue
-                match = re.fullmatch(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?", line)
-                if not match:
-                    raise BadRequest("a chunk size is not a hexadecimal number")
-                size = int(match.group(1), 16)
-                self.size += size
-                self.count += 1
-                if self.count > 1024 + self.size // 16:
-                    raise BadRequest("the body is cut into too many small chunks")
-                if self.size > self.limit:
-                    raise BodyTooLarge("the body is larger than %d bytes" % self.limit)
-                if size:
-                    self.left = size
-                else:
-                    self.trailers = 0
-
-
-class Request:
-    """One request, as a handler sees it."""
-    __slots__ = ("head", "method", "path", "raw_query", "headers", "body", "peer", "id", "started", "secure", "user",
-                 "route", "args", "_query", "authorization", "share", "certificate", "caller")
-
-    def __init__(self, head: Head, body: bytes, peer: str, request_id: str, secure: bool = False) -> None:
-        self.head = head
-        self.method = head.method
-        target = head.target
-        if not target.startswith("/") and target != "*":
-            match = re.match(r"https?://[^/?]*(.*)", target, re.IGNORECASE)
-            if not match:
-                raise BadRequest("the request target is neither a path nor an http URL")
-            target = match.group(1) if match.group(1).startswith("/") else "/" + match.group(1)
-        self.path, _, self.raw_query = target.partition("?")
-        self.headers = head.headers
-        self.body = body
-        self.peer = peer
-        self.id = request_id
-        self.started = time.monotonic()
-        self.secure = secure
-        self.user: Any = None
-        self.route: Any = None
-        self.args: Dict[str, str] = {}
-        self.authorization: Optional[str] = None
-        self.certificate: Optional[str] = None
-        self.caller = peer          # whose share of what is limited it takes: the peer's, until it is known who asks
-        self.share: Any = None
-        self._query: Optional[List[Tuple[str, str]]] = None
-
-    @property
-    def query(self) -> List[Tuple[str, str]]:
-        """The query's names and values, decoded. Raises BadRequest."""
-        if self._query is None:
-            self._query = [(decode_percent(name, True), decode_percent(value, True)) for name, _, value in
-                           (pair.partition("=") for pair in self.raw_query.split("&") if pair)]
-        return self._query
-
-
-def decode_percent(text: str, plus: bool = False) -> str:
-    """Percent-decoded text. Raises BadRequest for what is not UTF-8 or not an encoding."""
-    if "%" not in text and "+" not in text:
-        return text
-    if _BAD_PERCENT.search(text):
-        raise BadRequest("%r is not percent-encoded correctly" % text[:200])
-    try:
-        return urllib.parse.unquote(text.replace("+", " ") if plus else text, errors="strict")
-    except UnicodeDecodeError:
-        raise BadRequest("%r is not UTF-8" % text[:200]) from None
-
-
-class Response:
-    """An answer: status, body and headers; the body may be plain JSON, encoded when first needed."""
-    __slots__ = ("status", "_plain", "_body", "headers", "content_type", "_etag", "_gzip", "close", "code", "heads")
-
-    def __init__(self, status: int = 200, plain: Any = None, body: Optional[bytes] = None,
-                 content_type: str = JSON_TYPE, headers: Iterable[Tuple[str, str]] = (), close: bool = False,
-                 etag: Optional[str] = None, code: str = "") -> None:
-        self.status = status
-        self._plain = plain
-        self._body = body
-        self.content_type = content_type
-        self.headers = list(headers)
-        self.close = close
-        self.code = code
-        self._etag = etag
-        self._gzip: Optional[bytes] = None
-        self.heads: Dict[Any, bytes] = {}      # by the form of the answer: its header fields, made when first sent
-
-    @property
-    def plain(self) -> Any:
-        return self._plain
-
-    @property
-    def body(self) -> bytes:
-        if self._body is None:
-            self._body = (json.dumps(self._plain) + "\n").encode() if self._plain is not None else b""
-        return self._body
-
-    def settle(self) -> None:
-        """Make the body, and let go of the larger thing that it is made from."""
-        self._body, self._plain = self.body, None
-
-    @property
-    def etag(self) -> str:
-        """A strong validator: a hash of the body."""
-        if self._etag is None:
-            self._etag = '"%s"' % hashlib.blake2b(self.body, digest_size=12).hexdigest()
-        return self._etag
-
-    @property
-    def compressed(self) -> bytes:
-        if self._gzip is None:
-            self._gzip = gzip.compress(self.body, 5)
-        return self._gzip
-
-
-def etag_matches(header: str, etag: str, weak: bool = True) -> bool:
-    """Whether an If-Match or If-None-Match header names the ETag, or that of its gzip form. weak: W/ tags count too."""
-    if header == etag or header.strip() == "*":
-        return True
-    found = re.findall(r'(W/)?("[^"]*")', header)
-    return any((weak or not mark) and tag.replace('-gzip"', '"') == etag for mark, tag in found)
-
-
-class Later:
-    """An answer that one caller waits for without holding a thread. It is what `ready` returns after a change of the
-    source, or `otherwise` when the time is up, the server stops or the caller has said all; or none, when he goes.
-    Both are called in whichever thread that happens in, and must not block. ended: called when the wait is over."""
-
-    def __init__(self, source: Source, seconds: float, ready: Callable[[], Optional[Response]],
-                 otherwise: Callable[[], Response], ended: Callable[[], None] = lambda: None) -> None:
-        self.source = source
-        self.seconds = seconds
-        self.ready = ready
-        self.otherwise = otherwise
-        self.ended = ended
-        self._send: Optional[Callable[[Response], None]] = None
-        self._late = False                  # it was to end, perhaps before anybody had said how to send
-        self._once = threading.Lock()       # taken by what ends the wait
-        self.listening = source.listen(self.look)
-
-    def start(self, send: Callable[[Response], None]) -> None:
-        """How to send the answer; sent at once where it is ready."""
-        self._send = send
-        self.look()
-        if self._late:
-            self.expire()
-
-    def look(self) -> None:
-        answer = self.ready() if self._send else None
-        if answer is not None:
-            self._end(lambda: answer)
-
-    def expire(self) -> None:
-        self._late = True       # first: `start` looks at it after it has set _send
-        if self._send is not None:
-            self._end(self.otherwise)
-
-    def gone(self) -> None:
-        self._end(None)
-
-    def _end(self, answer: Optional[Callable[[], Optional[Response]]]) -> None:
-        if self._once.acquire(blocking=False):
-            self.source.forget(self.look)
-            self.ended()
-            if answer is not None and self._send is not None:
-                self._send(answer())    # type: ignore[arg-type]
-
-    def again(self) -> Later:
-        """The same wait for somebody else."""
-        return Later(self.source, self.seconds, self.ready, self.otherwise)
-
-
-class Stream:
-    """A text/event-stream of what changes in a source. since: from a mark, the bytes that are new and the mark after them,
-    nothing if nothing is; it is asked only when the network took all there was, so a slow caller holds one piece."""
-
-    def __init__(self, source: Source, since: Callable[[Any], Tuple[bytes, Any]], mark: Any = None) -> None:
-        self.source = source
-        self.since = since
-        self.mark = mark
-        self._sink: Any = None
-        self._lock = threading.Lock()       # guards mark: pieces go out one after another
-        self._late = False
-        self._once = threading.Lock()       # taken by what ends the stream
-        self.listening = source.listen(self.look)
-
-    def start(self, sink: Any) -> None:
-        """sink: `full`, whether the network still has to take something; `push`, to send bytes; `finish`, to end."""
-        with self._lock:
-            self._sink = sink
-            sink.push(b": welcome\nretry: 2000\n\n")
-        self.look()
-        if self._late:
-            self.expire()
-
-    def look(self) -> None:
-        """Send what is new. Called after changes, and when the sink is no longer full."""
-        with self._lock:
-            while self._sink is not None and not self._sink.full:
-                data, self.mark = self.since(self.mark)
-                if not data:
-                    return
-                self._sink.push(data)
-
-    def expire(self) -> None:
-        self._late = True
-        if self._sink is not None:
-            self._end(b'event: end\ndata: {"reason": "the server is stopping"}\n\n')
-
-    def gone(self) -> None:
-        self._end(b"")
-
-    def _end(self, last: bytes) -> None:
-        if self._once.acquire(blocking=False):
-            self.source.forget(self.look)
-            with self._lock:
-                sink, self._sink = self._sink, None
-            if sink is not None and last:
-                sink.push(last)
-                sink.finish()
+})
 
 
 @lru_cache(maxsize=256)
@@ -5286,17 +6606,7 @@ def glob(pattern: str) -> Callable[[str], bool]:
     return matches
 
 
-def error_response(error: AuroraError, key: Optional[str] = None) -> Response:
-    """The JSON answer for a failure, as DESIGN says: status, key, code, errors, count and the error's own details."""
-    plain: Dict[str, Any] = {"status": "failure"}
-    if key:
-        plain["key"] = key
-    plain.update(code=error.code, errors=error.messages or [type(error).__doc__ or "failed"], count=0)
-    plain.update((name, value) for name, value in error.details.items() if value is not None and name[0] != "_")
-    return Response(error.http, plain, headers=error.headers, code=error.code)
-
-
-# --- metrics ------------------------------------------------------------------------------------------------------------
+# --- metrics ------------------------------------------------------------------------------------------------
 
 class Histogram:
     """Counts of durations by upper bound, in seconds."""
@@ -5395,7 +6705,7 @@ def process_figures() -> Dict[str, float]:
     return figures
 
 
-# --- who may ------------------------------------------------------------------------------------------------------------
+# --- who may ------------------------------------------------------------------------------------------------
 
 LEVELS = ("read", "write", "admin")
 
@@ -5494,178 +6804,7 @@ class Access(NamedTuple):
         return [("WWW-Authenticate", 'Bearer realm="aurora_rest"')]
 
 
-class App:
-    """What a server serves. Subclasses answer; an exception that any of these lets out is a defect."""
-
-    def prepare(self, request: Request) -> None:
-        """Called in the reading thread before anything else: find the route, set `share`."""
-
-    def admit(self, request: Request) -> None:
-        """Called with a prepared request whose body is still to come; raises the AuroraError it gets if it is not taken."""
-
-    def is_quick(self, request: Request) -> bool:
-        """Whether `handle` neither blocks nor takes long, so that the reading thread may call it."""
-        return False
-
-    def handle(self, request: Request) -> Union[Response, Later, Stream]:
-        raise NotImplementedError
-
-    def refuse(self, error: AuroraError, request: Optional[Request] = None) -> Response:
-        """The answer to what is no request, or cannot be taken."""
-        return error_response(error)
-
-    def warn(self, text: str) -> None:
-        """Called with what an operator should know."""
-
-    def broken(self, error: Exception) -> None:
-        """Called for an exception that is a defect of ours, to be logged."""
-
-    def extra_headers(self, request: Request) -> Sequence[Tuple[str, str]]:
-        """Header fields for any answer to this request."""
-        return ()
-
-    def finished(self, request: Optional[Request], peer: str, response: Response, size: int) -> None:
-        """Called when an answer was handed to the network, for the log and the metrics."""
-
-
-# --- watching -----------------------------------------------------------------------------------------------------------
-
-class Poll(Source):
-    """A question asked again and again while somebody listens for its answer, however many they are.
-
-    ask: called in a worker every `interval` seconds. It ends `linger` seconds after the last listener went. delayed: who
-    begins to watch has just asked himself, so that the first question comes after an interval.
-    """
-
-    def __init__(self, runner: Any, ask: Callable[[], Any], interval: float, linger: float = 0.0,
-                 delayed: bool = False) -> None:
-        super().__init__()
-        self.delayed = delayed
-        self.runner = runner
-        self.ask = ask
-        self.interval = interval
-        self.linger = linger
-        self.answer: Any = None             # the latest, or the AuroraError
-        self.asked = 0.0                    # when that was asked
-        self.ended = False                  # nobody listened; guarded by _lock as _listeners is
-        self._left = time.monotonic()
-
-    @property
-    def waiters(self) -> int:
-        return len(self._listeners)
-
-    def listen(self, listener: Callable[[], None]) -> bool:
-        with self._lock:
-            if not self.ended:
-                self._listeners[listener] = None
-            return not self.ended
-
-    def deserted(self) -> None:
-        self._left = time.monotonic()
-
-    def start(self, seconds: float = 0.0) -> None:
-        self.runner.call_later(seconds, partial(self.runner.run_in_worker, self._turn))
-
-    def _turn(self) -> None:
-        started = time.monotonic()
-        with self._lock:
-            self.ended = not self._listeners and started - self._left >= self.linger
-        if self.ended:
-            return
-        try:
-            answer = self.ask()
-        except AuroraError as error:
-            answer = error
-        except Exception as error:      # a defect, or an answer of no known shape: the watchers are told, and it polls on
-            answer = BadAnswer("the scheduler's answer cannot be read: %s" % type(error).__name__)
-        try:
-            self.answer, self.asked = answer, started
-            self.note(answer)
-            self.changed()
-        finally:
-            self.start(max(0.0, self.interval - (time.monotonic() - started)))
-
-    def note(self, answer: Any) -> None:
-        """Called with each answer before the listeners are."""
-
-
-class Events(Poll):
-    """A Poll whose answers are the events that are new: numbered, the last ones kept so that a caller can resume."""
-    KEPT = 2000
-    PIECE = 256         # events given at once
-
-    def __init__(self, runner: Any, ask: TaskChanges, interval: float) -> None:
-        super().__init__(runner, ask, interval, linger=30.0)
-        self.changes = ask
-        self.epoch = secrets.token_hex(4)
-        self._number = 0                    # of the latest event; guarded by _lock as all that follows
-        self._history: Deque[bytes] = collections.deque(maxlen=self.KEPT)
-        self._first: Optional[int] = None   # how many events the first look told: how things stood then
-        self._failing = False
-        self._standing: Tuple[int, List[bytes]] = (-1, [])      # how things stood after so many events
-
-    def mark(self, last_id: str) -> Any:
-        """Where a caller that has this Last-Event-ID goes on; None: with how things stand."""
-        epoch, _, number = last_id.partition("-")
-        if not last_id:
-            return None
-        return int(number) if epoch == self.epoch and re.fullmatch(r"\d{1,15}", number, re.ASCII) else -1
-
-    def since(self, mark: Any) -> Tuple[bytes, Any]:
-        """What follows a mark, a piece of it, and the mark after that. A mark is the number of the last event told; or,
-        while a caller is told how things stand, (those pieces, how many were told, the event that they stand after)."""
-        with self._lock:
-            if self._first is None:
-                return b"", mark
-            oldest, gap = self._number - len(self._history), b""
-            if isinstance(mark, int) and not oldest <= mark <= self._number:
-                gap = event_bytes("", "gap", {"reason": "the events in between are not known any more"})
-                mark = None
-            if mark is None and self._number == self._first <= self.KEPT:
-                mark = 0            # nothing has happened since the first look
-            elif mark is None:
-                mark = (self._stand(), 0, self._number) if self.changes.standing else oldest
-            if isinstance(mark, tuple):
-                pieces, told, number = mark
-                told += self.PIECE
-                data = gap + b"".join(pieces[told - self.PIECE:told])
-                mark = (pieces, told, number) if told < len(pieces) else number
-                if data:
-                    return data, mark
-            fresh = list(itertools.islice(reversed(self._history), self._number - mark))[::-1][:self.PIECE]
-            return gap + b"".join(fresh), mark + len(fresh)
-
-    def _stand(self) -> List[bytes]:
-        """How things stand, as events; only the last has an id, so that one who loses the middle is told all again."""
-        number, pieces = self._standing
-        if number != self._number:
-            found = self.changes.standing
-            pieces = [event_bytes("" if left else "%s-%d" % (self.epoch, self._number), name, plain)
-                      for left, (_, name, plain) in zip(range(len(found) - 1, -1, -1), found)]
-            self._standing = (self._number, pieces)
-        return pieces
-
-    def note(self, answer: Any) -> None:
-        if isinstance(answer, AuroraError):
-            failing, answer = self._failing, [("error", {"code": answer.code, "errors": answer.messages})]
-            self._failing = True
-            if failing:
-                return
-        else:
-            self._failing = False
-        with self._lock:
-            for name, plain in answer:
-                self._number += 1
-                self._history.append(event_bytes("%s-%d" % (self.epoch, self._number), name, plain))
-            if self._first is None and not self._failing:
-                self._first = self._number
-            elif self._first is None:
-                self._first = -1        # an error came first: who comes next is told how things stand
-
-
-def event_bytes(event_id: str, name: str, plain: Any) -> bytes:
-    """An event of a text/event-stream; without an id the caller keeps the one it has."""
-    return ("%sevent: %s\ndata: %s\n\n" % ("id: %s\n" % event_id if event_id else "", name, json.dumps(plain))).encode()
+# --- watching -----------------------------------------------------------------------------------------------
 
 
 class TaskChanges:
@@ -5791,7 +6930,7 @@ class TaskChanges:
         return len(statuses), len(steps), (state.status, state.lastModifiedTimestampMs), last
 
 
-# --- the service and its route table ------------------------------------------------------------------------------------
+# --- the service and its route table ------------------------------------------------------------------------
 
 class Param(NamedTuple):
     """A query parameter: how it is read, what it means. kind: a JSON type, or "instances", "states", "update states"."""
@@ -6404,117 +7543,6 @@ class Call:
         return made
 
 
-def parse_json(data: bytes) -> Any:
-    """Strict JSON: UTF-8, no name twice, and as `load_json` wants it. Raises BadRequest."""
-    def pairs(items: List[Tuple[str, Any]]) -> Dict[str, Any]:
-        made = dict(items)
-        if len(made) < len(items):
-            raise ValueError("a name occurs twice in one object")
-        return made
-    try:
-        return load_json(data.decode("utf-8"), pairs)
-    except ValueError as error:
-        raise BadRequest("the body is not JSON: %s" % error) from None
-
-
-def gunzip(data: bytes, limit: int) -> bytes:
-    """What a gzip body holds, in all its members (RFC 1952 2.2). Raises BadRequest, BodyTooLarge."""
-    import zlib
-    parts: List[bytes] = []
-    size = 0
-    while data or not parts:
-        decoder = zlib.decompressobj(31)
-        try:
-            parts.append(decoder.decompress(data, limit + 1 - size))
-        except zlib.error:
-            raise BadRequest("the body is not gzip, as its content encoding says") from None
-        size += len(parts[-1])
-        if size > limit:
-            raise BodyTooLarge("the body is larger than %d bytes" % limit)
-        if not decoder.eof:
-            raise BadRequest("the gzip body is not whole")
-        if len(parts) > 1000:
-            raise BadRequest("the gzip body has more than 1000 members")
-        data = decoder.unused_data
-    return b"".join(parts)
-
-
-def parse_parameters(text: str) -> List[Tuple[str, str]]:
-    """The `; name=value` of a header field, names in lower case, values without their quotes. What is none is passed over.
-    One step a character: a regular expression that looks for names would begin anew at each letter."""
-    found = []
-    position = 0
-    while position < len(text):
-        end = text.find(";", position)
-        end = len(text) if end < 0 else end
-        equals = text.find("=", position, end)
-        if equals >= 0:
-            start = equals + 1
-            while start < len(text) and text[start] in " \t":
-                start += 1
-            if text[start:start + 1] == '"':
-                value, end = _quoted(text, start + 1)
-                end = text.find(";", end)
-                end = len(text) if end < 0 else end
-            else:
-                value = text[start:end].strip()
-            found.append((text[position:equals].strip().lower(), value))
-        position = end + 1
-    return found
-
-
-def _quoted(text: str, start: int) -> Tuple[str, int]:
-    """(a quoted string from behind its first quote, where it ends)."""
-    parts = []
-    while start < len(text) and text[start] != '"':
-        if text[start] == "\\" and text[start + 1:start + 2] == '"':      # browsers escape only the quote
-            start += 1
-        parts.append(text[start])
-        start += 1
-    return "".join(parts), start
-
-
-def parse_content_type(text: str) -> Tuple[str, Dict[str, str]]:
-    """Media type and parameters, names in lower case."""
-    kind, _, rest = text.partition(";")
-    return kind.strip().lower(), dict(parse_parameters(rest))
-
-
-def parse_multipart(data: bytes, boundary: str) -> Dict[str, bytes]:
-    """The files of a multipart/form-data body by name, in their order. Raises BadRequest."""
-    if not boundary or len(boundary) > 200:
-        raise BadRequest("multipart/form-data needs a boundary")
-    mark = b"--" + boundary.encode("latin-1", "replace")
-    parts = (b"\r\n" + data).split(b"\r\n" + mark, 302)
-    if len(parts) > 302:
-        raise BadRequest("more than 300 files")
-    if len(parts) < 2 or not parts[-1].startswith(b"--"):
-        raise BadRequest("the multipart body does not end with its boundary")
-    files: Dict[str, bytes] = {}
-    for part in parts[1:-1]:
-        name, content = _part_of(part)
-        path = os.path.normpath(name.replace("\\", "/"))
-        if path.startswith(("/", "../")) or path == ".." or "\0" in path:
-            raise BadRequest("the file name %r reaches outside" % name[:80])
-        if path in files:
-            raise BadRequest("the file %r is sent twice" % name[:80])
-        files[path] = content
-    return files
-
-
-def _part_of(part: bytes) -> Tuple[str, bytes]:
-    """(the file name, or else the field's, of a part of a multipart body; its content)."""
-    end = part.find(b"\r\n\r\n", 0, 8192)
-    for line in part[:max(0, end)].split(b"\r\n"):
-        field, _, value = line.partition(b":")
-        if field.strip().lower() == b"content-disposition":
-            named = dict(parse_parameters(value.partition(b";")[2].decode("utf-8", "replace")))
-            name = named.get("filename") or named.get("name")
-            if name:
-                return name, part[end + 4:]
-    raise BadRequest("a part of the multipart body has no file name")
-
-
 class Once(Source):
     """What a request with an Idempotency-Key asked, and its answer, for those that come again."""
 
@@ -7058,14 +8086,7 @@ def _allowed(routes: Iterable[str]) -> str:
     return ", ".join(sorted(methods))
 
 
-def _place(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "line %d" % trace.tb_lineno if trace else "?"
-
-
-# --- handlers: server ---------------------------------------------------------------------------------------------------
+# --- handlers: server ---------------------------------------------------------------------------------------
 
 @route("GET", "/alpha/version", "server", quick=True, a200="the version")
 def get_version(call: Call) -> Any:
@@ -7149,7 +8170,7 @@ def list_tiers(call: Call) -> Any:
     return call.success(key=call.args["cluster"], count=len(tiers), default=result.defaultTierName, tiers=tiers)
 
 
-# --- handlers: watch ----------------------------------------------------------------------------------------------------
+# --- handlers: watch ----------------------------------------------------------------------------------------
 
 def _listed(call: Call, prefix: str, role: Optional[str]) -> Response:
     """A list of jobs, filtered, sorted, cut to size; numbered from 1 as the original does."""
@@ -7335,7 +8356,7 @@ def get_up_count(call: Call) -> Any:
                         up_count={str(each): round(up_count(ups, each), 2) for each in wanted})
 
 
-# --- handlers: run and change -------------------------------------------------------------------------------------------
+# --- handlers: run and change -------------------------------------------------------------------------------
 
 def _plain_job(job: Job) -> Dict[str, Any]:
     return job.configuration.to_plain()
@@ -7666,7 +8687,7 @@ def scale_job(call: Call) -> Any:
     return _awaiting_added(call, 202, added, len(added or ()) or 1, known, killed=[])
 
 
-# --- handlers: cron -----------------------------------------------------------------------------------------------------
+# --- handlers: cron -----------------------------------------------------------------------------------------
 
 @route("PUT", "/alpha/cron/{key}", "run", params="bind", body="config", a201="scheduled")
 def schedule_cron(call: Call) -> Any:
@@ -7732,7 +8753,7 @@ def list_cron(call: Call) -> Any:
                         jobs={str(number): each for number, each in enumerate(shown, 1)})
 
 
-# --- handlers: operate --------------------------------------------------------------------------------------------------
+# --- handlers: operate --------------------------------------------------------------------------------------
 
 _QUOTA_FIELDS = {"cpu": "numCpus", "ram_mb": "ramMb", "disk_mb": "diskMb"}
 
@@ -8124,7 +9145,7 @@ def watch_operation(call: Call) -> Any:
     return Stream(operation, since, (int(last.group(1)) if last else 0, ""))
 
 
-# --- OpenAPI ------------------------------------------------------------------------------------------------------------
+# --- OpenAPI ------------------------------------------------------------------------------------------------
 
 _ERRORS = {400: BadRequest, 401: Unauthorized, 403: Forbidden, 404: NotFound, 405: MethodNotAllowed,
            408: RequestTimeout, 409: Conflict,
@@ -8257,999 +9278,14 @@ def openapi_text() -> bytes:
             "token": {"type": "http", "scheme": "bearer"}, "basic": {"type": "http", "scheme": "basic"}}}}).encode()
 
 
-# ======================================================================================================================
-# 6. Server
-#
-# The sockets: of a pool of threads one at a time is the reading thread: it waits on all sockets, reads requests and
-# finishes slow sends; the others run handlers. So an idle, slow or watching caller costs no thread, and identical reads
-# that wait together are answered together. Limits, TLS, draining. Uses room 5.
-# ======================================================================================================================
-
-
-class Timer(list):      # type: ignore[type-arg]
-    """[when, serial, function]: a function that is to be called once."""
-
-    def cancel(self) -> None:
-        self[2] = None      # and lets go of what it would have been about
-
-
-class Loop:
-    """What a thread does that waits for all sockets: `turn` is one wait with the calls that follow. One thread at a time
-    turns it, that which `own`ed it last; `soon`, `later` and `stop` are for all threads, the rest for that one alone."""
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call           # how to call what may fail
-        self._selector = selectors.DefaultSelector()
-        self._wake_in, self._wake_out = socket.socketpair()
-        self._woken = False
-        self._soon: Deque[Tuple[Callable[..., None], Tuple[Any, ...]]] = collections.deque()
-        self._timers: List[Timer] = []
-        self._serial = itertools.count()
-        self._thread = 0            # the one that turns it, 0 while that passes from one to another
-        self.stopping = False
-        self.turned = time.monotonic()
-        for each in (self._wake_in, self._wake_out):
-            each.setblocking(False)
-        self.watch(self._wake_in, 0, selectors.EVENT_READ, self._drain_wakes)
-
-    def soon(self, function: Callable[..., None], *arguments: Any) -> None:
-        self._soon.append((function, arguments))
-        if threading.get_ident() != self._thread:
-            self._wake()
-
-    def later(self, seconds: float, function: Callable[[], None]) -> Timer:
-        timer = Timer((time.monotonic() + seconds, next(self._serial), function))
-        if threading.get_ident() == self._thread:
-            heapq.heappush(self._timers, timer)
-        else:
-            self.soon(heapq.heappush, self._timers, timer)
-        return timer
-
-    def stop(self) -> None:
-        self.stopping = True
-        self._wake()
-
-    def _wake(self) -> None:
-        if not self._woken:
-            self._woken = True
-            with contextlib.suppress(OSError):
-                self._wake_out.send(b"\0")
-
-    def _drain_wakes(self, mask: int) -> None:
-        with contextlib.suppress(OSError):
-            self._wake_in.recv(4096)
-        self._woken = False     # only now: a byte written in between would be taken while the flag says it is there
-
-    def own(self, thread: int) -> None:
-        self._thread = thread
-
-    def turn(self) -> None:
-        timers = self._timers
-        timeout = 0.0 if self._soon else max(0.0, timers[0][0] - time.monotonic()) if timers else None
-        for key, mask in self._selector.select(timeout):
-            self._call(key.data, mask)
-        for _ in range(len(self._soon)):
-            function, arguments = self._soon.popleft()
-            self._call(function, *arguments)
-        now = time.monotonic()
-        while timers and (timers[0][0] <= now or timers[0][2] is None):
-            function = heapq.heappop(timers)[2]
-            if function is not None:
-                self._call(function)
-
-    def watch(self, sock: Any, before: int, mask: int, on_event: Callable[[int], None]) -> None:
-        """Which events of a socket to wait for, and which those were before."""
-        with contextlib.suppress(KeyError, ValueError, OSError):
-            if not before:
-                self._selector.register(sock, mask, on_event)
-            elif not mask:
-                self._selector.unregister(sock)
-            else:
-                self._selector.modify(sock, mask, on_event)
-
-    def prune(self) -> None:
-        """Let go of timers that were cancelled, where they are many."""
-        alive = [each for each in self._timers if each[2] is not None]
-        if 2 * len(alive) < len(self._timers):
-            self._timers[:] = alive
-            heapq.heapify(self._timers)
-
-    def close(self) -> None:
-        self._selector.close()
-        self._wake_in.close()
-        self._wake_out.close()
-
-
-_LEAD = object()        # in the queue of Workers: whoever takes it turns the loop
-
-
-class Workers:
-    """Threads that run what is put into a queue. One of them leads: it turns the loop, and what the loop holds for it it
-    runs itself while an idle thread leads: so a request waits for no other thread to wake up. `hold` is for the leader."""
-
-    def __init__(self, loop: Loop, most: float, call: Callable[..., Any]) -> None:
-        self.loop = loop
-        self.most = most
-        self._call = call
-        self._held: Optional[Callable[[], None]] = None     # touched by the leader alone
-        self.ended = threading.Event()      # nobody leads any more
-        self.failure = ""                   # why, where it was not told to end
-        self.queue: SimpleQueue[Any] = SimpleQueue()        # None: end
-        self._lock = threading.Lock()   # guards threads, _idle, _queued
-        self.threads = 0
-        self.refused = 0                # threads that could not be started
-        self._idle = 0
-        self._queued = 0                # in the queue, or just taken by a thread that still counts as idle
-
-    def put(self, work: Any) -> None:
-        with self._lock:
-            self._put(work)
-            if self._queued > self._idle:
-                self._add()
-
-    def hold(self, work: Callable[[], None]) -> None:
-        if self._held is None:
-            self._held = work
-        else:
-            self.put(work)
-
-    def end(self) -> None:
-        for _ in range(self.threads):
-            self.queue.put(None)
-
-    def _put(self, work: Any) -> None:
-        self._queued += 1
-        self.queue.put(work)
-
-    def _add(self) -> bool:
-        """One more thread, if there may be one: work has `most`, and one leads. With the lock held."""
-        if self.threads > self.most:
-            return False
-        try:
-            threading.Thread(target=self._work, name="http-worker", daemon=True).start()
-        except RuntimeError:        # no more threads to be had: those there are go on
-            self.refused += 1
-            return False
-        self.threads += 1
-        return True
-
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                self._idle += 1
-            work: Any = None
-            with contextlib.suppress(QueueEmpty):
-                work = self.queue.get(timeout=30)
-            with self._lock:
-                self._idle -= 1
-                self._queued -= work is not None
-                if work is None and self._queued and not self.loop.stopping:
-                    continue
-                if work is None:
-                    self.threads -= 1
-                    return
-                if self._queued > self._idle:
-                    self._add()
-            if work is _LEAD:
-                work = self._lead()
-            if work is not None:
-                self._call(work)
-
-    def _lead(self) -> Optional[Callable[[], None]]:
-        """Turn the loop until there is something to run while another thread turns it. None at the end of all."""
-        passed = False
-        self.loop.own(threading.get_ident())
-        try:
-            while not self.loop.stopping:
-                self.loop.turn()
-                if self._held is not None:
-                    work, self._held = self._held, None
-                    with self._lock:
-                        passed = self._queued < self._idle or self._add()
-                        if passed:
-                            self.loop.own(0)
-                            self._put(_LEAD)
-                    if passed:
-                        return work
-                    self.put(work)
-            return None
-        except Exception as error:
-            self.failure = "%s: %s at %s" % (type(error).__name__, error, _place(error))
-            return None
-        finally:
-            if not passed:
-                self.ended.set()
-
-
-class Incoming:
-    """What arrives on a connection, made into requests. It has no socket, no clock and no thread: bytes go in by `feed`,
-    `next` takes out what is whole; when it raises, what follows in the stream cannot be trusted."""
-    __slots__ = ("_limits", "_parse", "buffer", "head", "_chunks", "_scanned")
-
-    def __init__(self, limits: Dict[str, float], parse: Callable[[bytes], Head]) -> None:
-        self._limits = limits
-        self._parse = parse
-        self.buffer = bytearray()       # received and not yet taken
-        self.head: Optional[Head] = None            # of the request whose body is still to come
-        self._chunks: Optional[ChunkedBody] = None
-        self._scanned = 0               # bytes of the buffer in which no end of a head was found
-
-    def feed(self, data: bytes) -> None:
-        self.buffer += data
-
-    @property
-    def held(self) -> int:
-        """Bytes of the body that is arriving."""
-        return 0 if self.head is None else len(self.buffer) + (self._chunks.size if self._chunks else 0)
-
-    def next(self) -> Optional[Tuple[Head, Optional[bytes]]]:
-        """The next request's head and body; before that, once, its head and None where it has a body, so that it can be
-        refused before that is held. None: more has to be fed."""
-        head = self.head
-        if head is None:
-            head = self._take_head()
-            if head is None or not head.length:
-                return None if head is None else (head, b"")
-            self.head = head
-            self._chunks = ChunkedBody(int(self._limits["body"])) if head.length < 0 else None
-            return head, None
-        if self._chunks is not None:
-            if not self._chunks.feed(self.buffer):
-                return None
-            body = b"".join(self._chunks.parts)
-        elif len(self.buffer) < head.length:
-            return None
-        else:
-            body = bytes(self.buffer[:head.length])
-            del self.buffer[:head.length]
-        self.head = self._chunks = None
-        return head, body
-
-    def _take_head(self) -> Optional[Head]:
-        buffer, limits = self.buffer, self._limits
-        while buffer[:2] == b"\r\n":
-            del buffer[:2]
-        start = max(0, self._scanned - 3)
-        end = buffer.find(b"\r\n\r\n", start)
-        if end < 0 or end > limits["headers"] + limits["url"]:
-            if len(buffer) > limits["headers"] + limits["url"]:
-                first = buffer.find(b"\r\n")
-                if first < 0 or first > limits["url"] + 32:
-                    raise UriTooLong("the request target is longer than %d bytes" % limits["url"])
-                raise TooManyHeaders("the header fields are larger than %d bytes" % limits["headers"])
-            if _BARE_LINE_END.search(buffer, start):
-                raise BadRequest("a line of the request head does not end with CRLF")
-            self._scanned = len(buffer)
-            return None
-        raw = bytes(buffer[:end])
-        del buffer[:end + 4]
-        self._scanned = 0
-        if end - raw.find(b"\r\n") - 2 > limits["headers"] and b"\r\n" in raw:
-            raise TooManyHeaders("the header fields are larger than %d bytes" % limits["headers"])
-        return self._parse(raw)
-
-
-def head_parser(limits: Dict[str, float]) -> Callable[[bytes], Head]:
-    """parse_head with these limits. Heads repeat on kept-alive connections: the latest are remembered, but for those with
-    credentials."""
-    parse = partial(parse_head, header_count=int(limits["header_count"]), url=int(limits["url"]))
-    known = lru_cache(maxsize=256)(parse)
-    return lambda raw: (parse if b"authorization" in raw.lower() else known)(raw)
-
-
-class Run(Source):
-    """One run of the app's handler, for all that asked for the same before it began; changes once, when it has an answer."""
-
-    def __init__(self, request: Request) -> None:
-        super().__init__()
-        self.request = request
-        self.since = time.monotonic()
-        self.answer: Any = None
-        self._begun = threading.Lock()      # taken by who makes the answer
-
-    def begin(self) -> bool:
-        """Whether the caller is to make the answer: one does."""
-        return self._begun.acquire(blocking=False)
-
-
-class Connection:
-    """One caller. In the loop's thread: all that begins with on_, advance, close, linger, look. In any: respond, push.
-
-    A caller is `busy` from the first byte of a request to the last of its answer. Who makes it unbusy looks at the buffer
-    afterwards, and who fills the buffer looks at busy afterwards: so what was received is never left lying.
-    """
-    __slots__ = ("server", "socket", "peer", "lock", "incoming", "request", "busy", "out", "deadline", "since", "reserved",
-                 "ended", "closing", "done", "lingering", "closed", "mask", "handshaking", "waiting", "timer", "counted_for",
-                 "unsent", "taken_since", "taken")
-
-    def __init__(self, server: HttpServer, sock: Any, peer: str) -> None:
-        self.server = server
-        self.socket = sock
-        self.peer = peer
-        self.lock = threading.Lock()    # guards the socket, out, busy, closing and closed: any thread may send
-        self.incoming = Incoming(server.limits, server.parse)
-        self.request: Optional[Request] = None      # the one whose body is arriving
-        self.busy = False               # a request is being answered
-        self.out = bytearray()          # of the answer, what the network did not take yet
-        self.deadline = time.monotonic() + server.limits["header_time"]
-        self.since = 0.0                # when the request began to arrive
-        self.reserved = 0               # bytes counted for the body that is arriving, until it is answered
-        self.counted_for = ""           # whose share they are counted in
-        self.unsent = 0                 # bytes of out that are counted
-        self.taken_since = 0.0          # when the network last had taken all, and what it took since then
-        self.taken = 0
-        self.ended = False              # the caller sends nothing more
-        self.closing = False            # nothing more is read: close when all is sent
-        self.done = False               # the last bytes of the answer are among those sent or in out
-        self.lingering = False          # answered and shut down; what still comes is thrown away
-        self.closed = False
-        self.mask = 0
-        self.handshaking = server.tls is not None
-        self.waiting: Any = None        # the Later or Stream that the caller waits on
-        self.timer: Optional[Timer] = None
-        self.interest(selectors.EVENT_READ)
-
-    def interest(self, mask: int) -> None:
-        """Which events of the socket to wait for."""
-        if not self.closed and mask != self.mask:
-            self.server.loop.watch(self.socket, self.mask, mask, self.on_event)
-            self.mask = mask
-
-    def on_event(self, mask: int) -> None:
-        if self.handshaking:
-            self._shake_hands()
-            return
-        if mask & selectors.EVENT_WRITE:
-            self.push(b"")
-        if mask & selectors.EVENT_READ and not self.closed:
-            self.on_input()
-
-    def _shake_hands(self) -> None:
-        import ssl
-        try:
-            with self.lock:
-                self.socket.do_handshake()
-        except ssl.SSLWantReadError:
-            self.interest(selectors.EVENT_READ)
-        except ssl.SSLWantWriteError:
-            self.interest(selectors.EVENT_WRITE)
-        except (OSError, ValueError):
-            self.server.refusals["tls"] += 1
-            self.close()
-        else:
-            self.handshaking = False
-            self.interest(selectors.EVENT_READ)
-            self.on_input()
-
-    def on_input(self) -> None:
-        try:
-            with self.lock:
-                data = self.socket.recv(65536)
-                while data and self.server.tls is not None and self.socket.pending():
-                    data += self.socket.recv(65536)
-        except OSError as error:
-            if not waits_for(error, select.POLLIN):
-                self.close()
-            return
-        if not data:
-            self.on_end()
-        elif not self.lingering and not self.closing:
-            self.incoming.feed(data)
-            if not self.busy:
-                self.advance()
-            elif len(self.incoming.buffer) > 65536:
-                self.interest(self.mask & ~selectors.EVENT_READ)
-
-    def on_end(self) -> None:
-        """The caller has said all, or is gone; waiting, it gets now what there is to say."""
-        self.ended = True
-        if not self.busy and not self.out or isinstance(self.waiting, Stream):
-            self.close()
-            return
-        self.interest(self.mask & ~selectors.EVENT_READ)
-        waiting = self.waiting
-        if waiting is not None:
-            self.server.workers.put(waiting.expire)
-
-    def advance(self) -> None:
-        """Take the requests that are whole."""
-        try:
-            for turn in itertools.count():
-                if self.busy or self.closed or self.closing:
-                    return
-                if turn >= 8:       # a caller that sends many requests at once leaves room for the others
-                    self.server.loop.soon(self.advance)
-                    return
-                found = self.incoming.next()
-                if found is None:
-                    self._need_more()
-                    return
-                if found[1] is None:
-                    self._admit(found[0])
-                    continue
-                request, self.request = self.request or self.server.request(self, found[0]), None
-                request.body = found[1]
-                self.since = 0.0
-                self.busy = True
-                self.server.dispatch(self, request)
-                if not self.incoming.buffer and not self.busy and not self.ended:
-                    return
-        except AuroraError as error:
-            self.refuse(error)
-
-    def _need_more(self) -> None:
-        now, limits, incoming = time.monotonic(), self.server.limits, self.incoming
-        if self.ended:
-            self.close()
-        elif incoming.head is not None:
-            self.count(incoming.held)
-            self.deadline = now + self.server.GRACE
-        elif incoming.buffer and not self.since:
-            self.since = now
-            self.deadline = now + limits["header_time"]
-
-    def _admit(self, head: Head) -> None:
-        """Whether to take a body at all: before any of it is held. Raises the AuroraError that the request gets."""
-        self.since = time.monotonic()
-        self.request = self.server.request(self, head)
-        if head.length > self.server.limits["body"]:
-            raise BodyTooLarge("the body is larger than %d bytes" % self.server.limits["body"])
-        self.server.app.admit(self.request)
-        self.count(self.incoming.held, max(0, head.length))
-        if head.expects and not self.incoming.buffer:
-            self.push(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def count(self, held: int, wanted: int = 0) -> None:
-        """Count the bytes that this request's body takes towards those of all, and of its caller. Raises Overloaded."""
-        server, caller = self.server, self.counted_for or (self.request.caller if self.request else self.peer)
-        server.reserved[caller] += held - self.reserved
-        server.all_reserved += held - self.reserved
-        self.counted_for = caller if held else ""
-        self.reserved = held
-        if not server.reserved[caller]:
-            del server.reserved[caller]
-        if not held and not wanted:
-            return
-        most, more = server.limits["bodies"], max(held, wanted) - held
-        if server.all_reserved + more > most or server.reserved[caller] + more > max(most / 4, server.limits["body"]):
-            raise Overloaded("too many request bodies are under way%s; try again" % (
-                "" if server.all_reserved + more > most else " of this caller"), headers=[("Retry-After", "1")])
-
-    def refuse(self, error: AuroraError) -> None:
-        """Answer what is no request or cannot be taken, and close: what follows in the stream cannot be trusted."""
-        self.server.refusals[error.code.lower()] += 1
-        request, self.request = self.request, None
-        self.busy = True
-        self.incoming = Incoming(self.server.limits, self.server.parse)
-        self.respond(request, self.server.app.refuse(error, request), True)
-
-    def answer(self, request: Request, answer: Union[Response, Later, Stream]) -> None:
-        """Give the answer, or have it given when it comes."""
-        if isinstance(answer, Response):
-            self.respond(request, answer)
-            return
-        self.waiting = answer
-        if isinstance(answer, Stream):
-            head = Response(200, body=b"", content_type="text/event-stream",
-                            headers=[("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")], close=True)
-            data = self.server.encode(request, head, stream=True)
-            self.server.app.finished(request, self.peer, head, 0)
-            self.push(data)
-            if request.method == "HEAD":
-                answer.gone()
-                self.finish()
-            else:
-                answer.start(self)
-        else:
-            self.timer = self.server.loop.later(answer.seconds, partial(self.server.workers.put, answer.expire))
-            answer.start(partial(self.respond, request))
-        # What happened while the answer was made, and found nobody waiting:
-        if self.closed:
-            answer.gone()
-        elif self.server.draining:
-            answer.expire()
-        elif self.ended:
-            self.server.loop.soon(self.on_end)
-
-    @property
-    def full(self) -> bool:
-        """Whether the network still has to take something."""
-        return bool(self.out) or self.closed
-
-    def respond(self, request: Optional[Request], response: Response, close: bool = False) -> None:
-        self.waiting = None
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-        close = close or response.close or self.server.draining or request is None or not request.head.keep_alive
-        data = self.server.encode(request, response, close)
-        self.server.app.finished(request, self.peer, response, len(data))
-        self.push(data, close, done=True)
-
-    def push(self, data: bytes, close: bool = False, done: bool = False) -> None:
-        """Give bytes to the network, and keep what it does not take for the loop. done: the answer is whole."""
-        with self.lock:
-            if self.closed:
-                return
-            self.closing |= close
-            self.done |= done
-            if self.out:
-                self.out += data
-                data = b""
-            try:
-                if self.out:
-                    sent = self.socket.send(memoryview(self.out)[:1 << 18])
-                    del self.out[:sent]
-                    self.taken += sent
-                elif data:
-                    sent = self.socket.send(data)
-                    if sent < len(data):
-                        self.out += memoryview(data)[sent:]
-                        self.taken_since, self.taken = time.monotonic(), 0
-                self.deadline = time.monotonic() + self.server.limits["send_time"]
-            except OSError as error:
-                if not waits_for(error, select.POLLOUT):
-                    self.server.loop.soon(self.close)
-                    return
-                self.out += data
-            left = bool(self.out)
-            if left or self.unsent:
-                held, self.unsent = self.unsent, len(self.out)
-                if self.server.count_unsent(self.unsent - held):
-                    self.server.refusals["unsent"] += 1
-                    self.server.loop.soon(self.close)
-            if self.done and not left:
-                self.busy = self.done = False
-                self.deadline = time.monotonic() + self.server.limits["idle_time"]
-                if self.reserved:
-                    self.server.loop.soon(self.count, 0)
-        if left or self.mask & selectors.EVENT_WRITE or self.closing or self.incoming.buffer or self.ended or not self.mask:
-            self.server.loop.soon(self.on_sent)
-
-    def finish(self) -> None:
-        """The end of a stream."""
-        self.waiting = None
-        self.push(b"", close=True, done=True)
-
-    def on_sent(self) -> None:
-        if self.closed:
-            return
-        reading = 0 if self.ended else selectors.EVENT_READ
-        self.interest(reading | selectors.EVENT_WRITE if self.out else reading)
-        if self.out:
-            return
-        waiting = self.waiting
-        if isinstance(waiting, Stream):
-            self.server.workers.put(waiting.look)
-        if self.closing and not self.waiting:
-            self.linger()
-        elif not self.busy:
-            self.advance()
-
-    def linger(self) -> None:
-        """Close so that the answer arrives even where the caller is still sending: wait for its end for a moment."""
-        if self.ended or self.lingering:
-            self.close()
-            return
-        self.lingering = True
-        self.deadline = time.monotonic() + self.server.LINGER
-        self.busy = False
-        self.incoming.buffer.clear()
-        self._say_goodbye()
-        try:
-            self.socket.shutdown(socket.SHUT_WR)
-        except (OSError, ValueError):
-            self.close()
-
-    def _say_goodbye(self) -> None:
-        """TLS's close_notify, so that the caller knows an end from a cut (RFC 8446 6.1); its own is not waited for."""
-        unwrap = getattr(self.socket, "unwrap", None)
-        if unwrap is not None and not self.handshaking:
-            with contextlib.suppress(OSError, ValueError):
-                unwrap()
-
-    def close(self) -> None:
-        with self.lock:
-            if self.closed:
-                return
-            self.interest(0)
-            self.closed = True
-            if not self.lingering and not self.out:
-                self._say_goodbye()
-            with contextlib.suppress(OSError):
-                self.socket.close()
-        self.count(0)
-        self.server.count_unsent(-self.unsent)
-        self.unsent = 0
-        self.server.connections.discard(self)
-        waiting, self.waiting = self.waiting, None
-        if self.timer is not None:
-            self.timer.cancel()
-        if waiting is not None:
-            waiting.gone()
-
-    def look(self, now: float) -> None:
-        """End what ran out of time."""
-        if not self.out and (self.waiting is not None or self.busy):
-            return
-        incoming, late = self.incoming, now > self.deadline
-        if incoming.head is not None and not self.out:
-            seconds = now - self.since
-            late = late or seconds > self.server.GRACE and incoming.held < self.server.limits["body_rate"] * seconds
-        if self.out and now - self.taken_since > self.server.GRACE:
-            late = late or self.taken < self.server.limits["send_rate"] * (now - self.taken_since)
-        if late and not (self.busy or self.out or self.lingering or self.handshaking) and (incoming.buffer or incoming.head):
-            self.refuse(RequestTimeout("the request did not arrive in time"))
-        elif late:
-            self.close()
-
-
-class HttpServer(http.server.ThreadingHTTPServer):
-    """A ThreadingHTTPServer whose threads take requests instead of connections: Workers turn a Loop, which reads requests
-    from Connections; identical reads that wait together are one Run.
-
-    address: host and port; app: what it serves; limits: changes to LIMITS; tls: an ssl.SSLContext, or None; sock: a
-    listening socket to use instead of opening one.
-    """
-    request_queue_size = 1024
-    allow_reuse_address = True
-    GRACE = 10.0        # seconds before the least body speed is asked for
-    LINGER = 2.0
-    BEAT = 15           # seconds between the comments that keep streams alive
-
-    def __init__(self, address: Tuple[str, int], app: App, limits: Optional[Dict[str, float]] = None, tls: Any = None,
-                 sock: Optional[socket.socket] = None) -> None:
-        if ":" in address[0]:
-            self.address_family = socket.AF_INET6
-        self.app = app
-        self.limits = dict({name: limit.default for name, limit in LIMITS.items()}, **(limits or {}))
-        self.tls = tls
-        self.parse = head_parser(self.limits)
-        self.draining = False
-        self.connections: Set[Connection] = set()
-        self.refusals: collections.Counter[str] = collections.Counter()
-        self.all_reserved = 0               # bytes of bodies that are not answered, of all and by caller; touched by
-        self.reserved: collections.Counter[str] = collections.Counter()      # the loop's thread alone
-        self.all_unsent = 0                 # bytes of answers that the network has not taken; guarded by _lock
-        self.loop = Loop(self._call)
-        self.workers = Workers(self.loop, self.limits["threads"], self._call)
-        self._ids = itertools.count()
-        self._prefix = secrets.token_hex(4)
-        self._stopped = threading.Event()
-        self._stopped.set()
-        self.failure = ""                   # why it serves no more, where nobody stopped it
-        self._sweeps = 0
-        self._lock = threading.Lock()   # guards _pending, _running, _queued
-        self._pending: Dict[Any, Run] = {}
-        self._running: Set[Any] = set()
-        self._queued: Dict[Run, None] = {}      # not begun yet, the oldest first
-        super().__init__(address, http.server.BaseHTTPRequestHandler, bind_and_activate=sock is None)
-        if sock is not None:
-            self.socket.close()
-            self.socket = sock
-            self.server_address = sock.getsockname()
-
-    @property
-    def port(self) -> int:
-        return int(self.server_address[1]) if isinstance(self.server_address, tuple) else 0
-
-    @property
-    def swept(self) -> float:
-        return self.loop.turned
-
-    def call_soon(self, function: Callable[..., None], *arguments: Any) -> None:
-        self.loop.soon(function, *arguments)
-
-    def call_later(self, seconds: float, function: Callable[[], None]) -> Timer:
-        return self.loop.later(seconds, function)
-
-    def run_in_worker(self, function: Callable[[], None]) -> None:
-        self.workers.put(function)
-
-    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Call a function; a defect in it costs the connection that it is about, and never the server."""
-        try:
-            function(*arguments)
-        except Exception as error:
-            self.app.broken(error)
-            owner = getattr(function, "__self__", None)
-            if isinstance(owner, Connection):
-                self.loop.soon(owner.close)
-
-    def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Serve until `shutdown`."""
-        self._stopped.clear()
-        self.socket.setblocking(False)
-        self._listen()
-        self.loop.later(1.0, self._sweep)
-        self.workers.put(_LEAD)
-        if not self.workers.threads:
-            self.workers.failure = "no thread could be started"
-            self.workers.ended.set()
-        try:
-            self.workers.ended.wait()
-            if not self.loop.stopping:
-                self.failure = self.workers.failure or "the thread that reads requests ended"
-                self.app.warn("serving no more: " + self.failure)
-        finally:
-            self.loop.stop()
-            self.workers.ended.wait(10)
-            for connection in list(self.connections):
-                connection.close()
-            self.workers.end()
-            self._stopped.set()
-
-    def shutdown(self) -> None:
-        """Stop `serve_forever` at once, and wait for it."""
-        self.loop.stop()
-        self._stopped.wait(10)
-
-    def server_close(self) -> None:
-        super().server_close()
-        self.loop.close()
-
-    def drain(self, seconds: float) -> bool:
-        """Stop listening, let the requests under way finish for at most `seconds`, stop. True if all were finished."""
-        self.draining = True        # first: who begins to wait from now on sees it, and who waits already is seen here
-        self.loop.soon(self._stop_listening)
-        for waiting in [connection.waiting for connection in list(self.connections)]:
-            if waiting is not None:
-                self.workers.put(waiting.expire)
-
-        def left() -> bool:
-            return any(c.busy or c.out or c.request for c in list(self.connections))
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and left():
-            time.sleep(0.02)
-        finished = not left()
-        self.shutdown()
-        return finished
-
-    def _stop_listening(self) -> None:
-        self.loop.watch(self.socket, 1, 0, self._accept)
-        self.socket.close()
-        for connection in list(self.connections):
-            if not (connection.busy or connection.out or connection.incoming.buffer or connection.request):
-                connection.close()
-
-    def _listen(self) -> None:
-        if not self.draining:
-            self.loop.watch(self.socket, 0, selectors.EVENT_READ, self._accept)
-
-    def _accept(self, mask: int) -> None:
-        for _ in range(64):
-            try:
-                sock, address = self.socket.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    # Out of descriptors: the callers wait in the backlog for a moment.
-                    self.refusals["descriptors"] += 1
-                    self.loop.watch(self.socket, 1, 0, self._accept)
-                    self.loop.later(0.1, self._listen)
-                return
-            try:
-                sock.setblocking(False)
-                if sock.family != getattr(socket, "AF_UNIX", None):
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if self.tls is not None:
-                    sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-            except OSError:
-                sock.close()
-                continue
-            connection = Connection(self, sock, str(address[0]) if address else "local")
-            self.connections.add(connection)
-            if len(self.connections) > self.limits["connections"]:
-                self.refusals["connections"] += 1
-                connection.refuse(Overloaded("too many connections are open", headers=[("Retry-After", "1")]))
-
-    def request(self, connection: Connection, head: Head) -> Request:
-        """The request of a head, with its route and its id."""
-        given = head.headers.get("x-request-id", "")
-        request = Request(head, b"", connection.peer, given if given and _REQUEST_ID.fullmatch(given) else
-                          "%s-%x" % (self._prefix, next(self._ids)), self.tls is not None)
-        if self.tls is not None:
-            request.certificate = _certificate_name(connection.socket)
-        self.app.prepare(request)
-        return request
-
-    def dispatch(self, connection: Connection, request: Request) -> None:
-        """In the loop's thread: answer a request at once, or have a worker do it."""
-        app = self.app
-        if app.is_quick(request):
-            connection.answer(request, self._handle(request))
-            return
-        if self.workers.queue.qsize() >= self.limits["queue"]:
-            self.refusals["queue"] += 1
-            connection.answer(request, app.refuse(Overloaded("%d requests are waiting already; try again" % self.limits[
-                "queue"], headers=[("Retry-After", "1")]), request))
-            return
-        key, run = request.share, None
-        if key is not None:
-            with self._lock:
-                run = self._pending.get(key)
-                joined, run = run is not None, run or Run(request)
-                run.listen(partial(self._answered, run, connection, request))
-                self._pending[key] = run
-                if joined or key in self._running:
-                    return      # begun when the run under way has ended: that began before this request
-        else:
-            run = Run(request)
-            run.listen(partial(self._answered, run, connection, request))
-        self._queue(run)
-        self.workers.hold(partial(self._run, run))
-
-    def _queue(self, run: Run) -> None:
-        with self._lock:
-            self._queued[run] = None
-
-    def _run(self, run: Run) -> None:
-        if not run.begin():
-            return          # it waited for too long, and was told so
-        key = run.request.share
-        with self._lock:
-            self._queued.pop(run, None)
-        if key is not None:
-            with self._lock:
-                # From here on nobody joins: what is read now was not asked for after it was read.
-                self._pending.pop(key, None)
-                self._running.add(key)
-        run.answer = self._handle(run.request)
-        if key is not None:
-            with self._lock:
-                self._running.discard(key)
-                following = self._pending.get(key)
-            if following is not None:
-                following.since = time.monotonic()
-                self._queue(following)
-                self.workers.put(partial(self._run, following))
-        run.changed()
-
-    def _end_late_runs(self, now: float) -> None:
-        """Answer those that no thread has taken in time. Here, since where no thread can be started none would do it."""
-        with self._lock:
-            late = [run for run in self._queued if now - run.since > self.limits["queue_time"]]
-        for run in late:
-            if not run.begin():
-                continue
-            with self._lock:
-                self._queued.pop(run, None)
-                if self._pending.get(run.request.share) is run:
-                    del self._pending[run.request.share]
-            self.refusals["queue_time"] += 1
-            run.answer = self.app.refuse(Overloaded("no thread was free in time; try again",
-                                                    headers=[("Retry-After", "1")]), run.request)
-            run.changed()
-
-    def _handle(self, request: Request) -> Union[Response, Later, Stream]:
-        try:
-            return self.app.handle(request)
-        except Exception as error:
-            self.app.broken(error)
-            return self.app.refuse(AuroraError("an internal error"), request)
-
-    def _answered(self, run: Run, connection: Connection, request: Request) -> None:
-        request.user = run.request.user
-        answer = run.answer
-        if isinstance(answer, Later) and request is not run.request:
-            answer = answer.again()     # a wait answers one caller
-        self._call(connection.answer, request, answer)
-
-    def count_unsent(self, more: int) -> bool:
-        """Count bytes that wait for the network; True where that is more than all may have waiting."""
-        with self._lock:
-            self.all_unsent += more
-            return more > 0 and self.all_unsent > self.limits["unsent"]
-
-    def encode(self, request: Optional[Request], response: Response, close: bool = False, stream: bool = False) -> bytes:
-        """The bytes of an answer to this request: not modified, compressed, without body as it asks."""
-        body = b"" if stream else response.body
-        tagged = same = zipped = False
-        extra: Sequence[Tuple[str, str]] = ()
-        version = 1
-        if request is not None:
-            headers, version, extra = request.headers, request.head.version, self.app.extra_headers(request)
-            tagged = response.status == 200 and request.method in ("GET", "HEAD") and not stream
-            zipped = len(body) >= 1024 and _accepts_gzip(headers.get("accept-encoding", ""))
-            same = tagged and "if-none-match" in headers and etag_matches(headers["if-none-match"], response.etag)
-        form = (tagged, same, zipped, close, version)
-        head = response.heads.get(form)
-        if head is None or extra:
-            head = _header_fields(response, extra, stream, *form)
-            if not extra:
-                response.heads[form] = head
-        if same or request is not None and request.method == "HEAD":
-            body = b""
-        elif zipped:
-            body = response.compressed
-        mark = b"X-Request-Id: %s\r\n\r\n" % request.id.encode() if request is not None else b"\r\n"
-        return b"".join((_start_of_answer(304 if same else response.status, int(time.time())), head, mark, body))
-
-    def _sweep(self) -> None:
-        """Once a second: end what ran out of time, keep streams alive."""
-        self.loop.turned = now = time.monotonic()
-        self.loop.later(1.0, self._sweep)
-        self.loop.prune()
-        self._end_late_runs(now)
-        if self.workers.refused:
-            self.app.warn("no thread can be started; those there are go on with what waits")
-            self.refusals["threads"] += self.workers.refused
-            self.workers.refused = 0
-        self._sweeps += 1
-        for connection in list(self.connections):
-            connection.look(now)
-            if self._sweeps % self.BEAT == 0 and isinstance(connection.waiting, Stream) and not connection.full:
-                connection.push(b": heartbeat\n\n")
-
-    def figures(self) -> Dict[str, float]:
-        """What the metrics tell of this server."""
-        return {"connections": len(self.connections), "threads": self.workers.threads, "queued": self.workers.queue.qsize(),
-                "in_flight": sum(c.busy and c.waiting is None for c in list(self.connections)),
-                "watchers": sum(c.waiting is not None for c in list(self.connections))}
-
-
-def _header_fields(response: Response, extra: Sequence[Tuple[str, str]], stream: bool, tagged: bool, same: bool,
-                   zipped: bool, close: bool, version: int) -> bytes:
-    """The header fields that are the same for every answer of this form."""
-    bodiless = same or response.status == 204
-    lines = ""
-    if tagged:      # the compressed form is another representation
-        lines += "ETag: %s\r\nCache-Control: no-cache\r\n" % (response.etag[:-1] + '-gzip"' if zipped else response.etag)
-    if zipped and not same:
-        lines += "Content-Encoding: gzip\r\n"
-    if len(response.body) >= 1024:
-        lines += "Vary: Accept-Encoding\r\n"
-    for name, value in itertools.chain(response.headers, extra):
-        lines += "%s: %s\r\n" % (name, re.sub(r"[\x00-\x1f\x7f]", " ", value))
-    if close or stream:
-        lines += "Connection: close\r\n"
-    elif version == 0:
-        lines += "Connection: keep-alive\r\n"
-    if not stream and not bodiless:
-        lines += "Content-Length: %d\r\n" % len(response.compressed if zipped else response.body)
-    if not bodiless:
-        lines += "Content-Type: %s\r\n" % response.content_type
-    return lines.encode("latin-1", "replace")
-
-
-@lru_cache(maxsize=64)
-def _start_of_answer(status: int, seconds: int) -> bytes:
-    return b"HTTP/1.1 %d %s\r\nDate: %s\r\n" % (status, REASONS[status].encode(), _http_date(seconds).encode())
-
-
-@lru_cache(maxsize=4)
-def _http_date(seconds: int) -> str:
-    days = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-    months = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-    t = time.gmtime(seconds)
-    return "%s, %02d %s %d %02d:%02d:%02d GMT" % (days[t.tm_wday], t.tm_mday, months[t.tm_mon - 1], t.tm_year,
-                                                  t.tm_hour, t.tm_min, t.tm_sec)
-
-
-@lru_cache(maxsize=64)
-def _accepts_gzip(header: str) -> bool:
-    for each in header.lower().split(","):
-        coding, _, quality = each.partition(";")
-        if coding.strip() in ("gzip", "*"):
-            return not re.fullmatch(r"\s*q\s*=\s*0(\.0*)?\s*", quality)
-    return False
-
-
-def _certificate_name(sock: Any) -> Optional[str]:
-    """The common name in the caller's verified certificate."""
-    subject = (sock.getpeercert() or {}).get("subject", ())
-    return next((value for part in subject for name, value in part if name == "commonName"), None)
-
-
-# ======================================================================================================================
+# ============================================================================================================
 # 7. Demo scheduler
 #
 # A simulated Aurora scheduler behind a real Thrift /api: tasks, updates, cron, quota, maintenance, backups as Aurora
 # does them, in memory. Time passes when somebody looks: every call first does what was due since the last one, so
 # nothing runs in the background and tests can turn the clock by hand. Uses rooms 1 to 6. j/ in the comments is
 # src/main/java/org/apache/aurora/scheduler.
-# ======================================================================================================================
+# ============================================================================================================
 
 _S = api.ScheduleStatus
 _U = api.JobUpdateStatus
@@ -11393,11 +11429,11 @@ class DemoApp(App):
                                for name, values in sorted(host.attributes.items()) for value in sorted(values)]}
 
 
-# ======================================================================================================================
+# ============================================================================================================
 # 8. Web page, server object and command line
 #
 # The page at /, the Server that scripts embed, and the command line that starts one. Uses all rooms.
-# ======================================================================================================================
+# ============================================================================================================
 
 PAGE = """\
 <!doctype html>

@@ -41,7 +41,7 @@ def tearDownModule():
     EVALUATOR.close()
 
 
-# --- helpers ------------------------------------------------------------------------------------------------------------
+# --- helpers ------------------------------------------------------------------------------------------------
 
 def wait_for(condition, seconds=20.0):
     """The first true value of condition(); fails when there is none in time."""
@@ -300,7 +300,7 @@ def free_port():
         return sock.getsockname()[1]
 
 
-# --- 1. Thrift API ------------------------------------------------------------------------------------------------------
+# --- 1. Thrift API ------------------------------------------------------------------------------------------
 
 def filled(cls, depth=0):
     """An instance with every field set; one element a container, so that the order of sets says nothing."""
@@ -420,7 +420,7 @@ class ThriftTest(unittest.TestCase):
                 aurora_rest.decode_reply(BINARY, "getJobs", data)
 
 
-# --- 2. Scheduler -------------------------------------------------------------------------------------------------------
+# --- 2. Scheduler -------------------------------------------------------------------------------------------
 
 class SchedulerTest(unittest.TestCase):
     def scheduler(self, *urls, **options):
@@ -1102,7 +1102,7 @@ class SchedulerTest(unittest.TestCase):
             clusters["east"]
 
 
-# --- 3. Job configuration -----------------------------------------------------------------------------------------------
+# --- 3. Job configuration -----------------------------------------------------------------------------------
 
 class ConfigTest(unittest.TestCase):
     def refused(self, text, says, **options):
@@ -1511,7 +1511,7 @@ class ConfigTest(unittest.TestCase):
             self.assertEqual(load(source()).configuration.key.name, "hello")
 
 
-# --- 4. Operations ------------------------------------------------------------------------------------------------------
+# --- 4. Operations ------------------------------------------------------------------------------------------
 
 class OperationsTest(unittest.TestCase):
     @staticmethod
@@ -1892,7 +1892,7 @@ class RestartTest(Serving):
         self.good("DELETE", "/alpha/maintenance/devcluster/" + host)
 
 
-# --- 5. HTTP ------------------------------------------------------------------------------------------------------------
+# --- 5. HTTP ------------------------------------------------------------------------------------------------
 
 JOB = "/alpha/job/devcluster/www-data/devel/"
 
@@ -2644,6 +2644,98 @@ class ParserTest(unittest.TestCase):
             self.assertEqual(caught.exception.http, error)
 
 
+ROOM_APP = """
+class Echo(App):
+    def __init__(self):
+        self.told, self.source = [], Source()
+
+    def prepare(self, request):
+        request.share = request.path if request.path == "/slow" else None
+
+    def admit(self, request):
+        if request.path == "/forbidden":
+            raise Forbidden("not you")
+
+    def is_quick(self, request):
+        return request.path == "/quick"
+
+    def handle(self, request):
+        if request.path == "/later":
+            return Later(self.source, 0.2, lambda: None, lambda: Response(200, {"late": True}))
+        if request.path == "/stream":
+            return Stream(self.source, lambda mark: (b"", mark) if mark else (event_bytes("1", "hello", {}), 1))
+        if request.path == "/defect":
+            raise KeyError("a defect")
+        return Response(200, {"path": request.path, "size": len(request.body), "query": request.query})
+
+    def finished(self, request, peer, response, size):
+        self.told.append(response.status)
+"""
+
+
+class RoomTest(unittest.TestCase):
+    """The HTTP room by itself, cut out of the file: it needs nothing of Aurora."""
+
+    @classmethod
+    def setUpClass(cls):
+        with open(os.path.join(HERE, "aurora_rest.py"), encoding="utf-8") as stream:
+            text = stream.read()
+        imports = text[text.index("from __future__"):text.index("\ntry:\n    from thrift")]
+        room = text[text.index("# 1. HTTP\n"):text.index("# 2. Thrift API\n")]
+        assert not re.search("aurora|thrift|scheduler|cluster", room.replace("knows nothing of Aurora", ""), re.IGNORECASE)
+        cls.room = type(sys)("http_room")
+        sys.modules["http_room"] = cls.room
+        exec(compile(imports + room + ROOM_APP, "http_room.py", "exec"), cls.room.__dict__)
+        cls.room.AuroraError = cls.room.Failure     # as the tests of the whole file call it
+
+    @classmethod
+    def tearDownClass(cls):
+        del sys.modules["http_room"]
+
+    def serve(self, **limits):
+        server = self.room.HttpServer(("127.0.0.1", 0), self.room.Echo(), dict({"header_time": 0.5, "idle_time": 0.5}, **limits))
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        self.addCleanup(lambda: (server.shutdown(), thread.join(10), server.server_close()))
+        return server
+
+    def test_it_passes_the_tests_of_the_parser(self):
+        suite = unittest.defaultTestLoader.loadTestsFromTestCase(ParserTest)
+        result = unittest.TestResult()
+        with mock.patch.object(sys.modules[__name__], "aurora_rest", self.room):
+            suite.run(result)
+        self.assertEqual((result.failures, result.errors), ([], []))
+        self.assertGreater(result.testsRun, 6)
+
+    def test_it_serves_requests_waits_and_streams(self):
+        server = self.serve()
+        self.assertEqual(ask(server, "PUT", "/a?b=%20c", b"12345").json, {"path": "/a", "size": 5, "query": [["b", " c"]]})
+        self.assertEqual(ask(server, "GET", "/quick").status, 200)
+        self.assertEqual(ask(server, "GET", "/later").json, {"late": True})
+        self.assertEqual(Events(server, "/stream").next(), ("1", "hello", {}))
+        self.assertEqual((ask(server, "GET", "/defect").status, ask(server, "GET", "/a").status), (500, 200))
+        self.assertEqual(server.app.told, [200, 200, 200, 200, 500, 200])
+
+    def test_it_reads_the_wire_however_it_is_cut(self):
+        server = self.serve(header_time=5)
+        data = b"POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\nGET /y HTTP/1.0\r\n\r\n"
+        for cut in range(1, len(data)):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
+                sock.sendall(data[:cut])
+                sock.sendall(data[cut:])
+                self.assertEqual(statuses(b"".join(iter(lambda sock=sock: sock.recv(65536), b""))), [200, 200])
+
+    def test_it_refuses_with_its_own_answers(self):
+        server = self.serve(url=50, headers=300, body=10, bodies=20, header_count=5)
+        for data, status in ((b"nonsense\r\n\r\n", 400), (b"GET /" + b"x" * 99 + b" HTTP/1.1\r\nHost: h\r\n\r\n", 414),
+                             (b"GET / HTTP/1.1\r\nHost: h\r\nA: " + b"x" * 400 + b"\r\n\r\n", 431), (b"GET / HTTP/2.0\r\n\r\n", 505),
+                             (b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 11\r\n\r\n", 413), (b"GET / HT", 408),
+                             (b"PUT /forbidden HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n", 403),
+                             (b"GET / HTTP/1.1\r\nHost: h\r\nExpect: x\r\n\r\n", 417), (b"GET / HTTP/1.1\r\n\r\n", 400)):
+            self.assertEqual(statuses(raw(server, data)), [status], data[:60])
+        wait_for(lambda: not server.connections and not server.all_reserved)
+
+
 class WireTest(Serving):
     """Requests as bytes."""
 
@@ -3051,7 +3143,7 @@ class AccessTest(unittest.TestCase):
                 aurora_rest.parse_command_line(arguments, environment)
 
 
-# --- 6. Server ----------------------------------------------------------------------------------------------------------
+# --- 6. Server ----------------------------------------------------------------------------------------------
 
 class LimitsTest(unittest.TestCase):
     def serve(self, **limits):
@@ -3805,7 +3897,7 @@ class ProcessTest(unittest.TestCase):
             self.assertNotIn(b"HTTP/1.1 200", plain)
 
 
-# --- 7. Demo scheduler --------------------------------------------------------------------------------------------------
+# --- 7. Demo scheduler --------------------------------------------------------------------------------------
 
 class DemoTest(unittest.TestCase):
     """Aurora's behaviour, with a clock turned by hand."""
@@ -4279,7 +4371,7 @@ class DemoTest(unittest.TestCase):
         self.assertEqual(len(found), 50)
 
 
-# --- README -------------------------------------------------------------------------------------------------------------
+# --- README -------------------------------------------------------------------------------------------------
 
 def options_table():
     """The README's table of options, from the options."""
@@ -4347,7 +4439,7 @@ class ReadmeTest(Serving):
         self.assertLessEqual({each for each in found if not each.endswith(".aurora")} - {"bin"}, allowed)
 
 
-# --- benchmarks: python test_aurora_rest.py --bench ---------------------------------------------------------------------
+# --- benchmarks: python test_aurora_rest.py --bench ---------------------------------------------------------
 
 def _pre_encoded(jobs, tasks=0, variant=0):
     """The bytes of a getJobs answer with `jobs` jobs of real size, and of a getTasksWithoutConfigs answer. Those of two
