@@ -5681,6 +5681,78 @@ class Key(NamedTuple):
         return api.JobKey(role=self.role, environment=self.environment, name=self.name)
 
 
+class DryRun(Exception):
+    """The write call that would have been made."""
+
+    def __init__(self, method: str, arguments: Any, **more: Any) -> None:
+        super().__init__(method)
+        self.would = dict(more, call=method, arguments=arguments.to_plain())
+
+
+def named_roles(value: Any) -> List[Optional[str]]:
+    """The role of every job key, quota and query in a call's arguments; None for a query of all roles' tasks."""
+    if isinstance(value, api.JobKey):
+        return [value.role]
+    if isinstance(value, (list, set, frozenset)):
+        return [role for each in value for role in named_roles(each)]
+    if not isinstance(value, ThriftStruct):
+        return []
+    roles = [role for field in value.fields for role in named_roles(getattr(value, field))]
+    if "ownerRole" in value.fields:
+        roles.append(value.ownerRole)       # type: ignore[attr-defined]
+    if isinstance(value, (api.TaskQuery, api.JobUpdateQuery)):
+        role = (value.role or "").strip()   # blank: no filter, to the scheduler
+        roles += [role] if role else [] if roles else [None]
+    return roles
+
+
+def check_one_name(value: Any) -> None:
+    """Raises BadRequest where a JobConfiguration names two jobs: Aurora judges by `key`, and makes tasks of the other."""
+    if isinstance(value, api.JobConfiguration) and value.taskConfig is not None and value.taskConfig.job != value.key:
+        raise BadRequest("key and taskConfig.job name different jobs")
+    for field in value.fields if isinstance(value, ThriftStruct) else ():
+        check_one_name(getattr(value, field))
+
+
+class Session:
+    """A scheduler as one caller uses it in one run: with his credentials, dry or not; for one thread at a time.
+
+    The one door for writes. Before one is sent, `permit` is asked whether the caller may do this to all that its arguments
+    name; a dry run ends there. `sent` tells whether any may have reached the scheduler.
+    """
+
+    def __init__(self, scheduler: Any, authorization: Optional[str] = None, dry_run: bool = False,
+                 permit: Callable[[Method, Any], None] = lambda method, arguments: None) -> None:
+        self.scheduler = scheduler
+        self.authorization = authorization
+        self.dry_run = dry_run
+        self.permit = permit
+        self.notes: Dict[str, Any] = {}     # what a dry run tells besides the call
+        self.sent = False
+
+    def call(self, method: str, *arguments: Any, projection: Optional[Projection] = None,
+             timeout: Optional[float] = None, **named: Any) -> Any:
+        """As Scheduler.call. Raises DryRun instead of sending a write in a dry run."""
+        ask = self.scheduler.prepare(method, *arguments, projection=projection, authorization=self.authorization, **named)
+        if ask.method.access == "read":
+            return self.scheduler.ask(ask, timeout)[1]
+        check_one_name(ask.arguments)
+        self.permit(ask.method, ask.arguments)
+        if self.dry_run:
+            narrowed = self.scheduler.narrowed(ask, timeout)
+            raise DryRun(method, (narrowed or ask).arguments, **dict(self.notes, **({} if narrowed else {"nothing": True})))
+        try:
+            reply, response = self.scheduler.ask(ask, timeout)
+        except (SchedulerTransient, NoLeader, Unauthorized, AuthFailed) as error:
+            self.sent = self.sent or error.sent     # else the call had no effect
+            raise
+        except AuroraError as error:
+            self.sent = self.sent or error.sent or error.response is not None
+            raise
+        self.sent = self.sent or bool(reply)
+        return response
+
+
 def parse_instances(texts: Iterable[str]) -> List[int]:
     """The sorted instance numbers in texts such as "1,3-5". Raises BadRequest for anything that could be read as
     something else: the scheduler takes an empty set for all instances, so it must never arise by accident."""
@@ -5741,26 +5813,25 @@ def projection(name: str) -> Projection:
     return Projection(Type("struct", api.Response), dict(_MESSAGES, result=shapes[name]))
 
 
-def list_jobs(scheduler: Scheduler, role: Optional[str] = None, authorization: Optional[str] = None) -> List[str]:
+def list_jobs(scheduler: Scheduler, role: Optional[str] = None) -> List[str]:
     """The keys role/environment/name of a role's jobs, or of all, sorted."""
-    response = scheduler.call("getJobs", role, projection=projection("job keys"), authorization=authorization)
+    response = scheduler.call("getJobs", role, projection=projection("job keys"))
     return sorted(response.get("result", {}).get("getJobsResult", {}).get("configs", ()))
 
 
-def list_summaries(scheduler: Scheduler, role: Optional[str] = None, authorization: Optional[str] = None) -> List[Any]:
+def list_summaries(scheduler: Scheduler, role: Optional[str] = None) -> List[Any]:
     """The plain summaries of a role's jobs, or of all, sorted by key: job (key as text), stats, nextCronRunMs."""
-    response = scheduler.call("getJobSummary", role, projection=projection("summaries"), authorization=authorization)
+    response = scheduler.call("getJobSummary", role, projection=projection("summaries"))
     found = response.get("result", {}).get("jobSummaryResult", {}).get("summaries", ())
     return sorted(found, key=lambda each: each["job"]["key"])
 
 
 def query_tasks(scheduler: Scheduler, key: Key, instances: Sequence[int] = (), statuses: Optional[Iterable[int]] = None,
-                fields: str = "tasks", authorization: Optional[str] = None) -> List[Any]:
+                fields: str = "tasks") -> List[Any]:
     """The plain tasks of a job, sorted by instance and age; statuses are numbers. fields: a projection's name."""
     query = api.TaskQuery(jobKeys={key.thrift}, instanceIds=set(instances) or None,
                           statuses=set(statuses) if statuses else None)
-    response = scheduler.call("getTasksWithoutConfigs", query, projection=projection(fields),
-                              authorization=authorization)
+    response = scheduler.call("getTasksWithoutConfigs", query, projection=projection(fields))
     tasks = response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", [])
     for task in tasks:
         task["assignedTask"].setdefault("instanceId", 0)
@@ -5776,12 +5847,11 @@ def is_active(task: Any) -> bool:
     return task["status"] in api.ACTIVE_STATES
 
 
-def active_instances(scheduler: Scheduler, key: Key, instances: Sequence[int] = (),
-                     authorization: Optional[str] = None) -> Dict[int, Any]:
+def active_instances(scheduler: Scheduler, key: Key, instances: Sequence[int] = ()) -> Dict[int, Any]:
     """The active plain tasks of a job by instance, without those that are being killed. Raises NotFound where there is
     none at all, and where one of `instances` is not active."""
     tasks = {task["assignedTask"]["instanceId"]: task
-             for task in query_tasks(scheduler, key, instances, api.ACTIVE_STATES, "task states", authorization)
+             for task in query_tasks(scheduler, key, instances, api.ACTIVE_STATES, "task states")
              if task["status"] != api.ScheduleStatus.KILLING}
     missing = [each for each in instances if each not in tasks]
     if missing:
@@ -5791,9 +5861,9 @@ def active_instances(scheduler: Scheduler, key: Key, instances: Sequence[int] = 
     return tasks
 
 
-def running_configs(scheduler: Scheduler, key: Key, authorization: Optional[str] = None) -> List[Tuple[Any, List[int]]]:
+def running_configs(scheduler: Scheduler, key: Key) -> List[Tuple[Any, List[int]]]:
     """(TaskConfig, instances) of each configuration that active instances of a job have, largest group first."""
-    response = scheduler.call("getConfigSummary", key.thrift, authorization=authorization)
+    response = scheduler.call("getConfigSummary", key.thrift)
     groups = response.result.configSummaryResult.summary.groups or ()
     pairs = [(group.config, from_ranges(group.instances)) for group in groups]
     return sorted(pairs, key=lambda pair: (-len(pair[1]), pair[1]))
@@ -5819,19 +5889,19 @@ class UpdateStarted(NamedTuple):
     messages: List[str]
 
 
-def start_update(scheduler: Scheduler, job: Job, instances: Sequence[int] = (), message: Optional[str] = None,
-                 authorization: Optional[str] = None) -> UpdateStarted:
+def start_update(scheduler: Scheduler, job: Job, instances: Sequence[int] = (),
+                 message: Optional[str] = None) -> UpdateStarted:
     """Start a rolling update to `job`. Raises Conflict, with the summary under `update`, while one is in progress."""
     update_id = str(uuid.uuid4())
     request = job.update_request(instances, update_id)
     try:
-        response = scheduler.call("startJobUpdate", request, message, authorization=authorization)
+        response = scheduler.call("startJobUpdate", request, message)
     except Refused as conflict:
         result = conflict.response.result
         if result is None or result.startJobUpdateResult is None:
             raise
         summary = result.startJobUpdateResult.updateSummary
-        mine = _own_update(scheduler, job, update_id, authorization)
+        mine = _own_update(scheduler, job, update_id)
         if mine:
             return UpdateStarted(mine, [])
         raise Conflict(*(conflict.messages or ["an update of the job is in progress"]), code="UPDATE_IN_PROGRESS",
@@ -5839,39 +5909,39 @@ def start_update(scheduler: Scheduler, job: Job, instances: Sequence[int] = (), 
     started = response.result.startJobUpdateResult if response.result else None
     if started and started.key:
         return UpdateStarted(started.key.id, messages_of(response))
-    return UpdateStarted(_own_update(scheduler, job, update_id, authorization), messages_of(response))
+    return UpdateStarted(_own_update(scheduler, job, update_id), messages_of(response))
 
 
-def _own_update(scheduler: Scheduler, job: Job, update_id: str, authorization: Optional[str]) -> str:
+def _own_update(scheduler: Scheduler, job: Job, update_id: str) -> str:
     """The scheduler's id of the update that this process started under `update_id`, "" if there is none: startJobUpdate is
     sent again when its answer is lost, and the second answer speaks of what the first sending led to."""
     mine = api.Metadata(key=UPDATE_ID_METADATA, value=update_id)
-    for summary in update_summaries(scheduler, api.JobUpdateQuery(jobKey=job.configuration.key, limit=10), authorization):
+    for summary in update_summaries(scheduler, api.JobUpdateQuery(jobKey=job.configuration.key, limit=10)):
         if mine in (summary.metadata or ()):
             return str(summary.key.id)
     return ""
 
 
-def update_summaries(scheduler: Scheduler, query: Any, authorization: Optional[str] = None) -> List[Any]:
+def update_summaries(scheduler: Scheduler, query: Any) -> List[Any]:
     """The api.JobUpdateSummary of each update that an api.JobUpdateQuery finds, the one modified last first."""
-    response = scheduler.call("getJobUpdateSummaries", query, authorization=authorization)
+    response = scheduler.call("getJobUpdateSummaries", query)
     return list(response.result.getJobUpdateSummariesResult.updateSummaries or [])
 
 
-def active_update(scheduler: Scheduler, key: Key, authorization: Optional[str] = None) -> Any:
+def active_update(scheduler: Scheduler, key: Key) -> Any:
     """The api.JobUpdateSummary of the update in progress. Raises NotFound."""
     found = update_summaries(scheduler, api.JobUpdateQuery(
-        jobKey=key.thrift, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)), authorization)
+        jobKey=key.thrift, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)))
     if not found:
         raise NotFound("no active update of job %s" % (key,))
     return found[0]
 
 
-def update_details(scheduler: Scheduler, key: Key, update_id: str, authorization: Optional[str] = None) -> Any:
+def update_details(scheduler: Scheduler, key: Key, update_id: str) -> Any:
     """The api.JobUpdateDetails of one update. Raises NotFound."""
     query = api.JobUpdateQuery(key=api.JobUpdateKey(job=key.thrift, id=update_id))
     try:
-        response = scheduler.call("getJobUpdateDetails", None, query, authorization=authorization)
+        response = scheduler.call("getJobUpdateDetails", None, query)
     except Refused as refused:
         raise NotFound("no update %s of job %s" % (update_id, key), *refused.messages) from None
     result = response.result.getJobUpdateDetailsResult
@@ -5933,17 +6003,16 @@ class Locks:
 locked = Locks()
 
 
-def add_like(scheduler: Scheduler, key: Key, count: int, like: Optional[int] = None,
-             authorization: Optional[str] = None) -> Optional[List[int]]:
+def add_like(scheduler: Scheduler, key: Key, count: int, like: Optional[int] = None) -> Optional[List[int]]:
     """Add `count` instances that are like one of the job's, the lowest by default. Which were added, as read back; None
     where that could not be read. Raises NotFound."""
     with locked("instances", key):
-        return _add_like(scheduler, key, _all_active(scheduler, key, authorization), count, like, authorization)
+        return _add_like(scheduler, key, _all_active(scheduler, key), count, like)
 
 
-def _all_active(scheduler: Scheduler, key: Key, authorization: Optional[str]) -> List[Any]:
+def _all_active(scheduler: Scheduler, key: Key) -> List[Any]:
     """The active plain tasks, those that are being killed too. Raises NotFound where there is none."""
-    tasks = query_tasks(scheduler, key, (), api.ACTIVE_STATES, "task states", authorization)
+    tasks = query_tasks(scheduler, key, (), api.ACTIVE_STATES, "task states")
     if not tasks:
         raise NotFound("job %s has no active instances" % (key,))
     return tasks
@@ -5954,16 +6023,15 @@ def _staying(tasks: Iterable[Any]) -> List[int]:
     return sorted({task["assignedTask"]["instanceId"] for task in tasks if task["status"] != api.ScheduleStatus.KILLING})
 
 
-def _add_like(scheduler: Scheduler, key: Key, tasks: Sequence[Any], count: int, like: Optional[int],
-              authorization: Optional[str]) -> Optional[List[int]]:
+def _add_like(scheduler: Scheduler, key: Key, tasks: Sequence[Any], count: int, like: Optional[int]) -> Optional[List[int]]:
     numbers = _staying(tasks) or sorted(task["assignedTask"]["instanceId"] for task in tasks)
     if like is not None and like not in numbers:
         raise NotFound("job %s has no active instance %d to copy" % (key, like))
     source = api.InstanceKey(jobKey=key.thrift, instanceId=numbers[0] if like is None else like)
-    scheduler.call("addInstances", source, count, authorization=authorization)
+    scheduler.call("addInstances", source, count)
     before = {task["assignedTask"]["taskId"] for task in tasks}
     try:
-        after = query_tasks(scheduler, key, (), api.ACTIVE_STATES, "task states", authorization)
+        after = query_tasks(scheduler, key, (), api.ACTIVE_STATES, "task states")
     except AuroraError:
         return None     # it was done; only which numbers they have is not known
     return sorted({task["assignedTask"]["instanceId"] for task in after if task["assignedTask"]["taskId"] not in before}
@@ -5971,23 +6039,22 @@ def _add_like(scheduler: Scheduler, key: Key, tasks: Sequence[Any], count: int, 
 
 
 def change_instances(scheduler: Scheduler, key: Key, wanted: int, like: Optional[int] = None,
-                     message: Optional[str] = None,
-                     authorization: Optional[str] = None) -> Dict[str, Optional[List[int]]]:
+                     message: Optional[str] = None) -> Dict[str, Optional[List[int]]]:
     """Add instances that are like one of the job's, or kill those with the highest numbers, until it has `wanted` that are
     not being killed already. Returns which were added or killed; None for what could not be read back."""
     if wanted > MAX_TASKS_PER_JOB or wanted < 0:
         raise BadRequest("a job has 0 to %d instances" % MAX_TASKS_PER_JOB)
     with locked("instances", key):
-        tasks = _all_active(scheduler, key, authorization)
+        tasks = _all_active(scheduler, key)
         staying = _staying(tasks)
         if like is not None and like not in staying:
             raise NotFound("job %s has no active instance %d to copy" % (key, like))
         if wanted > len(staying):
-            added = _add_like(scheduler, key, tasks, wanted - len(staying), like, authorization)
+            added = _add_like(scheduler, key, tasks, wanted - len(staying), like)
             return {"added": added, "killed": []}
         surplus = staying[wanted:]
         if surplus:
-            scheduler.call("killTasks", key.thrift, set(surplus), message, authorization=authorization)
+            scheduler.call("killTasks", key.thrift, set(surplus), message)
         return {"added": [], "killed": surplus}
 
 
@@ -6006,8 +6073,8 @@ def field_changes(old: Any, new: Any, path: str = "") -> List[Dict[str, Any]]:
     return [] if same else [{"path": path, "old": old, "new": new}]
 
 
-def plan_update(scheduler: Scheduler, job: Job, instances: Sequence[int], running: Sequence[Tuple[Any, List[int]]],
-                authorization: Optional[str] = None) -> Dict[str, Any]:
+def plan_update(scheduler: Scheduler, job: Job, instances: Sequence[int],
+                running: Sequence[Tuple[Any, List[int]]]) -> Dict[str, Any]:
     """What an update to `job` would add, remove, change (with the fields, old and new) and leave. A cron job has no
     update: its template is compared with the active tasks."""
     if job.is_cron:
@@ -6020,7 +6087,7 @@ def plan_update(scheduler: Scheduler, job: Job, instances: Sequence[int], runnin
             sets[same].append((config, numbers))
         sets["add"] = [(job.configuration.taskConfig, [n for n in everything if n not in now])]
     else:
-        response = scheduler.call("getJobUpdateDiff", job.update_request(instances), authorization=authorization)
+        response = scheduler.call("getJobUpdateDiff", job.update_request(instances))
         result = response.result.getJobUpdateDiffResult
         sets = {name: [(group.config, from_ranges(group.instances)) for group in getattr(result, name) or ()]
                 for name in ("add", "remove", "update", "unchanged")}
@@ -6063,14 +6130,14 @@ def up_count(ups: Sequence[int], seconds: float) -> float:
 
 
 def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage: float, seconds: float,
-                min_instances: int, now: float, authorization: Optional[str] = None,
+                min_instances: int, now: float,
                 together: bool = True) -> List[Dict[str, Any]]:
     """For every job on `hosts`, or on any host, whether it keeps `percentage` of its instances up for `seconds` when they
     go, all together or each alone; only production jobs of at least `min_instances` count, as in aurora_admin.
     For each host: jobs, each with its figures."""
     def ask(**query: Any) -> List[Any]:
         response = scheduler.call("getTasksWithoutConfigs", api.TaskQuery(statuses=set(api.LIVE_STATES), **query),
-                                  projection=projection("sla tasks"), authorization=authorization)
+                                  projection=projection("sla tasks"))
         return list(response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", ()))
     tasks = ask(slaveHosts=set(hosts)) if hosts is not None else ask()
     on_host: Dict[str, Set[str]] = {host: set() for host in hosts or ()}
@@ -6405,7 +6472,7 @@ class RestartOptions(NamedTuple):
 
 
 def rolling_restart(operation: Operation, scheduler: Scheduler, key: Key, instances: Sequence[int],
-                    options: RestartOptions, authorization: Optional[str] = None) -> None:
+                    options: RestartOptions) -> None:
     """Restart instances batch by batch; one succeeds when its new task ran for watch_secs under one task id.
 
     Instances that fail are tried again until they failed more than max_per_instance_failures times; more than
@@ -6413,21 +6480,21 @@ def rolling_restart(operation: Operation, scheduler: Scheduler, key: Key, instan
     """
     if options.batch_size < 1:
         raise BadRequest("batch_size=%d: at least 1" % options.batch_size)
-    waiting = collections.deque(sorted(instances or active_instances(scheduler, key, (), authorization)))
+    waiting = collections.deque(sorted(instances or active_instances(scheduler, key, ())))
     operation.total = len(waiting)
     failures: collections.Counter[int] = collections.Counter()
 
     def begin(batch: Sequence[int]) -> Dict[int, str]:
         # The scheduler leaves alone what waits for a host; such a task is watched as it is.
         before = {n: "" if t["status"] in _NOT_PLACED else t["assignedTask"]["taskId"] for n, t in
-                  active_instances(scheduler, key, batch, authorization).items()}
-        scheduler.call("restartShards", key.thrift, set(batch), authorization=authorization)
+                  active_instances(scheduler, key, batch).items()}
+        scheduler.call("restartShards", key.thrift, set(batch))
         return before
     while waiting:
         batch = [waiting.popleft() for _ in range(min(options.batch_size, len(waiting)))]
         before, _ = next(operation.polls(lambda: _noting_doubt(operation, batch, begin), options.time_limit, 0.0))
         operation.step("restarted", instances=batch)
-        for instance, problem in _watch_batch(operation, scheduler, key, before, options, authorization).items():
+        for instance, problem in _watch_batch(operation, scheduler, key, before, options).items():
             if not problem:
                 operation.done += 1
                 operation.step("healthy", instances=[instance])
@@ -6454,12 +6521,12 @@ def _noting_doubt(operation: Operation, batch: Sequence[int], write: Callable[[S
 
 
 def _watch_batch(operation: Operation, scheduler: Scheduler, key: Key, before: Dict[int, str],
-                 options: RestartOptions, authorization: Optional[str]) -> Dict[int, str]:
+                 options: RestartOptions) -> Dict[int, str]:
     """For every instance "" once its new task ran for watch_secs, else what went wrong."""
     outcome: Dict[int, str] = {}
     watched: Dict[int, Tuple[str, float]] = {}      # instance: (task id, when first seen running)
     for tasks, late in operation.polls(lambda: query_tasks(
-            scheduler, key, sorted(before), api.ACTIVE_STATES, "task states", authorization), options.time_limit,
+            scheduler, key, sorted(before), api.ACTIVE_STATES, "task states"), options.time_limit,
             options.poll_secs):
         now = time.monotonic()
         current = {task["assignedTask"]["instanceId"]: task for task in tasks}
@@ -6485,8 +6552,7 @@ def _watch_batch(operation: Operation, scheduler: Scheduler, key: Key, before: D
 
 
 def batched_kill(operation: Operation, scheduler: Scheduler, key: Key, instances: Sequence[int], batch_size: int,
-                 time_limit: float, poll_secs: float, message: Optional[str] = None,
-                 authorization: Optional[str] = None) -> None:
+                 time_limit: float, poll_secs: float, message: Optional[str] = None) -> None:
     """Kill instances batch by batch, each once the one before is gone."""
     if batch_size < 1:
         raise BadRequest("batch_size=%d: at least 1" % batch_size)
@@ -6494,13 +6560,13 @@ def batched_kill(operation: Operation, scheduler: Scheduler, key: Key, instances
     operation.total = total = len(waiting)
 
     def kill(batch: Sequence[int]) -> None:
-        scheduler.call("killTasks", key.thrift, set(batch), message, authorization=authorization)
+        scheduler.call("killTasks", key.thrift, set(batch), message)
     while waiting:
         batch, waiting = waiting[:batch_size], waiting[batch_size:]
         next(operation.polls(lambda: _noting_doubt(operation, batch, kill), time_limit, 0.0))
         operation.step("killed", instances=batch)
-        for left, late in operation.polls(lambda: query_tasks(scheduler, key, batch, api.ACTIVE_STATES, "task states",
-                                                              authorization), time_limit, poll_secs):
+        for left, late in operation.polls(lambda: query_tasks(
+                scheduler, key, batch, api.ACTIVE_STATES, "task states"), time_limit, poll_secs):
             verdict = judge_gone(left, batch)
             if verdict.reached:
                 break
@@ -6512,33 +6578,31 @@ def batched_kill(operation: Operation, scheduler: Scheduler, key: Key, instances
 
 
 def wait_until_gone(operation: Operation, scheduler: Scheduler, key: Key, instances: Sequence[int], time_limit: float,
-                    poll_secs: float, authorization: Optional[str] = None) -> None:
+                    poll_secs: float) -> None:
     """Wait until none of the instances (all if none are named) is active. Raises Unprocessable after time_limit."""
-    await_verdict(operation, lambda: query_tasks(scheduler, key, instances, api.ACTIVE_STATES, "task states",
-                                                 authorization),
+    await_verdict(operation, lambda: query_tasks(scheduler, key, instances, api.ACTIVE_STATES, "task states"),
                   lambda tasks: judge_gone(tasks, instances), time_limit, poll_secs)
 
 
 def wait_until_running(operation: Operation, scheduler: Scheduler, key: Key, instances: Sequence[int], known: Set[str],
-                       time_limit: float, poll_secs: float, authorization: Optional[str] = None) -> None:
+                       time_limit: float, poll_secs: float) -> None:
     """Wait until the instances ran; one that failed or was lost first is a failure. A task that finished counts.
     known: ids of tasks that are older than what is waited for, and do not count."""
-    await_verdict(operation, lambda: query_tasks(scheduler, key, instances, None, "tasks", authorization),
+    await_verdict(operation, lambda: query_tasks(scheduler, key, instances, None, "tasks"),
                   lambda tasks: judge_running(tasks, instances, known), time_limit, poll_secs)
 
 
 def wait_for_update(operation: Operation, scheduler: Scheduler, key: Key, update_id: str, time_limit: float,
-                    poll_secs: float, authorization: Optional[str] = None) -> None:
+                    poll_secs: float) -> None:
     """Wait until the update ended; anything but ROLLED_FORWARD is a failure with its reason."""
-    await_verdict(operation, lambda: update_details(scheduler, key, update_id, authorization), judge_update, time_limit,
+    await_verdict(operation, lambda: update_details(scheduler, key, update_id), judge_update, time_limit,
                   poll_secs)
 
 
 def wait_until_drained(operation: Operation, scheduler: Scheduler, hosts: Sequence[str], time_limit: float,
-                       poll_secs: float, authorization: Optional[str] = None) -> None:
+                       poll_secs: float) -> None:
     """Wait until all hosts are DRAINED."""
-    await_verdict(operation, lambda: scheduler.call("maintenanceStatus", api.Hosts(hostNames=set(hosts)),
-                                                    authorization=authorization),
+    await_verdict(operation, lambda: scheduler.call("maintenanceStatus", api.Hosts(hostNames=set(hosts))),
                   lambda response: judge_drained(response, hosts), time_limit, poll_secs)
 
 
@@ -6820,11 +6884,10 @@ class TaskChanges:
     PAGE = 100
 
     def __init__(self, scheduler: Any, query: Optional[Callable[[], Any]], updates: Callable[[], Any],
-                 authorization: Optional[str], history: bool = False) -> None:
+                 history: bool = False) -> None:
         self.scheduler = scheduler
         self.query = query
         self.updates = updates
-        self.authorization = authorization
         self.history = history
         self.standing: List[Tuple[int, str, Any]] = []
         self._tasks: Dict[str, Tuple[int, int, Any]] = {}   # task id: (events told, time of the last one, the last one)
@@ -6848,8 +6911,7 @@ class TaskChanges:
         return [(name, plain) for _, name, plain in events]
 
     def _task_events(self, query: Any) -> Tuple[List[Tuple[int, str, Any]], Dict[str, Tuple[int, int, Any]]]:
-        response = self.scheduler.call("getTasksWithoutConfigs", query, projection=projection("task changes"),
-                                       authorization=self.authorization)
+        response = self.scheduler.call("getTasksWithoutConfigs", query, projection=projection("task changes"))
         events: List[Tuple[int, str, Any]] = []
         seen: Dict[str, Tuple[int, int, Any]] = {}
         for task in response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", ()):
@@ -6881,7 +6943,7 @@ class TaskChanges:
         kept: Dict[str, Tuple[int, int, Any, Any]] = {}
         newest = self._newest
         for offset in itertools.count(0, self.PAGE):
-            page = update_summaries(self.scheduler, query.replace(limit=self.PAGE, offset=offset), self.authorization)
+            page = update_summaries(self.scheduler, query.replace(limit=self.PAGE, offset=offset))
             fresh = False
             for position, summary in enumerate(page):
                 state = summary.state
@@ -6907,7 +6969,7 @@ class TaskChanges:
         events: List[Tuple[int, str, Any]] = []
         for summary in look:
             query = api.JobUpdateQuery(key=summary.key)
-            response = self.scheduler.call("getJobUpdateDetails", None, query, authorization=self.authorization)
+            response = self.scheduler.call("getJobUpdateDetails", None, query)
             for details in response.result.getJobUpdateDetailsResult.detailsList or ():
                 seen[summary.key.id] = self._events_of(details, events)
         return events, seen, newest
@@ -7140,14 +7202,6 @@ def _match(path: str) -> Tuple[Dict[str, Route], Dict[str, str]]:
     raise NotFound("there is nothing at this path; /openapi.json describes what there is")
 
 
-class _DryRun(Exception):
-    """The write call that would have been made."""
-
-    def __init__(self, method: str, arguments: Any, **more: Any) -> None:
-        super().__init__(method)
-        self.would = dict(more, call=method, arguments=arguments.to_plain())
-
-
 class Kept:
     """A pure read's answer, and what the scheduler was asked for it with the replies; its size in bytes."""
     OVERHEAD = 4096     # about what the objects take, however short the texts in them
@@ -7211,14 +7265,16 @@ class Replay:
     """A scheduler as one run of a pure handler sees it: notes what is asked with the replies; what came before the run
     began, Responses or AuroraErrors, is not asked for again, if the run asks for the same in the same order."""
 
-    def __init__(self, scheduler: Scheduler, given: Iterable[Tuple[Ask, bytes, Any]]) -> None:
+    def __init__(self, scheduler: Scheduler, given: Iterable[Tuple[Ask, bytes, Any]],
+                 authorization: Optional[str] = None) -> None:
         self.scheduler = scheduler
+        self.authorization = authorization
         self.asked: List[Ask] = []
         self.failed = False     # something that was asked got no reply
         self._given = collections.deque(given)
 
     def call(self, method: str, *arguments: Any, **named: Any) -> Any:
-        ask = self.scheduler.prepare(method, *arguments, **named)
+        ask = self.scheduler.prepare(method, *arguments, authorization=self.authorization, **named)
         if self._given and self._given[0][0]._replace(known=None) == ask:
             _, reply, response = self._given.popleft()
             response = self.scheduler.decode(ask, reply) if response is None else response
@@ -7229,70 +7285,6 @@ class Replay:
             self.failed = True
             raise response
         self.asked.append(ask._replace(known=Known(reply)))
-        return response
-
-
-def named_roles(value: Any) -> List[Optional[str]]:
-    """The role of every job key, quota and query in a call's arguments; None for a query of all roles' tasks."""
-    if isinstance(value, api.JobKey):
-        return [value.role]
-    if isinstance(value, (list, set, frozenset)):
-        return [role for each in value for role in named_roles(each)]
-    if not isinstance(value, ThriftStruct):
-        return []
-    roles = [role for field in value.fields for role in named_roles(getattr(value, field))]
-    if "ownerRole" in value.fields:
-        roles.append(value.ownerRole)       # type: ignore[attr-defined]
-    if isinstance(value, (api.TaskQuery, api.JobUpdateQuery)):
-        role = (value.role or "").strip()   # blank: no filter, to the scheduler
-        roles += [role] if role else [] if roles else [None]
-    return roles
-
-
-def check_one_name(value: Any) -> None:
-    """Raises BadRequest where a JobConfiguration names two jobs: Aurora judges by `key`, and makes tasks of the other."""
-    if isinstance(value, api.JobConfiguration) and value.taskConfig is not None and value.taskConfig.job != value.key:
-        raise BadRequest("key and taskConfig.job name different jobs")
-    for field in value.fields if isinstance(value, ThriftStruct) else ():
-        check_one_name(getattr(value, field))
-
-
-class Session:
-    """A scheduler as one caller uses it in one run: with his credentials, dry or not; for one thread at a time.
-
-    The one door for writes. Before one is sent, `permit` is asked whether the caller may do this to all that its arguments
-    name; a dry run ends there. `sent` tells whether any may have reached the scheduler.
-    """
-
-    def __init__(self, scheduler: Any, authorization: Optional[str] = None, dry_run: bool = False,
-                 permit: Callable[[Method, Any], None] = lambda method, arguments: None) -> None:
-        self.scheduler = scheduler
-        self.authorization = authorization
-        self.dry_run = dry_run
-        self.permit = permit
-        self.notes: Dict[str, Any] = {}     # what a dry run tells besides the call
-        self.sent = False
-
-    def call(self, method: str, *arguments: Any, projection: Optional[Projection] = None,
-             authorization: Optional[str] = None, timeout: Optional[float] = None, **named: Any) -> Any:
-        """As Scheduler.call. Raises _DryRun instead of sending a write in a dry run."""
-        ask = self.scheduler.prepare(method, *arguments, projection=projection, authorization=self.authorization, **named)
-        if ask.method.access == "read":
-            return self.scheduler.ask(ask, timeout)[1]
-        check_one_name(ask.arguments)
-        self.permit(ask.method, ask.arguments)
-        if self.dry_run:
-            narrowed = self.scheduler.narrowed(ask, timeout)
-            raise _DryRun(method, (narrowed or ask).arguments, **dict(self.notes, **({} if narrowed else {"nothing": True})))
-        try:
-            reply, response = self.scheduler.ask(ask, timeout)
-        except (SchedulerTransient, NoLeader, Unauthorized, AuthFailed) as error:
-            self.sent = self.sent or error.sent     # else the call had no effect
-            raise
-        except AuroraError as error:
-            self.sent = self.sent or error.sent or error.response is not None
-            raise
-        self.sent = self.sent or bool(reply)
         return response
 
 
@@ -7386,7 +7378,7 @@ class Call:
 
     def read(self, method: str, *arguments: Any, **named: Any) -> Any:
         """The Response of a read."""
-        return self.scheduler.call(method, *arguments, authorization=self.auth, **named)
+        return self.scheduler.call(method, *arguments, **named)
 
     write = read
 
@@ -7759,7 +7751,7 @@ class Service(App):
             answer = self._repeated(call, chosen) if chosen.pure else chosen.handler(call)
             outcome = answer.status if isinstance(answer, Response) else 200
             return answer
-        except _DryRun as dry:
+        except DryRun as dry:
             outcome = "dry run"
             return call.success(200, key=self.key_of(call.request), dry_run=True, would=dry.would)
         except AuroraError as error:
@@ -7792,7 +7784,7 @@ class Service(App):
                 self.metrics.count("aurora_rest_repeated_answers_total")
                 self.memory.keep(question, kept)
                 return kept.answer
-        replay = call.replay = Replay(scheduler, given)
+        replay = call.replay = Replay(scheduler, given, call.auth)
         try:
             answer: Response = chosen.handler(call)
         finally:
@@ -8177,10 +8169,10 @@ def _listed(call: Call, prefix: str, role: Optional[str]) -> Response:
     summaries: Optional[Dict[str, Any]] = None
     if call.get("detail"):
         # Those that the list without details has, too: getJobSummary also tells of jobs that have ended.
-        summaries = {each["job"]["key"]: each for each in list_summaries(call.scheduler, role, call.auth)
+        summaries = {each["job"]["key"]: each for each in list_summaries(call.scheduler, role)
                      if each["job"].get("cronSchedule") or each.get("stats", {}).get("activeTaskCount")
                      or each.get("stats", {}).get("pendingTaskCount")}
-    found = list_jobs(call.scheduler, role, call.auth) if summaries is None else list(summaries)
+    found = list_jobs(call.scheduler, role) if summaries is None else list(summaries)
     globs = {name: call.args.get(name) or call.get(name) for name in ("role", "environment", "name")}
     if globs["environment"] or globs["name"] or (globs["role"] and not role):
         role_is, environment_is, name_is = (glob(globs[name] or "*") for name in ("role", "environment", "name"))
@@ -8241,7 +8233,7 @@ def _task(task: Any) -> Dict[str, Any]:
 def _cron_summary(call: Call) -> Optional[Dict[str, Any]]:
     """Schedule and next run if the job is a cron job."""
     wanted = "%(role)s/%(environment)s/%(name)s" % call.args
-    for each in list_summaries(call.scheduler, call.args["role"], call.auth):
+    for each in list_summaries(call.scheduler, call.args["role"]):
         if each["job"]["key"] == wanted and each["job"].get("cronSchedule"):
             return {"schedule": each["job"]["cronSchedule"], "next_run": each.get("nextCronRunMs"),
                     "instances": each["job"].get("instanceCount", 0)}
@@ -8262,12 +8254,12 @@ def _update_summary(summary: Any) -> Dict[str, Any]:
        a200="the job's tasks, statistics, cron schedule and active update")
 def get_job(call: Call) -> Any:
     """Status of a job: its tasks by instance, with host, state and events; statistics; cron; the update in progress."""
-    tasks = query_tasks(call.scheduler, call.key, authorization=call.auth)
+    tasks = query_tasks(call.scheduler, call.key)
     # A service is no cron job, so that only others cost a look at the role's templates.
     service = any(task["assignedTask"].get("task", {}).get("isService") for task in tasks)
     cron = None if service else _cron_summary(call)
     updates = update_summaries(call.scheduler, api.JobUpdateQuery(
-        jobKey=call.key.thrift, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)), call.auth)
+        jobKey=call.key.thrift, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)))
     if not tasks and cron is None and not updates:
         raise NotFound("there is no job %s" % (call.key,))
     active = [_task(task) for task in tasks if is_active(task)]
@@ -8282,8 +8274,7 @@ def get_job(call: Call) -> Any:
        a200="tasks")
 def list_tasks(call: Call) -> Any:
     """The tasks of a job, filtered by instance, state and host."""
-    tasks = [_task(task) for task in query_tasks(call.scheduler, call.key, call.shards, call.get("state"),
-                                                 authorization=call.auth)]
+    tasks = [_task(task) for task in query_tasks(call.scheduler, call.key, call.shards, call.get("state"))]
     if call.get("host"):
         tasks = [task for task in tasks if task["host"] in call.get("host")]
     start = call.get("offset", 0)
@@ -8293,7 +8284,7 @@ def list_tasks(call: Call) -> Any:
 
 
 def _config_groups(call: Call) -> List[Dict[str, Any]]:
-    running = running_configs(call.scheduler, call.key, call.auth)
+    running = running_configs(call.scheduler, call.key)
     return [{"instances": numbers, "config": config.to_plain()} for config, numbers in
             sorted(running, key=lambda pair: pair[1])]
 
@@ -8326,7 +8317,7 @@ def watch_job(call: Call) -> Any:
     key = call.key
     return call.service.stream(call, ("job", key, call.auth), lambda: TaskChanges(
         call.scheduler, lambda: api.TaskQuery(jobKeys={key.thrift}),
-        lambda: api.JobUpdateQuery(jobKey=key.thrift), call.auth))
+        lambda: api.JobUpdateQuery(jobKey=key.thrift)))
 
 
 @route("GET", "/alpha/events/{cluster}/{role}", "watch", a200="text/event-stream: task, instance and update events")
@@ -8335,13 +8326,13 @@ def watch_role(call: Call) -> Any:
     role = call.args["role"]
     return call.service.stream(call, ("role", call.args["cluster"], role, call.auth), lambda: TaskChanges(
         call.scheduler, lambda: api.TaskQuery(role=role),
-        lambda: api.JobUpdateQuery(role=role), call.auth))
+        lambda: api.JobUpdateQuery(role=role)))
 
 
 @route("GET", "/alpha/sla/{key}/uptime", "watch", params="percentile duration", a200="uptimes")
 def get_uptime(call: Call) -> Any:
     """Uptime that a percentile of the instances reaches, by the aurora client's formula."""
-    ups = uptimes(query_tasks(call.scheduler, call.key, (), api.LIVE_STATES, authorization=call.auth), call.service.clock())
+    ups = uptimes(query_tasks(call.scheduler, call.key, (), api.LIVE_STATES), call.service.clock())
     wanted = call.get("percentile") or list(SLA_PERCENTILES)
     return call.success(key=str(call.key), count=len(ups),
                         uptime={"%g" % each: job_uptime(ups, each) for each in wanted})
@@ -8350,7 +8341,7 @@ def get_uptime(call: Call) -> Any:
 @route("GET", "/alpha/sla/{key}/up-count", "watch", params="duration", a200="percentages")
 def get_up_count(call: Call) -> Any:
     """Percent of the instances that have been up for a time, by the aurora client's formula."""
-    ups = uptimes(query_tasks(call.scheduler, call.key, (), api.LIVE_STATES, authorization=call.auth), call.service.clock())
+    ups = uptimes(query_tasks(call.scheduler, call.key, (), api.LIVE_STATES), call.service.clock())
     wanted = call.get("duration") or list(SLA_DURATIONS)
     return call.success(key=str(call.key), count=len(ups),
                         up_count={str(each): round(up_count(ups, each), 2) for each in wanted})
@@ -8377,7 +8368,7 @@ def create_job(call: Call) -> Any:
         if any("already exists" in text for text in refused.messages):
             raise Conflict(*refused.messages, code="JOB_EXISTS") from None
         raise
-    return call.outcome(201, ("tasks", call.key), lambda: query_tasks(call.scheduler, call.key, authorization=call.auth),
+    return call.outcome(201, ("tasks", call.key), lambda: query_tasks(call.scheduler, call.key),
                         lambda tasks: judge_running(tasks, range(job.configuration.instanceCount), known), job.warnings)
 
 
@@ -8386,7 +8377,7 @@ def _known_tasks(call: Call) -> Set[str]:
     if not call.get("wait") or call.get("dry_run"):
         return set()
     return {task["assignedTask"]["taskId"] for task in query_tasks(
-        call.scheduler, call.key, (), None, "task states", call.auth)}
+        call.scheduler, call.key, (), None, "task states")}
 
 
 def _location(operation: Operation) -> List[Tuple[str, str]]:
@@ -8411,7 +8402,7 @@ def inspect_job(call: Call) -> Any:
 
 def _aligned(call: Call) -> Tuple[Job, List[Tuple[Any, List[int]]]]:
     job = call.job()
-    running = running_configs(call.scheduler, call.key, call.auth)
+    running = running_configs(call.scheduler, call.key)
     return align(job, running), running
 
 
@@ -8420,7 +8411,7 @@ def _aligned(call: Call) -> Tuple[Job, List[Tuple[Any, List[int]]]]:
 def diff_job(call: Call) -> Any:
     """What an update with this body would add, remove, change and leave: instances, and fields old and new."""
     job, running = _aligned(call)
-    plan = plan_update(call.scheduler, job, call.shards, running, call.auth)
+    plan = plan_update(call.scheduler, job, call.shards, running)
     return call.success(key=str(call.key), count=sum(len(plan[n]) for n in ("add", "remove", "update")), job=str(call.key),
                         **plan)
 
@@ -8438,13 +8429,13 @@ def start_job_update(call: Call) -> Any:
         if not etag_matches(wanted, etag, weak=False):
             raise PreconditionFailed("the running configuration is no longer the one of If-Match", etag=etag)
     if call.get("dry_run"):
-        call.notes["plan"] = plan_update(call.scheduler, job, call.shards, running, call.auth)
+        call.notes["plan"] = plan_update(call.scheduler, job, call.shards, running)
     call.intend("startJobUpdate", job.update_request(call.shards), call.message)
-    started = start_update(call.scheduler, job, call.shards, call.message, call.auth)
+    started = start_update(call.scheduler, job, call.shards, call.message)
     if not started.id:
         return call.job_success(200, unchanged=True, messages=started.messages)
     return call.outcome(202, ("update", call.key, started.id), lambda: update_details(
-        call.scheduler, call.key, started.id, call.auth), judge_update, job.warnings,
+        call.scheduler, call.key, started.id), judge_update, job.warnings,
         [("Location", "/alpha/job/%s/updates/%s" % (call.key, started.id))], update=started.id)
 
 
@@ -8455,7 +8446,7 @@ def cancel_job_update(call: Call) -> Any:
 
 
 def _steer(call: Call, verb: str) -> Response:
-    summary = active_update(call.scheduler, call.key, call.auth)
+    summary = active_update(call.scheduler, call.key)
     arguments = [summary.key] + ([] if verb == "pulse" else [call.message])
     response = call.write(verb + "JobUpdate", *arguments)
     fields: Dict[str, Any] = {"update": summary.key.id}
@@ -8504,11 +8495,11 @@ def _update_plain(details: Any) -> Dict[str, Any]:
 @route("GET", "/alpha/job/{key}/update", "watch", pure=True, a200="the update with its events and progress")
 def get_update(call: Call) -> Any:
     """The update in progress, else the latest one, with its progress."""
-    found = update_summaries(call.scheduler, api.JobUpdateQuery(jobKey=call.key.thrift), call.auth)
+    found = update_summaries(call.scheduler, api.JobUpdateQuery(jobKey=call.key.thrift))
     if not found:
         raise NotFound("job %s has had no update" % (call.key,))
     active = [each for each in found if each.state.status in api.ACTIVE_JOB_UPDATE_STATES]
-    details = update_details(call.scheduler, call.key, (active or found)[0].key.id, call.auth)
+    details = update_details(call.scheduler, call.key, (active or found)[0].key.id)
     return call.success(key=str(call.key), count=1, job=str(call.key), update=_update_plain(details))
 
 
@@ -8522,7 +8513,7 @@ def list_updates(call: Call) -> Any:
 def _updates(call: Call, key: str, **query: Any) -> Response:
     found = update_summaries(call.scheduler, api.JobUpdateQuery(
         updateStatuses=call.get("status"), user=call.get("user"), limit=call.get("limit"), offset=call.get("offset"),
-        **query), call.auth)
+        **query))
     return call.success(key=key, count=len(found), updates=[_update_summary(each) for each in found])
 
 
@@ -8543,7 +8534,7 @@ def list_role_updates(call: Call) -> Any:
 @route("GET", "/alpha/job/{key}/updates/{id}", "watch", pure=True, a200="the update with its events")
 def get_one_update(call: Call) -> Any:
     """One update with its instructions and all its events."""
-    details = update_details(call.scheduler, call.key, call.args["id"], call.auth)
+    details = update_details(call.scheduler, call.key, call.args["id"])
     return call.success(key=str(call.key), count=1, job=str(call.key), update=_update_plain(details))
 
 
@@ -8551,9 +8542,9 @@ def get_one_update(call: Call) -> Any:
 def watch_update(call: Call) -> Any:
     """Events of one update from its beginning, and as they happen."""
     key, update_id = call.key, call.args["id"]
-    update_details(call.scheduler, key, update_id, call.auth)
+    update_details(call.scheduler, key, update_id)
     return call.service.stream(call, ("update", key, update_id, call.auth), lambda: TaskChanges(
-        call.scheduler, None, lambda: api.JobUpdateQuery(key=api.JobUpdateKey(job=key.thrift, id=update_id)), call.auth,
+        call.scheduler, None, lambda: api.JobUpdateQuery(key=api.JobUpdateKey(job=key.thrift, id=update_id)),
         history=True))
 
 
@@ -8562,7 +8553,7 @@ def watch_update(call: Call) -> Any:
 def restart_job(call: Call) -> Any:
     """Restart instances, rolling: batch by batch, each watched. batch_size=all restarts all at once."""
     _check_not_updating(call)
-    active = sorted(active_instances(call.scheduler, call.key, call.shards, call.auth))
+    active = sorted(active_instances(call.scheduler, call.key, call.shards))
     size = _batch_size(call, len(active))
     options = RestartOptions(size, call.get("watch_secs", 30.0), call.get("max_per_instance_failures", 0),
                              call.get("max_total_failures", 0), call.get("time_limit", 600.0),
@@ -8570,7 +8561,7 @@ def restart_job(call: Call) -> Any:
     call.notes["batches"] = [active[i:i + size] for i in range(0, len(active), size)]
     call.intend("restartShards", call.key.thrift, set(active[:size]))
     return call.operated(call.start("restart", len(active), lambda op: rolling_restart(
-        op, call.scheduler, call.key, active, options, call.auth)))
+        op, call.scheduler, call.key, active, options)))
 
 
 def _batch_size(call: Call, everything: int) -> int:
@@ -8585,7 +8576,7 @@ def _batch_size(call: Call, everything: int) -> int:
 def _check_not_updating(call: Call) -> None:
     """Say at once what the scheduler would say to an operation's first step."""
     found = update_summaries(call.scheduler, api.JobUpdateQuery(
-        jobKey=call.key.thrift, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)), call.auth)
+        jobKey=call.key.thrift, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)))
     if found:
         raise JobUpdating("Job is currently updating", update=_update_summary(found[0]))
 
@@ -8600,7 +8591,7 @@ def kill_job(call: Call) -> Any:
     shards = call.shards
 
     def dying() -> List[Any]:
-        return query_tasks(call.scheduler, call.key, shards, api.ACTIVE_STATES, "task states", call.auth)
+        return query_tasks(call.scheduler, call.key, shards, api.ACTIVE_STATES, "task states")
     response = call.write("killTasks", call.key.thrift, set(shards) or None, call.message)
     messages = messages_of(response)
     # Asked again for what is being killed already it waits for the end, too; what is not there at all is not found.
@@ -8612,13 +8603,13 @@ def kill_job(call: Call) -> Any:
 
 def _kill_in_batches(call: Call) -> Union[Response, Later]:
     _check_not_updating(call)
-    active = sorted(active_instances(call.scheduler, call.key, call.shards, call.auth))
+    active = sorted(active_instances(call.scheduler, call.key, call.shards))
     size = _batch_size(call, len(active))
     call.notes["batches"] = [active[i:i + size] for i in range(0, len(active), size)]
     call.intend("killTasks", call.key.thrift, set(active[:size]), call.message)
     return call.operated(call.start("kill", len(active), lambda op: batched_kill(
         op, call.scheduler, call.key, active, size, call.get("time_limit", 254.0), call.service.poll_interval,
-        call.message, call.auth)))
+        call.message)))
 
 
 @route("POST", "/alpha/job/{key}/wait", "watch", access="read", params="until shards instances count wait",
@@ -8629,14 +8620,14 @@ def wait_for_job(call: Call) -> Any:
     shards, count = call.shards, call.get("count")
 
     def ask() -> List[Any]:
-        return query_tasks(call.scheduler, call.key, authorization=call.auth)
+        return query_tasks(call.scheduler, call.key)
     if call.get("until", "running") == "gone":
         return call.outcome(200, ("tasks", call.key), ask, lambda tasks: judge_gone(tasks, shards))
     wanted: Optional[Sequence[int]] = shards or None
     if not shards and not count:
-        wanted = sorted(active_instances(call.scheduler, call.key, (), call.auth))
+        wanted = sorted(active_instances(call.scheduler, call.key, ()))
     ended = {task["assignedTask"]["taskId"] for task in query_tasks(
-        call.scheduler, call.key, (), api.TERMINAL_STATES, "task states", call.auth)}
+        call.scheduler, call.key, (), api.TERMINAL_STATES, "task states")}
     return call.outcome(200, ("tasks", call.key), ask, lambda tasks: judge_running(
         tasks, wanted, ended, count or 0, strict=False))
 
@@ -8646,9 +8637,9 @@ def wait_for_job(call: Call) -> Any:
 def wait_for_active_update(call: Call) -> Any:
     """Wait until the update in progress has ended; anything but ROLLED_FORWARD is a failure."""
     call.params.setdefault("wait", 60.0)
-    update_id = active_update(call.scheduler, call.key, call.auth).key.id
+    update_id = active_update(call.scheduler, call.key).key.id
     return call.outcome(200, ("update", call.key, update_id), lambda: update_details(
-        call.scheduler, call.key, update_id, call.auth), judge_update, update=update_id)
+        call.scheduler, call.key, update_id), judge_update, update=update_id)
 
 
 @route("POST", "/alpha/job/{key}/instances", "change", params="count like wait", a201="added",
@@ -8656,13 +8647,13 @@ def wait_for_active_update(call: Call) -> Any:
 def add_instances(call: Call) -> Any:
     """Add instances that are like one of the job's, the one with the lowest number by default."""
     count, known = call.get("count", 1), _known_tasks(call)
-    added = add_like(call.scheduler, call.key, count, call.get("like"), call.auth)
+    added = add_like(call.scheduler, call.key, count, call.get("like"))
     return _awaiting_added(call, 201, added, count, known)
 
 
 def _awaiting_added(call: Call, status: int, added: Optional[List[int]], count: int, known: Set[str],
                     **fields: Any) -> Union[Response, Later]:
-    return call.outcome(status, ("tasks", call.key), lambda: query_tasks(call.scheduler, call.key, authorization=call.auth),
+    return call.outcome(status, ("tasks", call.key), lambda: query_tasks(call.scheduler, call.key),
                         lambda tasks: judge_running(tasks, added or None, known, count), added=added, **fields)
 
 
@@ -8674,13 +8665,13 @@ def scale_job(call: Call) -> Any:
         raise BadRequest("scale needs instances=N")
     wanted, known = call.get("to"), _known_tasks(call)
     call.notes["instances"] = wanted
-    changed = change_instances(call.scheduler, call.key, wanted, call.get("like"), call.message, call.auth)
+    changed = change_instances(call.scheduler, call.key, wanted, call.get("like"), call.message)
     added, killed = changed["added"], changed["killed"]
     if call.get("dry_run"):     # a dry run that gets here had no call to make
         return call.success(200, key=str(call.key), dry_run=True, would=dict(call.notes, nothing=True))
     if killed:
         return call.outcome(202, ("active", call.key, ()), lambda: query_tasks(
-            call.scheduler, call.key, (), api.ACTIVE_STATES, "task states", call.auth),
+            call.scheduler, call.key, (), api.ACTIVE_STATES, "task states"),
             lambda tasks: judge_gone(tasks, killed), added=[], killed=killed)
     if added == []:
         return call.job_success(200, unchanged=True, added=[], killed=[])
@@ -8743,7 +8734,7 @@ def list_cron(call: Call) -> Any:
     """The cron jobs of a role with their schedules and next runs."""
     cluster = call.args["cluster"]
     found = [_summary("%s/%s" % (cluster, each["job"]["key"]), each)
-             for each in list_summaries(call.scheduler, call.args["role"], call.auth) if each["job"].get("cronSchedule")]
+             for each in list_summaries(call.scheduler, call.args["role"]) if each["job"].get("cronSchedule")]
     environment_is, name_is = glob(call.get("environment", "*")), glob(call.get("name", "*"))
     split = ((each, each["key"].split("/")) for each in found)
     found = [each for each, parts in split if environment_is(parts[2]) and name_is(parts[3])]
@@ -8851,7 +8842,7 @@ def drain(call: Call) -> Any:
     hosts = _hosts(call)
     if not call.get("force"):
         probed = probe_hosts(call.scheduler, hosts, call.get("percentage", 95.0), call.get("seconds", 1800.0),
-                             call.get("min_instances", 20), call.service.clock(), call.auth)
+                             call.get("min_instances", 20), call.service.clock())
         if not all(each["safe"] for each in probed):
             raise Conflict("draining these hosts would take jobs below their SLA; force=1 drains nevertheless",
                            code="SLA_UNSAFE", hosts=probed)
@@ -8865,7 +8856,7 @@ def _draining(call: Call, statuses: Any, time_limit: float) -> Union[Response, L
     limit = call.get("time_limit", time_limit)
 
     def work(operation: Operation) -> None:
-        wait_until_drained(operation, call.scheduler, known, limit, call.service.poll_interval, call.auth)
+        wait_until_drained(operation, call.scheduler, known, limit, call.service.poll_interval)
     operation = call.start("drain", len(known), work)
 
     def answer() -> Response:
@@ -8907,7 +8898,7 @@ def sla_drain(call: Call) -> Any:
 def probe(call: Call) -> Any:
     """Whether hosts can be drained with jobs staying above their SLA (sla_probe_hosts)."""
     probed = probe_hosts(call.scheduler, _hosts(call), call.get("percentage", 95.0), call.get("seconds", 1800.0),
-                         call.get("min_instances", 20), call.service.clock(), call.auth)
+                         call.get("min_instances", 20), call.service.clock())
     return call.success(key="%(cluster)s/%(hosts)s" % call.args, count=len(probed),
                         safe=all(each["safe"] for each in probed), hosts=probed)
 
@@ -8917,7 +8908,7 @@ def probe(call: Call) -> Any:
 def list_safe_hosts(call: Call) -> Any:
     """The hosts with tasks that could be drained one at a time with jobs staying above their SLA (sla_list_safe_domain)."""
     probed = probe_hosts(call.scheduler, None, call.get("percentage", 95.0), call.get("seconds", 1800.0),
-                         call.get("min_instances", 20), call.service.clock(), call.auth, together=False)
+                         call.get("min_instances", 20), call.service.clock(), together=False)
     hosts = sorted(each["host"] for each in probed)
     safe = sorted(each["host"] for each in probed if each["safe"])
     return call.success(key=call.args["cluster"], count=len(safe), hosts=safe, total=len(hosts))
