@@ -587,8 +587,8 @@ def gunzip(data: bytes, limit: int) -> bytes:
             raise BodyTooLarge("the body is larger than %d bytes" % limit)
         if not decoder.eof:
             raise BadRequest("the gzip body is not whole")
-        if len(parts) > 1000:
-            raise BadRequest("the gzip body has more than 1000 members")
+        if len(parts) > 100:
+            raise BadRequest("the gzip body has more than 100 members")
         data = decoder.unused_data
     return b"".join(parts)
 
@@ -696,8 +696,15 @@ class Source:
         """Called when the last listener has gone."""
 
     def changed(self) -> None:
+        """Call all listeners; a defect in one is raised when the others have been called."""
+        defect: Optional[Exception] = None
         for each in tuple(self._listeners):
-            each()
+            try:
+                each()
+            except Exception as error:
+                defect = error
+        if defect is not None:
+            raise defect
 
 
 class Later:
@@ -745,8 +752,14 @@ class Later:
                 self._send(answer())    # type: ignore[arg-type]
 
     def again(self) -> Later:
-        """The same wait for somebody else."""
-        return Later(self.source, self.seconds, self.ready, self.otherwise)
+        """The same wait for somebody else. What is to be done when it is over is done when both are."""
+        first_over, ended = threading.Lock(), self.ended
+
+        def over() -> None:
+            if not first_over.acquire(blocking=False):
+                ended()
+        self.ended = over
+        return Later(self.source, self.seconds, self.ready, self.otherwise, over)
 
 
 class Stream:
@@ -878,6 +891,7 @@ class Events(Poll):
         self._number = 0                    # of the latest event; guarded by _lock as all that follows
         self._history: Deque[bytes] = collections.deque(maxlen=self.KEPT)
         self._first: Optional[int] = None   # how many events the first look told: how things stood then
+        self._found: Optional[List[Any]] = None     # how things stand after the latest event, once that is known
         self._failing = False
         self._standing: Tuple[int, List[bytes]] = (-1, [])      # how things stood after so many events
 
@@ -901,7 +915,7 @@ class Events(Poll):
             if mark is None and self._number == self._first <= self.KEPT:
                 mark = 0            # nothing has happened since the first look
             elif mark is None:
-                mark = (self._stand(), 0, self._number) if self.changes.standing else oldest
+                mark = oldest if self._found is None else (self._stand(), 0, self._number)
             if isinstance(mark, tuple):
                 pieces, told, number = mark
                 told += self.PIECE
@@ -916,7 +930,7 @@ class Events(Poll):
         """How things stand, as events; only the last has an id, so that one who loses the middle is told all again."""
         number, pieces = self._standing
         if number != self._number:
-            found = self.changes.standing
+            found = self._found or []
             pieces = [event_bytes("" if left else "%s-%d" % (self.epoch, self._number), name, plain)
                       for left, (_, name, plain) in zip(range(len(found) - 1, -1, -1), found)]
             self._standing = (self._number, pieces)
@@ -934,6 +948,8 @@ class Events(Poll):
             for name, plain in answer:
                 self._number += 1
                 self._history.append(event_bytes("%s-%d" % (self.epoch, self._number), name, plain))
+            if not self._failing:
+                self._found = self.changes.standing
             if self._first is None and not self._failing:
                 self._first = self._number
             elif self._first is None:
@@ -1505,6 +1521,9 @@ class Connection:
                 return
             self.closing |= close
             self.done |= done
+            if not self.out:
+                self.taken_since, self.taken = time.monotonic(), 0
+                self.deadline = self.taken_since + self.server.limits["send_time"]
             if self.out:
                 self.out += data
                 data = b""
@@ -1517,7 +1536,6 @@ class Connection:
                     sent = self.socket.send(data)
                     if sent < len(data):
                         self.out += memoryview(data)[sent:]
-                        self.taken_since, self.taken = time.monotonic(), 0
                 self.deadline = time.monotonic() + self.server.limits["send_time"]
             except OSError as error:
                 if not waits_for(error, select.POLLOUT):
@@ -1638,6 +1656,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self.tls = tls
         self.parse = head_parser(self.limits)
         self.draining = False
+        self.closed_to_new = False          # while draining: all that had arrived has been taken
         self.connections: Set[Connection] = set()
         self.refusals: collections.Counter[str] = collections.Counter()
         self.all_reserved = 0               # bytes of bodies that are not answered, of all and by caller; touched by
@@ -1729,7 +1748,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 self.workers.put(waiting.expire)
 
         def left() -> bool:
-            return any(c.busy or c.out or c.request for c in list(self.connections))
+            return not self.closed_to_new or any(c.busy or c.out or c.request or c.incoming.buffer
+                                                 for c in list(self.connections))
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and left():
             time.sleep(0.02)
@@ -1738,8 +1758,17 @@ class HttpServer(http.server.ThreadingHTTPServer):
         return finished
 
     def _stop_listening(self) -> None:
+        """Take what has arrived already, and nothing that comes later."""
+        known = -1
+        while len(self.connections) > known and not self.closed_to_new:
+            known = len(self.connections)
+            self._accept(selectors.EVENT_READ)
         self.loop.watch(self.socket, 1, 0, self._accept)
         self.socket.close()
+        self.closed_to_new = True
+        for connection in list(self.connections):
+            if not connection.busy and not connection.handshaking:
+                connection.on_input()
         for connection in list(self.connections):
             if not (connection.busy or connection.out or connection.incoming.buffer or connection.request):
                 connection.close()
@@ -2759,6 +2788,50 @@ class Semaphore:
             return True
 
 
+class Locks:
+    """A lock for each name in use. One read-then-write of a job or a role at a time in this process: what two callers read
+    at once, both would add to. `most` may wait in all, so that one scheduler that hangs does not take the threads of the
+    others. _lock guards _known, which holds a name only while somebody has or wants it, and _waiting.
+    """
+
+    def __init__(self, most: int = 32) -> None:
+        self.most = most
+        self._lock = threading.Lock()
+        self._known: Dict[Any, List[Any]] = {}
+        self._waiting = 0
+
+    @contextlib.contextmanager
+    def __call__(self, *name: Any, seconds: float = 20.0) -> Iterator[None]:
+        """Hold the lock of that name. Raises Overloaded where others have it for so long, or too many wait."""
+        with self._lock:
+            entry = self._known.setdefault(name, [Semaphore(1, self.most, "change of the same"), 0])
+            waits = entry[1] > 0
+            if waits and self._waiting >= self.most:
+                raise Overloaded("%d changes wait for others of the same; try again" % self.most,
+                                 headers=[("Retry-After", "5")])
+            entry[1] += 1
+            self._waiting += waits
+        taken = False
+        try:
+            try:
+                entry[0].enter(seconds)
+                taken = True
+            finally:
+                with self._lock:
+                    self._waiting -= waits
+            yield
+        finally:
+            if taken:
+                entry[0].leave()
+            with self._lock:
+                entry[1] -= 1
+                if not entry[1]:
+                    del self._known[name]
+
+
+locked = Locks()
+
+
 class Circuit:
     """The circuit breaker of one place where a scheduler listens: after some failures in a row calls fail at once, so that
     a dead scheduler costs neither threads nor slots. About every second one call is let through as a probe, and the first
@@ -2783,13 +2856,13 @@ class Circuit:
             return 0.0
         return max(0.05 if self.probing else 0.0, self.open_until - time.monotonic())
 
-    def enter(self) -> bool:
-        """Before a call: False where none may go now."""
+    def enter(self) -> Tuple[bool, bool]:
+        """Before a call: whether it may go now, and whether it is the probe."""
         with self._lock:
             if self.left:
-                return False
+                return False, False
             self.probing = self.failures >= self.AFTER
-            return True
+            return True, self.probing
 
     def answered(self) -> None:
         """Somebody answers there, whatever the answer."""
@@ -3111,7 +3184,6 @@ class Scheduler:
         self._leading: Optional[_Location] = None
         self._circuits: Dict[_Location, Circuit] = {}
         self._named = list(self._fixed)     # all that are the cluster's own
-        self._pruning = threading.Lock()    # one prune at a time
         self._heads: Dict[Tuple[_Location, str, Optional[str]], bytes] = {}
         self._context: Any = None
 
@@ -3163,7 +3235,8 @@ class Scheduler:
             "scheduleStatusResult": {"tasks": {"assignedTask": {"taskId": True}}}}})
         response = self.ask(self.prepare("getTasksWithoutConfigs", look, projection=ids, authorization=ask.authorization),
                             timeout)[1]
-        found = {task["assignedTask"]["taskId"] for task in response["result"]["scheduleStatusResult"].get("tasks", ())}
+        tasks = response["result"]["scheduleStatusResult"].get("tasks", ())
+        found = {task.get("assignedTask", {}).get("taskId") for task in tasks} - {None, ""}
         if not found:
             return None
         return self.prepare("pruneTasks", api.TaskQuery(taskIds=found, statuses=look.statuses),
@@ -3194,8 +3267,8 @@ class Scheduler:
                 found = self._repeat(ask, deadline)
                 self.answered, self.failure = time.monotonic(), None
                 return found
-            with self._pruning:
-                narrowed = self.narrowed(ask, timeout)
+            with locked("prune", id(self), seconds=deadline - time.monotonic()):     # one at a time
+                narrowed = self.narrowed(ask, deadline - time.monotonic())
                 if narrowed is None:
                     return b"", api.Response(responseCode=api.ResponseCode.OK, details=[
                         api.ResponseDetail(message="No ended task matches; nothing was sent.")])
@@ -3324,7 +3397,7 @@ class Scheduler:
         """One POST of the call to the leader, following redirects; the body of the 200 answer. Where the cluster's
         schedulers listen is looked up only when no leader is known, or the one that is fails."""
         with self._lock:
-            leading = self._leading
+            leading = self._leading if self._leading in self._named else None
         failure: Union[None, _Broken, NoLeader] = None
         for candidate in itertools.chain([leading] if leading else [], self._others(leading, deadline)):
             try:
@@ -3356,6 +3429,10 @@ class Scheduler:
             message = ask.message if media == BINARY else encode_message(
                 media, method.name, TMessageType.CALL, 0, ask.arguments)
             authorization = self._credentials(ask, location)
+            if authorization and not self._is_named(location):      # here, where they would be sent, whatever led there
+                raise BadAnswer("the scheduler redirects to %s, which is none of the cluster's schedulers that are known "
+                                "here; credentials are not sent there (name it in --scheduler or clusters.json)" % (
+                                    str(location)))
             request = self._head(location, media, authorization) + b"%d\r\n\r\n" % len(message) + message
             status, headers, body = self._exchange(location, request, deadline, ask.known)
             if status == 200:
@@ -3388,27 +3465,26 @@ class Scheduler:
         return own(location.host) if callable(own) else own
 
     def _redirect(self, location: _Location, headers: Dict[bytes, bytes], ask: Ask) -> _Location:
-        """Where a redirect leads. Credentials go only to schedulers that the cluster names, and never from https to http."""
+        """Where a redirect leads. Raises BadAnswer where it is no URL, or credentials would go from https to http."""
         text = headers.get(b"location", b"").decode("latin-1")
         try:
             target = _Location.parse(urllib.parse.urljoin(str(location) + location.path, text))
         except ValueError:
             raise BadAnswer("the scheduler redirects to %r, which is no URL" % text[:200]) from None
-        if not self._credentials(ask, location) and not self._credentials(ask, target):
-            return target
-        if location.secure and not target.secure:
+        if location.secure and not target.secure and self._credentials(ask, target):
             raise BadAnswer("the scheduler redirects from https to http; credentials are not sent there")
-        with self._lock:
-            named = {(each.host, each.port) for each in self._named}
-        if (target.host, target.port) not in named:
-            raise BadAnswer("the scheduler redirects to %s, which is none of the cluster's schedulers that are known here; "
-                            "credentials are not sent there (name it in --scheduler or clusters.json)" % str(target))
         return target
+
+    def _is_named(self, location: _Location) -> bool:
+        """Whether the cluster's entry, or ZooKeeper, names a scheduler at this host and port."""
+        with self._lock:
+            return any((each.host, each.port) == (location.host, location.port) for each in self._named)
 
     def _exchange(self, location: _Location, request: bytes, deadline: float,
                   known: Optional[Known]) -> Tuple[int, Dict[bytes, bytes], bytes]:
         circuit = self._circuit(location)
-        if not circuit.enter():
+        may_go, probes = circuit.enter()
+        if not may_go:
             raise self._open(location)
         wire: Optional[_Wire] = None
         usable = False
@@ -3421,7 +3497,8 @@ class Scheduler:
             self.events["circuit_breaks"] += circuit.failed(str(broken))
             raise
         finally:
-            circuit.probing = False     # also where something else went wrong: the next caller tries
+            if probes:
+                circuit.probing = False     # also where something else went wrong: the next caller tries
             if wire is not None and usable:
                 self._give_back(location, wire)
             elif wire is not None:
@@ -3477,10 +3554,11 @@ class Scheduler:
         self._context = None
         with self._lock:
             self._heads.clear()
+            self._leading = None
         self.close()
 
     def _succeeded(self, location: _Location) -> None:
-        if self._leading == location:
+        if self._leading == location or location not in self._named:     # a stranger is asked anew each time
             return
         with self._lock:
             changed = self._leading != location
@@ -3565,9 +3643,11 @@ class ZooKeeperLocator:
 
     A call waits for as long as its caller has, for a look-up in a thread of its own; there is one at a time, however many
     wait. The last answer is kept: while ZooKeeper is away it is given after a second, so that a leader that is known to
-    nobody else is still found. A look-up that ended less than a second ago is not made again. _lock guards all fields.
+    nobody else is still found. A look-up that ended less than a second ago is not made again, and one that has not ended
+    in fifteen is given up. _lock guards all fields.
     """
     FRESH = 1.0
+    GIVE_UP = 15.0
 
     def __init__(self, cluster: Cluster, ask: Optional[Callable[[Cluster], List[str]]] = None) -> None:
         self.cluster = cluster
@@ -3575,15 +3655,16 @@ class ZooKeeperLocator:
         self._lock = threading.Lock()
         self._urls: List[str] = []
         self._failure: Optional[AuroraError] = None
-        self._looked = -math.inf
+        self._looked = self._began = -math.inf
         self._under_way: Optional[threading.Event] = None
 
     def __call__(self, seconds: float) -> Sequence[str]:
         """The URLs; none where no scheduler is advertised. Raises AuroraError."""
         with self._lock:
             known = bool(self._urls)
-            if self._under_way is None and time.monotonic() - self._looked > self.FRESH:
-                self._under_way = threading.Event()
+            now = time.monotonic()
+            if now - self._looked > self.FRESH and (self._under_way is None or now - self._began > self.GIVE_UP):
+                self._under_way, self._began = threading.Event(), now
                 try:
                     threading.Thread(target=self._look, args=(self._under_way,), name="zookeeper", daemon=True).start()
                 except RuntimeError:
@@ -3607,11 +3688,12 @@ class ZooKeeperLocator:
             failure = SchedulerUnreachable("ZooKeeper %s does not tell where cluster %s is: %s" % (
                 self.cluster.zk, self.cluster.name, str(error) or type(error).__name__))
         with self._lock:
-            if urls is not None:
-                self._urls = urls
-            self._failure = failure
-            self._looked = time.monotonic()
-            self._under_way = None
+            if under_way is self._under_way:        # else it was given up, and what it says is old
+                if urls is not None:
+                    self._urls = urls
+                self._failure = failure
+                self._looked = time.monotonic()
+                self._under_way = None
         under_way.set()
 
 
@@ -4962,12 +5044,13 @@ _SECCOMP = {
     "armv7": (0x40000028, (1, 3, 4, 6, 20, 45, 77, 78, 91, 119, 125, 142, 158, 163, 168, 173, 174, 175, 186, 192, 220, 224,
                            240, 248, 263, 264, 335, 336, 338, 384, 398, 403, 406, 413, 414, 422, 0xF0002)),     # cacheflush
 }
-LAYERS = ("namespaces", "empty root", "user nobody", "landlock", "system call filter")
+LAYERS = ("namespaces", "empty root", "user nobody", "no capabilities", "landlock", "system call filter")
 
 
 def isolates(layers: Iterable[str]) -> bool:
-    """Whether these layers shut a configuration in: each of the two keeps it from files, network and other processes."""
-    return "system call filter" in layers or {"namespaces", "empty root"} <= set(layers)
+    """Whether these layers shut a configuration in: from files, network and other processes. An empty root alone does not:
+    who has the capabilities of a namespace of his own leaves it again."""
+    return "system call filter" in layers or {"namespaces", "empty root", "no capabilities"} <= set(layers)
 
 
 def _machine() -> str:
@@ -5039,6 +5122,17 @@ def _drop_privileges() -> List[str]:
             os.setuid(_NOBODY)
             done.append("user nobody")
     return done
+
+
+def _drop_capabilities() -> List[str]:
+    """Give up what root may, here or in a namespace of one's own: from mounting on."""
+    if not sys.platform.startswith("linux"):
+        return []
+    libc = _libc()
+    for capability in range(64):
+        libc.prctl(24, capability, 0, 0, 0)         # PR_CAPBSET_DROP
+    header, none = struct.pack("Ii", 0x20080522, 0), bytes(24)      # _LINUX_CAPABILITY_VERSION_3, this thread
+    return ["no capabilities"] if libc.capset(header, none) == 0 else []
 
 
 def _shut_out_of_files() -> List[str]:
@@ -5146,7 +5240,7 @@ def _evaluator_main(limits: ConfigLimits) -> None:
     schema = _schema()
     _pystachio_privates()
     shown = _enter_namespaces()
-    shown += _enter_empty_root(shown) + _drop_privileges() + _shut_out_of_files()
+    shown += _enter_empty_root(shown) + _drop_privileges() + _drop_capabilities() + _shut_out_of_files()
     if sys.platform.startswith("linux"):
         _libc().prctl(4, 0, 0, 0, 0)        # PR_SET_DUMPABLE: no other process of the user looks in
     probe = os.fork()
@@ -5160,12 +5254,12 @@ def _evaluator_main(limits: ConfigLimits) -> None:
     hello = json.dumps(shown).encode()
     control.sendall(struct.pack("!I", len(hello)) + hello)
     with contextlib.suppress(OSError):
-        while _serve_one(schema, limits, control):
+        while _serve_one(schema, limits, control, "system call filter" in shown):
             pass
     os._exit(0)
 
 
-def _serve_one(schema: Dict[str, Any], limits: ConfigLimits, control: socket.socket) -> bool:
+def _serve_one(schema: Dict[str, Any], limits: ConfigLimits, control: socket.socket, filtered: bool) -> bool:
     """Fork for one request, pass the server its socket, and, when the server has what came through it, the child's exit
     status. False to stop."""
     here, there = socket.socketpair()
@@ -5174,7 +5268,7 @@ def _serve_one(schema: Dict[str, Any], limits: ConfigLimits, control: socket.soc
         try:
             for descriptor in (control.fileno(), there.fileno()):
                 os.close(descriptor)
-            _evaluate_one(schema, limits, here.fileno())
+            _evaluate_one(schema, limits, here.fileno(), filtered)
         finally:
             os._exit(0)
     here.close()
@@ -5191,10 +5285,12 @@ def _serve_one(schema: Dict[str, Any], limits: ConfigLimits, control: socket.soc
     return goes_on
 
 
-def _evaluate_one(schema: Dict[str, Any], limits: ConfigLimits, channel: int) -> None:
-    """In the forked child: shut in, warm up if nothing comes within moments, evaluate one request, answer."""
+def _evaluate_one(schema: Dict[str, Any], limits: ConfigLimits, channel: int, filtered: bool) -> None:
+    """In the forked child: shut in, warm up if nothing comes within moments, evaluate one request, answer. filtered: the
+    system call filter was announced, so that nothing is done without it."""
     _limit_resources(limits)
-    _forbid_system_calls()
+    if not _forbid_system_calls() and filtered:
+        os._exit(1)
     gc.disable()
     if not select.select([channel], [], [], 0.001)[0]:
         _Evaluation(schema, dict(_WARM_UP, tiers=DEFAULT_TIERS)).run()
@@ -5970,39 +6066,6 @@ def update_progress(details: Any) -> Dict[str, Any]:
             "message": texts[-1] if texts else None}
 
 
-class Locks:
-    """A lock for each name in use. One read-then-write of a job or a role at a time in this process: what two callers read
-    at once, both would add to. _lock guards _known, which holds a name only while somebody has or wants it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._known: Dict[Any, List[Any]] = {}
-
-    @contextlib.contextmanager
-    def __call__(self, *name: Any, seconds: float = 60.0) -> Iterator[None]:
-        """Hold the lock of that name. Raises Overloaded where others have it for so long."""
-        with self._lock:
-            entry = self._known.setdefault(name, [threading.Lock(), 0])
-            entry[1] += 1
-        taken = False
-        try:
-            taken = entry[0].acquire(timeout=seconds)
-            if not taken:
-                raise Overloaded("others are changing the same for %g s already; try again" % seconds,
-                                 headers=[("Retry-After", "5")])
-            yield
-        finally:
-            if taken:
-                entry[0].release()
-            with self._lock:
-                entry[1] -= 1
-                if not entry[1]:
-                    del self._known[name]
-
-
-locked = Locks()
-
-
 def add_like(scheduler: Scheduler, key: Key, count: int, like: Optional[int] = None) -> Optional[List[int]]:
     """Add `count` instances that are like one of the job's, the lowest by default. Which were added, as read back; None
     where that could not be read. Raises NotFound."""
@@ -6640,6 +6703,13 @@ def glob(pattern: str) -> Callable[[str], bool]:
     """
     if len(pattern) > 255:
         raise BadRequest("a pattern has at most 255 characters")
+    try:
+        return _matcher(pattern)
+    except re.error as error:
+        raise BadRequest("%r is not a pattern: %s" % (pattern[:80], error)) from None
+
+
+def _matcher(pattern: str) -> Callable[[str], bool]:
     pattern = re.sub(r"\*+", "*", pattern)
     if pattern == "*":
         return lambda text: True
@@ -6816,7 +6886,13 @@ class Tokens:
                 if len(words) != 4 or words[1] not in LEVELS or not re.fullmatch(r"sha256:[0-9a-f]{64}", words[3]):
                     raise ValueError("%s, line %d: expected NAME read|write|admin ROLES sha256:HASH" % (
                         self.path, number))
-                entries.append((words[3], User(words[0], words[1], tuple(words[2].split(",")))))
+                roles = tuple(words[2].split(","))
+                for role in roles:
+                    try:
+                        glob(role)
+                    except BadRequest as error:
+                        raise ValueError("%s, line %d: %s" % (self.path, number, error)) from None
+                entries.append((words[3], User(words[0], words[1], roles)))
         self._entries = entries
 
     def find(self, token: str) -> Optional[User]:
@@ -6959,8 +7035,12 @@ class TaskChanges:
                 else:
                     kept[summary.key.id] = known or (0, 0, said, None)
             if len(page) < self.PAGE or not fresh:
-                return look, kept, newest
-        raise AssertionError("unreachable")
+                break
+        if len(page) == self.PAGE and query.jobKey is None:     # active ones may be older than all that was read
+            active_ones = query.replace(updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES))
+            read = {summary.key.id for summary in look}
+            look += [each for each in update_summaries(self.scheduler, active_ones) if each.key.id not in read]
+        return look, kept, newest
 
     def _update_events(self) -> Tuple[List[Tuple[int, str, Any]], Dict[str, Tuple[int, int, Any, Any]], int]:
         look, seen, newest = self._changed_updates()
@@ -8000,8 +8080,12 @@ class Service(App):
             raise
         if isinstance(answer, Later):       # waited for here too: the first caller may go before it comes
             twin = answer.again()
-            self.runner.call_later(twin.seconds, twin.expire)
-            twin.start(settle)
+            timer = self.runner.call_later(twin.seconds, partial(self.runner.run_in_worker, twin.expire))
+
+            def settle_and_forget(response: Response) -> None:
+                timer.cancel()
+                settle(response)
+            twin.start(settle_and_forget)
         else:
             settle(answer)
         return answer
@@ -9079,7 +9163,9 @@ def post_rpc(call: Call) -> Any:
         response = call.scheduler.call(method.name, *[getattr(arguments, field) for field in arguments.fields])
     except AuroraError as error:
         if error.response is not None:
-            error.details["response"] = error.response.to_plain()
+            error.details["response"] = error.response.to_plain() if isinstance(error.response, ThriftStruct) else {
+                "responseCode": api.ResponseCode.name_of(error.response["responseCode"]),
+                "details": [{"message": text} for text in error.messages]}
         raise
     return call.success(key="%(cluster)s/%(method)s" % call.args, response=response.to_plain())
 
