@@ -2292,7 +2292,7 @@ class RoutesTest(Serving):
         service = self.server.service
         sock = socket.create_connection(("127.0.0.1", self.server.port))
         sock.sendall(("DELETE %s?wait=30 HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: w\r\n\r\n" % path).encode())
-        wait_for(lambda: sum(service._waits.values()) == 1)
+        wait_for(lambda: self.states("keyed") == ["KILLING"] and any(c.waiting for c in list(self.server.http.connections)))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.close()
         wait_for(lambda: not any(c.waiting for c in list(self.server.http.connections)))
@@ -2312,7 +2312,7 @@ class RoutesTest(Serving):
         self.assertEqual(service._answers_size, sum(each.size for each in service._answers.values()))
         waiting = [threading.Thread(target=lambda: self.ask("DELETE", path + "?wait=20", Idempotency_Key="slow"))]
         waiting[0].start()
-        wait_for(lambda: service._under_way)
+        wait_for(lambda: service._under_way and set(self.states("bounded")) == {"KILLING"})
         with mock.patch.dict(service.limits, {"idempotency_bytes": 0, "idempotency_keys": 0}):
             self.bad(400, "PUT", "/alpha/quota/devcluster/x?increase=1", '{"ram_mb": 0.5}', Idempotency_Key="other")
             self.assertEqual(len(service._under_way), 1)
