@@ -1293,11 +1293,6 @@ class Run(Source):
         self.request = request
         self.since = time.monotonic()
         self.answer: Any = None
-        self._begun = threading.Lock()      # taken by who makes the answer
-
-    def begin(self) -> bool:
-        """Whether the caller is to make the answer: one does."""
-        return self._begun.acquire(blocking=False)
 
 
 class Connection:
@@ -1835,24 +1830,20 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 self._pending[key] = run
                 if joined or key in self._running:
                     return      # begun when the run under way has ended: that began before this request
+                self._queued[run] = None
         else:
             run = Run(request)
             run.listen(partial(self._answered, run, connection, request))
-        self._queue(run)
+            with self._lock:
+                self._queued[run] = None
         self.workers.hold(partial(self._run, run))
 
-    def _queue(self, run: Run) -> None:
-        with self._lock:
-            self._queued[run] = None
-
     def _run(self, run: Run) -> None:
-        if not run.begin():
-            return          # it waited for too long, and was told so
         key = run.request.share
         with self._lock:
-            self._queued.pop(run, None)
-        if key is not None:
-            with self._lock:
+            if self._queued.pop(run, self) is self:
+                return      # it waited for too long, and was told so
+            if key is not None:
                 # From here on nobody joins: what is read now was not asked for after it was read.
                 self._pending.pop(key, None)
                 self._running.add(key)
@@ -1861,9 +1852,10 @@ class HttpServer(http.server.ThreadingHTTPServer):
             with self._lock:
                 self._running.discard(key)
                 following = self._pending.get(key)
+                if following is not None:
+                    following.since = time.monotonic()
+                    self._queued[following] = None
             if following is not None:
-                following.since = time.monotonic()
-                self._queue(following)
                 self.workers.put(partial(self._run, following))
         run.changed()
 
@@ -1871,13 +1863,11 @@ class HttpServer(http.server.ThreadingHTTPServer):
         """Answer those that no thread has taken in time. Here, since where no thread can be started none would do it."""
         with self._lock:
             late = [run for run in self._queued if now - run.since > self.limits["queue_time"]]
-        for run in late:
-            if not run.begin():
-                continue
-            with self._lock:
-                self._queued.pop(run, None)
+            for run in late:
+                del self._queued[run]       # whoever takes it out makes its answer
                 if self._pending.get(run.request.share) is run:
                     del self._pending[run.request.share]
+        for run in late:
             self.refusals["queue_time"] += 1
             run.answer = self.app.refuse(Overloaded("no thread was free in time; try again",
                                                     headers=[("Retry-After", "1")]), run.request)
@@ -2761,10 +2751,11 @@ class Semaphore:
         """Give the slot back, or to the first in the line that may have it."""
         with self._lock:
             self._free += 1
-            self._held[who] -= 1
-            if not self._held[who]:
-                del self._held[who]
-            for turn in list(self._line):
+            if who is not None:
+                self._held[who] -= 1
+                if not self._held[who]:
+                    del self._held[who]
+            for turn in tuple(self._line) if self._line else ():
                 if not self._free:
                     return
                 if self._grant(turn[1]):
@@ -2776,7 +2767,8 @@ class Semaphore:
         if not self._free or who is not None and self.share is not None and self._held[who] >= self.share:
             return False
         self._free -= 1
-        self._held[who] += 1
+        if who is not None:
+            self._held[who] += 1
         return True
 
     def _withdraw(self, turn: Any) -> bool:
@@ -2858,6 +2850,8 @@ class Circuit:
 
     def enter(self) -> Tuple[bool, bool]:
         """Before a call: whether it may go now, and whether it is the probe."""
+        if self.failures < self.AFTER:
+            return True, False
         with self._lock:
             if self.left:
                 return False, False
@@ -3306,18 +3300,19 @@ class Scheduler:
         give_up = min(deadline, time.monotonic() + self.retry_for)
         sent = False            # by any attempt so far
         for attempt in itertools.count():
-            pause = min(1.0, 0.05 * 4.0 ** min(attempt, 4)) * random.uniform(0.75, 1.25)
+            after = 0.0
             try:
                 return self._attempt(ask, deadline)
             except _Broken as broken:
                 sent = sent or broken.sent
                 failure = self._told(broken)
                 again = not broken.late and (repeatable or not broken.sent) and (attempt > 0 or not broken.after)
-                pause = broken.after or pause
+                after = broken.after
             except AuroraError as error:
                 sent = sent or error.sent
                 failure = error
                 again = isinstance(error, (SchedulerTransient, NoLeader))
+            pause = after or min(1.0, 0.05 * 4.0 ** min(attempt, 4)) * random.uniform(0.75, 1.25)
             if not again or time.monotonic() + pause >= give_up:
                 failure.sent = sent
                 raise failure from None
@@ -3337,6 +3332,9 @@ class Scheduler:
         return failure
 
     def _circuit(self, location: _Location) -> Circuit:
+        known = self._circuits.get(location)
+        if known is not None:
+            return known
         with self._lock:
             if len(self._circuits) > 64:        # redirects may have led anywhere
                 self._circuits.clear()
@@ -3350,8 +3348,8 @@ class Scheduler:
 
     def _attempt(self, ask: Ask, deadline: float) -> Tuple[bytes, Any]:
         # Looked at before the semaphore, so that a dead scheduler does not fill the line.
-        with self._lock:
-            first = [self._leading] if self._leading else list(self._named)
+        leading = self._leading
+        first = [leading] if leading else self._named
         if first and all(self._circuit(each).left for each in first):
             raise self._open(first[0])
         self.semaphore.enter(deadline - time.monotonic())
@@ -3396,8 +3394,8 @@ class Scheduler:
     def _post(self, ask: Ask, deadline: float) -> bytes:
         """One POST of the call to the leader, following redirects; the body of the 200 answer. Where the cluster's
         schedulers listen is looked up only when no leader is known, or the one that is fails."""
-        with self._lock:
-            leading = self._leading if self._leading in self._named else None
+        leading = self._leading
+        leading = leading if leading in self._named else None
         failure: Union[None, _Broken, NoLeader] = None
         for candidate in itertools.chain([leading] if leading else [], self._others(leading, deadline)):
             try:
