@@ -272,6 +272,13 @@ LIMITS: Dict[str, Limit] = {
 REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS")
 JSON_TYPE = "application/json"
+# Text from outside meets only linear work. Patterns: each is matched as a whole or from a known place, no two neighbouring
+# repeats take the same character, and none that is searched for begins with a repeat. That is so for those here (single
+# characters, or whole fields), request targets and chunk sizes, quality values and ETags ("[^"]*" ends at the next quote),
+# identifiers, instances, numbers, durations and hosts in paths and parameters; of other servers' answers for status lines,
+# chunk sizes, hosts and challenges (whose names begin at a word's edge). What
+# would not be is done by hand: `parse_parameters` and `parse_multipart` go through once, `glob` takes one step a character,
+# `load_json` reads no number of more than MAX_DIGITS digits. A configuration's own patterns run in its own process.
 _SINGLE_FIELDS = frozenset(["content-type", "authorization", "expect", "idempotency-key", "origin"])
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
