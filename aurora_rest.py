@@ -6771,7 +6771,8 @@ class Metrics:
         self.gauges: List[Tuple[str, str, str, Callable[[], Iterable[Tuple[Dict[str, str], float]]]]] = []
 
     def declare(self, name: str, kind: str, text: str, *labels: str) -> None:
-        self._families[name] = (kind, text, labels, {})
+        # A counter without labels is there from the start, so that its first event is an increase.
+        self._families[name] = (kind, text, labels, {} if labels or kind != "counter" else {(): 0})
 
     def count(self, name: str, *values: str, by: int = 1) -> None:
         samples = self._families[name][3]
