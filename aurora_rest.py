@@ -162,11 +162,6 @@ class MethodNotAllowed(Failure):
     code, http = "METHOD_NOT_ALLOWED", 405
 
 
-class NotAcceptable(Failure):
-    """What the caller accepts cannot be given here."""
-    code, http = "NOT_ACCEPTABLE", 406
-
-
 class RequestTimeout(Failure):
     """The request did not arrive in time."""
     code, http = "REQUEST_TIMEOUT", 408
@@ -1523,12 +1518,13 @@ class Connection:
                 return
             self.closing |= close
             self.done |= done
-            if not self.out:
-                self.taken_since, self.taken = time.monotonic(), 0
-                self.deadline = self.taken_since + self.server.limits["send_time"]
+            now = time.monotonic()
             if self.out:
                 self.out += data
                 data = b""
+            else:
+                self.taken_since, self.taken = now, 0
+                self.deadline = now + self.server.limits["send_time"]
             try:
                 if self.out:
                     sent = self.socket.send(memoryview(self.out)[:1 << 18])
@@ -1538,7 +1534,7 @@ class Connection:
                     sent = self.socket.send(data)
                     if sent < len(data):
                         self.out += memoryview(data)[sent:]
-                self.deadline = time.monotonic() + self.server.limits["send_time"]
+                self.deadline = now + self.server.limits["send_time"]
             except OSError as error:
                 if not waits_for(error, select.POLLOUT):
                     self.server.loop.soon(self.close)
@@ -1552,7 +1548,7 @@ class Connection:
                     self.server.loop.soon(self.close)
             if self.done and not left:
                 self.busy = self.done = False
-                self.deadline = time.monotonic() + self.server.limits["idle_time"]
+                self.deadline = now + self.server.limits["idle_time"]
                 if self.reserved:
                     self.server.loop.soon(self.count, 0)
         if left or self.mask & selectors.EVENT_WRITE or self.closing or self.incoming.buffer or self.ended or not self.mask:
@@ -3176,15 +3172,13 @@ class Scheduler:
         self.events: collections.Counter[str] = collections.Counter()   # retries, leader changes, broken circuits
         self._locate = locate
         self._ca_file = ca_file
-        self._fixed = [_Location.parse(each) for each in urls] if not locate else []
         self._media = BINARY
         self.answered = -math.inf           # when a scheduler last answered a call
-        self.failure: Optional[AuroraError] = None      # of the last call, where none did
         self._lock = threading.Lock()       # guards _idle, _leading, _circuits, _named, _heads
         self._idle: Dict[_Location, List[_Wire]] = {}
         self._leading: Optional[_Location] = None
         self._circuits: Dict[_Location, Circuit] = {}
-        self._named = list(self._fixed)     # all that are the cluster's own
+        self._named = [_Location.parse(each) for each in urls] if not locate else []    # all that are the cluster's own
         self._heads: Dict[Tuple[_Location, str, Optional[str]], bytes] = {}
         self._context: Any = None
 
@@ -3266,7 +3260,7 @@ class Scheduler:
         try:
             if ask.method.name != "pruneTasks":
                 found = self._repeat(ask, deadline)
-                self.answered, self.failure = time.monotonic(), None
+                self.answered = time.monotonic()
                 return found
             with locked("prune", id(self), seconds=deadline - time.monotonic()):     # one at a time
                 narrowed = self.narrowed(ask, deadline - time.monotonic())
@@ -3277,7 +3271,7 @@ class Scheduler:
         except AuroraError as error:
             outcome = error.code
             if error.response is not None and error.http < 500:
-                self.answered, self.failure = time.monotonic(), None
+                self.answered = time.monotonic()
             if error.sent and ask.method.access != "read":
                 error.doubt(ask.method.name)
             raise
@@ -3292,12 +3286,10 @@ class Scheduler:
         except (Unauthorized, AuthFailed):
             pass            # it answers; who may ask is between callers and it
         except _Broken as broken:
-            self.failure = self._told(broken)
-            return self.failure
+            return self._told(broken)
         except AuroraError as error:
-            self.failure = error
             return error
-        self.answered, self.failure = time.monotonic(), None
+        self.answered = time.monotonic()
         return None
 
     def _repeat(self, ask: Ask, deadline: float) -> Tuple[bytes, Any]:
@@ -3331,12 +3323,9 @@ class Scheduler:
         """A failed attempt as the caller's error."""
         where = "the scheduler of cluster %s" % self.name if self.name else "the scheduler"
         if broken.late:
-            failure: AuroraError = SchedulerTimeout("%s did not answer in time (%s)" % (where, broken))
-        else:
-            after = [("Retry-After", str(max(1, math.ceil(broken.after))))] if broken.after else []
-            failure = SchedulerUnreachable("%s cannot be reached or broke off: %s" % (where, broken), headers=after)
-        self.failure = failure
-        return failure
+            return SchedulerTimeout("%s did not answer in time (%s)" % (where, broken))
+        after = [("Retry-After", str(max(1, math.ceil(broken.after))))] if broken.after else []
+        return SchedulerUnreachable("%s cannot be reached or broke off: %s" % (where, broken), headers=after)
 
     def _circuit(self, location: _Location) -> Circuit:
         known = self._circuits.get(location)
@@ -7651,8 +7640,7 @@ class Readiness(Source):
         """Begin to ask those of which nothing new is known."""
         for scheduler in schedulers:
             with self._lock:
-                when = max(scheduler.answered, self._states.get(scheduler, (-math.inf, None))[0])
-                if scheduler in self._asking or time.monotonic() - when < self.FRESH:
+                if scheduler in self._asking or time.monotonic() - self._known(scheduler)[0] < self.FRESH:
                     continue
                 self._asking.add(scheduler)
             try:
@@ -7673,13 +7661,16 @@ class Readiness(Source):
             self._asking.discard(scheduler)
         self.changed()
 
+    def _known(self, scheduler: Scheduler) -> Tuple[float, Optional[AuroraError]]:
+        """When a scheduler was last heard of, by us or by any caller, and what was wrong with it. With the lock held."""
+        when, problem = self._states.get(scheduler, (-math.inf, None))
+        return (scheduler.answered, None) if scheduler.answered >= when else (when, problem)
+
     def state(self, scheduler: Scheduler) -> Optional[Dict[str, Any]]:
         """What is known of a scheduler; None while it is being asked and nothing new is."""
         with self._lock:
-            when, problem = self._states.get(scheduler, (-math.inf, None))
+            when, problem = self._known(scheduler)
             asking = scheduler in self._asking
-        if scheduler.answered >= when and time.monotonic() - scheduler.answered < self.FRESH:
-            when, problem = scheduler.answered, None
         if time.monotonic() - when > self.FRESH + 1.0:
             return None if asking else {"ready": False, "code": "NOT_READY", "errors": ["not asked yet"]}
         if problem is not None:

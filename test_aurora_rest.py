@@ -3736,7 +3736,7 @@ class FaultTest(unittest.TestCase):
         leaderless = [True]
         with FakeScheduler(answering(lambda body: http_answer(503) if leaderless[0] else tiers_answer(body))) as fake:
             scheduler = aurora_rest.Scheduler(fake.url, retry_for=0.0)
-            scheduler._circuit(scheduler._fixed[0]).failures = 10
+            scheduler._circuit(scheduler._named[0]).failures = 10
             with self.assertRaises(aurora_rest.NoLeader):
                 scheduler.getTierConfigs()
             leaderless[0] = False
