@@ -109,24 +109,27 @@ __all__ = ["Server", "Scheduler", "load_job", "api", "AuroraError", "Demo", "__v
 
 
 class Failure(Exception):
-    """A failure with the HTTP status and the `code` callers get. Subclasses are the failures there are.
+    """A failure with the HTTP status and the `code` callers get. `failure` makes the kinds there are.
 
-    messages: sentences for the caller; details: further fields of the answer; headers: further headers of it;
-    response: what another server refused with, where it is its refusal; sent: bytes of a call to it may have taken
-    effect, and no readable answer tells whether they did.
+    messages: sentences for the caller; details: further fields of the answer; headers: further headers of it; retry_after:
+    seconds after which it may be different; response: what another server refused with, where it is its refusal; sent:
+    bytes of a call to it may have taken effect, and no readable answer tells whether they did.
     """
     code = "INTERNAL"
     http = 500
+    retry_after = 0
+    harmless = False        # although it is another server's answer: nothing was done there
     response: Any = None
     sent = False
 
-    def __init__(self, *messages: str, http: Optional[int] = None, code: Optional[str] = None,
+    def __init__(self, *messages: str, http: Optional[int] = None, code: Optional[str] = None, retry_after: int = 0,
                  headers: Iterable[Tuple[str, str]] = (), **details: Any) -> None:
         super().__init__("; ".join(messages))
         self.messages = list(messages)
         self.http = http or type(self).http
         self.code = code or type(self).code
         self.headers = list(headers)
+        self.retry_after = retry_after or type(self).retry_after
         self.details = details
 
     def doubt(self, method: str) -> None:
@@ -137,99 +140,32 @@ class Failure(Exception):
         self.details["done"] = "unknown"
 
 
-class BadRequest(Failure):
-    """The request itself is malformed."""
-    code, http = "BAD_REQUEST", 400
+def failure(code: str, http: int, text: str, retry_after: int = 0, harmless: bool = False) -> type[Failure]:
+    """A row of the table of failures: a class to raise and to catch, with what `Failure` says of all of its kind."""
+    return type(code.title().replace("_", ""), (Failure,), {
+        "__doc__": text, "__module__": __name__, "code": code, "http": http, "retry_after": retry_after,
+        "harmless": harmless})
 
 
-class Unauthorized(Failure):
-    """No credentials, or wrong ones."""
-    code, http = "UNAUTHORIZED", 401
-
-
-class Forbidden(Failure):
-    """The caller may not do this."""
-    code, http = "FORBIDDEN", 403
-
-
-class NotFound(Failure):
-    """There is nothing of that name, or at that path."""
-    code, http = "NOT_FOUND", 404
-
-
-class MethodNotAllowed(Failure):
-    """The path is known, with other methods."""
-    code, http = "METHOD_NOT_ALLOWED", 405
-
-
-class RequestTimeout(Failure):
-    """The request did not arrive in time."""
-    code, http = "REQUEST_TIMEOUT", 408
-
-
-class Conflict(Failure):
-    """The job exists, or an update of it is in progress."""
-    code, http = "CONFLICT", 409
-
-
-class PreconditionFailed(Failure):
-    """The running configuration is not the one that If-Match names."""
-    code, http = "PRECONDITION_FAILED", 412
-
-
-class BodyTooLarge(Failure):
-    """The request body is over the limit."""
-    code, http = "BODY_TOO_LARGE", 413
-
-
-class UriTooLong(Failure):
-    """The request target is over the limit."""
-    code, http = "URI_TOO_LONG", 414
-
-
-class UnsupportedMedia(Failure):
-    """A content type or encoding that is not understood."""
-    code, http = "UNSUPPORTED_MEDIA_TYPE", 415
-
-
-class ExpectationFailed(Failure):
-    """An Expect header other than 100-continue."""
-    code, http = "EXPECTATION_FAILED", 417
-
-
-class Misdirected(Failure):
-    """A Host header that is not this server's."""
-    code, http = "MISDIRECTED_REQUEST", 421
-
-
-class Unprocessable(Failure):
-    """Well-formed, but this request cannot do it."""
-    code, http = "UNPROCESSABLE", 422
-
-
-class TooManyHeaders(Failure):
-    """Header fields over the limit."""
-    code, http = "HEADERS_TOO_LARGE", 431
-
-
-class NotImplementedHere(Failure):
-    """A transfer coding or method that this server does not implement."""
-    code, http = "NOT_IMPLEMENTED", 501
-
-
-class Overloaded(Failure):
-    """Too many requests in flight or waiting here."""
-    code, http = "OVERLOADED", 503
-
-
-class ShuttingDown(Failure):
-    """The server is stopping."""
-    code, http = "SHUTTING_DOWN", 503
-
-
-class HttpVersion(Failure):
-    """An HTTP version that is not spoken here."""
-    code, http = "HTTP_VERSION_NOT_SUPPORTED", 505
+BadRequest = failure("BAD_REQUEST", 400, "The request itself is malformed.")
+Unauthorized = failure("UNAUTHORIZED", 401, "No credentials, or wrong ones.")
+Forbidden = failure("FORBIDDEN", 403, "The caller may not do this.")
+NotFound = failure("NOT_FOUND", 404, "There is nothing of that name, or at that path.")
+MethodNotAllowed = failure("METHOD_NOT_ALLOWED", 405, "The path is known, with other methods.")
+RequestTimeout = failure("REQUEST_TIMEOUT", 408, "The request did not arrive in time.")
+Conflict = failure("CONFLICT", 409, "It does not fit how things stand.")
+PreconditionFailed = failure("PRECONDITION_FAILED", 412, "The thing is not as If-Match says.")
+BodyTooLarge = failure("BODY_TOO_LARGE", 413, "The request body is over the limit.")
+UriTooLong = failure("URI_TOO_LONG", 414, "The request target is over the limit.")
+UnsupportedMedia = failure("UNSUPPORTED_MEDIA_TYPE", 415, "A content type or encoding that is not understood.")
+ExpectationFailed = failure("EXPECTATION_FAILED", 417, "An Expect header other than 100-continue.")
+Misdirected = failure("MISDIRECTED_REQUEST", 421, "A Host header that is not this server's.")
+Unprocessable = failure("UNPROCESSABLE", 422, "Well-formed, but this request cannot do it.")
+TooManyHeaders = failure("HEADERS_TOO_LARGE", 431, "Header fields over the limit.")
+NotImplementedHere = failure("NOT_IMPLEMENTED", 501, "A transfer coding or method that is not implemented here.")
+Overloaded = failure("OVERLOADED", 503, "Too many requests in flight or waiting here.", retry_after=1)
+ShuttingDown = failure("SHUTTING_DOWN", 503, "The server is stopping.", retry_after=5)
+HttpVersion = failure("HTTP_VERSION_NOT_SUPPORTED", 505, "An HTTP version that is not spoken here.")
 
 
 # --- limits -------------------------------------------------------------------------------------------------
@@ -253,8 +189,8 @@ LIMITS: Dict[str, Limit] = {
     "body": Limit(8 << 20, "bytes", "size of a request body; over it 413"),
     "bodies": Limit(512 << 20, "bytes", "request bodies received and not answered yet, a quarter of them for one caller; "
                     "further ones get 503"),
-    "unsent": Limit(256 << 20, "bytes", "of answers that callers have not taken yet, all together; over it the connection "
-                    "is closed"),
+    "unsent": Limit(256 << 20, "bytes", "of answers that callers have not taken yet, a quarter of them for one caller; over "
+                    "it the connection is closed"),
     "send_rate": Limit(1024, "bytes/s", "least speed at which an answer is taken, after 10 s of grace; below it the "
                        "connection is closed"),
     "header_time": Limit(10, "seconds", "time to send the request head; then 408"),
@@ -365,12 +301,14 @@ def parse_head(data: bytes, header_count: int = 100, url: int = 8192) -> Head:
 
 
 class ChunkedBody:
-    """Decodes a chunked body from a growing buffer. Chunk extensions are skipped, trailers dropped, both bounded."""
+    """Decodes a chunked body from a growing buffer. Chunk extensions are skipped, trailers dropped, both bounded.
+    take: called with each part, which `parts` keeps by default."""
     MAX_LINE = 1024
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, take: Optional[Callable[[bytes], None]] = None) -> None:
         self.limit = limit
         self.parts: List[bytes] = []
+        self.take = take or self.parts.append
         self.size = 0
         self.count = 0
         self.left = -1          # bytes left of this chunk; -1: a chunk header is due
@@ -380,11 +318,11 @@ class ChunkedBody:
         """Take what is whole from `buffer`; True when the body is complete. Raises BadRequest, BodyTooLarge."""
         while True:
             if self.left > 0:
-                part = bytes(buffer[:self.left])
+                part = bytes(memoryview(buffer)[:self.left])
                 if not part:
                     return False
                 del buffer[:len(part)]
-                self.parts.append(part)
+                self.take(part)
                 self.left -= len(part)
             elif self.left == 0:
                 if len(buffer) < 2:
@@ -539,8 +477,10 @@ def error_response(error: Failure, key: Optional[str] = None) -> Response:
     if key:
         plain["key"] = key
     plain.update(code=error.code, errors=error.messages or [type(error).__doc__ or "failed"], count=0)
-    plain.update((name, value) for name, value in error.details.items() if value is not None and name[0] != "_")
-    return Response(error.http, plain, headers=error.headers, code=error.code)
+    plain.update((name, value) for name, value in error.details.items() if value is not None)
+    after = [("Retry-After", str(error.retry_after))] if error.retry_after else []
+    return Response(error.http, plain, headers=error.headers + after, code=error.code)
+
 
 MAX_DIGITS = 400                    # of a whole number in JSON: Python reads and writes longer ones in quadratic time
 
@@ -961,6 +901,28 @@ class Events(Poll):
 # --- the server ---------------------------------------------------------------------------------------------
 
 
+class Budget:
+    """Bytes held for callers: at most `most` for all together, and a quarter of that, or `least`, for one of them; so that
+    one who takes much takes it from himself. For any thread; _lock guards all and by_caller."""
+
+    def __init__(self, most: float, least: float = 0) -> None:
+        self.most = most
+        self.share = max(most / 4, least)
+        self.all = 0.0
+        self.by_caller: collections.Counter[str] = collections.Counter()
+        self._lock = threading.Lock()
+
+    def add(self, caller: str, more: int, wanted: int = 0) -> str:
+        """Count more bytes, or fewer; which bound they and what is `wanted` besides go over: "", "all" or "caller"."""
+        with self._lock:
+            self.all += more
+            self.by_caller[caller] += more
+            mine = self.by_caller[caller]
+            if not mine:
+                del self.by_caller[caller]
+            return "all" if self.all + wanted > self.most else "caller" if mine + wanted > self.share else ""
+
+
 class App:
     """What a server serves. Subclasses answer; an exception that any of these lets out is a defect."""
 
@@ -1305,7 +1267,7 @@ class Connection:
     """
     __slots__ = ("server", "socket", "peer", "lock", "incoming", "request", "busy", "out", "deadline", "since", "reserved",
                  "ended", "closing", "done", "lingering", "closed", "mask", "handshaking", "waiting", "timer", "counted_for",
-                 "unsent", "taken_since", "taken")
+                 "unsent", "taker", "taken_since", "taken")
 
     def __init__(self, server: HttpServer, sock: Any, peer: str) -> None:
         self.server = server
@@ -1321,6 +1283,7 @@ class Connection:
         self.reserved = 0               # bytes counted for the body that is arriving, until it is answered
         self.counted_for = ""           # whose share they are counted in
         self.unsent = 0                 # bytes of out that are counted
+        self.taker = peer               # whose share they are counted in
         self.taken_since = 0.0          # when the network last had taken all, and what it took since then
         self.taken = 0
         self.ended = False              # the caller sends nothing more
@@ -1446,19 +1409,19 @@ class Connection:
 
     def count(self, held: int, wanted: int = 0) -> None:
         """Count the bytes that this request's body takes towards those of all, and of its caller. Raises Overloaded."""
-        server, caller = self.server, self.counted_for or (self.request.caller if self.request else self.peer)
-        server.reserved[caller] += held - self.reserved
-        server.all_reserved += held - self.reserved
-        self.counted_for = caller if held else ""
-        self.reserved = held
-        if not server.reserved[caller]:
-            del server.reserved[caller]
-        if not held and not wanted:
-            return
-        most, more = server.limits["bodies"], max(held, wanted) - held
-        if server.all_reserved + more > most or server.reserved[caller] + more > max(most / 4, server.limits["body"]):
+        caller = self.counted_for or (self.request.caller if self.request else self.peer)
+        over = self.server.bodies.add(caller, held - self.reserved, max(0, wanted - held))
+        self.counted_for, self.reserved = caller if held else "", held
+        if over and (held or wanted):
             raise Overloaded("too many request bodies are under way%s; try again" % (
-                "" if server.all_reserved + more > most else " of this caller"), headers=[("Retry-After", "1")])
+                " of this caller" if over == "caller" else ""))
+
+    def _count_unsent(self) -> None:
+        """Count what the network has not taken, and close where that is more than may wait. With the lock held."""
+        held, self.unsent = self.unsent, len(self.out)
+        if self.server.unsent.add(self.taker, self.unsent - held) and self.unsent > held:
+            self.server.refusals["unsent"] += 1
+            self.server.loop.soon(self.close)
 
     def refuse(self, error: Failure) -> None:
         """Answer what is no request or cannot be taken, and close: what follows in the stream cannot be trusted."""
@@ -1507,6 +1470,8 @@ class Connection:
             self.timer.cancel()
             self.timer = None
         close = close or response.close or self.server.draining or request is None or not request.head.keep_alive
+        if request is not None and not self.unsent:
+            self.taker = request.caller
         data = self.server.encode(request, response, close)
         self.server.app.finished(request, self.peer, response, len(data))
         self.push(data, close, done=True)
@@ -1542,10 +1507,7 @@ class Connection:
                 self.out += data
             left = bool(self.out)
             if left or self.unsent:
-                held, self.unsent = self.unsent, len(self.out)
-                if self.server.count_unsent(self.unsent - held):
-                    self.server.refusals["unsent"] += 1
-                    self.server.loop.soon(self.close)
+                self._count_unsent()
             if self.done and not left:
                 self.busy = self.done = False
                 self.deadline = now + self.server.limits["idle_time"]
@@ -1607,7 +1569,7 @@ class Connection:
             with contextlib.suppress(OSError):
                 self.socket.close()
         self.count(0)
-        self.server.count_unsent(-self.unsent)
+        self.server.unsent.add(self.taker, -self.unsent)
         self.unsent = 0
         self.server.connections.discard(self)
         waiting, self.waiting = self.waiting, None
@@ -1657,9 +1619,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self.closed_to_new = False          # while draining: all that had arrived has been taken
         self.connections: Set[Connection] = set()
         self.refusals: collections.Counter[str] = collections.Counter()
-        self.all_reserved = 0               # bytes of bodies that are not answered, of all and by caller; touched by
-        self.reserved: collections.Counter[str] = collections.Counter()      # the loop's thread alone
-        self.all_unsent = 0                 # bytes of answers that the network has not taken; guarded by _lock
+        self.bodies = Budget(self.limits["bodies"], self.limits["body"])    # received, and not answered yet
+        self.unsent = Budget(self.limits["unsent"])         # answered, and not taken by the network yet
         self.loop = Loop(self._call)
         self.workers = Workers(self.loop, self.limits["threads"], self._call)
         self._ids = itertools.count()
@@ -1801,7 +1762,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
             self.connections.add(connection)
             if len(self.connections) > self.limits["connections"]:
                 self.refusals["connections"] += 1
-                connection.refuse(Overloaded("too many connections are open", headers=[("Retry-After", "1")]))
+                connection.refuse(Overloaded("too many connections are open"))
 
     def request(self, connection: Connection, head: Head) -> Request:
         """The request of a head, with its route and its id."""
@@ -1822,7 +1783,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
         if self.workers.queue.qsize() >= self.limits["queue"]:
             self.refusals["queue"] += 1
             connection.answer(request, app.refuse(Overloaded("%d requests are waiting already; try again" % self.limits[
-                "queue"], headers=[("Retry-After", "1")]), request))
+                "queue"]), request))
             return
         key, run = request.share, None
         if key is not None:
@@ -1872,8 +1833,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
                     del self._pending[run.request.share]
         for run in late:
             self.refusals["queue_time"] += 1
-            run.answer = self.app.refuse(Overloaded("no thread was free in time; try again",
-                                                    headers=[("Retry-After", "1")]), run.request)
+            run.answer = self.app.refuse(Overloaded("no thread was free in time; try again"), run.request)
             run.changed()
 
     def _handle(self, request: Request) -> Union[Response, Later, Stream]:
@@ -1889,12 +1849,6 @@ class HttpServer(http.server.ThreadingHTTPServer):
         if isinstance(answer, Later) and request is not run.request:
             answer = answer.again()     # a wait answers one caller
         self._call(connection.answer, request, answer)
-
-    def count_unsent(self, more: int) -> bool:
-        """Count bytes that wait for the network; True where that is more than all may have waiting."""
-        with self._lock:
-            self.all_unsent += more
-            return more > 0 and self.all_unsent > self.limits["unsent"]
 
     def encode(self, request: Optional[Request], response: Response, close: bool = False, stream: bool = False) -> bytes:
         """The bytes of an answer to this request: not modified, compressed, without body as it asks."""
@@ -2409,7 +2363,7 @@ class Api:
     _FIELD = re.compile(r"(\d+): (\w+(?:<[\w,]+>)?) (\w+)")
 
     def __init__(self, idl: str) -> None:
-        self._structs: Dict[str, Tuple[str, List[Tuple[str, str, str]]]] = {}
+        self._structs: Dict[str, Tuple[str, List[JobTuple]]] = {}
         self._enums: Dict[str, Enum] = {}
         self._signatures: Dict[str, Tuple[str, str]] = {}
         for keyword, name, _, _, body in self._DECLARATION.findall(idl):
@@ -2445,7 +2399,7 @@ class Api:
             return Type(text)
         return Type("enum", self._enums[text]) if text in self._enums else Type("struct", getattr(self, text))
 
-    def _build(self, name: str, fields: List[Tuple[str, str, str]], is_union: bool) -> Any:
+    def _build(self, name: str, fields: List[JobTuple], is_union: bool) -> Any:
         types = {field: self._type(kind) for _, kind, field in fields}
         spec: List[Any] = [None] * (1 + max([int(number) for number, _, _ in fields], default=-1))
         for number, _, field in fields:
@@ -2624,59 +2578,17 @@ def decode_reply(media: str, name: str, data: bytes, projection: Optional[Projec
 AuroraError = Failure       # what all failures of this file are; by this name scripts catch them
 
 
-class InvalidConfig(AuroraError):
-    """The job configuration does not load or does not validate."""
-    code, http = "INVALID_CONFIG", 400
-
-
-class AuthFailed(AuroraError):
-    """The scheduler's own authorization denies it."""
-    code, http = "AUTH_FAILED", 403
-
-
-class JobUpdating(AuroraError):
-    """An update of the job is active; Aurora refuses other changes until it ended."""
-    code, http = "JOB_UPDATING_ERROR", 409
-
-
-class Refused(AuroraError):
-    """The scheduler refuses what was asked: validation, quota, a bad transition."""
-    code, http = "INVALID_REQUEST", 422
-
-
-class SchedulerFailed(AuroraError):
-    """The scheduler answered ERROR: an exception inside it."""
-    code, http = "ERROR", 502
-
-
-class BadAnswer(AuroraError):
-    """The scheduler's answer is not one."""
-    code, http = "SCHEDULER_BAD_ANSWER", 502
-
-
-class SchedulerUnreachable(AuroraError):
-    """No connection to the scheduler, or it broke off."""
-    code, http = "SCHEDULER_UNREACHABLE", 502
-
-
-class IsolationUnavailable(AuroraError):
-    """This machine has nothing to shut a configuration in with, so that none is evaluated."""
-    code, http = "ISOLATION_UNAVAILABLE", 503
-
-
-class SchedulerTransient(AuroraError):
-    """The scheduler's storage is not ready; the call had no effect."""
-    code, http = "ERROR_TRANSIENT", 503
-
-
-class NoLeader(AuroraError):
-    """No scheduler is leading."""
-    code, http = "NO_LEADER", 503
-
-
-class SchedulerTimeout(AuroraError):
-    """The scheduler did not answer in time; a write may still take effect."""
-    code, http = "SCHEDULER_TIMEOUT", 504
+InvalidConfig = failure("INVALID_CONFIG", 400, "The job configuration does not load or does not validate.")
+AuthFailed = failure("AUTH_FAILED", 403, "The scheduler's own authorization denies it.", harmless=True)
+JobUpdating = failure("JOB_UPDATING_ERROR", 409, "An update of the job is active; Aurora refuses other changes meanwhile.")
+Refused = failure("INVALID_REQUEST", 422, "The scheduler refuses what was asked: validation, quota, a bad transition.")
+SchedulerFailed = failure("ERROR", 502, "The scheduler answered ERROR: an exception inside it.")
+BadAnswer = failure("SCHEDULER_BAD_ANSWER", 502, "The scheduler's answer is not one.")
+SchedulerUnreachable = failure("SCHEDULER_UNREACHABLE", 502, "No connection to the scheduler, or it broke off.")
+IsolationUnavailable = failure("ISOLATION_UNAVAILABLE", 503, "This machine has nothing to shut a configuration in with.")
+SchedulerTransient = failure("ERROR_TRANSIENT", 503, "The scheduler's storage is not ready; the call had no effect.", 1, True)
+NoLeader = failure("NO_LEADER", 503, "No scheduler is leading.", retry_after=5)
+SchedulerTimeout = failure("SCHEDULER_TIMEOUT", 504, "The scheduler did not answer in time; a write may still take effect.")
 
 
 # What a Response's code means for the caller; OK is no error, WARNING is unused by the scheduler and taken as OK.
@@ -2735,7 +2647,7 @@ class Semaphore:
                 return
             if len(self._line) >= self.most_waiting:
                 raise Overloaded("%d %ss are under way and %d wait; try again" % (
-                    self.slots, self.what, self.most_waiting), headers=[("Retry-After", "1")])
+                    self.slots, self.what, self.most_waiting))
             turn = (threading.Lock(), who)
             turn[0].acquire()
             self._line.append(turn)
@@ -2747,8 +2659,7 @@ class Semaphore:
                 self.leave(who)
             raise
         if self._withdraw(turn):
-            raise Overloaded("no %s ended within %.1f s to make room for another" % (self.what, seconds),
-                             headers=[("Retry-After", "1")])
+            raise Overloaded("no %s ended within %.1f s to make room for another" % (self.what, seconds))
 
     def leave(self, who: Any = None) -> None:
         """Give the slot back, or to the first in the line that may have it."""
@@ -2802,8 +2713,7 @@ class Locks:
             entry = self._known.setdefault(name, [Semaphore(1, self.most, "change of the same"), 0])
             waits = entry[1] > 0
             if waits and self._waiting >= self.most:
-                raise Overloaded("%d changes wait for others of the same; try again" % self.most,
-                                 headers=[("Retry-After", "5")])
+                raise Overloaded("%d changes wait for others of the same; try again" % self.most, retry_after=5)
             entry[1] += 1
             self._waiting += waits
         taken = False
@@ -3090,39 +3000,12 @@ class _Wire:
             body.add(part)
 
     def _chunked(self, buffer: bytearray, body: _Body, deadline: float) -> None:
-        def line() -> bytes:
-            while b"\r\n" not in buffer:
-                if len(buffer) > 8192:
-                    raise _Broken("a chunk header or trailer without end", True)
-                buffer.extend(self._receive(deadline))
-            end = buffer.index(b"\r\n")
-            found = bytes(buffer[:end])
-            del buffer[:end + 2]
-            return found
-        while True:
-            digits = line().split(b";")[0].strip()
-            if not re.fullmatch(rb"[0-9a-fA-F]{1,8}", digits):
-                raise _Broken("a chunk size that is no number", True)
-            left = int(digits, 16)
-            if not left:
-                break
-            while left:
-                if not buffer:
-                    buffer.extend(self._receive(deadline, self.PIECE))
-                part = bytes(memoryview(buffer)[:left])
-                del buffer[:len(part)]
-                body.add(part)
-                left -= len(part)
-            if line():
-                raise _Broken("a chunk that does not end", True)
-        size = 0
-        while True:
-            trailer = line()
-            size += len(trailer)
-            if not trailer:
-                return
-            if size > self.MAX_HEAD:
-                raise _Broken("endless trailers", True)
+        chunks = ChunkedBody(body.limit, body.add)
+        try:
+            while not chunks.feed(buffer):
+                buffer += self._receive(deadline, self.PIECE)
+        except Failure as error:
+            raise _Broken("its chunked answer is none: %s" % error, True) from None
 
 
 class Ask(NamedTuple):
@@ -3134,6 +3017,116 @@ class Ask(NamedTuple):
     projection: Optional[Projection] = None
     authorization: Optional[str] = None
     known: Optional[Known] = None
+
+
+class _Network:
+    """The way to the schedulers of a cluster: by location the idle connections, the circuit, the heads of requests. For any
+    thread; _lock guards _idle, _circuits and _heads."""
+    IDLE_SECONDS = 30.0
+
+    def __init__(self, connect_timeout: float, max_answer: int, most_idle: int, ca_file: Optional[str]) -> None:
+        self.connect_timeout = connect_timeout
+        self.max_answer = max_answer
+        self.most_idle = most_idle          # connections kept for one location
+        self.ca_file = ca_file
+        self.circuit_breaks = 0
+        self._lock = threading.Lock()
+        self._idle: Dict[_Location, List[_Wire]] = {}
+        self._circuits: Dict[_Location, Circuit] = {}
+        self._heads: Dict[Tuple[_Location, Optional[str]], bytes] = {}
+        self._context: Any = None
+
+    def close(self) -> None:
+        """Close the idle connections, and forget the certificates to trust and the heads with credentials."""
+        with self._lock:
+            wires = [wire for pool in self._idle.values() for wire in pool]
+            self._idle.clear()
+            self._heads.clear()
+            self._context = None
+        for wire in wires:
+            wire.close()
+
+    def circuit(self, location: _Location) -> Circuit:
+        known = self._circuits.get(location)
+        if known is not None:
+            return known
+        with self._lock:
+            if len(self._circuits) > 64:        # redirects may have led anywhere
+                self._circuits.clear()
+            return self._circuits.setdefault(location, Circuit())
+
+    def open(self, location: _Location) -> _Broken:
+        """What a call meets where the circuit is open."""
+        circuit = self.circuit(location)
+        return _Broken("%s failed %d times in a row, at last with: %s; it is tried again in %.1f s" % (
+            location, circuit.failures, circuit.cause, circuit.left), False, after=max(0.05, circuit.left))
+
+    def exchange(self, location: _Location, request: bytes, deadline: float,
+                  known: Optional[Known]) -> Tuple[int, Dict[bytes, bytes], bytes]:
+        circuit = self.circuit(location)
+        may_go, probes = circuit.enter()
+        if not may_go:
+            raise self.open(location)
+        wire: Optional[_Wire] = None
+        usable = False
+        try:
+            wire = self._take(location, deadline)
+            status, headers, body, usable = wire.exchange(request, deadline, self.max_answer, known)
+            circuit.answered()
+            return status, headers, body
+        except _Broken as broken:
+            self.circuit_breaks += circuit.failed(str(broken))
+            raise
+        finally:
+            if probes:
+                circuit.probing = False     # also where something else went wrong: the next caller tries
+            if wire is not None and usable:
+                self._give_back(location, wire)
+            elif wire is not None:
+                wire.close()
+
+    def head(self, location: _Location, authorization: Optional[str]) -> bytes:
+        """The request head up to the value of Content-Length."""
+        key = (location, authorization)
+        head = self._heads.get(key)
+        if head is None:
+            lines = ["POST %s HTTP/1.1" % location.path, "Host: " + str(location).split("//")[1],
+                     "User-Agent: aurora_rest/" + __version__, "Content-Type: " + BINARY, "Accept: " + BINARY]
+            if authorization:
+                lines.append("Authorization: " + authorization)
+            head = "\r\n".join(lines + ["Content-Length: "]).encode("latin-1", "replace")
+            with self._lock:
+                if len(self._heads) >= 64:
+                    self._heads.clear()
+                self._heads[key] = head
+        return head
+
+    def _take(self, location: _Location, deadline: float) -> _Wire:
+        while True:
+            with self._lock:
+                pool = self._idle.get(location)
+                wire = pool.pop() if pool else None
+            if wire is None:
+                seconds = min(self.connect_timeout, deadline - time.monotonic())
+                return _Wire(location, seconds, self._tls() if location.secure else None)
+            if time.monotonic() - wire.since < self.IDLE_SECONDS and wire.alive():
+                return wire
+            wire.close()
+
+    def _give_back(self, location: _Location, wire: _Wire) -> None:
+        wire.since = time.monotonic()
+        with self._lock:
+            pool = self._idle.setdefault(location, [])
+            if len(pool) < self.most_idle:
+                pool.append(wire)
+                return
+        wire.close()
+
+    def _tls(self) -> Any:
+        if self._context is None:
+            import ssl
+            self._context = ssl.create_default_context(cafile=self.ca_file)
+        return self._context
 
 
 class Scheduler:
@@ -3152,7 +3145,6 @@ class Scheduler:
     them may have taken effect, the error says so (`sent`).
     """
     MAX_HOPS = 5
-    IDLE_SECONDS = 30.0
 
     def __init__(self, url: Union[str, Sequence[str]] = "http://127.0.0.1:8081", name: Optional[str] = None, *,
                  timeout: float = 20.0, connect_timeout: float = 3.0, retry_for: float = 3.0, parallel: int = 4,
@@ -3162,25 +3154,18 @@ class Scheduler:
         urls = [url] if isinstance(url, str) else list(url)
         self.name = name
         self.timeout = timeout
-        self.connect_timeout = connect_timeout
         self.retry_for = retry_for
-        self.max_answer = max_answer
         self.authorization = authorization
         self.semaphore = Semaphore(parallel, most_waiting)
+        self.network = _Network(connect_timeout, max_answer, parallel, ca_file)
         self.leader: Optional[str] = None
         self.observe: Callable[[str, str, float], None] = lambda method, outcome, seconds: None
-        self.events: collections.Counter[str] = collections.Counter()   # retries, leader changes, broken circuits
+        self.retries = self.leader_changes = 0
         self._locate = locate
-        self._ca_file = ca_file
-        self._media = BINARY
         self.answered = -math.inf           # when a scheduler last answered a call
-        self._lock = threading.Lock()       # guards _idle, _leading, _circuits, _named, _heads
-        self._idle: Dict[_Location, List[_Wire]] = {}
+        self._lock = threading.Lock()       # guards _leading and _named
         self._leading: Optional[_Location] = None
-        self._circuits: Dict[_Location, Circuit] = {}
         self._named = [_Location.parse(each) for each in urls] if not locate else []    # all that are the cluster's own
-        self._heads: Dict[Tuple[_Location, str, Optional[str]], bytes] = {}
-        self._context: Any = None
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         if method.startswith("_") or method not in api.method_names:
@@ -3189,11 +3174,13 @@ class Scheduler:
 
     def close(self) -> None:
         """Close the idle connections."""
-        with self._lock:
-            wires = [wire for pool in self._idle.values() for wire in pool]
-            self._idle.clear()
-        for wire in wires:
-            wire.close()
+        self.network.close()
+
+    def __enter__(self) -> Scheduler:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
 
     def call(self, method: str, *arguments: Any, projection: Optional[Projection] = None,
              authorization: Optional[str] = None, timeout: Optional[float] = None, **named: Any) -> Any:
@@ -3315,7 +3302,7 @@ class Scheduler:
             if not again or time.monotonic() + pause >= give_up:
                 failure.sent = sent
                 raise failure from None
-            self.events["retries"] += 1
+            self.retries += 1
             time.sleep(pause)
         raise AssertionError("unreachable")
 
@@ -3324,30 +3311,15 @@ class Scheduler:
         where = "the scheduler of cluster %s" % self.name if self.name else "the scheduler"
         if broken.late:
             return SchedulerTimeout("%s did not answer in time (%s)" % (where, broken))
-        after = [("Retry-After", str(max(1, math.ceil(broken.after))))] if broken.after else []
-        return SchedulerUnreachable("%s cannot be reached or broke off: %s" % (where, broken), headers=after)
-
-    def _circuit(self, location: _Location) -> Circuit:
-        known = self._circuits.get(location)
-        if known is not None:
-            return known
-        with self._lock:
-            if len(self._circuits) > 64:        # redirects may have led anywhere
-                self._circuits.clear()
-            return self._circuits.setdefault(location, Circuit())
-
-    def _open(self, location: _Location) -> _Broken:
-        """What a call meets where the circuit is open."""
-        circuit = self._circuit(location)
-        return _Broken("%s failed %d times in a row, at last with: %s; it is tried again in %.1f s" % (
-            location, circuit.failures, circuit.cause, circuit.left), False, after=max(0.05, circuit.left))
+        after = max(1, math.ceil(broken.after)) if broken.after else 0
+        return SchedulerUnreachable("%s cannot be reached or broke off: %s" % (where, broken), retry_after=after)
 
     def _attempt(self, ask: Ask, deadline: float) -> Tuple[bytes, Any]:
         # Looked at before the semaphore, so that a dead scheduler does not fill the line.
         leading = self._leading
         first = [leading] if leading else self._named
-        if first and all(self._circuit(each).left for each in first):
-            raise self._open(first[0])
+        if first and all(self.network.circuit(each).left for each in first):
+            raise self.network.open(first[0])
         self.semaphore.enter(deadline - time.monotonic())
         try:
             body = self._post(ask, deadline)
@@ -3360,7 +3332,7 @@ class Scheduler:
         """The Response in a reply to `ask`. Raises the AuroraError that it stands for if it is not OK."""
         method, projection = ask.method, ask.projection
         try:
-            response = decode_reply(TJSON if body[:1] == b"[" else BINARY, method.name, body, projection)
+            response = decode_reply(BINARY, method.name, body, projection)
         except BadMessage as error:
             raise self._unreadable("the scheduler's answer to %s cannot be read: %s" % (method.name, error)) from None
         code = response.get("responseCode") if projection else response.responseCode
@@ -3377,12 +3349,10 @@ class Scheduler:
             *([_shortened(text) for text in texts if text] or ["the scheduler answered %s to %s" % (name, method.name)]))
         failure.response = response
         failure.sent = name not in _RESPONSE_ERRORS       # a code that nobody knows tells nothing
-        if isinstance(failure, SchedulerTransient):
-            failure.headers.append(("Retry-After", "1"))
         raise failure
 
     @staticmethod
-    def _unreadable(text: str) -> BadAnswer:
+    def _unreadable(text: str) -> Failure:
         error = BadAnswer(text)
         error.sent = True
         return error
@@ -3392,7 +3362,7 @@ class Scheduler:
         schedulers listen is looked up only when no leader is known, or the one that is fails."""
         leading = self._leading
         leading = leading if leading in self._named else None
-        failure: Union[None, _Broken, NoLeader] = None
+        failure: Optional[Exception] = None
         for candidate in itertools.chain([leading] if leading else [], self._others(leading, deadline)):
             try:
                 return self._follow(candidate, ask, deadline)
@@ -3404,8 +3374,7 @@ class Scheduler:
                     raise
                 failure = broken
             self._forget_leader()
-        raise failure or NoLeader("no scheduler of cluster %s is advertised at the moment" % self.name,
-                                  headers=[("Retry-After", "5")])
+        raise failure or NoLeader("no scheduler of cluster %s is advertised at the moment" % self.name)
 
     def _others(self, leading: Optional[_Location], deadline: float) -> Iterator[_Location]:
         """The schedulers beside the leader; a generator, so that ZooKeeper is asked when it comes to that."""
@@ -3417,26 +3386,19 @@ class Scheduler:
 
     def _follow(self, location: _Location, ask: Ask, deadline: float) -> bytes:
         method = ask.method
-        fallen_back = False
         for _ in range(self.MAX_HOPS + 1):
-            media = self._media
-            message = ask.message if media == BINARY else encode_message(
-                media, method.name, TMessageType.CALL, 0, ask.arguments)
             authorization = self._credentials(ask, location)
             if authorization and not self._is_named(location):      # here, where they would be sent, whatever led there
                 raise BadAnswer("the scheduler redirects to %s, which is none of the cluster's schedulers that are known "
                                 "here; credentials are not sent there (name it in --scheduler or clusters.json)" % (
                                     str(location)))
-            request = self._head(location, media, authorization) + b"%d\r\n\r\n" % len(message) + message
-            status, headers, body = self._exchange(location, request, deadline, ask.known)
+            request = self.network.head(location, authorization) + b"%d\r\n\r\n" % len(ask.message) + ask.message
+            status, headers, body = self.network.exchange(location, request, deadline, ask.known)
             if status == 200:
                 self._succeeded(location)
                 return body
             if status in (301, 302, 307, 308):
                 location = self._redirect(location, headers, ask)
-                continue
-            if status == 415 and media == BINARY and not fallen_back:
-                self._media, fallen_back = TJSON, True
                 continue
             if status == 401:
                 challenge = headers.get(b"www-authenticate", b"Basic").decode("latin-1")
@@ -3445,7 +3407,7 @@ class Scheduler:
             if status == 403:
                 raise AuthFailed("the scheduler forbids %s" % method.name)
             if status == 503:
-                raise NoLeader("no scheduler of the cluster is leading at the moment", headers=[("Retry-After", "5")])
+                raise NoLeader("no scheduler of the cluster is leading at the moment")
             if status in (502, 504):        # of a load balancer: its scheduler failed, perhaps in the middle
                 raise _Broken("HTTP %d" % status, True)
             raise self._unreadable("the scheduler answered HTTP %d to %s" % (status, method.name))
@@ -3474,82 +3436,11 @@ class Scheduler:
         with self._lock:
             return any((each.host, each.port) == (location.host, location.port) for each in self._named)
 
-    def _exchange(self, location: _Location, request: bytes, deadline: float,
-                  known: Optional[Known]) -> Tuple[int, Dict[bytes, bytes], bytes]:
-        circuit = self._circuit(location)
-        may_go, probes = circuit.enter()
-        if not may_go:
-            raise self._open(location)
-        wire: Optional[_Wire] = None
-        usable = False
-        try:
-            wire = self._take(location, deadline)
-            status, headers, body, usable = wire.exchange(request, deadline, self.max_answer, known)
-            circuit.answered()
-            return status, headers, body
-        except _Broken as broken:
-            self.events["circuit_breaks"] += circuit.failed(str(broken))
-            raise
-        finally:
-            if probes:
-                circuit.probing = False     # also where something else went wrong: the next caller tries
-            if wire is not None and usable:
-                self._give_back(location, wire)
-            elif wire is not None:
-                wire.close()
-
-    def _head(self, location: _Location, media: str, authorization: Optional[str]) -> bytes:
-        """The request head up to the value of Content-Length."""
-        key = (location, media, authorization)
-        head = self._heads.get(key)
-        if head is None:
-            lines = ["POST %s HTTP/1.1" % location.path, "Host: " + str(location).split("//")[1],
-                     "User-Agent: aurora_rest/" + __version__, "Content-Type: " + media,
-                     "Accept: " + media]
-            if authorization:
-                lines.append("Authorization: " + authorization)
-            head = "\r\n".join(lines + ["Content-Length: "]).encode("latin-1", "replace")
-            with self._lock:
-                if len(self._heads) >= 64:
-                    self._heads.clear()
-                self._heads[key] = head
-        return head
-
-    def _take(self, location: _Location, deadline: float) -> _Wire:
-        while True:
-            with self._lock:
-                pool = self._idle.get(location)
-                wire = pool.pop() if pool else None
-            if wire is None:
-                seconds = min(self.connect_timeout, deadline - time.monotonic())
-                return _Wire(location, seconds, self._tls() if location.secure else None)
-            if time.monotonic() - wire.since < self.IDLE_SECONDS and wire.alive():
-                return wire
-            wire.close()
-
-    def _give_back(self, location: _Location, wire: _Wire) -> None:
-        wire.since = time.monotonic()
-        with self._lock:
-            pool = self._idle.setdefault(location, [])
-            if len(pool) < self.semaphore.slots:
-                pool.append(wire)
-                return
-        wire.close()
-
-    def _tls(self) -> Any:
-        if self._context is None:
-            import ssl
-            self._context = ssl.create_default_context(cafile=self._ca_file)
-        return self._context
-
     def reload(self, ca_file: Optional[str], authorization: Union[None, str, Callable[[str], Optional[str]]]) -> None:
         """Use other certificates to trust, and other credentials, from the next connection and call on."""
-        self._ca_file, self.authorization = ca_file, authorization
-        self._context = None
-        with self._lock:
-            self._heads.clear()
-            self._leading = None
-        self.close()
+        self.network.ca_file, self.authorization = ca_file, authorization
+        self._forget_leader()
+        self.network.close()
 
     def _succeeded(self, location: _Location) -> None:
         if self._leading == location or location not in self._named:     # a stranger is asked anew each time
@@ -3558,7 +3449,7 @@ class Scheduler:
             changed = self._leading != location
             self._leading = location
         if changed:
-            self.events["leader_changes"] += bool(self.leader and self.leader != str(location))
+            self.leader_changes += bool(self.leader and self.leader != str(location))
             self.leader = str(location)
 
     def _forget_leader(self) -> None:
@@ -3663,7 +3554,7 @@ class ZooKeeperLocator:
                     threading.Thread(target=self._look, args=(self._under_way,), name="zookeeper", daemon=True).start()
                 except RuntimeError:
                     self._under_way = None
-                    raise Overloaded("no thread could be started to ask ZooKeeper", headers=[("Retry-After", "1")]) from None
+                    raise Overloaded("no thread could be started to ask ZooKeeper") from None
             under_way = self._under_way
         late = under_way is not None and not under_way.wait(max(0.0, min(1.0, seconds) if known else seconds))
         with self._lock:
@@ -5833,11 +5724,8 @@ class Session:
             raise DryRun(method, (narrowed or ask).arguments, **dict(self.notes, **({} if narrowed else {"nothing": True})))
         try:
             reply, response = self.scheduler.ask(ask, timeout)
-        except (SchedulerTransient, NoLeader, Unauthorized, AuthFailed) as error:
-            self.sent = self.sent or error.sent     # else the call had no effect
-            raise
         except AuroraError as error:
-            self.sent = self.sent or error.sent or error.response is not None
+            self.sent = self.sent or error.sent or error.response is not None and not error.harmless
             raise
         self.sent = self.sent or bool(reply)
         return response
@@ -6366,13 +6254,12 @@ class Operations:
     def take(self) -> _Slot:
         """A place, with its thread, before anything has an effect. Raises Overloaded."""
         if not self._slots.acquire(blocking=False):
-            raise Overloaded("%d operations are running; try again" % self.limit, headers=[("Retry-After", "5")])
+            raise Overloaded("%d operations are running; try again" % self.limit, retry_after=5)
         try:
             return _Slot(self._run)
         except RuntimeError:
             self._slots.release()
-            raise Overloaded("no thread could be started for the operation; try again",
-                             headers=[("Retry-After", "5")]) from None
+            raise Overloaded("no thread could be started for the operation; try again", retry_after=5) from None
 
     def start(self, operation: Operation, work: Callable[[Operation], None],
               slot: Optional[_Slot] = None) -> Operation:
@@ -7802,7 +7689,7 @@ class Service(App):
     def _authorized(self, request: Request, chosen: Route) -> Union[Response, Later, Stream]:
         level = self._identify(request, chosen)
         if self.draining and chosen.method in _WRITES:
-            raise ShuttingDown("this server is stopping; try another", headers=[("Retry-After", "5")])
+            raise ShuttingDown("this server is stopping; try another")
         call = Call(self, request)
         call.read_params()
         if request.body and not chosen.body:
@@ -7889,7 +7776,7 @@ class Service(App):
         with self._lock:
             if sum(self._waits.values()) >= most or self._waits[caller] >= share:
                 raise Overloaded("%d callers wait for an outcome already, %d may; %d for one caller" % (
-                    sum(self._waits.values()), most, share), headers=[("Retry-After", "10")])
+                    sum(self._waits.values()), most, share), retry_after=10)
             self._waits[caller] += 1
         given = threading.Lock()
 
@@ -7995,7 +7882,7 @@ class Service(App):
         """What `use` makes of the poll of a watched thing, and listens to it; `make` makes the poll on first use. counted:
         it takes a place among the watchers. Raises Overloaded."""
         if counted and self._watchers() >= self.limits["watchers"]:
-            raise Overloaded("%d streams are open already" % self.limits["watchers"], headers=[("Retry-After", "10")])
+            raise Overloaded("%d streams are open already" % self.limits["watchers"], retry_after=10)
         with self._lock:
             found: Any = self._polls.get(key)
             used = use(found) if found is not None else None
@@ -8136,10 +8023,13 @@ class Service(App):
         gauge("aurora_rest_scheduler_waiting_calls", "Thrift calls waiting for a slot.", lambda: [
             ({"cluster": each.name or ""}, each.semaphore.waiting) for each in self.clusters.schedulers()])
         gauge("aurora_rest_remembered_bytes", "Replies remembered, with their answers.", lambda: self.memory.size)
-        for event, text in (("retries", "Thrift calls sent again."), ("leader_changes", "Changes of the leader."),
-                            ("circuit_breaks", "Times the circuit was opened.")):
-            gauge("aurora_rest_scheduler_%s_total" % event, text, partial(lambda event: [
-                ({"cluster": each.name or ""}, each.events[event]) for each in self.clusters.schedulers()], event),
+        figures: List[Tuple[str, str, Callable[[Scheduler], int]]] = [
+            ("retries", "Thrift calls sent again.", lambda scheduler: scheduler.retries),
+            ("leader_changes", "Changes of the leader.", lambda scheduler: scheduler.leader_changes),
+            ("circuit_breaks", "Times the circuit was opened.", lambda scheduler: scheduler.network.circuit_breaks)]
+        for event, text, figure in figures:
+            gauge("aurora_rest_scheduler_%s_total" % event, text, partial(lambda figure: [
+                ({"cluster": each.name or ""}, figure(each)) for each in self.clusters.schedulers()], figure),
                 "counter")
         gauge("aurora_rest_refused_connections_total", "Requests and connections refused by the server, by reason.",
               lambda: [({"reason": each}, count) for each, count in sorted(self.runner.refusals.items())]
@@ -9361,6 +9251,7 @@ def openapi_text() -> bytes:
 # src/main/java/org/apache/aurora/scheduler.
 # ============================================================================================================
 
+JobTuple = Tuple[str, str, str]         # a job's role, environment and name
 _S = api.ScheduleStatus
 _U = api.JobUpdateStatus
 _ACTED = "ASSIGNED STARTING RUNNING"
@@ -9423,7 +9314,7 @@ class DemoTask:
     __slots__ = ("id", "key", "instance", "config", "status", "events", "failures", "ancestor", "host", "ports",
                  "partitions", "vetoes")
 
-    def __init__(self, task_id: str, key: Tuple[str, str, str], instance: int, config: Any) -> None:
+    def __init__(self, task_id: str, key: JobTuple, instance: int, config: Any) -> None:
         self.id = task_id
         self.key = key
         self.instance = instance
@@ -9469,7 +9360,7 @@ class DemoHost:
 class DemoUpdate:
     """One job update and, while it rolls, the state of its instances."""
 
-    def __init__(self, key: Tuple[str, str, str], user: str, request: Any, initial: Dict[int, Any],
+    def __init__(self, key: JobTuple, user: str, request: Any, initial: Dict[int, Any],
                  desired: Set[int]) -> None:
         self.key = key
         self.id = str(uuid.uuid4())
@@ -9723,147 +9614,20 @@ def task_fate(config: Any) -> Tuple[Optional[float], bool]:
     return (total if ordered else longest), False
 
 
-class Demo:
-    """The simulated scheduler. Its Thrift methods are methods of their own names; `invoke` calls one as the wire does.
+class _DemoTime:
+    """The demo's time: what is due, and the work that changes post. A subclass is a layer on top, down to Demo. Everything
+    happens with _lock held, which guards all that the layers have."""
 
-    name: the cluster's; speed: of its clock; jobs: how many to fill it with for load tests (ten instances each);
-    samples: start with a few sample jobs; users: name → (password, role pattern), to want Basic credentials for writes;
-    docker: Docker containers may be used (-allowed_container_types); revocable: there are offers for revocable tasks.
-    """
-    SCHEDULE, START, RUN, END, KILL = 0.05, 0.15, 0.3, 0.2, 0.4     # seconds that steps of a task's life take
-    STATE_TIMEOUT = 300.0           # -transient_task_state_timeout
-    FLAPPING_THRESHOLD = 300.0      # -flapping_task_threshold
-    PENALTY = (30.0, 300.0)         # -initial_flapping_task_delay, -max_flapping_task_delay
-    HISTORY = (172800.0, 3600.0, 100)   # -history_prune_threshold, -history_min_retention_threshold, per job
-    UPDATE_HISTORY = (10, 30 * 86400.0)
-    MAX_FAILURES = 20000
-    SCHEDULE_PENALTY = (1.0, 60.0)  # -initial_schedule_penalty, -max_schedule_penalty
-    ATTEMPTS = (10, 0.25)           # -max_schedule_attempts_per_sec=40: so many in so many seconds
-    RESTART = 2.0                   # seconds that the scheduler is away after it committed a recovery
-    SLA = (20, 7200)                # -min_required_instances_for_sla_check, -max_sla_duration_secs
-    ENVIRONMENTS = re.compile(r"prod|devel|test|staging\d*")
-
-    def __init__(self, name: str = "devcluster", speed: float = 1.0, jobs: int = 0, samples: bool = True,
-                 users: Optional[Dict[str, Tuple[str, str]]] = None, docker: bool = False, revocable: bool = False) -> None:
-        self.name = name
+    def __init__(self, speed: float) -> None:
         self.clock = DemoClock(speed)
-        self.users = users
-        self.docker = docker
-        self.revocable = revocable
-        self.redirect: Optional[str] = None     # another leader's URL: answer 307
-        self.leaderless = False                 # answer 503
-        self.calls: collections.Counter[str] = collections.Counter()
-        self._lock = threading.RLock()          # guards all that follows
+        self._lock = threading.RLock()
         self._now = self.clock.now()
         self._due: List[Tuple[float, int, Callable[[], None]]] = []
         self._serial = itertools.count()
         self._posts: Deque[Callable[[], None]] = collections.deque()
         self._settling = False
-        self._tasks: Dict[str, DemoTask] = {}
-        self._jobs: Dict[Tuple[str, str, str], Dict[str, DemoTask]] = {}
-        self._active: Dict[Tuple[str, str, str], Dict[int, DemoTask]] = {}     # of a job, by instance
-        self._ended: Dict[Tuple[str, str, str], Deque[DemoTask]] = {}           # of a job, the oldest first
-        self._roles: Dict[str, Set[Tuple[str, str, str]]] = {}
-        self._cron: Dict[Tuple[str, str, str], Any] = {}
-        self._cron_waiting: Set[Tuple[str, str, str]] = set()
-        self._cron_runs: collections.Counter[Tuple[str, str, str]] = collections.Counter()
-        self._quotas: Dict[str, Tuple[float, float, float]] = {}
-        self.url = ""           # where it serves, once it does
-        self._updates: Dict[str, DemoUpdate] = {}
-        self._rolling: Dict[Tuple[str, str, str], DemoUpdate] = {}      # the active update of a job
-        self._backups: Dict[str, Any] = {}
-        self._staged: Optional[Dict[str, DemoTask]] = None
-        self._back_at = 0.0         # when the scheduler is there again after a recovery
-        self._pending: Dict[str, DemoTask] = {}
-        self._schedule_at: Optional[float] = None
-        self._groups: Dict[int, Tuple[Any, float, float]] = {}     # by id of a TaskConfig: it, its back-off, until when
-        self._bare: Dict[int, Tuple[Any, Any]] = {}     # by id of a TaskConfig: it, and it without executor data
-        self._interned: Dict[Tuple[str, str, str], List[Any]] = {}
-        self._random = __import__("random").Random(7)
-        self.hosts: Dict[str, DemoHost] = {}
-        for number in range(max(6, jobs // 100)):
-            self._add_host("demo-%02d" % (number + 1), 16.0 if not jobs else 256.0, 65536 << (4 if jobs else 0),
-                           1 << 20 << (4 if jobs else 0), {"rack": {"rack-%s" % "abc"[number % 3]}})
-        self._add_host("demo-dedicated", 16.0, 65536, 1 << 20, {"rack": {"rack-a"}, "dedicated": {"www-data/web"}})
-        if samples:
-            self._add_samples()
-        if jobs:
-            self._fill(jobs)
-
-    def _add_host(self, name: str, cpu: float, ram: int, disk: int, attributes: Dict[str, Set[str]]) -> None:
-        self.hosts[name] = DemoHost(name, len(self.hosts) + 1, cpu, ram, disk, dict(attributes, host={name}))
-
-    # serving
-
-    def invoke(self, name: str, arguments: Any, user: str = "UNSECURE") -> Any:
-        """Call a Thrift method with its arguments struct; the Response. Never raises for what a caller can cause."""
-        with self._lock:
-            self.calls[name] += 1
-            self._catch_up()
-            self._user = user
-            values = [getattr(arguments, field) for field in arguments.fields]
-            try:
-                result, message = getattr(self, name)(*values) or (None, None)
-                response = api.Response(responseCode=api.ResponseCode.OK, result=result, details=[
-                    api.ResponseDetail(message=message)] if message else [])
-            except _Refusal as refusal:
-                response = api.Response(responseCode=api.ResponseCode.values[refusal.code], result=refusal.result,
-                                        details=[api.ResponseDetail(message=refusal.message)])
-            except Exception as error:
-                # What is an exception inside Aurora's handlers is one inside these.
-                text = str(error) if isinstance(error, ValueError) else None
-                response = api.Response(responseCode=api.ResponseCode.ERROR,
-                                        details=[api.ResponseDetail(message=text)])
-            self._settle()
-            response.serverInfo = api.ServerInfo(clusterName=self.name, statsUrlPrefix="")
-            return response
-
-    def authenticate(self, method: Method, arguments: Any, header: str) -> Tuple[Optional[str], Optional[Any]]:
-        """(the user, None), or (None, the denial); (None, None) where credentials are missing."""
-        if self.users is None:
-            return "UNSECURE", None
-        name, role = "UNSECURE", ""
-        if header.lower().startswith("basic "):
-            with contextlib.suppress(ValueError):
-                name, _, password = base64.b64decode(header[6:]).decode().partition(":")
-                known, role = self.users.get(name, ("", ""))
-                if not known or not hmac.compare_digest(known.encode(), password.encode()):
-                    return None, None       # wrong ones are refused on a read, too
-        if method.access == "read":
-            return name, None
-        if not role:
-            return None, None
-        key = _named_key(arguments)
-        if method.access == "admin" and role != "*" or key is not None and not fnmatch.fnmatchcase(key.role or "", role):
-            text = ("Subject %s lacks permission UnscopedRpcPermission{domain=thrift.AuroraAdmin, rpc=%s}" % (
-                name, method.name) if key is None else
-                "Subject %s is not permitted to JobScopedRpcPermission{rpc=%s, permittedJob=%s}." % (
-                    name, method.name, _java_key(key)))
-            return None, api.Response(responseCode=api.ResponseCode.AUTH_FAILED,
-                                      details=[api.ResponseDetail(message=text)])
-        return name, None
-
-    def start(self, port: int = 0) -> str:
-        """Serve on a loopback port in a thread of its own, if it does not yet; the URL."""
-        if self.url:
-            return self.url
-        self.server = HttpServer(("127.0.0.1", port), DemoApp(self))
-        self._thread = threading.Thread(target=self.server.serve_forever, name="demo-scheduler", daemon=True)
-        self._thread.start()
-        self.url = "http://127.0.0.1:%d" % self.server.port
-        return self.url
-
-    @property
-    def away(self) -> bool:
-        """Whether nobody leads: as it was told, or since it restarts."""
-        return self.leaderless or self.clock.now() < self._back_at
-
-    def stop(self) -> None:
-        """Serve no more."""
-        self.server.shutdown()
-        self.server.server_close()
-
-    # time
+        self._random = random.Random(7)
+        self._user = "UNSECURE"         # who makes the call under way
 
     def advance(self, seconds: float) -> None:
         """Turn the clock and do what falls due."""
@@ -9900,7 +9664,38 @@ class Demo:
     def _ms(self) -> int:
         return int(self._now * 1000)
 
-    # tasks: j/state/StateManagerImpl.java, TaskStateMachine.java
+    @staticmethod
+    def _not_blank(text: Any) -> None:
+        if not text or isinstance(text, str) and not text.strip():
+            raise ValueError("Argument cannot be blank")
+
+
+class _DemoTasks(_DemoTime):
+    """The tasks, by job and role, and their states: j/state/StateManagerImpl.java, TaskStateMachine.java."""
+    SCHEDULE, START, RUN, END, KILL = 0.05, 0.15, 0.3, 0.2, 0.4     # seconds that steps of a task's life take
+    STATE_TIMEOUT = 300.0           # -transient_task_state_timeout
+    FLAPPING_THRESHOLD = 300.0      # -flapping_task_threshold
+    PENALTY = (30.0, 300.0)         # -initial_flapping_task_delay, -max_flapping_task_delay
+    HISTORY = (172800.0, 3600.0, 100)   # -history_prune_threshold, -history_min_retention_threshold, per job
+
+    def __init__(self, speed: float) -> None:
+        super().__init__(speed)
+        self._tasks: Dict[str, DemoTask] = {}
+        self._jobs: Dict[JobTuple, Dict[str, DemoTask]] = {}
+        self._active: Dict[JobTuple, Dict[int, DemoTask]] = {}      # of a job, by instance
+        self._ended: Dict[JobTuple, Deque[DemoTask]] = {}           # of a job, the oldest first
+        self._roles: Dict[str, Set[JobTuple]] = {}
+        self._cron: Dict[JobTuple, Any] = {}
+        self._pending: Dict[str, DemoTask] = {}
+        self._interned: Dict[JobTuple, List[Any]] = {}
+
+    def _schedule_soon(self, seconds: Optional[float] = None) -> None:
+        """Called when a task waits for a host."""
+        raise NotImplementedError
+
+    def _post(self, task: DemoTask, status: Optional[int]) -> None:
+        """Called with each change, None where the task is deleted."""
+        raise NotImplementedError
 
     def _intern(self, config: Any) -> Any:
         """The one object for configurations of a job that are equal."""
@@ -10106,17 +9901,26 @@ class Demo:
             surplus -= self._tasks.get(oldest.id) is oldest
             self._delete(oldest)
 
-    def _post(self, task: DemoTask, status: Optional[int]) -> None:
-        update = self._rolling.get(task.key)
-        if update is not None and update.status in _ROLLING and task.instance in update.instances:
-            def tell() -> None:
-                if status is None:
-                    self._evaluate(update, {task.instance: None})
-                elif task.status == status:
-                    self._evaluate(update, {task.instance: task})
-            self._posts.append(tell)
 
-    # scheduling: j/filter/SchedulingFilterImpl.java
+class _DemoHosts(_DemoTasks):
+    """The hosts: where tasks go (j/filter/SchedulingFilterImpl.java), and maintenance."""
+    SCHEDULE_PENALTY = (1.0, 60.0)  # -initial_schedule_penalty, -max_schedule_penalty
+    ATTEMPTS = (10, 0.25)           # -max_schedule_attempts_per_sec=40: so many in so many seconds
+    SLA = (20, 7200)                # -min_required_instances_for_sla_check, -max_sla_duration_secs
+
+    def __init__(self, speed: float, jobs: int, revocable: bool) -> None:
+        super().__init__(speed)
+        self.revocable = revocable
+        self._schedule_at: Optional[float] = None
+        self._groups: Dict[int, Tuple[Any, float, float]] = {}      # by id of a TaskConfig: it, its back-off, until when
+        self.hosts: Dict[str, DemoHost] = {}
+        for number in range(max(6, jobs // 100)):
+            self._add_host("demo-%02d" % (number + 1), 16.0 if not jobs else 256.0, 65536 << (4 if jobs else 0),
+                           1 << 20 << (4 if jobs else 0), {"rack": {"rack-%s" % "abc"[number % 3]}})
+        self._add_host("demo-dedicated", 16.0, 65536, 1 << 20, {"rack": {"rack-a"}, "dedicated": {"www-data/web"}})
+
+    def _add_host(self, name: str, cpu: float, ram: int, disk: int, attributes: Dict[str, Set[str]]) -> None:
+        self.hosts[name] = DemoHost(name, len(self.hosts) + 1, cpu, ram, disk, dict(attributes, host={name}))
 
     def _schedule_soon(self, seconds: Optional[float] = None) -> None:
         moment = self._now + (self.SCHEDULE if seconds is None else seconds)
@@ -10213,7 +10017,99 @@ class Demo:
         order = ("Insufficient: RAM", "Insufficient: disk", "Insufficient: CPU")
         return (score, ",".join(sorted(lacking, key=order.index))) if lacking else None
 
-    # updates: j/updater
+    def _sla_allows(self, task: DemoTask, policy: Any) -> bool:
+        """j/sla/SlaManager.java: whether the task may go. A coordinator is not asked by the demo; it always agrees."""
+        if policy.coordinatorSlaPolicy is not None or task.status not in api.SLAVE_ASSIGNED_STATES:
+            return True
+        active = list(self._active.get(task.key, {}).values())
+        total = len(active)
+        if not task.config.production or total < self.SLA[0]:
+            return True
+        rule = policy.percentageSlaPolicy or policy.countSlaPolicy
+        up = sum(each.status == _S.RUNNING and each is not task and
+                 self._ms - each.events[-1][0] > (rule.durationSecs or 0) * 1000 for each in active)
+        if policy.countSlaPolicy is not None:
+            return up >= min(rule.count, total - 1)
+        percentage = rule.percentage if int((1 - rule.percentage / 100) * total) >= 1 else (total - 1) / total * 100
+        return up / total * 100 >= percentage
+
+    def _known_hosts(self, hosts: Any) -> List[DemoHost]:
+        return [self.hosts[name] for name in sorted(hosts.hostNames) if name in self.hosts]
+
+    @staticmethod
+    def _statuses(hosts: Iterable[DemoHost]) -> Set[Any]:
+        return {api.HostStatus(host=host.name, mode=host.mode) for host in hosts}
+
+    def startMaintenance(self, hosts: Any) -> Any:
+        found = self._known_hosts(hosts)
+        for host in found:
+            host.mode = api.MaintenanceMode.SCHEDULED
+        return api.Result(startMaintenanceResult=api.StartMaintenanceResult(statuses=self._statuses(found))), None
+
+    def drainHosts(self, hosts: Any) -> Any:
+        found = self._known_hosts(hosts)
+        for host in found:
+            host.mode, host.drain = api.MaintenanceMode.DRAINING, (None, self._now)
+            self._drain(host)
+        return api.Result(drainHostsResult=api.DrainHostsResult(statuses=self._statuses(found))), None
+
+    def slaDrainHosts(self, hosts: Any, defaultSlaPolicy: Any, timeoutSecs: int) -> Any:
+        found = self._known_hosts(hosts)
+        for host in found:
+            host.mode = api.MaintenanceMode.DRAINING
+            host.drain = (defaultSlaPolicy, self._now + (timeoutSecs or 0))
+            tick = 60.0 - (self._now - self.clock._start) % 60.0        # the scheduler looks each minute
+            self._after(tick, partial(self._poll_drain, host, host.drain))
+        return api.Result(drainHostsResult=api.DrainHostsResult(statuses=self._statuses(found))), None
+
+    def _poll_drain(self, host: DemoHost, drain: Any) -> None:
+        if host.drain is drain and host.mode == api.MaintenanceMode.DRAINING:
+            self._drain(host)
+            if host.mode == api.MaintenanceMode.DRAINING:
+                self._after(60.0, partial(self._poll_drain, host, drain))
+
+    def _drain(self, host: DemoHost) -> None:
+        """j/maintenance/MaintenanceController.java: drain the host's tasks as far as their SLA allows."""
+        assert host.drain is not None
+        default, until = host.drain
+        for task in list(host.tasks.values()):
+            policy = task.config.slaPolicy or default
+            if policy is None or self._now > until or self._sla_allows(task, policy):
+                self._change(task, _S.DRAINING, "Draining machine for maintenance.")
+        if not any(task.active for task in host.tasks.values()):
+            host.mode, host.drain = api.MaintenanceMode.DRAINED, None
+        elif default is None and any(t.status not in (_S.DRAINING, _S.KILLING) for t in host.tasks.values()):
+            self._after(60.0, partial(self._poll_drain, host, host.drain))
+
+    def maintenanceStatus(self, hosts: Any) -> Any:
+        return api.Result(maintenanceStatusResult=api.MaintenanceStatusResult(
+            statuses=self._statuses(self._known_hosts(hosts)))), None
+
+    def endMaintenance(self, hosts: Any) -> Any:
+        found = self._known_hosts(hosts)
+        for host in found:
+            host.mode, host.drain = api.MaintenanceMode.NONE, None
+        return api.Result(endMaintenanceResult=api.EndMaintenanceResult(statuses=self._statuses(found))), None
+
+
+class _DemoUpdater(_DemoHosts):
+    """The updates that roll: j/updater."""
+    UPDATE_HISTORY = (10, 30 * 86400.0)
+
+    def __init__(self, speed: float, jobs: int, revocable: bool) -> None:
+        super().__init__(speed, jobs, revocable)
+        self._updates: Dict[str, DemoUpdate] = {}
+        self._rolling: Dict[JobTuple, DemoUpdate] = {}      # the active update of a job
+
+    def _post(self, task: DemoTask, status: Optional[int]) -> None:
+        update = self._rolling.get(task.key)
+        if update is not None and update.status in _ROLLING and task.instance in update.instances:
+            def tell() -> None:
+                if status is None:
+                    self._evaluate(update, {task.instance: None})
+                elif task.status == status:
+                    self._evaluate(update, {task.instance: task})
+            self._posts.append(tell)
 
     def _set_update(self, update: DemoUpdate, status: int, message: Optional[str] = None,
                     user: Optional[str] = None) -> None:
@@ -10233,7 +10129,7 @@ class Demo:
         update.total_idle = None
         self._posts.append(lambda: self._evaluate(update, {}))
 
-    def _prune_updates(self, key: Tuple[str, str, str]) -> None:
+    def _prune_updates(self, key: JobTuple) -> None:
         most, longest = self.UPDATE_HISTORY
         ended = sorted((u for u in self._updates.values() if u.key == key and
                         u.status not in api.ACTIVE_JOB_UPDATE_STATES), key=lambda u: -u.events[0].timestampMs)
@@ -10241,7 +10137,7 @@ class Demo:
             if position >= most or self._ms - each.events[0].timestampMs > longest * 1000:
                 del self._updates[each.id]
 
-    def _active_task(self, key: Tuple[str, str, str], instance: int) -> Optional[DemoTask]:
+    def _active_task(self, key: JobTuple, instance: int) -> Optional[DemoTask]:
         return self._active.get(key, {}).get(instance)
 
     def _pulse_expired(self, update: DemoUpdate) -> bool:
@@ -10381,23 +10277,15 @@ class Demo:
             self._instance_event(update, instance, action, "SLA check passed, continuing.")
         self._change(task, _S.KILLING, "Killed for job update " + update.id)
 
-    def _sla_allows(self, task: DemoTask, policy: Any) -> bool:
-        """j/sla/SlaManager.java: whether the task may go. A coordinator is not asked by the demo; it always agrees."""
-        if policy.coordinatorSlaPolicy is not None or task.status not in api.SLAVE_ASSIGNED_STATES:
-            return True
-        active = list(self._active.get(task.key, {}).values())
-        total = len(active)
-        if not task.config.production or total < self.SLA[0]:
-            return True
-        rule = policy.percentageSlaPolicy or policy.countSlaPolicy
-        up = sum(each.status == _S.RUNNING and each is not task and
-                 self._ms - each.events[-1][0] > (rule.durationSecs or 0) * 1000 for each in active)
-        if policy.countSlaPolicy is not None:
-            return up >= min(rule.count, total - 1)
-        percentage = rule.percentage if int((1 - rule.percentage / 100) * total) >= 1 else (total - 1) / total * 100
-        return up / total * 100 >= percentage
 
-    # checks: j/configuration/ConfigurationManager.java, j/quota/QuotaManager.java
+class _DemoChecks(_DemoUpdater):
+    """What is refused: j/configuration/ConfigurationManager.java, j/quota/QuotaManager.java."""
+    ENVIRONMENTS = re.compile(r"prod|devel|test|staging\d*")
+
+    def __init__(self, speed: float, jobs: int, revocable: bool, docker: bool) -> None:
+        super().__init__(speed, jobs, revocable)
+        self.docker = docker
+        self._quotas: Dict[str, Tuple[float, float, float]] = {}
 
     def _checked_job(self, job: Any) -> Any:
         """The JobConfiguration with its task normalised. Raises _Refusal."""
@@ -10565,28 +10453,38 @@ class Demo:
                                if changing is None or t.instance not in changing.instances))
         return [sum(part[i] for part in parts) for i in range(3)]
 
-    def _check_not_updating(self, key: Tuple[str, str, str]) -> None:
+    def _check_not_updating(self, key: JobTuple) -> None:
         if key in self._rolling:
             raise _Refusal("Job is currently updating", "JOB_UPDATING_ERROR")
 
-    def _valid(self, key: Any) -> Tuple[str, str, str]:
+    def _valid(self, key: Any) -> JobTuple:
         """The key as a tuple. Aurora fails without a message for an invalid one."""
         if not _is_key(key):
             raise _Refusal(None, "ERROR")
         return _tuple(key)
 
-    # ReadOnlyScheduler
 
-    def _matching(self, query: Any) -> List[DemoTask]:
-        keys: Optional[Set[Tuple[str, str, str]]] = None
+class _DemoReads(_DemoChecks):
+    """ReadOnlyScheduler, but for updates."""
+
+    def __init__(self, name: str, speed: float, jobs: int, revocable: bool, docker: bool) -> None:
+        super().__init__(speed, jobs, revocable, docker)
+        self.name = name
+        self._bare: Dict[int, Tuple[Any, Any]] = {}     # by id of a TaskConfig: it, and it without executor data
+
+    def _matching(self, query: Any, among: Optional[Iterable[DemoTask]] = None) -> List[DemoTask]:
+        """The tasks that a query finds, of all that are stored or of those given."""
+        keys: Optional[Set[JobTuple]] = None
         if query.jobKeys:
             for each in query.jobKeys:
                 if not query.taskIds and not _is_key(each):
                     raise ValueError("Invalid job key format: %s" % _java_key(each))
             keys = {_tuple(each) for each in query.jobKeys}
         role = (query.role or "").strip() or None
-        if query.taskIds:
-            candidates: Iterable[DemoTask] = [self._tasks[i] for i in sorted(query.taskIds) if i in self._tasks]
+        if among is not None:
+            candidates = among
+        elif query.taskIds:
+            candidates = [self._tasks[i] for i in sorted(query.taskIds) if i in self._tasks]
         elif keys is not None:
             candidates = [t for key in sorted(keys) for t in self._jobs.get(key, {}).values()]
         elif role is not None:
@@ -10594,7 +10492,8 @@ class Demo:
         else:
             candidates = list(self._tasks.values())
         return [t for t in candidates
-                if (keys is None or t.key in keys) and (role is None or t.key[0] == role)
+                if (not query.taskIds or t.id in query.taskIds)
+                and (keys is None or t.key in keys) and (role is None or t.key[0] == role)
                 and (query.environment is None or t.key[1] == query.environment)
                 and (query.jobName is None or t.key[2] == query.jobName)
                 and (not query.statuses or t.status in query.statuses)
@@ -10657,7 +10556,7 @@ class Demo:
                  for role, keys in self._roles.items()}
         return api.Result(roleSummaryResult=api.RoleSummaryResult(summaries=found)), None
 
-    def _role_keys(self, role: Optional[str]) -> List[Tuple[str, str, str]]:
+    def _role_keys(self, role: Optional[str]) -> List[JobTuple]:
         """The jobs of a role; a blank one is any, as to j/storage/TaskStore.queryFilter."""
         return [key for each in ([role] if role and role.strip() else list(self._roles))
                 for key in self._roles.get(each, ())]
@@ -10665,7 +10564,7 @@ class Demo:
     def _latest_config(self, tasks: Iterable[DemoTask]) -> Any:
         return max(tasks, key=lambda t: (t.active, t.events[-1][0])).config
 
-    def _template(self, key: Tuple[str, str, str], role: Optional[str]) -> Any:
+    def _template(self, key: JobTuple, role: Optional[str]) -> Any:
         """A cron job's template, which a blank role does not find."""
         return self._cron.get(key) if role is None or role.strip() else None
 
@@ -10719,6 +10618,16 @@ class Demo:
         except _Refusal as refusal:
             raise _Refusal("Invalid configuration: %s" % refusal.message) from None
         return api.Result(populateJobResult=api.PopulateJobResult(taskConfig=job.taskConfig)), None
+
+    def getTierConfigs(self) -> Any:
+        tiers = {api.TierConfig.from_plain(tier) for tier in DEFAULT_TIERS["tiers"]}
+        return api.Result(getTierConfigResult=api.GetTierConfigResult(
+            defaultTierName=DEFAULT_TIERS["defaultTierName"], tiers=tiers)), None
+
+
+class _DemoUpdates(_DemoReads):
+    """The calls for updates."""
+    MAX_FAILURES = 20000
 
     def _matching_updates(self, query: Any) -> List[DemoUpdate]:
         if (query.offset or 0) < 0:
@@ -10783,152 +10692,6 @@ class Demo:
         return api.Result(getJobUpdateDiffResult=api.GetJobUpdateDiffResult(
             add=groups(desired - set(replaced)), remove=groups(set(replaced) - desired),
             update=groups(set(replaced) & desired), unchanged=groups(set(current) - set(replaced) - desired))), None
-
-    def getTierConfigs(self) -> Any:
-        tiers = {api.TierConfig.from_plain(tier) for tier in DEFAULT_TIERS["tiers"]}
-        return api.Result(getTierConfigResult=api.GetTierConfigResult(
-            defaultTierName=DEFAULT_TIERS["defaultTierName"], tiers=tiers)), None
-
-    # AuroraSchedulerManager
-
-    def createJob(self, description: Any) -> Any:
-        job = self._checked_job(description)
-        key = _tuple(job.key)
-        if job.cronSchedule is not None:
-            raise _Refusal("Cron jobs may only be created/updated by calling scheduleCronJob.")
-        self._check_not_updating(key)
-        if key in self._cron or self._active.get(key):
-            raise _Refusal("Job %s already exists" % "/".join(key))
-        self._check_limits(job.instanceCount, self._extra(job.taskConfig, job.instanceCount))
-        self._insert(job.taskConfig, range(job.instanceCount))
-
-    def _set_cron(self, description: Any, only_replace: bool) -> None:
-        key = self._valid(description.key)
-        job = self._checked_job(description)
-        text = "/".join(key)
-        if job.cronSchedule is None:
-            raise _Refusal("Job %s has no cron schedule" % text)
-        self._check_not_updating(key)
-        lacking = [0.0, 0.0, 0.0]
-        if job.taskConfig.production:
-            old = self._cron.get(key)
-            before = [a * old.instanceCount for a in amounts(old.taskConfig)] if old else [0.0, 0.0, 0.0]
-            lacking = self._lacking(key[0], [a * job.instanceCount - b
-                                             for a, b in zip(amounts(job.taskConfig), before)])
-        self._check_limits(job.instanceCount, lacking)
-        exists = key in self._cron
-        if not exists and not only_replace and self._active.get(key):
-            raise _Refusal("Job %s already exists" % text)
-        if not job.cronSchedule:
-            raise _Refusal("Job has an empty cron schedule.")
-        try:
-            schedule = Crontab(job.cronSchedule)
-        except ValueError:
-            raise _Refusal("Invalid cron schedule: " + job.cronSchedule) from None
-        if job.cronCollisionPolicy == api.CronCollisionPolicy.RUN_OVERLAP:
-            raise _Refusal("The RUN_OVERLAP collision policy has been removed (AURORA-38).")
-        if only_replace and not exists:
-            raise _Refusal("No cron job found for %s." % text)
-        self._cron[key] = job.replace(taskConfig=self._intern(job.taskConfig))
-        self._roles.setdefault(key[0], set()).add(key)
-        self._cron_runs[key] += 1
-        if schedule.next(self._now) is None:        # only Quartz finds that out, when the template is stored already
-            raise _Refusal("org.quartz.SchedulerException: Based on configured schedule, the given trigger "
-                           "'DEFAULT.6da64b5bd2ee-%s' will never fire." % uuid.uuid4())
-        self._await_cron(key, schedule, self._cron_runs[key])
-
-    def _await_cron(self, key: Tuple[str, str, str], schedule: Crontab, run: int) -> None:
-        moment = schedule.next(self._now)
-        if moment is None:
-            return
-
-        def fire() -> None:
-            if key in self._cron and self._cron_runs[key] == run:
-                self._trigger_cron(key)
-                self._await_cron(key, schedule, run)
-        self._after(moment - self._now, fire)
-
-    def _trigger_cron(self, key: Tuple[str, str, str]) -> None:
-        """j/cron/quartz/AuroraCronJob.java"""
-        template = self._cron.get(key)
-        if template is None or key in self._cron_waiting:       # a trigger while the old tasks end is ignored
-            return
-        active = list(self._active.get(key, {}).values())
-        if not active:
-            self._insert(template.taskConfig, range(template.instanceCount))
-            return
-        if template.cronCollisionPolicy not in (None, api.CronCollisionPolicy.KILL_EXISTING):
-            return
-        self._cron_waiting.add(key)
-        for task in active:
-            self._change(task, _S.KILLING, "Killed by cronScheduler")
-
-        def again(pause: float) -> None:
-            if any(t.active for t in active if t.id in self._tasks):
-                longer = min(60.0, pause + self._random.random() * pause)   # -cron_start_initial_backoff, -…_max_backoff
-                self._after(longer, lambda: again(longer))
-                return
-            self._cron_waiting.discard(key)
-            if not self._active.get(key):
-                self._insert(template.taskConfig, range(template.instanceCount))
-        self._after(0.0, lambda: again(5.0))
-
-    def scheduleCronJob(self, description: Any) -> Any:
-        self._set_cron(description, False)
-
-    def replaceCronTemplate(self, config: Any) -> Any:
-        self._set_cron(config, True)
-
-    def descheduleCronJob(self, job: Any) -> Any:
-        key = self._valid(job)
-        self._check_not_updating(key)
-        if self._cron.pop(key, None) is None:
-            return None, "Job %s is not scheduled with cron" % "/".join(key)
-        self._cron_runs[key] += 1
-        if key not in self._jobs:
-            self._roles[key[0]].discard(key)
-            if not self._roles[key[0]]:
-                del self._roles[key[0]]
-        return None
-
-    def startCronJob(self, job: Any) -> Any:
-        key = self._valid(job)
-        if key not in self._cron:
-            raise _Refusal("Failed to start cron job - No cron job found for %s." % "/".join(key))
-        self._after(self.SCHEDULE, lambda: self._trigger_cron(key))     # it answers before the job's thread runs
-
-    def killTasks(self, job: Any, instances: Any, message: Optional[str]) -> Any:
-        key = self._valid(job)
-        self._check_not_updating(key)
-        text = "Killed by %s%s" % (self._user, "" if message is None else ".\n" + message)
-        killed = [self._change(task, _S.KILLING, text) for task in list(self._active.get(key, {}).values())
-                  if not instances or task.instance in instances]
-        return None if any(killed) else (None, "No tasks to kill.")
-
-    def restartShards(self, job: Any, shardIds: Any) -> Any:
-        key = self._valid(job)
-        if not shardIds:
-            raise ValueError("Argument cannot be blank")
-        self._check_not_updating(key)
-        tasks = [t for t in self._active.get(key, {}).values() if t.instance in shardIds]
-        if len(tasks) != len(shardIds):
-            raise _Refusal("Not all requested shards are active.")
-        for task in tasks:
-            self._change(task, _S.RESTARTING, "Restarted by " + self._user)
-
-    def addInstances(self, key: Any, count: int) -> Any:
-        job = self._valid(key.jobKey)
-        if (count or 0) <= 0:
-            raise _Refusal("Instance count must be positive.")
-        if job in self._cron:
-            raise _Refusal("Instances may not be added to cron jobs.")
-        self._check_not_updating(job)
-        active = self._active.get(job, {})
-        if key.instanceId not in active:
-            raise _Refusal("No active task found for a given instance ID.")
-        config = active[key.instanceId].config
-        self._check_limits(len(active) + count, self._extra(config, count))
-        self._insert(config, range(max(active) + 1, max(active) + 1 + count))
 
     def startJobUpdate(self, request: Any, message: Optional[str]) -> Any:
         if not request.taskConfig.isService:
@@ -11056,12 +10819,164 @@ class Demo:
                 self._set_update(update, resumed)
         return api.Result(pulseJobUpdateResult=api.PulseJobUpdateResult(status=status)), None
 
-    # AuroraAdmin
 
-    @staticmethod
-    def _not_blank(text: Any) -> None:
-        if not text or isinstance(text, str) and not text.strip():
+class _DemoJobs(_DemoUpdates):
+    """The calls that change jobs, those of cron (j/cron/quartz/AuroraCronJob.java) among them."""
+
+    def __init__(self, name: str, speed: float, jobs: int, revocable: bool, docker: bool) -> None:
+        super().__init__(name, speed, jobs, revocable, docker)
+        self._cron_waiting: Set[JobTuple] = set()
+        self._cron_runs: collections.Counter[JobTuple] = collections.Counter()
+
+    def createJob(self, description: Any) -> Any:
+        job = self._checked_job(description)
+        key = _tuple(job.key)
+        if job.cronSchedule is not None:
+            raise _Refusal("Cron jobs may only be created/updated by calling scheduleCronJob.")
+        self._check_not_updating(key)
+        if key in self._cron or self._active.get(key):
+            raise _Refusal("Job %s already exists" % "/".join(key))
+        self._check_limits(job.instanceCount, self._extra(job.taskConfig, job.instanceCount))
+        self._insert(job.taskConfig, range(job.instanceCount))
+
+    def killTasks(self, job: Any, instances: Any, message: Optional[str]) -> Any:
+        key = self._valid(job)
+        self._check_not_updating(key)
+        text = "Killed by %s%s" % (self._user, "" if message is None else ".\n" + message)
+        killed = [self._change(task, _S.KILLING, text) for task in list(self._active.get(key, {}).values())
+                  if not instances or task.instance in instances]
+        return None if any(killed) else (None, "No tasks to kill.")
+
+    def restartShards(self, job: Any, shardIds: Any) -> Any:
+        key = self._valid(job)
+        if not shardIds:
             raise ValueError("Argument cannot be blank")
+        self._check_not_updating(key)
+        tasks = [t for t in self._active.get(key, {}).values() if t.instance in shardIds]
+        if len(tasks) != len(shardIds):
+            raise _Refusal("Not all requested shards are active.")
+        for task in tasks:
+            self._change(task, _S.RESTARTING, "Restarted by " + self._user)
+
+    def addInstances(self, key: Any, count: int) -> Any:
+        job = self._valid(key.jobKey)
+        if (count or 0) <= 0:
+            raise _Refusal("Instance count must be positive.")
+        if job in self._cron:
+            raise _Refusal("Instances may not be added to cron jobs.")
+        self._check_not_updating(job)
+        active = self._active.get(job, {})
+        if key.instanceId not in active:
+            raise _Refusal("No active task found for a given instance ID.")
+        config = active[key.instanceId].config
+        self._check_limits(len(active) + count, self._extra(config, count))
+        self._insert(config, range(max(active) + 1, max(active) + 1 + count))
+
+    def _set_cron(self, description: Any, only_replace: bool) -> None:
+        key = self._valid(description.key)
+        job = self._checked_job(description)
+        text = "/".join(key)
+        if job.cronSchedule is None:
+            raise _Refusal("Job %s has no cron schedule" % text)
+        self._check_not_updating(key)
+        lacking = [0.0, 0.0, 0.0]
+        if job.taskConfig.production:
+            old = self._cron.get(key)
+            before = [a * old.instanceCount for a in amounts(old.taskConfig)] if old else [0.0, 0.0, 0.0]
+            lacking = self._lacking(key[0], [a * job.instanceCount - b
+                                             for a, b in zip(amounts(job.taskConfig), before)])
+        self._check_limits(job.instanceCount, lacking)
+        exists = key in self._cron
+        if not exists and not only_replace and self._active.get(key):
+            raise _Refusal("Job %s already exists" % text)
+        if not job.cronSchedule:
+            raise _Refusal("Job has an empty cron schedule.")
+        try:
+            schedule = Crontab(job.cronSchedule)
+        except ValueError:
+            raise _Refusal("Invalid cron schedule: " + job.cronSchedule) from None
+        if job.cronCollisionPolicy == api.CronCollisionPolicy.RUN_OVERLAP:
+            raise _Refusal("The RUN_OVERLAP collision policy has been removed (AURORA-38).")
+        if only_replace and not exists:
+            raise _Refusal("No cron job found for %s." % text)
+        self._cron[key] = job.replace(taskConfig=self._intern(job.taskConfig))
+        self._roles.setdefault(key[0], set()).add(key)
+        self._cron_runs[key] += 1
+        if schedule.next(self._now) is None:        # only Quartz finds that out, when the template is stored already
+            raise _Refusal("org.quartz.SchedulerException: Based on configured schedule, the given trigger "
+                           "'DEFAULT.6da64b5bd2ee-%s' will never fire." % uuid.uuid4())
+        self._await_cron(key, schedule, self._cron_runs[key])
+
+    def _await_cron(self, key: JobTuple, schedule: Crontab, run: int) -> None:
+        moment = schedule.next(self._now)
+        if moment is None:
+            return
+
+        def fire() -> None:
+            if key in self._cron and self._cron_runs[key] == run:
+                self._trigger_cron(key)
+                self._await_cron(key, schedule, run)
+        self._after(moment - self._now, fire)
+
+    def _trigger_cron(self, key: JobTuple) -> None:
+        """j/cron/quartz/AuroraCronJob.java"""
+        template = self._cron.get(key)
+        if template is None or key in self._cron_waiting:       # a trigger while the old tasks end is ignored
+            return
+        active = list(self._active.get(key, {}).values())
+        if not active:
+            self._insert(template.taskConfig, range(template.instanceCount))
+            return
+        if template.cronCollisionPolicy not in (None, api.CronCollisionPolicy.KILL_EXISTING):
+            return
+        self._cron_waiting.add(key)
+        for task in active:
+            self._change(task, _S.KILLING, "Killed by cronScheduler")
+
+        def again(pause: float) -> None:
+            if any(t.active for t in active if t.id in self._tasks):
+                longer = min(60.0, pause + self._random.random() * pause)   # -cron_start_initial_backoff, -…_max_backoff
+                self._after(longer, lambda: again(longer))
+                return
+            self._cron_waiting.discard(key)
+            if not self._active.get(key):
+                self._insert(template.taskConfig, range(template.instanceCount))
+        self._after(0.0, lambda: again(5.0))
+
+    def scheduleCronJob(self, description: Any) -> Any:
+        self._set_cron(description, False)
+
+    def replaceCronTemplate(self, config: Any) -> Any:
+        self._set_cron(config, True)
+
+    def descheduleCronJob(self, job: Any) -> Any:
+        key = self._valid(job)
+        self._check_not_updating(key)
+        if self._cron.pop(key, None) is None:
+            return None, "Job %s is not scheduled with cron" % "/".join(key)
+        self._cron_runs[key] += 1
+        if key not in self._jobs:
+            self._roles[key[0]].discard(key)
+            if not self._roles[key[0]]:
+                del self._roles[key[0]]
+        return None
+
+    def startCronJob(self, job: Any) -> Any:
+        key = self._valid(job)
+        if key not in self._cron:
+            raise _Refusal("Failed to start cron job - No cron job found for %s." % "/".join(key))
+        self._after(self.SCHEDULE, lambda: self._trigger_cron(key))     # it answers before the job's thread runs
+
+
+class _DemoAdmin(_DemoJobs):
+    """The calls of AuroraAdmin, but for maintenance."""
+    RESTART = 2.0                   # seconds that the scheduler is away after it committed a recovery
+
+    def __init__(self, name: str, speed: float, jobs: int, revocable: bool, docker: bool) -> None:
+        super().__init__(name, speed, jobs, revocable, docker)
+        self._backups: Dict[str, Any] = {}
+        self._staged: Optional[Dict[str, DemoTask]] = None
+        self._back_at = 0.0         # when the scheduler is there again after a recovery
 
     def setQuota(self, ownerRole: str, quota: Any) -> Any:
         self._not_blank(ownerRole)
@@ -11121,12 +11036,7 @@ class Demo:
         if query is None:
             raise _Refusal(None, "ERROR")
         staged = self._staged_tasks()
-        inner = Demo.__new__(Demo)      # the same query, over the staged tasks
-        inner._tasks, inner._jobs, inner._roles = staged, {}, {}
-        for task in staged.values():
-            inner._jobs.setdefault(task.key, {})[task.id] = task
-            inner._roles.setdefault(task.key[0], set()).add(task.key)
-        return inner._matching(query)
+        return self._matching(query, staged.values())
 
     def queryRecovery(self, query: Any) -> Any:
         return api.Result(queryRecoveryResult=api.QueryRecoveryResult(
@@ -11170,64 +11080,6 @@ class Demo:
     def snapshot(self) -> Any:
         return None
 
-    def _known_hosts(self, hosts: Any) -> List[DemoHost]:
-        return [self.hosts[name] for name in sorted(hosts.hostNames) if name in self.hosts]
-
-    @staticmethod
-    def _statuses(hosts: Iterable[DemoHost]) -> Set[Any]:
-        return {api.HostStatus(host=host.name, mode=host.mode) for host in hosts}
-
-    def startMaintenance(self, hosts: Any) -> Any:
-        found = self._known_hosts(hosts)
-        for host in found:
-            host.mode = api.MaintenanceMode.SCHEDULED
-        return api.Result(startMaintenanceResult=api.StartMaintenanceResult(statuses=self._statuses(found))), None
-
-    def drainHosts(self, hosts: Any) -> Any:
-        found = self._known_hosts(hosts)
-        for host in found:
-            host.mode, host.drain = api.MaintenanceMode.DRAINING, (None, self._now)
-            self._drain(host)
-        return api.Result(drainHostsResult=api.DrainHostsResult(statuses=self._statuses(found))), None
-
-    def slaDrainHosts(self, hosts: Any, defaultSlaPolicy: Any, timeoutSecs: int) -> Any:
-        found = self._known_hosts(hosts)
-        for host in found:
-            host.mode = api.MaintenanceMode.DRAINING
-            host.drain = (defaultSlaPolicy, self._now + (timeoutSecs or 0))
-            tick = 60.0 - (self._now - self.clock._start) % 60.0        # the scheduler looks each minute
-            self._after(tick, partial(self._poll_drain, host, host.drain))
-        return api.Result(drainHostsResult=api.DrainHostsResult(statuses=self._statuses(found))), None
-
-    def _poll_drain(self, host: DemoHost, drain: Any) -> None:
-        if host.drain is drain and host.mode == api.MaintenanceMode.DRAINING:
-            self._drain(host)
-            if host.mode == api.MaintenanceMode.DRAINING:
-                self._after(60.0, partial(self._poll_drain, host, drain))
-
-    def _drain(self, host: DemoHost) -> None:
-        """j/maintenance/MaintenanceController.java: drain the host's tasks as far as their SLA allows."""
-        assert host.drain is not None
-        default, until = host.drain
-        for task in list(host.tasks.values()):
-            policy = task.config.slaPolicy or default
-            if policy is None or self._now > until or self._sla_allows(task, policy):
-                self._change(task, _S.DRAINING, "Draining machine for maintenance.")
-        if not any(task.active for task in host.tasks.values()):
-            host.mode, host.drain = api.MaintenanceMode.DRAINED, None
-        elif default is None and any(t.status not in (_S.DRAINING, _S.KILLING) for t in host.tasks.values()):
-            self._after(60.0, partial(self._poll_drain, host, host.drain))
-
-    def maintenanceStatus(self, hosts: Any) -> Any:
-        return api.Result(maintenanceStatusResult=api.MaintenanceStatusResult(
-            statuses=self._statuses(self._known_hosts(hosts)))), None
-
-    def endMaintenance(self, hosts: Any) -> Any:
-        found = self._known_hosts(hosts)
-        for host in found:
-            host.mode, host.drain = api.MaintenanceMode.NONE, None
-        return api.Result(endMaintenanceResult=api.EndMaintenanceResult(statuses=self._statuses(found))), None
-
     def triggerExplicitTaskReconciliation(self, settings: Any) -> Any:
         if settings.batchSize is not None and settings.batchSize <= 0:
             raise _Refusal("Batch size must be greater than zero.")
@@ -11251,7 +11103,95 @@ class Demo:
                 self._release(task)
             self._delete(task)
 
-    # sample and load jobs
+
+class Demo(_DemoAdmin):
+    """The simulated scheduler. Its Thrift methods are methods of their own names; `invoke` calls one as the wire does.
+
+    name: the cluster's; speed: of its clock; jobs: how many to fill it with for load tests (ten instances each);
+    samples: start with a few sample jobs; users: name → (password, role pattern), to want Basic credentials for writes;
+    docker: Docker containers may be used (-allowed_container_types); revocable: there are offers for revocable tasks.
+    """
+
+    def __init__(self, name: str = "devcluster", speed: float = 1.0, jobs: int = 0, samples: bool = True,
+                 users: Optional[Dict[str, Tuple[str, str]]] = None, docker: bool = False, revocable: bool = False) -> None:
+        super().__init__(name, speed, jobs, revocable, docker)
+        self.users = users
+        self.redirect: Optional[str] = None     # another leader's URL: answer 307
+        self.leaderless = False                 # answer 503
+        self.calls: collections.Counter[str] = collections.Counter()
+        self.url = ""           # where it serves, once it does
+        if samples:
+            self._add_samples()
+        if jobs:
+            self._fill(jobs)
+
+    def invoke(self, name: str, arguments: Any, user: str = "UNSECURE") -> Any:
+        """Call a Thrift method with its arguments struct; the Response. Never raises for what a caller can cause."""
+        with self._lock:
+            self.calls[name] += 1
+            self._catch_up()
+            self._user = user
+            values = [getattr(arguments, field) for field in arguments.fields]
+            try:
+                result, message = getattr(self, name)(*values) or (None, None)
+                response = api.Response(responseCode=api.ResponseCode.OK, result=result, details=[
+                    api.ResponseDetail(message=message)] if message else [])
+            except _Refusal as refusal:
+                response = api.Response(responseCode=api.ResponseCode.values[refusal.code], result=refusal.result,
+                                        details=[api.ResponseDetail(message=refusal.message)])
+            except Exception as error:
+                # What is an exception inside Aurora's handlers is one inside these.
+                text = str(error) if isinstance(error, ValueError) else None
+                response = api.Response(responseCode=api.ResponseCode.ERROR,
+                                        details=[api.ResponseDetail(message=text)])
+            self._settle()
+            response.serverInfo = api.ServerInfo(clusterName=self.name, statsUrlPrefix="")
+            return response
+
+    def authenticate(self, method: Method, arguments: Any, header: str) -> Tuple[Optional[str], Optional[Any]]:
+        """(the user, None), or (None, the denial); (None, None) where credentials are missing."""
+        if self.users is None:
+            return "UNSECURE", None
+        name, role = "UNSECURE", ""
+        if header.lower().startswith("basic "):
+            with contextlib.suppress(ValueError):
+                name, _, password = base64.b64decode(header[6:]).decode().partition(":")
+                known, role = self.users.get(name, ("", ""))
+                if not known or not hmac.compare_digest(known.encode(), password.encode()):
+                    return None, None       # wrong ones are refused on a read, too
+        if method.access == "read":
+            return name, None
+        if not role:
+            return None, None
+        key = _named_key(arguments)
+        if method.access == "admin" and role != "*" or key is not None and not fnmatch.fnmatchcase(key.role or "", role):
+            text = ("Subject %s lacks permission UnscopedRpcPermission{domain=thrift.AuroraAdmin, rpc=%s}" % (
+                name, method.name) if key is None else
+                "Subject %s is not permitted to JobScopedRpcPermission{rpc=%s, permittedJob=%s}." % (
+                    name, method.name, _java_key(key)))
+            return None, api.Response(responseCode=api.ResponseCode.AUTH_FAILED,
+                                      details=[api.ResponseDetail(message=text)])
+        return name, None
+
+    def start(self, port: int = 0) -> str:
+        """Serve on a loopback port in a thread of its own, if it does not yet; the URL."""
+        if self.url:
+            return self.url
+        self.server = HttpServer(("127.0.0.1", port), DemoApp(self))
+        self._thread = threading.Thread(target=self.server.serve_forever, name="demo-scheduler", daemon=True)
+        self._thread.start()
+        self.url = "http://127.0.0.1:%d" % self.server.port
+        return self.url
+
+    @property
+    def away(self) -> bool:
+        """Whether nobody leads: as it was told, or since it restarts."""
+        return self.leaderless or self.clock.now() < self._back_at
+
+    def stop(self) -> None:
+        """Serve no more."""
+        self.server.shutdown()
+        self.server.server_close()
 
     def _sample_task(self, role: str, environment: str, name: str, command: str, service: bool = True,
                      cpu: float = 0.5, ram: int = 128, disk: int = 128, padding: int = 0) -> Any:
@@ -11302,7 +11242,7 @@ class Demo:
                     task.host.used[i] += amount
 
 
-def _tuple(key: Any) -> Tuple[str, str, str]:
+def _tuple(key: Any) -> JobTuple:
     return (key.role, key.environment, key.name)
 
 

@@ -598,7 +598,7 @@ class SchedulerTest(unittest.TestCase):
         threads = [threading.Thread(target=work) for _ in range(4)]
         for each in threads:
             each.start()
-        wait_for(lambda: scheduler.events["circuit_breaks"])
+        wait_for(lambda: scheduler.network.circuit_breaks)
         with self.assertRaisesRegex(aurora_rest.SchedulerUnreachable, "127.0.0.1:%d failed . times in a row, at last with: "
                                     ".*refused" % port):
             scheduler.getTierConfigs()      # who comes now fails at once, and is told why
@@ -616,7 +616,7 @@ class SchedulerTest(unittest.TestCase):
         for _ in range(8):
             with self.assertRaises(aurora_rest.SchedulerUnreachable):
                 scheduler.getTierConfigs()
-        self.assertGreater(scheduler.events["circuit_breaks"], 0)
+        self.assertGreater(scheduler.network.circuit_breaks, 0)
 
     def test_zookeeper_is_asked_only_when_no_leader_answers(self):
         asked = []
@@ -642,7 +642,7 @@ class SchedulerTest(unittest.TestCase):
         answers[0] = []
         scheduler._forget_leader()
         error = self.fails_with(aurora_rest.NoLeader, scheduler)
-        self.assertEqual(dict(error.headers)["Retry-After"], "5")
+        self.assertEqual(error.retry_after, 5)
         answers[0] = RuntimeError("")
         self.assertIn("RuntimeError", str(self.fails_with(aurora_rest.SchedulerUnreachable, self.scheduler(
             locate=aurora_rest.ZooKeeperLocator(aurora_rest.Cluster("east", zk="zk:1"), ask_zookeeper)))))
@@ -799,24 +799,6 @@ class SchedulerTest(unittest.TestCase):
                     getTierConfigResult=api.GetTierConfigResult.from_plain(aurora_rest.DEFAULT_TIERS))))))
             return True
         return self.fake(script)
-
-    def test_415_falls_back_to_tjson_and_remembers(self):
-        fake = self.speaks_only_tjson()
-        scheduler = self.scheduler(fake.url)
-        scheduler.getTierConfigs()
-        scheduler.getTierConfigs()
-        self.assertEqual([body[:1] == b"\x80" for _, body in fake.requests], [True, False, False])
-
-    def test_calls_that_meet_415_together_all_fall_back(self):
-        both = threading.Barrier(2)
-        scheduler = self.scheduler(self.speaks_only_tjson(lambda: both.wait(5)).url)
-        answers = []
-        threads = [threading.Thread(target=lambda: answers.append(scheduler.getTierConfigs().responseCode)) for _ in range(2)]
-        for each in threads:
-            each.start()
-        for each in threads:
-            each.join()
-        self.assertEqual(answers, [1, 1])
 
     def test_http_failures_become_their_own_errors(self):
         for status, error, code in ((401, aurora_rest.Unauthorized, 401), (403, aurora_rest.AuthFailed, 403),
@@ -1050,7 +1032,7 @@ class SchedulerTest(unittest.TestCase):
         self.assertEqual(len(most), 1000)
         self.assertLessEqual(max(most), 3)
         self.assertEqual((scheduler.semaphore.inside, scheduler.semaphore.waiting), (0, 0))
-        self.assertLessEqual(sum(map(len, scheduler._idle.values())), 3)
+        self.assertLessEqual(sum(map(len, scheduler.network._idle.values())), 3)
 
     def test_clusters_json_is_read_and_its_defects_are_told(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -2885,7 +2867,7 @@ class RoomTest(unittest.TestCase):
                              (b"PUT /forbidden HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n", 403),
                              (b"GET / HTTP/1.1\r\nHost: h\r\nExpect: x\r\n\r\n", 417), (b"GET / HTTP/1.1\r\n\r\n", 400)):
             self.assertEqual(statuses(raw(server, data)), [status], data[:60])
-        wait_for(lambda: not server.connections and not server.all_reserved)
+        wait_for(lambda: not server.connections and not server.bodies.all)
 
 
 class WireTest(Serving):
@@ -3325,15 +3307,15 @@ class LimitsTest(unittest.TestCase):
         for number, each in enumerate(held):        # announced: 300 kB; arrived: some bytes each
             each.sendall(head + (b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n" if number % 2 else
                                  b"Content-Length: 9000\r\n\r\nx"))
-        wait_for(lambda: server.http.all_reserved >= 30)
-        self.assertLess(server.http.all_reserved, 1000)
+        wait_for(lambda: server.http.bodies.all >= 30)
+        self.assertLess(server.http.bodies.all, 1000)
         self.assertEqual(ask(server, "POST", JOB + "hello/inspect", source()).status, 200)
         held[0].sendall(b"y" * 8000)
-        wait_for(lambda: server.http.all_reserved > 8000)
+        wait_for(lambda: server.http.bodies.all > 8000)
         self.assertEqual(statuses(raw(server, head + b"Content-Length: 5000\r\n\r\n")), [503])      # over the caller's quarter
         for each in held:
             each.close()
-        wait_for(lambda: not server.http.all_reserved and not server.http.reserved)
+        wait_for(lambda: not server.http.bodies.all and not server.http.bodies.by_caller)
 
     def test_a_body_counts_until_its_request_is_answered(self):
         server = self.serve()
@@ -3344,9 +3326,9 @@ class LimitsTest(unittest.TestCase):
             sock.sendall(b"POST /alpha/rpc/devcluster/getJobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(
                 body) + body)
             wait_for(lambda: any(c.busy for c in list(server.http.connections)))
-            self.assertGreaterEqual(server.http.all_reserved, 5000)
+            self.assertGreaterEqual(server.http.bodies.all, 5000)
         self.assertEqual(statuses(sock.recv(65536)), [200])
-        wait_for(lambda: not server.http.all_reserved)
+        wait_for(lambda: not server.http.bodies.all)
 
     def test_answers_that_nobody_takes_are_bounded_all_together(self):
         server = self.serve(unsent=400000, send_time=60)
@@ -3357,10 +3339,10 @@ class LimitsTest(unittest.TestCase):
             with contextlib.suppress(OSError):
                 sock.sendall(request * 150)     # 150 answers of 190 kB
         wait_for(lambda: server.http.refusals["unsent"])
-        wait_for(lambda: server.http.all_unsent <= 400000)
+        wait_for(lambda: server.http.unsent.all <= 400000)
         for sock in socks:
             sock.close()
-        wait_for(lambda: server.http.all_unsent == 0)
+        wait_for(lambda: server.http.unsent.all == 0)
 
     def test_who_takes_nothing_at_first_has_his_grace_too(self):
         server = self.serve()
@@ -3381,7 +3363,7 @@ class LimitsTest(unittest.TestCase):
         self.addCleanup(sock.close)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 60)
-        wait_for(lambda: server.http.all_unsent)
+        wait_for(lambda: server.http.unsent.all)
         wait_for(lambda: not server.http.connections)
 
     def test_no_request_waits_longer_than_its_limit_where_no_thread_can_be_started(self):
@@ -3596,7 +3578,7 @@ class LimitsTest(unittest.TestCase):
             data = raw(server, line + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n")
             self.assertEqual(statuses(data), [status])
         self.assertEqual(ask(server, "POST", JOB + "hello/inspect", source()).status, 200)
-        wait_for(lambda: not server.http.all_reserved and not server.http.reserved)
+        wait_for(lambda: not server.http.bodies.all and not server.http.bodies.by_caller)
 
     def test_no_wake_up_of_the_reading_thread_is_lost(self):
         server = self.serve()
@@ -3736,7 +3718,7 @@ class FaultTest(unittest.TestCase):
         leaderless = [True]
         with FakeScheduler(answering(lambda body: http_answer(503) if leaderless[0] else tiers_answer(body))) as fake:
             scheduler = aurora_rest.Scheduler(fake.url, retry_for=0.0)
-            scheduler._circuit(scheduler._named[0]).failures = 10
+            scheduler.network.circuit(scheduler._named[0]).failures = 10
             with self.assertRaises(aurora_rest.NoLeader):
                 scheduler.getTierConfigs()
             leaderless[0] = False
