@@ -86,6 +86,7 @@ except ImportError as missing:
     sys.exit("aurora_rest.py needs the packages thrift and pystachio (%s): pip install thrift pystachio" % missing)
 
 __version__ = "1.0.0"
+Json = Dict[str, Any]       # a JSON object
 __all__ = ["Server", "Scheduler", "load_job", "api", "AuroraError", "Demo", "__version__"]
 
 # ============================================================================================================
@@ -369,7 +370,7 @@ class ChunkedBody:
 class Request:
     """One request, as a handler sees it."""
     __slots__ = ("head", "method", "path", "raw_query", "headers", "body", "peer", "id", "started", "secure", "user",
-                 "route", "args", "_query", "authorization", "share", "certificate", "caller")
+                 "route", "args", "_query", "authorization", "share", "certificate", "caller", "audited")
 
     def __init__(self, head: Head, body: bytes, peer: str, request_id: str, secure: bool = False) -> None:
         self.head = head
@@ -394,6 +395,7 @@ class Request:
         self.certificate: Optional[str] = None
         self.caller = peer          # whose share of what is limited it takes: the peer's, until it is known who asks
         self.share: Any = None
+        self.audited = False        # the audit trail has a line of it
         self._query: Optional[List[Tuple[str, str]]] = None
 
     @property
@@ -473,7 +475,7 @@ def etag_matches(header: str, etag: str, weak: bool = True) -> bool:
 
 def error_response(error: Failure, key: Optional[str] = None) -> Response:
     """The JSON answer for a failure, as DESIGN says: status, key, code, errors, count and the error's own details."""
-    plain: Dict[str, Any] = {"status": "failure"}
+    plain: Json = {"status": "failure"}
     if key:
         plain["key"] = key
     plain.update(code=error.code, errors=error.messages or [type(error).__doc__ or "failed"], count=0)
@@ -502,7 +504,7 @@ def load_json(text: str, pairs: Optional[Callable[[List[Tuple[str, Any]]], Any]]
 
 def parse_json(data: bytes) -> Any:
     """Strict JSON: UTF-8, no name twice, and as `load_json` wants it. Raises BadRequest."""
-    def pairs(items: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    def pairs(items: List[Tuple[str, Any]]) -> Json:
         made = dict(items)
         if len(made) < len(items):
             raise ValueError("a name occurs twice in one object")
@@ -948,6 +950,10 @@ class App:
 
     def broken(self, error: Exception) -> None:
         """Called for an exception that is a defect of ours, to be logged."""
+
+    def dress(self, request: Request, response: Response) -> Response:
+        """The answer in the form that the request wants."""
+        return response
 
     def extra_headers(self, request: Request) -> Sequence[Tuple[str, str]]:
         """Header fields for any answer to this request."""
@@ -1472,6 +1478,8 @@ class Connection:
         close = close or response.close or self.server.draining or request is None or not request.head.keep_alive
         if request is not None and not self.unsent:
             self.taker = request.caller
+        if request is not None:
+            response = self.server.app.dress(request, response)
         data = self.server.encode(request, response, close)
         self.server.app.finished(request, self.peer, response, len(data))
         self.push(data, close, done=True)
@@ -2267,6 +2275,8 @@ class Type(NamedTuple):
             return float(value)
         if kind == "bool" and isinstance(value, bool):
             return value
+        if kind == "string" and path.endswith("executorConfig.data") and isinstance(value, (dict, list)):
+            return json.dumps(value, sort_keys=True)        # it may be shown as what it holds
         if kind == "string" and isinstance(value, str):
             if not value.isascii():
                 try:
@@ -2321,7 +2331,7 @@ class ThriftStruct:
         else:
             protocol.writeStruct(self, self.thrift_spec)
 
-    def to_plain(self) -> Dict[str, Any]:
+    def to_plain(self) -> Json:
         """This struct as plain JSON."""
         plain = {}
         for name, kind in self.fields.items():
@@ -2405,7 +2415,7 @@ class Api:
         for number, _, field in fields:
             spec[int(number)] = (int(number), _TTYPES[types[field].kind], field, types[field].spec_args(), None)
         # An __init__ with named arguments: the C decoder calls it once for every nested struct.
-        namespace: Dict[str, Any] = {}
+        namespace: Json = {}
         body = "; ".join("self.%s = %s" % (field, field) for field in types) or "pass"
         exec("def __init__(self%s): %s" % ("".join(", %s=None" % field for field in types), body), namespace)
         return type(name, (ThriftStruct,), {
@@ -3946,7 +3956,7 @@ Service = Job(service=True)
 """
 
 
-def _declare(names: Dict[str, Any]) -> None:
+def _declare(names: Json) -> None:
     """Adds what SCHEMA declares to pystachio's names. A type with ! is required; after = stands the default."""
     from pystachio import Default, Required, Struct
     for struct_name, body, name, value in re.findall(r"^struct (\w+) {(.+?)}$|^(\w+) = ([^\n]+)$", SCHEMA, re.M | re.S):
@@ -3962,7 +3972,7 @@ def _declare(names: Dict[str, Any]) -> None:
         names[struct_name] = type(Struct)(struct_name, (Struct,), fields)
 
 
-def _schema() -> Dict[str, Any]:
+def _schema() -> Json:
     """The names a configuration sees: pystachio's, the Aurora schema's, the helpers' and the unit constants."""
     # pystachio would import it, slowly, for nothing.
     sys.modules.setdefault("pkg_resources", None)   # type: ignore[arg-type]
@@ -4278,7 +4288,7 @@ _PROVIDED = frozenset(_BUILTINS) | {"print", "True", "False", "None"}
 class _Namespace:
     """What `import` of a permitted module gives: some of its names."""
 
-    def __init__(self, names: Dict[str, Any]) -> None:
+    def __init__(self, names: Json) -> None:
         self.__dict__.update(names)
 
 
@@ -4328,17 +4338,17 @@ class _Evaluation:
     request: the server's message (see Evaluator.evaluate). Errors are ConfigProblem; each text is for the user.
     """
 
-    def __init__(self, schema: Dict[str, Any], request: Dict[str, Any]) -> None:
+    def __init__(self, schema: Json, request: Json) -> None:
         self.schema = schema
         self.request = request
         self.files: Dict[str, str] = request["files"]
         self.shared: Dict[str, str] = request["shared"]
         self.printed: List[str] = []
         self.depth: List[str] = []
-        self.want: Optional[Dict[str, Any]] = None      # what is missing; stays even where source catches the exception
+        self.want: Optional[Json] = None      # what is missing; stays even where source catches the exception
         self.environment = self._environment()
 
-    def _environment(self) -> Dict[str, Any]:
+    def _environment(self) -> Json:
         builtins: Any = __builtins__
         available = builtins if isinstance(builtins, dict) else vars(builtins)
         provided = {name: available[name] for name in _BUILTINS}
@@ -4403,7 +4413,7 @@ class _Evaluation:
         finally:
             self.depth.pop()
 
-    def run(self) -> Dict[str, Any]:
+    def run(self) -> Json:
         """The answer: `job` and `update` or `errors`, or `want`."""
         try:
             answer = self._answer()
@@ -4438,7 +4448,7 @@ class _Evaluation:
             trace = trace.tb_next
         return place
 
-    def _answer(self) -> Dict[str, Any]:
+    def _answer(self) -> Json:
         root = self.request["root"]
         if self.request["json"]:
             self._load_json(self.files[root])
@@ -4505,7 +4515,7 @@ class _Conversion:
 
     A job is interpolated once for the checks and once, with its tier, for the conversion; both read plain values."""
 
-    def __init__(self, schema: Dict[str, Any], request: Dict[str, Any]) -> None:
+    def __init__(self, schema: Json, request: Json) -> None:
         from pystachio import Empty, Environment, Ref
         self.schema = schema
         self.request = request
@@ -4513,9 +4523,9 @@ class _Conversion:
         self.environment = Environment
         self.ref = Ref.from_address
         self.subscope = Ref.subscope
-        self.want: Optional[Dict[str, Any]] = None
+        self.want: Optional[Json] = None
 
-    def convert(self, jobs: Any) -> Dict[str, Any]:
+    def convert(self, jobs: Any) -> Json:
         """Plain job, update settings, warnings. Raises ConfigProblem."""
         job = self.pick(jobs)
         self.require(job)
@@ -4701,12 +4711,12 @@ class _Conversion:
 
     # conversion: `made` is the interpolated job, `plain` its values
 
-    def job_configuration(self, made: Any, plain: Any, open_refs: Sequence[Any], ports: Set[str]) -> Dict[str, Any]:
+    def job_configuration(self, made: Any, plain: Any, open_refs: Sequence[Any], ports: Set[str]) -> Json:
         key = {field: plain[field] for field in ("role", "environment", "name")}
         for field, value in key.items():
             if not IDENTIFIER.fullmatch(value):
                 raise ConfigProblem("Invalid %s '%s'" % (field, value))
-        task: Dict[str, Any] = {name: plain.get(field) for name, field in _TASK_FIELDS.items()}
+        task: Json = {name: plain.get(field) for name, field in _TASK_FIELDS.items()}
         task.update(job=key, taskLinks={}, metadata=_camel(plain["metadata"]), resources=_resources(plain["task"], ports),
                     constraints=_constraints(plain.get("constraints", {})), container=self.container(made.container()))
         if "partition_policy" in plain:
@@ -4722,7 +4732,7 @@ class _Conversion:
         return {"key": key, "cronSchedule": plain.get("cron_schedule"), "cronCollisionPolicy": policy,
                 "taskConfig": task, "instanceCount": plain["instances"]}
 
-    def container(self, container: Any) -> Dict[str, Any]:
+    def container(self, container: Any) -> Json:
         if container is self.empty:
             return {"mesos": {}}
         chosen = container.unwrap()
@@ -4779,7 +4789,7 @@ class _Conversion:
             raise ConfigProblem("Task is invalid: Unexpected unbound refs: %s. Make sure you are not nesting template "
                                 "variables." % " ".join(sorted(map(str, left))))
 
-    def update_settings(self, made: Any, plain: Any) -> Dict[str, Any]:
+    def update_settings(self, made: Any, plain: Any) -> Json:
         """py/client/api/updater_util.py; an explicit queue or batch strategy does what that file means to do."""
         batch, wait, pulse = plain["batch_size"], plain["wait_for_batch_completion"], plain.get("pulse_interval_secs")
         strategy = plain.get("update_strategy")
@@ -4814,13 +4824,13 @@ def _number(holder: Any, field: str) -> Any:
     return value
 
 
-def _constraints(given: Dict[str, str]) -> List[Dict[str, Any]]:
+def _constraints(given: Dict[str, str]) -> List[Json]:
     made = []
     for name, value in sorted(given.items()):
         if value.startswith("limit:"):
             if not _is_integer(value[6:]):
                 raise ConfigProblem("constraint %s: %s is not a valid limit, which is a whole number" % (name, value))
-            constraint: Dict[str, Any] = {"limit": {"limit": int(value[6:])}}
+            constraint: Json = {"limit": {"limit": int(value[6:])}}
         else:
             negated = value.startswith("!")
             constraint = {"value": {"negated": negated, "values": sorted(set(value[negated:].split(",")))}}
@@ -4828,7 +4838,7 @@ def _constraints(given: Dict[str, str]) -> List[Dict[str, Any]]:
     return made
 
 
-def _resources(task: Any, ports: Set[str]) -> List[Dict[str, Any]]:
+def _resources(task: Any, ports: Set[str]) -> List[Json]:
     if "resources" not in task:
         raise ConfigProblem("Task must specify resources!")
     cpu, ram, disk, gpu = (task["resources"][unit] for unit in ("cpu", "ram", "disk", "gpu"))
@@ -4861,10 +4871,10 @@ def _without_none(value: Any) -> Any:
     return [_without_none(each) for each in value] if isinstance(value, list) else value
 
 
-def _resolve_ports(portmap: Dict[str, Any]) -> Dict[str, Any]:
+def _resolve_ports(portmap: Json) -> Json:
     """A portmap with every alias followed to its end. Raises ConfigProblem for a cycle."""
     ports: Dict[Any, Any] = {name: int(port) if _is_integer(port) else port for name, port in portmap.items()}
-    resolved: Dict[str, Any] = {}
+    resolved: Json = {}
     for name in ports:
         port, seen = ports[name], {name}
         while port in ports:
@@ -5144,7 +5154,7 @@ def _evaluator_main(limits: ConfigLimits) -> None:
     os._exit(0)
 
 
-def _serve_one(schema: Dict[str, Any], limits: ConfigLimits, control: socket.socket, filtered: bool) -> bool:
+def _serve_one(schema: Json, limits: ConfigLimits, control: socket.socket, filtered: bool) -> bool:
     """Fork for one request, pass the server its socket, and, when the server has what came through it, the child's exit
     status. False to stop."""
     here, there = socket.socketpair()
@@ -5170,7 +5180,7 @@ def _serve_one(schema: Dict[str, Any], limits: ConfigLimits, control: socket.soc
     return goes_on
 
 
-def _evaluate_one(schema: Dict[str, Any], limits: ConfigLimits, channel: int, filtered: bool) -> None:
+def _evaluate_one(schema: Json, limits: ConfigLimits, channel: int, filtered: bool) -> None:
     """In the forked child: shut in, warm up if nothing comes within moments, evaluate one request, answer. filtered: the
     system call filter was announced, so that nothing is done without it."""
     _limit_resources(limits)
@@ -5231,7 +5241,7 @@ class _Worker:
         lines = self.process.stderr.read(1 << 16).decode("utf-8", "replace").split("\n")
         return next((line.strip()[:500] for line in reversed(lines) if line.strip()), "")
 
-    def ask(self, message: bytes) -> Dict[str, Any]:
+    def ask(self, message: bytes) -> Json:
         """The answer to one request. Raises OSError when the process is gone; it is of no use then. A source that goes
         over the limits takes the process with it."""
         limits = self.limits
@@ -5323,8 +5333,8 @@ class Evaluator:
         self._closed = False
 
     def evaluate(self, files: Dict[str, str], key: Sequence[str], *, is_json: bool = False,
-                 bindings: Sequence[Tuple[str, str]] = (), tiers: Optional[Dict[str, Any]] = None,
-                 docker_registry: str = "", caller: Optional[str] = None) -> Dict[str, Any]:
+                 bindings: Sequence[Tuple[str, str]] = (), tiers: Optional[Json] = None,
+                 docker_registry: str = "", caller: Optional[str] = None) -> Json:
         """The plain answer for the job `key` (cluster, role, environment, name) in `files`, of which the first is the
         root: `job`, `warnings`, and `update` or `update_errors`. Raises InvalidConfig."""
         if sum(len(text.encode("utf-8", "replace")) for text in files.values()) > self.limits.source_bytes:
@@ -5381,7 +5391,7 @@ class Evaluator:
             self._keep(worker)
         return self.isolation or []
 
-    def _ask(self, request: Dict[str, Any], caller: Optional[str]) -> Dict[str, Any]:
+    def _ask(self, request: Json, caller: Optional[str]) -> Json:
         self._semaphore.enter(self.limits.wall_seconds, caller)
         try:
             message = json.dumps(request).encode()      # only now: those in the line hold their sources once
@@ -5468,7 +5478,7 @@ class Evaluator:
 
 
 # What getTierConfigs answers with the scheduler's default tiers (j/../resources/.../tiers.json).
-DEFAULT_TIERS: Dict[str, Any] = {"defaultTierName": "preemptible", "tiers": [
+DEFAULT_TIERS: Json = {"defaultTierName": "preemptible", "tiers": [
     {"name": "preferred", "settings": {"preemptible": "false", "revocable": "false"}},
     {"name": "preemptible", "settings": {"preemptible": "true", "revocable": "false"}},
     {"name": "revocable", "settings": {"preemptible": "true", "revocable": "true"}}]}
@@ -5602,7 +5612,7 @@ _default_evaluator: List[Evaluator] = []
 
 
 def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str] = None, is_json: bool = False,
-             bindings: Union[Dict[str, str], Sequence[Tuple[str, str]]] = (), tiers: Optional[Dict[str, Any]] = None,
+             bindings: Union[Dict[str, str], Sequence[Tuple[str, str]]] = (), tiers: Optional[Json] = None,
              docker_registry: str = "", evaluator: Optional[Evaluator] = None, caller: Optional[str] = None) -> Job:
     """The job `key` (cluster/role/environment/name) that `source` describes, converted for the scheduler.
 
@@ -5615,9 +5625,7 @@ def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str
         if not _default_evaluator:
             _default_evaluator.append(Evaluator())
         evaluator = _default_evaluator[0]
-    parts = key.split("/")
-    if len(parts) != 4:
-        raise BadRequest("a job key is cluster/role/environment/name, not %r" % key)
+    parts = Key.of(key)
     files = {"job.aurora": source} if isinstance(source, str) else source
     pairs = list(bindings.items()) if isinstance(bindings, dict) else list(bindings)
     answer = evaluator.evaluate(files, parts, is_json=is_json, bindings=pairs, tiers=tiers,
@@ -5657,17 +5665,26 @@ class Key(NamedTuple):
     def __str__(self) -> str:
         return "/".join(self)
 
+    @classmethod
+    def of(cls, key: Union[str, Key]) -> Key:
+        """A key from cluster/role/environment/name. Raises BadRequest."""
+        parts = key.split("/") if isinstance(key, str) else key
+        if len(parts) != 4:
+            raise BadRequest("a job key is cluster/role/environment/name, not %r" % (key,))
+        return cls(*parts)
+
     @property
     def thrift(self) -> Any:
+        """The api.JobKey."""
         return api.JobKey(role=self.role, environment=self.environment, name=self.name)
 
 
 class DryRun(Exception):
-    """The write call that would have been made."""
+    """The write call that would have been made, if there is one, and what is known of its effect."""
 
-    def __init__(self, method: str, arguments: Any, **more: Any) -> None:
+    def __init__(self, method: Optional[str], arguments: Any, **more: Any) -> None:
         super().__init__(method)
-        self.would = dict(more, call=method, arguments=arguments.to_plain())
+        self.would = dict(more, call=method, arguments=arguments.to_plain()) if method else more
 
 
 def named_roles(value: Any) -> List[Optional[str]]:
@@ -5708,7 +5725,7 @@ class Session:
         self.authorization = authorization
         self.dry_run = dry_run
         self.permit = permit
-        self.notes: Dict[str, Any] = {}     # what a dry run tells besides the call
+        self.notes: Json = {}     # what a dry run tells besides the call
         self.sent = False
 
     def call(self, method: str, *arguments: Any, projection: Optional[Projection] = None,
@@ -5769,25 +5786,32 @@ _MESSAGES = {"responseCode": True, "details": True}
 @lru_cache(maxsize=None)
 def projection(name: str) -> Projection:
     """The named projection of a Response; made on first use."""
-    shapes: Dict[str, Any] = {
+    assigned = {"taskId": True, "slaveHost": True, "instanceId": True}
+    events = {"status": True, "taskEvents": True, "failureCount": True, "ancestorId": True, "timesPartitioned": True}
+    summary = {"tier": True, "isService": True}
+    shapes: Json = {
         "job keys": {"getJobsResult": {"configs": {"key": _STRING_KEY, None: _OnlyKey}}},
-        "tasks": {"scheduleStatusResult": {"tasks": {
-            "assignedTask": {"taskId": True, "slaveHost": True, "instanceId": True, "assignedPorts": True,
-                             "task": {"isService": True}},
-            "status": True, "failureCount": True, "taskEvents": True, "ancestorId": True, "timesPartitioned": True}}},
+        "tasks": {"scheduleStatusResult": {"tasks": dict(events, assignedTask=dict(
+            assigned, assignedPorts=True, task=summary))}},
         "task changes": {"scheduleStatusResult": {"tasks": {
-            "assignedTask": {"taskId": True, "slaveHost": True, "instanceId": True, "task": {"job": _STRING_KEY}},
-            "status": True, "taskEvents": True}}},
+            "assignedTask": dict(assigned, task={"job": _STRING_KEY}), "status": True, "taskEvents": True}}},
         "sla tasks": {"scheduleStatusResult": {"tasks": {
             "assignedTask": {"slaveHost": True, "task": {"job": _STRING_KEY, "production": True}},
             "status": True, "taskEvents": {"timestamp": True, "status": True}}}},
-        "task states": {"scheduleStatusResult": {"tasks": {
-            "assignedTask": {"taskId": True, "slaveHost": True, "instanceId": True}, "status": True}}},
+        "task states": {"scheduleStatusResult": {"tasks": {"assignedTask": assigned, "status": True}}},
+        "hosts": {"scheduleStatusResult": {"tasks": {"assignedTask": {"slaveHost": True}}}},
         "summaries": {"jobSummaryResult": {"summaries": {
-            "job": {"key": _STRING_KEY, "cronSchedule": True, "instanceCount": True,
-                    "taskConfig": {"tier": True, "isService": True}},
+            "job": {"key": _STRING_KEY, "cronSchedule": True, "cronCollisionPolicy": True, "instanceCount": True,
+                    "taskConfig": summary},
+            "stats": True, "nextCronRunMs": True}}},
+        "described summaries": {"jobSummaryResult": {"summaries": {
+            "job": {"key": _STRING_KEY, "cronSchedule": True, "cronCollisionPolicy": True, "instanceCount": True,
+                    "taskConfig": dict(summary, metadata=True, container=True)},
             "stats": True, "nextCronRunMs": True}}},
     }
+    for name_, method in (("cluster tasks", "scheduleStatusResult"), ("recovery tasks", "queryRecoveryResult")):
+        shapes[name_] = {method: {"tasks": dict(events, assignedTask=dict(
+            assigned, assignedPorts=True, task=dict(summary, job=_STRING_KEY)))}}
     return Projection(Type("struct", api.Response), dict(_MESSAGES, result=shapes[name]))
 
 
@@ -5797,23 +5821,34 @@ def list_jobs(scheduler: Scheduler, role: Optional[str] = None) -> List[str]:
     return sorted(response.get("result", {}).get("getJobsResult", {}).get("configs", ()))
 
 
-def list_summaries(scheduler: Scheduler, role: Optional[str] = None) -> List[Any]:
+def list_summaries(scheduler: Scheduler, role: Optional[str] = None, fields: str = "summaries") -> List[Any]:
     """The plain summaries of a role's jobs, or of all, sorted by key: job (key as text), stats, nextCronRunMs."""
-    response = scheduler.call("getJobSummary", role, projection=projection("summaries"))
+    response = scheduler.call("getJobSummary", role, projection=projection(fields))
     found = response.get("result", {}).get("jobSummaryResult", {}).get("summaries", ())
     return sorted(found, key=lambda each: each["job"]["key"])
 
 
 def query_tasks(scheduler: Scheduler, key: Key, instances: Sequence[int] = (), statuses: Optional[Iterable[int]] = None,
-                fields: str = "tasks") -> List[Any]:
-    """The plain tasks of a job, sorted by instance and age; statuses are numbers. fields: a projection's name."""
+                fields: str = "tasks", reasons: bool = False) -> List[Any]:
+    """The plain tasks of a job, sorted by instance and age; statuses are numbers. fields: a projection's name; reasons:
+    with the scheduler's `reason` why, in each that waits for a host."""
     query = api.TaskQuery(jobKeys={key.thrift}, instanceIds=set(instances) or None,
                           statuses=set(statuses) if statuses else None)
     response = scheduler.call("getTasksWithoutConfigs", query, projection=projection(fields))
     tasks = response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", [])
     for task in tasks:
         task["assignedTask"].setdefault("instanceId", 0)
+    if reasons and any(task["status"] == api.ScheduleStatus.PENDING for task in tasks):
+        known = pending_reasons(scheduler, api.TaskQuery(jobKeys={key.thrift}))
+        for task in tasks:
+            task["reason"] = known.get(task["assignedTask"]["taskId"])
     return sorted(tasks, key=lambda t: (t["assignedTask"]["instanceId"], _first_event(t), t["assignedTask"]["taskId"]))
+
+
+def pending_reasons(scheduler: Scheduler, query: Any) -> Dict[str, str]:
+    """Why each pending task that an api.TaskQuery finds waits, by task id."""
+    found = scheduler.call("getPendingReason", query).result.getPendingReasonResult.reasons or ()
+    return {each.taskId: each.reason or "" for each in found}
 
 
 def _first_event(task: Any) -> int:
@@ -5823,6 +5858,19 @@ def _first_event(task: Any) -> int:
 def is_active(task: Any) -> bool:
     """Whether a plain task is in an active state."""
     return task["status"] in api.ACTIVE_STATES
+
+
+def instances_of(tasks: Iterable[Any]) -> List[int]:
+    """The sorted instance numbers of plain tasks."""
+    return sorted({task["assignedTask"]["instanceId"] for task in tasks})
+
+
+def last_words(task: Any) -> Json:
+    """How a plain task ended: instance, id, state, host, and the message of its last event."""
+    assigned = task["assignedTask"]
+    events = sorted(task.get("taskEvents", ()), key=lambda event: event["timestamp"])
+    return {"instance": assigned["instanceId"], "id": assigned["taskId"], "host": assigned.get("slaveHost"),
+            "state": api.ScheduleStatus.name_of(task["status"]), "message": events[-1].get("message") if events else None}
 
 
 def active_instances(scheduler: Scheduler, key: Key, instances: Sequence[int] = ()) -> Dict[int, Any]:
@@ -5869,7 +5917,7 @@ class UpdateStarted(NamedTuple):
 
 def start_update(scheduler: Scheduler, job: Job, instances: Sequence[int] = (),
                  message: Optional[str] = None) -> UpdateStarted:
-    """Start a rolling update to `job`. Raises Conflict, with the summary under `update`, while one is in progress."""
+    """Start a rolling update to `job`. Raises Conflict, with the update under `update`, while one is in progress."""
     update_id = str(uuid.uuid4())
     request = job.update_request(instances, update_id)
     try:
@@ -5878,12 +5926,15 @@ def start_update(scheduler: Scheduler, job: Job, instances: Sequence[int] = (),
         result = conflict.response.result
         if result is None or result.startJobUpdateResult is None:
             raise
-        summary = result.startJobUpdateResult.updateSummary
         mine = _own_update(scheduler, job, update_id)
         if mine:
             return UpdateStarted(mine, [])
+        shown = None
+        with contextlib.suppress(AuroraError):
+            key = Key.of(job.key)
+            shown = plain_update(key.cluster, update_details(scheduler, key, result.startJobUpdateResult.key.id))
         raise Conflict(*(conflict.messages or ["an update of the job is in progress"]), code="UPDATE_IN_PROGRESS",
-                       update=summary.to_plain() if summary is not None else None) from None
+                       update=shown) from None
     started = response.result.startJobUpdateResult if response.result else None
     if started and started.key:
         return UpdateStarted(started.key.id, messages_of(response))
@@ -5915,37 +5966,111 @@ def active_update(scheduler: Scheduler, key: Key) -> Any:
     return found[0]
 
 
+def find_updates(scheduler: Scheduler, query: Any) -> List[Any]:
+    """The api.JobUpdateDetails of each update that an api.JobUpdateQuery finds, the one modified last first."""
+    return list(scheduler.call("getJobUpdateDetails", None, query).result.getJobUpdateDetailsResult.detailsList or ())
+
+
 def update_details(scheduler: Scheduler, key: Key, update_id: str) -> Any:
     """The api.JobUpdateDetails of one update. Raises NotFound."""
-    query = api.JobUpdateQuery(key=api.JobUpdateKey(job=key.thrift, id=update_id))
+    refusal: List[str] = []
     try:
-        response = scheduler.call("getJobUpdateDetails", None, query)
+        found = find_updates(scheduler, api.JobUpdateQuery(key=api.JobUpdateKey(job=key.thrift, id=update_id)))
     except Refused as refused:
-        raise NotFound("no update %s of job %s" % (update_id, key), *refused.messages) from None
-    result = response.result.getJobUpdateDetailsResult
-    found = list(result.detailsList or []) or ([result.details] if result.details else [])
+        found, refusal = [], refused.messages
     if not found:
-        raise NotFound("no update %s of job %s" % (update_id, key))
+        raise NotFound("no update %s of job %s" % (update_id, key), *refusal)
     return found[0]
 
 
-def update_progress(details: Any) -> Dict[str, Any]:
-    """How far an update is, from its details: instances in all, done, failed, under way; and the latest failure."""
+_INSTANCE_STATES = {"INSTANCE_UPDATED": "updated", "INSTANCE_ROLLED_BACK": "rolled_back", "INSTANCE_UPDATING": "updating",
+                    "INSTANCE_ROLLING_BACK": "rolling_back", "INSTANCE_UPDATE_FAILED": "failed",
+                    "INSTANCE_ROLLBACK_FAILED": "failed"}
+
+
+def update_instances(details: Any) -> Dict[str, List[int]]:
+    """The instances of an update by how far each is: updated, updating, rolled_back, rolling_back, failed, waiting."""
     instructions = details.update.instructions
     wanted = set(from_ranges(instructions.desiredState.instances)) if instructions.desiredState else set()
     for config in instructions.initialState or ():
         wanted.update(from_ranges(config.instances))
     only = from_ranges(instructions.settings.updateOnlyTheseInstances) if instructions.settings else []
-    total = len(wanted & set(only)) if only else len(wanted)
-    latest: Dict[int, int] = {}
+    state = {number: "waiting" for number in (wanted & set(only) if only else wanted)}
     for event in sorted(details.instanceEvents or [], key=lambda e: e.timestampMs):
-        latest[event.instanceId] = event.action
-    action = api.JobUpdateAction
-    done = sum(a in (action.INSTANCE_UPDATED, action.INSTANCE_ROLLED_BACK) for a in latest.values())
-    failed = sum(a in (action.INSTANCE_UPDATE_FAILED, action.INSTANCE_ROLLBACK_FAILED) for a in latest.values())
-    texts = [event.message for event in details.updateEvents or [] if event.message]
-    return {"total": max(total, len(latest)), "done": done, "failed": failed, "active": len(latest) - done - failed,
-            "message": texts[-1] if texts else None}
+        state[event.instanceId] = _INSTANCE_STATES.get(api.JobUpdateAction.name_of(event.action), "waiting")
+    found: Dict[str, List[int]] = {}
+    for number in sorted(state):
+        found.setdefault(state[number], []).append(number)
+    return found
+
+
+def update_progress(details: Any) -> Dict[str, int]:
+    """How far an update is, from its details: how many instances in all, done, failed, under way."""
+    counts = {name: len(numbers) for name, numbers in update_instances(details).items()}
+    return {"total": sum(counts.values()), "done": counts.get("updated", 0) + counts.get("rolled_back", 0),
+            "failed": counts.get("failed", 0), "active": counts.get("updating", 0) + counts.get("rolling_back", 0)}
+
+
+def plain_config(config: Any) -> Json:
+    """A TaskConfig or JobConfiguration as plain JSON, with the executor's data as the object that it holds."""
+    plain: Json = config.to_plain()
+    executor = plain.get("taskConfig", plain).get("executorConfig", {})
+    with contextlib.suppress(ValueError, TypeError):
+        executor["data"] = load_json(executor["data"])
+    return plain
+
+
+def plain_update(cluster: str, details: Any, whole: bool = False) -> Json:
+    """An update's api.JobUpdateDetails as callers see it; whole: with settings, configurations and all events."""
+    summary, events = details.update.summary, details.updateEvents or []
+    state, job = summary.state, summary.key.job
+    said = [event.message for event in events if event.message]
+    plain: Json = {
+        "id": summary.key.id, "job": "/".join((cluster, job.role, job.environment, job.name)), "user": summary.user,
+        "state": api.JobUpdateStatus.name_of(state.status), "created": state.createdTimestampMs,
+        "modified": state.lastModifiedTimestampMs, "message": said[-1] if said else None,
+        "progress": update_progress(details), "instances": update_instances(details),
+        "metadata": {each.key: each.value for each in sorted(summary.metadata or (), key=lambda m: m.key or "")}}
+    if not whole:
+        return plain
+    instructions = details.update.instructions
+    desired = instructions.desiredState
+    groups = sorted(((from_ranges(each.instances), each.task) for each in instructions.initialState or ()),
+                    key=lambda pair: pair[0])
+    plain.update(
+        settings=instructions.settings.to_plain() if instructions.settings else None,
+        before=[{"instances": numbers, "config": plain_config(config)} for numbers, config in groups],
+        after={"instances": from_ranges(desired.instances), "config": plain_config(desired.task)} if desired else None,
+        events=[{"state": api.JobUpdateStatus.name_of(each.status), "time": each.timestampMs, "user": each.user,
+                 "message": each.message} for each in events],
+        instance_events=[{"instance": each.instanceId, "action": api.JobUpdateAction.name_of(each.action),
+                          "time": each.timestampMs, "message": each.message} for each in details.instanceEvents or ()])
+    return plain
+
+
+class UpdateLook(NamedTuple):
+    """An update as somebody sees it who waits for its end. details: api.JobUpdateDetails; reasons: why tasks of its job are
+    pending; endings: how its instances ended that failed, where it came to no good end."""
+    details: Any
+    reasons: Sequence[str] = ()
+    endings: Sequence[Json] = ()
+
+
+def look_at_update(scheduler: Scheduler, key: Key, update_id: str) -> UpdateLook:
+    """One update, and what is told of its tasks. Raises NotFound."""
+    details = update_details(scheduler, key, update_id)
+    status = details.update.summary.state.status
+    with contextlib.suppress(AuroraError):      # what is said besides must not fail the wait
+        if status in api.ACTIVE_JOB_UPDATE_STATES:
+            reasons = pending_reasons(scheduler, api.TaskQuery(jobKeys={key.thrift}))
+            return UpdateLook(details, sorted(set(reasons.values())))
+        failed = update_instances(details).get("failed") if status != api.JobUpdateStatus.ROLLED_FORWARD else None
+        if failed:
+            tasks = query_tasks(scheduler, key, failed, api.TERMINAL_STATES)
+            latest = {task["assignedTask"]["instanceId"]: task for task in tasks
+                      if task["status"] in (api.ScheduleStatus.FAILED, api.ScheduleStatus.LOST)}
+            return UpdateLook(details, (), [last_words(latest[number]) for number in sorted(latest)])
+    return UpdateLook(details)
 
 
 def add_like(scheduler: Scheduler, key: Key, count: int, like: Optional[int] = None) -> Optional[List[int]]:
@@ -5965,7 +6090,7 @@ def _all_active(scheduler: Scheduler, key: Key) -> List[Any]:
 
 def _staying(tasks: Iterable[Any]) -> List[int]:
     """The instances of active tasks that are not being killed."""
-    return sorted({task["assignedTask"]["instanceId"] for task in tasks if task["status"] != api.ScheduleStatus.KILLING})
+    return instances_of(task for task in tasks if task["status"] != api.ScheduleStatus.KILLING)
 
 
 def _add_like(scheduler: Scheduler, key: Key, tasks: Sequence[Any], count: int, like: Optional[int]) -> Optional[List[int]]:
@@ -6003,23 +6128,34 @@ def change_instances(scheduler: Scheduler, key: Key, wanted: int, like: Optional
         return {"added": [], "killed": surplus}
 
 
-def field_changes(old: Any, new: Any, path: str = "") -> List[Dict[str, Any]]:
-    """Field by field how plain JSON `new` differs from `old`: path, old, new. Executor data is compared as what it
-    means."""
-    if path.endswith("executorConfig.data"):
-        with contextlib.suppress(TypeError, ValueError):
-            old, new = load_json(old), load_json(new)
+def _by_name(items: Any) -> Optional[Json]:
+    """The objects of a list by what names them: their name or key, or the one field of a union. None where none does."""
+    if not isinstance(items, list) or not items or not all(isinstance(each, dict) for each in items):
+        return None
+    names = [each.get("name") or each.get("key") or (next(iter(each)) if len(each) == 1 else "") for each in items]
+    return dict(zip(names, items)) if all(isinstance(name, str) and name for name in names) and (
+        len(set(names)) == len(names)) else None
+
+
+def field_changes(old: Any, new: Any, path: str = "") -> List[Json]:
+    """Field by field how plain JSON `new` differs from `old`: path, old, new. Objects in lists are told apart by their
+    names (`processes[hello].cmdline`)."""
+    changes: List[Json] = []
     if isinstance(old, dict) and isinstance(new, dict):
-        changes = []
         for name in sorted(set(old) | set(new)):
             changes += field_changes(old.get(name), new.get(name), "%s.%s" % (path, name) if path else name)
         return changes
+    before, after = _by_name(old), _by_name(new)
+    if before is not None and after is not None:
+        for name in sorted(set(before) | set(after)):
+            changes += field_changes(before.get(name), after.get(name), "%s[%s]" % (path, name))
+        return changes or ([] if list(before) == list(after) else [{"path": path, "old": list(before), "new": list(after)}])
     same = old == new or (old in (None, [], {}) and new in (None, [], {}))      # unset and empty mean the same
     return [] if same else [{"path": path, "old": old, "new": new}]
 
 
 def plan_update(scheduler: Scheduler, job: Job, instances: Sequence[int],
-                running: Sequence[Tuple[Any, List[int]]]) -> Dict[str, Any]:
+                running: Sequence[Tuple[Any, List[int]]]) -> Json:
     """What an update to `job` would add, remove, change (with the fields, old and new) and leave. A cron job has no
     update: its template is compared with the active tasks."""
     if job.is_cron:
@@ -6036,11 +6172,11 @@ def plan_update(scheduler: Scheduler, job: Job, instances: Sequence[int],
         result = response.result.getJobUpdateDiffResult
         sets = {name: [(group.config, from_ranges(group.instances)) for group in getattr(result, name) or ()]
                 for name in ("add", "remove", "update", "unchanged")}
-    new = job.configuration.taskConfig.to_plain()
-    plan: Dict[str, Any] = {}
+    new = plain_config(job.configuration.taskConfig)
+    plan: Json = {}
     for name, groups in sets.items():
         plan[name] = sorted(number for _, numbers in groups for number in numbers)
-    plan["changes"] = [{"instances": numbers, "fields": field_changes(config.to_plain(), new)}
+    plan["changes"] = [{"instances": numbers, "fields": field_changes(plain_config(config), new)}
                        for config, numbers in sorted(sets["update"], key=lambda pair: pair[1]) if numbers]
     return plan
 
@@ -6076,7 +6212,7 @@ def up_count(ups: Sequence[int], seconds: float) -> float:
 
 def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage: float, seconds: float,
                 min_instances: int, now: float,
-                together: bool = True) -> List[Dict[str, Any]]:
+                together: bool = True) -> List[Json]:
     """For every job on `hosts`, or on any host, whether it keeps `percentage` of its instances up for `seconds` when they
     go, all together or each alone; only production jobs of at least `min_instances` count, as in aurora_admin.
     For each host: jobs, each with its figures."""
@@ -6120,10 +6256,12 @@ class Cancelled(Exception):
 
 
 class Operation(Source):
-    """A long-running piece of work: its state, progress, steps with their times, outcome. Safe for many threads."""
+    """A long-running piece of work: its state, progress, steps with their times, outcome. Safe for many threads. Iterating
+    over it gives the steps as they come, and raises in the end what it failed with. Times are milliseconds since 1970."""
     MAX_STEPS = 500
 
-    def __init__(self, kind: str, key: str, user: str, total: int = 0, owner: Optional[str] = None) -> None:
+    def __init__(self, kind: str = "script", key: str = "", user: str = "", total: int = 0,
+                 owner: Optional[str] = None) -> None:
         super().__init__()
         self.id = str(uuid.uuid4())
         self.kind = kind
@@ -6132,21 +6270,25 @@ class Operation(Source):
         self.owner = owner              # who alone may cancel it, where `user` is only what somebody says of himself
         self.needs: Tuple[str, Optional[str]] = ("write", None)     # level and role that began it: what cancelling takes
         self.state = "running"          # then succeeded, failed, cancelled or interrupted
-        self.started = time.time()
-        self.ended: Optional[float] = None
+        self.started = int(time.time() * 1000)
+        self.ended: Optional[int] = None
         self.done = self.failed = 0
         self.total = total
+        self.failure: Optional[Exception] = None
         self.errors: List[str] = []
-        self.result: Dict[str, Any] = {}
-        self.steps: Deque[Dict[str, Any]] = collections.deque(maxlen=self.MAX_STEPS)
+        self.result: Json = {}
+        self.steps: Deque[Json] = collections.deque(maxlen=self.MAX_STEPS)
         self.stepped = 0                # steps noted so far, those forgotten too
+        self.on_step: Callable[[Operation, Json], None] = lambda operation, step: None
         self._stop = threading.Event()
         self._stop_as = ""
 
     def step(self, text: str, **fields: Any) -> None:
         """Note one thing that was done or seen."""
-        self.steps.append(dict(fields, time=round(time.time(), 3), text=text))
+        noted = dict(fields, time=int(time.time() * 1000), text=text)
+        self.steps.append(noted)
         self.stepped += 1
+        self.on_step(self, noted)
         self.changed()
 
     def pause(self, seconds: float) -> None:
@@ -6163,27 +6305,43 @@ class Operation(Source):
         self._stop.set()
         return True
 
-    def run(self, work: Callable[[Operation], None]) -> None:
+    def run(self, work: Callable[[Operation], Any]) -> None:
         """Do the work and note how it ended. `work` raises AuroraError for a failure."""
         state = "succeeded"
         try:
             self.pause(0)
             work(self)
         except Cancelled as stopped:
-            state = str(stopped)
+            state, self.failure = str(stopped), stopped
         except AuroraError as error:
-            state = "failed"
+            state, self.failure = "failed", error
             self.errors += error.messages
             self.result.setdefault("code", error.code)
-            if "done" in error.details:
-                self.result["done"] = error.details["done"]
+            self.result.update(error.details)
         except Exception as error:      # a defect here must not leave the operation running for ever
-            state = "failed"
+            state, self.failure = "failed", error
             self.errors.append("internal error: %s" % type(error).__name__)
         with self._lock:
             self.state = state
-            self.ended = time.time()
+            self.ended = int(time.time() * 1000)
         self.changed()
+
+    def __iter__(self) -> Iterator[Json]:
+        woken, told, running = threading.Event(), 0, True
+        self.listen(woken.set)
+        try:
+            while running:
+                woken.clear()
+                running = self.state == "running"
+                stepped, steps = self.stepped, list(self.steps)
+                yield from steps[len(steps) - min(stepped - told, len(steps)):]
+                told = stepped
+                if running:
+                    woken.wait()
+        finally:
+            self.forget(woken.set)
+        if self.failure is not None:
+            raise self.failure
 
     def polls(self, ask: Callable[[], Any], seconds: float, pause: float) -> Iterator[Tuple[Any, bool]]:
         """Ask again and again: (the answer, whether the time is over). A scheduler that fails over is waited for; a write is
@@ -6206,12 +6364,22 @@ class Operation(Source):
             yield answer, time.monotonic() >= deadline
             self.pause(pause)
 
-    def to_plain(self) -> Dict[str, Any]:
+    def to_plain(self) -> Json:
         """As callers see it."""
         return {"id": self.id, "kind": self.kind, "key": self.key, "user": self.user, "state": self.state,
-                "started": round(self.started, 3), "ended": self.ended and round(self.ended, 3),
-                "progress": {"done": self.done, "failed": self.failed, "total": self.total},
+                "started": self.started, "ended": self.ended,
+                "progress": {"done": self.done, "failed": self.failed, "total": self.total,
+                             "active": max(0, self.total - self.done - self.failed)},
                 "steps": list(self.steps), "errors": list(self.errors), "result": dict(self.result)}
+
+
+def begin(work: Callable[..., Any], *arguments: Any, **named: Any) -> Operation:
+    """Run one of the long functions of this room in a thread of its own: `for step in begin(rolling_restart, scheduler, key)`.
+    The Operation tells how it goes; its `stop` ends it between two steps."""
+    operation = Operation(work.__name__)
+    threading.Thread(target=operation.run, name="operation", daemon=True, args=(
+        lambda own: work(*arguments, operation=own, **named),)).start()
+    return operation
 
 
 class _Slot:
@@ -6220,12 +6388,12 @@ class _Slot:
 
     def __init__(self, run: Callable[[_Slot], None]) -> None:
         self.operation: Optional[Operation] = None
-        self.work: Callable[[Operation], None] = lambda operation: None
+        self.work: Callable[[Operation], Any] = lambda operation: None
         self._go = threading.Event()
         self._run = run
         threading.Thread(target=self._wait, name="operation", daemon=True).start()
 
-    def begin(self, operation: Operation, work: Callable[[Operation], None]) -> None:
+    def begin(self, operation: Operation, work: Callable[[Operation], Any]) -> None:
         """Do the work."""
         self.operation, self.work = operation, work
         self._go.set()
@@ -6261,10 +6429,11 @@ class Operations:
             self._slots.release()
             raise Overloaded("no thread could be started for the operation; try again", retry_after=5) from None
 
-    def start(self, operation: Operation, work: Callable[[Operation], None],
+    def start(self, operation: Operation, work: Callable[[Operation], Any],
               slot: Optional[_Slot] = None) -> Operation:
         """Run `work` in the place that was taken, or in a new one. Raises Overloaded."""
         slot = slot or self.take()
+        operation.on_step = self._log_step
         with self._lock:
             self._all[operation.id] = operation
             ended = [each.id for each in self._all.values() if each.state != "running"]
@@ -6272,6 +6441,11 @@ class Operations:
                 del self._all[old]
         slot.begin(operation, work)
         return operation
+
+    def _log_step(self, operation: Operation, step: Json) -> None:
+        self.log("operation id=%s kind=%s key=%s step=%s instances=%s" % (
+            operation.id, operation.kind, operation.key, json.dumps(step["text"][:200]),
+            ",".join(map(str, step.get("instances", ())))[:200] or "-"))
 
     def _run(self, slot: _Slot) -> None:
         operation = slot.operation
@@ -6282,6 +6456,9 @@ class Operations:
                 self.log("operation id=%s kind=%s key=%s user=%s ended=%s done=%d failed=%d total=%d" % (
                     operation.id, operation.kind, operation.key, operation.user, operation.state, operation.done,
                     operation.failed, operation.total))
+                if operation.failure is not None and not isinstance(operation.failure, (AuroraError, Cancelled)):
+                    self.log("error operation=%s %s: %s at %s" % (operation.id, type(operation.failure).__name__,
+                                                                  operation.failure, _place(operation.failure)))
         finally:
             self._slots.release()
 
@@ -6313,20 +6490,28 @@ class Operations:
 
 class Verdict(NamedTuple):
     """How far something is that is waited for. reached: None while it is under way, False where it cannot be any more;
-    text: why not, or not yet; code: what kind of failure; fields: further ones for a step or an answer."""
+    text: why not, or not yet; code: what kind of failure; fields: further ones for a step or an answer; stuck: it is under
+    way, but nothing more will happen by itself."""
     reached: Optional[bool]
     done: int = 0
     failed: int = 0
     total: int = 0
     text: str = ""
     code: str = ""
-    fields: Dict[str, Any] = {}
+    fields: Json = {}
+    stuck: bool = False
+
+    @property
+    def progress(self) -> Dict[str, int]:
+        """As callers see it."""
+        return {"done": self.done, "failed": self.failed, "total": self.total,
+                "active": max(0, self.total - self.done - self.failed)}
 
 
 def judge_gone(tasks: Iterable[Any], instances: Sequence[int] = ()) -> Verdict:
     """Whether none of the instances (all if none are named) is active any more."""
-    left = sorted({task["assignedTask"]["instanceId"] for task in tasks if is_active(task)
-                   and (not instances or task["assignedTask"]["instanceId"] in instances)})
+    left = instances_of(task for task in tasks if is_active(task)
+                        and (not instances or task["assignedTask"]["instanceId"] in instances))
     text = "instances %s have not ended" % ", ".join(map(str, left[:20])) if left else ""
     return Verdict(None if left else True, max(0, len(instances) - len(left)), 0, len(instances) or len(left), text)
 
@@ -6343,49 +6528,64 @@ def judge_running(tasks: Iterable[Any], instances: Optional[Sequence[int]], know
     ran = [number for number, task in latest.items() if task["status"] in (status.RUNNING, status.FINISHED)]
     ended = [task for task in (fresh if strict else ()) if task["status"] in (status.FAILED, status.LOST)]
     ended += [task for task in latest.values() if task["status"] in (status.FAILED, status.LOST, status.KILLED)]
-    bad = sorted({task["assignedTask"]["instanceId"] for task in ended})
+    bad = {task["assignedTask"]["instanceId"]: last_words(task) for task in ended}
     total = count if instances is None else len(instances)
-    text = "%d of %d run" % (len(ran), total)
     if bad and (instances is not None or len(latest) - len(bad) < count):
-        return Verdict(False, len(ran), len(bad), total, "instance %d ended as %s%s" % (
-            bad[0], *_how_it_ended(ended, bad[0])), "TASKS_FAILED", {"instances": bad})
-    return Verdict(True if len(ran) >= total else None, len(ran), len(bad), total, text)
+        endings = [bad[number] for number in sorted(bad)]
+        return Verdict(False, len(ran), len(bad), total, _told(endings[0]), "TASKS_FAILED", {"endings": endings})
+    waiting = ["instance %d is %s%s" % (number, status.name_of(task["status"]), ": " + task["reason"] if task.get(
+        "reason") else "") for number, task in sorted(latest.items()) if number not in ran]
+    return Verdict(True if len(ran) >= total else None, len(ran), len(bad), total,
+                   "; ".join(["%d of %d run" % (len(ran), total)] + waiting[:3]))
 
 
-def _how_it_ended(tasks: Sequence[Any], instance: int) -> Tuple[str, str]:
-    last = [task for task in tasks if task["assignedTask"]["instanceId"] == instance][-1]
-    events = sorted(last.get("taskEvents", ()), key=lambda event: event["timestamp"])
-    message = events[-1].get("message") if events else None
-    return api.ScheduleStatus.name_of(last["status"]), ": " + message if message else ""
+def _told(ending: Json) -> str:
+    message = ": " + ending["message"] if ending["message"] else ""
+    return "instance %d ended as %s%s" % (ending["instance"], ending["state"], message)
 
 
-def judge_update(details: Any) -> Verdict:
-    """Whether the update of these api.JobUpdateDetails rolled forward; any other end is a failure with its reason."""
+def judge_update(look: UpdateLook, wanted: str = "ROLLED_FORWARD") -> Verdict:
+    """Whether the update ended as it was wanted to; any other end is a failure with its reason. One that paused itself is
+    stuck: its last event is nobody's."""
+    details, updates = look.details, api.JobUpdateStatus
     status = details.update.summary.state.status
-    name = api.JobUpdateStatus.name_of(status)
-    progress = update_progress(details)
-    counts = (progress["done"], progress["failed"], progress["total"])
+    name, progress = updates.name_of(status), update_progress(details)
+    counts, fields = (progress["done"], progress["failed"], progress["total"]), {"state": name}
+    last = details.updateEvents[-1] if details.updateEvents else api.JobUpdateEvent()
+    said = ": " + last.message if last.message else ""
     if status in api.ACTIVE_JOB_UPDATE_STATES:
-        return Verdict(None, *counts, "the update is %s" % name, "", {"state": name})
-    if status == api.JobUpdateStatus.ROLLED_FORWARD:
-        return Verdict(True, *counts, name, "", {"state": name})
-    reason = ": " + progress["message"] if progress["message"] else ""
-    code = name if name in ("ROLLED_BACK", "ABORTED") else "UPDATE_FAILED"
-    return Verdict(False, *counts, "the update ended as %s%s" % (name, reason), code, {"state": name})
+        paused = status in (updates.ROLL_FORWARD_PAUSED, updates.ROLL_BACK_PAUSED)
+        by = " by %s" % last.user if paused and last.user else ""
+        text = "; ".join(["the update is %s%s%s" % (name, by, said)] + list(look.reasons[:3]))
+        return Verdict(None, *counts, text, "", fields, paused and not last.user)
+    if name == wanted:
+        return Verdict(True, *counts, name, "", fields)
+    if look.endings:
+        said = said or ": " + _told(look.endings[0])
+    text = "the update ended as %s%s" % (name, said or _said_before(details))
+    code = name if name in ("ROLLED_BACK", "ABORTED", "ROLLED_FORWARD") else "UPDATE_FAILED"
+    return Verdict(False, *counts, text, code, dict(fields, endings=list(look.endings)))
+
+
+def _said_before(details: Any) -> str:
+    """The last message in an update's events: an end often has none of its own."""
+    said = [event.message for event in details.updateEvents or () if event.message]
+    return ": " + said[-1] if said else ""
 
 
 def judge_drained(response: Any, hosts: Sequence[str]) -> Verdict:
     """Whether all hosts are DRAINED, by a maintenanceStatus Response."""
     modes = {each.host: each.mode for each in response.result.maintenanceStatusResult.statuses or ()}
-    drained = sorted(host for host in hosts if modes.get(host) == api.MaintenanceMode.DRAINED)
-    left = sorted(set(hosts) - set(drained))
-    return Verdict(None if left else True, len(drained), 0, len(hosts),
-                   "%s not drained" % ", ".join(left) if left else "drained", "", {"hosts": drained})
+    left = sorted(host for host in hosts if modes.get(host) != api.MaintenanceMode.DRAINED)
+    shown = [{"host": host, "mode": api.MaintenanceMode.name_of(modes[host])} for host in sorted(hosts) if host in modes]
+    return Verdict(None if left else True, len(hosts) - len(left), 0, len(hosts),
+                   "%s not drained" % ", ".join(left) if left else "drained", "", {"hosts": shown})
 
 
-def await_verdict(operation: Operation, ask: Callable[[], Any], judge: Callable[[Any], Verdict], time_limit: float,
-                  poll_secs: float) -> None:
+def await_verdict(operation: Optional[Operation], ask: Callable[[], Any], judge: Callable[[Any], Verdict],
+                  time_limit: float, poll_secs: float) -> Operation:
     """Ask until the judge finds it reached. Raises Unprocessable where it cannot be, or is not after time_limit seconds."""
+    operation = operation or Operation()
     seen: Any = None
     for answer, late in operation.polls(ask, time_limit, poll_secs):
         verdict = judge(answer)
@@ -6395,11 +6595,14 @@ def await_verdict(operation: Operation, ask: Callable[[], Any], judge: Callable[
             seen = verdict[:5]
             operation.step(verdict.text or "done", done=verdict.done, failed=verdict.failed)
         if verdict.reached:
-            return
+            return operation
         if verdict.reached is False:
             raise Unprocessable(verdict.text, code=verdict.code)
+        if verdict.stuck:
+            raise Unprocessable(verdict.text, code="UPDATE_PAUSED")
         if late:
-            raise Unprocessable("%s after %g s" % (verdict.text, time_limit))
+            raise Unprocessable("%s after %g s" % (verdict.text, time_limit), code="NOT_REACHED")
+    raise AssertionError("unreachable")
 
 
 _NOT_PLACED = (api.ScheduleStatus.PENDING, api.ScheduleStatus.THROTTLED)
@@ -6415,8 +6618,8 @@ class RestartOptions(NamedTuple):
     poll_secs: float = 3.0
 
 
-def rolling_restart(operation: Operation, scheduler: Scheduler, key: Key, instances: Sequence[int],
-                    options: RestartOptions) -> None:
+def rolling_restart(scheduler: Scheduler, key: Union[str, Key], instances: Sequence[int] = (),
+                    options: RestartOptions = RestartOptions(), operation: Optional[Operation] = None) -> Operation:
     """Restart instances batch by batch; one succeeds when its new task ran for watch_secs under one task id.
 
     Instances that fail are tried again until they failed more than max_per_instance_failures times; more than
@@ -6424,34 +6627,47 @@ def rolling_restart(operation: Operation, scheduler: Scheduler, key: Key, instan
     """
     if options.batch_size < 1:
         raise BadRequest("batch_size=%d: at least 1" % options.batch_size)
-    waiting = collections.deque(sorted(instances or active_instances(scheduler, key, ())))
-    operation.total = len(waiting)
+    job, run = Key.of(key), operation or Operation("restart", str(key))
+    waiting = collections.deque(sorted(instances or active_instances(scheduler, job, ())))
+    run.total = len(waiting)
     failures: collections.Counter[int] = collections.Counter()
 
-    def begin(batch: Sequence[int]) -> Dict[int, str]:
+    def restart(batch: Sequence[int]) -> Dict[int, str]:
         # The scheduler leaves alone what waits for a host; such a task is watched as it is.
         before = {n: "" if t["status"] in _NOT_PLACED else t["assignedTask"]["taskId"] for n, t in
-                  active_instances(scheduler, key, batch).items()}
-        scheduler.call("restartShards", key.thrift, set(batch))
+                  active_instances(scheduler, job, batch).items()}
+        scheduler.call("restartShards", job.thrift, set(batch))
         return before
     while waiting:
         batch = [waiting.popleft() for _ in range(min(options.batch_size, len(waiting)))]
-        before, _ = next(operation.polls(lambda: _noting_doubt(operation, batch, begin), options.time_limit, 0.0))
-        operation.step("restarted", instances=batch)
-        for instance, problem in _watch_batch(operation, scheduler, key, before, options).items():
+        before, _ = next(run.polls(lambda: _noting_doubt(run, batch, restart), options.time_limit, 0.0))
+        run.step("restarted", instances=batch)
+        for instance, problem in _watch_batch(run, scheduler, job, before, options).items():
             if not problem:
-                operation.done += 1
-                operation.step("healthy", instances=[instance])
+                run.done += 1
+                run.step("healthy", instances=[instance])
                 continue
             failures[instance] += 1
-            operation.step(problem, instances=[instance])
+            run.step(problem, instances=[instance])
             if failures[instance] <= options.max_per_instance_failures:
                 waiting.append(instance)
                 continue
-            operation.failed += 1
-            if operation.failed > options.max_total_failures:
+            run.failed += 1
+            if run.failed > options.max_total_failures:
                 raise Unprocessable("%d instances failed to restart, %d may; the last: instance %d: %s" % (
-                    operation.failed, options.max_total_failures, instance, problem))
+                    run.failed, options.max_total_failures, instance, problem), code="TASKS_FAILED",
+                    endings=_endings(scheduler, job, failures))
+    return run
+
+
+def _endings(scheduler: Scheduler, key: Key, instances: Iterable[int]) -> List[Json]:
+    """How the youngest task of each instance stands that a restart gave up; nothing where that cannot be read."""
+    with contextlib.suppress(AuroraError):
+        latest = {task["assignedTask"]["instanceId"]: task
+                  for task in query_tasks(scheduler, key, sorted(instances), reasons=True)}
+        return [dict(last_words(task), **({"message": task["reason"]} if task.get("reason") else {}))
+                for _, task in sorted(latest.items())]
+    return []
 
 
 def _noting_doubt(operation: Operation, batch: Sequence[int], write: Callable[[Sequence[int]], Any]) -> Any:
@@ -6495,59 +6711,209 @@ def _watch_batch(operation: Operation, scheduler: Scheduler, key: Key, before: D
     return outcome
 
 
-def batched_kill(operation: Operation, scheduler: Scheduler, key: Key, instances: Sequence[int], batch_size: int,
-                 time_limit: float, poll_secs: float, message: Optional[str] = None) -> None:
+def batched_kill(scheduler: Scheduler, key: Union[str, Key], instances: Sequence[int], batch_size: int = 1,
+                 time_limit: float = 254.0, poll_secs: float = 1.0, message: Optional[str] = None,
+                 operation: Optional[Operation] = None) -> Operation:
     """Kill instances batch by batch, each once the one before is gone."""
     if batch_size < 1:
         raise BadRequest("batch_size=%d: at least 1" % batch_size)
+    job, run = Key.of(key), operation or Operation("kill", str(key))
     waiting = sorted(instances)
-    operation.total = total = len(waiting)
+    run.total = len(waiting)
 
     def kill(batch: Sequence[int]) -> None:
-        scheduler.call("killTasks", key.thrift, set(batch), message)
+        scheduler.call("killTasks", job.thrift, set(batch), message)
     while waiting:
         batch, waiting = waiting[:batch_size], waiting[batch_size:]
-        next(operation.polls(lambda: _noting_doubt(operation, batch, kill), time_limit, 0.0))
-        operation.step("killed", instances=batch)
-        for left, late in operation.polls(lambda: query_tasks(
-                scheduler, key, batch, api.ACTIVE_STATES, "task states"), time_limit, poll_secs):
+        next(run.polls(lambda: _noting_doubt(run, batch, kill), time_limit, 0.0))
+        run.step("killed", instances=batch)
+        for left, late in run.polls(lambda: query_tasks(
+                scheduler, job, batch, api.ACTIVE_STATES, "task states"), time_limit, poll_secs):
             verdict = judge_gone(left, batch)
             if verdict.reached:
                 break
             if late:
-                raise Unprocessable("%s after %g s" % (verdict.text, time_limit))
-        operation.done += len(batch)
-        operation.changed()
-    operation.total = total
+                raise Unprocessable("%s after %g s" % (verdict.text, time_limit), code="NOT_REACHED")
+        run.done += len(batch)
+        run.changed()
+    return run
 
 
-def wait_until_gone(operation: Operation, scheduler: Scheduler, key: Key, instances: Sequence[int], time_limit: float,
-                    poll_secs: float) -> None:
-    """Wait until none of the instances (all if none are named) is active. Raises Unprocessable after time_limit."""
-    await_verdict(operation, lambda: query_tasks(scheduler, key, instances, api.ACTIVE_STATES, "task states"),
-                  lambda tasks: judge_gone(tasks, instances), time_limit, poll_secs)
+def wait_until_gone(scheduler: Scheduler, key: Union[str, Key], instances: Sequence[int] = (), time_limit: float = 600.0,
+                    poll_secs: float = 1.0, operation: Optional[Operation] = None) -> Operation:
+    """Wait until none of the instances (all if none are named) is active. Raises Unprocessable after time_limit seconds."""
+    job = Key.of(key)
+    return await_verdict(operation, lambda: query_tasks(scheduler, job, instances, api.ACTIVE_STATES, "task states"),
+                         lambda tasks: judge_gone(tasks, instances), time_limit, poll_secs)
 
 
-def wait_until_running(operation: Operation, scheduler: Scheduler, key: Key, instances: Sequence[int], known: Set[str],
-                       time_limit: float, poll_secs: float) -> None:
-    """Wait until the instances ran; one that failed or was lost first is a failure. A task that finished counts.
-    known: ids of tasks that are older than what is waited for, and do not count."""
-    await_verdict(operation, lambda: query_tasks(scheduler, key, instances, None, "tasks"),
-                  lambda tasks: judge_running(tasks, instances, known), time_limit, poll_secs)
+def wait_until_running(scheduler: Scheduler, key: Union[str, Key], instances: Sequence[int] = (), known: Iterable[str] = (),
+                       time_limit: float = 600.0, poll_secs: float = 1.0,
+                       operation: Optional[Operation] = None) -> Operation:
+    """Wait until the instances (those that are active if none are named) ran; one that failed or was lost first is a failure.
+    A task that finished counts. known: ids of tasks that are older than what is waited for, and do not count."""
+    job = Key.of(key)
+    wanted = list(instances) or sorted(active_instances(scheduler, job))
+    return await_verdict(operation, lambda: query_tasks(scheduler, job, wanted, reasons=True),
+                         lambda tasks: judge_running(tasks, wanted, known), time_limit, poll_secs)
 
 
-def wait_for_update(operation: Operation, scheduler: Scheduler, key: Key, update_id: str, time_limit: float,
-                    poll_secs: float) -> None:
+def wait_for_update(scheduler: Scheduler, key: Union[str, Key], update_id: str, time_limit: float = 600.0,
+                    poll_secs: float = 1.0, operation: Optional[Operation] = None) -> Operation:
     """Wait until the update ended; anything but ROLLED_FORWARD is a failure with its reason."""
-    await_verdict(operation, lambda: update_details(scheduler, key, update_id), judge_update, time_limit,
-                  poll_secs)
+    job = Key.of(key)
+    return await_verdict(operation, lambda: look_at_update(scheduler, job, update_id), judge_update, time_limit, poll_secs)
 
 
-def wait_until_drained(operation: Operation, scheduler: Scheduler, hosts: Sequence[str], time_limit: float,
-                       poll_secs: float) -> None:
+def wait_until_drained(scheduler: Scheduler, hosts: Sequence[str], time_limit: float = 600.0, poll_secs: float = 1.0,
+                       operation: Optional[Operation] = None) -> Operation:
     """Wait until all hosts are DRAINED."""
-    await_verdict(operation, lambda: scheduler.call("maintenanceStatus", api.Hosts(hostNames=set(hosts))),
-                  lambda response: judge_drained(response, hosts), time_limit, poll_secs)
+    return await_verdict(operation, lambda: scheduler.call("maintenanceStatus", api.Hosts(hostNames=set(hosts))),
+                         lambda response: judge_drained(response, hosts), time_limit, poll_secs)
+
+
+# --- watching -----------------------------------------------------------------------------------------------
+
+
+class TaskChanges:
+    """What is new in the tasks and updates of a job or a role, or in one update, since the last look.
+
+    query: makes the TaskQuery, or None for no tasks; updates: makes the JobUpdateQuery of the updates that count; history:
+    the first look tells all there was, instead of the latest. standing: after each look how things stand, (milliseconds,
+    name, plain event) in order of time. Called by one thread at a time; standing is replaced, never changed.
+
+    An update is looked at with its events while it is active, and once more after it was changed for the last time: the
+    summaries, newest change first, tell which. So the end of an update is told however soon it comes.
+    """
+    PAGE = 100
+
+    def __init__(self, scheduler: Any, cluster: str, query: Optional[Callable[[], Any]], updates: Callable[[], Any],
+                 history: bool = False) -> None:
+        self.scheduler = scheduler
+        self.cluster = cluster
+        self.query = query
+        self.updates = updates
+        self.history = history
+        self.standing: List[Tuple[int, str, Any]] = []
+        self._tasks: Dict[str, Tuple[int, int, Any]] = {}   # task id: (events told, time of the last one, the last one)
+        self._updates: Dict[str, Tuple[int, int, Any, Any]] = {}    # update id: (status and instance events told, what
+        self._newest = -1                                   # its summary said, its last status event); newest change seen
+        self._first = not history
+
+    def __call__(self) -> List[Tuple[str, Any]]:
+        """The events since the last call, in order of time. Raises AuroraError; nothing is taken as told then."""
+        events, tasks = self._task_events(self.query()) if self.query else ([], {})
+        more, updates, newest = self._update_events()
+        events = sorted(events + more, key=lambda event: event[0])
+        self._tasks, self._updates, self._newest = tasks, updates, newest      # told only now: all reads were answered
+        self._first = False
+        if events and self.history:
+            self.standing = self.standing + events
+        elif events:
+            self.standing = sorted(
+                [(last["time"], "task", last) for _, _, last in tasks.values() if last] +
+                [(last["time"], "update", last) for _, _, _, last in updates.values() if last], key=lambda each: each[0])
+        return [(name, plain) for _, name, plain in events]
+
+    def _task_events(self, query: Any) -> Tuple[List[Tuple[int, str, Any]], Dict[str, Tuple[int, int, Any]]]:
+        response = self.scheduler.call("getTasksWithoutConfigs", query, projection=projection("task changes"))
+        events: List[Tuple[int, str, Any]] = []
+        seen: Dict[str, Tuple[int, int, Any]] = {}
+        for task in response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", ()):
+            assigned = task["assignedTask"]
+            identity, instance = assigned["taskId"], assigned.get("instanceId", 0)
+            told, last, plain = self._tasks.get(identity, (0, -1, None))
+            history = task.get("taskEvents", [])
+            newest = max([event["timestamp"] for event in history], default=last)
+            # Two events may share a millisecond, so they are counted; a flapping partition makes a history shorter.
+            whole = len(history) >= told and (not told or history[told - 1]["timestamp"] == last)
+            fresh = history[told:] if whole else [event for event in history if event["timestamp"] > last]
+            for event in fresh[-1:] if self._first else fresh:
+                plain = {"id": identity, "instance": instance, "job": "%s/%s" % (self.cluster, assigned["task"]["job"]),
+                         "state": api.ScheduleStatus.name_of(event["status"]), "time": event["timestamp"],
+                         "message": event.get("message"), "host": assigned.get("slaveHost")}
+                events.append((event["timestamp"], "task", plain))
+            seen[identity] = (len(history), newest, plain)
+        now = int(time.time() * 1000)
+        for identity in set(self._tasks) - set(seen):
+            last_one = self._tasks[identity][2] or {}
+            events.append((now, "task", {"id": identity, "instance": last_one.get("instance"), "job": last_one.get("job"),
+                                         "state": "DELETED", "time": now}))
+        return events, seen
+
+    def _changed_updates(self) -> Tuple[List[Any], Dict[str, Tuple[int, int, Any, Any]], int]:
+        """(summaries of the updates to look at, what is known of those that stay as they are, the newest change)."""
+        query = self.updates()
+        look: List[Any] = []
+        kept: Dict[str, Tuple[int, int, Any, Any]] = {}
+        newest = self._newest
+        for offset in itertools.count(0, self.PAGE):
+            page = update_summaries(self.scheduler, query.replace(limit=self.PAGE, offset=offset))
+            fresh = False
+            for position, summary in enumerate(page):
+                state = summary.state
+                said, modified = (state.status, state.lastModifiedTimestampMs), state.lastModifiedTimestampMs or 0
+                known = self._updates.get(summary.key.id)
+                active = state.status in api.ACTIVE_JOB_UPDATE_STATES
+                newest = max(newest, modified)
+                latest_of_job = self._first and query.jobKey is not None and not offset + position
+                if active or self.history or latest_of_job or (known[2] != said if known else
+                                                               not self._first and modified >= self._newest):
+                    look.append(summary)
+                    fresh = True
+                else:
+                    kept[summary.key.id] = known or (0, 0, said, None)
+            if len(page) < self.PAGE or not fresh:
+                break
+        if len(page) == self.PAGE and query.jobKey is None:     # active ones may be older than all that was read
+            active_ones = query.replace(updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES))
+            read = {summary.key.id for summary in look}
+            look += [each for each in update_summaries(self.scheduler, active_ones) if each.key.id not in read]
+        return look, kept, newest
+
+    def _update_events(self) -> Tuple[List[Tuple[int, str, Any]], Dict[str, Tuple[int, int, Any, Any]], int]:
+        look, seen, newest = self._changed_updates()
+        if self.query is None or len(seen) > 1:     # only the last update of a job, and what is active, stands
+            seen = {each: known[:3] + (None,) for each, known in seen.items()}
+        events: List[Tuple[int, str, Any]] = []
+        for summary in look:
+            query = api.JobUpdateQuery(key=summary.key)
+            response = self.scheduler.call("getJobUpdateDetails", None, query)
+            for details in response.result.getJobUpdateDetailsResult.detailsList or ():
+                seen[summary.key.id] = self._events_of(details, events)
+        return events, seen, newest
+
+    def _events_of(self, details: Any, events: List[Tuple[int, str, Any]]) -> Tuple[int, int, Any, Any]:
+        """Add an update's new events; what is known of it then."""
+        key, state = details.update.summary.key, details.update.summary.state
+        shared = {"update": key.id, "job": "/".join((self.cluster, key.job.role, key.job.environment, key.job.name))}
+        statuses, steps = details.updateEvents or [], details.instanceEvents or []
+        told_statuses, told_steps, _, last = self._updates.get(key.id, (0, 0, None, None))
+        fresh = statuses[told_statuses:]
+        for event in fresh[-1:] if self._first else fresh:
+            last = dict(shared, state=api.JobUpdateStatus.name_of(event.status), time=event.timestampMs, user=event.user,
+                        message=event.message)
+            events.append((event.timestampMs, "update", last))
+        for event in () if self._first else steps[told_steps:]:
+            events.append((event.timestampMs, "instance", dict(
+                shared, instance=event.instanceId, time=event.timestampMs,
+                action=api.JobUpdateAction.name_of(event.action), message=event.message)))
+        return len(statuses), len(steps), (state.status, state.lastModifiedTimestampMs), last
+
+
+def changes_of(scheduler: Any, key: Key) -> TaskChanges:
+    """What is new in a job's tasks and updates."""
+    return TaskChanges(scheduler, key.cluster, lambda: api.TaskQuery(jobKeys={key.thrift}),
+                       lambda: api.JobUpdateQuery(jobKey=key.thrift))
+
+
+def watch(scheduler: Scheduler, key: Union[str, Key], seconds: float = 1.0) -> Iterator[Tuple[str, Json]]:
+    """The events of a job, (task, update or instance, what happened), as a look every `seconds` finds them; first how
+    things stand. Goes on until its caller stops it. Raises what the scheduler fails with."""
+    changes = changes_of(scheduler, Key.of(key))
+    while True:
+        yield from changes()
+        time.sleep(seconds)
 
 
 # ============================================================================================================
@@ -6649,6 +7015,13 @@ class Metrics:
     def declare(self, name: str, kind: str, text: str, *labels: str) -> None:
         # A counter without labels is there from the start, so that its first event is an increase.
         self._families[name] = (kind, text, labels, {} if labels or kind != "counter" else {(): 0})
+
+    def gauge(self, name: str, text: str, read: Callable[[], Any]) -> None:
+        """A figure, or some with labels, read when it is asked for; a counter where its name ends with _total."""
+        def samples() -> Iterable[Tuple[Dict[str, str], float]]:
+            found = read()
+            return [({}, found)] if isinstance(found, (int, float)) else found
+        self.gauges.append((name, "counter" if name.endswith("_total") else "gauge", text, samples))
 
     def count(self, name: str, *values: str, by: int = 1) -> None:
         samples = self._families[name][3]
@@ -6826,313 +7199,629 @@ class Access(NamedTuple):
         return [("WWW-Authenticate", 'Bearer realm="aurora_rest"')]
 
 
-# --- watching -----------------------------------------------------------------------------------------------
+# --- parameters ---------------------------------------------------------------------------------------------
 
 
-class TaskChanges:
-    """What is new in the tasks and updates of a job or a role, or in one update, since the last look.
-
-    query: makes the TaskQuery, or None for no tasks; updates: makes the JobUpdateQuery of the updates that count; history:
-    the first look tells all there was, instead of the latest. standing: after each look how things stand, (milliseconds,
-    name, plain event) in order of time. Called by one thread at a time; standing is replaced, never changed.
-
-    An update is looked at with its events while it is active, and once more after it was changed for the last time: the
-    summaries, newest change first, tell which. So the end of an update is told however soon it comes.
-    """
-    PAGE = 100
-
-    def __init__(self, scheduler: Any, query: Optional[Callable[[], Any]], updates: Callable[[], Any],
-                 history: bool = False) -> None:
-        self.scheduler = scheduler
-        self.query = query
-        self.updates = updates
-        self.history = history
-        self.standing: List[Tuple[int, str, Any]] = []
-        self._tasks: Dict[str, Tuple[int, int, Any]] = {}   # task id: (events told, time of the last one, the last one)
-        self._updates: Dict[str, Tuple[int, int, Any, Any]] = {}    # update id: (status and instance events told, what
-        self._newest = -1                                   # its summary said, its last status event); newest change seen
-        self._first = not history
-
-    def __call__(self) -> List[Tuple[str, Any]]:
-        """The events since the last call, in order of time. Raises AuroraError; nothing is taken as told then."""
-        events, tasks = self._task_events(self.query()) if self.query else ([], {})
-        more, updates, newest = self._update_events()
-        events = sorted(events + more, key=lambda event: event[0])
-        self._tasks, self._updates, self._newest = tasks, updates, newest      # told only now: all reads were answered
-        self._first = False
-        if events and self.history:
-            self.standing = self.standing + events
-        elif events:
-            self.standing = sorted(
-                [(last["time"], "task", last) for _, _, last in tasks.values() if last] +
-                [(last["time"], "update", last) for _, _, _, last in updates.values() if last], key=lambda each: each[0])
-        return [(name, plain) for _, name, plain in events]
-
-    def _task_events(self, query: Any) -> Tuple[List[Tuple[int, str, Any]], Dict[str, Tuple[int, int, Any]]]:
-        response = self.scheduler.call("getTasksWithoutConfigs", query, projection=projection("task changes"))
-        events: List[Tuple[int, str, Any]] = []
-        seen: Dict[str, Tuple[int, int, Any]] = {}
-        for task in response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", ()):
-            assigned = task["assignedTask"]
-            identity, instance = assigned["taskId"], assigned.get("instanceId", 0)
-            told, last, plain = self._tasks.get(identity, (0, -1, None))
-            history = task.get("taskEvents", [])
-            newest = max([event["timestamp"] for event in history], default=last)
-            # Two events may share a millisecond, so they are counted; a flapping partition makes a history shorter.
-            whole = len(history) >= told and (not told or history[told - 1]["timestamp"] == last)
-            fresh = history[told:] if whole else [event for event in history if event["timestamp"] > last]
-            for event in fresh[-1:] if self._first else fresh:
-                plain = {"id": identity, "instance": instance, "job": assigned.get("task", {}).get("job"),
-                         "state": api.ScheduleStatus.name_of(event["status"]), "time": event["timestamp"],
-                         "message": event.get("message"), "host": assigned.get("slaveHost")}
-                events.append((event["timestamp"], "task", plain))
-            seen[identity] = (len(history), newest, plain)
-        now = int(time.time() * 1000)
-        for identity in set(self._tasks) - set(seen):
-            last_one = self._tasks[identity][2] or {}
-            events.append((now, "task", {"id": identity, "instance": last_one.get("instance"), "job": last_one.get("job"),
-                                         "state": "DELETED", "time": now}))
-        return events, seen
-
-    def _changed_updates(self) -> Tuple[List[Any], Dict[str, Tuple[int, int, Any, Any]], int]:
-        """(summaries of the updates to look at, what is known of those that stay as they are, the newest change)."""
-        query = self.updates()
-        look: List[Any] = []
-        kept: Dict[str, Tuple[int, int, Any, Any]] = {}
-        newest = self._newest
-        for offset in itertools.count(0, self.PAGE):
-            page = update_summaries(self.scheduler, query.replace(limit=self.PAGE, offset=offset))
-            fresh = False
-            for position, summary in enumerate(page):
-                state = summary.state
-                said, modified = (state.status, state.lastModifiedTimestampMs), state.lastModifiedTimestampMs or 0
-                known = self._updates.get(summary.key.id)
-                active = state.status in api.ACTIVE_JOB_UPDATE_STATES
-                newest = max(newest, modified)
-                latest_of_job = self._first and query.jobKey is not None and not offset + position
-                if active or self.history or latest_of_job or (known[2] != said if known else
-                                                               not self._first and modified >= self._newest):
-                    look.append(summary)
-                    fresh = True
-                else:
-                    kept[summary.key.id] = known or (0, 0, said, None)
-            if len(page) < self.PAGE or not fresh:
-                break
-        if len(page) == self.PAGE and query.jobKey is None:     # active ones may be older than all that was read
-            active_ones = query.replace(updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES))
-            read = {summary.key.id for summary in look}
-            look += [each for each in update_summaries(self.scheduler, active_ones) if each.key.id not in read]
-        return look, kept, newest
-
-    def _update_events(self) -> Tuple[List[Tuple[int, str, Any]], Dict[str, Tuple[int, int, Any, Any]], int]:
-        look, seen, newest = self._changed_updates()
-        if self.query is None or len(seen) > 1:     # only the last update of a job, and what is active, stands
-            seen = {each: known[:3] + (None,) for each, known in seen.items()}
-        events: List[Tuple[int, str, Any]] = []
-        for summary in look:
-            query = api.JobUpdateQuery(key=summary.key)
-            response = self.scheduler.call("getJobUpdateDetails", None, query)
-            for details in response.result.getJobUpdateDetailsResult.detailsList or ():
-                seen[summary.key.id] = self._events_of(details, events)
-        return events, seen, newest
-
-    def _events_of(self, details: Any, events: List[Tuple[int, str, Any]]) -> Tuple[int, int, Any, Any]:
-        """Add an update's new events; what is known of it then."""
-        key, state = details.update.summary.key, details.update.summary.state
-        shared = {"update": key.id, "job": "%s/%s/%s" % (key.job.role, key.job.environment, key.job.name)}
-        statuses, steps = details.updateEvents or [], details.instanceEvents or []
-        told_statuses, told_steps, _, last = self._updates.get(key.id, (0, 0, None, None))
-        fresh = statuses[told_statuses:]
-        for event in fresh[-1:] if self._first else fresh:
-            last = dict(shared, state=api.JobUpdateStatus.name_of(event.status), time=event.timestampMs, user=event.user,
-                        message=event.message)
-            events.append((event.timestampMs, "update", last))
-        for event in () if self._first else steps[told_steps:]:
-            events.append((event.timestampMs, "instance", dict(
-                shared, instance=event.instanceId, time=event.timestampMs,
-                action=api.JobUpdateAction.name_of(event.action), message=event.message)))
-        return len(statuses), len(steps), (state.status, state.lastModifiedTimestampMs), last
+class Kind(NamedTuple):
+    """What a value in the query is: how its text is read and how OpenAPI describes it, in one, so that both agree. read
+    raises ValueError with what was expected; join: makes one value of several, where it may be repeated."""
+    read: Callable[[str], Any]
+    schema: Json
+    join: Optional[Callable[[List[Any]], Any]] = None
 
 
-# --- the service and its route table ------------------------------------------------------------------------
+def _bounded(kind: str, expected: str, pattern: str, convert: Callable[[str], Any], least: float, most: float) -> Kind:
+    def read(text: str) -> Any:
+        if not re.fullmatch(pattern, text, re.ASCII):
+            raise ValueError(expected)
+        value = convert(text)
+        if not least <= value <= most:
+            raise ValueError("%.15g to %.15g" % (least, most))
+        return value
+    return Kind(read, {"type": kind, "minimum": least, "maximum": most})
+
+
+def integer(least: int, most: int) -> Kind:
+    """A whole number."""
+    return _bounded("integer", "a whole number", r"-?\d{1,18}", int, least, most)
+
+
+def number(least: float, most: float) -> Kind:
+    """A number."""
+    return _bounded("number", "a number", r"-?\d{1,18}(\.\d{1,18})?([eE][+-]?\d{1,2})?", float, least, most)
+
+
+_DURATION = r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9}(?:\.\d{1,6})?)s?)?"
+
+
+def duration(least: float = 0.0, most: float = 1e9) -> Kind:
+    """Seconds: 90, 1m30s, 2h, 7d."""
+    def read(text: str) -> float:
+        match = re.fullmatch(_DURATION, text, re.ASCII)
+        if not match or not text:
+            raise ValueError("a time in seconds, or such as 30s, 1m30s, 2h, 7d")
+        seconds = sum(float(part) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1)) if part)
+        if not least <= seconds <= most:
+            raise ValueError("%.15g to %.15g seconds" % (least, most))
+        return seconds
+    return Kind(read, {"type": "string", "pattern": "^%s$" % _DURATION.replace("?:", ""), "minLength": 1})
+
+
+def choice(*words: str) -> Kind:
+    """One of some words."""
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError("one of " + ", ".join(words))
+        return text
+    return Kind(read, {"type": "string", "enum": list(words)})
+
+
+def members(enum: Enum, groups: Dict[str, Tuple[str, ...]]) -> Kind:
+    """Members of a Thrift enum by name, or by a word that stands for several; the set of their numbers."""
+    known = sorted(groups) + sorted(enum.values)
+
+    def read(text: str) -> Set[int]:
+        found: Set[int] = set()
+        for each in text.split(","):
+            named = groups.get(each.strip().lower(), (each.strip().upper(),))
+            if named[0] not in enum.values:
+                raise ValueError("one of " + ", ".join(known))
+            found.update(enum.values[member] for member in named)
+        return found
+    # A generator makes an identifier of each: those that differ only in case would be twins.
+    shown = [each for each in known if each.upper() not in enum.values or each in enum.values]
+    return Kind(read, {"type": "string", "enum": shown}, lambda found: set().union(*found))
+
+
+def listed(kind: Kind) -> Kind:
+    """Several of a kind: repeated, or with commas between."""
+    return kind._replace(read=lambda text: [kind.read(part.strip()) for part in text.split(",")],
+                         join=lambda found: [each for part in found for each in part])
+
+
+def _read_flag(text: str) -> bool:
+    if text.lower() not in ("1", "true", "0", "false"):
+        raise ValueError("1 or 0")
+    return text.lower() in ("1", "true")
+
+
+def _read_pair(text: str) -> Tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ValueError("NAME=VALUE")
+    return name, value
+
+
+def _read_glob(text: str) -> str:
+    glob(text)
+    return text
+
+
+def _names(enum: Enum, numbers: Iterable[int]) -> Tuple[str, ...]:
+    return tuple(enum.names[each] for each in numbers)
+
+
+FLAG = Kind(_read_flag, {"type": "boolean"})
+TEXT = Kind(str, {"type": "string", "minLength": 1})
+GLOB = Kind(_read_glob, {"type": "string", "minLength": 1, "maxLength": 255})
+GLOBS = GLOB._replace(join=list)
+PAIRS = Kind(_read_pair, {"type": "string", "pattern": "^[^=]+=", "minLength": 1}, list)
+INSTANCES = Kind(lambda text: parse_instances([text]), {"type": "string", "pattern": r"^\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*$"},
+                 lambda found: sorted({each for part in found for each in part}))
+STATES = members(api.ScheduleStatus, {
+    "active": _names(api.ScheduleStatus, api.ACTIVE_STATES), "live": _names(api.ScheduleStatus, api.LIVE_STATES),
+    "terminal": _names(api.ScheduleStatus, api.TERMINAL_STATES)})
+UPDATE_STATES = members(api.JobUpdateStatus, {
+    "active": _names(api.JobUpdateStatus, api.ACTIVE_JOB_UPDATE_STATES), "all": tuple(api.JobUpdateStatus.values),
+    "inactive": ("ROLLED_FORWARD", "ROLLED_BACK", "ABORTED", "ERROR", "FAILED"),
+    "blocked": _names(api.JobUpdateStatus, api.AWAITNG_PULSE_JOB_UPDATE_STATES),
+    "failed": ("ERROR", "FAILED", "ROLLED_BACK"), "paused": ("ROLL_FORWARD_PAUSED", "ROLL_BACK_PAUSED"),
+    "succeeded": ("ROLLED_FORWARD",)})
+BATCH = Kind(lambda text: text if text == "all" else integer(1, 999999).read(text),
+             {"type": "string", "pattern": r"^(all|[1-9]\d{0,5})$"})
+
 
 class Param(NamedTuple):
-    """A query parameter: how it is read, what it means. kind: a JSON type, or "instances", "states", "update states"."""
-    kind: str
+    """A query parameter: what kind of value it has, and what it means."""
+    kind: Kind
     help: str
-    least: Optional[float] = None
-    most: Optional[float] = None
-    choices: Tuple[str, ...] = ()
-    example: str = ""
+    example: Any = None
 
 
+# By the name in a route's row. `name:row` there has another row than that of its name.
 PARAMS: Dict[str, Param] = {
-    "shards": Param("instances", "instances: 1,3-5; repeatable; all if absent", example="0-2"),
-    "instances": Param("instances", "the same as shards", example="0,2"),
-    "bind": Param("strings", "NAME=VALUE for {{NAME}} in the configuration; repeatable", example="version=2"),
-    "message": Param("string", "a sentence for the scheduler's audit trail"),
-    "wait": Param("number", "seconds to wait for the outcome, or with If-None-Match for a change", 0),
-    "dry_run": Param("boolean", "do everything but the scheduler's write call, and tell what it would be"),
-    "limit": Param("integer", "how many at the most", 1, 1 << 30),
-    "offset": Param("integer", "how many to leave out first", 0, 1 << 30),
-    "detail": Param("boolean", "with the summary of each"),
-    "role": Param("string", "only these roles; a glob in lists of jobs, exact in queries of tasks", example="www-*"),
-    "environment": Param("string", "only these environments; a glob in lists of jobs, exact in queries of tasks",
-                         example="prod"),
-    "name": Param("string", "only these names; a glob in lists of jobs, exact in queries of tasks", example="hello*"),
-    "host": Param("strings", "only on this host; repeatable"),
-    "state": Param("states", "only in this state; repeatable; active and terminal stand for several", example="RUNNING"),
-    "status": Param("update states", "only updates in this state; repeatable; active, paused, failed, succeeded … "
-                    "stand for several", example="active"),
-    "user": Param("string", "only those started by this user"),
-    "batch_size": Param("string", "instances at once; all for all", example="1"),
-    "watch_secs": Param("number", "how long a new task has to run, in seconds", 0, 86400),
-    "max_per_instance_failures": Param("integer", "failures that one instance may have", 0, 1000),
-    "max_total_failures": Param("integer", "instances that may fail", 0, MAX_TASKS_PER_JOB),
-    "time_limit": Param("number", "seconds that one batch, or what is waited for, may take", 1, 604800),
-    "count": Param("integer", "how many instances", 1, MAX_TASKS_PER_JOB, example="2"),
-    "to": Param("integer", "how many instances the job is to have; instances=N means the same", 0, MAX_TASKS_PER_JOB),
-    "like": Param("integer", "the instance whose configuration new ones get", 0, MAX_TASKS_PER_JOB - 1),
-    "percentile": Param("numbers", "percent of the instances; repeatable", 0, 100, example="95"),
-    "duration": Param("durations", "a time such as 10m, 1h, 7d; repeatable", example="10m"),
-    "percentage": Param("number", "percent of the instances that stay up", 0, 100),
-    "seconds": Param("number", "how long they have to be up, in seconds", 0, 1e9),
-    "min_instances": Param("integer", "smaller jobs do not count", 1, MAX_TASKS_PER_JOB),
-    "count_up": Param("integer", "instances that stay up, instead of a percentage", 0, MAX_TASKS_PER_JOB),
-    "coordinator": Param("string", "the URL of a coordinator that decides, instead of a percentage"),
-    "timeout": Param("integer", "seconds after which hosts are drained whatever the SLA", 0, 1 << 31),
-    "kind": Param("string", "which reconciliation", choices=("implicit", "explicit")),
-    "batch": Param("integer", "tasks at once", 1, 1 << 30),
-    "until": Param("string", "what to wait for", choices=("running", "gone")),
-    "to_state": Param("string", "the state to force", choices=tuple(api.ScheduleStatus.values)),
-    "increase": Param("boolean", "add to the quota instead of replacing it"),
-    "force": Param("boolean", "do it although a check speaks against it"),
+    "shards": Param(INSTANCES, "instances: 1,3-5; repeatable; all if absent", "0-2"),
+    "instances": Param(INSTANCES, "the same as shards", "0,2"),
+    "bind": Param(PAIRS, "NAME=VALUE for {{NAME}} in the configuration; repeatable", "version=2"),
+    "message": Param(TEXT, "a sentence for the scheduler's audit trail"),
+    "wait": Param(duration(), "how long to wait for the outcome, or with If-None-Match for a change; Prefer: wait=N is "
+                  "the same", "30"),
+    "dry_run": Param(FLAG, "do everything but the scheduler's write call, and tell what it would be"),
+    "pretty": Param(FLAG, "indent the answer"),
+    "limit": Param(integer(1, 1 << 30), "how many at the most"),
+    "offset": Param(integer(0, 1 << 30), "how many to leave out first"),
+    "detail": Param(FLAG, "with all there is to tell of each"),
+    "cluster": Param(GLOB, "only these clusters; a glob", "dev*"),
+    "role": Param(GLOB, "only these roles; a glob", "www-*"),
+    "environment": Param(GLOB, "only these environments; a glob", "prod"),
+    "name": Param(GLOB, "only these names; a glob", "hello*"),
+    "host": Param(GLOBS, "only on these hosts; a glob; repeatable", "demo-*"),
+    "tier": Param(GLOB, "only of these tiers; a glob", "preferred"),
+    "metadata": Param(PAIRS, "only with this metadata, KEY=VALUE, the value a glob; repeatable", "team=*"),
+    "image": Param(GLOB, "only with a container image of this name, with its tag if it has one; a glob", "nginx:*"),
+    "state": Param(STATES, "only in this state; repeatable; active, live and terminal stand for several", "RUNNING"),
+    "has": Param(choice("active", "pending", "finished", "failed"), "only jobs that have such tasks"),
+    "status": Param(UPDATE_STATES, "only updates in this state; repeatable; active, paused, failed, succeeded … stand "
+                    "for several", "active"),
+    "user": Param(GLOB, "only those started by these users; a glob"),
+    "batch_size": Param(BATCH, "instances at once; all for all", "1"),
+    "watch_secs": Param(duration(0, 86400), "how long a new task has to run", "30"),
+    "max_per_instance_failures": Param(integer(0, 1000), "failures that one instance may have"),
+    "max_total_failures": Param(integer(0, MAX_TASKS_PER_JOB), "instances that may fail"),
+    "time_limit": Param(duration(1, 604800), "how long one batch, or what is waited for, may take", "10m"),
+    "count": Param(integer(1, MAX_TASKS_PER_JOB), "how many instances", 2),
+    "size": Param(integer(0, MAX_TASKS_PER_JOB), "how many instances the job is to have", 3),
+    "like": Param(integer(0, MAX_TASKS_PER_JOB - 1), "the instance whose configuration new ones get"),
+    "percentile": Param(listed(number(0, 100)), "percent of the instances; repeatable", 95.0),
+    "durations": Param(listed(duration()), "how long they have been up; repeatable", "10m"),
+    "percentage": Param(number(0, 100), "percent of the instances that stay up"),
+    "duration": Param(duration(), "how long they have to be up", "30m"),
+    "min_instances": Param(integer(1, MAX_TASKS_PER_JOB), "smaller jobs do not count"),
+    "count_up": Param(integer(0, MAX_TASKS_PER_JOB), "instances that stay up, instead of a percentage"),
+    "coordinator": Param(TEXT, "the URL of a coordinator that decides, instead of a percentage"),
+    "timeout": Param(duration(0, 1 << 31), "after which time hosts are drained whatever the SLA", "7d"),
+    "kind": Param(choice("implicit", "explicit"), "which reconciliation"),
+    "batch": Param(integer(1, 1 << 30), "tasks at once"),
+    "until": Param(choice("running", "gone"), "what to wait for"),
+    "to_state": Param(choice(*api.ScheduleStatus.values), "the state to force"),
+    "increase": Param(FLAG, "add to the quota instead of replacing it"),
+    "force": Param(FLAG, "do it although a check speaks against it"),
 }
-_DURATION = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_UPDATE_GROUPS = {
-    "active": tuple(api.JobUpdateStatus.names[each] for each in api.ACTIVE_JOB_UPDATE_STATES),
-    "inactive": ("ROLLED_FORWARD", "ROLLED_BACK", "ABORTED", "ERROR", "FAILED"), "all": tuple(api.JobUpdateStatus.values),
-    "blocked": ("ROLL_FORWARD_AWAITING_PULSE", "ROLL_BACK_AWAITING_PULSE"), "failed": ("ERROR", "FAILED", "ROLLED_BACK"),
-    "paused": ("ROLL_FORWARD_PAUSED", "ROLL_BACK_PAUSED"), "succeeded": ("ROLLED_FORWARD",)}
-_STATE_GROUPS = {"active": tuple(api.ScheduleStatus.names[each] for each in api.ACTIVE_STATES),
-                 "live": tuple(api.ScheduleStatus.names[each] for each in api.LIVE_STATES),
-                 "terminal": tuple(api.ScheduleStatus.names[each] for each in api.TERMINAL_STATES)}
 
 
-def read_param(name: str, values: Sequence[str]) -> Any:
+def read_param(name: str, kind: Kind, values: Sequence[str]) -> Any:
     """The parameter's value from its texts in the query. Raises BadRequest."""
-    param = PARAMS[name]
     if not all(each.strip() for each in values):
-        raise BadRequest("%s= is empty; to leave it out means all" % ("instances" if name == "to" else name))
-    if param.kind == "instances":
-        return parse_instances(values)
-    if param.kind == "strings":
-        return list(values)
-    if param.kind in ("states", "update states"):
-        enum, groups = ((api.ScheduleStatus, _STATE_GROUPS) if param.kind == "states" else
-                        (api.JobUpdateStatus, _UPDATE_GROUPS))
-        found: Set[int] = set()
-        for each in [part.strip() for value in values for part in value.split(",")]:
-            members = groups.get(each.lower(), (each.upper(),))
-            if members[0] not in enum.values:
-                raise BadRequest("%s=%s: expected one of %s" % (name, each, ", ".join(sorted(groups) + sorted(enum.values))))
-            found.update(enum.values[member] for member in members)
-        return found
-    if param.kind in ("numbers", "durations"):
-        return [_read_one(name, param, each) for value in values for each in value.split(",")]
-    if len(values) > 1:
+        raise BadRequest("%s= is empty; to leave it out means all" % name)
+    if len(values) > 1 and kind.join is None:
         raise BadRequest("the parameter %s is given twice" % name)
-    return _read_one(name, param, values[0])
+    found = []
+    for text in values:
+        try:
+            found.append(kind.read(text))
+        except ValueError as error:
+            raise BadRequest("%s=%s: expected %s" % (name, text[:80], error)) from None
+    return kind.join(found) if kind.join else found[0]
 
 
-def _read_one(name: str, param: Param, text: str) -> Any:
-    value: Any = text
-    name = "instances" if name == "to" else name
-    if param.kind == "boolean":
-        if text.lower() not in ("1", "true", "0", "false"):
-            raise BadRequest("%s=%s: expected 1 or 0" % (name, text))
-        return text.lower() in ("1", "true")
-    if param.kind == "durations":
-        match = re.fullmatch(r"(\d{1,9})([smhd]?)", text)
-        if not match:
-            raise BadRequest("%s=%s: expected a time such as 30s, 10m, 1h, 7d" % (name, text))
-        return int(match.group(1)) * _DURATION[match.group(2) or "s"]
-    if param.kind == "integer":
-        if not re.fullmatch(r"-?\d{1,18}", text, re.ASCII):
-            raise BadRequest("%s=%s: expected a whole number" % (name, text))
-        value = int(text)
-    elif param.kind in ("number", "numbers"):
-        if not re.fullmatch(r"-?\d{1,18}(\.\d{1,18})?([eE][+-]?\d{1,2})?", text, re.ASCII):
-            raise BadRequest("%s=%s: expected a number" % (name, text))
-        value = float(text)
-    if param.least is not None and value < param.least or param.most is not None and value > param.most:
-        least = "%.15g" % (param.least or 0)
-        raise BadRequest("%s=%s: expected %s" % (
-            name, text, "at least " + least if param.most is None else "%s to %.15g" % (least, param.most)))
-    if param.choices and value not in param.choices:
-        raise BadRequest("%s=%s: expected one of %s" % (name, text, ", ".join(param.choices)))
-    return value
+# --- what answers hold --------------------------------------------------------------------------------------
+# One line a field: its name, with ? where it may be absent; its type; what it is. Types: string, integer, number, boolean,
+# object; =Enum, the names of a Thrift enum; another object of this table, or a Thrift struct; [T] a list, {T} an object
+# of such values by name, T? that or null. An object in parentheses lends its fields. Times are milliseconds since 1970,
+# durations seconds, jobs cluster/role/environment/name.
+
+OBJECTS = """
+Failure: what every failure answers
+ status =failure: always so
+ code string: which failure it is, for programs
+ errors [string]: what was wrong and what to do, in sentences
+ count? integer: 0
+ key? string: the job, role, cluster or hosts that the path names
+ job? string: the job
+ done? string: unknown, where the bytes of a write went out and no readable answer came
+ reached? boolean: false, where it was waited for
+ progress? Progress: how far it had come
+ endings? [Ending]: how the tasks ended that failed
+ operation? Operation: the operation that failed
+ update? Update?: the update that is in the way, or came to no good end
+ hosts? [Host]: the hosts that are in the way
+ etag? string: the ETag that there is now
+ output? [string]: what the configuration printed
+Success: what every other answer has
+ status =success: always so
+ key? string: the job, role, cluster or hosts that the path names
+ count? integer: how many things the answer holds
+Written(Success): a write was done, or would be
+ dry_run? boolean: true where nothing was sent
+ would? object: the call that would be made, with what is known of its effect
+ warnings? [string]: what is worth knowing
+ messages? [string]: what the scheduler said besides
+JobWritten(Written): a write to a job
+ job? string: the job
+ unchanged? boolean: true where there was nothing to do
+ instances? [integer]: the instances it is about
+ added? [integer]?: the instances that were added, null where that could not be read
+ killed? [integer]: the instances that are killed
+ update? Update: the update it is about
+ operation? Operation: what goes on here
+ pulse? =JobUpdatePulseStatus: what the scheduler says to a pulse
+ reached? boolean: where it was waited for: whether it came
+ progress? Progress: how far it is
+ why? string: why it is not there yet
+ state? string: the update's state
+ hosts? [Host]: the hosts
+Progress: how far something is, in instances or hosts
+ done integer: there
+ failed integer: will not get there
+ active integer: on the way, or waiting
+ total integer: in all
+Ending: how a task ended
+ instance integer: its instance
+ id string: its id
+ state =ScheduleStatus: its state
+ host string?: where it ran
+ message string?: what its last event says
+Event: something that happened to a task
+ time integer: when
+ state =ScheduleStatus: the state it came to
+ message string?: what was said of it
+Task: one run of an instance
+ id string: the scheduler's id for it
+ job string: its job
+ instance integer: its number
+ state =ScheduleStatus: its state
+ host string?: where it runs, once it was placed
+ ports {integer}: its ports by name
+ failures integer: how often it and those it replaces failed
+ ancestor string?: the task that it replaces
+ pending? string: why it waits for a host
+ events [Event]: what happened to it
+Cron: when a cron job runs
+ schedule string: in crontab's form
+ next_run integer?: when it runs next
+ instances integer: how many instances a run has
+ collision_policy =CronCollisionPolicy: what happens where the last run still goes on
+Job: a job in brief
+ key string: the job
+ instances integer: how many tasks are active or pending
+ active integer: tasks that are active
+ pending integer: tasks that wait for a host
+ finished integer: ended tasks that finished or were killed, as far as they are remembered
+ failed integer: ended tasks that failed or were lost, likewise
+ tier string?: its tier
+ service boolean: whether it is started again when it ends
+ cron Cron?: when it runs, for a cron job
+JobList(Success): jobs, numbered from 1
+ jobs object: by number, the key of each, or with detail=1 the Job
+ total? integer: how many there are without limit and offset
+ unanswered? {Unanswered}: the clusters that did not answer
+Unanswered: why something is not told
+ code string: which failure
+ errors [string]: in words
+JobStatus(Success): a job with its tasks
+ job string: the job
+ instances integer: how many tasks are active or pending
+ active integer: tasks that are active
+ pending integer: tasks that wait for a host
+ finished integer: ended tasks that finished or were killed
+ failed integer: ended tasks that failed or were lost
+ tier string?: its tier
+ service boolean: whether it is started again when it ends
+ cron Cron?: when it runs, for a cron job
+ stats {integer}: tasks by state
+ update Update?: the update in progress
+ tasks TasksByLife: its tasks
+TasksByLife: a job's tasks
+ active [Task]: those that are alive
+ inactive [Task]: those that have ended
+TaskList(Success): tasks
+ tasks [Task]: each
+ total? integer: how many there are without limit and offset
+ next? integer: the offset of what follows
+ConfigGroup: instances that share a configuration
+ instances [integer]: which
+ config TaskConfig: the configuration
+ConfigList(Success): a job's configurations
+ configs [ConfigGroup]: by instances
+PendingReason: why a task waits
+ id string: the task
+ instance? integer: its instance
+ reason string: in the scheduler's words
+ reasons [Reason]: the same, taken apart
+Reason: one of its reasons
+ kind string: Insufficient, Constraint not satisfied, …
+ what string?: of what
+PendingList(Success): tasks that wait
+ pending [PendingReason]: each
+Uptime(Success): uptimes
+ uptime {integer}: by percentile, the seconds that so many percent of the instances have been up at least
+UpCount(Success): who is up
+ up_count {number}: by seconds, percent of the instances that have been up for so long
+Inspected(Success): a job as it would be sent
+ job JobConfiguration: the job
+ update? JobUpdateSettings: the settings of its updates
+ update_errors? [string]: why it cannot be updated with this
+ warnings [string]: what is worth knowing
+ cron? Cron?: when it would run
+FieldChange: a field that differs
+ path string: where it is; objects in lists are told apart by their names
+ old any: what it was
+ new any: what it would be
+ChangedGroup: what instances would change
+ instances [integer]: which
+ fields [FieldChange]: what would change
+Plan(Success): what an update would do
+ job string: the job
+ add [integer]: instances that would be new
+ remove [integer]: instances that would go
+ update [integer]: instances that would be replaced
+ unchanged [integer]: instances that would stay
+ changes [ChangedGroup]: what the replaced would change
+UpdateEvent: something that happened to an update
+ state =JobUpdateStatus: the state it came to
+ time integer: when
+ user string?: by whom
+ message string?: what was said
+InstanceEvent: something that an update did to an instance
+ instance integer: which
+ action =JobUpdateAction: what
+ time integer: when
+ message string?: what was said
+Update: a rolling update
+ id string: its id
+ job string: its job
+ user string?: who started it
+ state =JobUpdateStatus: its state
+ created integer?: when it was started
+ modified integer?: when something last happened
+ message string?: what was last said
+ progress Progress: how far it is
+ instances {[integer]}: the instances by how far each is
+ metadata {string?}: what was given with it
+ settings? JobUpdateSettings?: how it rolls (with detail=1, as the rest)
+ before? [ConfigGroup]: the configurations before
+ after? ConfigGroup?: the configuration after
+ events? [UpdateEvent]: what happened to it
+ instance_events? [InstanceEvent]: what it did
+UpdateAnswer(Success): an update
+ job string: the job
+ update Update: the update
+UpdateList(Success): updates, the one changed last first
+ updates [Update]: each
+ next? integer: the offset of what follows
+Step: something that an operation did or saw
+ time integer: when
+ text string: what
+ instances? [integer]: with which instances
+ done? integer: how many are done
+ failed? integer: how many failed
+ error? string: what went wrong
+Operation: long work of this server
+ id string: its id
+ kind string: restart, kill, drain
+ key string: the job or hosts
+ user string: who began it
+ state string: running, then succeeded, failed, cancelled or interrupted
+ started integer: when
+ ended integer?: when
+ progress Progress: how far it is
+ steps [Step]: what it did
+ errors [string]: what went wrong
+ result object: what came of it
+OperationAnswer(Success): an operation
+ operation Operation: the operation
+OperationWritten(Written): an operation
+ operation? Operation: the operation
+OperationList(Success): operations, the newest first
+ operations [Operation]: each
+ total integer: how many there are
+CronAnswer(Success): a cron job
+ job string: the job
+ cron Cron?: when it runs
+ config JobConfiguration: what it runs
+Amounts: resources
+ cpu number: cores
+ ram_mb number: MB of memory
+ disk_mb number: MB of disk
+QuotaAnswer(Success): a role's quota
+ quota Amounts: what production jobs that are not dedicated may take
+ consumption Consumption: what is taken
+Consumption: what a role takes
+ production Amounts: production jobs
+ other Amounts: other jobs
+ production_dedicated Amounts: production jobs on dedicated hosts
+ other_dedicated Amounts: other jobs on dedicated hosts
+QuotaWritten(Written): a role's quota
+ quota? Amounts: what was set
+HostJob: what a job would keep without a host
+ job string: the job
+ percentage number: percent of its instances that would stay up
+ safe boolean: whether that is enough
+Host: a host
+ host string: its name
+ mode? =MaintenanceMode: whether it is in maintenance
+ safe? boolean: whether it could go
+ jobs? [HostJob]: what that would do to jobs
+HostList(Success): hosts
+ hosts [Host]: each
+ total? integer: how many there are
+ safe? boolean: whether all of them could go
+HostsWritten(Written): hosts
+ hosts? [Host]: each
+Cluster: a cluster
+ leader string?: where its leader was last seen
+ClusterList(Success): the known clusters
+ clusters {Cluster}: by name
+Role: a role
+ jobs integer: how many jobs it has
+ cron integer: how many of them are cron jobs
+RoleList(Success): roles
+ roles {Role}: by name
+Tier: a tier
+ preemptible boolean: whether its tasks may be preempted
+ revocable boolean: whether its tasks may be revoked
+TierList(Success): tiers
+ default string: which is taken where none is named
+ tiers {Tier}: by name
+BackupList(Success): backups
+ backups [string]: their ids
+StateForced(Written): a task's state
+ state? string?: what it is now, null where the task is gone
+ forced? boolean: whether it came to that state
+RpcAnswer(Written): what the scheduler answered
+ response? Response: as it came
+Version(Success): the version
+ version string: of this service
+Health(Success): alive
+ version string: of this service
+ uptime integer: seconds since its start
+Ready(Success): able to work
+ clusters {object}: by name, whether each answers
+ isolation [string]?: what shuts configurations in
+"""
+
+
+@lru_cache(maxsize=1)
+def _objects() -> Dict[str, Tuple[str, List[Tuple[str, bool, str, str]]]]:
+    """name → (what it is, its fields as (name, whether it may be absent, type, what it is))."""
+    found: Dict[str, Tuple[str, List[Tuple[str, bool, str, str]]]] = {}
+    for line in OBJECTS.strip().split("\n"):
+        head, _, text = line.partition(": ")
+        if not line.startswith(" "):
+            name, _, parent = head.rstrip(")").partition("(")
+            found[name] = (text, list(found[parent][1]) if parent else [])
+            continue
+        field, kind = head.split()
+        known = found[name][1]
+        known[:] = [each for each in known if each[0] != field.rstrip("?")]
+        known.append((field.rstrip("?"), field.endswith("?"), kind, text))
+    return found
+
+
+class Schemas:
+    """The schemas that a description refers to, made when they are first named."""
+
+    def __init__(self) -> None:
+        self.made: Json = {}
+
+    def ref(self, name: str) -> Json:
+        """A reference to an object of the table, or to a Thrift struct."""
+        if name not in self.made:
+            self.made[name] = {}
+            self.made[name] = self._object(name) if name in _objects() else self._struct(getattr(api, name))
+        return {"$ref": "#/components/schemas/" + name}
+
+    def of(self, kind: str) -> Json:
+        """The schema of a type as the table writes it."""
+        if kind.endswith("?"):
+            inner = self.of(kind[:-1])
+            return dict(inner, type=[inner["type"], "null"]) if isinstance(inner.get("type"), str) and (
+                "enum" not in inner) else {"anyOf": [inner, {"type": "null"}]}
+        if kind[0] == "[":
+            return {"type": "array", "items": self.of(kind[1:-1])}
+        if kind[0] == "{":
+            return {"type": "object", "additionalProperties": self.of(kind[1:-1])}
+        if kind[0] == "=":
+            enum = getattr(api, kind[1:]).values if kind[1].isupper() else [kind[1:]]
+            return {"type": "string", "enum": sorted(enum)}
+        return {} if kind == "any" else {"type": kind} if kind.islower() else self.ref(kind)
+
+    def _object(self, name: str) -> Json:
+        text, fields = _objects()[name]
+        return {"type": "object", "description": text, "required": [field for field, absent, _, _ in fields if not absent],
+                "properties": {field: self._described(self.of(kind), what) for field, _, kind, what in fields}}
+
+    @staticmethod
+    def _described(schema: Json, text: str) -> Json:
+        return dict(schema, description=text)
+
+    def _struct(self, struct: Any) -> Json:
+        """A Thrift struct in plain JSON: no field has to be there. executorConfig.data is shown as what it holds."""
+        fields = {name: self._thrift(kind) for name, kind in struct.fields.items()}
+        if struct is api.ExecutorConfig:
+            fields["data"] = {"description": "what the executor gets, as the object it holds"}
+        bounds = {"minProperties": 1, "maxProperties": 1} if struct.is_union else {}
+        return dict({"type": "object", "description": "Thrift %s, in plain JSON" % struct.__name__, "properties": fields},
+                    **bounds)
+
+    def _thrift(self, kind: Type) -> Json:
+        if kind.kind == "struct":
+            return self.ref(kind.ref.__name__)
+        if kind.kind == "enum":
+            return {"type": "string", "enum": sorted(kind.ref.values)}
+        if kind.kind == "map":
+            return {"type": "object", "additionalProperties": self._thrift(kind.items[1])}
+        if kind.items:
+            return {"type": "array", "items": self._thrift(kind.items[0])}
+        return {"type": {"bool": "boolean", "double": "number", "string": "string"}.get(kind.kind, "integer")}
+
+
+# --- the route table ----------------------------------------------------------------------------------------
 
 
 class Route(NamedTuple):
-    """One row of the route table. path: a template, {key} for cluster, role, environment and name; access: the level a
-    caller needs; body: "" or what kind of body the call takes; answers: status → what it says; pure: the answer follows
-    from the request and the scheduler's replies alone, so that the same replies make the same answer; quick: it neither
-    blocks nor takes long, so that the reading thread may make it; operates: it starts an operation, always ("always") or
-    with the parameter of that name; judges: the handler itself looks who may, since the path does not tell."""
+    """One row of the route table, which is all that there is to know of a request.
+
+    path: a template, {key} for cluster, role, environment and name; name: what metrics, log and OpenAPI call it; access: the
+    level a caller needs; params: names in the query → rows of PARAMS; body: "" or what kind of body it takes; answers:
+    status → what it says; gives: the object in OBJECTS that it answers, or the media type where that is not JSON;
+    remembered: the answer follows from the request and the scheduler's replies alone, so that the same replies make the
+    same answer; quick: it neither blocks nor takes long, so that the reading thread may make it; operates: it starts an
+    operation, always ("always") or with the parameter of that name; judges: the handler itself looks who may, since the
+    path does not tell; guards: the reads whose ETags If-Match may name.
+    """
     method: str
     path: str
     handler: Callable[[Call], Any]
+    name: str
+    summary: str
+    group: str
     access: str
-    params: Tuple[str, ...]
+    params: Dict[str, str]
     body: str
     answers: Dict[int, str]
-    group: str
-    pure: bool
+    gives: str
+    remembered: bool
     quick: bool
     operates: str
     judges: bool
-
-    @property
-    def name(self) -> str:
-        """What metrics, log and OpenAPI call it."""
-        return self.handler.__name__
+    guards: Tuple[str, ...]
 
     @property
     def is_stream(self) -> bool:
         """Whether it answers with events."""
-        return self.answers.get(200, "").startswith("text/event-stream")
+        return self.gives == "text/event-stream"
 
     @property
-    def summary(self) -> str:
-        """The first line of its documentation."""
-        return (self.handler.__doc__ or "").strip().split("\n")[0]
+    def writes(self) -> bool:
+        """Whether it changes something."""
+        return self.method in _WRITES and (self.access != "read" or self.judges)
 
 
 ROUTES: List[Route] = []
 _GROUPS = ("run", "watch", "change", "fix", "operate", "server")
 _SEGMENTS = {"hosts": r"[\w\-.,:]+"}      # path parameters that are not identifiers
 _WRITES = ("PUT", "POST", "DELETE")
+_JOB_GUARDS = ("get_config", "get_job")
 
 
-def route(method: str, path: str, group: str, access: str = "", params: str = "", body: str = "", pure: bool = False,
-          quick: bool = False, operates: str = "", judges: bool = False,
-          **answers: str) -> Callable[[Callable[[Call], Any]], Callable[[Call], Any]]:
+def route(method: str, path: str, group: str, access: str = "", params: str = "", body: str = "", gives: str = "Written",
+          remembered: bool = False, quick: bool = False, operates: str = "", judges: bool = False, name: str = "",
+          summary: str = "", guards: Sequence[str] = (), **answers: str) -> Callable[[Any], Any]:
     """Put a handler into the route table. answers: status code, after an `a`, → what it says."""
-    assert group in _GROUPS and all(param in PARAMS for param in params.split())
     level = access or ("read" if method == "GET" else "write")
     named = params.split()
     if method in _WRITES and level != "read":
-        named += ["message", "dry_run"]
-    elif method == "GET" and path.startswith("/alpha/") and not answers.get("a200", "").startswith("text/event-stream"):
+        named.append("dry_run")
+    elif method == "GET" and path.startswith("/alpha/") and gives != "text/event-stream":
         named.append("wait")
+    if "/" not in gives:
+        named.append("pretty")
+    rows = {query: row or query for query, _, row in (each.partition(":") for each in named)}
+    assert group in _GROUPS and set(rows.values()) <= set(PARAMS)
 
     def put(handler: Callable[[Call], Any]) -> Callable[[Call], Any]:
-        ROUTES.append(Route(method, path, handler, level, tuple(dict.fromkeys(named)), body,
-                            {int(code[1:]): text for code, text in answers.items()} or {200: "done"}, group, pure,
-                            quick, operates, judges))
+        ROUTES.append(Route(method, path, handler, name or handler.__name__,
+                            summary or (handler.__doc__ or "").strip().split("\n")[0], group, level, rows, body,
+                            {int(code[1:]): text for code, text in answers.items()} or {200: "done"}, gives, remembered,
+                            quick, operates, judges, tuple(guards)))
         return handler
     return put
+
+
+@lru_cache(maxsize=None)
+def _routes_by_name(count: int) -> Dict[str, Route]:
+    return {each.name: each for each in ROUTES[:count]}
 
 
 @lru_cache(maxsize=None)
@@ -7141,7 +7830,7 @@ def _patterns(count: int) -> List[Tuple[Any, Dict[str, Route]]]:
     made: Dict[str, Tuple[Any, Dict[str, Route]]] = {}
     for each in ROUTES[:count]:
         text = each.path.replace("{key}", "{cluster}/{role}/{environment}/{name}")
-        text = re.sub(r"^/alpha/jobs?/", "/alpha/jobs?/", text)
+        text = re.sub(r"^/alpha/jobs?\b", "/alpha/jobs?", text)
         text = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", text.replace(".", r"\."))
         made.setdefault(text, (re.compile(text), {}))[1][each.method] = each
     # Words before placeholders, so that /updates is not taken for the name of an environment.
@@ -7161,11 +7850,23 @@ def _match(path: str) -> Tuple[Dict[str, Route], Dict[str, str]]:
                     raise BadRequest("%r is not a valid %s: letters, digits, _ - . and at most %d of them" % (
                         text[:80], name, MAX_IDENTIFIER))
             return methods, arguments
+    if len(path) > 1 and path.endswith("/") and any(each.fullmatch(path.rstrip("/")) for each, _ in _patterns(len(ROUTES))):
+        raise NotFound("there is nothing at this path; it is there without the slash at the end")
     raise NotFound("there is nothing at this path; /openapi.json describes what there is")
 
 
+def no_such(what: str, name: str, known: Iterable[str]) -> Failure:
+    """The NotFound for a name that is not among those known, with the nearest of them."""
+    import difflib
+    near = difflib.get_close_matches(name, list(known), 3, 0.6)
+    return NotFound("there is no %s %s%s" % (what, name, "; did you mean %s?" % " or ".join(near) if near else ""))
+
+
+# --- answers remembered -------------------------------------------------------------------------------------
+
+
 class Kept:
-    """A pure read's answer, and what the scheduler was asked for it with the replies; its size in bytes."""
+    """A remembered read's answer, and what the scheduler was asked for it with the replies; its size in bytes."""
     OVERHEAD = 4096     # about what the objects take, however short the texts in them
 
     __slots__ = ("asks", "answer", "size")
@@ -7180,36 +7881,43 @@ class Kept:
 
 
 class Memory:
-    """Kept answers by what was asked, `room` bytes of them; the least used are forgotten first."""
+    """Things with a `size` by what was asked, `room` bytes and `most` of them; the least used are forgotten first."""
 
-    def __init__(self, room: float) -> None:
+    def __init__(self, room: float, most: float = math.inf) -> None:
         self.room = room
+        self.most = most
         self.size = 0
         self._lock = threading.Lock()       # guards size and _kept
-        self._kept: collections.OrderedDict[Any, Tuple[Kept, float]] = collections.OrderedDict()
+        self._kept: collections.OrderedDict[Any, Tuple[Any, float]] = collections.OrderedDict()
 
-    def take(self, question: Any) -> Optional[Kept]:
+    def take(self, question: Any) -> Any:
         """What is kept, for the caller to keep again: while one run asks with it, no other does."""
         with self._lock:
             return self._drop(question)
 
-    def keep(self, question: Any, kept: Kept) -> None:
+    def look(self, question: Any) -> Any:
+        """What is kept, and stays where it is; None if nothing is."""
+        with self._lock:
+            return self._kept.get(question, (None, 0.0))[0]
+
+    def keep(self, question: Any, kept: Any) -> None:
+        """Keep it as the one used last."""
         with self._lock:
             self._drop(question)
             if kept.size <= self.room:
                 self._kept[question] = (kept, time.monotonic())
                 self.size += kept.size
-            while self.size > self.room:
+            while self.size > self.room or len(self._kept) > self.most:
                 self._drop(next(iter(self._kept)))
 
     def forget(self, seconds: float) -> None:
-        """Let go of what nobody has asked for in the last so many seconds."""
+        """Let go of what was kept more than so many seconds ago."""
         with self._lock:
             before = time.monotonic() - seconds
-            for question in [each for each, (_, used) in self._kept.items() if used < before]:
-                self._drop(question)
+            while self._kept and next(iter(self._kept.values()))[1] < before:
+                self._drop(next(iter(self._kept)))
 
-    def _drop(self, question: Any) -> Optional[Kept]:
+    def _drop(self, question: Any) -> Any:
         kept, _ = self._kept.pop(question, (None, 0.0))
         self.size -= kept.size if kept else 0
         return kept
@@ -7224,7 +7932,7 @@ def _outcome(scheduler: Scheduler, ask: Ask) -> Tuple[bytes, Any]:
 
 
 class Replay:
-    """A scheduler as one run of a pure handler sees it: notes what is asked with the replies; what came before the run
+    """A scheduler as one run of a remembered handler sees it: notes what is asked with the replies; what came before the run
     began, Responses or AuroraErrors, is not asked for again, if the run asks for the same in the same order."""
 
     def __init__(self, scheduler: Scheduler, given: Iterable[Tuple[Ask, bytes, Any]],
@@ -7236,6 +7944,7 @@ class Replay:
         self._given = collections.deque(given)
 
     def call(self, method: str, *arguments: Any, **named: Any) -> Any:
+        """As Session.call, for reads."""
         ask = self.scheduler.prepare(method, *arguments, authorization=self.authorization, **named)
         if self._given and self._given[0][0]._replace(known=None) == ask:
             _, reply, response = self._given.popleft()
@@ -7250,6 +7959,94 @@ class Replay:
         return response
 
 
+class Once(Source):
+    """What a request with an Idempotency-Key asked, and its answer, for those that come again."""
+
+    def __init__(self, asked: bytes) -> None:
+        super().__init__()
+        self.asked = asked
+        self.answer: Optional[Response] = None
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it holds."""
+        return 1024 + (len(self.answer.body) if self.answer else 0)
+
+    def replayed(self) -> Optional[Response]:
+        """The answer again, marked as such; None while there is none."""
+        kept = self.answer
+        return kept and Response(kept.status, kept.plain, kept.body, kept.content_type,
+                                 kept.headers + [("Idempotency-Replayed", "true")], code=kept.code)
+
+
+class Idempotency:
+    """A write with an Idempotency-Key is done once. The first request runs; one that comes meanwhile waits for its answer,
+    one that comes later gets it again, for a day. One question settles a key when its run ends: may a write of it have
+    reached a scheduler? If not the key is free. Those under way are never forgotten. _lock guards _under_way."""
+    SECONDS = 86400.0
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.answers = Memory(0)        # the limits are looked at when something is to be kept
+        self._lock = threading.Lock()
+        self._under_way: Dict[Any, Once] = {}
+
+    def run(self, given: str, call: Call, run: Callable[[], Any]) -> Union[Response, Later, Stream]:
+        """What `run` answers, or what it answered before. Raises what `run` does, BadRequest, Unprocessable."""
+        if not re.fullmatch(r"[\x21-\x7e]{1,255}", given):
+            raise BadRequest("an Idempotency-Key has 1 to 255 visible characters")
+        request = call.request
+        slot = (request.user.name, request.headers.get("authorization"), given)
+        asked = hashlib.sha256("\0".join((request.method, request.path, request.raw_query, request.headers.get(
+            "content-type", ""))).encode() + b"\0" + request.body).digest()
+        mine = Once(asked)
+        self.answers.forget(self.SECONDS)
+        with self._lock:
+            first: Once = self.answers.look(slot) or self._under_way.setdefault(slot, mine)
+        if first.asked != asked:
+            raise Unprocessable("this Idempotency-Key was used for another request", code="IDEMPOTENCY_KEY_REUSED")
+        if first is not mine:
+            return Later(first, self.service.limits["wait"], first.replayed, lambda: self.service.refuse(
+                Conflict("the first request with this Idempotency-Key is still under way")))
+        settle = partial(self._settle, slot, mine, call)
+        try:
+            answer = run()
+        except AuroraError as error:
+            settle(self.service.refuse(error, request))
+            raise
+        except Exception:
+            settle(self.service.refuse(AuroraError("an internal error")))
+            raise
+        if isinstance(answer, Later):
+            self._await(answer.again(), settle)     # here too: the first caller may go before it comes
+        else:
+            settle(answer)
+        return answer
+
+    def _settle(self, slot: Any, mine: Once, call: Call, response: Response) -> None:
+        response.settle()
+        mine.answer = response
+        with self._lock:
+            self._under_way.pop(slot, None)
+            if call.sent:
+                limits = self.service.limits
+                self.answers.room, self.answers.most = limits["idempotency_bytes"], limits["idempotency_keys"]
+                self.answers.keep(slot, mine)
+        mine.changed()
+
+    def _await(self, twin: Later, settle: Callable[[Response], None]) -> None:
+        runner = self.service.runner
+        timer = runner.call_later(twin.seconds, partial(runner.run_in_worker, twin.expire))
+
+        def end(response: Response) -> None:
+            timer.cancel()
+            settle(response)
+        twin.start(end)
+
+
+# --- one request --------------------------------------------------------------------------------------------
+
+
 class Call:
     """One request on its way through a handler: its typed parameters, its scheduler, its job."""
 
@@ -7257,49 +8054,54 @@ class Call:
         self.service = service
         self.request = request
         self.args = request.args
-        self.params: Dict[str, Any] = {}
+        self.params: Json = {}
         self.replay: Optional[Replay] = None
         self.slot: Optional[_Slot] = None               # for an operation, taken and not used yet
         self.place: Optional[Callable[[], None]] = None     # among those who wait: what gives it back, until it is used
         self.began = False                              # an operation
         self._session: Optional[Session] = None
+        self._running: Optional[List[Tuple[Any, List[int]]]] = None
 
     def read_params(self) -> None:
         """Check and convert the query. Raises BadRequest: a misspelt shards= must not mean all instances."""
         known = self.request.route.params
         given: Dict[str, List[str]] = {}
         for name, value in self.request.query:
-            given.setdefault("to" if name == "instances" and "to" in known else name, []).append(value)
+            given.setdefault(name, []).append(value)
+        if "wait" in known and "wait" not in given:
+            prefers = re.search(r"\bwait=(\d{1,9})\b", self.request.headers.get("prefer", "")[:1024])
+            if prefers:
+                given["wait"] = [prefers.group(1)]
         for name, values in given.items():
             if name not in known:
                 raise BadRequest("unknown parameter %s; this call knows %s" % (
                     name[:80], ", ".join(sorted(known)) or "none"))
-            self.params[name] = read_param(name, values)
-        if "shards" in self.params and "instances" in self.params:
-            self.params["shards"] = sorted(set(self.params["shards"]) | set(self.params["instances"]))
-        if "wait" in self.params:
-            most = self.service.limits["wait"]
-            if self.params["wait"] > most:
-                raise BadRequest("wait=%g: at most %g" % (self.params["wait"], most))
+            self.params[known[name]] = read_param(name, PARAMS[known[name]].kind, values)
+        if "wait" in self.params and self.params["wait"] > self.service.limits["wait"]:
+            raise BadRequest("wait=%g: at most %g seconds" % (self.params["wait"], self.service.limits["wait"]))
 
     def get(self, name: str, default: Any = None) -> Any:
+        """A parameter's value, by the name of its row."""
         return self.params.get(name, default)
 
     @property
     def shards(self) -> List[int]:
-        return self.params.get("shards", self.params.get("instances", []))
+        """The instances that the query names; none where it names none."""
+        return sorted(set(self.params.get("shards", [])) | set(self.params.get("instances", [])))
 
     @property
     def user(self) -> User:
+        """Who asks."""
         return self.request.user
 
     @property
     def scheduler(self) -> Any:
-        """The cluster's Scheduler, or its Replay."""
+        """The cluster's Scheduler for this caller, or its Replay."""
         return self.replay or self.session
 
     @property
     def session(self) -> Session:
+        """The door to the cluster's scheduler, with the caller's credentials."""
         if self._session is None:
             self._session = Session(self.service.clusters[self.args["cluster"]], self.auth, bool(self.get("dry_run")),
                                     self._permit)
@@ -7319,15 +8121,18 @@ class Call:
         return self.began or self._session is not None and self._session.sent
 
     @property
-    def notes(self) -> Dict[str, Any]:
+    def notes(self) -> Json:
+        """What a dry run is to tell besides the call."""
         return self.session.notes
 
     @property
     def key(self) -> Key:
+        """The job that the path names."""
         return Key(*(self.args[name] for name in Key._fields))
 
     @property
     def auth(self) -> Optional[str]:
+        """The caller's credentials for the scheduler, where they are passed on."""
         return self.request.authorization
 
     @property
@@ -7349,13 +8154,33 @@ class Call:
         if self.get("dry_run"):
             self.session.call(method, *arguments)
 
+    @property
+    def running(self) -> List[Tuple[Any, List[int]]]:
+        """The configurations of the job's active instances, read once: what If-Match was held to is what is compared."""
+        if self._running is None:
+            self._running = running_configs(self.scheduler, self.key)
+        return self._running
+
     def success(self, status: int = 200, headers: Iterable[Tuple[str, str]] = (), **fields: Any) -> Response:
-        return Response(status, dict({"status": "success"}, **fields), headers=headers)
+        """An answer: status and key, and these fields."""
+        key = self.service.key_of(self.request)
+        return Response(status, dict({"status": "success", "key": key} if key else {"status": "success"}, **fields),
+                        headers=headers)
 
     def job_success(self, status: int, headers: Iterable[Tuple[str, str]] = (), **fields: Any) -> Response:
         """The body that the original calls on one job share."""
-        key = str(self.key)
-        return self.success(status, headers, **dict({"key": key, "count": 1, "job": key}, **fields))
+        return self.success(status, headers, **dict({"count": 1, "job": str(self.key)}, **fields))
+
+    def page(self, items: Sequence[Any], most: Optional[int] = None) -> Tuple[Sequence[Any], List[Tuple[str, str]]]:
+        """(those that offset= and limit=, by default `most`, leave; a Link to the next page if there is one)."""
+        start = self.get("offset", 0)
+        end = start + self.get("limit", most or len(items) or 1)
+        return items[start:end], self.link(end) if end < len(items) else []
+
+    def link(self, offset: int) -> List[Tuple[str, str]]:
+        """The header field that leads to the next page."""
+        query = [(name, value) for name, value in self.request.query if name != "offset"] + [("offset", str(offset))]
+        return [("Link", '<%s?%s>; rel="next"' % (self.request.path, urllib.parse.urlencode(query)))]
 
     def files(self) -> Tuple[Dict[str, str], bool]:
         """The configuration files in the body, the first the root; whether it is a JSON job. Raises BadRequest."""
@@ -7371,10 +8196,10 @@ class Call:
             files = parse_multipart(body, options.get("boundary", ""))
             if not files:
                 raise BadRequest("the multipart body holds no file")
+        elif not body:
+            raise InvalidConfig("the body is empty; it has to be an .aurora file, or a JSON job as application/json")
         else:
             files = {"job.json" if kind == JSON_TYPE else "job.aurora": body}
-        if not any(each.strip() for each in files.values()) and kind != "multipart/form-data" and not body:
-            raise InvalidConfig("the body is empty; it has to be an .aurora file, or a JSON job as application/json")
         texts = {}
         for name, data in files.items():
             try:
@@ -7388,18 +8213,16 @@ class Call:
     def job(self) -> Job:
         """The job that the body describes, for the key in the URL. Raises InvalidConfig."""
         files, is_json = self.files()
-        bindings = []
-        for each in self.get("bind", []):
-            name, equals, value = each.partition("=")
-            if not equals:
-                raise BadRequest("bind=%s: expected bind=NAME=VALUE" % each[:80])
-            bindings.append((name, value))
         cluster = self.service.clusters.pair(self.args["cluster"])[0]
         user = self.user.name if self.user.known else None
-        return load_job(files, str(self.key), user=user, is_json=is_json, bindings=bindings,
-                        tiers=self.service.tiers(self.service.clusters[self.args["cluster"]], self.auth),
-                        docker_registry=cluster.docker_registry, evaluator=self.service.evaluator,
-                        caller=self.request.caller)
+        try:
+            return load_job(files, str(self.key), user=user, is_json=is_json, bindings=self.get("bind", []),
+                            tiers=self.service.tiers(self.service.clusters[self.args["cluster"]], self.auth),
+                            docker_registry=cluster.docker_registry, evaluator=self.service.evaluator,
+                            caller=self.request.caller)
+        except InvalidConfig as error:
+            hint = "" if is_json else _misread(next(iter(files.values())))
+            raise InvalidConfig(*error.messages, *([hint] if hint else []), **error.details) from None
 
     def json_body(self) -> Any:
         """The body as JSON. Raises BadRequest, UnsupportedMedia."""
@@ -7408,7 +8231,7 @@ class Call:
             raise UnsupportedMedia("the body has to be application/json")
         return parse_json(self.request.body) if self.request.body.strip() else {}
 
-    def start(self, kind: str, total: int, work: Callable[[Operation], None]) -> Operation:
+    def start(self, kind: str, total: int, work: Callable[[Operation], Any]) -> Operation:
         """Begin an operation in the place that was taken before the handler ran."""
         key = str(self.key) if "name" in self.args else "/".join(self.args.values())
         slot, self.slot = self.slot, None
@@ -7433,49 +8256,49 @@ class Call:
     def take_place(self) -> Callable[[], None]:
         """The place among those who wait that was taken for this call, or a new one; as what gives it back."""
         place, self.place = self.place, None
-        return place or self.service.take_place(self.request.caller)
+        return place or self.service.waits.take(self.request.caller)
 
-    def operated(self, operation: Operation, **fields: Any) -> Union[Response, Later]:
-        """The answer to a call that began an operation."""
+    def told(self, status: int, verdict: Verdict, headers: Iterable[Tuple[str, str]], fields: Json) -> Response:
+        """The answer to a write that was waited for: `status` or 200 where it is reached, 202 where it is under way, 409 where
+        it cannot be reached any more. No 5xx, which `curl --retry` would repeat."""
+        more = dict(fields, reached=bool(verdict.reached), progress=verdict.progress, **verdict.fields)
+        if verdict.reached is False:
+            return self.service.refuse(Conflict(verdict.text, code=verdict.code, **more), self.request)
+        if "name" in self.args:
+            more = dict({"count": 1, "job": str(self.key)}, **more)
+        if verdict.reached is None:
+            return self.success(202, headers, **dict(more, why=verdict.text))
+        return self.success(201 if status == 201 else 200, headers, **more)
+
+    def operated(self, operation: Operation, tell: Callable[[], Json] = lambda: {}, **fields: Any) -> Union[Response, Later]:
+        """The answer to a call that began an operation. tell: further fields, as they are when it is answered."""
+        headers = [("Location", "/alpha/operations/" + operation.id)]
+
         def answer() -> Response:
-            more = dict(fields, operation=operation.to_plain())
+            more = dict(fields, operation=operation.to_plain(), **tell())
             if not self.get("wait"):
-                return self.job_success(202, _location(operation), **more)
-            more["reached"] = operation.state == "succeeded"
-            if operation.state in ("running", "succeeded"):
-                return self.job_success(202 if operation.state == "running" else 200, _location(operation), **more)
-            return self.unreached(operation.errors or ["the operation was %s" % operation.state],
-                                  operation.result.get("code") or "OPERATION_%s" % operation.state.upper(), **more)
+                return self.success(202, headers, **more) if "name" not in self.args else self.job_success(202, headers, **more)
+            state, steps = operation.state, list(operation.steps)
+            text = "; ".join(operation.errors) or (steps[-1]["text"] if steps else "not begun yet")
+            known = {"endings": operation.result["endings"]} if "endings" in operation.result else {}
+            return self.told(202, Verdict(
+                {"running": None, "succeeded": True}.get(state, False), operation.done, operation.failed, operation.total,
+                text if operation.errors or state == "running" else "the operation was " + state,
+                operation.result.get("code") or "OPERATION_" + state.upper(), known), headers, more)
         return self.await_operation(operation, answer)
 
-    def unreached(self, errors: Sequence[str], code: str, **fields: Any) -> Response:
-        """The answer where what was waited for cannot come any more. No 5xx, which `curl --retry` would repeat."""
-        return error_response(Conflict(*errors, code=code, **fields), self.service.key_of(self.request))
-
     def outcome(self, status: int, watched: Any, ask: Callable[[], Any], judge: Callable[[Any], Verdict],
-                warnings: Sequence[str] = (), headers: Iterable[Tuple[str, str]] = (),
+                headers: Iterable[Tuple[str, str]] = (), tell: Callable[[Any], Json] = lambda answer: {},
                 **fields: Any) -> Union[Response, Later]:
-        """The answer to a write, after what comes of it where the caller waits: `status` or 200 where it is reached, 202
-        where it is under way when the time is up, 409 where it cannot be reached any more.
+        """The answer to a write, after what comes of it where the caller waits.
 
-        watched: names what is asked; all that wait for the same share one question a period."""
-        if warnings:
-            fields["warnings"] = list(warnings)
+        watched: names what is asked; all that wait for the same share one question a period. tell: further fields from
+        what was last answered."""
         seconds = self.get("wait")
         if not seconds:
             return self.job_success(status, headers, **fields)
         began = time.monotonic()
         latest = Verdict(None, text="not known yet")
-
-        def told(verdict: Verdict) -> Response:
-            more = dict(fields, reached=bool(verdict.reached), progress={
-                "done": verdict.done, "failed": verdict.failed, "total": verdict.total})
-            more.update(verdict.fields)
-            if verdict.reached is False:
-                return self.unreached([verdict.text], verdict.code, **more)
-            if verdict.reached is None:
-                return self.job_success(202, headers, **dict(more, why=verdict.text))
-            return self.job_success(201 if status == 201 else 200, headers, **more)
 
         def ready_after(poll: Poll) -> Callable[[], Optional[Response]]:
             def ready() -> Optional[Response]:
@@ -7485,31 +8308,33 @@ class Call:
                     return None         # what was asked before this caller came is older
                 if isinstance(answer, AuroraError):
                     latest = latest._replace(text="; ".join(answer.messages))
-                    return error_response(answer, self.service.key_of(self.request)) if answer.http < 500 else None
+                    return self.service.refuse(answer, self.request) if answer.http < 500 else None
                 latest = judge(answer)
-                return told(latest) if latest.reached is not None else None
+                fields.update(tell(answer))
+                return self.told(status, latest, headers, fields) if latest.reached is not None or latest.stuck else None
             return ready
         place = self.take_place()
-        made: Later = self.service.watch(
-            ("outcome", self.args["cluster"], watched, self.auth), lambda: Poll(self.service.runner, ask,
-                                                                                self.service.poll_interval),
-            lambda poll: Later(poll, seconds, ready_after(poll), lambda: told(latest), place), counted=False)
+        made: Later = self.service.watched.watch(
+            ("outcome", self.args["cluster"], watched, self.auth), lambda: Poll(
+                self.service.runner, ask, self.service.poll_interval),
+            lambda poll: Later(poll, seconds, ready_after(poll), lambda: self.told(status, latest, headers, fields), place),
+            counted=False)
         return made
 
 
-class Once(Source):
-    """What a request with an Idempotency-Key asked, and its answer, for those that come again."""
+def _misread(body: str) -> str:
+    """What a body that is no configuration looks like."""
+    text = body.strip()
+    if text[:1] in "{[" and text[-1:] in "}]":
+        return "the body looks like JSON, which takes Content-Type: application/json"
+    if re.fullmatch(r"@?[\w./~\-]{1,255}\.(aurora|json)", text, re.ASCII):
+        return "the body looks like the name of a file; curl sends the file with --data-binary @%s" % text.lstrip("@")
+    if "\n" not in text and len(text) > 60:
+        return "the body is one single line: curl -d drops line ends, --data-binary keeps them"
+    return ""
 
-    def __init__(self, asked: bytes) -> None:
-        super().__init__()
-        self.asked = asked
-        self.since = time.monotonic()
-        self.answer: Optional[Response] = None
 
-    @property
-    def size(self) -> int:
-        """About how many bytes it holds."""
-        return 1024 + (len(self.answer.body) if self.answer else 0)
+# --- the service --------------------------------------------------------------------------------------------
 
 
 class Readiness(Source):
@@ -7520,7 +8345,7 @@ class Readiness(Source):
 
     def __init__(self) -> None:
         super().__init__()
-        self._states: Dict[Scheduler, Tuple[float, Optional[AuroraError]]] = {}
+        self._states: Dict[Scheduler, Tuple[float, Optional[Failure]]] = {}
         self._asking: Set[Scheduler] = set()
 
     def look(self, schedulers: Iterable[Scheduler]) -> None:
@@ -7542,18 +8367,18 @@ class Readiness(Source):
             problem = AuroraError("an internal error: %s" % type(error).__name__)
         self._note(scheduler, problem)
 
-    def _note(self, scheduler: Scheduler, problem: Optional[AuroraError]) -> None:
+    def _note(self, scheduler: Scheduler, problem: Optional[Failure]) -> None:
         with self._lock:
             self._states[scheduler] = (time.monotonic(), problem)
             self._asking.discard(scheduler)
         self.changed()
 
-    def _known(self, scheduler: Scheduler) -> Tuple[float, Optional[AuroraError]]:
+    def _known(self, scheduler: Scheduler) -> Tuple[float, Optional[Failure]]:
         """When a scheduler was last heard of, by us or by any caller, and what was wrong with it. With the lock held."""
         when, problem = self._states.get(scheduler, (-math.inf, None))
         return (scheduler.answered, None) if scheduler.answered >= when else (when, problem)
 
-    def state(self, scheduler: Scheduler) -> Optional[Dict[str, Any]]:
+    def state(self, scheduler: Scheduler) -> Optional[Json]:
         """What is known of a scheduler; None while it is being asked and nothing new is."""
         with self._lock:
             when, problem = self._known(scheduler)
@@ -7565,10 +8390,74 @@ class Readiness(Source):
         return {"ready": True, "leader": scheduler.leader}
 
 
+class Waits:
+    """Places for those who wait for an outcome, a quarter of them for one caller. _lock guards _taken."""
+
+    def __init__(self, limits: Dict[str, float]) -> None:
+        self.limits = limits
+        self._lock = threading.Lock()
+        self._taken: collections.Counter[str] = collections.Counter()
+
+    @property
+    def count(self) -> int:
+        """How many are taken."""
+        return sum(self._taken.values())
+
+    def take(self, caller: str) -> Callable[[], None]:
+        """A place; what gives it back, once. Raises Overloaded."""
+        most = int(self.limits["waits"])
+        share = max(1, most // 4)
+        with self._lock:
+            if self.count >= most or self._taken[caller] >= share:
+                raise Overloaded("%d callers wait for an outcome already, %d may; %d for one caller" % (
+                    self.count, most, share), retry_after=10)
+            self._taken[caller] += 1
+        given = threading.Lock()
+
+        def give() -> None:
+            if given.acquire(blocking=False):
+                with self._lock:
+                    self._taken[caller] -= 1
+                    if not self._taken[caller]:
+                        del self._taken[caller]
+        return give
+
+
+class Watched:
+    """What is watched, each thing by one Poll however many watch it. For any thread; _lock guards _polls."""
+
+    def __init__(self, limits: Dict[str, float]) -> None:
+        self.limits = limits
+        self._lock = threading.Lock()
+        self._polls: Dict[Any, Poll] = {}
+
+    @property
+    def count(self) -> int:
+        """How many watch."""
+        return sum(each.waiters for each in list(self._polls.values()))
+
+    def watch(self, key: Any, make: Callable[[], Any], use: Callable[[Any], Any], counted: bool = True) -> Any:
+        """What `use` makes of the poll of a watched thing, and listens to it; `make` makes the poll on first use. counted:
+        it takes a place among the watchers. Raises Overloaded."""
+        if counted and self.count >= self.limits["watchers"]:
+            raise Overloaded("%d streams are open already" % self.limits["watchers"], retry_after=10)
+        with self._lock:
+            found: Any = self._polls.get(key)
+            used = use(found) if found is not None else None
+            if used is None or not used.listening:      # there is none, or it has just ended
+                self._polls = {k: p for k, p in self._polls.items() if not p.ended}
+                found = self._polls[key] = make()
+                used = use(found)
+                found.start(found.interval if found.delayed else 0.0)
+            return used
+
+
 class Service(App):
     """All that handlers share: clusters, evaluator, operations, watchers, limits, who may do what.
 
-    runner: the HttpServer, for its timers and threads; set when there is one.
+    A request goes through `answer`, which reads from top to bottom: who asks and whether he may, stopping, parameters, body,
+    If-Match; then, once for an Idempotency-Key, `run`: places that it needs, the handler or what is remembered; and a
+    read that waits for a change. runner: the HttpServer, for its timers and threads; set when there is one.
     """
 
     def __init__(self, clusters: Clusters, evaluator: Evaluator, access: Access = Access(),
@@ -7589,24 +8478,21 @@ class Service(App):
         self.clock: Callable[[], float] = time.time     # the schedulers' clock, for uptimes
         self.started = time.time()
         self.operations = Operations(int(self.limits["operations"]), int(self.limits["kept_operations"]))
-        self.metrics = Metrics()
+        self.operations.log = log
         self.runner: Any = None
         self.readiness = Readiness()
-        self.lost_lines: Callable[[], int] = lambda: 0      # of the log
-        self._lock = threading.Lock()       # guards all that follows
-        self._tiers: collections.OrderedDict[Any, Tuple[float, Dict[str, Any]]] = collections.OrderedDict()
-        self._polls: Dict[Any, Poll] = {}
-        self._waits: collections.Counter[str] = collections.Counter()      # who waits for an outcome, how often
-        self._under_way: Dict[Any, Once] = {}       # runs with an Idempotency-Key
-        self._answers: collections.OrderedDict[Any, Once] = collections.OrderedDict()  # those settled, the oldest first
-        self._answers_size = 0
-        self.operations.log = log
+        self.waits = Waits(self.limits)
+        self.watched = Watched(self.limits)
         self.memory = Memory(self.limits["remembered"])
-        self._declare_metrics()
+        self.idempotency = Idempotency(self)
+        self.lost_lines: Callable[[], int] = lambda: 0      # of the log
+        self._lock = threading.Lock()       # guards _tiers
+        self._tiers: collections.OrderedDict[Any, Tuple[float, Json]] = collections.OrderedDict()
+        self.metrics = declared_metrics(self)
         for scheduler in clusters.schedulers():
             scheduler.observe = partial(self._observe_call, scheduler)
 
-    # before and after the handler
+    # before the handler
 
     def prepare(self, request: Request) -> None:
         method = "GET" if request.method == "HEAD" else request.method
@@ -7624,14 +8510,13 @@ class Service(App):
                                        headers=[("Allow", _allowed(routes))])
             request.route = chosen
         except AuroraError as error:
+            request.route = error
             if method == "OPTIONS" and request.path == "*":
                 request.route = {each: None for each in ("GET", "PUT", "POST", "DELETE")}
-                return
-            request.route = error
             return
         if chosen.method == "GET" and chosen.access == "read" and not chosen.is_stream and not request.head.length:
             with contextlib.suppress(BadRequest):
-                if all(name != "wait" for name, _ in request.query):
+                if all(name != "wait" for name, _ in request.query) and "prefer" not in request.headers:
                     request.share = self._question(request, request.raw_query)
 
     @staticmethod
@@ -7643,6 +8528,7 @@ class Service(App):
 
     @property
     def draining(self) -> bool:
+        """Whether the server stops."""
         return bool(self.runner and self.runner.draining)
 
     def admit(self, request: Request) -> None:
@@ -7653,23 +8539,23 @@ class Service(App):
             self._identify(request, request.route)
 
     def is_quick(self, request: Request) -> bool:
-        chosen = request.route
-        return not isinstance(chosen, Route) or chosen.quick
+        return not isinstance(request.route, Route) or request.route.quick
 
-    def handle(self, request: Request) -> Union[Response, Later, Stream]:
-        chosen = request.route
-        try:
-            if isinstance(chosen, AuroraError):
-                raise chosen
-            self._check_origin(request)
-            if isinstance(chosen, dict):
-                return Response(204, body=b"", headers=[("Allow", _allowed(chosen))])
-            return self._authorized(request, chosen)
-        except AuroraError as error:
-            return self._failure(request, error)
-        except Exception as error:      # a defect of ours: one line, and no traceback to the caller
-            self.broken(error, request.id)
-            return self._failure(request, AuroraError("an internal error; the log has more under the request id"))
+    def _check_origin(self, request: Request) -> None:
+        """Browsers send foreign pages' writes with an Origin, and rebound names with a foreign Host."""
+        host = request.headers.get("host", "")
+        if "origin" not in request.headers and host == self._last_host:
+            return
+        name = re.sub(r":\d*$", "", host).lower()
+        if self.loopback and host and name not in ("localhost", "127.0.0.1", "[::1]") and name not in self.hosts:
+            raise Misdirected("the host %r is not this server's; --host-name NAME adds one" % host[:80])
+        self._last_host = host
+        origin = request.headers.get("origin")
+        if origin is None or request.method in ("GET", "HEAD", "OPTIONS") or origin in self.cors:
+            return
+        if origin not in ("http://" + host, "https://" + host):
+            raise Forbidden("requests from the origin %r may not change anything here; --cors ORIGIN allows one" %
+                            origin[:80])
 
     def _identify(self, request: Request, chosen: Route) -> str:
         """Who asks, and whether they may; the level that it takes. Raises Unauthorized, Forbidden."""
@@ -7686,7 +8572,40 @@ class Service(App):
         self.require(request.user._replace(roles=("*",)), level, None)
         return level
 
-    def _authorized(self, request: Request, chosen: Route) -> Union[Response, Later, Stream]:
+    @staticmethod
+    def require(user: User, level: str, role: Optional[str]) -> None:
+        """Raises Forbidden where the user may not act at that level on that role."""
+        if not user.may(level, role):
+            raise Forbidden("%s may not do this: it needs %s access%s" % (
+                user.name, level, " to " + ("role " + role if role else "all roles") if level != "read" else ""))
+
+    @staticmethod
+    def rpc_access(method: str) -> str:
+        """The level that a Thrift method takes. Raises NotFound."""
+        try:
+            return api.method(method).access
+        except KeyError:
+            raise no_such("Thrift method", method, api.method_names) from None
+
+    # the request
+
+    def handle(self, request: Request) -> Union[Response, Later, Stream]:
+        chosen = request.route
+        try:
+            if isinstance(chosen, AuroraError):
+                raise chosen
+            self._check_origin(request)
+            if isinstance(chosen, dict):
+                return Response(204, body=b"", headers=[("Allow", _allowed(chosen))])
+            return self.answer(request, chosen)
+        except AuroraError as error:
+            return self.refuse(error, request)
+        except Exception as error:      # a defect of ours: one line, and no traceback to the caller
+            self.broken(error, request.id)
+            return self.refuse(AuroraError("an internal error; the log has more under the request id"), request)
+
+    def answer(self, request: Request, chosen: Route) -> Union[Response, Later, Stream]:
+        """The answer to a request for a route. Raises AuroraError."""
         level = self._identify(request, chosen)
         if self.draining and chosen.method in _WRITES:
             raise ShuttingDown("this server is stopping; try another")
@@ -7694,32 +8613,53 @@ class Service(App):
         call.read_params()
         if request.body and not chosen.body:
             raise BadRequest("this call takes no body")
+        if "if-match" in request.headers and chosen.writes:
+            self._hold(call, chosen, request.headers["if-match"])
         given = request.headers.get("idempotency-key")
         if given is not None and chosen.method in _WRITES and level != "read":
-            return self._once(given, call, lambda: self._run(call, chosen, level))
-        answer = self._run(call, chosen, level)
+            return self.idempotency.run(given, call, lambda: self.run(call, chosen, level))
+        answer = self.run(call, chosen, level)
         etag = request.headers.get("if-none-match")
         if chosen.method == "GET" and call.get("wait") and etag and isinstance(answer, Response) and (
                 answer.status == 200 and etag_matches(etag, answer.etag)):
             return self._block(request, call, chosen, answer)
         return answer
 
-    def _run(self, call: Call, chosen: Route, level: str = "read") -> Union[Response, Later, Stream]:
+    def _hold(self, call: Call, chosen: Route, wanted: str) -> None:
+        """If-Match: the thing has to be as one of its reads told it. Raises PreconditionFailed (RFC 9110 13.1.1)."""
+        if not chosen.guards:
+            raise PreconditionFailed("nothing that this changes has an ETag, so that If-Match cannot hold")
+        etag = None
+        for name in chosen.guards:
+            with contextlib.suppress(NotFound):
+                found = _routes_by_name(len(ROUTES))[name].handler(call).etag
+                etag = etag or found
+                if etag_matches(wanted, found, weak=False):
+                    return
+        raise PreconditionFailed("it is no longer as If-Match says", etag=etag)
+
+    def run(self, call: Call, chosen: Route, level: str = "read") -> Union[Response, Later, Stream]:
+        """What the handler answers, with the places that it needs, and a line in the audit trail for a write."""
         outcome: Any = "failed"
         try:
             # What can refuse is asked before the handler does anything.
             if chosen.operates == "always" or chosen.operates and chosen.operates in call.params:
                 call.slot = None if call.get("dry_run") else self.operations.take()
             if chosen.method != "GET" and call.get("wait"):
-                call.place = self.take_place(call.request.caller)
-            answer = self._repeated(call, chosen) if chosen.pure else chosen.handler(call)
-            outcome = answer.status if isinstance(answer, Response) else 200
+                call.place = self.waits.take(call.request.caller)
+            answer = self._remembered(call, chosen) if chosen.remembered else chosen.handler(call)
+            outcome = answer.status if isinstance(answer, Response) else "waiting"
             return answer
         except DryRun as dry:
             outcome = "dry run"
-            return call.success(200, key=self.key_of(call.request), dry_run=True, would=dry.would)
+            return call.success(200, dry_run=True, would=dry.would)
         except AuroraError as error:
             outcome = error.code
+            if isinstance(error, JobUpdating) and "update" not in error.details:
+                with contextlib.suppress(AuroraError):
+                    door: Any = call.session
+                    active = active_update(door, call.key).key.id
+                    error.details["update"] = plain_update(call.key.cluster, update_details(door, call.key, active))
             raise
         finally:
             if call.slot:
@@ -7727,13 +8667,11 @@ class Service(App):
             if call.place:
                 call.place()
             if level != "read" and chosen.method != "GET":
-                self.log("audit id=%s user=%s peer=%s did=%s path=%s shards=%s key=%s outcome=%s" % (
-                    call.request.id, call.user.name, call.request.peer, chosen.name, call.request.path[:512],
-                    ",".join(map(str, call.shards))[:200] or "-", self.key_of(call.request) or "-", outcome))
+                self.audit(call.request, outcome, call.shards)
 
-    def _repeated(self, call: Call, chosen: Route) -> Response:
-        """The answer to a pure read. The scheduler is asked every time; where it replies to all that the last run asked
-        with the bytes that it replied then, the answer is that of the last run, and nothing is decoded."""
+    def _remembered(self, call: Call, chosen: Route) -> Response:
+        """The answer to a read that is remembered. The scheduler is asked every time; where it replies to all that the last
+        run asked with the bytes that it replied then, the answer is that of the last run, and nothing is decoded."""
         question = (call.request.path, self._lasting_query(call.request), call.auth)
         kept = self.memory.take(question)
         scheduler = self.clusters[call.args["cluster"]]
@@ -7763,136 +8701,6 @@ class Service(App):
         query = request.raw_query
         return "&".join(pair for pair in query.split("&") if not pair.startswith("wait=")) if "wait=" in query else query
 
-    @staticmethod
-    def require(user: User, level: str, role: Optional[str]) -> None:
-        if not user.may(level, role):
-            raise Forbidden("%s may not do this: it needs %s access%s" % (
-                user.name, level, " to " + ("role " + role if role else "all roles") if level != "read" else ""))
-
-    def take_place(self, caller: str) -> Callable[[], None]:
-        """A place among those who wait for an outcome; what gives it back, once. Raises Overloaded."""
-        most = int(self.limits["waits"])
-        share = max(1, most // 4)
-        with self._lock:
-            if sum(self._waits.values()) >= most or self._waits[caller] >= share:
-                raise Overloaded("%d callers wait for an outcome already, %d may; %d for one caller" % (
-                    sum(self._waits.values()), most, share), retry_after=10)
-            self._waits[caller] += 1
-        given = threading.Lock()
-
-        def give() -> None:
-            if given.acquire(blocking=False):
-                with self._lock:
-                    self._waits[caller] -= 1
-                    if not self._waits[caller]:
-                        del self._waits[caller]
-        return give
-
-    @staticmethod
-    def rpc_access(method: str) -> str:
-        try:
-            return api.method(method).access
-        except KeyError:
-            raise NotFound("there is no Thrift method %s" % method) from None
-
-    @staticmethod
-    def key_of(request: Request) -> Optional[str]:
-        """The job, role or cluster that a request's path names."""
-        args = request.args
-        parts = [args[name] for name in ("cluster", "role", "environment", "name") if name in args]
-        return "/".join(parts) or None
-
-    def _failure(self, request: Request, error: AuroraError) -> Response:
-        return error_response(error, self.key_of(request))
-
-    def refuse(self, error: AuroraError, request: Optional[Request] = None) -> Response:
-        return error_response(error, self.key_of(request) if request is not None else None)
-
-    def warn(self, text: str) -> None:
-        self.log("warning: " + text)
-
-    def broken(self, error: Exception, request_id: str = "-") -> None:
-        self.log("error id=%s %s: %s at %s" % (request_id, type(error).__name__, error, _place(error)))
-
-    def _check_origin(self, request: Request) -> None:
-        """Browsers send foreign pages' writes with an Origin, and rebound names with a foreign Host."""
-        host = request.headers.get("host", "")
-        if "origin" not in request.headers and host == self._last_host:
-            return
-        name = re.sub(r":\d*$", "", host).lower()
-        if self.loopback and host and name not in ("localhost", "127.0.0.1", "[::1]") and name not in self.hosts:
-            raise Misdirected("the host %r is not this server's; --host-name NAME adds one" % host[:80])
-        self._last_host = host
-        origin = request.headers.get("origin")
-        if origin is None or request.method in ("GET", "HEAD", "OPTIONS") or origin in self.cors:
-            return
-        scheme = "https" if request.secure else "http"
-        if origin != "%s://%s" % (scheme, host) and origin not in ("http://" + host, "https://" + host):
-            raise Forbidden("requests from the origin %r may not change anything here; --cors ORIGIN allows one" %
-                            origin[:80])
-
-    def extra_headers(self, request: Request) -> Sequence[Tuple[str, str]]:
-        origin = request.headers.get("origin")
-        if origin is None or origin not in self.cors:
-            return ()
-        return (("Access-Control-Allow-Origin", origin), ("Vary", "Origin"),
-                ("Access-Control-Allow-Methods", "GET, HEAD, PUT, POST, DELETE"), ("Access-Control-Max-Age", "600"),
-                ("Access-Control-Allow-Headers", "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, "
-                 "Last-Event-ID, X-Request-Id"),
-                ("Access-Control-Expose-Headers", "ETag, Idempotency-Replayed, Location, Retry-After, X-Request-Id"))
-
-    def finished(self, request: Optional[Request], peer: str, response: Response, size: int) -> None:
-        named = request.route.name if request and isinstance(request.route, Route) else "-"
-        method = request.method if request and request.method in METHODS else "-"
-        seconds = time.monotonic() - request.started if request else 0.0
-        self.metrics.answered(named, method, response.status, seconds)
-        if response.status >= 400 and response.code:
-            self.metrics.count("aurora_rest_refused_total", response.code)
-        if self.access_log:
-            user = request.user.name if request and request.user else "-"
-            path = request.path if request else "-"
-            self.log("access id=%s peer=%s user=%s %s %s route=%s status=%d bytes=%d ms=%.1f" % (
-                request.id if request else "-", peer, user, method, path[:512], named, response.status, size,
-                seconds * 1000))
-
-    # shared state of handlers
-
-    def tiers(self, scheduler: Scheduler, authorization: Optional[str] = None) -> Dict[str, Any]:
-        """The scheduler's tiers as plain JSON, asked for at most every thirty seconds."""
-        asked = (scheduler, authorization)      # by credentials: an answer to one caller is none to another
-        with self._lock:
-            known = self._tiers.get(asked)
-        if known is None or time.monotonic() - known[0] > 30:
-            response = scheduler.call("getTierConfigs", authorization=authorization)
-            plain = response.result.getTierConfigResult.to_plain()
-            # In Aurora's own order of preference: preemptible last among those that match is what its client picks.
-            plain["tiers"].sort(key=lambda tier: ("preferred", "preemptible", "revocable").index(tier["name"])
-                                if tier["name"] in ("preferred", "preemptible", "revocable") else 3)
-            known = (time.monotonic(), plain)
-            with self._lock:
-                self._tiers[asked] = known
-                if len(self._tiers) > 256:
-                    self._tiers.popitem(last=False)
-        return known[1]
-
-    def _watchers(self) -> int:
-        return sum(each.waiters for each in list(self._polls.values()))
-
-    def watch(self, key: Any, make: Callable[[], Any], use: Callable[[Any], Any], counted: bool = True) -> Any:
-        """What `use` makes of the poll of a watched thing, and listens to it; `make` makes the poll on first use. counted:
-        it takes a place among the watchers. Raises Overloaded."""
-        if counted and self._watchers() >= self.limits["watchers"]:
-            raise Overloaded("%d streams are open already" % self.limits["watchers"], retry_after=10)
-        with self._lock:
-            found: Any = self._polls.get(key)
-            used = use(found) if found is not None else None
-            if used is None or not used.listening:      # there is none, or it has just ended
-                self._polls = {k: p for k, p in self._polls.items() if not p.ended}
-                found = self._polls[key] = make()
-                used = use(found)
-                found.start(self.poll_interval if found.delayed else 0.0)
-            return used
-
     def _block(self, request: Request, call: Call, chosen: Route, answer: Response) -> Later:
         """A read that waits for a change: all that ask for the same wait on one poll."""
         now = time.monotonic()
@@ -7901,143 +8709,103 @@ class Service(App):
             def ready() -> Optional[Response]:
                 found = poll.answer if poll.asked > now else None       # what was asked before this caller came is older
                 if isinstance(found, AuroraError) and found.http < 500:
-                    found = error_response(found, self.key_of(request))    # the thing itself is gone: a change too
+                    found = self.refuse(found, request)    # the thing itself is gone: a change too
                 return found if isinstance(found, Response) and found.status < 500 and found.etag != answer.etag else None
             return Later(poll, call.get("wait"), ready, lambda: answer)
-        made: Later = self.watch(self._question(request, self._lasting_query(request)), lambda: Poll(
-            self.runner, lambda: self._run(call, chosen), self.poll_interval, delayed=True), wait)
+        made: Later = self.watched.watch(self._question(request, self._lasting_query(request)), lambda: Poll(
+            self.runner, lambda: self.run(call, chosen), self.poll_interval, delayed=True), wait)
         return made
 
     def stream(self, call: Call, key: Any, make: Callable[[], TaskChanges]) -> Stream:
         """The events of a watched thing, after the caller's Last-Event-ID."""
         last = call.request.headers.get("last-event-id", "")
-        made: Stream = self.watch(key, lambda: Events(self.runner, make(), self.poll_interval),
-                                   lambda events: Stream(events, events.since, events.mark(last)))
+        made: Stream = self.watched.watch((*key, call.auth), lambda: Events(self.runner, make(), self.poll_interval),
+                                          lambda events: Stream(events, events.since, events.mark(last)))
         return made
+
+    # after the handler
+
+    @staticmethod
+    def key_of(request: Request) -> Optional[str]:
+        """The job, role, cluster or hosts that a request's path names."""
+        return "/".join(text for name, text in request.args.items() if name != "id") or None
+
+    def refuse(self, error: Failure, request: Optional[Request] = None) -> Response:
+        return error_response(error, self.key_of(request) if request is not None else None)
+
+    def dress(self, request: Request, response: Response) -> Response:
+        if "pretty" not in request.raw_query or response.content_type != JSON_TYPE or not response.body or (
+                not any(name == "pretty" and value in ("1", "true") for name, value in request.query)):
+            return response
+        plain = json.loads(response.body.decode())
+        return Response(response.status, body=(json.dumps(plain, indent=2) + "\n").encode(), headers=response.headers,
+                        close=response.close, code=response.code)
+
+    def warn(self, text: str) -> None:
+        self.log("warning: " + text)
+
+    def broken(self, error: Exception, request_id: str = "-") -> None:
+        self.log("error id=%s %s: %s at %s" % (request_id, type(error).__name__, error, _place(error)))
+
+    def extra_headers(self, request: Request) -> Sequence[Tuple[str, str]]:
+        origin = request.headers.get("origin")
+        if origin is None or origin not in self.cors:
+            return ()
+        return (("Access-Control-Allow-Origin", origin), ("Vary", "Origin"),
+                ("Access-Control-Allow-Methods", "GET, HEAD, PUT, POST, DELETE"), ("Access-Control-Max-Age", "600"),
+                ("Access-Control-Allow-Headers", "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, "
+                 "Last-Event-ID, Prefer, X-Request-Id"),
+                ("Access-Control-Expose-Headers", "ETag, Idempotency-Replayed, Link, Location, Retry-After, X-Request-Id"))
+
+    def audit(self, request: Request, outcome: Any, shards: Sequence[int] = ()) -> None:
+        """The line that every write leaves, one that is refused too."""
+        request.audited = True
+        self.log("audit id=%s user=%s peer=%s did=%s path=%s shards=%s key=%s outcome=%s" % (
+            request.id, request.user.name if request.user else "-", request.peer, request.route.name, request.path[:512],
+            ",".join(map(str, shards))[:200] or "-", self.key_of(request) or "-", outcome))
+
+    def finished(self, request: Optional[Request], peer: str, response: Response, size: int) -> None:
+        chosen = request.route if request and isinstance(request.route, Route) else None
+        named = chosen.name if chosen else "-"
+        method = request.method if request and request.method in METHODS else "-"
+        seconds = time.monotonic() - request.started if request else 0.0
+        self.metrics.answered(named, method, response.status, seconds)
+        if response.status >= 400 and response.code:
+            self.metrics.count("aurora_rest_refused_total", response.code)
+        if request and chosen and chosen.writes and not request.audited:
+            self.audit(request, response.code or response.status)
+        if self.access_log:
+            user = request.user.name if request and request.user else "-"
+            path = request.path if request else "-"
+            self.log("access id=%s peer=%s user=%s %s %s route=%s status=%d bytes=%d ms=%.1f" % (
+                request.id if request else "-", peer, user, method, path[:512], named, response.status, size,
+                seconds * 1000))
+
+    # what handlers share
+
+    def tiers(self, scheduler: Scheduler, authorization: Optional[str] = None) -> Json:
+        """The scheduler's tiers as plain JSON, asked for at most every thirty seconds."""
+        asked = (scheduler, authorization)      # by credentials: an answer to one caller is none to another
+        with self._lock:
+            known = self._tiers.get(asked)
+        if known is None or time.monotonic() - known[0] > 30:
+            response = scheduler.call("getTierConfigs", authorization=authorization)
+            plain = response.result.getTierConfigResult.to_plain()
+            # In Aurora's own order of preference: preemptible last among those that match is what its client picks.
+            order = ("preferred", "preemptible", "revocable")
+            plain["tiers"].sort(key=lambda tier: order.index(tier["name"]) if tier["name"] in order else 3)
+            known = (time.monotonic(), plain)
+            with self._lock:
+                self._tiers[asked] = known
+                if len(self._tiers) > 256:
+                    self._tiers.popitem(last=False)
+        return known[1]
 
     def beat(self) -> None:
         """Every fifteen seconds: let idle evaluators and what is no longer asked for go."""
         self.runner.call_later(15.0, self.beat)
         self.memory.forget(300.0)
         self.runner.run_in_worker(self.evaluator.shrink)
-
-    def _once(self, given: str, call: Call, run: Callable[[], Any]) -> Union[Response, Later, Stream]:
-        """Run a write once for its Idempotency-Key; later ones get the first answer."""
-        if not re.fullmatch(r"[\x21-\x7e]{1,255}", given):
-            raise BadRequest("an Idempotency-Key has 1 to 255 visible characters")
-        request = call.request
-        slot = (request.user.name, request.headers.get("authorization"), given)
-        asked = hashlib.sha256("\0".join((request.method, request.path, request.raw_query, request.headers.get(
-            "content-type", ""))).encode() + b"\0" + request.body).digest()
-        mine = Once(asked)
-        with self._lock:
-            while self._answers and mine.since - next(iter(self._answers.values())).since > 86400:
-                self._forget_answer()
-            first = self._answers.get(slot) or self._under_way.setdefault(slot, mine)
-        if first.asked != asked:
-            raise Unprocessable("this Idempotency-Key was used for another request", code="IDEMPOTENCY_KEY_REUSED")
-        if first is not mine:
-            return Later(first, self.limits["wait"], lambda: self._replayed(first.answer) if first.answer else None,
-                         lambda: self.refuse(Conflict("the first request with this Idempotency-Key is still under way")))
-
-        def settle(response: Response) -> None:
-            """One question decides: was a write sent in this run? If not the key is free; else its answer is kept."""
-            response.settle()
-            mine.answer = response
-            with self._lock:
-                self._under_way.pop(slot, None)
-                if call.sent:
-                    mine.since = time.monotonic()
-                    self._answers[slot] = mine
-                    self._answers_size += mine.size
-                while len(self._answers) > self.limits["idempotency_keys"] or (
-                        self._answers and self._answers_size > self.limits["idempotency_bytes"]):
-                    self._forget_answer()
-            mine.changed()
-        try:
-            answer = run()
-        except AuroraError as error:
-            settle(error_response(error, self.key_of(request)))
-            raise
-        except Exception:
-            settle(self.refuse(AuroraError("an internal error")))
-            raise
-        if isinstance(answer, Later):       # waited for here too: the first caller may go before it comes
-            twin = answer.again()
-            timer = self.runner.call_later(twin.seconds, partial(self.runner.run_in_worker, twin.expire))
-
-            def settle_and_forget(response: Response) -> None:
-                timer.cancel()
-                settle(response)
-            twin.start(settle_and_forget)
-        else:
-            settle(answer)
-        return answer
-
-    def _forget_answer(self) -> None:
-        """The oldest one, with the lock held."""
-        _, old = self._answers.popitem(last=False)
-        self._answers_size -= old.size
-
-    @staticmethod
-    def _replayed(response: Response) -> Response:
-        return Response(response.status, response.plain, response.body, response.content_type,
-                        response.headers + [("Idempotency-Replayed", "true")], code=response.code)
-
-    # metrics
-
-    def _declare_metrics(self) -> None:
-        metrics = self.metrics
-        metrics.declare("aurora_rest_http_requests_total", "counter", "HTTP requests answered.", "route", "method", "code")
-        metrics.declare("aurora_rest_http_request_duration_seconds", "histogram", "Time to answer a request.", "route")
-        metrics.declare("aurora_rest_refused_total", "counter", "Requests refused, by reason.", "reason")
-        metrics.declare("aurora_rest_repeated_answers_total", "counter", "Reads whose replies were the remembered ones.")
-        metrics.declare("aurora_rest_scheduler_calls_total", "counter", "Thrift calls.", "cluster", "method", "outcome")
-        metrics.declare("aurora_rest_scheduler_call_duration_seconds", "histogram", "Time of a Thrift call.", "cluster")
-
-        def gauge(name: str, text: str, read: Callable[[], Any], kind: str = "gauge") -> None:
-            def samples() -> Iterable[Tuple[Dict[str, str], float]]:
-                found = read()
-                return [({}, found)] if isinstance(found, (int, float)) else found
-            metrics.gauges.append((name, kind, text, samples))
-
-        def server(name: str) -> Callable[[], float]:
-            return lambda: self.runner.figures()[name] if self.runner else 0.0
-        gauge("aurora_rest_info", "The version.", lambda: [({"version": __version__}, 1)])
-        gauge("aurora_rest_in_flight_requests", "Requests being handled.", server("in_flight"))
-        gauge("aurora_rest_queued_requests", "Requests waiting for a thread.", server("queued"))
-        gauge("aurora_rest_connections", "Open connections.", server("connections"))
-        gauge("aurora_rest_watchers", "Event streams and blocking reads.", self._watchers)
-        gauge("aurora_rest_waits", "Callers that wait for an outcome.", lambda: sum(self._waits.values()))
-        gauge("aurora_rest_log_lines_lost_total", "Log lines that nobody read in time.", lambda: self.lost_lines(),
-              "counter")
-        gauge("aurora_rest_evaluator_isolation", "Layers that shut configurations in, once one was evaluated.", lambda: [
-            ({"layer": each}, float(each in (self.evaluator.isolation or ()))) for each in LAYERS])
-        gauge("aurora_rest_operations_running", "Operations running.", lambda: self.operations.running)
-        gauge("aurora_rest_operations_total", "Operations ended, by kind and outcome.", lambda: [
-            ({"kind": each.rsplit(" ", 1)[0], "outcome": each.rsplit(" ", 1)[1]}, count)
-            for each, count in sorted(self.operations.outcomes.items())], "counter")
-        gauge("aurora_rest_config_evaluations_total", "Configurations evaluated, by outcome.", lambda: [
-            ({"outcome": each}, count) for each, count in sorted(self.evaluator.outcomes.items())], "counter")
-        gauge("aurora_rest_evaluator_processes", "Evaluator processes.", lambda: self.evaluator.processes)
-        gauge("aurora_rest_scheduler_waiting_calls", "Thrift calls waiting for a slot.", lambda: [
-            ({"cluster": each.name or ""}, each.semaphore.waiting) for each in self.clusters.schedulers()])
-        gauge("aurora_rest_remembered_bytes", "Replies remembered, with their answers.", lambda: self.memory.size)
-        figures: List[Tuple[str, str, Callable[[Scheduler], int]]] = [
-            ("retries", "Thrift calls sent again.", lambda scheduler: scheduler.retries),
-            ("leader_changes", "Changes of the leader.", lambda scheduler: scheduler.leader_changes),
-            ("circuit_breaks", "Times the circuit was opened.", lambda scheduler: scheduler.network.circuit_breaks)]
-        for event, text, figure in figures:
-            gauge("aurora_rest_scheduler_%s_total" % event, text, partial(lambda figure: [
-                ({"cluster": each.name or ""}, figure(each)) for each in self.clusters.schedulers()], figure),
-                "counter")
-        gauge("aurora_rest_refused_connections_total", "Requests and connections refused by the server, by reason.",
-              lambda: [({"reason": each}, count) for each, count in sorted(self.runner.refusals.items())]
-              if self.runner else [], "counter")
-        for name in process_figures():
-            gauge(name, "Of this process.", partial(lambda name: process_figures().get(name, 0.0), name),
-                  "counter" if name.endswith("_total") else "gauge")
-        gauge("process_start_time_seconds", "When this process started, in Unix time.", lambda: self.started)
 
     def _observe_call(self, scheduler: Scheduler, method: str, outcome: str, seconds: float) -> None:
         self.metrics.count("aurora_rest_scheduler_calls_total", scheduler.name or "", method, outcome)
@@ -8049,9 +8817,63 @@ def _allowed(routes: Iterable[str]) -> str:
     return ", ".join(sorted(methods))
 
 
+def declared_metrics(service: Service) -> Metrics:
+    """The metrics there are: those that are counted, and those that are read when they are asked for."""
+    metrics = Metrics()
+    for name, kind, text, *labels in (
+            ("http_requests_total", "counter", "HTTP requests answered.", "route", "method", "code"),
+            ("http_request_duration_seconds", "histogram", "Time to answer a request.", "route"),
+            ("refused_total", "counter", "Requests refused, by reason.", "reason"),
+            ("repeated_answers_total", "counter", "Reads whose replies were the remembered ones."),
+            ("scheduler_calls_total", "counter", "Thrift calls.", "cluster", "method", "outcome"),
+            ("scheduler_call_duration_seconds", "histogram", "Time of a Thrift call.", "cluster")):
+        metrics.declare("aurora_rest_" + name, kind, text, *labels)
+
+    def server(name: str) -> Callable[[], float]:
+        return lambda: service.runner.figures()[name] if service.runner else 0.0
+
+    def by_cluster(figure: Callable[[Scheduler], float]) -> Callable[[], Any]:
+        return lambda: [({"cluster": each.name or ""}, figure(each)) for each in service.clusters.schedulers()]
+
+    def by_reason(label: str, counts: Callable[[], Dict[str, int]]) -> Callable[[], Any]:
+        return lambda: [({label: each}, count) for each, count in sorted(counts().items())]
+    read: List[Tuple[str, str, Callable[[], Any]]] = [
+        ("info", "The version.", lambda: [({"version": __version__}, 1)]),
+        ("in_flight_requests", "Requests being handled.", server("in_flight")),
+        ("queued_requests", "Requests waiting for a thread.", server("queued")),
+        ("connections", "Open connections.", server("connections")),
+        ("watchers", "Event streams and blocking reads.", lambda: service.watched.count),
+        ("waits", "Callers that wait for an outcome.", lambda: service.waits.count),
+        ("log_lines_lost_total", "Log lines that nobody read in time.", lambda: service.lost_lines()),
+        ("evaluator_isolation", "Layers that shut configurations in, once one was evaluated.", lambda: [
+            ({"layer": each}, float(each in (service.evaluator.isolation or ()))) for each in LAYERS]),
+        ("operations_running", "Operations running.", lambda: service.operations.running),
+        ("operations_total", "Operations ended, by kind and outcome.", lambda: [
+            (dict(zip(("kind", "outcome"), each.rsplit(" ", 1))), count)
+            for each, count in sorted(service.operations.outcomes.items())]),
+        ("config_evaluations_total", "Configurations evaluated, by outcome.",
+         by_reason("outcome", lambda: service.evaluator.outcomes)),
+        ("evaluator_processes", "Evaluator processes.", lambda: service.evaluator.processes),
+        ("scheduler_waiting_calls", "Thrift calls waiting for a slot.", by_cluster(lambda each: each.semaphore.waiting)),
+        ("remembered_bytes", "Replies remembered, with their answers.", lambda: service.memory.size),
+        ("scheduler_retries_total", "Thrift calls sent again.", by_cluster(lambda each: each.retries)),
+        ("scheduler_leader_changes_total", "Changes of the leader.", by_cluster(lambda each: each.leader_changes)),
+        ("scheduler_circuit_breaks_total", "Times the circuit was opened.",
+         by_cluster(lambda each: each.network.circuit_breaks)),
+        ("refused_connections_total", "Requests and connections refused by the server, by reason.",
+         by_reason("reason", lambda: service.runner.refusals if service.runner else {}))]
+    for name, text, figure in read:
+        metrics.gauge("aurora_rest_" + name, text, figure)
+    for name in process_figures():
+        metrics.gauge(name, "Of this process.", partial(lambda name: process_figures().get(name, 0.0), name))
+    metrics.gauge("process_start_time_seconds", "When this process started, in Unix time.", lambda: service.started)
+    return metrics
+
+
 # --- handlers: server ---------------------------------------------------------------------------------------
 
-@route("GET", "/alpha/version", "server", quick=True, a200="the version")
+
+@route("GET", "/alpha/version", "server", quick=True, gives="Version", a200="the version")
 def get_version(call: Call) -> Any:
     """The version of this service."""
     return _version_response()
@@ -8062,13 +8884,13 @@ def _version_response() -> Response:
     return Response(200, {"status": "success", "version": __version__})
 
 
-@route("GET", "/health", "server", quick=True, a200="alive")
+@route("GET", "/health", "server", quick=True, gives="Health", a200="alive")
 def get_health(call: Call) -> Any:
     """Whether this process answers; says nothing about schedulers."""
-    return call.success(version=__version__, uptime=round(time.time() - call.service.started, 1))
+    return call.success(version=__version__, uptime=int(time.time() - call.service.started))
 
 
-@route("GET", "/ready", "server", quick=True,
+@route("GET", "/ready", "server", quick=True, gives="Ready",
        a200="every cluster has a leader that answers, or at least one where there are several",
        a503="stopping, or no scheduler answers")
 def get_ready(call: Call) -> Any:
@@ -8079,7 +8901,7 @@ def get_ready(call: Call) -> Any:
     schedulers = service.clusters.schedulers()
     service.readiness.look(schedulers)
 
-    def answer(states: Sequence[Optional[Dict[str, Any]]]) -> Response:
+    def answer(states: Sequence[Optional[Json]]) -> Response:
         late = {"ready": False, "code": "SCHEDULER_TIMEOUT", "errors": ["no answer within a second"]}
         clusters = {each.name or "default": state or late for each, state in zip(schedulers, states)}
         isolation = service.evaluator.isolation
@@ -8087,7 +8909,7 @@ def get_ready(call: Call) -> Any:
             return service.refuse(NoLeader("no scheduler answers", code="NOT_READY", clusters=clusters, isolation=isolation))
         return call.success(clusters=clusters, isolation=isolation)
 
-    def found() -> List[Optional[Dict[str, Any]]]:
+    def found() -> List[Optional[Json]]:
         return [service.readiness.state(each) for each in schedulers]
 
     def ready() -> Optional[Response]:
@@ -8096,251 +8918,340 @@ def get_ready(call: Call) -> Any:
     return Later(service.readiness, 0.8, ready, lambda: answer(found()))
 
 
-@route("GET", "/metrics", "server", quick=True, a200="Prometheus text format")
+@route("GET", "/metrics", "server", quick=True, gives="text/plain", a200="Prometheus text format")
 def get_metrics(call: Call) -> Any:
     """Counters, histograms and gauges for Prometheus."""
     return Response(200, body=call.service.metrics.text().encode(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-@route("GET", "/openapi.json", "server", quick=True, a200="OpenAPI 3.1")
+@route("GET", "/openapi.json", "server", quick=True, gives=JSON_TYPE, a200="OpenAPI 3.1")
 def get_openapi(call: Call) -> Any:
     """This API's description, made from the route table."""
     return _openapi_response()
 
 
-@route("GET", "/alpha/clusters", "watch", a200="clusters")
+@route("GET", "/alpha/clusters", "watch", gives="ClusterList", a200="clusters")
 def list_clusters(call: Call) -> Any:
     """The known clusters, and the leader of each as last seen."""
     names = call.service.clusters.names()
-    jobs = {name: {"leader": call.service.clusters[name].leader} for name in names}
-    return call.success(count=len(jobs), clusters=jobs)
+    clusters = {name: {"leader": call.service.clusters[name].leader} for name in names}
+    return call.success(count=len(clusters), clusters=clusters)
 
 
-@route("GET", "/alpha/roles/{cluster}", "watch", pure=True, a200="roles with job counts")
+@route("GET", "/alpha/roles/{cluster}", "watch", remembered=True, gives="RoleList", a200="roles with job counts")
 def list_roles(call: Call) -> Any:
     """The roles of a cluster with their numbers of jobs and cron jobs."""
     summaries = call.read("getRoleSummary").result.roleSummaryResult.summaries or ()
     roles = {each.role: {"jobs": each.jobCount, "cron": each.cronJobCount}
              for each in sorted(summaries, key=lambda each: each.role)}
-    return call.success(key=call.args["cluster"], count=len(roles), roles=roles)
+    return call.success(count=len(roles), roles=roles)
 
 
-@route("GET", "/alpha/tiers/{cluster}", "watch", pure=True, a200="tiers")
+@route("GET", "/alpha/tiers/{cluster}", "watch", remembered=True, gives="TierList", a200="tiers")
 def list_tiers(call: Call) -> Any:
     """The tiers of a cluster and which is the default."""
     result = call.read("getTierConfigs").result.getTierConfigResult
-    tiers = {each.name: dict(each.settings) for each in sorted(result.tiers, key=lambda each: each.name)}
-    return call.success(key=call.args["cluster"], count=len(tiers), default=result.defaultTierName, tiers=tiers)
+    tiers = {each.name: {name: each.settings.get(name, "").lower() == "true" for name in ("preemptible", "revocable")}
+             for each in sorted(result.tiers, key=lambda each: each.name)}
+    return call.success(count=len(tiers), default=result.defaultTierName, tiers=tiers)
 
 
 # --- handlers: watch ----------------------------------------------------------------------------------------
 
-def _listed(call: Call, prefix: str, role: Optional[str]) -> Response:
-    """A list of jobs, filtered, sorted, cut to size; numbered from 1 as the original does."""
-    summaries: Optional[Dict[str, Any]] = None
-    if call.get("detail"):
-        # Those that the list without details has, too: getJobSummary also tells of jobs that have ended.
-        summaries = {each["job"]["key"]: each for each in list_summaries(call.scheduler, role)
-                     if each["job"].get("cronSchedule") or each.get("stats", {}).get("activeTaskCount")
-                     or each.get("stats", {}).get("pendingTaskCount")}
-    found = list_jobs(call.scheduler, role) if summaries is None else list(summaries)
-    globs = {name: call.args.get(name) or call.get(name) for name in ("role", "environment", "name")}
-    if globs["environment"] or globs["name"] or (globs["role"] and not role):
-        role_is, environment_is, name_is = (glob(globs[name] or "*") for name in ("role", "environment", "name"))
-        split = ((key, key.split("/")) for key in found)
-        found = [key for key, parts in split if role_is(parts[0]) and environment_is(parts[1]) and name_is(parts[2])]
-    total = len(found)
-    start = call.get("offset", 0)
-    found = found[start:start + call.get("limit", total)]
-    cluster = call.args["cluster"] + "/"
-    shown = [cluster + key if summaries is None else _summary(cluster + key, summaries[key]) for key in found]
-    jobs = dict(zip(map(str, itertools.count(1)), shown))
-    answer: Dict[str, Any] = {"key": prefix, "count": len(jobs), "jobs": jobs}
-    if len(jobs) != total:
-        answer["total"] = total
-    return call.success(200, **answer)
+
+def _matches(key: str, globs: Dict[str, Callable[[str], bool]]) -> bool:
+    """Whether role/environment/name matches the globs that there are for its parts."""
+    return all(is_wanted(part) for part, is_wanted in zip(key.split("/"), (
+        globs.get(name, bool) for name in Key._fields[1:])))
 
 
-def _summary(key: str, summary: Any) -> Dict[str, Any]:
+def _wanted(call: Call, cluster: str, summary: Any) -> bool:
+    """Whether a job's summary passes the filters tier=, has=, metadata= and image=."""
+    plain, config = _summary(cluster, summary), summary["job"].get("taskConfig", {})
+    if call.get("tier") and not glob(call.get("tier"))(plain["tier"] or "") or call.get("has") and not plain[call.get("has")]:
+        return False
+    known = {each["key"]: each.get("value", "") for each in config.get("metadata", ())}
+    if not all(name in known and glob(value)(known[name]) for name, value in call.get("metadata", ())):
+        return False
+    return not call.get("image") or glob(call.get("image"))(_image(config.get("container", {})))
+
+
+def _image(container: Any) -> str:
+    """The image of a plain container, with its tag or id; "" for none."""
+    image = container.get("docker", {}).get("image") or container.get("mesos", {}).get("image", {})
+    if isinstance(image, str):
+        return image
+    image = image.get("docker") or image.get("appc") or {}
+    return ":".join(filter(None, (image.get("name"), image.get("tag") or image.get("imageId"))))
+
+
+_JOB_FILTERS = " tier has metadata image limit offset detail"
+
+
+def _jobs_of(call: Call, scheduler: Any, cluster: str, role: Optional[str]) -> List[Any]:
+    """The jobs of a cluster that pass the filters: keys, or with detail=1 Jobs."""
+    named = {name: call.args.get(name) or call.get(name) for name in Key._fields[1:]}
+    globs = {name: glob(pattern) for name, pattern in named.items() if pattern and not (name == "role" and role)}
+    described = {"metadata", "image"} & set(call.params)
+    if not described and not {"detail", "tier", "has"} & set(call.params):
+        found = list_jobs(scheduler, role)
+        return ["%s/%s" % (cluster, key) for key in found if not globs or _matches(key, globs)]
+    summaries = [each for each in list_summaries(scheduler, role, "described summaries" if described else "summaries")
+                 # Those that the list without details has, too: getJobSummary also tells of jobs that have ended.
+                 if each["job"].get("cronSchedule") or each.get("stats", {}).get("activeTaskCount")
+                 or each.get("stats", {}).get("pendingTaskCount")]
+    summaries = [each for each in summaries if (not globs or _matches(each["job"]["key"], globs))
+                 and _wanted(call, cluster, each)]
+    return [_summary(cluster, each) if call.get("detail") else "%s/%s" % (cluster, each["job"]["key"])
+            for each in summaries]
+
+
+def _job_list(call: Call, found: Sequence[Any], **fields: Any) -> Response:
+    """A list of jobs, cut to size; numbered from 1 as the original does."""
+    shown, headers = call.page(found)
+    if len(shown) != len(found):
+        fields["total"] = len(found)
+    return call.success(200, headers, count=len(shown), jobs=dict(zip(map(str, itertools.count(1)), shown)), **fields)
+
+
+def _summary(cluster: str, summary: Any) -> Json:
+    """A job in brief, as callers see it."""
     job, stats = summary["job"], summary.get("stats", {})
-    return {"key": key, "instances": job.get("instanceCount", 0), "tier": job.get("taskConfig", {}).get("tier"),
-            "service": job.get("taskConfig", {}).get("isService", False), "cron": job.get("cronSchedule"),
-            "next_run": summary.get("nextCronRunMs"), "active": stats.get("activeTaskCount", 0),
-            "pending": stats.get("pendingTaskCount", 0), "finished": stats.get("finishedTaskCount", 0),
-            "failed": stats.get("failedTaskCount", 0)}
+    config = job.get("taskConfig", {})
+    active, pending = stats.get("activeTaskCount", 0), stats.get("pendingTaskCount", 0)
+    return {"key": "%s/%s" % (cluster, job["key"]), "instances": active + pending, "active": active, "pending": pending,
+            "finished": stats.get("finishedTaskCount", 0), "failed": stats.get("failedTaskCount", 0),
+            "tier": config.get("tier"), "service": config.get("isService", False), "cron": _cron(summary)}
 
 
-@route("GET", "/alpha/jobs/{cluster}/{role}", "watch", pure=True, params="environment name limit offset detail",
-       a200="job keys")
+def _cron(summary: Any) -> Optional[Json]:
+    """When a job runs by itself, from its summary; None if it is no cron job."""
+    job = summary["job"]
+    if not job.get("cronSchedule"):
+        return None
+    policy = api.CronCollisionPolicy.name_of(job.get("cronCollisionPolicy") or 0)
+    return {"schedule": job["cronSchedule"], "next_run": summary.get("nextCronRunMs"),
+            "instances": job.get("instanceCount", 0), "collision_policy": policy}
+
+
+@route("GET", "/alpha/jobs/{cluster}/{role}", "watch", remembered=True, params="environment name" + _JOB_FILTERS,
+       gives="JobList", a200="job keys")
 def list_role_jobs(call: Call) -> Any:
     """List the jobs of a role."""
-    return _listed(call, "%(cluster)s/%(role)s" % call.args, call.args["role"])
+    return _job_list(call, _jobs_of(call, call.scheduler, call.args["cluster"], call.args["role"]))
 
 
-@route("GET", "/alpha/jobs/{cluster}", "watch", pure=True, params="role environment name limit offset detail",
-       a200="job keys")
+@route("GET", "/alpha/jobs/{cluster}", "watch", remembered=True, params="role environment name" + _JOB_FILTERS,
+       gives="JobList", a200="job keys")
 def list_cluster_jobs(call: Call) -> Any:
     """List the jobs of a cluster, or those whose role, environment and name match."""
-    return _listed(call, call.args["cluster"], None)
+    return _job_list(call, _jobs_of(call, call.scheduler, call.args["cluster"], None))
 
 
-@route("GET", "/alpha/jobs/{cluster}/{role}/{environment}", "watch", pure=True, params="name limit offset detail",
-       a200="job keys")
+@route("GET", "/alpha/jobs/{cluster}/{role}/{environment}", "watch", remembered=True, params="name" + _JOB_FILTERS,
+       gives="JobList", a200="job keys")
 def list_environment_jobs(call: Call) -> Any:
     """List the jobs of a role in one environment."""
-    return _listed(call, "%(cluster)s/%(role)s/%(environment)s" % call.args, call.args["role"])
+    return _job_list(call, _jobs_of(call, call.scheduler, call.args["cluster"], call.args["role"]))
 
 
-def _task(task: Any) -> Dict[str, Any]:
+@route("GET", "/alpha/jobs", "watch", params="cluster role environment name" + _JOB_FILTERS, gives="JobList",
+       a200="job keys, and the clusters that did not answer")
+def list_all_jobs(call: Call) -> Any:
+    """List the jobs of all clusters, or of those whose name matches."""
+    service = call.service
+    names = [name for name in service.clusters.names() if glob(call.get("cluster", "*"))(name)]
+    found: Dict[str, List[Any]] = {}
+    unanswered: Dict[str, Json] = {}
+
+    def look(name: str) -> None:
+        try:
+            found[name] = _jobs_of(call, Session(service.clusters[name], call.auth), name, None)
+        except AuroraError as error:
+            unanswered[name] = {"code": error.code, "errors": error.messages}
+    threads = [threading.Thread(target=look, args=(name,), name="cluster", daemon=True) for name in names[1:]]
+    try:
+        for each in threads:
+            each.start()
+    except RuntimeError:
+        raise Overloaded("no thread could be started to ask the clusters") from None
+    for name in names[:1]:
+        look(name)
+    for each in threads:
+        each.join()
+    return _job_list(call, [job for name in names for job in found.get(name, ())],
+                     **_some(unanswered=unanswered))
+
+
+def _plain_task(cluster: str, job: str, task: Any) -> Json:
     """A plain task as callers see it."""
     assigned, names = task["assignedTask"], api.ScheduleStatus.names
-    return {"instance": assigned["instanceId"], "state": names.get(task["status"], str(task["status"])),
-            "host": assigned.get("slaveHost"), "id": assigned["taskId"], "ports": assigned.get("assignedPorts") or {},
-            "failures": task.get("failureCount", 0), "ancestor": task.get("ancestorId"),
-            "events": [{"time": event["timestamp"], "state": names.get(event["status"], str(event["status"])),
-                        "message": event.get("message")} for event in task.get("taskEvents", ())]}
+    plain = {"id": assigned["taskId"], "job": job or "%s/%s" % (cluster, assigned["task"]["job"]),
+             "instance": assigned.get("instanceId", 0), "state": names.get(task["status"], str(task["status"])),
+             "host": assigned.get("slaveHost"), "ports": assigned.get("assignedPorts") or {},
+             "failures": task.get("failureCount", 0), "ancestor": task.get("ancestorId"),
+             "events": [{"time": event["timestamp"], "state": names.get(event["status"], str(event["status"])),
+                         "message": event.get("message")} for event in task.get("taskEvents", ())]}
+    if task.get("reason"):
+        plain["pending"] = task["reason"]
+    return plain
 
 
-def _cron_summary(call: Call) -> Optional[Dict[str, Any]]:
-    """Schedule and next run if the job is a cron job."""
-    wanted = "%(role)s/%(environment)s/%(name)s" % call.args
-    for each in list_summaries(call.scheduler, call.args["role"]):
-        if each["job"]["key"] == wanted and each["job"].get("cronSchedule"):
-            return {"schedule": each["job"]["cronSchedule"], "next_run": each.get("nextCronRunMs"),
-                    "instances": each["job"].get("instanceCount", 0)}
-    return None
+def _cron_of(call: Call) -> Optional[Json]:
+    """When the job runs, if it is a cron job."""
+    wanted = "/".join(call.key[1:])
+    return next((_cron(each) for each in list_summaries(call.scheduler, call.key.role) if each["job"]["key"] == wanted), None)
 
 
-def _update_summary(summary: Any) -> Dict[str, Any]:
-    state = summary.state
-    return {"id": summary.key.id, "job": "%s/%s/%s" % (summary.key.job.role, summary.key.job.environment,
-                                                       summary.key.job.name),
-            "user": summary.user, "status": api.JobUpdateStatus.name_of(state.status) if state else None,
-            "created": state.createdTimestampMs if state else None,
-            "modified": state.lastModifiedTimestampMs if state else None,
-            "metadata": {each.key: each.value for each in sorted(summary.metadata or (), key=lambda m: m.key or "")}}
+def _require_job(call: Call) -> None:
+    """Raises NotFound, with the nearest names, where the scheduler knows neither tasks nor template nor updates of the job."""
+    key = call.key
+    query = api.TaskQuery(jobKeys={key.thrift}, limit=1)
+    response = call.read("getTasksWithoutConfigs", query, projection=projection("task states"))
+    if not response.get("result", {}).get("scheduleStatusResult", {}).get("tasks") and _cron_of(call) is None and (
+            not update_summaries(call.scheduler, api.JobUpdateQuery(jobKey=key.thrift, limit=1))):
+        raise _no_job(call)
 
 
-@route("GET", "/alpha/job/{key}", "watch", pure=True,
+def _no_job(call: Call) -> Failure:
+    key = call.key
+    known = ["%s/%s" % (key.cluster, each) for each in list_jobs(call.scheduler, key.role)]
+    return no_such("job", str(key), known)
+
+
+@route("GET", "/alpha/job/{key}", "watch", remembered=True, gives="JobStatus",
        a200="the job's tasks, statistics, cron schedule and active update")
 def get_job(call: Call) -> Any:
     """Status of a job: its tasks by instance, with host, state and events; statistics; cron; the update in progress."""
-    tasks = query_tasks(call.scheduler, call.key)
-    # A service is no cron job, so that only others cost a look at the role's templates.
-    service = any(task["assignedTask"].get("task", {}).get("isService") for task in tasks)
-    cron = None if service else _cron_summary(call)
-    updates = update_summaries(call.scheduler, api.JobUpdateQuery(
+    key, states = str(call.key), api.ScheduleStatus
+    found = query_tasks(call.scheduler, call.key, reasons=True)
+    configs = [task["assignedTask"].get("task", {}) for task in found[-1:]]
+    service = any(config.get("isService", False) for config in configs)
+    cron = None if service else _cron_of(call)      # a service is no cron job: only others cost a look at the role's templates
+    updates = find_updates(call.scheduler, api.JobUpdateQuery(
         jobKey=call.key.thrift, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)))
-    if not tasks and cron is None and not updates:
-        raise NotFound("there is no job %s" % (call.key,))
-    active = [_task(task) for task in tasks if is_active(task)]
-    ended = [_task(task) for task in tasks if not is_active(task)]
-    counts = collections.Counter(task["state"] for task in active + ended)
-    return call.success(key=str(call.key), count=len(active), job=str(call.key), stats=dict(sorted(counts.items())),
-                        cron=cron, update=_update_summary(updates[0]) if updates else None,
-                        tasks={"active": active, "inactive": ended})
+    if not found and cron is None and not updates:
+        raise _no_job(call)
+    counts = collections.Counter(task["status"] for task in found)
+    waiting = sum(counts[each] for each in (states.INIT, *_NOT_PLACED))
+    active = [_plain_task("", key, task) for task in found if is_active(task)]
+    ended = [_plain_task("", key, task) for task in found if not is_active(task)]
+    return call.success(
+        count=len(active), job=key, instances=len(active), active=len(active) - waiting, pending=waiting,
+        finished=counts[states.FINISHED] + counts[states.KILLED], failed=counts[states.FAILED] + counts[states.LOST],
+        tier=next((config.get("tier") for config in configs), None), service=service,
+        stats={states.name_of(each): count for each, count in sorted(counts.items(), key=lambda pair: states.name_of(pair[0]))},
+        cron=cron, update=plain_update(call.key.cluster, updates[0]) if updates else None,
+        tasks={"active": active, "inactive": ended})
 
 
-@route("GET", "/alpha/job/{key}/tasks", "watch", pure=True, params="shards instances state host limit offset",
-       a200="tasks")
+@route("GET", "/alpha/job/{key}/tasks", "watch", remembered=True, params="shards instances state host limit offset",
+       gives="TaskList", a200="tasks")
 def list_tasks(call: Call) -> Any:
     """The tasks of a job, filtered by instance, state and host."""
-    tasks = [_task(task) for task in query_tasks(call.scheduler, call.key, call.shards, call.get("state"))]
+    found = query_tasks(call.scheduler, call.key, call.shards, call.get("state"), reasons=True)
+    if not found:
+        _require_job(call)
+    tasks = [_plain_task("", str(call.key), task) for task in found]
     if call.get("host"):
-        tasks = [task for task in tasks if task["host"] in call.get("host")]
-    start = call.get("offset", 0)
-    return call.success(key=str(call.key), total=len(tasks),
-                        tasks=tasks[start:start + call.get("limit", len(tasks))],
-                        count=len(tasks[start:start + call.get("limit", len(tasks))]))
+        tasks = [task for task in tasks if any(glob(each)(task["host"] or "") for each in call.get("host"))]
+    shown, headers = call.page(tasks)
+    return call.success(200, headers, count=len(shown), total=len(tasks), tasks=shown)
 
 
-def _config_groups(call: Call) -> List[Dict[str, Any]]:
-    running = running_configs(call.scheduler, call.key)
-    return [{"instances": numbers, "config": config.to_plain()} for config, numbers in
-            sorted(running, key=lambda pair: pair[1])]
-
-
-@route("GET", "/alpha/job/{key}/config", "watch", pure=True, a200="configurations with their instances")
+@route("GET", "/alpha/job/{key}/config", "watch", remembered=True, gives="ConfigList",
+       a200="configurations with their instances")
 def get_config(call: Call) -> Any:
-    """The running configuration, by instances that share it. Its ETag goes into If-Match of an update."""
-    groups = _config_groups(call)
-    if not groups:
+    """The running configuration, by instances that share it. Its ETag goes into If-Match of a write to the job."""
+    if not call.running:
+        _require_job(call)
         raise NotFound("job %s has no active instances" % (call.key,))
-    return call.success(key=str(call.key), count=len(groups), configs=groups)
+    groups = sorted(call.running, key=lambda pair: pair[1])
+    return call.success(count=len(groups), configs=[
+        {"instances": numbers, "config": plain_config(config)} for config, numbers in groups])
 
 
-@route("GET", "/alpha/job/{key}/pending", "watch", pure=True, a200="reasons by task")
+@route("GET", "/alpha/job/{key}/pending", "watch", remembered=True, params="limit offset", gives="PendingList",
+       a200="reasons by task")
 def list_pending(call: Call) -> Any:
     """Why tasks of the job are pending: which constraint or resource, per task."""
-    response = call.read("getPendingReason", api.TaskQuery(jobKeys={call.key.thrift}))
-    found = []
-    for each in sorted(response.result.getPendingReasonResult.reasons or (), key=lambda r: r.taskId):
-        reasons = [part for part in (each.reason or "").split(",") if part]
-        found.append({"id": each.taskId, "reason": each.reason or "", "reasons": [
-            dict(zip(("kind", "what"), part.split(": ", 1))) if ": " in part else {"kind": part, "what": None}
-            for part in reasons]})
-    return call.success(key=str(call.key), count=len(found), pending=found)
+    reasons = pending_reasons(call.scheduler, api.TaskQuery(jobKeys={call.key.thrift}))
+    if not reasons:
+        _require_job(call)
+    found = [{"id": task, "reason": reason, "reasons": [
+        {"kind": kind, "what": what or None} for kind, _, what in (
+            part.partition(": ") for part in reason.split(",") if part)]} for task, reason in sorted(reasons.items())]
+    shown, headers = call.page(found)
+    return call.success(200, headers, count=len(shown), pending=shown)
 
 
-@route("GET", "/alpha/job/{key}/events", "watch", a200="text/event-stream: task, instance and update events")
+@route("GET", "/alpha/job/{key}/events", "watch", gives="text/event-stream", a200="task, instance and update events")
 def watch_job(call: Call) -> Any:
     """Events of a job as they happen: task, update, instance; resumes at Last-Event-ID."""
-    key = call.key
-    return call.service.stream(call, ("job", key, call.auth), lambda: TaskChanges(
-        call.scheduler, lambda: api.TaskQuery(jobKeys={key.thrift}),
-        lambda: api.JobUpdateQuery(jobKey=key.thrift)))
+    _require_job(call)
+    return call.service.stream(call, ("job", call.key), lambda: changes_of(call.scheduler, call.key))
 
 
-@route("GET", "/alpha/events/{cluster}/{role}", "watch", a200="text/event-stream: task, instance and update events")
+@route("GET", "/alpha/events/{cluster}/{role}", "watch", gives="text/event-stream", a200="task, instance and update events")
 def watch_role(call: Call) -> Any:
     """Events of all jobs of a role as they happen."""
-    role = call.args["role"]
-    return call.service.stream(call, ("role", call.args["cluster"], role, call.auth), lambda: TaskChanges(
-        call.scheduler, lambda: api.TaskQuery(role=role),
-        lambda: api.JobUpdateQuery(role=role)))
+    cluster, role = call.args["cluster"], call.args["role"]
+    return call.service.stream(call, ("role", cluster, role), lambda: TaskChanges(
+        call.scheduler, cluster, lambda: api.TaskQuery(role=role), lambda: api.JobUpdateQuery(role=role)))
 
 
-@route("GET", "/alpha/sla/{key}/uptime", "watch", params="percentile duration", a200="uptimes")
+def _uptimes(call: Call) -> List[int]:
+    tasks = query_tasks(call.scheduler, call.key, (), api.LIVE_STATES)
+    if not tasks:
+        _require_job(call)
+    return uptimes(tasks, call.service.clock())
+
+
+@route("GET", "/alpha/sla/{key}/uptime", "watch", params="percentile", gives="Uptime", a200="uptimes")
 def get_uptime(call: Call) -> Any:
     """Uptime that a percentile of the instances reaches, by the aurora client's formula."""
-    ups = uptimes(query_tasks(call.scheduler, call.key, (), api.LIVE_STATES), call.service.clock())
-    wanted = call.get("percentile") or list(SLA_PERCENTILES)
-    return call.success(key=str(call.key), count=len(ups),
-                        uptime={"%g" % each: job_uptime(ups, each) for each in wanted})
+    ups = _uptimes(call)
+    return call.success(count=len(ups), uptime={
+        "%g" % each: job_uptime(ups, each) for each in call.get("percentile") or SLA_PERCENTILES})
 
 
-@route("GET", "/alpha/sla/{key}/up-count", "watch", params="duration", a200="percentages")
+@route("GET", "/alpha/sla/{key}/up-count", "watch", params="duration:durations", gives="UpCount", a200="percentages")
 def get_up_count(call: Call) -> Any:
     """Percent of the instances that have been up for a time, by the aurora client's formula."""
-    ups = uptimes(query_tasks(call.scheduler, call.key, (), api.LIVE_STATES), call.service.clock())
-    wanted = call.get("duration") or list(SLA_DURATIONS)
-    return call.success(key=str(call.key), count=len(ups),
-                        up_count={str(each): round(up_count(ups, each), 2) for each in wanted})
+    ups = _uptimes(call)
+    return call.success(count=len(ups), up_count={
+        "%g" % each: round(up_count(ups, each), 2) for each in call.get("durations") or SLA_DURATIONS})
 
 
 # --- handlers: run and change -------------------------------------------------------------------------------
 
-def _plain_job(job: Job) -> Dict[str, Any]:
-    return job.configuration.to_plain()
+
+def _job_exists(refused: Failure) -> Failure:
+    """What a refused createJob or scheduleCronJob means."""
+    if any("already exists" in text for text in refused.messages):
+        return Conflict(*refused.messages, code="JOB_EXISTS")
+    return refused
 
 
-@route("PUT", "/alpha/job/{key}", "run", params="bind wait", body="config", a201="created",
-       a202="created; not all run yet")
+@route("PUT", "/alpha/job/{key}", "run", params="bind wait", body="config", gives="JobWritten", a201="created",
+       a202="created; not all run yet", a409="it exists; or, where it was waited for, tasks failed")
 def create_job(call: Call) -> Any:
     """Create a job from the .aurora file, or JSON job, in the body."""
     job = call.job()
     if job.is_cron:
         raise Unprocessable("%s is a cron job; schedule it with PUT /alpha/cron/%s" % (call.key, call.key))
-    call.notes["job"] = _plain_job(job)
+    call.notes["job"] = plain_config(job.configuration)
     known = _known_tasks(call)
     try:
         call.write("createJob", job.configuration)
     except Refused as refused:
-        if any("already exists" in text for text in refused.messages):
-            raise Conflict(*refused.messages, code="JOB_EXISTS") from None
-        raise
-    return call.outcome(201, ("tasks", call.key), lambda: query_tasks(call.scheduler, call.key),
-                        lambda tasks: judge_running(tasks, range(job.configuration.instanceCount), known), job.warnings)
+        raise _job_exists(refused) from None
+    return _awaiting(call, 201, range(job.configuration.instanceCount), known, **_some(warnings=job.warnings))
+
+
+def _some(**fields: Any) -> Any:
+    """The fields that are not empty."""
+    return {name: value for name, value in fields.items() if value}
 
 
 def _known_tasks(call: Call) -> Set[str]:
@@ -8351,368 +9262,383 @@ def _known_tasks(call: Call) -> Set[str]:
         call.scheduler, call.key, (), None, "task states")}
 
 
-def _location(operation: Operation) -> List[Tuple[str, str]]:
-    return [("Location", "/alpha/operations/" + operation.id)]
+def _awaiting(call: Call, status: int, wanted: Optional[Sequence[int]], known: Set[str], count: int = 0,
+              strict: bool = True, **fields: Any) -> Union[Response, Later]:
+    """The answer to a write after which the wanted instances are to run, or any `count`."""
+    return call.outcome(status, ("tasks", call.key), lambda: query_tasks(call.scheduler, call.key, reasons=True),
+                        lambda tasks: judge_running(tasks, wanted, known, count, strict), **fields)
+
+
+def _dying(call: Call, instances: Sequence[int]) -> List[Any]:
+    return query_tasks(call.scheduler, call.key, instances, api.ACTIVE_STATES, "task states")
 
 
 @route("POST", "/alpha/job/{key}/inspect", "run", access="read", params="bind shards instances", body="config",
-       a200="the job as it would be sent")
+       gives="Inspected", a200="the job as it would be sent")
 def inspect_job(call: Call) -> Any:
     """Evaluate and validate the body: the JobConfiguration and JobUpdateSettings as they would be sent; nothing is."""
     job = call.job()
-    plain = _plain_job(job)
-    fields: Dict[str, Any] = {"job": plain, "warnings": job.warnings}
+    plain = plain_config(job.configuration)
+    fields: Json = {"job": plain, "warnings": job.warnings}
     if job.settings is not None:
         fields["update"] = job.update_request(call.shards).settings.to_plain()
     else:
         fields["update_errors"] = job.problems
     if job.is_cron:
-        fields["cron"] = {"schedule": plain["cronSchedule"], "collision_policy": plain["cronCollisionPolicy"]}
-    return call.success(key=str(call.key), count=1, **fields)
-
-
-def _aligned(call: Call) -> Tuple[Job, List[Tuple[Any, List[int]]]]:
-    job = call.job()
-    running = running_configs(call.scheduler, call.key)
-    return align(job, running), running
+        fields["cron"] = {"schedule": plain["cronSchedule"], "next_run": None, "instances": plain["instanceCount"],
+                          "collision_policy": plain["cronCollisionPolicy"]}
+    return call.success(count=1, **fields)
 
 
 @route("POST", "/alpha/job/{key}/diff", "change", access="read", params="bind shards instances", body="config",
-       a200="what an update would do")
+       gives="Plan", a200="what an update would do")
 def diff_job(call: Call) -> Any:
     """What an update with this body would add, remove, change and leave: instances, and fields old and new."""
-    job, running = _aligned(call)
-    plan = plan_update(call.scheduler, job, call.shards, running)
-    return call.success(key=str(call.key), count=sum(len(plan[n]) for n in ("add", "remove", "update")), job=str(call.key),
-                        **plan)
+    plan = plan_update(call.scheduler, align(call.job(), call.running), call.shards, call.running)
+    return call.success(count=sum(len(plan[name]) for name in ("add", "remove", "update")), job=str(call.key), **plan)
 
 
-@route("PUT", "/alpha/job/{key}/update", "change", params="shards instances bind wait", body="config",
-       a202="started", a200="unchanged: nothing to update; or, where it was waited for, rolled forward")
+@route("PUT", "/alpha/job/{key}/update", "change", params="shards instances bind message wait", body="config",
+       gives="JobWritten", guards=_JOB_GUARDS, a202="started",
+       a200="unchanged: nothing to update; or, where it was waited for, rolled forward",
+       a409="one is in progress; or, where it was waited for, it did not roll forward")
 def start_job_update(call: Call) -> Any:
     """Start a rolling update to the body's configuration, of the named instances or all."""
-    job, running = _aligned(call)
+    job = align(call.job(), call.running)
     if job.is_cron:
         raise Unprocessable("%s is a cron job; replace it with PUT /alpha/cron/%s" % (call.key, call.key))
-    wanted = call.request.headers.get("if-match")
-    if wanted is not None:
-        etag = call.success(key=str(call.key), count=len(running), configs=_config_groups(call)).etag
-        if not etag_matches(wanted, etag, weak=False):
-            raise PreconditionFailed("the running configuration is no longer the one of If-Match", etag=etag)
     if call.get("dry_run"):
-        call.notes["plan"] = plan_update(call.scheduler, job, call.shards, running)
+        call.notes["plan"] = plan_update(call.scheduler, job, call.shards, call.running)
     call.intend("startJobUpdate", job.update_request(call.shards), call.message)
     started = start_update(call.scheduler, job, call.shards, call.message)
     if not started.id:
         return call.job_success(200, unchanged=True, messages=started.messages)
-    return call.outcome(202, ("update", call.key, started.id), lambda: update_details(
-        call.scheduler, call.key, started.id), judge_update, job.warnings,
-        [("Location", "/alpha/job/%s/updates/%s" % (call.key, started.id))], update=started.id)
+    return _awaiting_update(call, 202, started.id, **_some(warnings=job.warnings))
 
 
-@route("DELETE", "/alpha/job/{key}/update", "fix", a202="aborted")
-def cancel_job_update(call: Call) -> Any:
-    """Cancel (abort) the update in progress; instances stay as they are."""
-    return _steer(call, "abort")
+def _awaiting_update(call: Call, status: int, update_id: str, wanted: str = "ROLLED_FORWARD",
+                     **fields: Any) -> Union[Response, Later]:
+    """The answer to a write after which an update is to end as wanted."""
+    def tell(look: UpdateLook) -> Json:
+        return {"update": plain_update(call.key.cluster, look.details)}
+    if not call.get("wait"):
+        with contextlib.suppress(AuroraError):      # it was started; what it looks like is a favour
+            fields.update(tell(UpdateLook(update_details(call.scheduler, call.key, update_id))))
+    return call.outcome(status, ("update", call.key, update_id), lambda: look_at_update(
+        call.scheduler, call.key, update_id), lambda look: judge_update(look, wanted),
+        [("Location", "/alpha/job/%s/updates/%s" % (call.key, update_id))], tell, **fields)
 
 
-def _steer(call: Call, verb: str) -> Response:
-    summary = active_update(call.scheduler, call.key)
-    arguments = [summary.key] + ([] if verb == "pulse" else [call.message])
-    response = call.write(verb + "JobUpdate", *arguments)
-    fields: Dict[str, Any] = {"update": summary.key.id}
-    if verb == "pulse":
-        fields["pulse"] = api.JobUpdatePulseStatus.name_of(response.result.pulseJobUpdateResult.status)
-    return call.job_success(202, **fields)
+def _chosen_update(call: Call) -> Any:
+    """The api.JobUpdateSummary of the update that the path names, or of the one in progress. Raises NotFound; Conflict where
+    the one that is named has ended."""
+    if "id" not in call.args:
+        return active_update(call.scheduler, call.key)
+    details = update_details(call.scheduler, call.key, call.args["id"])
+    summary = details.update.summary
+    if summary.state.status not in api.ACTIVE_JOB_UPDATE_STATES:
+        raise Conflict("the update %s has ended as %s" % (call.args["id"], api.JobUpdateStatus.name_of(summary.state.status)),
+                       code="UPDATE_ENDED", update=plain_update(call.key.cluster, details))
+    return summary
 
 
-@route("POST", "/alpha/job/{key}/update/pause", "change", a202="paused")
-def pause_update(call: Call) -> Any:
-    """Pause the update in progress."""
-    return _steer(call, "pause")
+def _steering(verb: str) -> Callable[[Call], Any]:
+    """The handler that pauses, resumes, aborts, rolls back or pulses an update."""
+    def steer(call: Call) -> Any:
+        summary = _chosen_update(call)
+        response = call.write(verb + "JobUpdate", summary.key, *([] if verb == "pulse" else [call.message]))
+        fields: Json = {}
+        if verb == "pulse":
+            fields["pulse"] = api.JobUpdatePulseStatus.name_of(response.result.pulseJobUpdateResult.status)
+        return _awaiting_update(call, 202, summary.key.id, "ROLLED_BACK", **fields)
+    return steer
 
 
-@route("POST", "/alpha/job/{key}/update/resume", "change", a202="resumed")
-def resume_update(call: Call) -> Any:
-    """Resume the paused update."""
-    return _steer(call, "resume")
+def _steering_routes() -> None:
+    for verb, group, done, does in (
+            ("pause", "change", "paused", "Pause"), ("resume", "change", "resumed", "Resume"),
+            ("abort", "fix", "aborted", "Abort, leaving instances as they are,"),
+            ("rollback", "fix", "rolling back", "Roll back"),
+            ("pulse", "change", "pulsed", "Send a pulse, for which it waits, to")):
+        for path, name, which in (("update", "%s_update", "the update in progress"),
+                                  ("updates/{id}", "%s_one_update", "the update of this id")):
+            answers: Any = {"a202": done, "a200": "rolled back"} if verb == "rollback" else {"a202": done}
+            route("POST", "/alpha/job/{key}/%s/%s" % (path, verb), group, gives="JobWritten", guards=_JOB_GUARDS,
+                  params={"rollback": "message wait", "pulse": ""}.get(verb, "message"), name=name % verb,
+                  summary="%s %s." % (does, which), **answers)(_steering(verb))
+    route("DELETE", "/alpha/job/{key}/update", "fix", params="message", gives="JobWritten", guards=_JOB_GUARDS,
+          name="cancel_job_update", summary="Cancel (abort) the update in progress; instances stay as they are.",
+          a202="aborted")(_steering("abort"))
 
 
-@route("POST", "/alpha/job/{key}/update/abort", "fix", a202="aborted")
-def abort_update(call: Call) -> Any:
-    """Abort the update in progress; instances stay as they are."""
-    return _steer(call, "abort")
+_steering_routes()
 
 
-@route("POST", "/alpha/job/{key}/update/rollback", "fix", a202="rolling back")
-def rollback_update(call: Call) -> Any:
-    """Roll the update in progress back."""
-    return _steer(call, "rollback")
+def _one_update(call: Call, update_id: str) -> Response:
+    details = update_details(call.scheduler, call.key, update_id)
+    return call.success(count=1, job=str(call.key), update=plain_update(
+        call.key.cluster, details, bool(call.get("detail"))))
 
 
-@route("POST", "/alpha/job/{key}/update/pulse", "change", a202="pulsed")
-def pulse_update(call: Call) -> Any:
-    """Send a pulse to the update in progress, which waits for one."""
-    return _steer(call, "pulse")
-
-
-def _update_plain(details: Any) -> Dict[str, Any]:
-    return dict(_update_summary(details.update.summary), progress=update_progress(details),
-                instructions=details.update.instructions.to_plain(),
-                events=[each.to_plain() for each in details.updateEvents or ()],
-                instance_events=[each.to_plain() for each in details.instanceEvents or ()])
-
-
-@route("GET", "/alpha/job/{key}/update", "watch", pure=True, a200="the update with its events and progress")
-def get_update(call: Call) -> Any:
-    """The update in progress, else the latest one, with its progress."""
+def _latest_update(call: Call) -> str:
+    """The id of the update in progress, else of the latest one. Raises NotFound."""
     found = update_summaries(call.scheduler, api.JobUpdateQuery(jobKey=call.key.thrift))
     if not found:
+        _require_job(call)
         raise NotFound("job %s has had no update" % (call.key,))
     active = [each for each in found if each.state.status in api.ACTIVE_JOB_UPDATE_STATES]
-    details = update_details(call.scheduler, call.key, (active or found)[0].key.id)
-    return call.success(key=str(call.key), count=1, job=str(call.key), update=_update_plain(details))
+    return str((active or found)[0].key.id)
 
 
-@route("GET", "/alpha/job/{key}/updates", "watch", pure=True, params="status user limit offset",
-       a200="updates, newest first")
-def list_updates(call: Call) -> Any:
-    """The updates a job has had, newest first."""
-    return _updates(call, str(call.key), jobKey=call.key.thrift)
+@route("GET", "/alpha/job/{key}/update", "watch", remembered=True, params="detail", gives="UpdateAnswer",
+       a200="the update and how far it is")
+def get_update(call: Call) -> Any:
+    """The update in progress, else the latest one, and how far it is; detail=1 with configurations and events."""
+    return _one_update(call, _latest_update(call))
 
 
-def _updates(call: Call, key: str, **query: Any) -> Response:
-    found = update_summaries(call.scheduler, api.JobUpdateQuery(
-        updateStatuses=call.get("status"), user=call.get("user"), limit=call.get("limit"), offset=call.get("offset"),
-        **query))
-    return call.success(key=key, count=len(found), updates=[_update_summary(each) for each in found])
-
-
-@route("GET", "/alpha/updates/{cluster}", "watch", pure=True, params="status user limit offset",
-       a200="updates, newest first")
-def list_cluster_updates(call: Call) -> Any:
-    """The updates of all jobs of a cluster, newest first."""
-    return _updates(call, call.args["cluster"])
-
-
-@route("GET", "/alpha/updates/{cluster}/{role}", "watch", pure=True, params="status user limit offset",
-       a200="updates, newest first")
-def list_role_updates(call: Call) -> Any:
-    """The updates of a role's jobs, newest first."""
-    return _updates(call, "%(cluster)s/%(role)s" % call.args, role=call.args["role"])
-
-
-@route("GET", "/alpha/job/{key}/updates/{id}", "watch", pure=True, a200="the update with its events")
+@route("GET", "/alpha/job/{key}/updates/{id}", "watch", remembered=True, params="detail", gives="UpdateAnswer",
+       a200="the update")
 def get_one_update(call: Call) -> Any:
-    """One update with its instructions and all its events."""
-    details = update_details(call.scheduler, call.key, call.args["id"])
-    return call.success(key=str(call.key), count=1, job=str(call.key), update=_update_plain(details))
+    """One update and how far it is; detail=1 with configurations and all its events."""
+    return _one_update(call, call.args["id"])
 
 
-@route("GET", "/alpha/job/{key}/updates/{id}/events", "watch", a200="text/event-stream: update and instance events")
+_UPDATE_FILTERS = "status user limit offset detail"
+
+
+def _update_list(call: Call, **query: Any) -> Response:
+    """Updates, the one changed last first: a hundred, or limit= of them."""
+    start, limit, user = call.get("offset", 0), call.get("limit", 100), call.get("user")
+    narrow = not user or not re.search(r"[*?\[]", user)      # what the scheduler can pick out itself
+    found = find_updates(call.scheduler, api.JobUpdateQuery(
+        updateStatuses=call.get("status"), user=user if narrow else None, limit=limit + 1 if narrow else None,
+        offset=start if narrow else None, **query))
+    if not narrow:
+        found = [each for each in found if glob(user)(each.update.summary.user or "")][start:]
+    if not found and "name" in call.args:
+        _require_job(call)
+    more = len(found) > limit
+    updates = [plain_update(call.args["cluster"], each, bool(call.get("detail"))) for each in found[:limit]]
+    return call.success(200, call.link(start + limit) if more else [], count=len(updates), updates=updates,
+                        **({"next": start + limit} if more else {}))
+
+
+@route("GET", "/alpha/job/{key}/updates", "watch", remembered=True, params=_UPDATE_FILTERS, gives="UpdateList",
+       a200="updates")
+def list_updates(call: Call) -> Any:
+    """The updates a job has had."""
+    return _update_list(call, jobKey=call.key.thrift)
+
+
+@route("GET", "/alpha/updates/{cluster}", "watch", remembered=True, params=_UPDATE_FILTERS, gives="UpdateList",
+       a200="updates")
+def list_cluster_updates(call: Call) -> Any:
+    """The updates of all jobs of a cluster."""
+    return _update_list(call)
+
+
+@route("GET", "/alpha/updates/{cluster}/{role}", "watch", remembered=True, params=_UPDATE_FILTERS, gives="UpdateList",
+       a200="updates")
+def list_role_updates(call: Call) -> Any:
+    """The updates of a role's jobs."""
+    return _update_list(call, role=call.args["role"])
+
+
+@route("GET", "/alpha/job/{key}/updates/{id}/events", "watch", gives="text/event-stream", a200="update and instance events")
 def watch_update(call: Call) -> Any:
     """Events of one update from its beginning, and as they happen."""
     key, update_id = call.key, call.args["id"]
     update_details(call.scheduler, key, update_id)
-    return call.service.stream(call, ("update", key, update_id, call.auth), lambda: TaskChanges(
-        call.scheduler, None, lambda: api.JobUpdateQuery(key=api.JobUpdateKey(job=key.thrift, id=update_id)),
-        history=True))
+    return call.service.stream(call, ("update", key, update_id), lambda: TaskChanges(
+        call.scheduler, key.cluster, None,
+        lambda: api.JobUpdateQuery(key=api.JobUpdateKey(job=key.thrift, id=update_id)), history=True))
 
 
 @route("PUT", "/alpha/job/{key}/restart", "fix", params="shards instances batch_size watch_secs max_per_instance_failures "
-       "max_total_failures time_limit wait", operates="always", a202="restarting", a200="waited for, and restarted")
+       "max_total_failures time_limit wait", operates="always", gives="JobWritten", guards=_JOB_GUARDS, a202="restarting",
+       a200="waited for, and restarted", a409="being updated; or, where it was waited for, it failed")
 def restart_job(call: Call) -> Any:
     """Restart instances, rolling: batch by batch, each watched. batch_size=all restarts all at once."""
     _check_not_updating(call)
     active = sorted(active_instances(call.scheduler, call.key, call.shards))
-    size = _batch_size(call, len(active))
+    size = _batch_size(call, active)
     options = RestartOptions(size, call.get("watch_secs", 30.0), call.get("max_per_instance_failures", 0),
                              call.get("max_total_failures", 0), call.get("time_limit", 600.0),
                              min(3.0, call.service.poll_interval))
-    call.notes["batches"] = [active[i:i + size] for i in range(0, len(active), size)]
     call.intend("restartShards", call.key.thrift, set(active[:size]))
     return call.operated(call.start("restart", len(active), lambda op: rolling_restart(
-        op, call.scheduler, call.key, active, options)))
+        call.scheduler, call.key, active, options, op)), instances=active)
 
 
-def _batch_size(call: Call, everything: int) -> int:
-    text = call.get("batch_size", "1")
-    if text == "all":
-        return everything
-    if not re.fullmatch(r"[1-9]\d{0,5}", text, re.ASCII):
-        raise BadRequest("batch_size=%s: expected a number of at least 1, or all" % text[:40])
-    return int(text)
+def _batch_size(call: Call, instances: Sequence[int]) -> int:
+    """How many instances at once; a dry run is told the batches."""
+    size: Any = call.get("batch_size", 1)
+    size = max(1, len(instances)) if size == "all" else size
+    call.notes["batches"] = [instances[i:i + size] for i in range(0, len(instances), size)]
+    return int(size)
 
 
 def _check_not_updating(call: Call) -> None:
     """Say at once what the scheduler would say to an operation's first step."""
-    found = update_summaries(call.scheduler, api.JobUpdateQuery(
+    found = find_updates(call.scheduler, api.JobUpdateQuery(
         jobKey=call.key.thrift, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)))
     if found:
-        raise JobUpdating("Job is currently updating", update=_update_summary(found[0]))
+        raise JobUpdating("Job is currently updating", update=plain_update(call.key.cluster, found[0]))
 
 
-@route("DELETE", "/alpha/job/{key}", "run", params="shards instances batch_size time_limit wait",
-       operates="batch_size", a200="killed", a202="being killed in batches, or not gone when the time was up")
+@route("DELETE", "/alpha/job/{key}", "run", params="shards instances batch_size time_limit message wait",
+       operates="batch_size", gives="JobWritten", guards=_JOB_GUARDS, a200="killed",
+       a202="being killed in batches, or not gone when the time was up", a409="being updated")
 def kill_job(call: Call) -> Any:
     """Kill the named instances, or the whole job."""
     if "batch_size" in call.params:
         return _kill_in_batches(call)
-    call.notes["instances"] = call.shards or "all"
-    shards = call.shards
-
-    def dying() -> List[Any]:
-        return query_tasks(call.scheduler, call.key, shards, api.ACTIVE_STATES, "task states")
-    response = call.write("killTasks", call.key.thrift, set(shards) or None, call.message)
-    messages = messages_of(response)
-    # Asked again for what is being killed already it waits for the end, too; what is not there at all is not found.
-    if any("No tasks to kill" in text for text in messages) and not dying():
-        raise NotFound("job %s has no %s" % (call.key, "such active instances" if shards else "active instances"),
-                       *messages)
-    return call.outcome(200, ("active", call.key, tuple(shards)), dying, lambda tasks: judge_gone(tasks, shards))
+    shards, active = call.shards, instances_of(_dying(call, call.shards))
+    if not active:
+        _require_job(call)
+        raise NotFound("job %s has no %s" % (call.key, "such active instances" if shards else "active instances"))
+    call.notes["instances"] = active
+    # What is being killed already is waited for, too; the scheduler says then that there is nothing to kill.
+    messages = messages_of(call.write("killTasks", call.key.thrift, set(shards) or None, call.message))
+    return call.outcome(200, ("active", call.key, tuple(shards)), lambda: _dying(call, shards),
+                        lambda tasks: judge_gone(tasks, active), killed=active,
+                        **_some(messages=messages))
 
 
 def _kill_in_batches(call: Call) -> Union[Response, Later]:
     _check_not_updating(call)
     active = sorted(active_instances(call.scheduler, call.key, call.shards))
-    size = _batch_size(call, len(active))
-    call.notes["batches"] = [active[i:i + size] for i in range(0, len(active), size)]
+    size = _batch_size(call, active)
     call.intend("killTasks", call.key.thrift, set(active[:size]), call.message)
     return call.operated(call.start("kill", len(active), lambda op: batched_kill(
-        op, call.scheduler, call.key, active, size, call.get("time_limit", 254.0), call.service.poll_interval,
-        call.message)))
+        call.scheduler, call.key, active, size, call.get("time_limit", 254.0), call.service.poll_interval,
+        call.message, op)), killed=active)
 
 
 @route("POST", "/alpha/job/{key}/wait", "watch", access="read", params="until shards instances count wait",
-       a200="reached", a202="not reached when the time was up", a409="cannot be reached any more")
+       gives="JobWritten", a200="reached", a202="not reached when the time was up", a409="cannot be reached any more")
 def wait_for_job(call: Call) -> Any:
     """Wait until a job runs (until=running, of which count=N or shards=… instances), or until it is gone (until=gone)."""
     call.params.setdefault("wait", 60.0)
     shards, count = call.shards, call.get("count")
-
-    def ask() -> List[Any]:
-        return query_tasks(call.scheduler, call.key)
+    _require_job(call)
     if call.get("until", "running") == "gone":
-        return call.outcome(200, ("tasks", call.key), ask, lambda tasks: judge_gone(tasks, shards))
+        return call.outcome(200, ("tasks", call.key), lambda: query_tasks(call.scheduler, call.key, reasons=True),
+                            lambda tasks: judge_gone(tasks, shards))
     wanted: Optional[Sequence[int]] = shards or None
     if not shards and not count:
         wanted = sorted(active_instances(call.scheduler, call.key, ()))
     ended = {task["assignedTask"]["taskId"] for task in query_tasks(
         call.scheduler, call.key, (), api.TERMINAL_STATES, "task states")}
-    return call.outcome(200, ("tasks", call.key), ask, lambda tasks: judge_running(
-        tasks, wanted, ended, count or 0, strict=False))
+    return _awaiting(call, 200, wanted, ended, count or 0, False)
 
 
-@route("POST", "/alpha/job/{key}/update/wait", "watch", access="read", params="wait",
-       a200="rolled forward", a202="under way when the time was up", a409="ended otherwise")
-def wait_for_active_update(call: Call) -> Any:
-    """Wait until the update in progress has ended; anything but ROLLED_FORWARD is a failure."""
+def _wait_for_update(call: Call) -> Any:
     call.params.setdefault("wait", 60.0)
-    update_id = active_update(call.scheduler, call.key).key.id
-    return call.outcome(200, ("update", call.key, update_id), lambda: update_details(
-        call.scheduler, call.key, update_id), judge_update, update=update_id)
+    return _awaiting_update(call, 200, call.args.get("id") or _latest_update(call))
 
 
-@route("POST", "/alpha/job/{key}/instances", "change", params="count like wait", a201="added",
-       a202="added; not all run yet")
+for _path, _named, _which in (("update", "wait_for_active_update", "the update in progress, or the latest one,"),
+                              ("updates/{id}", "wait_for_one_update", "the update of this id")):
+    route("POST", "/alpha/job/{key}/%s/wait" % _path, "watch", access="read", params="wait", gives="JobWritten",
+          name=_named, summary="Wait until %s has ended; anything but ROLLED_FORWARD is a failure." % _which,
+          a200="rolled forward", a202="under way when the time was up, or paused by itself",
+          a409="ended otherwise")(_wait_for_update)
+
+
+@route("POST", "/alpha/job/{key}/instances", "change", params="count like wait", gives="JobWritten", guards=_JOB_GUARDS,
+       a201="added", a202="added; not all run yet", a409="being updated; or, where it was waited for, tasks failed")
 def add_instances(call: Call) -> Any:
     """Add instances that are like one of the job's, the one with the lowest number by default."""
     count, known = call.get("count", 1), _known_tasks(call)
     added = add_like(call.scheduler, call.key, count, call.get("like"))
-    return _awaiting_added(call, 201, added, count, known)
+    return _awaiting(call, 201, added or None, known, count, added=added)
 
 
-def _awaiting_added(call: Call, status: int, added: Optional[List[int]], count: int, known: Set[str],
-                    **fields: Any) -> Union[Response, Later]:
-    return call.outcome(status, ("tasks", call.key), lambda: query_tasks(call.scheduler, call.key),
-                        lambda tasks: judge_running(tasks, added or None, known, count), added=added, **fields)
-
-
-@route("PUT", "/alpha/job/{key}/scale", "change", params="to like wait", a202="scaling",
-       a200="as it is already; or, where it was waited for, scaled")
+@route("PUT", "/alpha/job/{key}/scale", "change", params="instances:size like message wait", gives="JobWritten",
+       guards=_JOB_GUARDS, a202="scaling", a200="as it is already; or, where it was waited for, scaled",
+       a409="being updated; or, where it was waited for, tasks failed")
 def scale_job(call: Call) -> Any:
     """Scale to N instances: adds some like one of the job's, or kills those with the highest numbers."""
-    if "to" not in call.params:
+    if "size" not in call.params:
         raise BadRequest("scale needs instances=N")
-    wanted, known = call.get("to"), _known_tasks(call)
+    wanted, known = call.get("size"), _known_tasks(call)
     call.notes["instances"] = wanted
     changed = change_instances(call.scheduler, call.key, wanted, call.get("like"), call.message)
     added, killed = changed["added"], changed["killed"]
     if call.get("dry_run"):     # a dry run that gets here had no call to make
-        return call.success(200, key=str(call.key), dry_run=True, would=dict(call.notes, nothing=True))
+        raise DryRun(None, None, nothing=True, **call.notes)
     if killed:
-        return call.outcome(202, ("active", call.key, ()), lambda: query_tasks(
-            call.scheduler, call.key, (), api.ACTIVE_STATES, "task states"),
-            lambda tasks: judge_gone(tasks, killed), added=[], killed=killed)
+        return call.outcome(202, ("active", call.key, ()), lambda: _dying(call, ()), lambda tasks: judge_gone(
+            tasks, killed), added=[], killed=killed)
     if added == []:
         return call.job_success(200, unchanged=True, added=[], killed=[])
-    return _awaiting_added(call, 202, added, len(added or ()) or 1, known, killed=[])
+    unsaid = ["message= was not sent: the scheduler takes none where instances are added"] if call.get("message") else []
+    return _awaiting(call, 202, added or None, known, len(added or ()) or 1, added=added, killed=[], **_some(warnings=unsaid))
 
 
 # --- handlers: cron -----------------------------------------------------------------------------------------
 
-@route("PUT", "/alpha/cron/{key}", "run", params="bind", body="config", a201="scheduled")
+
+@route("PUT", "/alpha/cron/{key}", "run", params="bind", body="config", gives="JobWritten", guards=["get_cron"],
+       a201="scheduled", a409="a job of this name that is no cron job runs")
 def schedule_cron(call: Call) -> Any:
     """Schedule the body's cron job, or replace the one scheduled under this key."""
     job = call.job()
     if not job.is_cron:
         raise Unprocessable("%s has no cron_schedule; create it with PUT /alpha/job/%s" % (call.key, call.key))
-    call.notes["job"] = _plain_job(job)
+    call.notes["job"] = plain_config(job.configuration)
     try:
         call.write("scheduleCronJob", job.configuration)
     except Refused as refused:
-        if any("already exists" in text for text in refused.messages):
-            raise Conflict(*refused.messages, code="JOB_EXISTS") from None
-        raise
-    return call.job_success(201, warnings=job.warnings)
+        raise _job_exists(refused) from None
+    return call.job_success(201, **_some(warnings=job.warnings))
 
 
-@route("GET", "/alpha/cron/{key}", "watch", pure=True, a200="the cron job")
-def get_cron(call: Call) -> Any:
-    """A cron job: its schedule, next run and configuration."""
+def _template(call: Call) -> Any:
+    """The api.JobConfiguration of the cron job. Raises NotFound."""
     jobs = call.read("getJobs", call.key.role).result.getJobsResult.configs or ()
     found = [each for each in jobs if each.key == call.key.thrift and each.cronSchedule]
     if not found:
-        raise NotFound("there is no cron job %s" % (call.key,))
-    return call.success(key=str(call.key), count=1, job=str(call.key), cron=_cron_summary(call),
-                        config=found[0].to_plain())
+        raise no_such("cron job", str(call.key), ["/".join((call.key.cluster, each.key.role, each.key.environment,
+                                                            each.key.name)) for each in jobs if each.cronSchedule])
+    return found[0]
 
 
-@route("DELETE", "/alpha/cron/{key}", "run", a200="descheduled")
+@route("GET", "/alpha/cron/{key}", "watch", remembered=True, gives="CronAnswer", a200="the cron job")
+def get_cron(call: Call) -> Any:
+    """A cron job: its schedule, next run and configuration."""
+    template = _template(call)
+    return call.success(count=1, job=str(call.key), cron=_cron_of(call), config=plain_config(template))
+
+
+@route("DELETE", "/alpha/cron/{key}", "run", gives="JobWritten", guards=["get_cron"], a200="descheduled")
 def deschedule_cron(call: Call) -> Any:
     """Remove a cron job; runs under way go on."""
+    _template(call)
     messages = messages_of(call.write("descheduleCronJob", call.key.thrift))
     if messages:
         raise NotFound("there is no cron job %s" % (call.key,), *messages)
     return call.job_success(200)
 
 
-@route("POST", "/alpha/cron/{key}/start", "run", a202="started")
+@route("POST", "/alpha/cron/{key}/start", "run", params="wait", gives="JobWritten", guards=["get_cron"], a202="started",
+       a200="waited for, and its tasks run or have finished", a409="where it was waited for: tasks failed")
 def start_cron(call: Call) -> Any:
     """Start a run of a cron job now."""
-    try:
-        call.write("startCronJob", call.key.thrift)
-    except Refused as refused:
-        if any("No cron job found" in text for text in refused.messages):
-            raise NotFound(*refused.messages) from None
-        raise
-    return call.job_success(202)
+    template, known = _template(call), _known_tasks(call)
+    call.write("startCronJob", call.key.thrift)
+    return _awaiting(call, 202, None, known, template.instanceCount or 1)
 
 
-@route("GET", "/alpha/cron/{cluster}/{role}", "watch", pure=True, params="environment name limit offset",
-       a200="cron jobs")
+@route("GET", "/alpha/cron/{cluster}/{role}", "watch", remembered=True, params="environment name limit offset",
+       gives="JobList", a200="cron jobs")
 def list_cron(call: Call) -> Any:
     """The cron jobs of a role with their schedules and next runs."""
-    cluster = call.args["cluster"]
-    found = [_summary("%s/%s" % (cluster, each["job"]["key"]), each)
-             for each in list_summaries(call.scheduler, call.args["role"]) if each["job"].get("cronSchedule")]
-    environment_is, name_is = glob(call.get("environment", "*")), glob(call.get("name", "*"))
-    split = ((each, each["key"].split("/")) for each in found)
-    found = [each for each, parts in split if environment_is(parts[2]) and name_is(parts[3])]
-    start = call.get("offset", 0)
-    shown = found[start:start + call.get("limit", len(found))]
-    return call.success(key="%(cluster)s/%(role)s" % call.args, count=len(shown),
-                        jobs={str(number): each for number, each in enumerate(shown, 1)})
+    globs = {name: glob(call.get(name)) for name in ("environment", "name") if call.get(name)}
+    return _job_list(call, [_summary(call.args["cluster"], each) for each in list_summaries(call.scheduler, call.args["role"])
+                            if each["job"].get("cronSchedule") and _matches(each["job"]["key"], globs)])
 
 
 # --- handlers: operate --------------------------------------------------------------------------------------
@@ -8728,18 +9654,19 @@ def _amounts(aggregate: Any) -> Dict[str, float]:
     return made
 
 
-@route("GET", "/alpha/quota/{cluster}/{role}", "operate", pure=True, a200="quota and consumption")
+@route("GET", "/alpha/quota/{cluster}/{role}", "operate", remembered=True, gives="QuotaAnswer",
+       a200="quota and consumption")
 def get_quota(call: Call) -> Any:
     """A role's quota, and what its production and other jobs consume."""
     result = call.read("getQuota", call.args["role"]).result.getQuotaResult
-    return call.success(key="%(cluster)s/%(role)s" % call.args, quota=_amounts(result.quota), consumption={
+    return call.success(quota=_amounts(result.quota), consumption={
         "production": _amounts(result.prodSharedConsumption), "other": _amounts(result.nonProdSharedConsumption),
         "production_dedicated": _amounts(result.prodDedicatedConsumption),
         "other_dedicated": _amounts(result.nonProdDedicatedConsumption)})
 
 
-@route("PUT", "/alpha/quota/{cluster}/{role}", "operate", access="admin", params="increase", body="json",
-       a200="set")
+@route("PUT", "/alpha/quota/{cluster}/{role}", "operate", access="admin", params="increase", body="quota",
+       gives="QuotaWritten", guards=["get_quota"], a200="set")
 def set_quota(call: Call) -> Any:
     """Set a role's quota from {"cpu": cores, "ram_mb": MB, "disk_mb": MB}; increase=1 adds to it, naming any of them."""
     given = call.json_body()
@@ -8750,7 +9677,7 @@ def set_quota(call: Call) -> Any:
         return _set_quota(call, given)
 
 
-def _set_quota(call: Call, given: Dict[str, Any]) -> Response:
+def _set_quota(call: Call, given: Json) -> Response:
     if call.get("increase"):
         now = _amounts(call.read("getQuota", call.args["role"]).result.getQuotaResult.quota)
         given = {name: now[name] + given.get(name, 0) for name in _QUOTA_FIELDS}
@@ -8762,7 +9689,7 @@ def _set_quota(call: Call, given: Dict[str, Any]) -> Response:
     call.write("setQuota", call.args["role"], api.ResourceAggregate(resources={
         api.Resource(numCpus=float(given["cpu"])), api.Resource(ramMb=int(given["ram_mb"])),
         api.Resource(diskMb=int(given["disk_mb"]))}))
-    return call.success(key="%(cluster)s/%(role)s" % call.args, quota=given)
+    return call.success(quota=given)
 
 
 def _hosts(call: Call) -> List[str]:
@@ -8772,48 +9699,71 @@ def _hosts(call: Call) -> List[str]:
     return list(dict.fromkeys(names))
 
 
-def _host_answer(call: Call, statuses: Any, status: int = 200, **fields: Any) -> Response:
-    modes = {each.host: api.MaintenanceMode.name_of(each.mode) for each in statuses or ()}
-    unknown = [host for host in _hosts(call) if host not in modes]
-    if unknown and not modes:
-        raise NotFound("the scheduler knows no host %s" % ", ".join(unknown))
+def _known_hosts(call: Call) -> Dict[str, str]:
+    """The modes of the hosts that the path names. Raises NotFound, which says which are not known, before anything is done."""
+    hosts = _hosts(call)
+    response = call.read("maintenanceStatus", api.Hosts(hostNames=set(hosts)))
+    modes = {each.host: api.MaintenanceMode.name_of(each.mode)
+             for each in response.result.maintenanceStatusResult.statuses or ()}
+    unknown = [host for host in hosts if host not in modes]
     if unknown:
-        fields["unknown"] = unknown
-    return call.success(status, key="%(cluster)s/%(hosts)s" % call.args, count=len(modes),
-                        hosts=dict(sorted(modes.items())), **fields)
+        query = api.TaskQuery(statuses=set(api.LIVE_STATES), limit=20000)
+        tasks = call.read("getTasksWithoutConfigs", query, projection=projection("hosts"))
+        seen = {each["assignedTask"].get("slaveHost", "") for each in tasks.get("result", {}).get(
+            "scheduleStatusResult", {}).get("tasks", ())}
+        raise NotFound(*[str(no_such("host", host, seen)) for host in unknown])
+    return modes
 
 
-@route("GET", "/alpha/maintenance/{cluster}/{hosts}", "operate", access="read", pure=True,
-       a200="maintenance modes by host")
+def _host_list(call: Call, statuses: Any) -> List[Json]:
+    return [{"host": each.host, "mode": api.MaintenanceMode.name_of(each.mode)}
+            for each in sorted(statuses or (), key=lambda each: each.host)]
+
+
+@route("GET", "/alpha/maintenance/{cluster}/{hosts}", "operate", access="read", remembered=True, gives="HostList",
+       a200="maintenance modes")
 def get_maintenance(call: Call) -> Any:
     """The maintenance mode of hosts."""
-    response = call.read("maintenanceStatus", api.Hosts(hostNames=set(_hosts(call))))
-    return _host_answer(call, response.result.maintenanceStatusResult.statuses)
+    modes = _known_hosts(call)
+    return call.success(count=len(modes), hosts=[{"host": host, "mode": mode} for host, mode in sorted(modes.items())])
 
 
-@route("PUT", "/alpha/maintenance/{cluster}/{hosts}", "operate", access="admin", a200="scheduled for maintenance")
-def start_maintenance(call: Call) -> Any:
-    """Put hosts into maintenance (host_deactivate): new tasks go elsewhere if they can."""
-    response = call.write("startMaintenance", api.Hosts(hostNames=set(_hosts(call))))
-    return _host_answer(call, response.result.startMaintenanceResult.statuses)
+def _maintaining(method: str) -> Callable[[Call], Any]:
+    """The handler that begins or ends the maintenance of hosts."""
+    def maintain(call: Call) -> Any:
+        _known_hosts(call)
+        result = call.write(method, api.Hosts(hostNames=set(_hosts(call)))).result
+        hosts = _host_list(call, getattr(result, _RESULTS[method]).statuses)
+        return call.success(count=len(hosts), hosts=hosts)
+    return maintain
 
 
-@route("DELETE", "/alpha/maintenance/{cluster}/{hosts}", "operate", access="admin", a200="maintenance ended")
-def end_maintenance(call: Call) -> Any:
-    """End the maintenance of hosts (host_activate)."""
-    response = call.write("endMaintenance", api.Hosts(hostNames=set(_hosts(call))))
-    return _host_answer(call, response.result.endMaintenanceResult.statuses)
+for _verb, _named, _method, _done, _does in (
+        ("PUT", "start_maintenance", "startMaintenance", "scheduled for maintenance",
+         "Put hosts into maintenance (host_deactivate): new tasks go elsewhere if they can."),
+        ("DELETE", "end_maintenance", "endMaintenance", "maintenance ended", "End the maintenance of hosts (host_activate).")):
+    route(_verb, "/alpha/maintenance/{cluster}/{hosts}", "operate", access="admin", gives="HostsWritten", name=_named,
+          guards=["get_maintenance"], summary=_does, a200=_done)(_maintaining(_method))
+
+
+def _probed(call: Call, hosts: Optional[Sequence[str]]) -> List[Json]:
+    """What would become of jobs without these hosts, or without each one of all."""
+    cluster = call.args["cluster"]
+    found = probe_hosts(call.scheduler, hosts, call.get("percentage", 95.0), call.get("duration", 1800.0),
+                        call.get("min_instances", 20), call.service.clock(), together=hosts is not None)
+    return [dict(host, jobs=[dict(job, job="%s/%s" % (cluster, job["job"])) for job in host["jobs"]])
+            for host in sorted(found, key=lambda each: each["host"])]
 
 
 @route("POST", "/alpha/maintenance/{cluster}/{hosts}/drain", "operate", access="admin", operates="always",
-       params="percentage seconds min_instances force time_limit wait", a202="draining", a200="waited for, and drained",
-       a409="jobs would fall below")
+       params="percentage duration min_instances force time_limit wait", gives="JobWritten", guards=["get_maintenance"],
+       a202="draining", a200="waited for, and drained", a409="jobs would fall below; or, where it was waited for, not drained")
 def drain(call: Call) -> Any:
     """Drain hosts (host_drain): checks first that jobs keep 95 % of their instances up for 30 min; force=1 does not."""
+    _known_hosts(call)
     hosts = _hosts(call)
     if not call.get("force"):
-        probed = probe_hosts(call.scheduler, hosts, call.get("percentage", 95.0), call.get("seconds", 1800.0),
-                             call.get("min_instances", 20), call.service.clock())
+        probed = _probed(call, hosts)
         if not all(each["safe"] for each in probed):
             raise Conflict("draining these hosts would take jobs below their SLA; force=1 drains nevertheless",
                            code="SLA_UNSAFE", hosts=probed)
@@ -8822,35 +9772,20 @@ def drain(call: Call) -> Any:
 
 
 def _draining(call: Call, statuses: Any, time_limit: float) -> Union[Response, Later]:
-    known = sorted(each.host for each in statuses or ())
-    modes = _host_answer(call, statuses).plain
-    limit = call.get("time_limit", time_limit)
-
-    def work(operation: Operation) -> None:
-        wait_until_drained(operation, call.scheduler, known, limit, call.service.poll_interval)
-    operation = call.start("drain", len(known), work)
-
-    def answer() -> Response:
-        drained = operation.result.get("hosts") or ()
-        fields = dict(modes, operation=operation.to_plain(), hosts={
-            host: "DRAINED" if host in drained else mode for host, mode in modes["hosts"].items()})
-        fields.pop("status")
-        if not call.get("wait") or operation.state == "running":
-            waited = {"reached": False} if call.get("wait") else {}
-            return call.success(202, _location(operation), **dict(fields, **waited))
-        if operation.state == "succeeded":
-            return call.success(200, _location(operation), **dict(fields, reached=True))
-        del fields["key"], fields["count"]
-        return call.unreached(operation.errors, operation.result.get("code") or "NOT_DRAINED", reached=False, **fields)
-    return call.await_operation(operation, answer)
+    hosts = _host_list(call, statuses)
+    names, limit = [each["host"] for each in hosts], call.get("time_limit", time_limit)
+    operation = call.start("drain", len(names), lambda op: wait_until_drained(
+        call.scheduler, names, limit, call.service.poll_interval, op))
+    return call.operated(operation, lambda: {"count": len(hosts), "hosts": operation.result.get("hosts", hosts)})
 
 
 @route("POST", "/alpha/maintenance/{cluster}/{hosts}/sla-drain", "operate", access="admin", operates="always",
-       params="percentage seconds count_up coordinator timeout time_limit wait", a202="draining",
-       a200="waited for, and drained")
+       params="percentage duration count_up coordinator timeout time_limit wait", gives="JobWritten",
+       guards=["get_maintenance"], a202="draining", a200="waited for, and drained", a409="where it was waited for: not drained")
 def sla_drain(call: Call) -> Any:
     """Drain hosts as far as SLAs allow (sla_host_drain): jobs' own, else 95 % up for 30 min; forced after 7 days."""
-    seconds = int(call.get("seconds", 1800))
+    _known_hosts(call)
+    seconds = int(call.get("duration", 1800))
     if call.get("coordinator"):
         policy = api.SlaPolicy(coordinatorSlaPolicy=api.CoordinatorSlaPolicy(
             coordinatorUrl=call.get("coordinator"), statusKey="drain"))
@@ -8859,62 +9794,102 @@ def sla_drain(call: Call) -> Any:
     else:
         policy = api.SlaPolicy(percentageSlaPolicy=api.PercentageSlaPolicy(
             percentage=call.get("percentage", 95.0), durationSecs=seconds))
-    timeout = call.get("timeout", 7 * 86400)
+    timeout = int(call.get("timeout", 7 * 86400))
     response = call.write("slaDrainHosts", api.Hosts(hostNames=set(_hosts(call))), policy, timeout)
     return _draining(call, response.result.drainHostsResult.statuses, timeout + 600.0)
 
 
 @route("GET", "/alpha/maintenance/{cluster}/{hosts}/safe", "operate", access="read",
-       params="percentage seconds min_instances", a200="whether each host may go")
+       params="percentage duration min_instances", gives="HostList", a200="whether each host may go")
 def probe(call: Call) -> Any:
     """Whether hosts can be drained with jobs staying above their SLA (sla_probe_hosts)."""
-    probed = probe_hosts(call.scheduler, _hosts(call), call.get("percentage", 95.0), call.get("seconds", 1800.0),
-                         call.get("min_instances", 20), call.service.clock())
-    return call.success(key="%(cluster)s/%(hosts)s" % call.args, count=len(probed),
-                        safe=all(each["safe"] for each in probed), hosts=probed)
+    modes = _known_hosts(call)
+    probed = [dict(each, mode=modes[each["host"]]) for each in _probed(call, _hosts(call))]
+    return call.success(count=len(probed), safe=all(each["safe"] for each in probed), hosts=probed)
 
 
-@route("GET", "/alpha/maintenance/{cluster}", "operate", access="read", params="percentage seconds min_instances",
-       a200="hosts that may go")
+@route("GET", "/alpha/maintenance/{cluster}", "operate", access="read",
+       params="percentage duration min_instances host limit offset", gives="HostList", a200="hosts that may go")
 def list_safe_hosts(call: Call) -> Any:
     """The hosts with tasks that could be drained one at a time with jobs staying above their SLA (sla_list_safe_domain)."""
-    probed = probe_hosts(call.scheduler, None, call.get("percentage", 95.0), call.get("seconds", 1800.0),
-                         call.get("min_instances", 20), call.service.clock(), together=False)
-    hosts = sorted(each["host"] for each in probed)
-    safe = sorted(each["host"] for each in probed if each["safe"])
-    return call.success(key=call.args["cluster"], count=len(safe), hosts=safe, total=len(hosts))
+    probed = [each for each in _probed(call, None) if not call.get("host") or any(
+        glob(pattern)(each["host"]) for pattern in call.get("host"))]
+    shown, headers = call.page([each for each in probed if each["safe"]])
+    return call.success(200, headers, count=len(shown), total=len(probed), hosts=shown)
 
 
-@route("GET", "/alpha/backups/{cluster}", "operate", access="admin", a200="backups")
+@route("GET", "/alpha/backups/{cluster}", "operate", access="admin", gives="BackupList", a200="backups")
 def list_backups(call: Call) -> Any:
     """The scheduler's backups."""
     backups = sorted(call.read("listBackups").result.listBackupsResult.backups or ())
-    return call.success(key=call.args["cluster"], count=len(backups), backups=backups)
-
-
-@route("POST", "/alpha/backups/{cluster}", "operate", access="admin", a202="made")
-def make_backup(call: Call) -> Any:
-    """Have the scheduler write a backup now."""
-    call.write("performBackup")
-    return call.success(202, key=call.args["cluster"])
-
-
-@route("POST", "/alpha/snapshot/{cluster}", "operate", access="admin", a202="made")
-def make_snapshot(call: Call) -> Any:
-    """Have the scheduler write a snapshot of its storage now."""
-    call.write("snapshot")
-    return call.success(202, key=call.args["cluster"])
+    return call.success(count=len(backups), backups=backups)
 
 
 _QUERY_PARAMS = "role environment name shards instances state host"
 
 
-def _task_query(call: Call) -> Any:
-    """The TaskQuery of the parameters, which match exactly here."""
-    return api.TaskQuery(role=call.get("role"), environment=call.get("environment"), jobName=call.get("name"),
-                         instanceIds=set(call.shards) or None, statuses=call.get("state"),
-                         slaveHosts=set(call.get("host") or ()) or None, limit=call.get("limit"),
-                         offset=call.get("offset"))
+def _task_query(call: Call, exact: bool = True) -> Any:
+    """The TaskQuery of the parameters. What is a glob in them it cannot say: that is 400 if it is to be `exact`, else left
+    to `_passes`."""
+    given = {"role": call.get("role"), "environment": call.get("environment"), "jobName": call.get("name"),
+             "slaveHosts": call.get("host")}
+    for name, text in given.items():
+        if text and re.search(r"[*?\[]", "".join(text)):
+            if exact:
+                raise BadRequest("%s: a pattern is not possible here, where tasks are deleted; name them" % "".join(text)[:80])
+            given[name] = None
+    return api.TaskQuery(role=given["role"], environment=given["environment"], jobName=given["jobName"],
+                         slaveHosts=set(given["slaveHosts"] or ()) or None, instanceIds=set(call.shards) or None,
+                         statuses=call.get("state"))
+
+
+def _passes(call: Call, task: Any) -> bool:
+    """Whether a plain task matches the globs among the parameters."""
+    globs = {name: glob(call.get(name)) for name in ("role", "environment", "name") if call.get(name)}
+    host = task["assignedTask"].get("slaveHost") or ""
+    return _matches(task["assignedTask"]["task"]["job"], globs) and (
+        not call.get("host") or any(glob(each)(host) for each in call.get("host")))
+
+
+def _task_list(call: Call, found: Sequence[Any], start: int, limit: int) -> Response:
+    """The first of the tasks that were found from `start` on, and where to go on if there are more."""
+    more = len(found) > limit
+    tasks = sorted((_plain_task(call.args["cluster"], "", each) for each in found[:limit]), key=lambda task: task["id"])
+    return call.success(200, call.link(start + limit) if more else [], count=len(tasks), tasks=tasks,
+                        **({"next": start + limit} if more else {}))
+
+
+def _task_limit(call: Call) -> int:
+    most = int(call.service.limits["tasks"])
+    limit: int = call.get("limit", min(1000, most))
+    if limit > most:
+        raise BadRequest("limit=%d: at most %d tasks in one answer; offset= goes on" % (limit, most))
+    return limit
+
+
+@route("GET", "/alpha/tasks/{cluster}", "operate", access="read", remembered=True, params=_QUERY_PARAMS + " limit offset",
+       gives="TaskList", a200="tasks")
+def query_cluster_tasks(call: Call) -> Any:
+    """Tasks of a cluster by role, environment, name, instance, state and host (aurora_admin query): a thousand, or limit=
+    of them; `next` is the offset of what follows."""
+    start, limit = call.get("offset", 0), _task_limit(call)
+    query = _task_query(call, exact=False)
+    globs = any(re.search(r"[*?\[]", "".join(call.get(name) or "")) for name in ("role", "environment", "name", "host"))
+    if not globs:
+        query = query.replace(limit=limit + 1, offset=start)
+    response = call.read("getTasksWithoutConfigs", query, projection=projection("cluster tasks"))
+    found = response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", [])
+    if globs:
+        found = sorted((task for task in found if _passes(call, task)), key=lambda task: task["assignedTask"]["taskId"])[start:]
+    return _task_list(call, found, start, limit)
+
+
+@route("DELETE", "/alpha/tasks/{cluster}", "operate", access="admin", params=_QUERY_PARAMS + " limit", a200="pruned")
+def prune_tasks(call: Call) -> Any:
+    """Delete ended tasks from the scheduler's history; all of them where no filter is given. They are looked for first, and
+    deleted by their ids: a prune that matched nothing would make the scheduler delete every task of the cluster."""
+    response = call.write("pruneTasks", _task_query(call).replace(limit=call.get("limit")))
+    return call.success(messages=messages_of(response))
 
 
 def _recovery(call: Call, work: Callable[[], Any]) -> Any:
@@ -8929,45 +9904,53 @@ def _recovery(call: Call, work: Callable[[], Any]) -> Any:
         raise
 
 
-@route("POST", "/alpha/recovery/{cluster}/{backup}/stage", "operate", access="admin", a202="staged")
-def stage_recovery(call: Call) -> Any:
-    """Load a backup beside the running state, to be looked at and then committed."""
-    _recovery(call, lambda: call.write("stageRecovery", call.args["backup"]))
-    return call.success(202, key="%(cluster)s/%(backup)s" % call.args)
+def _plainly(method: str, status: int) -> Callable[[Call], Any]:
+    """The handler that makes one call of AuroraAdmin, with a backup where the path names one."""
+    def call_it(call: Call) -> Any:
+        _recovery(call, lambda: call.write(method, *([call.args["backup"]] if "backup" in call.args else [])))
+        return call.success(status)
+    return call_it
+
+
+def _plain_routes() -> None:
+    for verb, path, name, method, status, done, does in (
+            ("POST", "backups/{cluster}", "make_backup", "performBackup", 202, "made",
+             "Have the scheduler write a backup now."),
+            ("POST", "snapshot/{cluster}", "make_snapshot", "snapshot", 202, "made",
+             "Have the scheduler write a snapshot of its storage now."),
+            ("POST", "recovery/{cluster}/{backup}/stage", "stage_recovery", "stageRecovery", 202, "staged",
+             "Load a backup beside the running state, to be looked at and then committed."),
+            ("POST", "recovery/{cluster}/commit", "commit_recovery", "commitRecovery", 202, "committed",
+             "Replace the scheduler's state by the staged backup; the scheduler restarts."),
+            ("DELETE", "recovery/{cluster}", "unload_recovery", "unloadRecovery", 200, "unloaded",
+             "Forget the staged backup.")):
+        answers: Any = {"a%d" % status: done}
+        route(verb, "/alpha/" + path, "operate", access="admin", name=name, summary=does, **answers)(_plainly(method, status))
+
+
+_plain_routes()
 
 
 @route("GET", "/alpha/recovery/{cluster}/tasks", "operate", access="admin", params=_QUERY_PARAMS + " limit offset",
-       a200="tasks")
+       gives="TaskList", a200="tasks", a409="no backup is staged")
 def query_recovery(call: Call) -> Any:
     """The tasks of the staged backup: a thousand, or limit= of them; `next` is the offset of what follows."""
-    limit = _task_limit(call)
-    response = _recovery(call, lambda: call.read("queryRecovery", _task_query(call).replace(limit=None, offset=None)))
-    tasks = sorted(response.result.queryRecoveryResult.tasks or (), key=lambda task: task.assignedTask.taskId)
-    return _some_tasks(call, tasks[call.get("offset", 0):], limit)
+    start, limit = call.get("offset", 0), _task_limit(call)
+    response = _recovery(call, lambda: call.read("queryRecovery", _task_query(call, exact=False),
+                                                 projection=projection("recovery tasks")))
+    tasks = [task for task in response.get("result", {}).get("queryRecoveryResult", {}).get("tasks", ())
+             if _passes(call, task)]
+    return _task_list(call, sorted(tasks, key=lambda task: task["assignedTask"]["taskId"])[start:], start, limit)
 
 
 @route("DELETE", "/alpha/recovery/{cluster}/tasks", "operate", access="admin", params=_QUERY_PARAMS + " force",
-       a200="deleted")
+       a200="deleted", a409="no backup is staged")
 def delete_recovery_tasks(call: Call) -> Any:
     """Delete tasks from the staged backup; force=1 where no filter is given, which deletes all."""
-    if not (set(call.params) - {"dry_run", "message", "force"}) and not call.get("force"):
+    if not set(call.params) & set(_QUERY_PARAMS.split()) and not call.get("force"):
         raise BadRequest("without a filter all staged tasks are deleted; say force=1 if you mean it")
     _recovery(call, lambda: call.write("deleteRecoveryTasks", _task_query(call)))
-    return call.success(key=call.args["cluster"])
-
-
-@route("POST", "/alpha/recovery/{cluster}/commit", "operate", access="admin", a202="committed")
-def commit_recovery(call: Call) -> Any:
-    """Replace the scheduler's state by the staged backup; the scheduler restarts."""
-    _recovery(call, lambda: call.write("commitRecovery"))
-    return call.success(202, key=call.args["cluster"])
-
-
-@route("DELETE", "/alpha/recovery/{cluster}", "operate", access="admin", a200="unloaded")
-def unload_recovery(call: Call) -> Any:
-    """Forget the staged backup."""
-    call.write("unloadRecovery")
-    return call.success(key=call.args["cluster"])
+    return call.success()
 
 
 @route("POST", "/alpha/reconcile/{cluster}", "operate", access="admin", params="kind batch", a202="triggered")
@@ -8975,47 +9958,15 @@ def reconcile(call: Call) -> Any:
     """Reconcile the scheduler's tasks with Mesos: kind=implicit (the default) or explicit, batch=N tasks at once."""
     if call.get("kind", "implicit") == "explicit":
         call.write("triggerExplicitTaskReconciliation", api.ExplicitReconciliationSettings(batchSize=call.get("batch")))
+    elif "batch" in call.params:
+        raise BadRequest("batch= is for kind=explicit")
     else:
         call.write("triggerImplicitTaskReconciliation")
-    return call.success(202, key=call.args["cluster"])
+    return call.success(202)
 
 
-@route("GET", "/alpha/tasks/{cluster}", "operate", access="read", pure=True, params=_QUERY_PARAMS + " limit offset",
-       a200="tasks")
-def query_cluster_tasks(call: Call) -> Any:
-    """Tasks of a cluster by role, environment, name, instance, state and host (aurora_admin query): a thousand, or limit=
-    of them; `next` is the offset of what follows."""
-    limit = _task_limit(call)
-    query = _task_query(call).replace(limit=limit + 1)
-    response = call.read("getTasksWithoutConfigs", query)
-    return _some_tasks(call, response.result.scheduleStatusResult.tasks or [], limit)
-
-
-def _task_limit(call: Call) -> int:
-    most = int(call.service.limits["tasks"])
-    limit: int = call.get("limit", min(1000, most))
-    if limit > most:
-        raise BadRequest("limit=%d: at most %d tasks in one answer; offset= goes on" % (limit, most))
-    return limit
-
-
-def _some_tasks(call: Call, found: Sequence[Any], limit: int) -> Response:
-    """The first of the tasks that were found, and where to go on if there are more."""
-    tasks = [each.to_plain() for each in found[:limit]]
-    tasks.sort(key=lambda task: task["assignedTask"]["taskId"])
-    more = {"next": call.get("offset", 0) + limit} if len(found) > limit else {}
-    return call.success(key=call.args["cluster"], count=len(tasks), tasks=tasks, **more)
-
-
-@route("DELETE", "/alpha/tasks/{cluster}", "operate", access="admin", params=_QUERY_PARAMS + " limit", a200="pruned")
-def prune_tasks(call: Call) -> Any:
-    """Delete ended tasks from the scheduler's history; all of them where no filter is given. They are looked for first, and
-    deleted by their ids: a prune that matched nothing would make the scheduler delete every task of the cluster."""
-    response = call.write("pruneTasks", _task_query(call))
-    return call.success(key=call.args["cluster"], messages=messages_of(response))
-
-
-@route("PUT", "/alpha/tasks/{cluster}/{task}/state", "operate", access="admin", params="to_state", a202="forced")
+@route("PUT", "/alpha/tasks/{cluster}/{task}/state", "operate", access="admin", params="to_state", gives="StateForced",
+       a202="forced")
 def force_state(call: Call) -> Any:
     """Force a task into a state; the scheduler ignores what is no legal transition."""
     if "to_state" not in call.params:
@@ -9026,18 +9977,18 @@ def force_state(call: Call) -> Any:
         raise NotFound("there is no task %s" % call.args["task"])
     wanted = api.ScheduleStatus.values[call.get("to_state")]
     call.write("forceTaskState", call.args["task"], wanted)
-    fields: Dict[str, Any] = {}
+    fields: Json = {}
     with contextlib.suppress(AuroraError):      # Aurora says OK to what it ignores, so it is looked
         after = call.read("getTasksWithoutConfigs", api.TaskQuery(taskIds={call.args["task"]}))
         tasks = after.result.scheduleStatusResult.tasks or []
         fields["state"] = api.ScheduleStatus.name_of(tasks[0].status) if tasks else None
         told = len(before[0].taskEvents or ())
         fields["forced"] = not tasks or any(event.status == wanted for event in (tasks[0].taskEvents or [])[told:])
-    return call.success(202, key="%(cluster)s/%(task)s" % call.args, **fields)
+    return call.success(202, **fields)
 
 
 @route("POST", "/alpha/rpc/{cluster}/{method}", "operate", access="read", params="dry_run", body="json", judges=True,
-       a200="the whole Response")
+       gives="RpcAnswer", a200="the whole Response")
 def post_rpc(call: Call) -> Any:
     """Call any of the Thrift methods: a JSON object keyed by its parameters' names; the whole Response comes back."""
     method = api.method(call.args["method"])
@@ -9054,26 +10005,27 @@ def post_rpc(call: Call) -> Any:
                 "responseCode": api.ResponseCode.name_of(error.response["responseCode"]),
                 "details": [{"message": text} for text in error.messages]}
         raise
-    return call.success(key="%(cluster)s/%(method)s" % call.args, response=response.to_plain())
+    return call.success(response=response.to_plain())
 
 
-@route("GET", "/alpha/operations", "watch", access="read", params="limit offset", a200="operations, newest first")
+@route("GET", "/alpha/operations", "watch", access="read", params="limit offset", gives="OperationList",
+       a200="operations, newest first")
 def list_operations(call: Call) -> Any:
     """The operations of this server, running and ended, newest first."""
     found = call.service.operations.all()
-    start = call.get("offset", 0)
-    shown = [each.to_plain() for each in found[start:start + call.get("limit", 100)]]
-    return call.success(count=len(shown), total=len(found), operations=shown)
+    shown, headers = call.page(found, 100)
+    return call.success(200, headers, count=len(shown), total=len(found), operations=[each.to_plain() for each in shown])
 
 
-@route("GET", "/alpha/operations/{id}", "watch", a200="the operation")
+@route("GET", "/alpha/operations/{id}", "watch", gives="OperationAnswer", a200="the operation")
 def get_operation(call: Call) -> Any:
     """An operation: state, progress, steps with their times, outcome. wait= waits for its end."""
     operation = call.service.operations[call.args["id"]]
     return call.await_operation(operation, lambda: call.success(key=operation.key, operation=operation.to_plain()))
 
 
-@route("DELETE", "/alpha/operations/{id}", "fix", judges=True, a202="will stop before its next step")
+@route("DELETE", "/alpha/operations/{id}", "fix", judges=True, gives="OperationWritten",
+       a202="will stop before its next step", a409="it has ended already")
 def cancel_operation(call: Call) -> Any:
     """Cancel an operation between two of its steps."""
     operation = call.service.operations[call.args["id"]]
@@ -9082,14 +10034,14 @@ def cancel_operation(call: Call) -> Any:
     if call.owner is not None and call.owner != operation.owner:
         raise Forbidden("an operation is cancelled with the credentials that it was started with")
     call.service.require(call.user, *operation.needs)
-    if call.get("dry_run"):
-        return call.success(200, key=operation.key, dry_run=True, would={"cancel": operation.id})
-    if not operation.stop():
+    if operation.state != "running" or not call.get("dry_run") and not operation.stop():
         raise Conflict("the operation has ended already: %s" % operation.state, code="OPERATION_ENDED")
+    if call.get("dry_run"):
+        raise DryRun(None, None, cancel=operation.id)
     return call.success(202, key=operation.key, operation=operation.to_plain())
 
 
-@route("GET", "/alpha/operations/{id}/events", "watch", a200="text/event-stream: step and state events")
+@route("GET", "/alpha/operations/{id}/events", "watch", gives="text/event-stream", a200="step and state events")
 def watch_operation(call: Call) -> Any:
     """Events of an operation as they happen."""
     operation = call.service.operations[call.args["id"]]
@@ -9111,100 +10063,68 @@ def watch_operation(call: Call) -> Any:
 
 # --- OpenAPI ------------------------------------------------------------------------------------------------
 
-_ERRORS = {400: BadRequest, 401: Unauthorized, 403: Forbidden, 404: NotFound, 405: MethodNotAllowed,
-           408: RequestTimeout, 409: Conflict,
-           412: PreconditionFailed, 413: BodyTooLarge, 414: UriTooLong, 415: UnsupportedMedia, 417: ExpectationFailed,
-           421: Misdirected, 422: Unprocessable, 431: TooManyHeaders, 500: AuroraError, 501: NotImplementedHere,
-           502: SchedulerUnreachable, 503: Overloaded, 504: SchedulerTimeout, 505: HttpVersion}
-_TEXTS = {"get_metrics": "text/plain", "get_page": "text/html", "get_page_script": "text/javascript"}
-_ALWAYS = (400, 401, 403, 405, 408, 413, 414, 417, 421, 431, 500, 501, 503, 505)
+_BODIES: Dict[str, Json] = {"quota": {"type": "object", "properties": {
+    name: {"type": "number"} for name in _QUOTA_FIELDS}, "additionalProperties": False}, "json": {"type": "object"}}
+_EXAMPLE = ("jobs = [Service(cluster='devcluster', role='www-data', environment='devel', name='hello', "
+            "task=SimpleTask('hello', 'while true; do echo hello; sleep 10; done'))]\n")
 
 
-def _param_schema(param: Param) -> Dict[str, Any]:
-    item = r"\d{1,4}(-\d{1,4})?"
-    kinds: Dict[str, Dict[str, Any]] = {
-        "boolean": {"type": "string", "enum": ["1", "0", "true", "false"]}, "string": {"type": "string"},
-        "instances": {"type": "string", "pattern": "^%s(,%s)*$" % (item, item)},
-        "states": {"type": "string", "enum": sorted(_STATE_GROUPS) + sorted(api.ScheduleStatus.values)},
-        "update states": {"type": "string", "enum": sorted(_UPDATE_GROUPS) + sorted(api.JobUpdateStatus.values)},
-        "durations": {"type": "string", "pattern": r"^\d{1,9}[smhd]?$"}, "strings": {"type": "string"},
-        "numbers": {"type": "number"}, "number": {"type": "number"}, "integer": {"type": "integer"}}
-    schema = dict(kinds[param.kind])
-    if param.least is not None:
-        schema["minimum"] = param.least
-    if param.most is not None:
-        schema["maximum"] = param.most
-    if param.choices:
-        schema["enum"] = list(param.choices)
-    if param.kind in ("instances", "strings", "states", "update states", "numbers", "durations"):
-        schema = {"type": "array", "items": schema}
-    return schema
+def _request_body(body: str) -> Json:
+    """What a call takes: a configuration in one of its forms, or JSON."""
+    if body != "config":
+        return {"required": body == "quota", "content": {JSON_TYPE: {"schema": _BODIES[body]}}}
+    source = {"schema": {"type": "string", "description": "an .aurora file"}, "example": _EXAMPLE}
+    files = {"type": "object", "properties": {"file": {
+        "type": "array", "items": {"type": "string", "format": "binary"}, "description": "the first is the root"}}}
+    return {"required": True, "content": {
+        "text/plain": source, "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        JSON_TYPE: {"schema": {"type": "object", "description": "a JSON job, as aurora --read-json takes"}},
+        "multipart/form-data": {"schema": files}}}
 
 
-def _openapi_operation(each: Route) -> Dict[str, Any]:
-    path = each.path.replace("{key}", "{cluster}/{role}/{environment}/{name}")
-    patterns = {name: "^%s$" % _SEGMENTS.get(name, r"[A-Za-z0-9_.-]+") for name in re.findall(r"\{(\w+)\}", path)}
-    parameters: List[Dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "pattern": pattern}}
-        for name, pattern in patterns.items()]
-    if "method" in patterns:
-        parameters[-1]["schema"] = {"type": "string", "enum": list(api.method_names)}
-    for name in each.params:
-        shown: Dict[str, Any] = {"name": "instances" if name == "to" else name, "in": "query",
-                                 "required": name in ("to", "to_state"),
-                 "description": PARAMS[name].help, "schema": _param_schema(PARAMS[name])}
-        if PARAMS[name].example:
-            shown["example"] = ([PARAMS[name].example] if shown["schema"]["type"] == "array" else
-                                int(PARAMS[name].example) if shown["schema"]["type"] == "integer" else
-                                PARAMS[name].example)
-            if shown["schema"].get("items", {}).get("type") == "number":
-                shown["example"] = [float(PARAMS[name].example)]
-        parameters.append(shown)
-    headers: Tuple[str, ...] = ("If-None-Match",) if each.method == "GET" else ()
-    if each.method in _WRITES and (each.access != "read" or each.judges):
-        headers += ("Idempotency-Key",)
-    if each.handler is start_job_update:
-        headers += ("If-Match",)
-    parameters += [{"name": name, "in": "header", "required": False, "schema": {"type": "string"}} for name in headers]
-    answers: Dict[str, Any] = {}
-    for status, text in each.answers.items():
-        ref = "Failure" if status >= 400 else "Success"
-        content: Dict[str, Any] = {JSON_TYPE: {"schema": {"$ref": "#/components/schemas/" + ref}}}
-        if each.is_stream:
-            content = {"text/event-stream": {"schema": {"type": "string"}}}
-        elif each.name in _TEXTS:
-            content = {_TEXTS[each.name]: {"schema": {"type": "string"}}}
-        elif each.name == "get_openapi":
-            content = {JSON_TYPE: {"schema": {"type": "object"}}}
+def _parameters(each: Route, path: str) -> List[Json]:
+    found: List[Json] = []
+    for name in re.findall(r"\{(\w+)\}", path):
+        schema: Json = {"type": "string", "pattern": "^%s$" % _SEGMENTS.get(name, r"[A-Za-z0-9_.-]+")}
+        if name == "method":
+            schema = {"type": "string", "enum": list(api.method_names)}
+        found.append({"name": name, "in": "path", "required": True, "schema": schema})
+    for name, row in each.params.items():
+        param = PARAMS[row]
+        many = param.kind.join is not None
+        shown: Json = {"name": name, "in": "query", "required": row in ("size", "to_state"), "description": param.help,
+                       "schema": {"type": "array", "items": param.kind.schema} if many else param.kind.schema}
+        if param.example is not None:
+            shown["example"] = [param.example] if many else param.example
+        found.append(shown)
+    headers = [("If-None-Match", "an ETag: 304 where it is still that")] if each.method == "GET" and not each.is_stream else []
+    headers += [("Last-Event-ID", "the id of the last event that arrived")] if each.is_stream else []
+    headers += [("Idempotency-Key", "a write with it is done once")] if each.writes else []
+    headers += [("If-Match", "an ETag that the thing must still have")] if each.guards else []
+    return found + [{"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
+                    for name, text in headers]
+
+
+def _openapi_operation(each: Route, path: str, schemas: Schemas) -> Json:
+    answers: Json = {}
+    stated = dict(each.answers)
+    if each.writes and each.access != "read":
+        stated.setdefault(200, "with dry_run=1: what would be done")
+    for status, text in stated.items():
+        if status >= 400:
+            content = {JSON_TYPE: {"schema": schemas.ref("Failure")}}
+        elif "/" in each.gives:
+            content = {each.gives: {"schema": {"type": "object" if each.gives == JSON_TYPE else "string"}}}
+        else:
+            content = {JSON_TYPE: {"schema": schemas.ref(each.gives)}}
         answers[str(status)] = {"description": text, "content": content}
-    if each.method in _WRITES and each.access != "read":
-        answers.setdefault("200", {"$ref": "#/components/responses/DryRun"})
-    if each.method == "GET":
+    if each.method == "GET" and not each.is_stream:
         answers["304"] = {"description": "not modified"}
-    codes = set(_ALWAYS)
-    if "{" in path or each.path.startswith("/alpha/"):
-        codes |= {404, 409, 422, 502, 504}
+    answers["default"] = {"$ref": "#/components/responses/Failure"}
+    made: Json = {"operationId": each.name, "summary": each.summary, "tags": [each.group], "responses": answers,
+                  "description": "Needs %s access." % each.access, "parameters": _parameters(each, path)}
     if each.body:
-        codes |= {415}
-    if each.handler is start_job_update:
-        codes |= {412}
-    if each.method in ("PUT", "POST"):
-        codes |= {409, 422}
-    for status in sorted(codes):
-        answers.setdefault(str(status), {"$ref": "#/components/responses/%s" % _ERRORS[status].__name__})
-    made: Dict[str, Any] = {"operationId": each.name, "summary": each.summary, "tags": [each.group],
-                            "description": "Needs %s access." % each.access, "parameters": parameters,
-                            "responses": answers}
-    if each.body == "config":
-        example = ("jobs = [Service(cluster='devcluster', role='www-data', environment='devel', name='hello', "
-                   "task=SimpleTask('hello', 'while true; do echo hello; sleep 10; done'))]\n")
-        made["requestBody"] = {"required": True, "content": {
-            "text/plain": {"schema": {"type": "string"}, "example": example},
-            JSON_TYPE: {"schema": {"type": "object"}},
-            "multipart/form-data": {"schema": {"type": "object", "properties": {
-                "file": {"type": "array", "items": {"type": "string", "format": "binary"}}}}}}}
-    elif each.body == "json":
-        made["requestBody"] = {"required": False, "content": {JSON_TYPE: {"schema": {"type": "object"}}}}
+        made["requestBody"] = _request_body(each.body)
     return made
 
 
@@ -9216,29 +10136,21 @@ def _openapi_response() -> Response:
 @lru_cache(maxsize=1)
 def openapi_text() -> bytes:
     """The OpenAPI 3.1 description of the route table, as JSON."""
-    paths: Dict[str, Dict[str, Any]] = {}
+    paths: Dict[str, Json] = {}
+    schemas = Schemas()
     for each in ROUTES:
         path = each.path.replace("{key}", "{cluster}/{role}/{environment}/{name}")
-        paths.setdefault(path, {})[each.method.lower()] = _openapi_operation(each)
-    failure = {"type": "object", "required": ["status", "code", "errors"], "properties": {
-        "status": {"const": "failure"}, "code": {"type": "string"}, "count": {"type": "integer"},
-        "key": {"type": "string"}, "errors": {"type": "array", "items": {"type": "string"}, "minItems": 1}}}
-    success = {"type": "object", "required": ["status"], "properties": {
-        "status": {"const": "success"}, "key": {"type": ["string", "null"]}, "count": {"type": "integer"}}}
-    responses: Dict[str, Any] = {error.__name__: {
-        "description": (error.__doc__ or "").strip().split("\n")[0], "content": {JSON_TYPE: {
-            "schema": {"$ref": "#/components/schemas/Failure"},
-            "example": {"status": "failure", "code": error.code, "errors": ["…"], "count": 0}}}}
-        for error in _ERRORS.values()}
-    responses["DryRun"] = {"description": "with dry_run=1: what would be done", "content": {
-        JSON_TYPE: {"schema": {"$ref": "#/components/schemas/Success"}}}}
+        paths.setdefault(path, {})[each.method.lower()] = _openapi_operation(each, path, schemas)
+    failure = {"description": "it was refused, or failed: `code` says why", "content": {JSON_TYPE: {
+        "schema": schemas.ref("Failure"),
+        "example": {"status": "failure", "code": "NOT_FOUND", "errors": ["there is no job …"], "count": 0}}}}
     return json.dumps({
         "openapi": "3.1.0", "info": {"title": "aurora_rest", "version": __version__,
                                      "summary": "Apache Aurora over plain HTTP",
                                      "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"}},
         "servers": [{"url": "/"}], "tags": [{"name": name} for name in _GROUPS], "paths": paths,
         "security": [{}, {"token": []}, {"basic": []}],
-        "components": {"schemas": {"Failure": failure, "Success": success}, "responses": responses, "securitySchemes": {
+        "components": {"schemas": schemas.made, "responses": {"Failure": failure}, "securitySchemes": {
             "token": {"type": "http", "scheme": "bearer"}, "basic": {"type": "http", "scheme": "basic"}}}}).encode()
 
 
@@ -10974,7 +11886,7 @@ class _DemoAdmin(_DemoJobs):
 
     def __init__(self, name: str, speed: float, jobs: int, revocable: bool, docker: bool) -> None:
         super().__init__(name, speed, jobs, revocable, docker)
-        self._backups: Dict[str, Any] = {}
+        self._backups: Json = {}
         self._staged: Optional[Dict[str, DemoTask]] = None
         self._back_at = 0.0         # when the scheduler is there again after a recovery
 
@@ -11431,7 +12343,7 @@ class DemoApp(App):
         return text("the demo scheduler has no page %s\n" % path, 404)
 
     @staticmethod
-    def _offer(host: DemoHost) -> Dict[str, Any]:
+    def _offer(host: DemoHost) -> Json:
         free = [total - used for total, used in zip(host.total, host.used)]
         return {"id": {"value": "offer-" + host.slave_id}, "framework_id": {"value": "demo"},
                 "agent_id": {"value": host.slave_id}, "hostname": host.name,
@@ -11640,7 +12552,7 @@ class Server:
 
     def __init__(self, port: int = 8888, host: str = "127.0.0.1", *, demo: Union[bool, str, Demo] = False,
                  clusters: Union[None, Dict[str, Union[str, Sequence[str]]], Sequence[Cluster]] = None,
-                 scheduler: Optional[Dict[str, Any]] = None, evaluator: Optional[Evaluator] = None,
+                 scheduler: Optional[Json] = None, evaluator: Optional[Evaluator] = None,
                  access: Access = Access(), limits: Optional[Dict[str, float]] = None, tls: Any = None,
                  sock: Optional[socket.socket] = None, drain_timeout: float = 10.0,
                  log: Callable[[str], None] = lambda line: None,
@@ -11794,14 +12706,14 @@ def parse_command_line(arguments: Sequence[str], environment: Dict[str, str]) ->
     parser = _Parser(prog="aurora_rest.py", description="Apache Aurora over plain HTTP.", allow_abbrev=False,
                      epilog="Every option can be given as an environment variable too: AURORA_REST_PORT for --port.")
     parser.add_argument("--version", action="version", version="aurora_rest " + __version__)
-    groups: Dict[str, Any] = {}
+    groups: Json = {}
     for option in OPTIONS:
         group = groups.setdefault(option.group, None) or parser.add_argument_group(option.group)
         groups[option.group] = group
         default, kind = option.default, option.kind
         text = environment.get("AURORA_REST_" + option.name.upper().replace("-", "_"))
         shown = "" if default in (None, False, []) else " (default: %s)" % default
-        named: Dict[str, Any] = {"help": (option.help + shown).replace("%", "%%"), "dest": option.name.replace("-", "_")}
+        named: Json = {"help": (option.help + shown).replace("%", "%%"), "dest": option.name.replace("-", "_")}
         if kind is bool:
             if text is not None:
                 if text.lower() not in ("1", "true", "yes", "0", "false", "no", ""):

@@ -474,11 +474,13 @@ class SchedulerTest(unittest.TestCase):
                 write()
         for size in (0, -1):
             operation = aurora_rest.Operation("kill", "k", "u")
-            operation.run(lambda op, size=size: aurora_rest.batched_kill(op, scheduler, key, [1, 2], size, 1.0, 0.01))
+            operation.run(lambda op, size=size: aurora_rest.batched_kill(
+                scheduler, key, [1, 2], size, 1.0, 0.01, operation=op))
             self.assertEqual(operation.state, "failed")
             options = aurora_rest.RestartOptions(batch_size=size)
             operation = aurora_rest.Operation("restart", "k", "u")
-            operation.run(lambda op, options=options: aurora_rest.rolling_restart(op, scheduler, key, [1, 2], options))
+            operation.run(lambda op, options=options: aurora_rest.rolling_restart(
+                scheduler, key, [1, 2], options, op))
             self.assertEqual(operation.state, "failed")
         self.assertEqual(fake.requests, [])
 
@@ -1628,7 +1630,7 @@ class OperationsTest(unittest.TestCase):
                 return {}
         operation = aurora_rest.Operation("kill", "k", "u")
         operation._stop.wait = lambda seconds: False
-        operation.run(lambda op: aurora_rest.batched_kill(op, Scheduler(), aurora_rest.Key("c", "r", "e", "n"), [0], 1, 30.0, 0.0))
+        operation.run(lambda op: aurora_rest.batched_kill(Scheduler(), "c/r/e/n", [0], 1, 30.0, 0.0, operation=op))
         self.assertEqual((operation.state, calls.count("killTasks")), ("succeeded", 3), operation.errors)
 
     def test_a_write_without_an_answer_is_a_step_and_is_not_repeated(self):
@@ -1641,7 +1643,7 @@ class OperationsTest(unittest.TestCase):
                 error.doubt(method)
                 raise error
         operation = aurora_rest.Operation("kill", "k", "u")
-        operation.run(lambda op: aurora_rest.batched_kill(op, Scheduler(), aurora_rest.Key("c", "r", "e", "n"), [0, 1], 2, 9.0, 0.0))
+        operation.run(lambda op: aurora_rest.batched_kill(Scheduler(), "c/r/e/n", [0, 1], 2, 9.0, 0.0, operation=op))
         self.assertEqual((operation.state, calls, operation.result["done"]), ("failed", ["killTasks"], "unknown"))
         self.assertEqual(operation.steps[-1]["instances"], [0, 1])
 
@@ -1654,8 +1656,8 @@ class OperationsTest(unittest.TestCase):
                 aurora_rest.parse_instances([text])
 
     def test_field_changes_name_path_old_and_new(self):
-        old = {"a": 1, "b": {"c": [1], "same": 0}, "executorConfig": {"data": '{"x": 1, "y": 2}'}}
-        new = {"a": 2, "b": {"c": [2], "same": 0}, "executorConfig": {"data": '{"y": 2, "x": 3}'}, "d": 4}
+        old = {"a": 1, "b": {"c": [1], "same": 0}, "executorConfig": {"data": {"x": 1, "y": 2}}}
+        new = {"a": 2, "b": {"c": [2], "same": 0}, "executorConfig": {"data": {"y": 2, "x": 3}}, "d": 4}
         self.assertEqual(aurora_rest.field_changes(old, new), [
             {"path": "a", "old": 1, "new": 2}, {"path": "b.c", "old": [1], "new": [2]}, {"path": "d", "old": None, "new": 4},
             {"path": "executorConfig.data.x", "old": 1, "new": 3}])
@@ -1715,8 +1717,8 @@ class RestartTest(Serving):
     def restart(self, key, instances=(), **options):
         operation = aurora_rest.Operation("restart", str(key), "u")
         given = dict({"watch_secs": 0.1, "poll_secs": 0.02, "time_limit": 10.0}, **options)
-        operation.run(lambda op: aurora_rest.rolling_restart(op, self.scheduler, key, instances,
-                                                             aurora_rest.RestartOptions(**given)))
+        operation.run(lambda op: aurora_rest.rolling_restart(self.scheduler, key, instances,
+                                                             aurora_rest.RestartOptions(**given), op))
         return operation
 
     def ids(self, key):
@@ -1758,8 +1760,8 @@ class RestartTest(Serving):
         key = self.create("cancelled", 3)
         operation = aurora_rest.Operation("restart", str(key), "u")
         operation.listen(lambda: operation.done and operation.stop())
-        operation.run(lambda op: aurora_rest.rolling_restart(op, self.scheduler, key, [], aurora_rest.RestartOptions(
-            watch_secs=0.05, poll_secs=0.02)))
+        operation.run(lambda op: aurora_rest.rolling_restart(self.scheduler, key, [], aurora_rest.RestartOptions(
+            watch_secs=0.05, poll_secs=0.02), op))
         self.assertEqual((operation.state, operation.done), ("cancelled", 1))
 
     def test_a_leader_change_in_the_middle_is_survived(self):
@@ -1773,19 +1775,19 @@ class RestartTest(Serving):
         operation.listen(lambda: (seen or operation.done != 1) or (seen.append(1), flip()))
         patient = aurora_rest.Scheduler(self.demo.url, "devcluster", retry_for=5.0)
         self.addCleanup(patient.close)
-        operation.run(lambda op: aurora_rest.rolling_restart(op, patient, key, [], aurora_rest.RestartOptions(
-            watch_secs=0.05, poll_secs=0.02)))
+        operation.run(lambda op: aurora_rest.rolling_restart(patient, key, [], aurora_rest.RestartOptions(
+            watch_secs=0.05, poll_secs=0.02), op))
         self.assertEqual((operation.state, operation.done), ("succeeded", 3), operation.errors)
 
     def test_waits_tell_whether_they_were_reached(self):
         path = "/alpha/job/devcluster/www-data/devel/awaited"
         good = self.good("PUT", path + "?wait=20", source("awaited"), 201)
         self.assertTrue(good["reached"])
-        self.assertEqual(good["progress"], {"done": 1, "failed": 0, "total": 1})
+        self.assertEqual(good["progress"], {"done": 1, "failed": 0, "active": 0, "total": 1})
         update = self.good("PUT", path + "/update?wait=20", source("awaited", "other", "instances=2, update_config="
                                                                  "UpdateConfig(watch_secs=1)"))
         self.assertTrue(update["reached"], update)
-        self.assertEqual(self.good("GET", path + "/update")["update"]["status"], "ROLLED_FORWARD")
+        self.assertEqual(self.good("GET", path + "/update")["update"]["state"], "ROLLED_FORWARD")
         broken = self.bad(409, "PUT", path + "/update?wait=20", source("awaited", "exit 1", "instances=2"), "ROLLED_BACK",
                           "ROLLED_BACK: Latest failure: instance 0 exited")
         self.assertIs(broken["reached"], False)
@@ -1794,16 +1796,18 @@ class RestartTest(Serving):
         self.assertTrue(self.good("PUT", path + "?wait=20", source("awaited"), 201)["reached"])     # despite its history
         failing = self.bad(409, "PUT", "/alpha/job/devcluster/www-data/devel/failing?wait=20",
                            source("failing", "exit 1", kind="Job"), "TASKS_FAILED", "instance 0 ended as FAILED")
-        self.assertEqual((failing["reached"], failing["instances"]), (False, [0]))
+        self.assertEqual((failing["reached"], [(each["instance"], each["state"]) for each in failing["endings"]]),
+                         (False, [(0, "FAILED")]))
         late = self.good("PUT", "/alpha/job/devcluster/www-data/devel/late?wait=0.3", source("late", extra="instances=1").replace(
             "cpu=0.1", "cpu=1000"), 202)
-        self.assertEqual((late["reached"], late["why"]), (False, "0 of 1 run"))
+        self.assertEqual((late["reached"], late["why"]),
+                         (False, "0 of 1 run; instance 0 is PENDING: Insufficient: CPU"))
 
     def test_waiting_ends_with_gaps_and_during_restarts(self):
         key = str(self.create("gaps", 3))
         self.good("DELETE", "/alpha/job/%s?shards=0&wait=20" % key)
         path = "/alpha/job/%s/wait" % key
-        self.assertEqual(self.good("POST", path + "?wait=20")["progress"], {"done": 2, "failed": 0, "total": 2})
+        self.assertEqual(self.good("POST", path + "?wait=20")["progress"], {"done": 2, "failed": 0, "active": 0, "total": 2})
         self.assertTrue(self.good("POST", path + "?count=2&wait=20")["reached"])
         self.good("PUT", "/alpha/job/%s/restart?batch_size=all&watch_secs=0" % key, status=202)
         self.assertTrue(self.good("POST", path + "?until=running&wait=20")["reached"])
@@ -1821,16 +1825,16 @@ class RestartTest(Serving):
         socks = [socket.create_connection(("127.0.0.1", self.server.port)) for _ in range(30)]
         for sock in socks:
             sock.sendall(b"POST %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode())
-        wait_for(lambda: sum(service._waits.values()) == 30)
-        polls = [poll for name, poll in service._polls.items() if name[0] == "outcome" and poll.waiters]
+        wait_for(lambda: service.waits.count == 30 and any(poll.waiters == 30 for poll in list(service.watched._polls.values())))
+        polls = [poll for name, poll in service.watched._polls.items() if name[0] == "outcome" and poll.waiters]
         self.assertEqual([(poll.waiters, len(service.operations.all())) for poll in polls], [(30, operations)])
         for sock in socks[1:]:
             sock.close()
-        wait_for(lambda: sum(service._waits.values()) == 1)
+        wait_for(lambda: service.waits.count == 1)
         self.good("DELETE", "/alpha/job/%s" % key)
         self.assertEqual(statuses(socks[0].recv(65536)), [200])
         socks[0].close()
-        wait_for(lambda: not service._waits and polls[0].ended)
+        wait_for(lambda: not service.waits.count and polls[0].ended)
 
     def test_what_can_refuse_is_asked_before_the_effect(self):
         key = str(self.create("full", 1))
@@ -1853,20 +1857,21 @@ class RestartTest(Serving):
         self.good("PUT", path + "/restart?dry_run=1")
         for each in taken:
             each.give()
-        self.assertEqual(self.good("GET", "/alpha/maintenance/devcluster/demo-06")["hosts"], {"demo-06": "NONE"})
+        self.assertEqual(self.good("GET", "/alpha/maintenance/devcluster/demo-06")["hosts"],
+                         [{"host": "demo-06", "mode": "NONE"}])
         self.assertEqual(self.states("full"), ["RUNNING"])
         self.bad(404, "GET", "/alpha/job/devcluster/www-data/devel/never")
         wait_for(lambda: service.operations._slots._value == service.operations.limit)
 
     def test_a_caller_has_a_share_of_the_waits(self):
         with mock.patch.dict(self.server.service.limits, {"waits": 8}):
-            places = [self.server.service.take_place("loud") for _ in range(2)]
+            places = [self.server.service.waits.take("loud") for _ in range(2)]
             with self.assertRaises(aurora_rest.Overloaded):
-                self.server.service.take_place("loud")
-            places.append(self.server.service.take_place("calm"))
+                self.server.service.waits.take("loud")
+            places.append(self.server.service.waits.take("calm"))
             for give in places + places:
                 give()
-        self.assertFalse(self.server.service._waits)
+        self.assertFalse(self.server.service.waits.count)
 
     def test_callers_at_once_scale_to_what_they_say(self):
         key = str(self.create("scaled", 2))
@@ -1918,7 +1923,7 @@ class RestartTest(Serving):
         answer = self.ask("DELETE", "/alpha/job/devcluster/www-data/devel/many?batch_size=2&shards=0-2&wait=20")
         self.assertEqual((answer.status, answer.json["reached"]), (200, True))
         operation = answer.json["operation"]
-        self.assertEqual((operation["state"], operation["progress"]), ("succeeded", {"done": 3, "failed": 0, "total": 3}))
+        self.assertEqual((operation["state"], operation["progress"]), ("succeeded", {"done": 3, "failed": 0, "active": 0, "total": 3}))
         self.assertEqual(answer.headers["location"], "/alpha/operations/" + operation["id"])
         self.assertEqual(self.states("many"), ["RUNNING"])
 
@@ -1927,8 +1932,9 @@ class RestartTest(Serving):
         host = aurora_rest.query_tasks(self.scheduler, key, [0], api.ACTIVE_STATES)[0]["assignedTask"]["slaveHost"]
         answer = self.ask("POST", "/alpha/maintenance/devcluster/%s/drain?wait=20" % host)
         self.assertEqual((answer.status, answer.json["operation"]["state"]), (200, "succeeded"), answer)
-        self.assertEqual((answer.json["reached"], answer.json["hosts"]), (True, {host: "DRAINED"}))
-        self.assertEqual(self.good("GET", "/alpha/maintenance/devcluster/" + host)["hosts"], {host: "DRAINED"})
+        self.assertEqual((answer.json["reached"], answer.json["hosts"]), (True, [{"host": host, "mode": "DRAINED"}]))
+        self.assertEqual(self.good("GET", "/alpha/maintenance/devcluster/" + host)["hosts"],
+                         [{"host": host, "mode": "DRAINED"}])
         wait_for(lambda: self.states("drained") == ["RUNNING"] * 2)
         tasks = aurora_rest.query_tasks(self.scheduler, key, (), api.ACTIVE_STATES)
         self.assertNotIn(host, [task["assignedTask"]["slaveHost"] for task in tasks])
@@ -1966,9 +1972,10 @@ class OriginalEndpointsTest(Serving):
             update = self.good("PUT", path + "/update?shards=0", source("seven", "other"), 202)
             self.assertEqual(set(update) - set(expected), {"update"})
             conflict = self.bad(409, "PUT", path + "/update", source("seven", "third"), "UPDATE_IN_PROGRESS")
-            self.assertEqual(conflict["update"]["key"]["id"], update["update"])
-            for method, what in (("PUT", "/restart"), ("DELETE", "")):
-                self.bad(409, method, path + what, code="JOB_UPDATING_ERROR")
+            self.assertEqual(conflict["update"], update["update"])
+            for method, what in (("PUT", "/restart"), ("DELETE", ""), ("PUT", "/scale?instances=3"), ("POST", "/instances")):
+                refused = self.bad(409, method, path + what, code="JOB_UPDATING_ERROR")
+                self.assertEqual(refused["update"]["id"], update["update"]["id"], what)
             self.assertEqual(self.good("DELETE", path + "/update", status=202)["job"], key)
             self.bad(404, "DELETE", path + "/update", says="no active update")
             self.demo.advance(400)
@@ -1979,7 +1986,7 @@ class OriginalEndpointsTest(Serving):
             restart = self.ask("PUT", path + "/restart?shards=0&watch_secs=0&time_limit=1")
             self.assertEqual((restart.status, restart.json["job"]), (202, key))
             self.assertEqual(restart.headers["location"], "/alpha/operations/" + restart.json["operation"]["id"])
-            self.assertEqual(self.good("DELETE", path + "?shards=0"), expected)
+            self.assertEqual(self.good("DELETE", path + "?shards=0"), dict(expected, killed=[0]))
             self.demo.advance(5)
             self.bad(404, "DELETE", path)
 
@@ -2021,7 +2028,7 @@ class OriginalEndpointsTest(Serving):
                               (__import__("gzip").compress(source("forms").encode()), {"Content_Encoding": "gzip"})):
             self.assertEqual(self.good("POST", inspect, body, **headers)["job"]["key"]["name"], "forms")
         bound = self.good("POST", inspect + "?bind=c=a%3Db&bind=d=1", source("forms", "{{c}} {{d}}"))
-        self.assertIn("a=b 1", bound["job"]["taskConfig"]["executorConfig"]["data"])
+        self.assertIn("a=b 1", json.dumps(bound["job"]["taskConfig"]["executorConfig"]["data"]))
         for kind, body in (("multipart/form-data", parts), ("multipart/form-data; boundary=YY", parts),
                            ("multipart/form-data; boundary=XX", parts.replace("b.aurora\"", "../b\""))):
             self.bad(400, "POST", inspect, body, Content_Type=kind)
@@ -2078,7 +2085,7 @@ class RoutesTest(Serving):
         self.assertEqual((plan["add"], plan["remove"], plan["update"], plan["unchanged"]), ([3], [], [0, 1, 2], []))
         self.assertEqual(plan["changes"][0]["instances"], [0, 1, 2])
         fields = {each["path"]: (each["old"], each["new"]) for each in plan["changes"][0]["fields"]}
-        self.assertTrue(any(p.startswith("executorConfig.data.task.processes") for p in fields), fields)
+        self.assertEqual(fields["executorConfig.data.task.processes[p].cmdline"], ("serve", "other"), fields)
         before = collections_of(self.demo.calls, "startJobUpdate", "killTasks", "restartShards", "createJob", "addInstances")
         for method, what, body in (("PUT", "/update", text), ("DELETE", "", None), ("PUT", "/restart", None),
                                    ("PUT", "/scale?instances=1", None), ("POST", "/instances?count=2", None)):
@@ -2099,7 +2106,8 @@ class RoutesTest(Serving):
         answer = self.good("PUT", JOB + "old/update", source("old", extra="announce=Announcer(), constraints={'rack': 'limit:9'}"))
         self.assertTrue(answer["unchanged"])
         changed = self.good("PUT", JOB + "old/update", source("old", "v2", "announce=Announcer()"), 202)
-        details = aurora_rest.update_details(self.scheduler, aurora_rest.Key(*(JOB[11:] + "old").split("/")), changed["update"])
+        details = aurora_rest.update_details(self.scheduler, aurora_rest.Key(*(JOB[11:] + "old").split("/")),
+                                             changed["update"]["id"])
         self.assertEqual(details.update.instructions.desiredState.task.owner.user, "python2")
 
     def test_scale_adds_like_one_or_kills_the_highest(self):
@@ -2118,13 +2126,14 @@ class RoutesTest(Serving):
         update = self.good("PUT", path + "/update", source("steered", "v2", "instances=3"), 202)["update"]
         for verb, state in (("pause", "ROLL_FORWARD_PAUSED"), ("resume", "ROLLING_FORWARD"), ("rollback", "ROLLING_BACK"),
                             ("abort", "ABORTED")):
-            self.assertEqual(self.good("POST", "%s/update/%s?message=why" % (path, verb), status=202)["update"], update)
-            shown = self.good("GET", path + "/update")["update"]
-            self.assertEqual((shown["id"], shown["status"]), (update, state))
+            told = self.good("POST", "%s/update/%s?message=why" % (path, verb), status=202)["update"]
+            self.assertEqual((told["id"], told["state"]), (update["id"], state))
+            shown = self.good("GET", path + "/update?detail=1")["update"]
+            self.assertEqual((shown["id"], shown["state"]), (update["id"], state))
             self.assertEqual(shown["events"][-1]["message"], "why")
         self.bad(404, "POST", path + "/update/pause")
-        self.assertEqual(self.good("GET", path + "/updates?status=inactive")["updates"][0]["status"], "ABORTED")
-        self.assertEqual(self.good("GET", path + "/updates/" + update)["update"]["progress"]["total"], 3)
+        self.assertEqual(self.good("GET", path + "/updates?status=inactive")["updates"][0]["state"], "ABORTED")
+        self.assertEqual(self.good("GET", path + "/updates/" + update["id"])["update"]["progress"]["total"], 3)
         self.bad(404, "GET", path + "/updates/unknown")
         self.assertTrue(self.good("GET", "/alpha/updates/devcluster/www-data?status=all&limit=1")["count"])
 
@@ -2169,12 +2178,12 @@ class RoutesTest(Serving):
         self.assertEqual(set(self.good("GET", key + "/uptime?percentile=50,90")["uptime"]), {"50", "90"})
         self.assertEqual(self.good("GET", key + "/up-count?duration=0s&duration=1d")["up_count"], {"0": 100.0, "86400": 0.0})
         self.assertTrue(self.good("GET", "/alpha/maintenance/devcluster/demo-01/safe")["safe"])
-        self.assertIn("demo-01", self.good("GET", "/alpha/maintenance/devcluster")["hosts"])
+        self.assertIn("demo-01", [each["host"] for each in self.good("GET", "/alpha/maintenance/devcluster")["hosts"]])
 
     def test_maintenance_backup_recovery_and_the_rest_of_an_operators_day(self):
         hosts = "/alpha/maintenance/devcluster/demo-06"
-        self.assertEqual(self.good("PUT", hosts)["hosts"], {"demo-06": "SCHEDULED"})
-        self.assertEqual(self.good("GET", hosts + ",unknown")["unknown"], ["unknown"])
+        self.assertEqual(self.good("PUT", hosts)["hosts"], [{"host": "demo-06", "mode": "SCHEDULED"}])
+        self.bad(404, "GET", hosts + ",unknown", says="no host unknown$")
         self.good("DELETE", hosts)
         self.bad(404, "GET", "/alpha/maintenance/devcluster/unknown")
         self.good("POST", "/alpha/backups/devcluster", status=202)
@@ -2191,7 +2200,7 @@ class RoutesTest(Serving):
         self.good("POST", "/alpha/snapshot/devcluster", status=202)
         self.good("POST", "/alpha/reconcile/devcluster?kind=explicit&batch=10", status=202)
         self.good("POST", "/alpha/reconcile/devcluster", status=202)
-        task = self.good("GET", "/alpha/tasks/devcluster?role=batch&state=active&limit=1")["tasks"][0]["assignedTask"]["taskId"]
+        task = self.good("GET", "/alpha/tasks/devcluster?role=batch&state=active&limit=1")["tasks"][0]["id"]
         self.good("PUT", "/alpha/tasks/devcluster/%s/state?to_state=LOST" % task, status=202)
         self.assertEqual(self.good("GET", "/alpha/tasks/devcluster?role=batch&state=lost")["count"], 1)
         self.good("DELETE", "/alpha/tasks/devcluster?role=batch&state=lost")
@@ -2235,7 +2244,7 @@ class RoutesTest(Serving):
             self.assertEqual((first["count"], first["next"]), (3, 3))
             rest = self.good("GET", path + "&offset=3")
             self.assertEqual((rest["count"], "next" in rest), (2, False))
-            self.assertEqual(len({task["assignedTask"]["taskId"] for task in first["tasks"] + rest["tasks"]}), 5)
+            self.assertEqual(len({task["id"] for task in first["tasks"] + rest["tasks"]}), 5)
             self.bad(400, "GET", path + "&limit=4", says="at most 3")
 
     def test_lists_with_and_without_details_have_the_same_jobs(self):
@@ -2255,11 +2264,11 @@ class RoutesTest(Serving):
     def test_an_idempotency_key_is_settled_by_whether_a_write_was_sent(self):
         path = self.create("settled")
         service = self.server.service
-        kept = len(service._answers)
+        kept, under_way = len(service.idempotency.answers._kept), service.idempotency._under_way
         for _ in range(2):      # nothing is sent by a dry run, a refusal of ours, a read that fails before the write
             self.assertNotIn("idempotency-replayed", self.ask("POST", path + "/instances?dry_run=1", Idempotency_Key="d").headers)
             self.assertNotIn("idempotency-replayed", self.ask("POST", path + "/instances?like=9", Idempotency_Key="e").headers)
-        self.assertEqual((len(service._answers), service._under_way), (kept, {}))
+        self.assertEqual((len(service.idempotency.answers._kept), under_way), (kept, {}))
         self.demo.leaderless = True
         self.addCleanup(setattr, self.demo, "leaderless", False)
         with mock.patch.object(self.scheduler, "retry_for", 0.0):
@@ -2278,26 +2287,27 @@ class RoutesTest(Serving):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.close()
         wait_for(lambda: not any(c.waiting for c in list(self.server.http.connections)))
-        self.assertEqual((sum(service._waits.values()), len(service._under_way)), (1, 1))     # what comes of it is to be kept
+        self.assertEqual((service.waits.count, len(service.idempotency._under_way)), (1, 1))     # what comes of it is to be kept
         self.demo.advance(5)
-        wait_for(lambda: not service._waits and not service._under_way)
+        wait_for(lambda: not service.waits.count and not service.idempotency._under_way)
         wait_for(lambda: not any("Later.expire" in repr(each[2]) for each in list(self.server.http.loop._timers)))
         self.assertEqual(self.ask("DELETE", path + "?wait=30", Idempotency_Key="w").headers.get("idempotency-replayed"), "true")
 
     def test_answers_for_idempotency_keys_are_bounded_in_bytes_and_those_under_way_are_kept(self):
         path = self.create("bounded")
         service = self.server.service
+        answers = service.idempotency.answers
         with mock.patch.dict(service.limits, {"idempotency_bytes": 5000, "idempotency_keys": 100}):
             for number in range(20):
                 self.good("POST", path + "/instances", status=201, Idempotency_Key="b%d" % number)
-            self.assertTrue(service._answers_size <= 5000 and len(service._answers) < 20)
-        self.assertEqual(service._answers_size, sum(each.size for each in service._answers.values()))
+            self.assertTrue(answers.size <= 5000 and len(answers._kept) < 20)
+        self.assertEqual(answers.size, sum(each.size for each, _ in answers._kept.values()))
         waiting = [threading.Thread(target=lambda: self.ask("DELETE", path + "?wait=20", Idempotency_Key="slow"))]
         waiting[0].start()
-        wait_for(lambda: service._under_way and set(self.states("bounded")) == {"KILLING"})
+        wait_for(lambda: service.idempotency._under_way and set(self.states("bounded")) == {"KILLING"})
         with mock.patch.dict(service.limits, {"idempotency_bytes": 0, "idempotency_keys": 0}):
             self.bad(400, "PUT", "/alpha/quota/devcluster/x?increase=1", '{"ram_mb": 0.5}', Idempotency_Key="other")
-            self.assertEqual(len(service._under_way), 1)
+            self.assertEqual(len(service.idempotency._under_way), 1)
         self.demo.advance(5)
         waiting[0].join()
         self.assertEqual(self.ask("DELETE", path + "?wait=20", Idempotency_Key="slow").headers.get("idempotency-replayed"), "true")
@@ -2367,13 +2377,13 @@ class RoutesTest(Serving):
                    for _ in range(5)]
         for each in waiting:
             each.start()
-        wait_for(lambda: self.server.service._watchers() == 5)
+        wait_for(lambda: self.server.service.watched.count == 5)
         self.scheduler.killTasks(config("watched").key, None, None)
         for each in waiting:
             each.join()
         self.assertEqual({a.status for a in answers}, {200})
         self.assertEqual({a.json["tasks"]["active"][0]["state"] for a in answers}, {"KILLING"})
-        wait_for(lambda: self.server.service._watchers() == 0)
+        wait_for(lambda: self.server.service.watched.count == 0)
 
     def repeats(self):
         return int(re.search(r"repeated_answers_total (\d+)", self.ask("GET", "/metrics").body.decode()).group(1))
@@ -2402,9 +2412,9 @@ class RoutesTest(Serving):
                        lambda: self.scheduler.abortJobUpdate(self.update_key(path), None),
                        lambda: self.scheduler.killTasks(config("changing").key, None, None), lambda: self.demo.advance(60)):
             change()
-            before = collections_of(self.demo.calls, "getTasksWithoutConfigs", "getJobUpdateSummaries")
+            before = collections_of(self.demo.calls, "getTasksWithoutConfigs", "getJobUpdateDetails")
             answer = self.ask("GET", path)
-            after = collections_of(self.demo.calls, "getTasksWithoutConfigs", "getJobUpdateSummaries")
+            after = collections_of(self.demo.calls, "getTasksWithoutConfigs", "getJobUpdateDetails")
             self.assertEqual([b - a for a, b in zip(before, after)], [1, 1])
             self.server.service.memory.forget(0)
             fresh = self.ask("GET", path)
@@ -2418,7 +2428,7 @@ class RoutesTest(Serving):
         path = self.create("named")
         self.bad(400, "PUT", path + "/scale?instances=x", says="^instances=x: expected a whole number$")
         self.bad(400, "PUT", path + "/scale?instances=5000", says="^instances=5000: expected 0 to 4000$")
-        self.bad(400, "GET", path + "?wait=-1", says="^wait=-1: expected at least 0$")
+        self.bad(400, "GET", path + "?wait=-1", says="^wait=-1: expected a time in seconds, or such as 30s")
         self.bad(400, "PUT", path + "/restart", code="BAD_REQUEST", says="Idempotency-Key", Idempotency_Key="")
 
     def test_operations_are_listed_shown_and_cancelled(self):
@@ -2540,7 +2550,7 @@ class EventsTest(Serving):
             first = watcher.next()
             self.scheduler.restartShards(config("gapped").key, {0})
             self.demo.advance(5)
-            poll = next(p for name, p in self.server.service._polls.items() if name[:1] == ("job",) and name[1].name == "gapped")
+            poll = next(p for name, p in self.server.service.watched._polls.items() if name[:1] == ("job",) and name[1].name == "gapped")
             wait_for(lambda: poll._number >= 7)
             late = self.events(JOB + "gapped/events", Last_Event_ID=first[0])
             self.assertEqual(late.next()[1], "gap")
@@ -2572,7 +2582,7 @@ class EventsTest(Serving):
         for number in range(150):
             name = "ended%d" % number
             stub.updates[name] = [summary(name, U.ABORTED, 100 + number), [(U.ABORTED, 100 + number)]]
-        changes = aurora_rest.TaskChanges(stub, None, lambda: api.JobUpdateQuery(role="r"))
+        changes = aurora_rest.TaskChanges(stub, "c", None, lambda: api.JobUpdateQuery(role="r"))
         told = [[(name, plain["update"], plain["state"]) for name, plain in changes()] for _ in range(2)]
         self.assertEqual(told, [[("update", "old", "ROLL_FORWARD_PAUSED")], []])
         stub.updates["old"] = [summary("old", U.ROLLED_FORWARD, 999), stub.updates["old"][1] + [(U.ROLLED_FORWARD, 999)]]
@@ -2598,9 +2608,9 @@ class EventsTest(Serving):
         self.scheduler.createJob(config("roled"))
         self.demo.advance(3)
         stream = self.events("/alpha/events/devcluster/www-data")
-        while stream.next()[2]["job"] != "www-data/devel/roled":
+        while stream.next()[2]["job"] != "devcluster/www-data/devel/roled":
             pass
-        wait_for(lambda: any(name[0] == "role" and poll.asked for name, poll in self.server.service._polls.items()))
+        wait_for(lambda: any(name[0] == "role" and poll.asked for name, poll in self.server.service.watched._polls.items()))
         with self.demo._lock:       # begins and ends between two looks
             self.demo.invoke("startJobUpdate", api.method("startJobUpdate").arguments(
                 update_request(config("roled", "other"), minWaitInInstanceRunningMs=0), "quick"))
@@ -2608,7 +2618,7 @@ class EventsTest(Serving):
         states = []
         while "ROLLED_FORWARD" not in states:
             _, kind, data = stream.next()
-            self.assertEqual(data["job"], "www-data/devel/roled")
+            self.assertEqual(data["job"], "devcluster/www-data/devel/roled")
             states += [data["state"]] if kind == "update" else []
         self.assertEqual(states, ["ROLLING_FORWARD", "ROLLED_FORWARD"])
         self.scheduler.killTasks(config("roled").key, None, None)
@@ -2617,7 +2627,7 @@ class EventsTest(Serving):
         while True:
             data = stream.next()[2]
             if data.get("state") == "DELETED":
-                self.assertEqual(data["job"], "www-data/devel/roled")
+                self.assertEqual(data["job"], "devcluster/www-data/devel/roled")
                 break
 
     def test_many_watchers_cost_one_poll(self):
@@ -2626,7 +2636,7 @@ class EventsTest(Serving):
         streams = [self.events(JOB + "popular/events") for _ in range(40)]
         for each in streams:
             self.assertEqual(each.next()[2]["state"], "RUNNING")
-        channel = next(c for k, c in self.server.service._polls.items() if k[0] == "job" and k[1].name == "popular")
+        channel = next(c for k, c in self.server.service.watched._polls.items() if k[0] == "job" and k[1].name == "popular")
         self.assertEqual(channel.waiters, 40)
         before, started = self.demo.calls["getTasksWithoutConfigs"], time.monotonic()
         wait_for(lambda: self.demo.calls["getTasksWithoutConfigs"] >= before + 5)
@@ -2641,7 +2651,7 @@ class EventsTest(Serving):
 
     def test_a_role_and_an_operation_have_events(self):
         stream = self.events("/alpha/events/devcluster/batch")
-        self.assertTrue(stream.next()[2]["job"].startswith("batch/"))
+        self.assertTrue(stream.next()[2]["job"].startswith("devcluster/batch/"))
         operation = self.good("PUT", "/alpha/job/devcluster/batch/prod/indexer/restart?watch_secs=500", status=202)["operation"]
         watched = self.events("/alpha/operations/%s/events" % operation["id"])
         kinds = {watched.next()[1] for _ in range(2)}
@@ -3634,7 +3644,7 @@ class LimitsTest(unittest.TestCase):
             self.assertTrue(data.recv(100).startswith(b"HTTP/1.1 200"))
             raw_event.close()
         stream.close()
-        wait_for(lambda: server.service._watchers() == 0)
+        wait_for(lambda: server.service.watched.count == 0)
 
     def test_a_repeated_request_is_answered_although_the_first_caller_was_reset(self):
         demo = aurora_rest.Demo(speed=20)
