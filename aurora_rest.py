@@ -87,7 +87,10 @@ except ImportError as missing:
 
 __version__ = "1.0.0"
 Json = Dict[str, Any]       # a JSON object
-__all__ = ["Server", "Scheduler", "load_job", "api", "AuroraError", "Demo", "__version__"]
+__all__ = [
+    "Server", "Scheduler", "Evaluator", "Demo", "AuroraError", "Job", "Key", "Operation", "RestartOptions", "api", "load_job",
+    "list_jobs", "query_tasks", "start_update", "plan_update", "add_like", "change_instances", "begin", "rolling_restart",
+    "batched_kill", "wait_until_running", "wait_until_gone", "wait_for_update", "wait_until_drained", "watch", "__version__"]
 
 # ============================================================================================================
 # 1. HTTP
@@ -2422,6 +2425,11 @@ class Api:
             "__slots__": tuple(types), "__init__": namespace["__init__"], "thrift_spec": tuple(spec), "fields": types,
             "is_union": is_union, "__module__": __name__, "__doc__": "Thrift %s." % name})
 
+    def signature(self, name: str) -> Tuple[str, List[Tuple[str, str]]]:
+        """(access level, (name, type) of the parameters) of a method."""
+        access, arguments = self._signatures[name]
+        return access, [(field, kind) for _, kind, field in self._FIELD.findall(arguments)]
+
     @lru_cache(maxsize=None)
     def method(self, name: str) -> Method:
         """The method of that name. Raises KeyError."""
@@ -3178,9 +3186,12 @@ class Scheduler:
         self._named = [_Location.parse(each) for each in urls] if not locate else []    # all that are the cluster's own
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
-        if method.startswith("_") or method not in api.method_names:
+        if method.startswith("_"):
             raise AttributeError(method)
-        return partial(self.call, method)
+        import difflib
+        near = difflib.get_close_matches(method, api.method_names, 2)
+        raise AttributeError("the Aurora API has no method %s%s" % (
+            method, "; did you mean %s?" % " or ".join(near) if near else ""))
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -3465,6 +3476,25 @@ class Scheduler:
     def _forget_leader(self) -> None:
         with self._lock:
             self._leading = None
+
+
+def _declare_methods() -> None:
+    """Give Scheduler the API's methods, with their parameters for `help`, completion and `inspect.signature`."""
+    source = []
+    for name in api.method_names:
+        access, fields = api.signature(name)
+        source.append(
+            "def %s(self%s, **options: 'projection, authorization, timeout') -> 'Response':\n"
+            "    'Thrift %s, for which the scheduler wants %s access. As `call`.'\n    return self.call(%r, %s**options)\n" % (
+                name, "".join(", %s: %r = None" % pair for pair in fields), name, access, name,
+                "".join(field + ", " for field, _ in fields)))
+    namespace: Json = {}
+    exec("".join(source), namespace)
+    for name in api.method_names:
+        setattr(Scheduler, name, namespace[name])
+
+
+_declare_methods()
 
 
 def _shortened(text: str, most: int = 1000) -> str:
@@ -5467,6 +5497,12 @@ class Evaluator:
         self._closed = True
         self.shrink(everything=True)
 
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
     def shrink(self, everything: bool = False) -> None:
         """Stop the processes that have been idle for long, or all idle ones."""
         with self._lock:
@@ -7417,6 +7453,10 @@ Failure: what every failure answers
  hosts? [Host]: the hosts that are in the way
  etag? string: the ETag that there is now
  output? [string]: what the configuration printed
+ state? string: the state that the update came to
+ response? Response: what the scheduler answered, for rpc
+ clusters? {object}: by name, why each does not answer
+ isolation? [string]?: what shuts configurations in
 Success: what every other answer has
  status =success: always so
  key? string: the job, role, cluster or hosts that the path names
@@ -12104,6 +12144,13 @@ class Demo(_DemoAdmin):
         """Serve no more."""
         self.server.shutdown()
         self.server.server_close()
+
+    def __enter__(self) -> Demo:
+        self.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.stop()
 
     def _sample_task(self, role: str, environment: str, name: str, command: str, service: bool = True,
                      cpu: float = 0.5, ram: int = 128, disk: int = 128, padding: int = 0) -> Any:

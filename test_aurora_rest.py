@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 import unittest
+import urllib.parse
 from functools import partial
 from unittest import mock
 
@@ -55,6 +56,63 @@ def wait_for(condition, seconds=20.0):
         time.sleep(0.01)
 
 
+DESCRIPTION = json.loads(aurora_rest.openapi_text().decode())
+
+
+def misfits(schema, value, where="answer"):
+    """Where a value does not fit a JSON schema, of which the parts that the description uses are known."""
+    if "$ref" in schema:
+        target = DESCRIPTION
+        for step in schema["$ref"].split("/")[1:]:
+            target = target[step]
+        return misfits(target, value, where)
+    if "anyOf" in schema:
+        found = [list(misfits(each, value, where)) for each in schema["anyOf"]]
+        return [] if not all(found) else found[0]
+    kinds = {"string": str, "boolean": bool, "null": type(None), "object": dict, "array": list, "integer": int,
+             "number": (int, float)}
+    wanted = schema.get("type", [])
+    wanted = [wanted] if isinstance(wanted, str) else wanted
+    if wanted and not any(isinstance(value, kinds[each]) and (not isinstance(value, bool) or each == "boolean")
+                          for each in wanted):
+        return ["%s: %r is no %s" % (where, value, " or ".join(wanted))]
+    wrong = []
+    if "enum" in schema and value not in schema["enum"]:
+        wrong.append("%s: %r is none of %s" % (where, value, schema["enum"]))
+    if isinstance(value, list):
+        for number, each in enumerate(value):
+            wrong += misfits(schema.get("items", {}), each, "%s[%d]" % (where, number))
+    if isinstance(value, dict):
+        properties, others = schema.get("properties", {}), schema.get("additionalProperties", {})
+        wrong += ["%s.%s is missing" % (where, name) for name in schema.get("required", ()) if name not in value]
+        for name, each in value.items():
+            inner = properties.get(name, others)
+            # What nobody described is as wrong as what does not fit.
+            wrong += ["%s.%s is not described" % (where, name)] if properties and name not in properties and not others else []
+            wrong += misfits(inner, each, "%s.%s" % (where, name))
+    return wrong
+
+
+def undescribed(method, path, answer):
+    """How an answer of the server departs from what the description says of its request."""
+    try:
+        routes, _ = aurora_rest._match(urllib.parse.unquote(path.partition("?")[0]))
+    except aurora_rest.AuroraError:
+        return []
+    chosen = routes.get("GET" if method == "HEAD" else method)
+    kind = answer.headers.get("content-type", "")
+    if chosen is None or method == "HEAD" or not answer.body or not kind.startswith("application/json") or (
+            "content-encoding" in answer.headers):
+        return []
+    described = DESCRIPTION["paths"][chosen.path.replace("{key}", "{cluster}/{role}/{environment}/{name}")][method.lower()]
+    stated = described["responses"].get(str(answer.status))
+    if stated is None and answer.status < 400:
+        return ["%d is no answer of %s %s" % (answer.status, method, chosen.path)]
+    schema = (stated or {}).get("content", {}).get("application/json", {}).get("schema", {
+        "$ref": "#/components/schemas/Failure"})
+    return misfits(schema, answer.json)
+
+
 class Answer:
     """An HTTP answer: status, headers (lower case), body, and the body as JSON."""
 
@@ -77,9 +135,14 @@ def ask(server, method, path, body=None, timeout=30, **headers):
     try:
         connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
         answer = connection.getresponse()
-        return Answer(answer.status, answer.getheaders(), answer.read())
+        made = Answer(answer.status, answer.getheaders(), answer.read())
     finally:
         connection.close()
+    if isinstance(server, aurora_rest.Server):
+        wrong = undescribed(method, path, made)
+        if wrong:
+            raise AssertionError("%s %s: %s\n%s" % (method, path, "; ".join(wrong[:5]), made))
+    return made
 
 
 def raw(server, data, half_close=False, timeout=10):
