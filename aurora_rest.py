@@ -1258,14 +1258,15 @@ def head_parser(limits: Dict[str, float]) -> Callable[[bytes], Head]:
     return lambda raw: (parse if b"authorization" in raw.lower() else known)(raw)
 
 
-class Run(Source):
-    """One run of the app's handler, for all that asked for the same before it began; changes once, when it has an answer."""
+class Run:
+    """One run of the app's handler, for all that asked for the same before it began. callers: guarded by the server's
+    _lock until it begins, when nobody joins any more."""
+    __slots__ = ("request", "since", "callers")
 
     def __init__(self, request: Request) -> None:
-        super().__init__()
         self.request = request
-        self.since = time.monotonic()
-        self.answer: Any = None
+        self.since = request.started
+        self.callers: List[Tuple[Connection, Request]] = []
 
 
 class Connection:
@@ -1796,21 +1797,18 @@ class HttpServer(http.server.ThreadingHTTPServer):
             connection.answer(request, app.refuse(Overloaded("%d requests are waiting already; try again" % self.limits[
                 "queue"]), request))
             return
-        key, run = request.share, None
-        if key is not None:
-            with self._lock:
-                run = self._pending.get(key)
-                joined, run = run is not None, run or Run(request)
-                run.listen(partial(self._answered, run, connection, request))
+        key = request.share
+        with self._lock:
+            known = self._pending.get(key) if key is not None else None
+            run = known or Run(request)
+            run.callers.append((connection, request))
+            if known is not None:
+                return
+            if key is not None:
                 self._pending[key] = run
-                if joined or key in self._running:
+                if key in self._running:
                     return      # begun when the run under way has ended: that began before this request
-                self._queued[run] = None
-        else:
-            run = Run(request)
-            run.listen(partial(self._answered, run, connection, request))
-            with self._lock:
-                self._queued[run] = None
+            self._queued[run] = None
         self.workers.hold(partial(self._run, run))
 
     def _run(self, run: Run) -> None:
@@ -1822,7 +1820,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 # From here on nobody joins: what is read now was not asked for after it was read.
                 self._pending.pop(key, None)
                 self._running.add(key)
-        run.answer = self._handle(run.request)
+        answer = self._handle(run.request)
         if key is not None:
             with self._lock:
                 self._running.discard(key)
@@ -1832,7 +1830,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
                     self._queued[following] = None
             if following is not None:
                 self.workers.put(partial(self._run, following))
-        run.changed()
+        self._give(run, answer)
 
     def _end_late_runs(self, now: float) -> None:
         """Answer those that no thread has taken in time. Here, since where no thread can be started none would do it."""
@@ -1844,8 +1842,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
                     del self._pending[run.request.share]
         for run in late:
             self.refusals["queue_time"] += 1
-            run.answer = self.app.refuse(Overloaded("no thread was free in time; try again"), run.request)
-            run.changed()
+            self._give(run, self.app.refuse(Overloaded("no thread was free in time; try again"), run.request))
 
     def _handle(self, request: Request) -> Union[Response, Later, Stream]:
         try:
@@ -1854,12 +1851,13 @@ class HttpServer(http.server.ThreadingHTTPServer):
             self.app.broken(error)
             return self.app.refuse(Failure("an internal error"), request)
 
-    def _answered(self, run: Run, connection: Connection, request: Request) -> None:
-        request.user = run.request.user
-        answer = run.answer
-        if isinstance(answer, Later) and request is not run.request:
-            answer = answer.again()     # a wait answers one caller
-        self._call(connection.answer, request, answer)
+    def _give(self, run: Run, answer: Union[Response, Later, Stream]) -> None:
+        """Answer all that the run was for."""
+        for connection, request in run.callers:
+            request.user = run.request.user
+            if isinstance(answer, Later) and request is not run.request:
+                answer = answer.again()     # a wait answers one caller
+            self._call(connection.answer, request, answer)
 
     def encode(self, request: Optional[Request], response: Response, close: bool = False, stream: bool = False) -> bytes:
         """The bytes of an answer to this request: not modified, compressed, without body as it asks."""
@@ -2361,16 +2359,19 @@ class ThriftStruct:
 
 
 class Method(NamedTuple):
-    """One Thrift method: its arguments as a struct class, and its access level by the service that declares it."""
+    """One Thrift method: its arguments as a struct class, its access level by the service that declares it, and whether it
+    changes anything."""
     name: str
     arguments: Any
     access: str
+    writes: bool
 
 
 class Api:
     """The interface that an IDL text describes: types as attributes (`api.JobKey`, `api.ScheduleStatus`), constants
     likewise, `methods` by name. Struct classes are built when first asked for."""
     ACCESS = {"ReadOnlyScheduler": "read", "AuroraSchedulerManager": "write", "AuroraAdmin": "admin"}
+    ADMIN_READS = ("listBackups", "queryRecovery", "maintenanceStatus")
     _DECLARATION = re.compile(r"(enum|struct|union|service|const \S+) (\w+)(?: extends (\w+))?(?: = )?\s*([{\[])"
                               r"([^}\]]*)[}\]]")
     _FIELD = re.compile(r"(\d+): (\w+(?:<[\w,]+>)?) (\w+)")
@@ -2434,7 +2435,8 @@ class Api:
     def method(self, name: str) -> Method:
         """The method of that name. Raises KeyError."""
         access, arguments = self._signatures[name]
-        return Method(name, self._build(name + "_args", self._FIELD.findall(arguments), False), access)
+        return Method(name, self._build(name + "_args", self._FIELD.findall(arguments), False), access,
+                      access != "read" and name not in self.ADMIN_READS)
 
 
 api = Api(IDL)
@@ -3280,7 +3282,7 @@ class Scheduler:
             outcome = error.code
             if error.response is not None and error.http < 500:
                 self.answered = time.monotonic()
-            if error.sent and ask.method.access != "read":
+            if error.sent and ask.method.writes:
                 error.doubt(ask.method.name)
             raise
         finally:
@@ -3303,7 +3305,7 @@ class Scheduler:
     def _repeat(self, ask: Ask, deadline: float) -> Tuple[bytes, Any]:
         """Attempt a call until it is answered or its time for retries is over."""
         method = ask.method
-        repeatable = method.access == "read" or method.name in _REPEATABLE_WRITES
+        repeatable = not method.writes or method.name in _REPEATABLE_WRITES
         give_up = min(deadline, time.monotonic() + self.retry_for)
         sent = False            # by any attempt so far
         for attempt in itertools.count():
@@ -5768,7 +5770,7 @@ class Session:
              timeout: Optional[float] = None, **named: Any) -> Any:
         """As Scheduler.call. Raises DryRun instead of sending a write in a dry run."""
         ask = self.scheduler.prepare(method, *arguments, projection=projection, authorization=self.authorization, **named)
-        if ask.method.access == "read":
+        if not ask.method.writes:
             return self.scheduler.ask(ask, timeout)[1]
         check_one_name(ask.arguments)
         self.permit(ask.method, ask.arguments)
@@ -6100,9 +6102,10 @@ def look_at_update(scheduler: Scheduler, key: Key, update_id: str) -> UpdateLook
         if status in api.ACTIVE_JOB_UPDATE_STATES:
             reasons = pending_reasons(scheduler, api.TaskQuery(jobKeys={key.thrift}))
             return UpdateLook(details, sorted(set(reasons.values())))
-        failed = update_instances(details).get("failed") if status != api.JobUpdateStatus.ROLLED_FORWARD else None
-        if failed:
-            tasks = query_tasks(scheduler, key, failed, api.TERMINAL_STATES)
+        actions = (api.JobUpdateAction.INSTANCE_UPDATE_FAILED, api.JobUpdateAction.INSTANCE_ROLLBACK_FAILED)
+        failed = {event.instanceId for event in details.instanceEvents or () if event.action in actions}
+        if failed and status != api.JobUpdateStatus.ROLLED_FORWARD:
+            tasks = query_tasks(scheduler, key, sorted(failed), api.TERMINAL_STATES)
             latest = {task["assignedTask"]["instanceId"]: task for task in tasks
                       if task["status"] in (api.ScheduleStatus.FAILED, api.ScheduleStatus.LOST)}
             return UpdateLook(details, (), [last_words(latest[number]) for number in sorted(latest)])
@@ -6596,9 +6599,9 @@ def judge_update(look: UpdateLook, wanted: str = "ROLLED_FORWARD") -> Verdict:
         return Verdict(None, *counts, text, "", fields, paused and not last.user)
     if name == wanted:
         return Verdict(True, *counts, name, "", fields)
-    if look.endings:
-        said = said or ": " + _told(look.endings[0])
     text = "the update ended as %s%s" % (name, said or _said_before(details))
+    if look.endings:
+        text += "; " + _told(look.endings[0])
     code = name if name in ("ROLLED_BACK", "ABORTED", "ROLLED_FORWARD") else "UPDATE_FAILED"
     return Verdict(False, *counts, text, code, dict(fields, endings=list(look.endings)))
 
@@ -7448,6 +7451,9 @@ Failure: what every failure answers
  reached? boolean: false, where it was waited for
  progress? Progress: how far it had come
  endings? [Ending]: how the tasks ended that failed
+ instances? [integer]: the instances it is about
+ added? [integer]?: the instances that were added
+ killed? [integer]: the instances that are killed
  operation? Operation: the operation that failed
  update? Update?: the update that is in the way, or came to no good end
  hosts? [Host]: the hosts that are in the way
@@ -8812,7 +8818,7 @@ class Service(App):
         self.metrics.answered(named, method, response.status, seconds)
         if response.status >= 400 and response.code:
             self.metrics.count("aurora_rest_refused_total", response.code)
-        if request and chosen and chosen.writes and not request.audited:
+        if request and chosen and method in _WRITES and chosen.writes and not request.audited:
             self.audit(request, response.code or response.status)
         if self.access_log:
             user = request.user.name if request and request.user else "-"

@@ -2505,6 +2505,211 @@ class RoutesTest(Serving):
         self.bad(404, "GET", "/alpha/operations/unknown")
 
 
+class OutcomeTest(Serving):
+    """What writes answer is what happened, and what does not exist is not there."""
+    SPEED = 20.0
+
+    def create(self, name, count=1, command="serve", **changes):
+        self.scheduler.createJob(config(name, command, count, **changes))
+        wait_for(lambda: self.states(name).count("RUNNING") == count)
+        return JOB + name
+
+    def test_the_outcome_is_in_the_status(self):
+        path = JOB + "deploy"
+        created = self.good("PUT", path, source("deploy", extra="instances=2"), 201, Prefer="respond-async, wait=20")
+        self.assertEqual((created["reached"], created["progress"]["done"]), (True, 2))
+        with mock.patch.object(self.demo, "RUN", 60.0):
+            late = self.good("POST", path + "/instances?count=1&wait=0.2s", status=202)
+        self.assertEqual((late["reached"], late["added"]), (False, [2]))
+        self.assertIn("0 of 1 run", late["why"])
+        broken = self.bad(409, "PUT", path + "/update?wait=1m", source("deploy", "exit 1", "instances=3"), "ROLLED_BACK",
+                          "instance 0 exited")
+        self.assertEqual((broken["reached"], broken["update"]["state"], broken["endings"][0]["message"]),
+                         (False, "ROLLED_BACK", "Task failed."))
+        self.assertTrue(self.good("PUT", path + "/scale?instances=1&wait=20")["reached"])
+        restarted = self.good("PUT", path + "/restart?wait=20&watch_secs=0")
+        self.assertEqual((restarted["reached"], restarted["instances"], restarted["progress"]["done"]), (True, [0], 1))
+        killed = self.good("DELETE", path + "?batch_size=1&wait=20")
+        self.assertEqual((killed["reached"], killed["killed"]), (True, [0]))
+        self.bad(409, "PUT", JOB + "fails?wait=20", source("fails", "exit 3", kind="Job"), "TASKS_FAILED", "ended as FAILED")
+
+    def test_a_restart_that_fails_tells_how_its_tasks_stand(self):
+        path = self.create("restless", 1)
+        with mock.patch.object(self.demo, "RUN", 3600.0):
+            failed = self.bad(409, "PUT", path + "/restart?wait=20&watch_secs=0&time_limit=1s", None, "TASKS_FAILED", "time limit")
+        self.assertEqual([(each["instance"], each["state"]) for each in failed["endings"]], [(0, "STARTING")])
+        self.assertEqual(failed["operation"]["state"], "failed")
+
+    def test_cron_runs_and_rollbacks_are_waited_for(self):
+        self.good("PUT", "/alpha/cron/devcluster/www-data/devel/night", source(
+            "night", "sleep 1", "cron_schedule='0 4 * * *', instances=2", kind="Job"), 201)
+        run = self.good("POST", "/alpha/cron/devcluster/www-data/devel/night/start?wait=30")
+        self.assertEqual((run["reached"], run["progress"]["done"]), (True, 2))
+        path = self.create("back", 2)
+        update = self.good("PUT", path + "/update", source("back", "other", "instances=2, update_config=UpdateConfig("
+                                                           "watch_secs=60)"), 202)["update"]
+        wait_for(lambda: self.good("GET", path + "/update")["update"]["instances"].get("updating"))
+        back = self.good("POST", path + "/updates/%s/rollback?wait=30" % update["id"])
+        self.assertEqual((back["reached"], back["update"]["state"]), (True, "ROLLED_BACK"))
+        self.bad(409, "POST", path + "/updates/%s/pause" % update["id"], code="UPDATE_ENDED", says="ended as ROLLED_BACK")
+        ended = self.bad(409, "POST", path + "/update/wait", code="ROLLED_BACK")       # after the end, too
+        self.assertEqual(ended["update"]["id"], update["id"])
+        self.bad(409, "POST", path + "/updates/%s/wait" % update["id"], code="ROLLED_BACK")
+        self.bad(404, "POST", path + "/updates/nonesuch/abort")
+
+    def test_an_update_that_pauses_itself_ends_the_wait(self):
+        path = self.create("batches", 2)
+        paused = self.good("PUT", path + "/update?wait=1m", source("batches", "other", "instances=2, update_config=UpdateConfig("
+                           "watch_secs=1, update_strategy=BatchUpdateStrategy(batch_size=1, autopause_after_batch=True))"), 202)
+        self.assertIn("ROLL_FORWARD_PAUSED: Update auto paused", paused["why"])
+        self.good("POST", path + "/update/resume?message=go", status=202)
+        self.good("POST", path + "/update/pause?message=lunch", status=202)
+        waiting = self.good("POST", path + "/update/wait?wait=0.5", status=202)
+        self.assertRegex(waiting["why"], "PAUSED by .*: lunch")
+
+    def test_pending_tasks_say_why_everywhere(self):
+        big = {api.Resource(numCpus=999.0), api.Resource(ramMb=1), api.Resource(diskMb=1)}
+        self.scheduler.createJob(config("huge", resources=big))
+        wait_for(lambda: self.good("GET", JOB + "huge")["tasks"]["active"][0].get("pending"))
+        self.assertEqual(self.good("GET", JOB + "huge")["tasks"]["active"][0]["pending"], "Insufficient: CPU")
+        self.assertEqual(self.good("GET", JOB + "huge/tasks")["tasks"][0]["pending"], "Insufficient: CPU")
+        self.assertIn("Insufficient: CPU", self.good("POST", JOB + "huge/wait?wait=0.5", status=202)["why"])
+
+    def test_what_does_not_exist_is_404_with_the_nearest_names(self):
+        self.create("there")
+        for method, path in (("GET", JOB + "ther"), ("GET", JOB + "ther/pending"), ("GET", JOB + "ther/tasks"), ("GET", JOB + "ther/config"),
+                             ("GET", JOB + "ther/events"), ("GET", JOB + "ther/updates"), ("GET", JOB + "ther/update"),
+                             ("GET", "/alpha/sla/devcluster/www-data/devel/ther/uptime"), ("POST", JOB + "ther/wait"),
+                             ("GET", "/alpha/sla/devcluster/www-data/devel/ther/up-count"), ("DELETE", JOB + "ther"),
+                             ("DELETE", JOB + "ther?dry_run=1")):
+            self.bad(404, method, path, says="did you mean devcluster/www-data/devel/there")
+        for method, path in (("GET", ""), ("GET", "/safe"), ("PUT", ""), ("DELETE", ""), ("POST", "/drain"), ("POST", "/sla-drain"),
+                             ("POST", "/drain?dry_run=1")):
+            told = self.bad(404, method, "/alpha/maintenance/devcluster/demo-01,demo-O1" + path)
+            self.assertRegex(told["errors"][0], "^there is no host demo-O1(; did you mean .*)?$")
+        self.assertEqual(self.good("GET", "/alpha/maintenance/devcluster/demo-01")["hosts"][0]["mode"], "NONE")
+        self.bad(404, "GET", "/alpha/jobs/devclustr", says="known: devcluster")
+        self.bad(404, "POST", "/alpha/rpc/devcluster/getJobz", "{}", says="did you mean getJobs")
+        self.bad(404, "GET", "/alpha/clusters/", says="without the slash")
+        self.assertEqual(self.good("GET", "/alpha/jobs/devcluster/nobody")["count"], 0)     # any role exists
+
+    def test_if_match_holds_on_every_write(self):
+        path, quota = self.create("held", 2), "/alpha/quota/devcluster/held"
+        for method, what, body in (("DELETE", "", None), ("PUT", "/restart", None), ("PUT", "/scale?instances=1", None),
+                                   ("POST", "/instances", None), ("PUT", "/update", source("held", "x"))):
+            self.bad(412, method, path + what, body, If_Match='"old"')
+        self.assertEqual(self.states("held"), ["RUNNING"] * 2)
+        tag = self.ask("GET", path + "/config").headers["etag"]
+        self.good("PUT", path + "/scale?instances=1", status=202, If_Match=tag)
+        amounts = '{"cpu": 1, "ram_mb": 1, "disk_mb": 1}'
+        tag = self.ask("GET", quota).headers["etag"]
+        self.good("PUT", quota, amounts, If_Match=tag)
+        self.bad(412, "PUT", quota, amounts, If_Match=tag)
+        host = "/alpha/maintenance/devcluster/demo-05"
+        tag = self.ask("GET", host).headers["etag"]
+        self.good("PUT", host, If_Match='"x", %s' % tag)
+        self.bad(412, "POST", host + "/drain", If_Match=tag)
+        self.good("DELETE", host, If_Match="*")
+        self.bad(412, "POST", "/alpha/backups/devcluster", If_Match="*", says="nothing that this changes has an ETag")
+        self.bad(412, "PUT", JOB + "absent", source("absent"), If_Match="*")
+        cron = "/alpha/cron/devcluster/www-data/devel/held-cron"
+        text = source("held-cron", "sleep 1", "cron_schedule='0 4 * * *'", kind="Job")
+        self.bad(412, "PUT", cron, text, If_Match="*")
+        self.good("PUT", cron, text, 201)
+        self.bad(412, "DELETE", cron, If_Match='"old"')
+        self.good("DELETE", cron, If_Match=self.ask("GET", cron).headers["etag"])
+
+    def test_lists_filter_alike_and_lead_to_their_next_page(self):
+        docker = api.Container(mesos=api.MesosContainer(image=api.Image(docker=api.DockerImage(name="nginx", tag="1.2"))))
+        self.create("red", metadata={api.Metadata(key="team", value="red")})
+        self.create("blue", metadata={api.Metadata(key="team", value="blue")}, container=docker)
+        base = "/alpha/jobs/devcluster/www-data?environment=devel"
+        for query, names in (("&metadata=team=r*", ["red"]), ("&metadata=team=*", ["blue", "red"]), ("&image=nginx:*", ["blue"]),
+                             ("&tier=preempt*&name=bl*", ["blue"]), ("&tier=preferred", []), ("&has=failed&name=red", []),
+                             ("&has=active&name=[br]??*&metadata=team=*", ["blue", "red"])):
+            found = self.good("GET", base + query)["jobs"].values()
+            self.assertEqual([key.rsplit("/", 1)[1] for key in found], names, query)
+        everywhere = self.good("GET", "/alpha/jobs?cluster=dev*&role=www-data&name=red&detail=1")["jobs"]["1"]
+        self.assertEqual((everywhere["key"], everywhere["instances"], everywhere["cron"]), (
+            "devcluster/www-data/devel/red", 1, None))
+        self.assertEqual(self.good("GET", "/alpha/jobs?cluster=other")["count"], 0)
+        self.assertEqual(self.good("GET", "/alpha/tasks/devcluster?name=bl*&host=demo-*")["count"], 1)
+        self.assertEqual(self.good("GET", JOB + "blue/tasks?host=demo-*")["count"], 1)
+        self.bad(400, "DELETE", "/alpha/tasks/devcluster?name=bl*", says="pattern")
+        first = self.ask("GET", base + "&limit=1")
+        self.assertEqual((first.json["count"], first.json["total"] > 1), (1, True))
+        follow = re.fullmatch(r'<(.*)>; rel="next"', first.headers["link"]).group(1)
+        self.assertNotEqual(self.good("GET", follow)["jobs"]["1"], first.json["jobs"]["1"])
+        self.assertNotIn("link", self.ask("GET", base + "&offset=1&limit=1000").headers)
+        self.assertIn(b'\n  "status": "success"', self.ask("GET", base + "&pretty=1").body)
+        self.assertIn(b'\n  "status": "failure"', self.ask("GET", JOB + "nope?pretty=true").body)
+
+    def test_a_list_of_all_clusters_names_those_that_did_not_answer(self):
+        server = aurora_rest.Server(port=0, clusters={"alive": self.demo.url, "dead": "http://127.0.0.1:1"},
+                                    evaluator=self.evaluator(), scheduler={"retry_for": 0.1}).start()
+        self.addCleanup(server.stop, 1.0)
+        answer = ask(server, "GET", "/alpha/jobs?role=batch").json
+        self.assertEqual((answer["jobs"]["1"].split("/")[:2], list(answer["unanswered"])), (["alive", "batch"], ["dead"]))
+        self.assertEqual(answer["unanswered"]["dead"]["code"], "SCHEDULER_UNREACHABLE")
+
+    def test_bodies_that_are_no_configuration_are_told_what_they_look_like(self):
+        for body, says in (('{"name": "x"}', "looks like JSON, which takes Content-Type"), ("hello.aurora", "--data-binary @hello.aurora"),
+                           ("# licence " + source().replace("\n", ""), "-d drops line ends")):
+            self.bad(400, "PUT", JOB + "x", body, "INVALID_CONFIG", says)
+
+    def test_no_parameter_is_taken_and_dropped(self):
+        path = self.create("strict")
+        for method, what in (("PUT", "/restart?message=x"), ("POST", "/instances?message=x"),
+                             ("GET", "/pending?percentile=1")):
+            self.bad(400, method, path + what, says="unknown parameter")
+        self.bad(400, "POST", "/alpha/reconcile/devcluster?batch=3", says="kind=explicit")
+        added = self.good("PUT", path + "/scale?instances=2&message=why", status=202)
+        self.assertIn("message= was not sent", added["warnings"][0])
+
+    def test_one_thing_has_one_shape(self):
+        path = self.create("shape", 2)
+        self.good("PUT", path + "/update", source("shape", "other", "instances=2"), 202)
+        shown = self.good("GET", path)["update"]
+        for other in (self.good("GET", path + "/update")["update"], self.good("GET", path + "/updates")["updates"][0],
+                      self.good("GET", path + "/updates/" + shown["id"])["update"],
+                      self.bad(409, "DELETE", path, code="JOB_UPDATING_ERROR")["update"],
+                      self.bad(409, "PUT", path + "/update", source("shape", "third"), "UPDATE_IN_PROGRESS")["update"]):
+            self.assertEqual((set(other), other["id"], other["job"]), (set(shown), shown["id"], path[len("/alpha/job/"):]))
+        whole = self.good("GET", path + "/update?detail=1")["update"]
+        self.assertEqual(whole["after"]["config"]["executorConfig"]["data"]["task"]["processes"][0]["cmdline"], "other")
+        self.good("DELETE", path + "/update", status=202)
+        task = self.good("GET", path)["tasks"]["active"][0]
+        other = self.good("GET", "/alpha/tasks/devcluster?name=shape&state=active")["tasks"][0]
+        self.assertEqual((set(task), other["job"]), (set(other), path[len("/alpha/job/"):]))
+        operation = self.good("PUT", path + "/restart?watch_secs=0&wait=20")["operation"]
+        self.assertTrue(all(isinstance(time_, int) and time_ > 1e12 for time_ in (
+            operation["started"], operation["ended"], operation["steps"][0]["time"])))
+
+    def test_refused_writes_leave_an_audit_line(self):
+        del self.lines[:]
+        self.bad(400, "PUT", JOB + "x?nonsense=1", source())
+        self.bad(415, "PUT", JOB + "x", "x", Content_Encoding="br")
+        audit = [line for line in self.lines if line.startswith("audit ")]
+        self.assertEqual([re.search(r"did=(\S+) .*outcome=(\S+)", line).groups() for line in audit], [
+            ("create_job", "BAD_REQUEST"), ("create_job", "UNSUPPORTED_MEDIA_TYPE")])
+
+    def test_scripts_have_it_in_one_call(self):
+        key = self.create("script", 2)[len("/alpha/job/"):]
+        steps = [step["text"] for step in aurora_rest.begin(aurora_rest.rolling_restart, self.scheduler, key, (),
+                                                            aurora_rest.RestartOptions(watch_secs=0, poll_secs=0.05))]
+        self.assertEqual(steps, ["restarted", "healthy"] * 2)
+        with self.assertRaises(aurora_rest.AuroraError) as failed:
+            list(aurora_rest.begin(aurora_rest.wait_until_gone, self.scheduler, key, (), 0.1, 0.05))
+        self.assertEqual(failed.exception.code, "NOT_REACHED")
+        events = aurora_rest.watch(self.scheduler, key, 0.05)
+        kind, plain = next(events)
+        self.assertEqual((kind, plain["job"]), ("task", key))
+        self.assertIn("killTasks", dir(self.scheduler))
+        self.assertIn("instances", __import__("inspect").signature(self.scheduler.killTasks).parameters)
+        with self.assertRaisesRegex(AttributeError, "did you mean getJobs"):
+            self.scheduler.getJobz
+
+
 def collections_of(counter, *names):
     return [counter[name] for name in names]
 
