@@ -4836,18 +4836,30 @@ class ReadmeTest(Serving):
 
     @unittest.skipUnless(shutil.which("curl") and shutil.which("bash"), "needs curl")
     def test_the_examples_work_as_they_stand(self):
-        """Each example in the README, pasted; none may answer a failure but the one that says so."""
-        section = self.readme.split("## API by example")[1].split("## From aurora")[0]
-        script = "\n".join(re.findall(r"```\n(.*?)```", section, re.DOTALL))
+        self.paste("bash", "-c")
+
+    @unittest.skipUnless(shutil.which("curl") and shutil.which("zsh"), "needs curl and zsh")
+    def test_the_examples_work_in_zsh(self):
+        """Read as at its prompt, where a # begins no comment."""
+        self.paste("zsh", "-f", "+o", "interactivecomments", "-c")
+
+    def paste(self, *shell):
+        """Each example in the README; none may answer a failure but those that say so."""
+        section = self.readme.split("## API by example")[1].split("### In a pipeline")[0]
+        blocks = re.findall(r"```\n(.*?)```", section, re.DOTALL)
+        self.assertEqual([line for line in "".join(blocks).splitlines() if re.search(r"(^|\s)#", line)], [])
+        script = "\n".join(blocks)
         script = script.replace("localhost:8888", "localhost:%d" % self.server.port).replace("--max-time 3", "--max-time 0.5")
+        self.ask("DELETE", JOB + "hello_world?wait=20")
         failures = []
         with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, timeout=120)
+            done = subprocess.run([*shell, script], cwd=folder, capture_output=True, text=True, timeout=120)
         for line in done.stdout.splitlines():
             if line.startswith('{"status"') and '"failure"' in line[:30]:
                 failures.append(json.loads(line)["errors"])
-        self.assertEqual(failures, [["the update ended as ROLLED_BACK: Latest failure: instance 0 exited."],
-                                    ["no active update of job devcluster/www-data/devel/hello_world"]], done.stdout[-3000:])
+        self.assertEqual(failures, [
+            ["the update ended as ROLLED_BACK: Latest failure: instance 0 exited.; instance 0 ended as FAILED: Task failed."],
+            ["no active update of job devcluster/www-data/devel/hello_world"]], done.stdout[-3000:])
         self.assertIn('"reached": true', done.stdout)
         self.assertGreater(done.stdout.count('"status": "success"'), 25)
 
