@@ -464,7 +464,7 @@ class Response:
     @property
     def compressed(self) -> bytes:
         if self._gzip is None:
-            self._gzip = gzip.compress(self.body, 5)
+            self._gzip = gzip.compress(self.body, 5, mtime=0)       # the same bytes for the same ETag
         return self._gzip
 
 
@@ -1269,15 +1269,12 @@ class Run:
         self.callers: List[Tuple[Connection, Request]] = []
 
 
-class Connection:
-    """One caller. In the loop's thread: all that begins with on_, advance, close, linger, look. In any: respond, push.
-
-    A caller is `busy` from the first byte of a request to the last of its answer. Who makes it unbusy looks at the buffer
-    afterwards, and who fills the buffer looks at busy afterwards: so what was received is never left lying.
-    """
-    __slots__ = ("server", "socket", "peer", "lock", "incoming", "request", "busy", "out", "deadline", "since", "reserved",
-                 "ended", "closing", "done", "lingering", "closed", "mask", "handshaking", "waiting", "timer", "counted_for",
-                 "unsent", "taker", "taken_since", "taken")
+class Channel:
+    """A caller's socket, which never blocks: what the network does not take at once waits in `out`. In the loop's thread:
+    all that begins with on_, close, linger. In any: push."""
+    __slots__ = ("server", "socket", "peer", "lock", "out", "deadline", "since", "busy", "ended", "closing", "done",
+                 "lingering", "closed", "mask", "handshaking", "unsent", "taker", "taken_since", "taken", "answered",
+                 "incoming")
 
     def __init__(self, server: HttpServer, sock: Any, peer: str) -> None:
         self.server = server
@@ -1285,17 +1282,15 @@ class Connection:
         self.peer = peer
         self.lock = threading.Lock()    # guards the socket, out, busy, closing and closed: any thread may send
         self.incoming = Incoming(server.limits, server.parse)
-        self.request: Optional[Request] = None      # the one whose body is arriving
         self.busy = False               # a request is being answered
         self.out = bytearray()          # of the answer, what the network did not take yet
         self.deadline = time.monotonic() + server.limits["header_time"]
         self.since = 0.0                # when the request began to arrive
-        self.reserved = 0               # bytes counted for the body that is arriving, until it is answered
-        self.counted_for = ""           # whose share they are counted in
         self.unsent = 0                 # bytes of out that are counted
         self.taker = peer               # whose share they are counted in
         self.taken_since = 0.0          # when the network last had taken all, and what it took since then
         self.taken = 0
+        self.answered = False           # once: it is no newcomer whose first request is still to come
         self.ended = False              # the caller sends nothing more
         self.closing = False            # nothing more is read: close when all is sent
         self.done = False               # the last bytes of the answer are among those sent or in out
@@ -1303,9 +1298,21 @@ class Connection:
         self.closed = False
         self.mask = 0
         self.handshaking = server.tls is not None
-        self.waiting: Any = None        # the Later or Stream that the caller waits on
-        self.timer: Optional[Timer] = None
         self.interest(selectors.EVENT_READ)
+
+    def on_input(self) -> None:
+        """Called when bytes have come, or their end."""
+        raise NotImplementedError
+
+    def on_sent(self) -> None:
+        """Called when the network took something, or the state of the answer changed."""
+        raise NotImplementedError
+
+    def on_answered(self) -> None:
+        """Called, with the lock held, when the last byte of an answer is with the network."""
+
+    def on_close(self) -> None:
+        """Called when the socket is closed."""
 
     def interest(self, mask: int) -> None:
         """Which events of the socket to wait for."""
@@ -1338,6 +1345,113 @@ class Connection:
             self.handshaking = False
             self.interest(selectors.EVENT_READ)
             self.on_input()
+
+    @property
+    def full(self) -> bool:
+        """Whether the network still has to take something."""
+        return bool(self.out) or self.closed
+
+    def push(self, data: bytes, close: bool = False, done: bool = False) -> None:
+        """Give bytes to the network, and keep what it does not take for the loop. done: the answer is whole."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closing |= close
+            self.done |= done
+            now = time.monotonic()
+            if self.out:
+                self.out += data
+                data = b""
+            else:
+                self.taken_since, self.taken = now, 0
+                self.deadline = now + self.server.limits["send_time"]
+            try:
+                if self.out:
+                    sent = self.socket.send(memoryview(self.out)[:1 << 18])
+                    del self.out[:sent]
+                    self.taken += sent
+                elif data:
+                    sent = self.socket.send(data)
+                    if sent < len(data):
+                        self.out += memoryview(data)[sent:]
+                self.deadline = now + self.server.limits["send_time"]
+            except OSError as error:
+                if not waits_for(error, select.POLLOUT):
+                    self.server.loop.soon(self.close)
+                    return
+                self.out += data
+            left = bool(self.out)
+            if left or self.unsent:
+                self._count_unsent()
+            if self.done and not left:
+                self.busy = self.done = False
+                self.answered = True
+                self.deadline = now + self.server.limits["idle_time"]
+                self.on_answered()
+        if left or self.mask & selectors.EVENT_WRITE or self.closing or self.incoming.buffer or self.ended or not self.mask:
+            self.server.loop.soon(self.on_sent)
+
+    def _count_unsent(self) -> None:
+        """Count what the network has not taken, and close where that is more than may wait. With the lock held."""
+        held, self.unsent = self.unsent, len(self.out)
+        if self.server.unsent.add(self.taker, self.unsent - held) and self.unsent > held:
+            self.server.refusals["unsent"] += 1
+            self.server.loop.soon(self.close)
+
+    def linger(self) -> None:
+        """Close so that the answer arrives even where the caller is still sending: wait for its end for a moment."""
+        if self.ended or self.lingering:
+            self.close()
+            return
+        self.lingering = True
+        self.deadline = time.monotonic() + self.server.LINGER
+        self.busy = False
+        self.incoming.buffer.clear()
+        self._say_goodbye()
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except (OSError, ValueError):
+            self.close()
+
+    def _say_goodbye(self) -> None:
+        """TLS's close_notify, so that the caller knows an end from a cut (RFC 8446 6.1); its own is not waited for."""
+        unwrap = getattr(self.socket, "unwrap", None)
+        if unwrap is not None and not self.handshaking:
+            with contextlib.suppress(OSError, ValueError):
+                unwrap()
+
+    def close(self) -> None:
+        with self.lock:
+            if self.closed:
+                return
+            self.interest(0)
+            self.closed = True
+            if not self.lingering and not self.out:
+                self._say_goodbye()
+            with contextlib.suppress(OSError):
+                self.socket.close()
+        self.server.unsent.add(self.taker, -self.unsent)
+        self.unsent = 0
+        self.server.connections.discard(self)       # type: ignore[arg-type]
+        self.on_close()
+
+
+class Connection(Channel):
+    """One caller. In the loop's thread: all that begins with on_, advance, close, linger, look. In any:
+    respond, push.
+
+    A caller is `busy` from the first byte of a request to the last of its answer. Who makes it unbusy looks at the buffer
+    afterwards, and who fills the buffer looks at busy afterwards: so what was received is never left lying.
+    """
+    __slots__ = ("request", "reserved", "counted_for", "waiting", "timer")
+
+    def __init__(self, server: HttpServer, sock: Any, peer: str) -> None:
+        self.request: Optional[Request] = None      # the one whose body is arriving
+        self.reserved = 0               # bytes counted for the body that is arriving, until it is answered
+        self.counted_for = ""           # whose share they are counted in
+        self.waiting: Any = None        # the Later or Stream that the caller waits on
+        self.timer: Optional[Timer] = None
+        super().__init__(server, sock, peer)
 
     def on_input(self) -> None:
         try:
@@ -1426,13 +1540,6 @@ class Connection:
             raise Overloaded("too many request bodies are under way%s; try again" % (
                 " of this caller" if over == "caller" else ""))
 
-    def _count_unsent(self) -> None:
-        """Count what the network has not taken, and close where that is more than may wait. With the lock held."""
-        held, self.unsent = self.unsent, len(self.out)
-        if self.server.unsent.add(self.taker, self.unsent - held) and self.unsent > held:
-            self.server.refusals["unsent"] += 1
-            self.server.loop.soon(self.close)
-
     def refuse(self, error: Failure) -> None:
         """Answer what is no request or cannot be taken, and close: what follows in the stream cannot be trusted."""
         self.server.refusals[error.code.lower()] += 1
@@ -1469,11 +1576,6 @@ class Connection:
         elif self.ended:
             self.server.loop.soon(self.on_end)
 
-    @property
-    def full(self) -> bool:
-        """Whether the network still has to take something."""
-        return bool(self.out) or self.closed
-
     def respond(self, request: Optional[Request], response: Response, close: bool = False) -> None:
         self.waiting = None
         if self.timer is not None:
@@ -1487,46 +1589,6 @@ class Connection:
         data = self.server.encode(request, response, close)
         self.server.app.finished(request, self.peer, response, len(data))
         self.push(data, close, done=True)
-
-    def push(self, data: bytes, close: bool = False, done: bool = False) -> None:
-        """Give bytes to the network, and keep what it does not take for the loop. done: the answer is whole."""
-        with self.lock:
-            if self.closed:
-                return
-            self.closing |= close
-            self.done |= done
-            now = time.monotonic()
-            if self.out:
-                self.out += data
-                data = b""
-            else:
-                self.taken_since, self.taken = now, 0
-                self.deadline = now + self.server.limits["send_time"]
-            try:
-                if self.out:
-                    sent = self.socket.send(memoryview(self.out)[:1 << 18])
-                    del self.out[:sent]
-                    self.taken += sent
-                elif data:
-                    sent = self.socket.send(data)
-                    if sent < len(data):
-                        self.out += memoryview(data)[sent:]
-                self.deadline = now + self.server.limits["send_time"]
-            except OSError as error:
-                if not waits_for(error, select.POLLOUT):
-                    self.server.loop.soon(self.close)
-                    return
-                self.out += data
-            left = bool(self.out)
-            if left or self.unsent:
-                self._count_unsent()
-            if self.done and not left:
-                self.busy = self.done = False
-                self.deadline = now + self.server.limits["idle_time"]
-                if self.reserved:
-                    self.server.loop.soon(self.count, 0)
-        if left or self.mask & selectors.EVENT_WRITE or self.closing or self.incoming.buffer or self.ended or not self.mask:
-            self.server.loop.soon(self.on_sent)
 
     def finish(self) -> None:
         """The end of a stream."""
@@ -1548,42 +1610,12 @@ class Connection:
         elif not self.busy:
             self.advance()
 
-    def linger(self) -> None:
-        """Close so that the answer arrives even where the caller is still sending: wait for its end for a moment."""
-        if self.ended or self.lingering:
-            self.close()
-            return
-        self.lingering = True
-        self.deadline = time.monotonic() + self.server.LINGER
-        self.busy = False
-        self.incoming.buffer.clear()
-        self._say_goodbye()
-        try:
-            self.socket.shutdown(socket.SHUT_WR)
-        except (OSError, ValueError):
-            self.close()
+    def on_answered(self) -> None:
+        if self.reserved:
+            self.server.loop.soon(self.count, 0)
 
-    def _say_goodbye(self) -> None:
-        """TLS's close_notify, so that the caller knows an end from a cut (RFC 8446 6.1); its own is not waited for."""
-        unwrap = getattr(self.socket, "unwrap", None)
-        if unwrap is not None and not self.handshaking:
-            with contextlib.suppress(OSError, ValueError):
-                unwrap()
-
-    def close(self) -> None:
-        with self.lock:
-            if self.closed:
-                return
-            self.interest(0)
-            self.closed = True
-            if not self.lingering and not self.out:
-                self._say_goodbye()
-            with contextlib.suppress(OSError):
-                self.socket.close()
+    def on_close(self) -> None:
         self.count(0)
-        self.server.unsent.add(self.taker, -self.unsent)
-        self.unsent = 0
-        self.server.connections.discard(self)
         waiting, self.waiting = self.waiting, None
         if self.timer is not None:
             self.timer.cancel()
@@ -1609,6 +1641,10 @@ class Connection:
 class HttpServer(http.server.ThreadingHTTPServer):
     """A ThreadingHTTPServer whose threads take requests instead of connections: Workers turn a Loop, which reads requests
     from Connections; identical reads that wait together are one Run.
+
+    Of ThreadingHTTPServer it has the listening socket (how it is bound, listened on, closed), `serve_forever`, `shutdown`
+    and its place in the eyes of who embeds it. It has no use for a request handler class, `handle_request`,
+    `process_request` and `poll_interval`, and serves once.
 
     address: host and port; app: what it serves; limits: changes to LIMITS; tls: an ssl.SSLContext, or None; sock: a
     listening socket to use instead of opening one.
@@ -1645,7 +1681,11 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self._pending: Dict[Any, Run] = {}
         self._running: Set[Any] = set()
         self._queued: Dict[Run, None] = {}      # not begun yet, the oldest first
-        super().__init__(address, http.server.BaseHTTPRequestHandler, bind_and_activate=sock is None)
+        try:
+            super().__init__(address, http.server.BaseHTTPRequestHandler, bind_and_activate=sock is None)
+        except OSError:
+            self.loop.close()
+            raise
         if sock is not None:
             self.socket.close()
             self.socket = sock
@@ -1772,9 +1812,19 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 continue
             connection = Connection(self, sock, str(address[0]) if address else "local")
             self.connections.add(connection)
-            if len(self.connections) > self.limits["connections"]:
+            if len(self.connections) > self.limits["connections"] and not self._evict():
                 self.refusals["connections"] += 1
                 connection.refuse(Overloaded("too many connections are open"))
+
+    def _evict(self) -> bool:
+        """Close the connection that has been idle for longest, so that idle ones keep nobody out. False where none is."""
+        idle = [each for each in self.connections if each.answered and not (
+            each.busy or each.out or each.handshaking or each.incoming.buffer or each.incoming.head)]
+        if not idle:
+            return False
+        self.refusals["idle"] += 1
+        min(idle, key=lambda each: each.deadline).close()
+        return True
 
     def request(self, connection: Connection, head: Head) -> Request:
         """The request of a head, with its route and its id."""
@@ -1946,11 +1996,9 @@ def _http_date(seconds: int) -> str:
 
 @lru_cache(maxsize=64)
 def _accepts_gzip(header: str) -> bool:
-    for each in header.lower().split(","):
-        coding, _, quality = each.partition(";")
-        if coding.strip() in ("gzip", "*"):
-            return not re.fullmatch(r"\s*q\s*=\s*0(\.0*)?\s*", quality)
-    return False
+    named = {coding.strip(): not re.fullmatch(r"\s*q\s*=\s*0(\.0*)?\s*", quality)
+             for coding, _, quality in (each.partition(";") for each in header.lower().split(","))}
+    return named.get("gzip", named.get("*", False))
 
 
 def _certificate_name(sock: Any) -> Optional[str]:
@@ -2315,8 +2363,8 @@ class ThriftStruct:
         return type(self)(**{f: copy.deepcopy(getattr(self, f), memo) for f in self.fields})
 
     def replace(self, **changes: Any) -> Any:
-        """A shallow copy with some fields changed."""
-        return type(self)(**{f: changes.get(f, getattr(self, f)) for f in self.fields})
+        """A shallow copy with some fields changed. Raises TypeError for what is no field."""
+        return type(self)(**dict({f: getattr(self, f) for f in self.fields}, **changes))
 
     def read(self, protocol: Any) -> None:
         """Fill this struct from a Thrift protocol object."""
@@ -2395,6 +2443,8 @@ class Api:
         self.method_names = list(self._signatures)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):        # asked before there is anything: by copy, by pickle
+            raise AttributeError(name)
         if name in self._enums:
             made: Any = self._enums[name]
         elif name in self._structs:
@@ -2833,6 +2883,8 @@ class _Location(NamedTuple):
         parts = urllib.parse.urlsplit(url if "//" in url else "http://" + url)
         if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[\x00-\x20\x7f]", url):
             raise ValueError("not an http or https URL: %r" % url)
+        if parts.username is not None or parts.port == 0:
+            raise ValueError("a scheduler's URL has no credentials in it, and no port 0: %s" % parts.hostname)
         secure = parts.scheme == "https"
         path = parts.path if parts.path.rstrip("/").endswith("/api") else urllib.parse.urljoin(parts.path or "/", "api")
         return cls(secure, parts.hostname, parts.port or (443 if secure else 80), path.rstrip("/"))
@@ -3220,33 +3272,6 @@ class Scheduler:
         with self._lock:
             self._named = found
 
-    def narrowed(self, ask: Ask, timeout: Optional[float] = None) -> Optional[Ask]:
-        """A pruneTasks that names the tasks it is to delete, None where there is none; any other call as it is.
-
-        A query that matches nothing makes Aurora delete *every* task of the cluster, running ones too: with no ids
-        StateManagerImpl.deleteTasks asks for all there is. So it is looked first, and sent by the ids that were found. What
-        remains is that somebody else deletes all of these between the look and the call.
-        """
-        if ask.method.name != "pruneTasks":
-            return ask
-        query = ask.arguments.query or api.TaskQuery()
-        if query.limit is not None and query.limit < 1:
-            raise BadRequest("limit=%d: a prune of no task would make the scheduler delete all" % query.limit)
-        if query.statuses and query.statuses & api.ACTIVE_STATES:
-            raise BadRequest("only ended tasks can be pruned: %s" % ", ".join(
-                sorted(api.ScheduleStatus.name_of(each) for each in api.TERMINAL_STATES)))
-        look = query.replace(statuses=query.statuses or set(api.TERMINAL_STATES), offset=None)
-        ids = Projection(Type("struct", api.Response), {"responseCode": True, "details": True, "result": {
-            "scheduleStatusResult": {"tasks": {"assignedTask": {"taskId": True}}}}})
-        response = self.ask(self.prepare("getTasksWithoutConfigs", look, projection=ids, authorization=ask.authorization),
-                            timeout)[1]
-        tasks = response["result"]["scheduleStatusResult"].get("tasks", ())
-        found = {task.get("assignedTask", {}).get("taskId") for task in tasks} - {None, ""}
-        if not found:
-            return None
-        return self.prepare("pruneTasks", api.TaskQuery(taskIds=found, statuses=look.statuses),
-                            projection=ask.projection, authorization=ask.authorization)
-
     @staticmethod
     def prepare(method: str, *arguments: Any, projection: Optional[Projection] = None,
                 authorization: Optional[str] = None, **named: Any) -> Ask:
@@ -3273,11 +3298,11 @@ class Scheduler:
                 self.answered = time.monotonic()
                 return found
             with locked("prune", id(self), seconds=deadline - time.monotonic()):     # one at a time
-                narrowed = self.narrowed(ask, deadline - time.monotonic())
-                if narrowed is None:
+                left = narrowed(self, ask, deadline - time.monotonic())
+                if left is None:
                     return b"", api.Response(responseCode=api.ResponseCode.OK, details=[
                         api.ResponseDetail(message="No ended task matches; nothing was sent.")])
-                return self._repeat(narrowed, deadline)
+                return self._repeat(left, deadline)
         except AuroraError as error:
             outcome = error.code
             if error.response is not None and error.http < 500:
@@ -3478,6 +3503,34 @@ class Scheduler:
     def _forget_leader(self) -> None:
         with self._lock:
             self._leading = None
+
+
+def narrowed(scheduler: Scheduler, ask: Ask, timeout: Optional[float] = None) -> Optional[Ask]:
+    """A pruneTasks that names the tasks it is to delete, None where there is none; any other call as it is.
+
+    A query that matches nothing makes Aurora delete *every* task of the cluster, running ones too: with no ids
+    StateManagerImpl.deleteTasks asks for all there is. So it is looked first, and sent by the ids that were found. What
+    remains is that somebody else deletes all of these between the look and the call.
+    """
+    if ask.method.name != "pruneTasks":
+        return ask
+    query = ask.arguments.query or api.TaskQuery()
+    if query.limit is not None and query.limit < 1:
+        raise BadRequest("limit=%d: a prune of no task would make the scheduler delete all" % query.limit)
+    if query.statuses and query.statuses & api.ACTIVE_STATES:
+        raise BadRequest("only ended tasks can be pruned: %s" % ", ".join(
+            sorted(api.ScheduleStatus.name_of(each) for each in api.TERMINAL_STATES)))
+    look = query.replace(statuses=query.statuses or set(api.TERMINAL_STATES), offset=None)
+    ids = Projection(Type("struct", api.Response), {"responseCode": True, "details": True, "result": {
+        "scheduleStatusResult": {"tasks": {"assignedTask": {"taskId": True}}}}})
+    response = scheduler.ask(scheduler.prepare("getTasksWithoutConfigs", look, projection=ids, authorization=ask.authorization),
+                        timeout)[1]
+    tasks = response["result"]["scheduleStatusResult"].get("tasks", ())
+    found = {task.get("assignedTask", {}).get("taskId") for task in tasks} - {None, ""}
+    if not found:
+        return None
+    return scheduler.prepare("pruneTasks", api.TaskQuery(taskIds=found, statuses=look.statuses),
+                        projection=ask.projection, authorization=ask.authorization)
 
 
 def _declare_methods() -> None:
@@ -5775,8 +5828,8 @@ class Session:
         check_one_name(ask.arguments)
         self.permit(ask.method, ask.arguments)
         if self.dry_run:
-            narrowed = self.scheduler.narrowed(ask, timeout)
-            raise DryRun(method, (narrowed or ask).arguments, **dict(self.notes, **({} if narrowed else {"nothing": True})))
+            left = narrowed(self.scheduler, ask, timeout)
+            raise DryRun(method, (left or ask).arguments, **dict(self.notes, **({} if left else {"nothing": True})))
         try:
             reply, response = self.scheduler.ask(ask, timeout)
         except AuroraError as error:
@@ -7221,7 +7274,7 @@ class Access(NamedTuple):
             if not self.forward:
                 raise Unauthorized("the token is not known here", headers=self.challenge())
         if self.client_certificates and request.certificate:
-            return User(request.certificate, "admin")
+            return User(re.sub(r"[^\w\-.@]", "_", request.certificate)[:64], "admin")
         if self.forward:
             request.authorization = given       # "": none, and never the server's own instead
             name = "forwarded"
@@ -8498,47 +8551,23 @@ class Watched:
             return used
 
 
-class Service(App):
-    """All that handlers share: clusters, evaluator, operations, watchers, limits, who may do what.
+class Reception(App):
+    """What happens to a request before its handler and after it: its route, who asks and whether he may, how a failure
+    looks, the lines that it leaves in the log.
 
-    A request goes through `answer`, which reads from top to bottom: who asks and whether he may, stopping, parameters, body,
-    If-Match; then, once for an Idempotency-Key, `run`: places that it needs, the handler or what is remembered; and a
-    read that waits for a change. runner: the HttpServer, for its timers and threads; set when there is one.
+    cors: origins that may write; hosts: further names of a server on loopback.
     """
 
-    def __init__(self, clusters: Clusters, evaluator: Evaluator, access: Access = Access(),
-                 limits: Optional[Dict[str, float]] = None, log: Callable[[str], None] = lambda line: None,
-                 poll_interval: float = 1.0, cors: Sequence[str] = (), hosts: Sequence[str] = (),
-                 loopback: bool = True, access_log: bool = True) -> None:
-        self.clusters = clusters
-        self.evaluator = evaluator
+    def __init__(self, access: Access, log: Callable[[str], None], access_log: bool, cors: Sequence[str],
+                 hosts: Sequence[str], loopback: bool) -> None:
         self.access = access
-        self.limits = dict({name: limit.default for name, limit in LIMITS.items()}, **(limits or {}))
         self.log = log
         self.access_log = access_log
-        self.poll_interval = poll_interval
         self.cors = frozenset(cors)
-        self.hosts = frozenset(hosts)
+        self.hosts = frozenset(each.lower() for each in hosts)
         self.loopback = loopback
         self._last_host = ""            # one that was looked at and found good
-        self.clock: Callable[[], float] = time.time     # the schedulers' clock, for uptimes
-        self.started = time.time()
-        self.operations = Operations(int(self.limits["operations"]), int(self.limits["kept_operations"]))
-        self.operations.log = log
-        self.runner: Any = None
-        self.readiness = Readiness()
-        self.waits = Waits(self.limits)
-        self.watched = Watched(self.limits)
-        self.memory = Memory(self.limits["remembered"])
-        self.idempotency = Idempotency(self)
-        self.lost_lines: Callable[[], int] = lambda: 0      # of the log
-        self._lock = threading.Lock()       # guards _tiers
-        self._tiers: collections.OrderedDict[Any, Tuple[float, Json]] = collections.OrderedDict()
-        self.metrics = declared_metrics(self)
-        for scheduler in clusters.schedulers():
-            scheduler.observe = partial(self._observe_call, scheduler)
-
-    # before the handler
+        self.metrics = Metrics()
 
     def prepare(self, request: Request) -> None:
         method = "GET" if request.method == "HEAD" else request.method
@@ -8571,11 +8600,6 @@ class Service(App):
         headers = request.headers
         return (request.path, query, headers.get("authorization"), headers.get("host"), headers.get("origin"),
                 request.certificate)
-
-    @property
-    def draining(self) -> bool:
-        """Whether the server stops."""
-        return bool(self.runner and self.runner.draining)
 
     def admit(self, request: Request) -> None:
         if isinstance(request.route, AuroraError):
@@ -8633,7 +8657,101 @@ class Service(App):
         except KeyError:
             raise no_such("Thrift method", method, api.method_names) from None
 
-    # the request
+    @staticmethod
+    def key_of(request: Request) -> Optional[str]:
+        """The job, role, cluster or hosts that a request's path names."""
+        return "/".join(text for name, text in request.args.items() if name != "id") or None
+
+    def refuse(self, error: Failure, request: Optional[Request] = None) -> Response:
+        return error_response(error, self.key_of(request) if request is not None else None)
+
+    def dress(self, request: Request, response: Response) -> Response:
+        if "pretty" not in request.raw_query or response.content_type != JSON_TYPE or not response.body or (
+                not any(name == "pretty" and value in ("1", "true") for name, value in request.query)):
+            return response
+        plain = json.loads(response.body.decode())
+        return Response(response.status, body=(json.dumps(plain, indent=2) + "\n").encode(), headers=response.headers,
+                        close=response.close, code=response.code)
+
+    def warn(self, text: str) -> None:
+        self.log("warning: " + text)
+
+    def broken(self, error: Exception, request_id: str = "-") -> None:
+        self.log("error id=%s %s: %s at %s" % (request_id, type(error).__name__, error, _place(error)))
+
+    def extra_headers(self, request: Request) -> Sequence[Tuple[str, str]]:
+        origin = request.headers.get("origin")
+        if origin is None or origin not in self.cors:
+            return (("Vary", "Origin"),) if self.cors else ()
+        return (("Access-Control-Allow-Origin", origin), ("Vary", "Origin"),
+                ("Access-Control-Allow-Methods", "GET, HEAD, PUT, POST, DELETE"), ("Access-Control-Max-Age", "600"),
+                ("Access-Control-Allow-Headers", "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, "
+                 "Last-Event-ID, Prefer, X-Request-Id"),
+                ("Access-Control-Expose-Headers", "ETag, Idempotency-Replayed, Link, Location, Retry-After, X-Request-Id"))
+
+    def audit(self, request: Request, outcome: Any, shards: Sequence[int] = ()) -> None:
+        """The line that every write leaves, one that is refused too."""
+        request.audited = True
+        self.log("audit id=%s user=%s peer=%s did=%s path=%s shards=%s key=%s outcome=%s" % (
+            request.id, request.user.name if request.user else "-", request.peer, request.route.name, request.path[:512],
+            ",".join(map(str, shards))[:200] or "-", self.key_of(request) or "-", outcome))
+
+    def finished(self, request: Optional[Request], peer: str, response: Response, size: int) -> None:
+        chosen = request.route if request and isinstance(request.route, Route) else None
+        named = chosen.name if chosen else "-"
+        method = request.method if request and request.method in METHODS else "-"
+        seconds = time.monotonic() - request.started if request else 0.0
+        self.metrics.answered(named, method, response.status, seconds)
+        if response.status >= 400 and response.code:
+            self.metrics.count("aurora_rest_refused_total", response.code)
+        if request and chosen and method in _WRITES and chosen.writes and not request.audited:
+            self.audit(request, response.code or response.status)
+        if self.access_log:
+            user = request.user.name if request and request.user else "-"
+            path = request.path if request else "-"
+            self.log("access id=%s peer=%s user=%s %s %s route=%s status=%d bytes=%d ms=%.1f" % (
+                request.id if request else "-", peer, user, method, path[:512], named, response.status, size,
+                seconds * 1000))
+
+
+class Service(Reception):
+    """All that handlers share: clusters, evaluator, operations, watchers, limits, who may do what.
+
+    A request goes through `answer`, which reads from top to bottom: who asks and whether he may, stopping, parameters, body,
+    If-Match; then, once for an Idempotency-Key, `run`: places that it needs, the handler or what is remembered; and a
+    read that waits for a change. runner: the HttpServer, for its timers and threads; set when there is one.
+    """
+
+    def __init__(self, clusters: Clusters, evaluator: Evaluator, access: Access = Access(),
+                 limits: Optional[Dict[str, float]] = None, log: Callable[[str], None] = lambda line: None,
+                 poll_interval: float = 1.0, cors: Sequence[str] = (), hosts: Sequence[str] = (),
+                 loopback: bool = True, access_log: bool = True) -> None:
+        super().__init__(access, log, access_log, cors, hosts, loopback)
+        self.clusters = clusters
+        self.evaluator = evaluator
+        self.limits = dict({name: limit.default for name, limit in LIMITS.items()}, **(limits or {}))
+        self.poll_interval = poll_interval
+        self.clock: Callable[[], float] = time.time     # the schedulers' clock, for uptimes
+        self.started = time.time()
+        self.operations = Operations(int(self.limits["operations"]), int(self.limits["kept_operations"]))
+        self.operations.log = log
+        self.runner: Any = None
+        self.readiness = Readiness()
+        self.waits = Waits(self.limits)
+        self.watched = Watched(self.limits)
+        self.memory = Memory(self.limits["remembered"])
+        self.idempotency = Idempotency(self)
+        self.lost_lines: Callable[[], int] = lambda: 0      # of the log
+        self._lock = threading.Lock()       # guards _tiers
+        self._tiers: collections.OrderedDict[Any, Tuple[float, Json]] = collections.OrderedDict()
+        declare_metrics(self)
+        for scheduler in clusters.schedulers():
+            scheduler.observe = partial(self._observe_call, scheduler)
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server stops."""
+        return bool(self.runner and self.runner.draining)
 
     def handle(self, request: Request) -> Union[Response, Later, Stream]:
         chosen = request.route
@@ -8769,66 +8887,6 @@ class Service(App):
                                           lambda events: Stream(events, events.since, events.mark(last)))
         return made
 
-    # after the handler
-
-    @staticmethod
-    def key_of(request: Request) -> Optional[str]:
-        """The job, role, cluster or hosts that a request's path names."""
-        return "/".join(text for name, text in request.args.items() if name != "id") or None
-
-    def refuse(self, error: Failure, request: Optional[Request] = None) -> Response:
-        return error_response(error, self.key_of(request) if request is not None else None)
-
-    def dress(self, request: Request, response: Response) -> Response:
-        if "pretty" not in request.raw_query or response.content_type != JSON_TYPE or not response.body or (
-                not any(name == "pretty" and value in ("1", "true") for name, value in request.query)):
-            return response
-        plain = json.loads(response.body.decode())
-        return Response(response.status, body=(json.dumps(plain, indent=2) + "\n").encode(), headers=response.headers,
-                        close=response.close, code=response.code)
-
-    def warn(self, text: str) -> None:
-        self.log("warning: " + text)
-
-    def broken(self, error: Exception, request_id: str = "-") -> None:
-        self.log("error id=%s %s: %s at %s" % (request_id, type(error).__name__, error, _place(error)))
-
-    def extra_headers(self, request: Request) -> Sequence[Tuple[str, str]]:
-        origin = request.headers.get("origin")
-        if origin is None or origin not in self.cors:
-            return ()
-        return (("Access-Control-Allow-Origin", origin), ("Vary", "Origin"),
-                ("Access-Control-Allow-Methods", "GET, HEAD, PUT, POST, DELETE"), ("Access-Control-Max-Age", "600"),
-                ("Access-Control-Allow-Headers", "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, "
-                 "Last-Event-ID, Prefer, X-Request-Id"),
-                ("Access-Control-Expose-Headers", "ETag, Idempotency-Replayed, Link, Location, Retry-After, X-Request-Id"))
-
-    def audit(self, request: Request, outcome: Any, shards: Sequence[int] = ()) -> None:
-        """The line that every write leaves, one that is refused too."""
-        request.audited = True
-        self.log("audit id=%s user=%s peer=%s did=%s path=%s shards=%s key=%s outcome=%s" % (
-            request.id, request.user.name if request.user else "-", request.peer, request.route.name, request.path[:512],
-            ",".join(map(str, shards))[:200] or "-", self.key_of(request) or "-", outcome))
-
-    def finished(self, request: Optional[Request], peer: str, response: Response, size: int) -> None:
-        chosen = request.route if request and isinstance(request.route, Route) else None
-        named = chosen.name if chosen else "-"
-        method = request.method if request and request.method in METHODS else "-"
-        seconds = time.monotonic() - request.started if request else 0.0
-        self.metrics.answered(named, method, response.status, seconds)
-        if response.status >= 400 and response.code:
-            self.metrics.count("aurora_rest_refused_total", response.code)
-        if request and chosen and method in _WRITES and chosen.writes and not request.audited:
-            self.audit(request, response.code or response.status)
-        if self.access_log:
-            user = request.user.name if request and request.user else "-"
-            path = request.path if request else "-"
-            self.log("access id=%s peer=%s user=%s %s %s route=%s status=%d bytes=%d ms=%.1f" % (
-                request.id if request else "-", peer, user, method, path[:512], named, response.status, size,
-                seconds * 1000))
-
-    # what handlers share
-
     def tiers(self, scheduler: Scheduler, authorization: Optional[str] = None) -> Json:
         """The scheduler's tiers as plain JSON, asked for at most every thirty seconds."""
         asked = (scheduler, authorization)      # by credentials: an answer to one caller is none to another
@@ -8863,9 +8921,9 @@ def _allowed(routes: Iterable[str]) -> str:
     return ", ".join(sorted(methods))
 
 
-def declared_metrics(service: Service) -> Metrics:
+def declare_metrics(service: Service) -> None:
     """The metrics there are: those that are counted, and those that are read when they are asked for."""
-    metrics = Metrics()
+    metrics = service.metrics
     for name, kind, text, *labels in (
             ("http_requests_total", "counter", "HTTP requests answered.", "route", "method", "code"),
             ("http_request_duration_seconds", "histogram", "Time to answer a request.", "route"),
@@ -8913,7 +8971,6 @@ def declared_metrics(service: Service) -> Metrics:
     for name in process_figures():
         metrics.gauge(name, "Of this process.", partial(lambda name: process_figures().get(name, 0.0), name))
     metrics.gauge("process_start_time_seconds", "When this process started, in Unix time.", lambda: service.started)
-    return metrics
 
 
 # --- handlers: server ---------------------------------------------------------------------------------------
@@ -10481,7 +10538,7 @@ class Crontab:
             text = re.sub(name, str(number + least), text, flags=re.IGNORECASE)
         found: Set[int] = set()
         for part in filter(None, text.split(",")):
-            match = re.fullmatch(r"(?:\*|(\d+)(?:-(\d+))?)(?:/(\d+))?", part)
+            match = re.fullmatch(r"(?:\*|(\d+)(?:-(\d+))?)(?:/(\d+))?", part, re.ASCII)
             if not match:
                 raise ValueError(part)
             first = int(match.group(1)) if match.group(1) else least
@@ -12958,9 +13015,9 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
                     revocable=options.demo_revocable)
         try:
             demo.start(options.demo_port)
-        except OSError as error:
-            raise UsageError("the demo scheduler cannot listen on port %d: %s" % (
-                options.demo_port, error.strerror)) from None
+        except (OSError, OverflowError) as error:
+            raise UsageError("the demo scheduler cannot listen on --demo-port=%d: %s" % (
+                options.demo_port, _reason(error))) from None
     try:
         return Server(
             options.port, options.host, demo=demo, clusters=clusters, evaluator=evaluator, access=access, limits=limits,
@@ -12970,7 +13027,7 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
                 timeout=options.timeout, connect_timeout=options.connect_timeout, retry_for=options.retry_for,
                 parallel=options.parallel, ca_file=options.scheduler_ca))
     except OSError as error:
-        raise UsageError("cannot listen on %s port %d: %s" % (options.host, options.port, error.strerror)) from None
+        raise UsageError("cannot listen on --host=%s --port=%d: %s" % (options.host, options.port, _reason(error))) from None
 
 
 def _activated_socket() -> Optional[socket.socket]:

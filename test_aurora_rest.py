@@ -2,6 +2,7 @@
 
     python -m unittest test_aurora_rest        all tests (pytest runs them too)
     python test_aurora_rest.py --bench         benchmarks; see --bench --help
+    python test_aurora_rest.py --mutants       breaks one behaviour after the other, and expects tests to see it
 """
 import base64
 import contextlib
@@ -4115,7 +4116,7 @@ class ProcessTest(unittest.TestCase):
         self.assertEqual((process.returncode, err.count("\n")), (2, 1), err)
         self.assertIn("Address already in use", err)
         self.assertEqual((other.returncode, demo_err.count("\n")), (2, 1), demo_err)
-        self.assertRegex(demo_err, "the demo scheduler cannot listen on port .*Address already in use")
+        self.assertRegex(demo_err, "the demo scheduler cannot listen on --demo-port=.*Address already in use")
 
     def test_options_come_from_the_environment_too(self):
         _, server, _ = self.serve(AURORA_REST_DEMO="moon", AURORA_REST_QUIET="1", AURORA_REST_DEMO_JOBS="3")
@@ -4875,6 +4876,152 @@ class ReadmeTest(Serving):
         self.assertLessEqual({each for each in found if not each.endswith(".aurora")} - {"bin"}, allowed)
 
 
+# --- mutations: python test_aurora_rest.py --mutants ---------------------------------------------------------
+# Each breaks one behaviour in a copy of the file; the tests named have to fail then. (what is broken, the text, what takes
+# its place, tests.) Blanks and line ends in the text do not count, so that a line may be broken elsewhere.
+
+MUTANTS = [
+    # 1. HTTP
+    ("a head may have a bare line feed", 'if b"\\n" in data.replace(b"\\r\\n", b"")', 'if b"\\0" in data', "ParserTest"),
+    ("two hosts are one", 'framing = key in ("host", "content-length"', 'framing = key in ("content-length"', "ParserTest"),
+    ("a length and chunks go together", 'if "content-length" in headers: raise BadRequest("content-length and transfer',
+     'if False: raise BadRequest("content-length and transfer', "ParserTest"),
+    ("# is allowed in a target", 'or b"#" in words[1]', '', "ParserTest"),
+    ("chunk sizes may be signed", 'rb"([0-9A-Fa-f]{1,15})', 'rb"([+\\-0-9A-Fa-f]{1,15})', "ParserTest"),
+    ("a chunked body has no limit", 'if self.size > self.limit: raise BodyTooLarge("the body is larger than %d bytes" % self.limit) if size:',
+     'if size:', "ParserTest"),
+    ("only the first member of gzip is read", 'data = decoder.unused_data', 'data = b""', "ParserTest"),
+    ("file names may climb", 'path.startswith(("/", "../")) or path == ".." or "\\0" in path', '"\\0" in path', "OriginalEndpointsTest"),
+    ("numbers of any length", 'if len(digits) > MAX_DIGITS:', 'if False:', "ConfigTest.test_numbers_of_a_million_digits_are_refused_and_not_reckoned"),
+    ("weak tags hold for If-Match", 'any((weak or not mark) and', 'any((True or not mark) and', "WireTest RoutesTest OutcomeTest"),
+    ("a Later answers although nothing is ready", 'answer = self.ready() if self._send else None', 'answer = self.otherwise() if self._send else None',
+     "RestartTest.test_waits_tell_whether_they_were_reached"),
+    ("an expiry before the start is lost", 'self._late = True       # first', 'self._late = False       # first', "RoomTest"),
+    ("listeners are not forgotten", 'left = self._listeners.pop(listener, self) is self or bool(self._listeners)', 'left = True',
+     "LimitsTest.test_hostile_streams_and_head_do_not_leak_watchers RestartTest EventsTest"),
+    ("a poll never ends", 'self.ended = not self._listeners and started - self._left >= self.linger', 'self.ended = False', "RestartTest"),
+    ("a gap is not told", 'gap = event_bytes("", "gap"', 'event_bytes("", "gap"', "EventsTest"),
+    ("a newcomer gets the history", 'mark = oldest if self._found is None else (self._stand(), 0, self._number)', 'mark = oldest', "EventsTest"),
+    ("streams have no heartbeat", 'connection.push(b": heartbeat\\n\\n")', 'pass', "EventsTest"),
+    ("what is held is not freed at the close", 'self.count(0) self.server.unsent', 'self.server.unsent', "LimitsTest"),
+    ("a caller has no share of bodies", 'else "caller" if mine + wanted > self.share else ""', 'else ""', "LimitsTest"),
+    ("unread answers are not bounded", 'self.server.refusals["unsent"] += 1 self.server.loop.soon(self.close)', 'pass', "LimitsTest"),
+    ("a slow reader is kept", 'late = late or self.taken < self.server.limits["send_rate"]', 'late = late and self.taken < self.server.limits["send_rate"]', "LimitsTest"),
+    ("a slow body is kept", 'late = late or seconds > self.server.GRACE and incoming.held', 'late = late and seconds > self.server.GRACE and incoming.held', "LimitsTest"),
+    ("waiting for a thread has no limit", 'late = [run for run in self._queued if now - run.since > self.limits["queue_time"]]', 'late = []', "LimitsTest"),
+    ("the queue has no limit", 'if self.workers.queue.qsize() >= self.limits["queue"]:', 'if False:', "LimitsTest"),
+    ("connections have no limit", 'if len(self.connections) > self.limits["connections"]:', 'if False:', "LimitsTest"),
+    ("a read joins one that has begun", 'self._pending.pop(key, None)', 'pass', "WireTest"),
+    ("many requests at once leave no room for others", 'if turn >= 8:', 'if turn >= 8000000:', "WireTest"),
+    ("a drain keeps idle connections", 'for connection in list(self.connections): if not (connection.busy or connection.out or connection.incoming.buffer or connection.request): connection.close()',
+     'pass', "ProcessTest RoomTest"),
+    ("a drain leaves those who wait",  'self.workers.put(waiting.expire)', 'pass', "ProcessTest"),
+    ("TLS ends without a word", 'with contextlib.suppress(OSError, ValueError): unwrap()', 'pass', "ProcessTest"),
+    ("a dead loop is no failure", 'self.failure = self.workers.failure or', 'self.failure = "" and', "ProcessTest"),
+    # 2. Thrift API
+    ("32 bits may be more", 'if not -(1 << _INTEGER_BITS[kind]) <= value < 1 << _INTEGER_BITS[kind]:', 'if False:', "ThriftTest"),
+    ("a union may have two fields", 'if cls.is_union and len(value) != 1:', 'if False:', "ThriftTest"),
+    # 3. Scheduler
+    ("the semaphore lets one more in", 'if not self._free or who is not None', 'if self._free < -1 or who is not None', "SchedulerTest"),
+    ("a caller with his share holds up the others", 'if self._grant(turn[1]): self._line.remove(turn) turn[0].release()',
+     'if not self._grant(turn[1]): return\n            self._line.remove(turn)\n            turn[0].release()', "SchedulerTest"),
+    ("the circuit never opens", 'if self.failures >= self.AFTER: first', 'if False:\n                first', "SchedulerTest FaultTest"),
+    ("writes are sent twice", '(repeatable or not broken.sent)', '(True or not broken.sent)', "SchedulerTest"),
+    ("the doubt of an attempt is forgotten", 'failure.sent = sent raise failure from None', 'raise failure from None', "SchedulerTest"),
+    ("credentials go anywhere", 'if authorization and not self._is_named(location):', 'if False:', "SchedulerTest"),
+    ("a prune of nothing is sent", 'if not found: return None return self.prepare("pruneTasks"', 'return self.prepare("pruneTasks"', "SchedulerTest RoutesTest"),
+    ("an empty set of instances is sent", 'if field and getattr(made, field) is not None and not getattr(made, field):', 'if False:', "SchedulerTest"),
+    ("an OK without its result is one", 'if field and (field not in result if projection else', 'if False and (field not in result if projection else', "SchedulerTest"),
+    # 4. Job configuration
+    ("private names are allowed", 'if _REFUSED_ATTRIBUTE.fullmatch(node.attr) and not own and not special:', 'if False:', "ConfigTest"),
+    ("source is evaluated where nothing shuts it in", 'if not self.trusted and not isolates(worker.isolation):', 'if False:', "ConfigTest"),
+    ("a forged result passes", 'if job.key != wanted or job.taskConfig is None or job.taskConfig.job != wanted:', 'if False:', "ConfigTest"),
+    ("equal meaning is no equality", 'return bool(load_json(ours.data) == load_json(theirs.data))', 'return bool(ours.data == theirs.data)', "RoutesTest ConfigTest"),
+    # 5. Operations
+    ("a dry run sends", 'if self.dry_run: narrowed', 'if False:\n            narrowed', "RoutesTest"),
+    ("no one asks whether he may", 'self.permit(ask.method, ask.arguments)', 'pass', "AccessTest"),
+    ("two callers scale at once", 'with locked("instances", key): tasks', 'if True:\n        tasks',
+     "RestartTest.test_callers_at_once_scale_to_what_they_say"),
+    ("the dying are counted", 'return instances_of(task for task in tasks if task["status"] != api.ScheduleStatus.KILLING)', 'return instances_of(tasks)', "RestartTest"),
+    ("a slot is taken after the effect", 'call.slot = None if call.get("dry_run") else self.operations.take()', 'call.slot = None', "RestartTest"),
+    ("a restart watches nobody", 'elif now - since >= options.watch_secs:', 'elif True:', "RestartTest"),
+    ("failures are not counted", 'run.failed += 1 if run.failed', 'if run.failed', "RestartTest"),
+    ("killed by others is running", 'ended += [task for task in latest.values() if task["status"] in (status.FAILED, status.LOST, status.KILLED)]', '', "OperationsTest RestartTest"),
+    ("an update that pauses itself is waited for", 'paused and not last.user)', 'False)', "OutcomeTest"),
+    # 6. Service
+    ("wrong instances mean all", 'if name not in known: raise BadRequest("unknown parameter', 'if name not in known: continue\n            if False: raise BadRequest("unknown parameter', "OriginalEndpointsTest RoutesTest"),
+    ("an empty filter is none", 'if not all(each.strip() for each in values):', 'if False:', "RoutesTest"),
+    ("callers share answers whatever their credentials", 'return (request.path, query, headers.get("authorization"), headers.get("host")', 'return (request.path, query, headers.get("host")', "AccessTest"),
+    ("If-Match is passed over", 'if "if-match" in request.headers and chosen.writes:', 'if False:', "OutcomeTest"),
+    ("writes are taken while it stops", 'if self.draining and chosen.method in _WRITES:', 'if False:', "ProcessTest"),
+    ("a key is settled by the status", 'if call.sent: limits', 'if True:\n                limits', "RoutesTest"),
+    ("two different requests with one key are one", 'if first.asked != asked:', 'if False:', "RoutesTest"),
+    ("a wait for an outcome has no share", 'if self.count >= most or self._taken[caller] >= share:', 'if self.count >= most:', "RestartTest"),
+    ("what was asked before the caller came is new", 'if poll.asked <= began or answer is None:', 'if answer is None:', "RestartTest OutcomeTest"),
+    ("a 401 says nothing of what it wants", 'raise Unauthorized("the token is not known here", headers=self.challenge())', 'raise Unauthorized("the token is not known here")', "AccessTest"),
+    ("count_up is passed over", 'elif "count_up" in call.params:', 'elif False:', "RoutesTest"),
+    ("an unknown host is safe", 'if unknown: query', 'if False:\n        query', "OutcomeTest"),
+    ("refused writes leave no line", 'self.audit(request, response.code or response.status)', 'pass', "OutcomeTest"),
+    # 7. Demo
+    ("SLAs always allow", 'return up / total * 100 >= percentage', 'return True', "DemoTest"),
+    ("backups are kept for ever", 'for old in sorted(self._backups)[:-48]:', 'for old in ():', "DemoTest"),
+    ("batches go the wrong way back", 'return idle[:left % sizes[-1] or sizes[-1]]', 'return idle[:sizes[0]]', "DemoTest"),
+    # 8. Server
+    ("a reload leaves the certificate", 'server.http.tls = make_tls(options.tls_cert, options.tls_key, options.client_ca_text)', 'pass', "ProcessTest"),
+    ("client certificates are not wanted", 'context.verify_mode = ssl.CERT_REQUIRED', 'pass', "ProcessTest AccessTest"),
+    ("netrc is passed over", 'if entry: return "Basic "', 'if False: return "Basic "', "SchedulerTest"),
+    ("the log waits for its reader", 'if self._size + len(text) > self.ROOM or not self._running():', 'if not self._running():', "ProcessTest"),
+]
+
+
+def _mutated(source, old, new):
+    """The source with the one place of `old`, however its blanks fall, changed."""
+    pattern = r"\s*".join(map(re.escape, re.findall(r"\w+|[^\w\s]", old)))
+    found = list(re.finditer(pattern, source))
+    if len(found) != 1:
+        raise SystemExit("%d places, not one, have the text: %s" % (len(found), old))
+    made = source[:found[0].start()] + new + source[found[0].end():]
+    compile(made, "mutant", "exec")
+    return made
+
+
+def _mutants_main(arguments):
+    """Break one behaviour after the other; exit with 1 where the tests named do not see it."""
+    with open(os.path.join(HERE, "aurora_rest.py"), encoding="utf-8") as stream:
+        source = stream.read()
+    wanted = [each for each in MUTANTS if not arguments or any(text in each[0] for text in arguments)]
+    mutants = [(each[0], _mutated(source, each[1], each[2]), each[3].split()) for each in wanted]
+    survivors, lock, started = [], threading.Lock(), time.monotonic()
+
+    def work():
+        while True:
+            with lock:
+                if not mutants:
+                    return
+                text, mutant, names = mutants.pop(0)
+            with tempfile.TemporaryDirectory() as folder:
+                for each in ("test_aurora_rest.py", "README.md"):
+                    shutil.copy(os.path.join(HERE, each), folder)
+                with open(os.path.join(folder, "aurora_rest.py"), "w", encoding="utf-8") as stream:
+                    stream.write(mutant)
+                try:
+                    done = subprocess.run([sys.executable, "-W", "ignore", "-m", "unittest", "-f", *(
+                        "test_aurora_rest." + each for each in names)], cwd=folder, capture_output=True, timeout=150)
+                    killed = done.returncode != 0
+                except subprocess.TimeoutExpired:
+                    killed = True
+            with lock:
+                print("%-8s %s" % ("killed" if killed else "SURVIVED", text), flush=True)
+                survivors.extend([] if killed else [text])
+    threads = [threading.Thread(target=work) for _ in range(os.cpu_count() or 1)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    print("%d mutations, %d survived, %.0f s" % (len(wanted), len(survivors), time.monotonic() - started))
+    return 1 if survivors else 0
+
+
 # --- benchmarks: python test_aurora_rest.py --bench ---------------------------------------------------------
 
 def _pre_encoded(jobs, tasks=0, variant=0):
@@ -5327,5 +5474,7 @@ if __name__ == "__main__":
          "load": _load_main, "pair": _pair_main}[sys.argv[at + 1]](*sys.argv[at + 2:])
     elif "--bench" in sys.argv:
         bench_main([each for each in sys.argv[1:] if each != "--bench"])
+    elif "--mutants" in sys.argv:
+        sys.exit(_mutants_main([each for each in sys.argv[1:] if each != "--mutants"]))
     else:
         unittest.main()
