@@ -176,20 +176,21 @@ HttpVersion = failure("HTTP_VERSION_NOT_SUPPORTED", 505, "An HTTP version that i
 
 
 class Limit(NamedTuple):
-    """One limit: its default, the unit of its option, and what happens over it."""
+    """One limit: its default, the unit of its option, what happens over it, and the least that makes sense."""
     default: float
     unit: str
     help: str
+    least: float = 0
 
 
 LIMITS: Dict[str, Limit] = {
-    "connections": Limit(4096, "connections", "open connections; further ones get 503"),
-    "threads": Limit(128, "threads", "threads that handle requests"),
-    "queue": Limit(1000, "requests", "requests waiting for a thread; further ones get 503"),
+    "connections": Limit(4096, "connections", "open connections; further ones get 503", least=1),
+    "threads": Limit(128, "threads", "threads that handle requests", least=1),
+    "queue": Limit(1000, "requests", "requests waiting for a thread; further ones get 503", least=1),
     "queue_time": Limit(10, "seconds", "time a request may wait for a thread; then 503"),
-    "url": Limit(8192, "bytes", "length of a request target; over it 414"),
-    "headers": Limit(32768, "bytes", "size of all header fields; over it 431"),
-    "header_count": Limit(100, "fields", "number of header fields; over it 431"),
+    "url": Limit(8192, "bytes", "length of a request target; over it 414", least=64),
+    "headers": Limit(32768, "bytes", "size of all header fields; over it 431", least=256),
+    "header_count": Limit(100, "fields", "number of header fields; over it 431", least=1),
     "body": Limit(8 << 20, "bytes", "size of a request body; over it 413"),
     "bodies": Limit(512 << 20, "bytes", "request bodies received and not answered yet, a quarter of them for one caller; "
                     "further ones get 503"),
@@ -7018,7 +7019,7 @@ def watch(scheduler: Scheduler, key: Union[str, Key], seconds: float = 1.0) -> I
 
 LIMITS.update({
     "tasks": Limit(10000, "tasks", "tasks of a cluster in one answer, and the default for limit="),
-    "answer": Limit(256 << 20, "bytes", "size of a scheduler's answer; over it 502"),
+    "answer": Limit(256 << 20, "bytes", "size of a scheduler's answer; over it 502", least=1024),
     "watchers": Limit(2000, "streams", "event streams and blocking reads at once; further ones get 503"),
     "waits": Limit(4000, "callers", "callers that wait for an outcome, a quarter of them for one caller; further ones get "
                    "503 before anything is done"),
@@ -12746,6 +12747,7 @@ class _Option(NamedTuple):
     kind: Any = str
     metavar: Optional[str] = None
     many: bool = False
+    least: float = 0
 
 
 OPTIONS = [
@@ -12754,15 +12756,15 @@ OPTIONS = [
             "--client-ca or --allow-anonymous", "127.0.0.1", str, "ADDRESS"),
     _Option("executor", "serving", "how the scheduler is called; internal: direct Thrift calls", "internal"),
     _Option("application", "serving", "kind of server; thread", "thread"),
-    _Option("parallel", "serving", "simultaneous calls to one cluster's scheduler", 4, int, "N"),
+    _Option("parallel", "serving", "simultaneous calls to one cluster's scheduler", 4, int, "N", least=1),
     _Option("drain-timeout", "serving", "seconds that requests may finish in when asked to stop", 10.0, float, "SECONDS"),
-    _Option("poll-interval", "serving", "seconds between looks at a watched job", 1.0, float, "SECONDS"),
+    _Option("poll-interval", "serving", "seconds between looks at a watched job", 1.0, float, "SECONDS", least=0.01),
     _Option("quiet", "serving", "no access log", False, bool),
     _Option("scheduler", "clusters", "a cluster and where its schedulers listen; repeatable", [], str, "NAME=URL[,URL…]",
             True),
     _Option("clusters", "clusters", "a clusters.json; default: where the aurora client looks", None, str, "FILE"),
-    _Option("timeout", "clusters", "seconds for a scheduler call, attempts included", 20.0, float, "SECONDS"),
-    _Option("connect-timeout", "clusters", "seconds to connect to a scheduler", 3.0, float, "SECONDS"),
+    _Option("timeout", "clusters", "seconds for a scheduler call, attempts included", 20.0, float, "SECONDS", least=0.01),
+    _Option("connect-timeout", "clusters", "seconds to connect to a scheduler", 3.0, float, "SECONDS", least=0.01),
     _Option("retry-for", "clusters", "seconds during which a call that failed harmlessly is tried again", 3.0, float,
             "SECONDS"),
     _Option("scheduler-auth", "clusters", "file with USER:PASSWORD for the schedulers of a cluster, repeatable; FILE alone "
@@ -12786,20 +12788,14 @@ OPTIONS = [
     _Option("tls-key", "access", "its private key", None, str, "FILE"),
     _Option("client-ca", "access", "want client certificates signed by this", None, str, "FILE"),
     _Option("include-root", "configuration", "folder of shared files that configurations may include()", None, str, "DIR"),
-    _Option("config-workers", "configuration", "evaluator processes at the most", 4, int, "N"),
+    _Option("config-workers", "configuration", "evaluator processes at the most", 4, int, "N", least=1),
     _Option("trust-configs", "configuration", "do not check what configurations say, and evaluate them also where they "
             "cannot be shut in; the limits stay", False, bool),
-    _Option("config-cpu", "configuration", "processor seconds for one configuration", 5, int, "SECONDS"),
-    _Option("config-memory", "configuration", "MB of memory for one configuration", 512, int, "MB"),
+    _Option("config-cpu", "configuration", "processor seconds for one configuration", 5, int, "SECONDS", least=1),
+    _Option("config-memory", "configuration", "MB of memory for one configuration", 512, int, "MB", least=128),
 ] + [_Option("limit-" + name.replace("_", "-"), "limits", "%s (%s)" % (limit.help, limit.unit),
-             int(limit.default) if limit.default == int(limit.default) else limit.default, float, "N")
+             int(limit.default) if limit.default == int(limit.default) else limit.default, float, "N", least=limit.least)
      for name, limit in LIMITS.items()]
-
-
-_LEAST = {"parallel": 1, "timeout": 0.01, "connect-timeout": 0.01, "poll-interval": 0.01, "config-workers": 1,
-          "config-cpu": 1, "config-memory": 128, "limit-threads": 1, "limit-connections": 1, "limit-queue": 1,
-          "limit-url": 64,
-          "limit-headers": 256, "limit-header-count": 1, "limit-answer": 1024}      # other numbers: 0
 
 
 class UsageError(Exception):
@@ -12866,8 +12862,8 @@ def check_options(options: argparse.Namespace) -> None:
             raise UsageError("--%s=%s is not supported; %s is" % (name, getattr(options, name), known))
     for option in OPTIONS:
         value = getattr(options, option.name.replace("-", "_"))
-        if option.kind in (int, float) and not (math.isfinite(value) and value >= _LEAST.get(option.name, 0)):
-            raise UsageError("--%s=%g: at least %g" % (option.name, value, _LEAST.get(option.name, 0)))
+        if option.kind in (int, float) and not (math.isfinite(value) and value >= option.least):
+            raise UsageError("--%s=%g: at least %g" % (option.name, value, option.least))
     if not 0 <= options.port <= 65535:
         raise UsageError("--port=%d: 0 to 65535" % options.port)
     if bool(options.tls_key) > bool(options.tls_cert):

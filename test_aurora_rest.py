@@ -2618,6 +2618,7 @@ class OutcomeTest(Serving):
         self.bad(412, "PUT", cron, text, If_Match="*")
         self.good("PUT", cron, text, 201)
         self.bad(412, "DELETE", cron, If_Match='"old"')
+        self.bad(412, "DELETE", cron, If_Match="W/" + self.ask("GET", cron).headers["etag"])
         self.good("DELETE", cron, If_Match=self.ask("GET", cron).headers["etag"])
 
     def test_lists_filter_alike_and_lead_to_their_next_page(self):
@@ -2932,6 +2933,15 @@ class EventsTest(Serving):
                 self.assertEqual(data["state"], "cancelled")
                 break
 
+    def test_a_stream_that_is_silent_is_kept_alive(self):
+        self.scheduler.createJob(config("silent"))
+        with mock.patch.object(aurora_rest.HttpServer, "BEAT", 1), socket.create_connection((
+                "127.0.0.1", self.server.port), timeout=20) as sock:
+            sock.sendall(b"GET %ssilent/events HTTP/1.1\r\nHost: localhost\r\n\r\n" % JOB.encode())
+            data = b""
+            while b": heartbeat\n\n" not in data:
+                data += sock.recv(4096)
+
     def test_streams_beyond_the_limit_are_refused(self):
         with mock.patch.dict(self.server.service.limits, {"watchers": 0}):
             self.bad(503, "GET", JOB + "streamed/events", code="OVERLOADED")
@@ -2950,6 +2960,31 @@ class ParserTest(unittest.TestCase):
                       b"Authorization: b"), (b"Transfer-Encoding: chunked",) * 2, (b"Content-Length: 1", b"Transfer-Encoding: chunked")):
             with self.assertRaises(aurora_rest.BadRequest):
                 parse(*lines)
+
+    def test_numbers_are_bounded_whatever_the_python(self):
+        self.assertEqual(aurora_rest.load_json("9" * 400), int("9" * 400))
+        for text in ("9" * 401, '{"a": [-%s]}' % ("1" * 500), "NaN", "[" * 100000):
+            with self.assertRaises(ValueError):
+                aurora_rest.load_json(text)
+
+    def test_a_files_name_does_not_reach_outside(self):
+        for name in ("../b", "a/../../b", "/etc/b", "..", "a\\..\\..\\b"):
+            body = b'--X\r\nContent-Disposition: form-data; name="f"; filename="%s"\r\n\r\n1\r\n--X--\r\n' % name.encode()
+            with self.assertRaises(aurora_rest.BadRequest, msg=name):
+                aurora_rest.parse_multipart(body, "X")
+
+    def test_a_wait_that_was_to_end_before_anybody_said_how_to_send_ends(self):
+        sent = []
+        later = aurora_rest.Later(aurora_rest.Source(), 9.0, lambda: None, lambda: aurora_rest.Response(202))
+        later.expire()
+        later.start(sent.append)
+        later.expire()
+        self.assertEqual([each.status for each in sent], [202])
+
+    def test_codings_are_weighed(self):
+        for header, zipped in (("gzip", True), ("*;q=0, gzip", True), ("gzip;q=0, *", False), ("*", True), ("br", False), ("", False),
+                               ("GZIP;q=0.5", True), ("*;q=0", False)):
+            self.assertEqual(aurora_rest._accepts_gzip(header), zipped, header)
 
     def test_parameters_of_header_fields_are_read_in_one_pass(self):
         for text, parameters in (("a; b=c", {"b": "c"}), ('a; B="c; d=e" ; f=g', {"b": "c; d=e", "f": "g"}),
@@ -3578,6 +3613,33 @@ class LimitsTest(unittest.TestCase):
         server.http.GRACE = 0.2
         data = raw(server, b"PUT %sx HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nabc" % JOB.encode())
         self.assertEqual(statuses(data), [408])
+
+    def test_a_body_that_trickles_is_408(self):
+        server = self.serve(body_rate=1e9)
+        server.http.GRACE = 0.5
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as sock:
+            sock.sendall(b"PUT %sx HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n" % JOB.encode())
+            sock.settimeout(0.2)
+            answer = b""
+            for _ in range(90):         # each byte gives it new time
+                with contextlib.suppress(socket.timeout):
+                    sock.sendall(b"x")
+                    answer = sock.recv(4096)
+                if answer:
+                    break
+        self.assertEqual(statuses(answer), [408])
+
+    def test_idle_connections_make_room_for_others(self):
+        server = self.serve(connections=3, idle_time=60)
+        idle = [http.client.HTTPConnection("127.0.0.1", server.port) for _ in range(3)]
+        for each in idle:
+            each.request("GET", "/health")
+            each.getresponse().read()
+        self.assertEqual(ask(server, "GET", "/health").status, 200)
+        self.assertEqual(server.http.refusals["idle"], 1)
+        with self.assertRaises((http.client.HTTPException, OSError)):       # the one that was idle for longest
+            idle[0].request("GET", "/health")
+            idle[0].getresponse()
 
     def test_bodies_are_counted_as_they_arrive_and_a_caller_has_a_share(self):
         server = self.serve(bodies=40000, body=10000, header_time=30, idle_time=30)
