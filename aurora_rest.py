@@ -4491,6 +4491,17 @@ class _Dict(_Ordered, dict, metaclass=_Kind):       # type: ignore[type-arg, mis
     def __init__(self, *given: Any, **named: Any) -> None:
         self.update(*given, **named)
 
+    @classmethod
+    def fromkeys(cls, keys: Iterable[Any], value: Any = None) -> Any:
+        made = cls()
+        bulk = isinstance(keys, (set, frozenset, dict))
+        made._table = _Table(len(keys) if bulk else 0)      # type: ignore[arg-type]
+        for key in keys:
+            if bulk:
+                made._table.put(key)
+            dict.__setitem__(made, key, value)
+        return made
+
 
 setattr(_Dict, ":test", lambda value: isinstance(value, dict))      # noqa: B010
 
@@ -4616,13 +4627,8 @@ class _Set(_Unordered, set):        # type: ignore[type-arg, misc]
         return item
 
     def clear(self) -> None:
-        self._become(())
-
-    def _become(self, items: Iterable[Any]) -> Any:
         set.clear(self)
         self._table = _Table()
-        self.update(items)
-        return self
 
     def difference_update(self, *others: Any) -> Any:
         for each in itertools.chain.from_iterable(others):
@@ -4632,10 +4638,13 @@ class _Set(_Unordered, set):        # type: ignore[type-arg, misc]
         return self
 
     def intersection_update(self, *others: Any) -> Any:
-        return self._become(self.intersection(*others))
+        made = self.intersection(*others)
+        set.intersection_update(self, made)
+        self._table = made._table
+        return self
 
     def symmetric_difference_update(self, other: Any) -> Any:
-        for each in other if isinstance(other, (set, frozenset)) else _Set(other):
+        for each in other if isinstance(other, (set, frozenset, dict)) else _Set(other):
             (self.discard if each in self else self.add)(each)
         return self
 
@@ -4656,11 +4665,6 @@ class _FrozenSet(_Unordered, frozenset):        # type: ignore[type-arg, misc]
         made = frozenset.__new__(cls, known)
         made._table = table or known._table     # type: ignore[attr-defined]
         return made
-
-
-def _set_display(*items: Any) -> Any:
-    """{a, b, …}, which puts the last in first."""
-    return _Set(reversed(items))
 
 
 def _bytes(text: Any) -> Any:
@@ -4741,7 +4745,7 @@ def _repr(value: Any) -> str:
         return "%s([%s])" % ("set" if isinstance(value, _Set) else "frozenset", ", ".join(map(_repr, value)))
     if isinstance(value, BaseException) and kind.__repr__ is BaseException.__repr__:
         return kind.__name__ + _repr(value.args)
-    return repr(value)
+    return "<type '%s'>" % value.__name__ if isinstance(value, type) and value.__module__ == "builtins" else repr(value)
 
 
 def _str(value: Any) -> Any:
@@ -4750,12 +4754,15 @@ def _str(value: Any) -> Any:
         return value
     if type(value) is float:
         text = "%.12g" % value
+        digits = text.lstrip("-")
+        if len(digits) == 12 and digits.isdigit():      # Python 2 leaves a place for the .0
+            return "%s%s.%s" % (text[:-12], digits[0], digits[1:].rstrip("0")) + "e+11" if digits[1:].strip("0") else text[:-11] + "e+11"
         return text if re.search("[.en]", text) else text + ".0"
     if isinstance(value, (list, tuple, dict, _Unordered)) and type(value).__str__ is object.__str__:
         return _repr(value)
     if isinstance(value, BaseException) and type(value).__str__ is BaseException.__str__:
         return _str(value.args[0]) if len(value.args) == 1 else _repr(value.args) if value.args else ""
-    return str(value)
+    return _repr(value) if isinstance(value, type) else str(value)
 
 
 def _plain_str(value: Any = "") -> str:
@@ -4825,7 +4832,7 @@ def _safe_format(template: Any, *arguments: Any, **named: Any) -> str:
             return super().get_field(field_name, args, kwargs)
 
         def convert_field(self, value: Any, conversion: Any) -> Any:
-            return _repr(value) if conversion == "r" else super().convert_field(value, conversion)
+            return {"r": _repr, "s": _str}.get(conversion, lambda value: value)(value)
 
         def format_field(self, value: Any, format_spec: str) -> Any:
             return _format_value(value, format_spec)
@@ -4937,8 +4944,9 @@ def _float(value: Any = 0.0) -> float:
 def _round(number: Any, places: int = 0) -> float:
     """Half away from zero, and a float."""
     import decimal
-    if not isinstance(number, float) or math.isinf(number) or math.isnan(number) or abs(number) > 1e17 or places > 300:
-        return float(round(number, places) if places < 0 else number)
+    number = float(number)
+    if math.isinf(number) or math.isnan(number) or abs(places) > 320:
+        return 0.0 if places < -320 else number
     with decimal.localcontext() as context:
         context.prec = 800
         return float(decimal.Decimal(number).quantize(decimal.Decimal(1).scaleb(-places), decimal.ROUND_HALF_UP))
@@ -5023,7 +5031,7 @@ def _type(value: Any) -> Any:
     """type(), which gives no way to make functions, modules, frames or classes."""
     made = type(value)
     if made in _STANDING:
-        return _STANDING[made]
+        return _STANDING[made] if made is not int or isinstance(value, _INT) else _LONG
     if isinstance(value, type):
         return _TYPE
     if made.__module__ == "config" or isinstance(value, BaseException) or _is_pystachio(value):
@@ -5126,10 +5134,10 @@ class _Names(_Dict):
             self[name] = value
 
 
-def _vars(names: Any, *given: Any) -> Any:
+def _vars(names: Dict[str, Any], *given: Any) -> Any:
     """vars() and locals()"""
     if not given:
-        return _Names(names())
+        return _Names(names)
     if type(given[0]).__module__ != "config" or not hasattr(given[0], "__dict__"):
         raise TypeError("vars() argument must be an object of a class of the configuration's own")
     return _Names(given[0].__dict__)
@@ -5144,7 +5152,7 @@ _REPLACED = {       # of the built-in names
     "unichr": lambda code: _Unicode(chr(code)), "format": _format_value, "getattr": _getattr, "hasattr": _hasattr,
     "coerce": lambda a, b: (float(a), float(b)) if float in (type(a), type(b)) else (a, b), "raised_": _raised,
     "__divide__": _divide, "__modulo__": _modulo, "__ordered__": _ordered, "__attribute__": _attribute, "__type__": _type,
-    "__display__": _display, "__set_display__": _set_display, "__dict_of__": _Dict, "__set_of__": _Set, "__rich__": _rich,
+    "__display__": _display, "__dict_of__": _Dict, "__set_of__": _Set, "__rich__": _rich,
     "__unicode__": _Unicode, "__keywords__": _keywords, "__hashed__": object.__hash__, "__vars__": _vars, "StandardError": Exception}
 
 
@@ -5465,9 +5473,9 @@ class _Reading:
         elif kind == "text":
             piece[1] = self.literal(text)
         elif text in _RENAMED_NAMES:
-            following = [self.pieces[each] for each in self.solid(place + 1, place + 4)[:1]] or [["", ""]]
-            own = (following[0][1] in ("def", "for", "with") if text == "async" else following[0][0] in ("name", "text", "number")
-                   and following[0][1] not in ("if", "else", "for", "in", "is", "not", "and", "or"))
+            kind, after = next((each for each in self.pieces[place + 1:] if each[0] != "space"), ["", ""])
+            own = (after in ("def", "for", "with") if text == "async" else kind in ("name", "text", "number")
+                   and after not in ("if", "else", "for", "in", "is", "not", "and", "or"))
             if not own:
                 piece[1] = _RENAMED_NAMES[text]
 
@@ -5634,7 +5642,7 @@ class _Older(ast.NodeTransformer):
 
     def visit_Set(self, node: ast.Set) -> ast.AST:
         self.generic_visit(node)
-        return self.call("__set_display__", *node.elts)
+        return self.call("__set_of__", ast.List(node.elts, ast.Load()))
 
     def visit_DictComp(self, node: ast.DictComp) -> ast.AST:
         self.generic_visit(node)
@@ -5666,7 +5674,7 @@ class _Older(ast.NodeTransformer):
             stars = sum(each.arg is None for each in node.keywords)
             node.keywords[stars:] = reversed(node.keywords[stars:])
         elif name in ("vars", "locals"):
-            return self.call("__vars__", ast.Name("__locals__", ast.Load()), *node.args)
+            return self.call("__vars__", self.call("__locals__"), *node.args)
         return node
 
     def visit_Module(self, node: ast.Module) -> ast.AST:
@@ -5829,7 +5837,7 @@ _MODULES = {    # what an import gives; anything else of the module is not there
     "textwrap": "dedent indent fill wrap shorten",
     "time": "time gmtime localtime mktime strftime strptime asctime ctime",
     "random": "random randint randrange choice choices sample shuffle uniform seed gauss normalvariate expovariate triangular "
-              "betavariate getrandbits Random",
+              "getrandbits Random",
     "getpass": "getuser",
     "pystachio": "*", "apache.aurora.config.schema.base": "*", "apache.thermos.config.schema": "*",
     "apache.thermos.config.schema_base": "*", "apache.thermos.config.schema_helpers": "*",
