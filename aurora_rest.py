@@ -4495,7 +4495,7 @@ class _Dict(_Ordered, dict, metaclass=_Kind):       # type: ignore[type-arg, mis
     def fromkeys(cls, keys: Iterable[Any], value: Any = None) -> Any:
         made = cls()
         bulk = isinstance(keys, (set, frozenset, dict))
-        made._table = _Table(len(keys) if bulk else 0)      # type: ignore[arg-type]
+        made._table = _Table(len(keys) // 2 * 3 if bulk else 0)      # type: ignore[arg-type]
         for key in keys:
             if bulk:
                 made._table.put(key)
@@ -5081,20 +5081,25 @@ _OLDER_PLAIN = {"message": "args", "func_name": "__name__", "__name__": "__name_
 def _attribute(value: Any, name: str) -> Any:
     """value.name, where that is one of those above."""
     kinds, work = _OLDER.get(name, ((), len))
-    if isinstance(value, type) and kinds and issubclass(value, kinds) and value.__module__ != "config":
+    own = (value if isinstance(value, type) else type(value)).__module__ == "config"
+    if isinstance(value, type) and kinds and issubclass(value, kinds) and not own:
         return work
-    if isinstance(value, kinds) and (type(value).__module__ != "config" or name == "format"):
+    if isinstance(value, kinds) and not own:
         return partial(work, value)
     if name in _OLDER_PLAIN and (name.startswith("__") or not hasattr(value, name)):
         found = getattr(value, _OLDER_PLAIN[name])
         return found if name != "message" else found[0] if len(found) == 1 else ""
-    return getattr(value, name)
+    found = getattr(value, name)
+    if name == "format" and (found is str.format or isinstance(getattr(found, "__self__", None), str)):
+        # However it was come by: through a class of the source's own, or super().
+        return _safe_format if found is str.format else partial(_safe_format, found.__self__)
+    return found
 
 
 def _getattr(value: Any, name: Any, *default: Any) -> Any:
     """getattr() for the names that source may write behind a dot."""
     text = str.__str__(name)
-    if _REFUSED_ATTRIBUTE.fullmatch(text) and text not in _OLDER_PLAIN:
+    if not text.isidentifier() or _REFUSED_ATTRIBUTE.fullmatch(text) and text not in _OLDER_PLAIN:
         raise TypeError("the attribute %s is not allowed in a configuration" % text)
     try:
         return _attribute(value, text)
@@ -5108,7 +5113,8 @@ def _hasattr(value: Any, name: Any) -> bool:
     text = str.__str__(name)
     if text in ("__iter__", "__len__", "__getitem__", "__call__", "__contains__"):
         return hasattr(value, text) and not (text == "__iter__" and isinstance(value, str))
-    return not (_REFUSED_ATTRIBUTE.fullmatch(text) and text not in _OLDER_PLAIN) and _getattr(value, text, _TYPE) is not _TYPE
+    refused = _REFUSED_ATTRIBUTE.fullmatch(text) and text not in _OLDER_PLAIN
+    return not refused and _getattr(value, text, _opaque) is not _opaque
 
 
 def _rich(cmp: Callable[[Any, Any], int]) -> Any:
@@ -5126,8 +5132,9 @@ class _Names(_Dict):
 
     def __setitem__(self, name: Any, value: Any) -> None:
         _Dict.__setitem__(self, name, value)
-        if self._into is not None and isinstance(name, str) and not name.startswith("__"):
-            self._into[str.__str__(name)] = value
+        text = str.__str__(name) if isinstance(name, str) else "__"
+        if self._into is not None and not text.startswith("__"):
+            self._into[text] = value
 
     def update(self, *given: Any, **named: Any) -> None:
         for name, value in _Dict(*given, **named).items():
@@ -5309,6 +5316,8 @@ def _replacements(name: str) -> Dict[str, Any]:
     if name == "itertools":
         return {"izip": zip, "imap": lambda work, *lists: zip(*lists) if work is None else map(work, *lists), "ifilter": filter,
                 "ifilterfalse": itertools.filterfalse, "izip_longest": itertools.zip_longest}
+    if name == "fractions":
+        return {"gcd": math.gcd}
     if name == "functools":
         return {"wraps": lambda like, *_: lambda work: work}
     if name == "contextlib":
@@ -5411,6 +5420,7 @@ class _Reading:
         leading = re.findall(r"(?m)^[ \t]+(?=[^\s#])", source)
         self.mixed = any("\t" in each for each in leading) and any(" " in each for each in leading)
         self.ticks = 0
+        self.loops = ["name", "for"] in self.pieces
         self.read()
         self.text = "".join(text for _, text in self.pieces)
 
@@ -5561,7 +5571,8 @@ class _Reading:
                     last += 1
                 last = min(last, len(places) - 1)
                 whole = "".join(self.pieces[each][1] for each in places[index:last + 1])
-                if here == "(" and (before == "," or index == opening) and re.fullmatch(r"[\w,()]+", whole) and "__" not in whole:
+                if here == "(" and (before == "," or index == opening) and re.fullmatch(
+                        r"[\w,()]+", whole, re.A) and "__" not in whole:
                     name = "tuple_%d_" % len(self.tuples)
                     self.tuples[name] = whole
                     self.pieces[places[index]][1] = name
@@ -5683,6 +5694,8 @@ class _Older(ast.NodeTransformer):
 
     def look_for_leaks(self, scope: ast.AST) -> None:
         """Finds the variables of list comprehensions that their scope uses behind them."""
+        if not self.reading.loops:
+            return
         found: List[Tuple[Any, Set[str]]] = []
         used: List[Any] = []
 
@@ -5911,7 +5924,7 @@ class _Syntax(ast.NodeVisitor):
         super().generic_visit(node)
 
     def visit_Name(self, node: ast.Name) -> None:
-        builtin = node.id in (_ALL_BUILTINS | set(_INSTEAD)) - _PROVIDED - self.bound and not node.id.startswith("__")
+        builtin = node.id in _NOT_PROVIDED and node.id not in self.bound and not node.id.startswith("__")
         if builtin and isinstance(node.ctx, ast.Load):
             self.refuse(node, "%s is" % node.id, _INSTEAD.get(node.id, ""))
         self.generic_visit(node)
@@ -5984,6 +5997,7 @@ def _pystachio_privates() -> Set[str]:
 
 _ALL_BUILTINS = frozenset(dir(__builtins__) if not isinstance(__builtins__, dict) else __builtins__)
 _PROVIDED = frozenset(_BUILTINS) | frozenset(_REPLACED) | {"print", "True", "False", "None", "exec", "vars", "locals", "globals"}
+_NOT_PROVIDED = (_ALL_BUILTINS | frozenset(_INSTEAD)) - _PROVIDED
 
 
 class _Namespace:
