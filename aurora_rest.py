@@ -4247,6 +4247,8 @@ def _schema() -> Dict[str, Any]:
 
 _WORD = (1 << 64) - 1
 _MOST = (1 << 63) - 1
+_OBJECT: Any = object
+_EXCEPTION: Any = BaseException
 _REMOVED = (0, None)        # a place in a _Table that was taken
 
 
@@ -4300,7 +4302,7 @@ def _hash(value: Any) -> int:
     elif _is_pystachio(value):
         made = _hash(value._value if hasattr(value, "coerce") else value.get())
     else:
-        made = 0 if type(value).__hash__ is object.__hash__ else hash(value)
+        made = 0 if type(value).__hash__ is _OBJECT.__hash__ else hash(value)
     return _signed(made) if _signed(made) != -1 else -2
 
 
@@ -4409,39 +4411,53 @@ class _Kind(type):
         return "<type '%s'>" % cls.__name__
 
 
-class _Ordered:
-    """The order of Python 2 for a kind of dict. That remembers what was put in since; only what is taken out, and what puts
-    in several at once, has to tell the table."""
+class _Dict(Dict[Any, Any], metaclass=_Kind):       # type: ignore[misc]
+    """dict, with the order of Python 2. A dict remembers what was put in since; only what is taken out, and what puts in
+    several at once, has to tell the table."""
     _table: Any = None
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        self.update(*given, **named)
+
+    @classmethod
+    def fromkeys(cls, keys: Any, value: Any = None) -> Any:
+        made = cls()
+        bulk = isinstance(keys, (set, frozenset, dict))
+        made._table = _Table(len(keys) // 2 * 3 if bulk else 0)
+        for key in keys:
+            if bulk:
+                made._table.put(key)
+            dict.__setitem__(made, key, value)
+        return made
 
     def _known(self) -> _Table:
         if self._table is None:
             self._table = _Table()
-        for key in itertools.islice(dict.__iter__(self), self._table.used, None):     # type: ignore[call-overload]
+        for key in itertools.islice(dict.__iter__(self), self._table.used, None):
             self._table.add(key)
-        return self._table      # type: ignore[no-any-return]
+        return self._table
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._known().keys())
 
-    def keys(self) -> List[Any]:
+    def keys(self) -> Any:
         return self._known().keys()
 
-    def values(self) -> List[Any]:
-        return [dict.__getitem__(self, key) for key in self]        # type: ignore[misc]
+    def values(self) -> Any:
+        return [dict.__getitem__(self, key) for key in self]
 
-    def items(self) -> List[Tuple[Any, Any]]:
-        return [(key, dict.__getitem__(self, key)) for key in self]     # type: ignore[misc]
+    def items(self) -> Any:
+        return [(key, dict.__getitem__(self, key)) for key in self]
 
     def __delitem__(self, key: Any) -> None:
         table = self._known()
-        dict.__delitem__(self, key)     # type: ignore[misc]
+        dict.__delitem__(self, key)
         table.remove(key)
 
     def pop(self, key: Any, *default: Any) -> Any:
-        if key not in self:     # type: ignore[operator]
-            return dict.pop(self, key, *default)        # type: ignore[misc]
-        value = self[key]       # type: ignore[index]
+        if key not in self:
+            return dict.pop(self, key, *default)
+        value = self[key]
         del self[key]
         return value
 
@@ -4452,7 +4468,7 @@ class _Ordered:
         return key, self.pop(key)
 
     def clear(self) -> None:
-        dict.clear(self)        # type: ignore[misc]
+        dict.clear(self)
         self._table = None
 
     def update(self, *given: Any, **named: Any) -> None:
@@ -4461,15 +4477,15 @@ class _Ordered:
                 table = self._known()
                 table.reserve(len(each))
                 for key in each:
-                    if key not in self:     # type: ignore[operator]
+                    if key not in self:
                         table.put(key)
-                    dict.__setitem__(self, key, dict.__getitem__(each, key))        # type: ignore[misc]
+                    dict.__setitem__(self, key, dict.__getitem__(each, key))
             else:
                 for key, value in ((key, each[key]) for key in each.keys()) if hasattr(each, "keys") else each:
-                    dict.__setitem__(self, key, value)      # type: ignore[misc]
+                    dict.__setitem__(self, key, value)
 
     def copy(self) -> Any:
-        made = _Default(self.default_factory) if isinstance(self, _Default) else type(self)()
+        made = type(self)(self.default_factory) if isinstance(self, _Default) else type(self)()
         made.update(self)
         return made
 
@@ -4485,28 +4501,10 @@ class _Ordered:
         return _repr(self)
 
 
-class _Dict(_Ordered, dict, metaclass=_Kind):       # type: ignore[type-arg, misc]
-    """dict."""
-
-    def __init__(self, *given: Any, **named: Any) -> None:
-        self.update(*given, **named)
-
-    @classmethod
-    def fromkeys(cls, keys: Iterable[Any], value: Any = None) -> Any:
-        made = cls()
-        bulk = isinstance(keys, (set, frozenset, dict))
-        made._table = _Table(len(keys) // 2 * 3 if bulk else 0)      # type: ignore[arg-type]
-        for key in keys:
-            if bulk:
-                made._table.put(key)
-            dict.__setitem__(made, key, value)
-        return made
-
-
 setattr(_Dict, ":test", lambda value: isinstance(value, dict))      # noqa: B010
 
 
-class _Default(_Ordered, collections.defaultdict):      # type: ignore[type-arg, misc]
+class _Default(_Dict, collections.defaultdict):     # type: ignore[type-arg, misc]
     """collections.defaultdict."""
 
     def __init__(self, factory: Any = None, *given: Any, **named: Any) -> None:
@@ -4514,7 +4512,7 @@ class _Default(_Ordered, collections.defaultdict):      # type: ignore[type-arg,
         self.update(*given, **named)
 
 
-class _Counter(_Ordered, collections.Counter):      # type: ignore[type-arg, misc]
+class _Counter(_Dict, collections.Counter):     # type: ignore[type-arg, misc]
     """collections.Counter."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
@@ -4548,24 +4546,24 @@ class _Unordered:
     def __repr__(self) -> str:
         return _repr(self)
 
-    def copy(self) -> Any:
-        return type(self)(self)     # type: ignore[call-arg]
+    def copy(self: Any) -> Any:
+        return type(self)(self)
 
     __copy__ = copy
 
     def __deepcopy__(self, memo: Any) -> Any:
         return self.copy()
 
-    def union(self, *others: Any) -> Any:
+    def union(self: Any, *others: Any) -> Any:
         made = _Set(self)
         made.update(*others)
         return self._like(made)
 
-    def _like(self, made: Any) -> Any:
+    def _like(self: Any, made: Any) -> Any:
         """What was made of it, in its own type."""
         return made if isinstance(self, _Set) else _FrozenSet(made, made._table)
 
-    def intersection(self, *others: Any) -> Any:
+    def intersection(self: Any, *others: Any) -> Any:
         made: Any = self
         for other in others:
             small, large = other, made
@@ -4574,11 +4572,11 @@ class _Unordered:
             made = _Set([each for each in small if each in large])
         return self._like(made if others else _Set(self))
 
-    def difference(self, *others: Any) -> Any:
+    def difference(self: Any, *others: Any) -> Any:
         taken = [each if isinstance(each, (set, frozenset, dict)) else _Set(each) for each in others]
         return self._like(_Set([each for each in self if not any(each in other for other in taken)]))
 
-    def symmetric_difference(self, other: Any) -> Any:
+    def symmetric_difference(self: Any, other: Any) -> Any:
         made = _Set(other)
         for each in self:
             if each in made:
@@ -4648,7 +4646,7 @@ class _Set(_Unordered, set):        # type: ignore[type-arg, misc]
             (self.discard if each in self else self.add)(each)
         return self
 
-    def __ior__(self, other: Any) -> Any:
+    def __ior__(self, other: Any) -> Any:       # type: ignore[override, misc]
         self.update(other)
         return self
 
@@ -4724,9 +4722,12 @@ def _quoted_text(text: str, codes: Iterable[int]) -> str:
                            for code in codes) + quote
 
 
+_DICT_REPRS: Tuple[Any, ...] = (dict.__repr__, _Dict.__repr__)
+
+
 def _repr(value: Any) -> str:
     """repr() of Python 2."""
-    kind = type(value)
+    kind: Any = type(value)
     if kind is str:
         return _quoted_text(value, _bytes(value))
     if kind is int and not -_MOST - 1 <= value <= _MOST:
@@ -4737,15 +4738,16 @@ def _repr(value: Any) -> str:
         return "[%s]" % ", ".join(map(_repr, value))
     if kind is tuple:
         return "(%s%s)" % (", ".join(map(_repr, value)), "," if len(value) == 1 else "")
-    if isinstance(value, dict) and kind.__repr__ in (dict.__repr__, _Ordered.__repr__):
+    if isinstance(value, dict) and kind.__repr__ in _DICT_REPRS:
         shown = "{%s}" % ", ".join("%s: %s" % (_repr(key), _repr(value[key])) for key in value)
         return "defaultdict(%s, %s)" % (_repr(value.default_factory), shown) if isinstance(value, _Default) else \
             "Counter(%s)" % shown if isinstance(value, _Counter) else shown
     if isinstance(value, _Unordered):
         return "%s([%s])" % ("set" if isinstance(value, _Set) else "frozenset", ", ".join(map(_repr, value)))
-    if isinstance(value, BaseException) and kind.__repr__ is BaseException.__repr__:
+    if isinstance(value, BaseException) and kind.__repr__ is _EXCEPTION.__repr__:
         return kind.__name__ + _repr(value.args)
-    return "<type '%s'>" % value.__name__ if isinstance(value, type) and value.__module__ == "builtins" else repr(value)
+    own = isinstance(value, type) and value.__module__ in ("builtins", __name__)
+    return "<type '%s'>" % value.__name__ if own else repr(value)
 
 
 def _str(value: Any) -> Any:
@@ -4758,9 +4760,9 @@ def _str(value: Any) -> Any:
         if len(digits) == 12 and digits.isdigit():      # Python 2 leaves a place for the .0
             return "%s%s.%s" % (text[:-12], digits[0], digits[1:].rstrip("0")) + "e+11" if digits[1:].strip("0") else text[:-11] + "e+11"
         return text if re.search("[.en]", text) else text + ".0"
-    if isinstance(value, (list, tuple, dict, _Unordered)) and type(value).__str__ is object.__str__:
+    if isinstance(value, (list, tuple, dict, _Unordered)) and type(value).__str__ is _OBJECT.__str__:
         return _repr(value)
-    if isinstance(value, BaseException) and type(value).__str__ is BaseException.__str__:
+    if isinstance(value, BaseException) and type(value).__str__ is _EXCEPTION.__str__:
         return _str(value.args[0]) if len(value.args) == 1 else _repr(value.args) if value.args else ""
     return _repr(value) if isinstance(value, type) else str(value)
 
@@ -4815,7 +4817,7 @@ def _format_value(value: Any, how: str = "") -> str:
     """format() of Python 2."""
     if type(value) is float and re.fullmatch(r"(.?[<>=^])?0?\d*", how, re.S):
         return format(_str(value), how if not how or re.match(r".?[<>^]", how, re.S) else ">" + how)
-    if not how or type(value).__format__ is object.__format__:
+    if not how or type(value).__format__ is _OBJECT.__format__:
         return format(_str(value), how)
     return format(value, how)
 
@@ -5036,10 +5038,14 @@ def _type(value: Any) -> Any:
         return _TYPE
     if made.__module__ == "config" or isinstance(value, BaseException) or _is_pystachio(value):
         return made
-    return _opaque(made)
+    if made not in _OPAQUE:
+        _OPAQUE[made] = _opaque(made)
+    return _OPAQUE[made]
 
 
-@lru_cache(maxsize=None)
+_OPAQUE: Dict[Any, Any] = {}
+
+
 def _opaque(real: Any) -> Any:
     """A type that can be compared and named, and nothing else."""
     def make(*_: Any, **__: Any) -> Any:
@@ -5090,9 +5096,10 @@ def _attribute(value: Any, name: str) -> Any:
         found = getattr(value, _OLDER_PLAIN[name])
         return found if name != "message" else found[0] if len(found) == 1 else ""
     found = getattr(value, name)
-    if name == "format" and (found is str.format or isinstance(getattr(found, "__self__", None), str)):
+    raw: Any = str.format
+    if name == "format" and (found is raw or isinstance(getattr(found, "__self__", None), str)):
         # However it was come by: through a class of the source's own, or super().
-        return _safe_format if found is str.format else partial(_safe_format, found.__self__)
+        return _safe_format if found is raw else partial(_safe_format, found.__self__)
     return found
 
 
@@ -5122,7 +5129,7 @@ def _rich(cmp: Callable[[Any, Any], int]) -> Any:
     return [lambda self, other, name=name: _ORDERS[name](cmp(self, other), 0) for name in list(_ORDERS)[:6]]
 
 
-class _Names(_Dict):
+class _Names(_Dict):        # type: ignore[misc]
     """globals(): what source puts in becomes a name of it."""
     _into: Optional[Dict[str, Any]] = None
 
@@ -5185,6 +5192,10 @@ class _Digest:
         return _Digest(self._made.copy())
 
 
+def _hashed(kind: str, text: Any = "") -> _Digest:
+    return _Digest(hashlib.new(kind, _bytes(text)))
+
+
 def _of_bytes(work: Callable[..., Any]) -> Callable[..., Any]:
     """A function of bytes as one of text."""
     def worked(*given: Any, **named: Any) -> Any:
@@ -5213,7 +5224,7 @@ def _randomness() -> Dict[str, Any]:
         def seed(self, a: Any = None, version: int = 2) -> None:
             super().seed(a if a is None or isinstance(a, int) else _hash(a) & _WORD)
 
-        def randrange(self, start: int, stop: Any = None, step: int = 1) -> int:        # type: ignore[override]
+        def randrange(self, start: int, stop: Any = None, step: int = 1) -> int:
             first, end = (0, start) if stop is None else (start, stop)
             count = len(range(first, end, step))
             if count <= 0:
@@ -5227,12 +5238,12 @@ def _randomness() -> Dict[str, Any]:
         def choice(self, seq: Any) -> Any:
             return seq[int(self.random() * len(seq))]
 
-        def shuffle(self, x: Any, random: Any = None) -> None:      # type: ignore[override]
+        def shuffle(self, x: Any, random: Any = None) -> None:
             for last in reversed(range(1, len(x))):
                 other = int((random or self.random)() * (last + 1))
                 x[last], x[other] = x[other], x[last]
 
-        def sample(self, population: Any, k: int) -> List[Any]:     # type: ignore[override]
+        def sample(self, population: Any, k: int) -> List[Any]:
             pool, size = list(population), len(population)
             if not 0 <= k <= size:
                 raise ValueError("sample larger than population")
@@ -5248,7 +5259,7 @@ def _randomness() -> Dict[str, Any]:
                 places[int(self.random() * size)] = None
             return [pool[place] for place in places]
 
-        def expovariate(self, lambd: float) -> float:       # type: ignore[override]
+        def expovariate(self, lambd: float) -> float:
             return -math.log(1.0 - self.random()) / lambd
     shared = Random()
     return dict({name: getattr(shared, name) for name in _MODULES["random"].split() if name != "Random"}, Random=Random)
@@ -5291,7 +5302,8 @@ def _attributes(path: str) -> Callable[[Any], Any]:
 
 def _replacements(name: str) -> Dict[str, Any]:
     """What a module gives that Python 3's of that name, or of its new name, does not."""
-    module = sys.modules.get(_RENAMED.get(name, name))
+    made: Dict[str, Any]
+    module: Any = sys.modules.get(_RENAMED.get(name, name))
     if name == "json":
         return {"dumps": _dumps, "loads": _loads}
     if name == "math":
@@ -5299,15 +5311,13 @@ def _replacements(name: str) -> Dict[str, Any]:
     if name == "collections":
         return {"defaultdict": _Default, "Counter": _Counter}
     if name in ("hashlib", "md5", "sha"):
-        made = {each: (lambda kind: lambda text="", *more: _Digest(kind(_bytes(text), *more)))(getattr(module, each))
-                for each in _MODULES["hashlib"].split() if each != "new"}
-        old = made["sha1" if name == "sha" else "md5"]
-        made.update(new=(lambda kind, text="": _Digest(getattr(module, "new")(kind, _bytes(text)))) if name == "hashlib" else old)
-        return made if name == "hashlib" else {"new": old, name: old}
+        made = {each: partial(_hashed, each) for each in _MODULES["hashlib"].split()}
+        old = partial(_hashed, "sha1" if name == "sha" else "md5")
+        return dict(made, new=_hashed) if name == "hashlib" else {"new": old, name: old}
     if name in ("base64", "binascii", "struct"):
         made = {each: _of_bytes(getattr(module, each)) for each in _MODULES[name].split()}
         if name == "base64":
-            made.update(encodestring=_of_bytes(module.encodebytes), decodestring=_of_bytes(module.decodebytes))    # type: ignore[union-attr]
+            made.update(encodestring=_of_bytes(module.encodebytes), decodestring=_of_bytes(module.decodebytes))
         return made
     if name == "random":
         return _randomness()
@@ -5339,7 +5349,7 @@ def _replacements(name: str) -> Dict[str, Any]:
             ("String", _STR), ("Unicode", _Unicode), ("Int", _INT), ("Long", _LONG), ("Float", _FLOAT), ("Boolean", bool),
             ("List", list), ("Tuple", tuple), ("Dict", _Dict), ("None", type(None)), ("Type", _TYPE), ("Class", _TYPE),
             ("Function", _type(_type)), ("Lambda", _type(_type)), ("BuiltinFunction", _type(len)),
-            ("Generator", _type(each for each in ())), ("Object", object))}
+            ("Generator", _type(None for _ in "")), ("Object", object))}
         return dict(made, StringTypes=(_STR, _Unicode))
     return {}
 
@@ -5348,7 +5358,7 @@ class _Unset(KeyError):
     """os.environ has no such name."""
 
 
-class _Environ(_Dict):
+class _Environ(_Dict):      # type: ignore[misc]
     """os.environ: what the request gives."""
 
     def __missing__(self, name: Any) -> Any:
@@ -5375,9 +5385,9 @@ def _system(name: str, evaluation: Any) -> Dict[str, Any]:
     if name == "getpass":
         return {"getuser": lambda: role}
     if name == "sys":
-        version = collections.namedtuple("version_info", "major minor micro releaselevel serial")
+        version_info = collections.namedtuple("version_info", "major minor micro releaselevel serial")
         stream = _Stream(evaluation._write)
-        return {"maxint": _MOST, "maxsize": _MOST, "maxunicode": 0x10FFFF, "version_info": version(2, 7, 18, "final", 0),
+        return {"maxint": _MOST, "maxsize": _MOST, "maxunicode": 0x10FFFF, "version_info": version_info(2, 7, 18, "final", 0),
                 "version": "2.7.18", "hexversion": 0x020712F0, "platform": "linux2", "byteorder": "little", "argv": ["aurora"],
                 "stdout": stream, "stderr": stream, "exit": evaluation._exit, "getdefaultencoding": lambda: "ascii"}
     environ = evaluation.environ
@@ -5479,7 +5489,7 @@ class _Reading:
             piece[1] = "!="
         elif text == "`":
             self.ticks += 1
-            piece[1] = "repr_(" if self.ticks % 2 else ")"
+            piece[1] = "repr_((" if self.ticks % 2 else "))"
         elif kind == "text":
             piece[1] = self.literal(text)
         elif text in _RENAMED_NAMES:
@@ -5649,7 +5659,7 @@ class _Older(ast.NodeTransformer):
         self.generic_visit(node)
         if any(key is None for key in node.keys):
             return self.call("__dict_of__", node)
-        return self.call("__display__", *[ast.Tuple([key, value], ast.Load()) for key, value in zip(node.keys, node.values)])
+        return self.call("__display__", *[ast.Tuple([key or value, value], ast.Load()) for key, value in zip(node.keys, node.values)])
 
     def visit_Set(self, node: ast.Set) -> ast.AST:
         self.generic_visit(node)
@@ -5754,7 +5764,7 @@ class _Older(ast.NodeTransformer):
             if old in own and new not in own:
                 node.body.append(ast.Assign([ast.Name(new, ast.Store())], ast.Name(old, ast.Load())))
         if "__cmp__" in own:
-            names = [ast.Name("__%s__" % name, ast.Store()) for name in "lt le gt ge eq ne".split()]
+            names: List[ast.expr] = [ast.Name("__%s__" % name, ast.Store()) for name in "lt le gt ge eq ne".split()]
             node.body.append(ast.Assign([ast.Tuple(names, ast.Store())], self.call("__rich__", ast.Name("__cmp__", ast.Load()))))
         if own & {"__cmp__", "__eq__"} and "__hash__" not in own:
             node.body.append(ast.Assign([ast.Name("__hash__", ast.Store())], ast.Name("__hashed__", ast.Load())))
@@ -7360,8 +7370,8 @@ def same_meaning(mine: Any, running: Any) -> bool:
     def meaning(text: str) -> Any:
         plain = load_json(text)
         task = plain.get("task") if isinstance(plain, dict) else None
-        for field in ("processes", "constraints") if isinstance(task, dict) else ():
-            if isinstance(task.get(field), list):
+        for field in ("processes", "constraints"):
+            if isinstance(task, dict) and isinstance(task.get(field), list):
                 task[field] = sorted(task[field], key=lambda each: json.dumps(each, sort_keys=True))
         return plain
 
