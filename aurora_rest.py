@@ -6902,7 +6902,8 @@ def _evaluator_main(limits: ConfigLimits) -> None:
     os.environ.clear()
     for name in [each for each in _MODULES if _MODULES[each] != "*"] + list(_RENAMED.values()):
         __import__(name)
-    for name in ("unicodedata", "_strptime", "encodings.idna", "string", "ctypes", "resource", "tempfile"):
+    for name in ("unicodedata", "_strptime", "encodings.idna", "string", "ctypes", "resource", "tempfile", "encodings.hex_codec",
+                 "encodings.base64_codec", "encodings.rot_13", "encodings.unicode_escape", "encodings.latin_1", "encodings.ascii"):
         __import__(name)
     schema = _schema()
     _pystachio_privates()
