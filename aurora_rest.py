@@ -4994,26 +4994,30 @@ def _keywords(named: Dict[str, Any]) -> Any:
 
 
 def _encode(text: Any, encoding: str = "utf-8", errors: str = "strict") -> Any:
-    import codecs
     name = encoding.lower().replace("_", "-")
-    if name in ("hex", "hex-codec", "base64", "base-64"):
-        return _text_of(codecs.encode(_bytes(text), name))
-    if name in ("string-escape", "unicode-escape"):
-        return (_quoted_text("", _bytes(text)) if name[0] == "s" else _quoted_text("", map(ord, text)))[1:-1]
-    if name in ("rot13", "rot-13"):
-        return codecs.encode(str(text), "rot13")
+    if name in _OF_BYTES:
+        return _text_of(_OF_BYTES[name][0](_bytes(text)))
+    if name == "string-escape":
+        return _quoted_text("", _bytes(text))[1:-1]
     return _text_of(text.encode(name, "surrogateescape" if "utf" in name and errors == "strict" else errors))
 
 
 def _decode(text: Any, encoding: str = "utf-8", errors: str = "strict") -> Any:
-    import codecs
     name = encoding.lower().replace("_", "-")
-    if name in ("hex", "hex-codec", "base64", "base-64"):
-        return _text_of(codecs.decode(_bytes(text), name))
-    if name in ("string-escape", "unicode-escape", "rot13", "rot-13"):
-        made = codecs.decode(str(text), "rot13") if name[0] == "r" else _bytes(text).decode("unicode-escape")
-        return made if name[0] == "s" else _Unicode(made)
-    return _Unicode(_bytes(text).decode(name, errors))
+    if name in _OF_BYTES:
+        return _text_of(_OF_BYTES[name][1](_bytes(text)))
+    made = _bytes(text).decode(name.replace("string", "unicode"), errors)
+    return made if name == "string-escape" else _Unicode(made)
+
+
+def _rot13(data: bytes) -> bytes:
+    letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    return data.translate(bytes.maketrans(letters, letters[13:26] + letters[:13] + letters[39:] + letters[26:39]))
+
+
+_OF_BYTES: Dict[str, Tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
+    "hex": (lambda data: data.hex().encode(), lambda data: bytes.fromhex(data.decode())), "rot13": (_rot13, _rot13),
+    "base64": (base64.encodebytes, base64.decodebytes)}
 
 
 def _translate(text: Any, table: Any, without: str = "") -> Any:
@@ -6902,8 +6906,8 @@ def _evaluator_main(limits: ConfigLimits) -> None:
     os.environ.clear()
     for name in [each for each in _MODULES if _MODULES[each] != "*"] + list(_RENAMED.values()):
         __import__(name)
-    for name in ("unicodedata", "_strptime", "encodings.idna", "string", "ctypes", "resource", "tempfile", "encodings.hex_codec",
-                 "encodings.base64_codec", "encodings.rot_13", "encodings.unicode_escape", "encodings.latin_1", "encodings.ascii"):
+    for name in ("unicodedata", "_strptime", "encodings.idna", "string", "ctypes", "resource", "tempfile",
+                 "encodings.unicode_escape", "encodings.latin_1", "encodings.ascii"):
         __import__(name)
     schema = _schema()
     _pystachio_privates()

@@ -6,10 +6,12 @@
 import base64
 import contextlib
 import glob
+import gzip
 import http.client
 import http.server
 import importlib
 import importlib.util
+import io
 import itertools
 import json
 import os
@@ -21,6 +23,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -1606,7 +1609,7 @@ def python2_source(rng):
     return "\n".join(lines) + "\n"
 
 
-class Python2Test(unittest.TestCase):
+class Python2Test(Serving):
     """What a source means to Python 2.7, on which the client runs. The values are those of CPython 2.7.18."""
 
     def said(self, lines, show="X", **options):
@@ -1743,6 +1746,46 @@ class Python2Test(unittest.TestCase):
         self.assertEqual(load(files).configuration.instanceCount, 3)
         with self.assertRaisesRegex(aurora_rest.InvalidConfig, "filename=template/base.aurora"):
             load(dict({"root.aurora": files["root.aurora"]}, **{"a/base.aurora": "N = 1", "b/base.aurora": "N = 2"}))
+
+    @staticmethod
+    def tar(files, **special):
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for name, data in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                for field, value in special.items():
+                    setattr(member, field, value)
+                archive.addfile(member, io.BytesIO(data))
+        return packed.getvalue()
+
+    def test_environment_and_folders_come_with_a_request(self):
+        inspect = JOB + "hello/inspect"
+        text = "import os\n" + source(command="x").replace("'x'", "os.environ['STAGE'] + os.environ['USER']")
+        answer = self.good("POST", inspect + "?env=STAGE=a%3Db&env=X=1", text)
+        self.assertIn('"cmdline": "a=bwww-data"', answer["job"]["taskConfig"]["executorConfig"]["data"])
+        self.bad(400, "POST", inspect, text, says="env=STAGE=VALUE")
+        self.bad(400, "POST", inspect + "?env=STAGE", text, says="env=NAME=VALUE")
+        files = {"./deploy/x/root.aurora": b"include('../../template/base.aurora')\n" + source(extra="instances=N").encode(),
+                 "./template/base.aurora": b"N = 3", "./logo.png": b"\xff\xfe\x00"}
+        body = self.tar(files)
+        for data, headers in ((body, {}), (gzip.compress(body), {}), (gzip.compress(body), {"Content_Encoding": "gzip"})):
+            answer = self.good("POST", inspect + "?file=deploy/x/root.aurora", data, Content_Type="application/x-tar", **headers)
+            self.assertEqual(answer["job"]["instanceCount"], 3)
+        for data, query, says in (
+                (body, "", "file= has to name"), (body, "?file=nowhere", "no such file"), (body[:700], "?file=a", "."), (b"x" * 2000, "?file=a", "tar"),
+                (self.tar({"../a": b""}), "?file=a", "outside"), (self.tar({"/a": b""}), "?file=a", "outside"), (self.tar({"a/" * 40 + "b": b""}), "?file=b", "deep"),
+                (self.tar({"a": b""}, type=tarfile.SYMTYPE, linkname="/etc/passwd"), "?file=a", "links"),
+                (self.tar({"a": b""}, type=tarfile.LNKTYPE, linkname="b"), "?file=a", "links"),
+                (self.tar({"a": b""}, type=tarfile.CHRTYPE), "?file=a", "links"), (self.tar({"a": b""}, type=tarfile.FIFOTYPE), "?file=a", "links"),
+                (self.tar({"a": b""}, type=tarfile.GNUTYPE_SPARSE), "?file=a", "."),
+                (self.tar({"f%d" % n: b"" for n in range(400)}), "?file=f1", "more than 300")):
+            self.bad(400, "POST", inspect + query, data, says=says, Content_Type="application/x-tar")
+        boundary = "BB"
+        parts = "".join('--BB\r\nContent-Disposition: form-data; name="f"; filename="%s"\r\n\r\n%s\r\n' % pair for pair in (
+            ("base.aurora", "N = 2"), ("root.aurora", files["./deploy/x/root.aurora"].decode()))) + "--BB--\r\n"
+        answer = self.good("POST", inspect + "?file=root.aurora", parts, Content_Type="multipart/form-data; boundary=" + boundary)
+        self.assertEqual(answer["job"]["instanceCount"], 2)
 
     def test_bytes(self):
         self.table((
