@@ -4150,7 +4150,7 @@ def _schema() -> Dict[str, Any]:
         """Sums and maxima of resources and waits; merges of processes and constraints."""
         safe_get = staticmethod(amount)
         optional_resources = staticmethod(lambda resources: Resources() if resources is Empty else resources)
-        resources_sum = staticmethod(lambda *resources: fold_resources(sum, *resources))
+        resources_sum = staticmethod(lambda *resources: fold_resources(_sum, *resources))
         resources_max = staticmethod(lambda resources: fold_resources(max, *resources))
         finalization_wait_sum = staticmethod(lambda waits: sum(amount(each) for each in waits))
         finalization_wait_max = staticmethod(lambda waits: max([0] + [amount(each) for each in waits]))
@@ -4175,7 +4175,7 @@ def _schema() -> Dict[str, Any]:
             if not tasks:
                 return Task()
             return tasks[-1](processes=merged(tasks, "processes"))(
-                resources=fold_resources(sum, *[task.resources() for task in tasks]),
+                resources=fold_resources(_sum, *[task.resources() for task in tasks]),
                 constraints=merged(tasks, "constraints"),
                 finalization_wait=Units.finalization_wait_max(task.finalization_wait() for task in tasks), **fields)
 
@@ -4981,6 +4981,13 @@ def _filter(test: Any, items: Any) -> Any:
     return type(items)("".join(kept)) if isinstance(items, str) else tuple(kept) if isinstance(items, tuple) else kept
 
 
+def _sum(items: Iterable[Any], start: Any = 0) -> Any:
+    """One after the other: sum() of Python 3.12 on has other last digits."""
+    for each in items:
+        start = start + each
+    return start
+
+
 def _raised(kind: Any, value: Any = None, trace: Any = None) -> Any:
     """raise kind, value"""
     if not isinstance(kind, type) or value is not None and isinstance(value, kind):
@@ -5165,7 +5172,7 @@ _REPLACED = {       # of the built-in names
     "cmp": _compare, "sorted": _sorted, "min": _extreme(min), "max": _extreme(max), "int": _INT, "long": _LONG, "float": _FLOAT,
     "str": _STR, "bytes": _STR, "unicode": _Unicode, "basestring": str, "dict": _Dict, "set": _Set, "frozenset": _FrozenSet,
     "type": _TYPE, "round": _round, "oct": _oct, "hex": _hex, "repr": _repr, "repr_": _repr, "hash": _hash, "map": _map,
-    "filter": _filter, "zip": lambda *lists: list(zip(*lists)), "range": lambda *bounds: list(range(*bounds)),
+    "filter": _filter, "sum": _sum, "zip": lambda *lists: list(zip(*lists)), "range": lambda *bounds: list(range(*bounds)),
     "xrange": range, "apply": lambda work, given=(), named={}: work(*given, **named), "intern": lambda text: text,
     "unichr": lambda code: _Unicode(chr(code)), "format": _format_value, "getattr": _getattr, "hasattr": _hasattr,
     "coerce": lambda a, b: (float(a), float(b)) if float in (type(a), type(b)) else (a, b), "raised_": _raised,
