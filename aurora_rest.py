@@ -681,11 +681,13 @@ def parse_tar(data: bytes) -> Dict[str, bytes]:
                     continue
                 size += member.size
                 if not member.isreg() or member.issparse() or size > len(data):
-                    raise BadRequest("%r in the tar is no plain file: links and devices are refused" % member.name[:80])
+                    raise BadRequest(
+                        "%r in the tar is no plain file: links and devices are refused" % member.name[:80])
                 stream = archive.extractfile(member)
                 content = stream.read() if stream is not None else b""
                 with contextlib.suppress(UnicodeDecodeError):
-                    files[path] = content if content.decode("utf-8-sig").find("\0") < 0 else files.pop(path, b"")
+                    files[path] = content if content.decode("utf-8-sig").find("\0") < 0 else files.pop(path,
+                        b"")
     except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
         raise BadRequest("the tar cannot be read: %s" % error) from None
     return files
@@ -695,12 +697,14 @@ def root_first(files: Dict[str, bytes], root: Optional[str], must: bool) -> Dict
     """The files with the one named `root` in front; where it must be named, it may be missing only if there is but one.
     Raises BadRequest."""
     if root is None and must and len(files) != 1:
-        raise BadRequest("file= has to name the file of the tar that is the job's: %s" % ", ".join(sorted(files)[:50]))
+        raise BadRequest("file= has to name the file of the tar that is the job's: %s" % ", ".join(
+            sorted(files)[:50]))
     if root is None:
         return files
     path = os.path.normpath(root)
     if path not in files:
-        raise BadRequest("file=%s: no such file among those sent: %s" % (root[:200], ", ".join(sorted(files)[:50])))
+        raise BadRequest("file=%s: no such file among those sent: %s" % (root[:200],
+            ", ".join(sorted(files)[:50])))
     return dict([(path, files[path])], **files)
 
 
@@ -4402,10 +4406,12 @@ class _Kind(type):
     derived from one has neither."""
 
     def __call__(cls, *given: Any, **named: Any) -> Any:
-        return cls.__dict__[":make"](*given, **named) if ":make" in cls.__dict__ else type.__call__(cls, *given, **named)
+        return cls.__dict__[":make"](*given, **named) if ":make" in cls.__dict__ else type.__call__(cls,
+            *given, **named)
 
     def __instancecheck__(cls, value: Any) -> bool:
-        return bool(cls.__dict__[":test"](value) if ":test" in cls.__dict__ else type.__instancecheck__(cls, value))
+        return bool(cls.__dict__[":test"](value) if ":test" in cls.__dict__ else type.__instancecheck__(cls,
+            value))
 
     def __repr__(cls) -> str:
         return "<type '%s'>" % cls.__name__
@@ -4481,7 +4487,8 @@ class _Dict(Dict[Any, Any], metaclass=_Kind):       # type: ignore[misc]
                         table.put(key)
                     dict.__setitem__(self, key, dict.__getitem__(each, key))
             else:
-                for key, value in ((key, each[key]) for key in each.keys()) if hasattr(each, "keys") else each:
+                for key, value in ((key, each[key]) for key in each.keys()) if hasattr(each,
+                    "keys") else each:
                     dict.__setitem__(self, key, value)
 
     def copy(self) -> Any:
@@ -4709,7 +4716,8 @@ def _as_unicode(value: Any) -> Any:
     return _Unicode(value) if isinstance(value, str) else value
 
 
-for _name in ("capitalize center expandtabs join ljust lower lstrip partition replace rjust rpartition rsplit rstrip split "
+for _name in (
+    "capitalize center expandtabs join ljust lower lstrip partition replace rjust rpartition rsplit rstrip split "
               "splitlines strip swapcase title translate upper zfill __getitem__ __mul__ __rmul__").split():
     setattr(_Unicode, _name, _keeps(_name))
 
@@ -4717,7 +4725,8 @@ for _name in ("capitalize center expandtabs join ljust lower lstrip partition re
 def _quoted_text(text: str, codes: Iterable[int]) -> str:
     quote = '"' if "'" in text and '"' not in text else "'"
     shown = {ord("\\"): "\\\\", ord(quote): "\\" + quote, 9: "\\t", 10: "\\n", 13: "\\r"}
-    return quote + "".join(shown.get(code) or (chr(code) if 32 <= code < 127 else "\\x%02x" % code if code < 256 else
+    return quote + "".join(shown.get(code) or (chr(code) if 32 <= code < 127 else "\\x%02x" % code
+                                               if code < 256 else
                                                "\\u%04x" % code if code < 65536 else "\\U%08x" % code)
                            for code in codes) + quote
 
@@ -4740,7 +4749,8 @@ def _repr(value: Any) -> str:
         return "(%s%s)" % (", ".join(map(_repr, value)), "," if len(value) == 1 else "")
     if isinstance(value, dict) and kind.__repr__ in _DICT_REPRS:
         shown = "{%s}" % ", ".join("%s: %s" % (_repr(key), _repr(value[key])) for key in value)
-        return "defaultdict(%s, %s)" % (_repr(value.default_factory), shown) if isinstance(value, _Default) else \
+        return "defaultdict(%s, %s)" % (_repr(value.default_factory), shown) if isinstance(value,
+            _Default) else \
             "Counter(%s)" % shown if isinstance(value, _Counter) else shown
     if isinstance(value, _Unordered):
         return "%s([%s])" % ("set" if isinstance(value, _Set) else "frozenset", ", ".join(map(_repr, value)))
@@ -4758,7 +4768,8 @@ def _str(value: Any) -> Any:
         text = "%.12g" % value
         digits = text.lstrip("-")
         if len(digits) == 12 and digits.isdigit():      # Python 2 leaves a place for the .0
-            return "%s%s.%s" % (text[:-12], digits[0], digits[1:].rstrip("0")) + "e+11" if digits[1:].strip("0") else text[:-11] + "e+11"
+            return "%s%s.%s" % (text[:-12], digits[0], digits[1:].rstrip("0")) + "e+11" if digits[1:].strip(
+                "0") else text[:-11] + "e+11"
         return text if re.search("[.en]", text) else text + ".0"
     if isinstance(value, (list, tuple, dict, _Unordered)) and type(value).__str__ is _OBJECT.__str__:
         return _repr(value)
@@ -4771,7 +4782,8 @@ def _plain_str(value: Any = "") -> str:
     return str.__str__(_str(value))
 
 
-_CONVERSION = re.compile(r"%(?:\(([^()]*(?:\([^()]*\)[^()]*)*)\))?([-+ #0]*)(\*|\d+)?(\.(?:\*|\d*))?[hlL]?(.)", re.S)
+_CONVERSION = re.compile(
+    r"%(?:\(([^()]*(?:\([^()]*\)[^()]*)*)\))?([-+ #0]*)(\*|\d+)?(\.(?:\*|\d*))?[hlL]?(.)", re.S)
 
 
 def _modulo(left: Any, right: Any) -> Any:
@@ -4847,8 +4859,10 @@ def _safe_format(template: Any, *arguments: Any, **named: Any) -> str:
 # Comparison. What has no order of its own goes by the name of its type, after None and numbers.
 
 _ORDERS: Dict[str, Callable[[Any, Any], Any]] = {
-    "Lt": lambda a, b: a < b, "LtE": lambda a, b: a <= b, "Gt": lambda a, b: a > b, "GtE": lambda a, b: a >= b,
-    "Eq": lambda a, b: a == b, "NotEq": lambda a, b: a != b, "Is": lambda a, b: a is b, "IsNot": lambda a, b: a is not b,
+    "Lt": lambda a, b: a < b, "LtE": lambda a, b: a <= b, "Gt": lambda a, b: a > b, "GtE": lambda a,
+    b: a >= b,
+    "Eq": lambda a, b: a == b, "NotEq": lambda a, b: a != b, "Is": lambda a, b: a is b, "IsNot": lambda a,
+    b: a is not b,
     "In": lambda a, b: a in b, "NotIn": lambda a, b: a not in b}
 
 
@@ -4862,7 +4876,8 @@ def _compare(left: Any, right: Any) -> int:
         if len(left) != len(right):
             return _compare(len(left), len(right))
         missing = object()
-        unlike = [_sorted(key for key in a if b.get(key, missing) != a[key])[0] for a, b in ((left, right), (right, left))]
+        unlike = [_sorted(key for key in a if b.get(key, missing) != a[key])[0] for a, b in ((left, right),
+            (right, left))]
         return _compare(*unlike) or _compare(left[unlike[0]], right[unlike[0]])
     return _by_kind(left, right)
 
@@ -4873,7 +4888,8 @@ def _by_kind(left: Any, right: Any) -> int:
         return (0 if value is None else 1 if number else 2, "" if number else _type(value).__name__)
     first, second = place(left), place(right)
     if first == second:
-        first, second = (id(left), ""), (id(right), "")     # as in Python 2, where it is not the same each time either
+        first, second = (id(left), ""), (id(right),
+                                         "")     # as in Python 2, where it is not the same each time either
     return (first > second) - (first < second)
 
 
@@ -4951,7 +4967,8 @@ def _round(number: Any, places: int = 0) -> float:
         return 0.0 if places < -320 else number
     with decimal.localcontext() as context:
         context.prec = 800
-        return float(decimal.Decimal(number).quantize(decimal.Decimal(1).scaleb(-places), decimal.ROUND_HALF_UP))
+        return float(decimal.Decimal(number).quantize(decimal.Decimal(1).scaleb(-places),
+                                                      decimal.ROUND_HALF_UP))
 
 
 def _oct(number: int) -> str:
@@ -4978,7 +4995,8 @@ def _map(work: Any, *lists: Any) -> List[Any]:
 
 def _filter(test: Any, items: Any) -> Any:
     kept = [each for each in items if (each if test is None else test(each))]
-    return type(items)("".join(kept)) if isinstance(items, str) else tuple(kept) if isinstance(items, tuple) else kept
+    return type(items)("".join(kept)) if isinstance(items, str) else tuple(kept) if isinstance(items,
+        tuple) else kept
 
 
 def _sum(items: Iterable[Any], start: Any = 0) -> Any:
@@ -5019,18 +5037,21 @@ def _decode(text: Any, encoding: str = "utf-8", errors: str = "strict") -> Any:
 
 def _rot13(data: bytes) -> bytes:
     letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-    return data.translate(bytes.maketrans(letters, letters[13:26] + letters[:13] + letters[39:] + letters[26:39]))
+    return data.translate(bytes.maketrans(letters, letters[13:26] + letters[:13] + letters[39:]
+                                          + letters[26:39]))
 
 
 _OF_BYTES: Dict[str, Tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
-    "hex": (lambda data: data.hex().encode(), lambda data: bytes.fromhex(data.decode())), "rot13": (_rot13, _rot13),
+    "hex": (lambda data: data.hex().encode(), lambda data: bytes.fromhex(data.decode())), "rot13": (_rot13,
+        _rot13),
     "base64": (base64.encodebytes, base64.decodebytes)}
 
 
 def _translate(text: Any, table: Any, without: str = "") -> Any:
     if table is None or isinstance(table, str):
         kept = [each for each in text if each not in without]
-        return type(text)("".join(table[ord(each)] if table and ord(each) < len(table) else each for each in kept))
+        return type(text)("".join(table[ord(each)] if table and ord(each) < len(table) else each
+                                  for each in kept))
     return text.translate(table)
 
 
@@ -5070,8 +5091,10 @@ _INT = _kind("int", int, _int, lambda value: isinstance(value, int) and -_MOST -
 _LONG = _kind("long", int, _long, lambda value: isinstance(value, int) and not -_MOST - 1 <= value <= _MOST)
 _FLOAT = _kind("float", float, _float, lambda value: isinstance(value, float))
 _Unicode.__name__, _Dict.__name__, _Set.__name__, _FrozenSet.__name__ = "unicode", "dict", "set", "frozenset"
-_STANDING: Dict[Any, Any] = {str: _STR, int: _INT, float: _FLOAT, dict: _Dict, set: _Set, frozenset: _FrozenSet}
-_STANDING.update((each, each) for each in (list, tuple, bool, complex, type(None), _Unicode, _Dict, _Set, _FrozenSet,
+_STANDING: Dict[Any, Any] = {str: _STR, int: _INT, float: _FLOAT, dict: _Dict, set: _Set,
+                             frozenset: _FrozenSet}
+_STANDING.update((each, each) for each in (list, tuple, bool, complex, type(None), _Unicode, _Dict, _Set,
+                                           _FrozenSet,
                                            collections.OrderedDict, _Default, _Counter))
 
 
@@ -5086,13 +5109,15 @@ def _listing(name: str) -> Callable[[Any], Any]:
 _MAPPINGS = (dict, collections.ChainMap)
 # Attributes that Python 3 does not have, or has with another meaning: of what, and what then is called with it.
 _OLDER: Dict[str, Tuple[Any, Callable[..., Any]]] = {
-    "format": (str, _safe_format), "encode": (str, _encode), "decode": (str, _decode), "translate": (str, _translate),
+    "format": (str, _safe_format), "encode": (str, _encode), "decode": (str, _decode), "translate": (str,
+        _translate),
     "sort": (list, _sort), "has_key": (_MAPPINGS, lambda mapping, key: key in mapping)}
 for _name in ("keys", "values", "items"):
     _OLDER[_name] = (_MAPPINGS, _listing(_name))
     _OLDER["iter" + _name] = (_MAPPINGS, lambda mapping, name=_name: iter(getattr(mapping, name)()))
     _OLDER["view" + _name] = _OLDER[_name]
-_OLDER_PLAIN = {"message": "args", "func_name": "__name__", "__name__": "__name__", "func_doc": "__doc__", "next": "__next__"}
+_OLDER_PLAIN = {"message": "args", "func_name": "__name__", "__name__": "__name__", "func_doc": "__doc__",
+                "next": "__next__"}
 
 
 def _attribute(value: Any, name: str) -> Any:
@@ -5169,16 +5194,25 @@ def _vars(names: Dict[str, Any], *given: Any) -> Any:
 
 
 _REPLACED = {       # of the built-in names
-    "cmp": _compare, "sorted": _sorted, "min": _extreme(min), "max": _extreme(max), "int": _INT, "long": _LONG, "float": _FLOAT,
-    "str": _STR, "bytes": _STR, "unicode": _Unicode, "basestring": str, "dict": _Dict, "set": _Set, "frozenset": _FrozenSet,
-    "type": _TYPE, "round": _round, "oct": _oct, "hex": _hex, "repr": _repr, "repr_": _repr, "hash": _hash, "map": _map,
-    "filter": _filter, "sum": _sum, "zip": lambda *lists: list(zip(*lists)), "range": lambda *bounds: list(range(*bounds)),
-    "xrange": range, "apply": lambda work, given=(), named={}: work(*given, **named), "intern": lambda text: text,
-    "unichr": lambda code: _Unicode(chr(code)), "format": _format_value, "getattr": _getattr, "hasattr": _hasattr,
-    "coerce": lambda a, b: (float(a), float(b)) if float in (type(a), type(b)) else (a, b), "raised_": _raised,
-    "__divide__": _divide, "__modulo__": _modulo, "__ordered__": _ordered, "__attribute__": _attribute, "__type__": _type,
+    "cmp": _compare, "sorted": _sorted, "min": _extreme(min), "max": _extreme(max), "int": _INT,
+    "long": _LONG, "float": _FLOAT,
+    "str": _STR, "bytes": _STR, "unicode": _Unicode, "basestring": str, "dict": _Dict, "set": _Set,
+    "frozenset": _FrozenSet,
+    "type": _TYPE, "round": _round, "oct": _oct, "hex": _hex, "repr": _repr, "repr_": _repr, "hash": _hash,
+    "map": _map,
+    "filter": _filter, "sum": _sum, "zip": lambda *lists: list(zip(*lists)),
+    "range": lambda *bounds: list(range(*bounds)),
+    "xrange": range, "apply": lambda work, given=(), named={}: work(*given, **named),
+    "intern": lambda text: text,
+    "unichr": lambda code: _Unicode(chr(code)), "format": _format_value, "getattr": _getattr,
+    "hasattr": _hasattr,
+    "coerce": lambda a, b: (float(a), float(b)) if float in (type(a), type(b)) else (a, b),
+    "raised_": _raised,
+    "__divide__": _divide, "__modulo__": _modulo, "__ordered__": _ordered, "__attribute__": _attribute,
+    "__type__": _type,
     "__display__": _display, "__dict_of__": _Dict, "__set_of__": _Set, "__rich__": _rich,
-    "__unicode__": _Unicode, "__keywords__": _keywords, "__hashed__": object.__hash__, "__vars__": _vars, "StandardError": Exception}
+    "__unicode__": _Unicode, "__keywords__": _keywords, "__hashed__": object.__hash__, "__vars__": _vars,
+    "StandardError": Exception}
 
 
 # Modules. What one gives in the place of what Python 3 has, or in addition.
@@ -5258,7 +5292,8 @@ def _randomness() -> Dict[str, Any]:
             pool, size = list(population), len(population)
             if not 0 <= k <= size:
                 raise ValueError("sample larger than population")
-            if size <= 21 + (4 ** math.ceil(math.log(k * 3, 4)) if k > 5 else 0) or hasattr(population, "keys"):
+            if size <= 21 + (4 ** math.ceil(math.log(k * 3, 4)) if k > 5 else 0) or hasattr(population,
+                "keys"):
                 made = []
                 for taken in range(k):
                     place = int(self.random() * (size - taken))
@@ -5273,7 +5308,8 @@ def _randomness() -> Dict[str, Any]:
         def expovariate(self, lambd: float) -> float:
             return -math.log(1.0 - self.random()) / lambd
     shared = Random()
-    return dict({name: getattr(shared, name) for name in _MODULES["random"].split() if name != "Random"}, Random=Random)
+    return dict({name: getattr(shared, name) for name in _MODULES["random"].split() if name != "Random"},
+                Random=Random)
 
 
 def _string_functions() -> Dict[str, Any]:
@@ -5284,14 +5320,17 @@ def _string_functions() -> Dict[str, Any]:
     def maketrans(old: str, new: str) -> str:
         return "".join(map(chr, range(256))).translate(str.maketrans(old, new))
     lower, upper = "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    made.update(join=lambda words, sep=" ": sep.join(words), joinfields=lambda words, sep=" ": sep.join(words),
-                splitfields=made["split"], letters=lower + upper, lowercase=lower, uppercase=upper, maketrans=maketrans,
+    made.update(join=lambda words, sep=" ": sep.join(words), joinfields=lambda words,
+                sep=" ": sep.join(words),
+                splitfields=made["split"], letters=lower + upper, lowercase=lower, uppercase=upper,
+                maketrans=maketrans,
                 translate=_translate, atoi=_int, atol=_long, atof=_float)
     return made
 
 
 def _quote_path(text: Any, safe: str = "/") -> str:
-    return "".join(part if part == "~" and "~" in safe else "%7E" if part == "~" else urllib.parse.quote(_bytes(part), safe)
+    return "".join(part if part == "~" and "~" in safe else "%7E" if part == "~"
+                   else urllib.parse.quote(_bytes(part), safe)
                    for part in re.split("(~)", text))
 
 
@@ -5318,7 +5357,8 @@ def _replacements(name: str) -> Dict[str, Any]:
     if name == "json":
         return {"dumps": _dumps, "loads": _loads}
     if name == "math":
-        return {"floor": lambda number: float(math.floor(number)), "ceil": lambda number: float(math.ceil(number))}
+        return {"floor": lambda number: float(math.floor(number)),
+                "ceil": lambda number: float(math.ceil(number))}
     if name == "collections":
         return {"defaultdict": _Default, "Counter": _Counter}
     if name in ("hashlib", "md5", "sha"):
@@ -5328,14 +5368,16 @@ def _replacements(name: str) -> Dict[str, Any]:
     if name in ("base64", "binascii", "struct"):
         made = {each: _of_bytes(getattr(module, each)) for each in _MODULES[name].split()}
         if name == "base64":
-            made.update(encodestring=_of_bytes(module.encodebytes), decodestring=_of_bytes(module.decodebytes))
+            made.update(encodestring=_of_bytes(module.encodebytes),
+                        decodestring=_of_bytes(module.decodebytes))
         return made
     if name == "random":
         return _randomness()
     if name == "string":
         return _string_functions()
     if name == "itertools":
-        return {"izip": zip, "imap": lambda work, *lists: zip(*lists) if work is None else map(work, *lists), "ifilter": filter,
+        return {"izip": zip, "imap": lambda work, *lists: zip(*lists) if work is None else map(work, *lists),
+                "ifilter": filter,
                 "ifilterfalse": itertools.filterfalse, "izip_longest": itertools.zip_longest}
     if name == "fractions":
         return {"gcd": math.gcd}
@@ -5350,15 +5392,19 @@ def _replacements(name: str) -> Dict[str, Any]:
                 _attributes(path)(value) for path in paths),
             methodcaller=lambda name, *given, **named: lambda value: _getattr(value, name)(*given, **named))
     if name == "urllib":
-        return {"quote": _quote_path, "quote_plus": lambda text, safe="": _quote_path(text, safe + " ").replace(" ", "+"),
+        return {"quote": _quote_path, "quote_plus": lambda text, safe="": _quote_path(text,
+            safe + " ").replace(" ", "+"),
                 "urlencode": _urlencode}
     if name == "pipes":
-        return {"quote": lambda text: text if re.fullmatch(r"[\w@%+=:,./-]+", text, re.A) else "'%s'" % text.replace(
+        return {"quote": lambda text: text if re.fullmatch(r"[\w@%+=:,./-]+", text, re.A)
+                else "'%s'" % text.replace(
             "'", "'\"'\"'")}
     if name == "types":
         made = {kind + "Type": each for kind, each in (
-            ("String", _STR), ("Unicode", _Unicode), ("Int", _INT), ("Long", _LONG), ("Float", _FLOAT), ("Boolean", bool),
-            ("List", list), ("Tuple", tuple), ("Dict", _Dict), ("None", type(None)), ("Type", _TYPE), ("Class", _TYPE),
+            ("String", _STR), ("Unicode", _Unicode), ("Int", _INT), ("Long", _LONG), ("Float", _FLOAT),
+            ("Boolean", bool),
+            ("List", list), ("Tuple", tuple), ("Dict", _Dict), ("None", type(None)), ("Type", _TYPE),
+            ("Class", _TYPE),
             ("Function", _type(_type)), ("Lambda", _type(_type)), ("BuiltinFunction", _type(len)),
             ("Generator", _type(None for _ in "")), ("Object", object))}
         return dict(made, StringTypes=(_STR, _Unicode))
@@ -5373,7 +5419,8 @@ class _Environ(_Dict):      # type: ignore[misc]
     """os.environ: what the request gives."""
 
     def __missing__(self, name: Any) -> Any:
-        raise _Unset("os.environ has no %s; the request gives it with the parameter env=%s=VALUE" % (name, name))
+        raise _Unset("os.environ has no %s; the request gives it with the parameter env=%s=VALUE" % (name,
+            name))
 
 
 class _Stream:
@@ -5398,19 +5445,24 @@ def _system(name: str, evaluation: Any) -> Dict[str, Any]:
     if name == "sys":
         version_info = collections.namedtuple("version_info", "major minor micro releaselevel serial")
         stream = _Stream(evaluation._write)
-        return {"maxint": _MOST, "maxsize": _MOST, "maxunicode": 0x10FFFF, "version_info": version_info(2, 7, 18, "final", 0),
-                "version": "2.7.18", "hexversion": 0x020712F0, "platform": "linux2", "byteorder": "little", "argv": ["aurora"],
-                "stdout": stream, "stderr": stream, "exit": evaluation._exit, "getdefaultencoding": lambda: "ascii"}
+        return {"maxint": _MOST, "maxsize": _MOST, "maxunicode": 0x10FFFF, "version_info": version_info(2, 7,
+            18, "final", 0),
+                "version": "2.7.18", "hexversion": 0x020712F0, "platform": "linux2", "byteorder": "little",
+                "argv": ["aurora"],
+                "stdout": stream, "stderr": stream, "exit": evaluation._exit,
+                "getdefaultencoding": lambda: "ascii"}
     environ = evaluation.environ
 
     def expanded(text: str) -> str:
-        return re.sub(r"\$(?:(\w+)|\{([^}]*)\})", lambda found: environ.get(found.group(1) or found.group(2), found.group()), text)
+        return re.sub(r"\$(?:(\w+)|\{([^}]*)\})", lambda found: environ.get(found.group(1) or found.group(2),
+            found.group()), text)
     path = _Namespace(dict({each: getattr(os.path, each) for each in (
         "join basename dirname split splitext normpath isabs commonprefix normcase sep pardir curdir extsep").split()},
         expandvars=expanded), "os.path")
     if name == "os.path":
         return path.__dict__
-    return {"environ": environ, "getenv": environ.get, "path": path, "sep": "/", "linesep": "\n", "pathsep": ":", "curdir": ".",
+    return {"environ": environ, "getenv": environ.get, "path": path, "sep": "/", "linesep": "\n",
+            "pathsep": ":", "curdir": ".",
             "pardir": "..", "extsep": ".", "name": "posix", "devnull": "/dev/null"}
 
 
@@ -5434,7 +5486,8 @@ class _Reading:
     text: what came of it; tuples: the text of tuple parameters by the names that stand in their places."""
 
     def __init__(self, source: str) -> None:
-        self.pieces: List[List[str]] = [[found.lastgroup or "", found.group()] for found in _PIECES.finditer(source)]
+        self.pieces: List[List[str]] = [[found.lastgroup or "", found.group()]
+                                        for found in _PIECES.finditer(source)]
         self.tuples: Dict[str, str] = {}
         future = " ".join(re.findall(r"\bfrom[ \t]+__future__[ \t]+import[ \t]*(\([^)]*\)|[^\n;#]*)", source))
         self.future = set(re.findall(r"\w+", future))
@@ -5477,7 +5530,8 @@ class _Reading:
 
     def solid(self, start: int, end: int) -> List[int]:
         """The places of what is no space."""
-        return [place for place in range(start, end) if self.pieces[place][0] not in ("space", "comment", "line")]
+        return [place for place in range(start, end) if self.pieces[place][0] not in ("space", "comment",
+            "line")]
 
     def outer(self, places: Sequence[int], wanted: str) -> List[int]:
         """Where in `places` a text stands outside of all brackets."""
@@ -5567,11 +5621,13 @@ class _Reading:
                 return
             if first == ">>":
                 self.pieces[rest[0]][1] = ""
-            self.call("print_to_(" if first == ">>" else "print(", places, commas[-1:] == rest[-1:] and bool(rest))
+            self.call("print_to_(" if first == ">>" else "print(", places, commas[-1:] == rest[-1:]
+                      and bool(rest))
 
     def call(self, opening: str, places: Sequence[int], comma: bool = False) -> None:
         self.pieces[places[0]][1] = opening
-        if len(places) > 1 and self.pieces[places[0] + 1][0] == "space" and "\n" not in self.pieces[places[0] + 1][1]:
+        if len(places) > 1 and self.pieces[places[0] + 1][0] == "space" and "\n" not in self.pieces[places[0]
+            + 1][1]:
             self.pieces[places[0] + 1][1] = ""
         self.pieces[places[-1]][1] += " end=' ')" if comma else ")"
 
@@ -5658,9 +5714,11 @@ class _Older(ast.NodeTransformer):
         return ast.AugAssign(target, node.op, node.value) if value is None else ast.Assign([target], value)
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-        if isinstance(node.ctx, ast.Load) and node.attr == "__name__" and isinstance(node.value, ast.Attribute) and \
+        if isinstance(node.ctx, ast.Load) and node.attr == "__name__" and isinstance(node.value,
+            ast.Attribute) and \
                 node.value.attr == "__class__":
-            return self.call("__attribute__", self.call("__type__", self.visit(node.value.value)), self.constant("__name__"))
+            return self.call("__attribute__", self.call("__type__", self.visit(node.value.value)),
+                             self.constant("__name__"))
         self.generic_visit(node)
         if isinstance(node.ctx, ast.Load) and (node.attr in _OLDER or node.attr in _OLDER_PLAIN):
             return self.call("__attribute__", node.value, self.constant(node.attr))
@@ -5670,7 +5728,8 @@ class _Older(ast.NodeTransformer):
         self.generic_visit(node)
         if any(key is None for key in node.keys):
             return self.call("__dict_of__", node)
-        return self.call("__display__", *[ast.Tuple([key or value, value], ast.Load()) for key, value in zip(node.keys, node.values)])
+        return self.call("__display__", *[ast.Tuple([key or value, value], ast.Load()) for key,
+                                          value in zip(node.keys, node.values)])
 
     def visit_Set(self, node: ast.Set) -> ast.AST:
         self.generic_visit(node)
@@ -5678,7 +5737,8 @@ class _Older(ast.NodeTransformer):
 
     def visit_DictComp(self, node: ast.DictComp) -> ast.AST:
         self.generic_visit(node)
-        return self.call("__dict_of__", ast.GeneratorExp(ast.Tuple([node.key, node.value], ast.Load()), node.generators))
+        return self.call("__dict_of__", ast.GeneratorExp(ast.Tuple([node.key, node.value], ast.Load()),
+                                                         node.generators))
 
     def visit_SetComp(self, node: ast.SetComp) -> ast.AST:
         self.generic_visit(node)
@@ -5689,12 +5749,14 @@ class _Older(ast.NodeTransformer):
         leaking = self.leaking.get(id(node), set())
         self.generic_visit(node)
         for each in node.generators:
-            told = [name for name in ast.walk(each.target) if isinstance(name, ast.Name) and name.id in leaking]
+            told = [name for name in ast.walk(each.target) if isinstance(name, ast.Name)
+                    and name.id in leaking]
             names = [name.id for name in told]
             for name in told:
                 name.id = ":" + name.id
             if names:
-                each.ifs.insert(0, ast.Tuple([ast.NamedExpr(ast.Name(name, ast.Store()), ast.Name(":" + name, ast.Load()))
+                each.ifs.insert(0, ast.Tuple([ast.NamedExpr(ast.Name(name, ast.Store()), ast.Name(":" + name,
+                    ast.Load()))
                                               for name in names], ast.Load()))
         return node
 
@@ -5724,7 +5786,8 @@ class _Older(ast.NodeTransformer):
             if isinstance(node, (ast.FunctionDef, ast.Lambda, ast.ClassDef)):
                 return
             if isinstance(node, (ast.ListComp, ast.GeneratorExp, ast.SetComp, ast.DictComp)):
-                targets = {name.id for each in node.generators for name in ast.walk(each.target) if isinstance(name, ast.Name)}
+                targets = {name.id for each in node.generators for name in ast.walk(each.target)
+                           if isinstance(name, ast.Name)}
                 if isinstance(node, ast.ListComp) and not inner:
                     found.append((node, targets))
                 inner = inner | targets
@@ -5735,17 +5798,20 @@ class _Older(ast.NodeTransformer):
         for child in ast.iter_child_nodes(scope):
             look(child, set())
         for node, targets in found:
-            behind = {name.id for name in used if (name.lineno, name.col_offset) > (node.lineno, node.col_offset)}
+            behind = {name.id for name in used if (name.lineno, name.col_offset) > (node.lineno,
+                node.col_offset)}
             self.leaking[id(node)] = targets & behind
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         self.look_for_leaks(node)
         self.generic_visit(node)
         arguments = node.args
-        lines: List[ast.stmt] = [self.unpacked(each.arg) for each in arguments.args if each.arg in self.reading.tuples]
+        lines: List[ast.stmt] = [self.unpacked(each.arg) for each in arguments.args
+                                 if each.arg in self.reading.tuples]
         if arguments.kwarg is not None:
             name = arguments.kwarg.arg
-            lines.append(ast.Assign([ast.Name(name, ast.Store())], self.call("__keywords__", ast.Name(name, ast.Load()))))
+            lines.append(ast.Assign([ast.Name(name, ast.Store())], self.call("__keywords__", ast.Name(name,
+                ast.Load()))))
         node.body[:0] = lines
         return node
 
@@ -5763,7 +5829,8 @@ class _Older(ast.NodeTransformer):
                 node.body = ast.Subscript(ast.ListComp(node.body, [loop]), _index(0), ast.Load())
         if node.args.kwarg is not None:
             name = node.args.kwarg.arg
-            loop = ast.comprehension(ast.Name(name, ast.Store()), ast.List([self.call("__keywords__", ast.Name(
+            loop = ast.comprehension(ast.Name(name, ast.Store()),
+                                     ast.List([self.call("__keywords__", ast.Name(
                 name, ast.Load()))], ast.Load()), [], 0)
             node.body = ast.Subscript(ast.ListComp(node.body, [loop]), _index(0), ast.Load())
         return node
@@ -5775,17 +5842,21 @@ class _Older(ast.NodeTransformer):
             if old in own and new not in own:
                 node.body.append(ast.Assign([ast.Name(new, ast.Store())], ast.Name(old, ast.Load())))
         if "__cmp__" in own:
-            names: List[ast.expr] = [ast.Name("__%s__" % name, ast.Store()) for name in "lt le gt ge eq ne".split()]
-            node.body.append(ast.Assign([ast.Tuple(names, ast.Store())], self.call("__rich__", ast.Name("__cmp__", ast.Load()))))
+            names: List[ast.expr] = [ast.Name("__%s__" % name, ast.Store())
+                                     for name in "lt le gt ge eq ne".split()]
+            node.body.append(ast.Assign([ast.Tuple(names, ast.Store())], self.call("__rich__",
+                ast.Name("__cmp__", ast.Load()))))
         if own & {"__cmp__", "__eq__"} and "__hash__" not in own:
-            node.body.append(ast.Assign([ast.Name("__hash__", ast.Store())], ast.Name("__hashed__", ast.Load())))
+            node.body.append(ast.Assign([ast.Name("__hash__", ast.Store())], ast.Name("__hashed__",
+                ast.Load())))
         return node
 
     def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
         """The name lives on."""
         self.generic_visit(node)
         if node.name:
-            node.body.insert(0, ast.Assign([ast.Name(node.name, ast.Store())], ast.Name(":" + node.name, ast.Load())))
+            node.body.insert(0, ast.Assign([ast.Name(node.name, ast.Store())], ast.Name(":" + node.name,
+                ast.Load())))
             node.name = ":" + node.name
         return node
 
@@ -5823,14 +5894,16 @@ def _age_pystachio() -> None:
 
     def create(type_dict: Any, name: Any, fields: Any, **more: Any) -> Any:
         known = dict(fields)
-        return created(type_dict, name, tuple((field, known[field]) for field in _order(_order(known))), **more)
+        return created(type_dict, name, tuple((field, known[field]) for field in _order(_order(known))),
+                       **more)
     wrapped, found, created = (base.Environment.wrap, composite.StructMetaclass.attributes_to_parameters,
                                composite.StructFactory.create)
     base.Environment.wrap = staticmethod(wrap)
     composite.StructMetaclass.attributes_to_parameters = staticmethod(parameters)
     composite.StructFactory.create = staticmethod(create)
     text = basic.String.coerce.__func__
-    basic.String.coerce = classmethod(lambda cls, value: text(cls, _plain_str(value) if isinstance(value, float) else value))
+    basic.String.coerce = classmethod(lambda cls, value: text(cls, _plain_str(value) if isinstance(value,
+        float) else value))
     basic.Integer.coerce, basic.Float.coerce = number(basic.Integer), number(basic.Float)
     basic.SimpleObject.__str__ = lambda self: _plain_str(self.interpolate()[0]._value)
 
@@ -5878,17 +5951,22 @@ _MODULES = {    # what an import gives; anything else of the module is not there
     "pystachio.config": "*", "__future__": "*",
 }
 # Modules that Python 3 has under another name, or no more: what they are there, what they give.
-_RENAMED = {"urllib": "urllib.parse", "urlparse": "urllib.parse", "StringIO": "io", "cStringIO": "io", "pipes": "re", "md5": "hashlib",
+_RENAMED = {"urllib": "urllib.parse", "urlparse": "urllib.parse", "StringIO": "io", "cStringIO": "io",
+            "pipes": "re", "md5": "hashlib",
             "sha": "hashlib"}
 _RENAMED_GIVE = {"urllib": "unquote unquote_plus", "StringIO": "StringIO", "cStringIO": "StringIO",
                  "urlparse": "urlparse urlsplit urlunparse urlunsplit urljoin urldefrag parse_qs parse_qsl"}
 _INSTEAD = {    # what to write for what is refused
     "socket": "its host would be the server's; write the name, or {{mesos.hostname}} for the task's",
     "subprocess": "no command can be run here; give its output with bind=NAME=VALUE",
-    "open": "files cannot be read here; use bind= or send several files", "eval": "write the expression itself",
-    "input": "nobody can be asked here; use bind=NAME=VALUE", "setattr": "make a new object", "dir": "name the attributes"}
-_INSTEAD.update(file=_INSTEAD["open"], raw_input=_INSTEAD["input"], execfile="use include()", reload="use include()",
-                urllib2=_INSTEAD["subprocess"].replace("command can be run", "address can be read"), commands=_INSTEAD["subprocess"])
+    "open": "files cannot be read here; use bind= or send several files",
+    "eval": "write the expression itself",
+    "input": "nobody can be asked here; use bind=NAME=VALUE", "setattr": "make a new object",
+    "dir": "name the attributes"}
+_INSTEAD.update(file=_INSTEAD["open"], raw_input=_INSTEAD["input"], execfile="use include()",
+                reload="use include()",
+                urllib2=_INSTEAD["subprocess"].replace("command can be run", "address can be read"),
+                commands=_INSTEAD["subprocess"])
 _BUILTINS = (
     "abs all any ascii bin bool bytes callable chr complex dict divmod enumerate filter float frozenset hash hex int "
     "isinstance issubclass iter len list map max min next object oct ord pow range repr reversed round set slice sorted "
@@ -5916,7 +5994,8 @@ class _NotAllowed(Exception):
 
     def __init__(self, node: ast.AST, what: str, instead: str = "") -> None:
         super().__init__("line %d, column %d: %s not allowed in a configuration%s" % (
-            getattr(node, "lineno", 0), getattr(node, "col_offset", 0) + 1, what, "; " + instead if instead else ""))
+            getattr(node, "lineno", 0), getattr(node, "col_offset", 0) + 1, what, "; " + instead if instead
+            else ""))
 
 
 class _Syntax(ast.NodeVisitor):
@@ -5963,7 +6042,8 @@ class _Syntax(ast.NodeVisitor):
         elif _REFUSED_ATTRIBUTE.fullmatch(node.attr) and not own and not special:
             self.refuse(node, "the attribute %s is" % node.attr)
         if not isinstance(node.ctx, ast.Load) and not mine:
-            self.refuse(node, "changing the attributes of objects is", "make a new one, as job(name=value) does")
+            self.refuse(node, "changing the attributes of objects is",
+                        "make a new one, as job(name=value) does")
         self.generic_visit(node)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
@@ -5976,7 +6056,8 @@ class _Syntax(ast.NodeVisitor):
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         first = (node.args.args or [None])[0]       # type: ignore[list-item]
-        self._visit_body(node, False, self.in_method or self.in_class and first is not None and first.arg == "self")
+        self._visit_body(node, False, self.in_method or self.in_class and first is not None
+                         and first.arg == "self")
 
     def _visit_body(self, node: Any, in_class: bool, in_method: bool) -> None:
         """Of a class or function. A function within a method may speak of the method's self."""
@@ -5996,7 +6077,8 @@ class _Syntax(ast.NodeVisitor):
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         if node.level or node.module not in _MODULES and node.module not in _RENAMED:
-            self.refuse(node, "importing from %s is" % (node.module or "here"), _INSTEAD.get(node.module or "", ""))
+            self.refuse(node, "importing from %s is" % (node.module or "here"), _INSTEAD.get(node.module
+                or "", ""))
         self.generic_visit(node)
 
 
@@ -6017,7 +6099,8 @@ def _pystachio_privates() -> Set[str]:
 
 
 _ALL_BUILTINS = frozenset(dir(__builtins__) if not isinstance(__builtins__, dict) else __builtins__)
-_PROVIDED = frozenset(_BUILTINS) | frozenset(_REPLACED) | {"print", "True", "False", "None", "exec", "vars", "locals", "globals"}
+_PROVIDED = frozenset(_BUILTINS) | frozenset(_REPLACED) | {"print", "True", "False", "None", "exec", "vars",
+                                                           "locals", "globals"}
 _NOT_PROVIDED = (_ALL_BUILTINS | frozenset(_INSTEAD)) - _PROVIDED
 
 
@@ -6063,14 +6146,18 @@ class _Evaluation:
         if self.request["trusted"]:
             provided = dict(available)
             os.environ.update(self.request["env"])
-        provided.update(_REPLACED, __build_class__=available["__build_class__"], __import__=self._import, print=self._print,
-                        print_to_=self._print_to, exec=self._exec, globals=lambda: _Names(self.environment, self.environment),
+        provided.update(_REPLACED, __build_class__=available["__build_class__"], __import__=self._import,
+                        print=self._print,
+                        print_to_=self._print_to, exec=self._exec, globals=lambda: _Names(self.environment,
+                            self.environment),
                         reduce=__import__("functools").reduce, __locals__=available["locals"])
         return dict(self.schema, __builtins__=provided, __name__="config", include=self._include)
 
     def _print(self, *values: Any, **options: Any) -> None:
-        text = _plain_str(options.get("sep", " ")).join(map(_plain_str, values)) + _plain_str(options.get("end", "\n"))
-        self._print_to(options["file"], text, end="") if options.get("file") is not None else self._write(text)
+        text = _plain_str(options.get("sep", " ")).join(map(_plain_str, values)) + _plain_str(
+            options.get("end", "\n"))
+        self._print_to(options["file"], text, end="") if options.get("file") is not None else self._write(
+            text)
 
     def _print_to(self, stream: Any, *values: Any, **options: Any) -> None:
         """print >>stream, …"""
@@ -6128,7 +6215,8 @@ class _Evaluation:
             return _Namespace(_system(name, self), name)
         module = sys.modules[_RENAMED.get(name, name)]
         given = _RENAMED_GIVE.get(name, _MODULES.get(name, "")).split()
-        return _Namespace(dict({each: getattr(module, each) for each in given if hasattr(module, each)}, **_replacements(name)), name)
+        return _Namespace(dict({each: getattr(module, each) for each in given if hasattr(module, each)},
+                               **_replacements(name)), name)
 
     def _include(self, name: Any) -> None:
         if not isinstance(name, str) or len(name) > MAX_INCLUDE_NAME:
@@ -6142,8 +6230,10 @@ class _Evaluation:
                 raise _Wanted
             alike = [each for each in self.files if os.path.basename(each) == os.path.basename(path)]
             if len(alike) != 1:
-                raise ValueError("include(%r) %s: %s; each file can be sent with its path: -F 'f=@%s;filename=%s'" % (
-                    name, "reaches outside the uploaded files" if outside else "finds no such file among those sent",
+                raise ValueError(
+                    "include(%r) %s: %s; each file can be sent with its path: -F 'f=@%s;filename=%s'" % (
+                    name, "reaches outside the uploaded files" if outside
+                    else "finds no such file among those sent",
                     ", ".join(sorted(self.files)), os.path.basename(path), path.lstrip("./") or "PATH"))
             path = alike[0]
         if len(self.depth) > 50:
@@ -6176,7 +6266,8 @@ class _Evaluation:
                 _Syntax(tree).visit(tree)
             except _NotAllowed as error:
                 raise ConfigProblem("%s, %s" % (path, error)) from None
-        return compile(ast.fix_missing_locations(_Older(reading).visit(tree)), path, "exec", dont_inherit=True)
+        return compile(ast.fix_missing_locations(_Older(reading).visit(tree)), path, "exec",
+                       dont_inherit=True)
 
     def run(self) -> Dict[str, Any]:
         """The answer: `job` and `update` or `errors`, or `want`."""
@@ -6233,9 +6324,11 @@ class _Evaluation:
     def _hook_warnings(self) -> List[str]:
         """Which of the source's hooks would run in the client."""
         given = self.environment.get("hooks", [])
-        names = ["%s.%s" % (type(each).__name__, name) for each in (given if isinstance(given, (list, tuple)) else [])
+        names = ["%s.%s" % (type(each).__name__, name) for each in (given if isinstance(given, (list, tuple))
+            else [])
                  for name in dir(type(each)) if re.fullmatch("(pre|post|err)_.*|generic_hook", name)]
-        return ["hooks are not run here, so that nothing of what they check or change counts: %s" % ", ".join(names)] if names else []
+        return ["hooks are not run here, so that nothing of what they check or change counts: %s" % ", ".join(
+            names)] if names else []
 
     def _load_json(self, text: str) -> None:
         try:
@@ -6989,12 +7082,14 @@ class _Worker:
     def __init__(self, limits: ConfigLimits, seconds: float = 30.0) -> None:
         import subprocess
         here, there = socket.socketpair()
-        boot = ("import sys; sys.path[:] = %r; import importlib.util as u; s = u.spec_from_file_location('aurora_rest', %r); "
+        boot = (
+            "import sys; sys.path[:] = %r; import importlib.util as u; s = u.spec_from_file_location('aurora_rest', %r); "
                 "m = u.module_from_spec(s); sys.modules['aurora_rest'] = m; s.loader.exec_module(m); "
                 "m._evaluator_main(m.ConfigLimits(*%r))" % ([p for p in sys.path if p], _THIS_FILE,
                                                             tuple(limits)))
         try:
-            self.process = subprocess.Popen([sys.executable, "-s", "-c", boot], stdin=there.fileno(), env={"PYTHONHASHSEED": "0"},
+            self.process = subprocess.Popen([sys.executable, "-s", "-c", boot], stdin=there.fileno(),
+                                            env={"PYTHONHASHSEED": "0"},
                                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
         except OSError as error:
             here.close()
@@ -7118,7 +7213,8 @@ class Evaluator:
 
     def evaluate(self, files: Dict[str, str], key: Sequence[str], *, is_json: bool = False,
                  bindings: Sequence[Tuple[str, str]] = (), tiers: Optional[Dict[str, Any]] = None,
-                 docker_registry: str = "", caller: Optional[str] = None, env: Sequence[Tuple[str, str]] = ()) -> Dict[str, Any]:
+                 docker_registry: str = "", caller: Optional[str] = None,
+                 env: Sequence[Tuple[str, str]] = ()) -> Dict[str, Any]:
         """The plain answer for the job `key` (cluster, role, environment, name) in `files`, of which the first is the
         root: `job`, `warnings`, and `update` or `update_errors`. Raises InvalidConfig."""
         if sum(len(text.encode("utf-8", "replace")) for text in files.values()) > self.limits.source_bytes:
@@ -8778,8 +8874,10 @@ PARAMS: Dict[str, Param] = {
     "shards": Param("instances", "instances: 1,3-5; repeatable; all if absent", example="0-2"),
     "instances": Param("instances", "the same as shards", example="0,2"),
     "bind": Param("strings", "NAME=VALUE for {{NAME}} in the configuration; repeatable", example="version=2"),
-    "env": Param("strings", "NAME=VALUE for os.environ in the configuration; repeatable", example="STAGE=test"),
-    "file": Param("string", "the file of several that is the job's; the first if absent", example="deploy/job.aurora"),
+    "env": Param("strings", "NAME=VALUE for os.environ in the configuration; repeatable",
+                 example="STAGE=test"),
+    "file": Param("string", "the file of several that is the job's; the first if absent",
+                  example="deploy/job.aurora"),
     "message": Param("string", "a sentence for the scheduler's audit trail"),
     "wait": Param("number", "seconds to wait for the outcome, or with If-None-Match for a change", 0),
     "dry_run": Param("boolean", "do everything but the scheduler's write call, and tell what it would be"),
@@ -9182,7 +9280,8 @@ class Call:
             if not files:
                 raise BadRequest("the multipart body holds no file")
         elif kind in TAR_TYPES:
-            files = parse_tar(gunzip(body, int(self.service.limits["body"])) if body[:2] == b"\x1f\x8b" else body)
+            files = parse_tar(gunzip(body, int(self.service.limits["body"])) if body[:2] == b"\x1f\x8b"
+                              else body)
         else:
             files = {"job.json" if kind == JSON_TYPE else "job.aurora": body}
         if not any(each.strip() for each in files.values()) and kind != "multipart/form-data" and not body:
@@ -10166,7 +10265,8 @@ def _location(operation: Operation) -> List[Tuple[str, str]]:
     return [("Location", "/alpha/operations/" + operation.id)]
 
 
-@route("POST", "/alpha/job/{key}/inspect", "run", access="read", params="bind env file shards instances", body="config",
+@route("POST", "/alpha/job/{key}/inspect", "run", access="read", params="bind env file shards instances",
+       body="config",
        a200="the job as it would be sent")
 def inspect_job(call: Call) -> Any:
     """Evaluate and validate the body: the JobConfiguration and JobUpdateSettings as they would be sent; nothing is."""
@@ -10188,7 +10288,8 @@ def _aligned(call: Call) -> Tuple[Job, List[Tuple[Any, List[int]]]]:
     return align(job, running), running
 
 
-@route("POST", "/alpha/job/{key}/diff", "change", access="read", params="bind env file shards instances", body="config",
+@route("POST", "/alpha/job/{key}/diff", "change", access="read", params="bind env file shards instances",
+       body="config",
        a200="what an update would do")
 def diff_job(call: Call) -> Any:
     """What an update with this body would add, remove, change and leave: instances, and fields old and new."""
@@ -10198,7 +10299,8 @@ def diff_job(call: Call) -> Any:
                         **plan)
 
 
-@route("PUT", "/alpha/job/{key}/update", "change", params="shards instances bind env file wait", body="config",
+@route("PUT", "/alpha/job/{key}/update", "change", params="shards instances bind env file wait",
+       body="config",
        a202="started", a200="unchanged: nothing to update; or, where it was waited for, rolled forward")
 def start_job_update(call: Call) -> Any:
     """Start a rolling update to the body's configuration, of the named instances or all."""
