@@ -686,16 +686,16 @@ def parse_tar(data: bytes) -> Dict[str, bytes]:
                 stream = archive.extractfile(member)
                 content = stream.read() if stream is not None else b""
                 with contextlib.suppress(UnicodeDecodeError):
-                    files[path] = content if content.decode("utf-8-sig").find("\0") < 0 else files.pop(path,
-                        b"")
+                    if "\0" not in content.decode("utf-8-sig"):
+                        files[path] = content
     except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
         raise BadRequest("the tar cannot be read: %s" % error) from None
     return files
 
 
 def root_first(files: Dict[str, bytes], root: Optional[str], must: bool) -> Dict[str, bytes]:
-    """The files with the one named `root` in front; where it must be named, it may be missing only if there is but one.
-    Raises BadRequest."""
+    """The files with the one named `root` in front; where it must be named, it may be missing only if there
+    is but one. Raises BadRequest."""
     if root is None and must and len(files) != 1:
         raise BadRequest("file= has to name the file of the tar that is the job's: %s" % ", ".join(
             sorted(files)[:50]))
@@ -703,8 +703,8 @@ def root_first(files: Dict[str, bytes], root: Optional[str], must: bool) -> Dict
         return files
     path = os.path.normpath(root)
     if path not in files:
-        raise BadRequest("file=%s: no such file among those sent: %s" % (root[:200],
-            ", ".join(sorted(files)[:50])))
+        raise BadRequest("file=%s: no such file among those sent: %s" % (
+            root[:200], ", ".join(sorted(files)[:50])))
     return dict([(path, files[path])], **files)
 
 
@@ -4243,11 +4243,12 @@ def _schema() -> Dict[str, Any]:
 
 
 # --- child: Python 2 ----------------------------------------------------------------------------------------
-# The client runs on Python 2.7, and what it makes of a source is what the source means. So a source is read as Python 2 in
-# three steps: `older_syntax` turns what only Python 2 writes into Python 3, token by token; `_Syntax` refuses what may not be
-# said; `_Older` then makes calls of helpers out of what both can write but mean otherwise. The rest of this part is those
-# helpers: order, text, comparison, types and modules as 2.7 has them. Facts are those of CPython 2.7.18 on 64 bits. Text and
-# bytes are one type here: bytes are text that stands for its UTF-8, and what is not UTF-8 is in it as lone surrogates.
+# The client runs on Python 2.7, and what it makes of a source is what the source means. So a source is read
+# as Python 2 in three steps: `_Reading` turns what only Python 2 writes into Python 3, token by token;
+# `_Syntax` refuses what may not be said; `_Older` then makes calls of helpers out of what both can write
+# but mean otherwise. The rest of this part is those helpers: order, text, comparison, types and modules as
+# 2.7 has them. Facts are those of CPython 2.7.18 on 64 bits. Text and bytes are one type here: bytes are
+# text that stands for its UTF-8, and what is not UTF-8 is in it as lone surrogates.
 
 _WORD = (1 << 64) - 1
 _MOST = (1 << 63) - 1
@@ -4315,9 +4316,9 @@ def _is_pystachio(value: Any) -> bool:
 
 
 class _Table:
-    """Where the keys of a dict or set of Python 2 stand: open addressing in a list whose length is a power of two, of which
-    at most two thirds are taken. The order of the keys is that of their places, which comes from their hashes and from what
-    was put in and taken out before."""
+    """Where the keys of a dict or set of Python 2 stand: open addressing in a list whose length is a power of
+    two, of which at most two thirds are taken. The order of the keys is that of their places, which comes of
+    their hashes and of what was put in and taken out before."""
 
     def __init__(self, least: int = 0) -> None:
         self.used = self.fill = self.finger = 0
@@ -4402,24 +4403,24 @@ def _reordered(plain: Any) -> Any:
 
 
 class _Kind(type):
-    """The class of what stands for a type of Python 2: ":make" is what calling it does, ":test" what isinstance() finds. What is
-    derived from one has neither."""
+    """The class of what stands for a type of Python 2: ":make" is what calling it does, ":test" what
+    isinstance() finds. What is derived from one has neither."""
 
     def __call__(cls, *given: Any, **named: Any) -> Any:
-        return cls.__dict__[":make"](*given, **named) if ":make" in cls.__dict__ else type.__call__(cls,
-            *given, **named)
+        make = cls.__dict__.get(":make", partial(type.__call__, cls))
+        return make(*given, **named)
 
     def __instancecheck__(cls, value: Any) -> bool:
-        return bool(cls.__dict__[":test"](value) if ":test" in cls.__dict__ else type.__instancecheck__(cls,
-            value))
+        test = cls.__dict__.get(":test", partial(type.__instancecheck__, cls))
+        return bool(test(value))
 
     def __repr__(cls) -> str:
         return "<type '%s'>" % cls.__name__
 
 
 class _Dict(Dict[Any, Any], metaclass=_Kind):       # type: ignore[misc]
-    """dict, with the order of Python 2. A dict remembers what was put in since; only what is taken out, and what puts in
-    several at once, has to tell the table."""
+    """dict, with the order of Python 2. A dict remembers what was put in since; only what is taken out, and
+    what puts in several at once, has to tell the table."""
     _table: Any = None
 
     def __init__(self, *given: Any, **named: Any) -> None:
@@ -4487,8 +4488,9 @@ class _Dict(Dict[Any, Any], metaclass=_Kind):       # type: ignore[misc]
                         table.put(key)
                     dict.__setitem__(self, key, dict.__getitem__(each, key))
             else:
-                for key, value in ((key, each[key]) for key in each.keys()) if hasattr(each,
-                    "keys") else each:
+                if hasattr(each, "keys"):
+                    each = [(key, each[key]) for key in each.keys()]
+                for key, value in each:
                     dict.__setitem__(self, key, value)
 
     def copy(self) -> Any:
@@ -4681,7 +4683,7 @@ def _text_of(data: Any) -> Any:
 
 
 class _Unicode(str):
-    """unicode. What comes of one is one; of str.join() and the like it is not, where nothing but isinstance() could tell."""
+    """unicode. What comes of one is one; not so of str.join(), where only isinstance() could tell."""
 
     def __new__(cls, value: Any = "", encoding: str = "", errors: str = "strict") -> Any:
         if not isinstance(value, str):
@@ -4717,8 +4719,9 @@ def _as_unicode(value: Any) -> Any:
 
 
 for _name in (
-    "capitalize center expandtabs join ljust lower lstrip partition replace rjust rpartition rsplit rstrip split "
-              "splitlines strip swapcase title translate upper zfill __getitem__ __mul__ __rmul__").split():
+    "capitalize center expandtabs join ljust lower lstrip partition replace rjust rpartition "
+    "rsplit rstrip split splitlines strip swapcase title translate upper zfill __getitem__ "
+    "__mul__ __rmul__").split():
     setattr(_Unicode, _name, _keeps(_name))
 
 
@@ -4749,9 +4752,9 @@ def _repr(value: Any) -> str:
         return "(%s%s)" % (", ".join(map(_repr, value)), "," if len(value) == 1 else "")
     if isinstance(value, dict) and kind.__repr__ in _DICT_REPRS:
         shown = "{%s}" % ", ".join("%s: %s" % (_repr(key), _repr(value[key])) for key in value)
-        return "defaultdict(%s, %s)" % (_repr(value.default_factory), shown) if isinstance(value,
-            _Default) else \
-            "Counter(%s)" % shown if isinstance(value, _Counter) else shown
+        if isinstance(value, _Default):
+            return "defaultdict(%s, %s)" % (_repr(value.default_factory), shown)
+        return "Counter(%s)" % shown if isinstance(value, _Counter) else shown
     if isinstance(value, _Unordered):
         return "%s([%s])" % ("set" if isinstance(value, _Set) else "frozenset", ", ".join(map(_repr, value)))
     if isinstance(value, BaseException) and kind.__repr__ is _EXCEPTION.__repr__:
@@ -4768,8 +4771,7 @@ def _str(value: Any) -> Any:
         text = "%.12g" % value
         digits = text.lstrip("-")
         if len(digits) == 12 and digits.isdigit():      # Python 2 leaves a place for the .0
-            return "%s%s.%s" % (text[:-12], digits[0], digits[1:].rstrip("0")) + "e+11" if digits[1:].strip(
-                "0") else text[:-11] + "e+11"
+            return re.sub(r"\.?0*e", "e", "%.11e" % value)
         return text if re.search("[.en]", text) else text + ".0"
     if isinstance(value, (list, tuple, dict, _Unordered)) and type(value).__str__ is _OBJECT.__str__:
         return _repr(value)
@@ -4859,10 +4861,9 @@ def _safe_format(template: Any, *arguments: Any, **named: Any) -> str:
 # Comparison. What has no order of its own goes by the name of its type, after None and numbers.
 
 _ORDERS: Dict[str, Callable[[Any, Any], Any]] = {
-    "Lt": lambda a, b: a < b, "LtE": lambda a, b: a <= b, "Gt": lambda a, b: a > b, "GtE": lambda a,
-    b: a >= b,
-    "Eq": lambda a, b: a == b, "NotEq": lambda a, b: a != b, "Is": lambda a, b: a is b, "IsNot": lambda a,
-    b: a is not b,
+    "Lt": lambda a, b: a < b, "LtE": lambda a, b: a <= b, "Gt": lambda a, b: a > b,
+    "GtE": lambda a, b: a >= b, "Eq": lambda a, b: a == b, "NotEq": lambda a, b: a != b,
+    "Is": lambda a, b: a is b, "IsNot": lambda a, b: a is not b,
     "In": lambda a, b: a in b, "NotIn": lambda a, b: a not in b}
 
 
@@ -4876,8 +4877,8 @@ def _compare(left: Any, right: Any) -> int:
         if len(left) != len(right):
             return _compare(len(left), len(right))
         missing = object()
-        unlike = [_sorted(key for key in a if b.get(key, missing) != a[key])[0] for a, b in ((left, right),
-            (right, left))]
+        unlike = [_sorted(key for key in a if b.get(key, missing) != a[key])[0]
+                  for a, b in ((left, right), (right, left))]
         return _compare(*unlike) or _compare(left[unlike[0]], right[unlike[0]])
     return _by_kind(left, right)
 
@@ -4888,8 +4889,8 @@ def _by_kind(left: Any, right: Any) -> int:
         return (0 if value is None else 1 if number else 2, "" if number else _type(value).__name__)
     first, second = place(left), place(right)
     if first == second:
-        first, second = (id(left), ""), (id(right),
-                                         "")     # as in Python 2, where it is not the same each time either
+        # As in Python 2, where it is not the same each time either.
+        first, second = (id(left), ""), (id(right), "")
     return (first > second) - (first < second)
 
 
@@ -4995,8 +4996,9 @@ def _map(work: Any, *lists: Any) -> List[Any]:
 
 def _filter(test: Any, items: Any) -> Any:
     kept = [each for each in items if (each if test is None else test(each))]
-    return type(items)("".join(kept)) if isinstance(items, str) else tuple(kept) if isinstance(items,
-        tuple) else kept
+    if isinstance(items, str):
+        return type(items)("".join(kept))
+    return tuple(kept) if isinstance(items, tuple) else kept
 
 
 def _sum(items: Iterable[Any], start: Any = 0) -> Any:
@@ -5037,14 +5039,13 @@ def _decode(text: Any, encoding: str = "utf-8", errors: str = "strict") -> Any:
 
 def _rot13(data: bytes) -> bytes:
     letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-    return data.translate(bytes.maketrans(letters, letters[13:26] + letters[:13] + letters[39:]
-                                          + letters[26:39]))
+    turned = letters[13:26] + letters[:13] + letters[39:] + letters[26:39]
+    return data.translate(bytes.maketrans(letters, turned))
 
 
 _OF_BYTES: Dict[str, Tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
-    "hex": (lambda data: data.hex().encode(), lambda data: bytes.fromhex(data.decode())), "rot13": (_rot13,
-        _rot13),
-    "base64": (base64.encodebytes, base64.decodebytes)}
+    "hex": (lambda data: data.hex().encode(), lambda data: bytes.fromhex(data.decode())),
+    "base64": (base64.encodebytes, base64.decodebytes), "rot13": (_rot13, _rot13)}
 
 
 def _translate(text: Any, table: Any, without: str = "") -> Any:
@@ -5107,10 +5108,11 @@ def _listing(name: str) -> Callable[[Any], Any]:
 
 
 _MAPPINGS = (dict, collections.ChainMap)
-# Attributes that Python 3 does not have, or has with another meaning: of what, and what then is called with it.
+# Attributes that Python 3 does not have, or has with another meaning: of what, and what then is called with
+# it.
 _OLDER: Dict[str, Tuple[Any, Callable[..., Any]]] = {
-    "format": (str, _safe_format), "encode": (str, _encode), "decode": (str, _decode), "translate": (str,
-        _translate),
+    "format": (str, _safe_format), "encode": (str, _encode), "decode": (str, _decode),
+    "translate": (str, _translate),
     "sort": (list, _sort), "has_key": (_MAPPINGS, lambda mapping, key: key in mapping)}
 for _name in ("keys", "values", "items"):
     _OLDER[_name] = (_MAPPINGS, _listing(_name))
@@ -5292,8 +5294,8 @@ def _randomness() -> Dict[str, Any]:
             pool, size = list(population), len(population)
             if not 0 <= k <= size:
                 raise ValueError("sample larger than population")
-            if size <= 21 + (4 ** math.ceil(math.log(k * 3, 4)) if k > 5 else 0) or hasattr(population,
-                "keys"):
+            few = 21 + (4 ** math.ceil(math.log(k * 3, 4)) if k > 5 else 0)
+            if size <= few or hasattr(population, "keys"):
                 made = []
                 for taken in range(k):
                     place = int(self.random() * (size - taken))
@@ -5314,15 +5316,17 @@ def _randomness() -> Dict[str, Any]:
 
 def _string_functions() -> Dict[str, Any]:
     made: Dict[str, Any] = {name: getattr(str, name) for name in (
-        "split rsplit splitlines lower upper strip lstrip rstrip replace find rfind index rindex count capitalize swapcase "
-        "ljust rjust center zfill expandtabs").split()}
+        "split rsplit splitlines lower upper strip lstrip rstrip replace find rfind index rindex "
+        "count capitalize swapcase ljust rjust center zfill expandtabs").split()}
 
     def maketrans(old: str, new: str) -> str:
         return "".join(map(chr, range(256))).translate(str.maketrans(old, new))
     lower, upper = "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    made.update(join=lambda words, sep=" ": sep.join(words), joinfields=lambda words,
-                sep=" ": sep.join(words),
-                splitfields=made["split"], letters=lower + upper, lowercase=lower, uppercase=upper,
+
+    def join(words: Any, sep: str = " ") -> str:
+        return sep.join(words)
+    made.update(join=join, joinfields=join, splitfields=made["split"], letters=lower + upper, lowercase=lower,
+                uppercase=upper,
                 maketrans=maketrans,
                 translate=_translate, atoi=_int, atol=_long, atof=_float)
     return made
@@ -5334,11 +5338,13 @@ def _quote_path(text: Any, safe: str = "/") -> str:
                    for part in re.split("(~)", text))
 
 
+def _quote_plus(text: Any, safe: str = "") -> str:
+    return _quote_path(_plain_str(text), safe + " ").replace(" ", "+")
+
+
 def _urlencode(query: Any, doseq: Any = 0) -> str:
-    def shown(value: Any) -> str:
-        return _quote_path(_plain_str(value), " ").replace(" ", "+")
     pairs = query.items() if hasattr(query, "items") else query
-    return "&".join("%s=%s" % (shown(name), shown(each)) for name, value in pairs for each in (
+    return "&".join("%s=%s" % (_quote_plus(name), _quote_plus(each)) for name, value in pairs for each in (
         value if doseq and isinstance(value, (list, tuple)) else [value]))
 
 
@@ -5392,13 +5398,9 @@ def _replacements(name: str) -> Dict[str, Any]:
                 _attributes(path)(value) for path in paths),
             methodcaller=lambda name, *given, **named: lambda value: _getattr(value, name)(*given, **named))
     if name == "urllib":
-        return {"quote": _quote_path, "quote_plus": lambda text, safe="": _quote_path(text,
-            safe + " ").replace(" ", "+"),
-                "urlencode": _urlencode}
+        return {"quote": _quote_path, "quote_plus": _quote_plus, "urlencode": _urlencode}
     if name == "pipes":
-        return {"quote": lambda text: text if re.fullmatch(r"[\w@%+=:,./-]+", text, re.A)
-                else "'%s'" % text.replace(
-            "'", "'\"'\"'")}
+        return {"quote": __import__("shlex").quote}
     if name == "types":
         made = {kind + "Type": each for kind, each in (
             ("String", _STR), ("Unicode", _Unicode), ("Int", _INT), ("Long", _LONG), ("Float", _FLOAT),
@@ -5419,8 +5421,7 @@ class _Environ(_Dict):      # type: ignore[misc]
     """os.environ: what the request gives."""
 
     def __missing__(self, name: Any) -> Any:
-        raise _Unset("os.environ has no %s; the request gives it with the parameter env=%s=VALUE" % (name,
-            name))
+        raise _Unset("os.environ has no %s; the request gives it with env=%s=VALUE" % (name, name))
 
 
 class _Stream:
@@ -5445,19 +5446,20 @@ def _system(name: str, evaluation: Any) -> Dict[str, Any]:
     if name == "sys":
         version_info = collections.namedtuple("version_info", "major minor micro releaselevel serial")
         stream = _Stream(evaluation._write)
-        return {"maxint": _MOST, "maxsize": _MOST, "maxunicode": 0x10FFFF, "version_info": version_info(2, 7,
-            18, "final", 0),
-                "version": "2.7.18", "hexversion": 0x020712F0, "platform": "linux2", "byteorder": "little",
+        return {"maxint": _MOST, "maxsize": _MOST, "maxunicode": 0x10FFFF, 
+                "version_info": version_info(2, 7, 18, "final", 0), "version": "2.7.18",
+                "hexversion": 0x020712F0, "platform": "linux2", "byteorder": "little",
                 "argv": ["aurora"],
                 "stdout": stream, "stderr": stream, "exit": evaluation._exit,
                 "getdefaultencoding": lambda: "ascii"}
     environ = evaluation.environ
 
     def expanded(text: str) -> str:
-        return re.sub(r"\$(?:(\w+)|\{([^}]*)\})", lambda found: environ.get(found.group(1) or found.group(2),
-            found.group()), text)
+        return re.sub(r"\$(?:(\w+)|\{([^}]*)\})", lambda found: environ.get(
+            found.group(1) or found.group(2), found.group()), text)
     path = _Namespace(dict({each: getattr(os.path, each) for each in (
-        "join basename dirname split splitext normpath isabs commonprefix normcase sep pardir curdir extsep").split()},
+        "join basename dirname split splitext normpath isabs commonprefix normcase sep pardir "
+        "curdir extsep").split()},
         expandvars=expanded), "os.path")
     if name == "os.path":
         return path.__dict__
@@ -5470,9 +5472,11 @@ def _system(name: str, evaluation: Any) -> Dict[str, Any]:
 
 _PIECES = re.compile(r'''
     (?P<space>[ \t\f]+|\\\r?\n) | (?P<comment>\#[^\r\n]*) | (?P<line>\r?\n|\r)
-  | (?P<text>(?:[uU][rR]?|[bB][rR]?|[rR][bBfF]?|[fF][rR]?)?(?:"""(?:[^"\\]|\\.|"(?!""))*"""|\'\'\'(?:[^'\\]|\\.|'(?!''))*\'\'\'
+  | (?P<text>(?:[uU][rR]?|[bB][rR]?|[rR][bBfF]?|[fF][rR]?)?
+             (?:"{3}(?:[^"\\]|\\.|"(?!""))*"{3}|'{3}(?:[^'\\]|\\.|'(?!''))*'{3}
              |"(?:[^"\\\r\n]|\\.)*"|'(?:[^'\\\r\n]|\\.)*'))
-  | (?P<number>0[xX][0-9a-fA-F_]+[lL]?|0[oObB][0-7_]+[lL]?|(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?[\d_]+)?[jJlL]?)
+  | (?P<number>0[xX][0-9a-fA-F_]+[lL]?|0[oObB][0-7_]+[lL]?
+             |(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?[\d_]+)?[jJlL]?)
   | (?P<name>[^\W\d]\w*) | (?P<sign><>|>>=?|<<=?|\*\*=?|//=?|[-+*/%&|^=!<>:]=|->|.)''', re.X | re.S)
 _HEADS = frozenset("if elif else while for try except finally def class with".split())
 _HIGH = re.compile(r"((?:\\x[89a-fA-F][0-9a-fA-F]|\\[23][0-7][0-7])+)|\\(.)", re.S)
@@ -5530,8 +5534,8 @@ class _Reading:
 
     def solid(self, start: int, end: int) -> List[int]:
         """The places of what is no space."""
-        return [place for place in range(start, end) if self.pieces[place][0] not in ("space", "comment",
-            "line")]
+        spaces = ("space", "comment", "line")
+        return [place for place in range(start, end) if self.pieces[place][0] not in spaces]
 
     def outer(self, places: Sequence[int], wanted: str) -> List[int]:
         """Where in `places` a text stands outside of all brackets."""
@@ -5565,7 +5569,7 @@ class _Reading:
                 piece[1] = _RENAMED_NAMES[text]
 
     def literal(self, text: str) -> str:
-        """A string. Escapes that only text knows are none in bytes, and bytes that are UTF-8 are what they stand for."""
+        """A string. Escapes that only text knows are none in bytes; bytes that are UTF-8 stand for it."""
         prefix = text[:len(text) - len(text.lstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"))]
         kind, body = prefix.lower(), text[len(prefix):]
         if "\\" not in body or "f" in kind:
@@ -5621,13 +5625,13 @@ class _Reading:
                 return
             if first == ">>":
                 self.pieces[rest[0]][1] = ""
-            self.call("print_to_(" if first == ">>" else "print(", places, commas[-1:] == rest[-1:]
-                      and bool(rest))
+            self.call("print_to_(" if first == ">>" else "print(", places,
+                      bool(rest) and commas[-1:] == rest[-1:])
 
     def call(self, opening: str, places: Sequence[int], comma: bool = False) -> None:
         self.pieces[places[0]][1] = opening
-        if len(places) > 1 and self.pieces[places[0] + 1][0] == "space" and "\n" not in self.pieces[places[0]
-            + 1][1]:
+        kind, text = (self.pieces[places[0] + 1:] or [["", ""]])[0]
+        if len(places) > 1 and kind == "space" and "\n" not in text:
             self.pieces[places[0] + 1][1] = ""
         self.pieces[places[-1]][1] += " end=' ')" if comma else ")"
 
@@ -5660,7 +5664,7 @@ class _Reading:
 
 
 class _Older(ast.NodeTransformer):
-    """Calls of helpers, in a tree that has been checked, where Python 2 means something else by the same words."""
+    """Calls of helpers, in a tree that was checked, where Python 2 means something else by the same words."""
 
     def __init__(self, reading: _Reading) -> None:
         self.reading = reading
@@ -5671,10 +5675,7 @@ class _Older(ast.NodeTransformer):
         return made if made is node or not hasattr(node, "lineno") else ast.copy_location(made, node)
 
     def call(self, name: str, *arguments: ast.expr) -> ast.Call:
-        return ast.Call(ast.Name(name, ast.Load()), list(arguments), [])
-
-    def constant(self, text: str) -> ast.expr:
-        return ast.Constant(text)
+        return ast.Call(_load(name), list(arguments), [])
 
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         if isinstance(node.value, bytes):
@@ -5691,7 +5692,7 @@ class _Older(ast.NodeTransformer):
         names = [type(each).__name__ for each in node.ops]
         if not {"Lt", "LtE", "Gt", "GtE"} & set(names):
             return node
-        return self.call("__ordered__", self.constant(" ".join(names)), node.left, *node.comparators)
+        return self.call("__ordered__", ast.Constant(" ".join(names)), node.left, *node.comparators)
 
     def reckoned(self, operator: ast.operator, left: ast.expr, right: ast.expr) -> Optional[ast.Call]:
         if isinstance(operator, ast.Mod):
@@ -5714,22 +5715,22 @@ class _Older(ast.NodeTransformer):
         return ast.AugAssign(target, node.op, node.value) if value is None else ast.Assign([target], value)
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-        if isinstance(node.ctx, ast.Load) and node.attr == "__name__" and isinstance(node.value,
-            ast.Attribute) and \
-                node.value.attr == "__class__":
-            return self.call("__attribute__", self.call("__type__", self.visit(node.value.value)),
-                             self.constant("__name__"))
+        inner = node.value.attr if isinstance(node.value, ast.Attribute) else ""
+        if isinstance(node.ctx, ast.Load) and (inner, node.attr) == ("__class__", "__name__"):
+            value: Any = node.value
+            kind = self.call("__type__", self.visit(value.value))
+            return self.call("__attribute__", kind, ast.Constant("__name__"))
         self.generic_visit(node)
         if isinstance(node.ctx, ast.Load) and (node.attr in _OLDER or node.attr in _OLDER_PLAIN):
-            return self.call("__attribute__", node.value, self.constant(node.attr))
+            return self.call("__attribute__", node.value, ast.Constant(node.attr))
         return node
 
     def visit_Dict(self, node: ast.Dict) -> ast.AST:
         self.generic_visit(node)
         if any(key is None for key in node.keys):
             return self.call("__dict_of__", node)
-        return self.call("__display__", *[ast.Tuple([key or value, value], ast.Load()) for key,
-                                          value in zip(node.keys, node.values)])
+        return self.call("__display__", *[ast.Tuple([key or value, value], ast.Load())
+                                          for key, value in zip(node.keys, node.values)])
 
     def visit_Set(self, node: ast.Set) -> ast.AST:
         self.generic_visit(node)
@@ -5755,9 +5756,8 @@ class _Older(ast.NodeTransformer):
             for name in told:
                 name.id = ":" + name.id
             if names:
-                each.ifs.insert(0, ast.Tuple([ast.NamedExpr(ast.Name(name, ast.Store()), ast.Name(":" + name,
-                    ast.Load()))
-                                              for name in names], ast.Load()))
+                kept: List[ast.expr] = [ast.NamedExpr(_store(name), _load(":" + name)) for name in names]
+                each.ifs.insert(0, ast.Tuple(kept, ast.Load()))
         return node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
@@ -5798,8 +5798,8 @@ class _Older(ast.NodeTransformer):
         for child in ast.iter_child_nodes(scope):
             look(child, set())
         for node, targets in found:
-            behind = {name.id for name in used if (name.lineno, name.col_offset) > (node.lineno,
-                node.col_offset)}
+            place = (node.lineno, node.col_offset)
+            behind = {name.id for name in used if (name.lineno, name.col_offset) > place}
             self.leaking[id(node)] = targets & behind
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
@@ -5810,8 +5810,7 @@ class _Older(ast.NodeTransformer):
                                  if each.arg in self.reading.tuples]
         if arguments.kwarg is not None:
             name = arguments.kwarg.arg
-            lines.append(ast.Assign([ast.Name(name, ast.Store())], self.call("__keywords__", ast.Name(name,
-                ast.Load()))))
+            lines.append(ast.Assign([_store(name)], self.call("__keywords__", _load(name))))
         node.body[:0] = lines
         return node
 
@@ -5829,9 +5828,8 @@ class _Older(ast.NodeTransformer):
                 node.body = ast.Subscript(ast.ListComp(node.body, [loop]), _index(0), ast.Load())
         if node.args.kwarg is not None:
             name = node.args.kwarg.arg
-            loop = ast.comprehension(ast.Name(name, ast.Store()),
-                                     ast.List([self.call("__keywords__", ast.Name(
-                name, ast.Load()))], ast.Load()), [], 0)
+            told = self.call("__keywords__", _load(name))
+            loop = ast.comprehension(_store(name), ast.List([told], ast.Load()), [], 0)
             node.body = ast.Subscript(ast.ListComp(node.body, [loop]), _index(0), ast.Load())
         return node
 
@@ -5840,28 +5838,33 @@ class _Older(ast.NodeTransformer):
         own = {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
         for old, new in (("next", "__next__"), ("__nonzero__", "__bool__"), ("__div__", "__truediv__")):
             if old in own and new not in own:
-                node.body.append(ast.Assign([ast.Name(new, ast.Store())], ast.Name(old, ast.Load())))
+                node.body.append(ast.Assign([_store(new)], _load(old)))
         if "__cmp__" in own:
-            names: List[ast.expr] = [ast.Name("__%s__" % name, ast.Store())
-                                     for name in "lt le gt ge eq ne".split()]
-            node.body.append(ast.Assign([ast.Tuple(names, ast.Store())], self.call("__rich__",
-                ast.Name("__cmp__", ast.Load()))))
+            names = [_store("__%s__" % name) for name in "lt le gt ge eq ne".split()]
+            made = self.call("__rich__", _load("__cmp__"))
+            node.body.append(ast.Assign([ast.Tuple(names, ast.Store())], made))
         if own & {"__cmp__", "__eq__"} and "__hash__" not in own:
-            node.body.append(ast.Assign([ast.Name("__hash__", ast.Store())], ast.Name("__hashed__",
-                ast.Load())))
+            node.body.append(ast.Assign([_store("__hash__")], _load("__hashed__")))
         return node
 
     def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
         """The name lives on."""
         self.generic_visit(node)
         if node.name:
-            node.body.insert(0, ast.Assign([ast.Name(node.name, ast.Store())], ast.Name(":" + node.name,
-                ast.Load())))
+            node.body.insert(0, ast.Assign([_store(node.name)], _load(":" + node.name)))
             node.name = ":" + node.name
         return node
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
         return ast.Pass() if node.module == "__future__" else node
+
+
+def _load(name: str) -> Any:
+    return ast.Name(name, ast.Load())
+
+
+def _store(name: str) -> Any:
+    return ast.Name(name, ast.Store())
 
 
 def _index(number: int) -> Any:
@@ -5902,8 +5905,8 @@ def _age_pystachio() -> None:
     composite.StructMetaclass.attributes_to_parameters = staticmethod(parameters)
     composite.StructFactory.create = staticmethod(create)
     text = basic.String.coerce.__func__
-    basic.String.coerce = classmethod(lambda cls, value: text(cls, _plain_str(value) if isinstance(value,
-        float) else value))
+    basic.String.coerce = classmethod(lambda cls, value: text(
+        cls, _plain_str(value) if isinstance(value, float) else value))
     basic.Integer.coerce, basic.Float.coerce = number(basic.Integer), number(basic.Float)
     basic.SimpleObject.__str__ = lambda self: _plain_str(self.interpolate()[0]._value)
 
@@ -5912,8 +5915,9 @@ def _age_pystachio() -> None:
 
 _MODULES = {    # what an import gives; anything else of the module is not there
     "json": "dumps loads JSONDecodeError",
-    "math": "ceil floor sqrt log log2 log10 exp pow fabs fmod gcd hypot isinf isnan trunc sin cos tan pi e inf nan acos asin "
-            "atan atan2 sinh cosh tanh degrees radians factorial copysign frexp ldexp modf fsum log1p expm1",
+    "math": "ceil floor sqrt log log2 log10 exp pow fabs fmod gcd hypot isinf isnan trunc sin cos tan pi "
+            "e inf nan acos asin atan atan2 sinh cosh tanh degrees radians factorial copysign frexp ldexp "
+            "modf fsum log1p expm1",
     "re": "compile match search fullmatch sub subn split findall finditer escape error I IGNORECASE M MULTILINE S DOTALL "
           "X VERBOSE A ASCII U UNICODE",
     "string": "ascii_letters ascii_lowercase ascii_uppercase digits hexdigits octdigits punctuation printable whitespace "
@@ -5922,14 +5926,14 @@ _MODULES = {    # what an import gives; anything else of the module is not there
                  "groupby islice permutations product repeat starmap takewhile tee zip_longest",
     "functools": "partial reduce cmp_to_key",
     "contextlib": "",
-    "operator": "add sub mul truediv floordiv neg pos abs and_ or_ xor invert lshift rshift not_ truth is_ is_not eq ne pow "
-                "contains concat countOf indexOf getitem itemgetter",
-    "base64": "b64encode b64decode standard_b64encode standard_b64decode urlsafe_b64encode urlsafe_b64decode b32encode "
-              "b32decode b16encode b16decode",
+    "operator": "add sub mul truediv floordiv neg pos abs and_ or_ xor invert lshift rshift not_ truth "
+                "is_ is_not eq ne pow contains concat countOf indexOf getitem itemgetter",
+    "base64": "b64encode b64decode standard_b64encode standard_b64decode urlsafe_b64encode "
+              "urlsafe_b64decode b32encode b32decode b16encode b16decode",
     "binascii": "hexlify unhexlify b2a_hex a2b_hex b2a_base64 a2b_base64",
     "struct": "pack unpack calcsize",
-    "decimal": "Decimal ROUND_CEILING ROUND_DOWN ROUND_FLOOR ROUND_HALF_DOWN ROUND_HALF_EVEN ROUND_HALF_UP ROUND_UP "
-               "InvalidOperation DivisionByZero",
+    "decimal": "Decimal ROUND_CEILING ROUND_DOWN ROUND_FLOOR ROUND_HALF_DOWN ROUND_HALF_EVEN "
+               "ROUND_HALF_UP ROUND_UP InvalidOperation DivisionByZero",
     "fractions": "Fraction gcd",
     "uuid": "UUID uuid3 uuid4 uuid5 NAMESPACE_DNS NAMESPACE_URL NAMESPACE_OID NAMESPACE_X500",
     "fnmatch": "fnmatch fnmatchcase filter",
@@ -5943,8 +5947,8 @@ _MODULES = {    # what an import gives; anything else of the module is not there
     "hashlib": "md5 sha1 sha224 sha256 sha384 sha512 blake2b blake2s new",
     "textwrap": "dedent indent fill wrap shorten",
     "time": "time gmtime localtime mktime strftime strptime asctime ctime",
-    "random": "random randint randrange choice choices sample shuffle uniform seed gauss normalvariate expovariate triangular "
-              "getrandbits Random",
+    "random": "random randint randrange choice choices sample shuffle uniform seed gauss normalvariate "
+              "expovariate triangular getrandbits Random",
     "getpass": "getuser",
     "pystachio": "*", "apache.aurora.config.schema.base": "*", "apache.thermos.config.schema": "*",
     "apache.thermos.config.schema_base": "*", "apache.thermos.config.schema_helpers": "*",
@@ -5972,12 +5976,13 @@ _BUILTINS = (
     "isinstance issubclass iter len list map max min next object oct ord pow range repr reversed round set slice sorted "
     "str sum super tuple zip property staticmethod classmethod NotImplemented Ellipsis ArithmeticError AssertionError "
     "AttributeError Exception IndexError KeyError LookupError NameError NotImplementedError OverflowError RuntimeError "
-    "StopIteration TypeError UnicodeError UnicodeDecodeError UnicodeEncodeError ValueError ZeroDivisionError IOError OSError "
-    "ImportError SystemExit EnvironmentError FloatingPointError EOFError").split()
+    "StopIteration TypeError UnicodeError UnicodeDecodeError UnicodeEncodeError ValueError "
+    "ZeroDivisionError IOError OSError ImportError SystemExit EnvironmentError FloatingPointError "
+    "EOFError").split()
 _SPECIAL_METHODS = frozenset(
     "__init__ __str__ __repr__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __len__ __getitem__ __iter__ __next__ "
-    "__contains__ __call__ __add__ __radd__ __sub__ __mul__ __mod__ __bool__ __doc__ __name__ __file__ __nonzero__ __cmp__ "
-    "__div__ __unicode__ __hash__ __setitem__".split())
+    "__contains__ __call__ __add__ __radd__ __sub__ __mul__ __mod__ __bool__ __doc__ __name__ "
+    "__file__ __nonzero__ __cmp__ __div__ __unicode__ __hash__ __setitem__".split())
 # Attributes that lead out of a value: to frames, code, tracebacks, classes, pystachio's insides. Refused whatever the name
 # in front of the dot; `self._name` in a method is a name of the source's own class, unless pystachio has one like it.
 _REFUSED_ATTRIBUTE = re.compile(
@@ -7083,7 +7088,8 @@ class _Worker:
         import subprocess
         here, there = socket.socketpair()
         boot = (
-            "import sys; sys.path[:] = %r; import importlib.util as u; s = u.spec_from_file_location('aurora_rest', %r); "
+            "import sys; sys.path[:] = %r; import importlib.util as u; "
+            "s = u.spec_from_file_location('aurora_rest', %r); "
                 "m = u.module_from_spec(s); sys.modules['aurora_rest'] = m; s.loader.exec_module(m); "
                 "m._evaluator_main(m.ConfigLimits(*%r))" % ([p for p in sys.path if p], _THIS_FILE,
                                                             tuple(limits)))
@@ -7473,8 +7479,8 @@ def _significant(value: Any) -> Any:
 
 def same_meaning(mine: Any, running: Any) -> bool:
     """Whether two TaskConfigs describe the same task: like equality, but executor data that is JSON compares as what it
-    means, in which processes go by their names and constraints in no order; the owner, and what the scheduler itself fills in
-    (links to ports among it), do not count."""
+    means, in which processes go by their names and constraints in no order; the owner, and what the scheduler
+    itself fills in (links to ports among it), do not count."""
     def meaning(text: str) -> Any:
         plain = load_json(text)
         task = plain.get("task") if isinstance(plain, dict) else None
@@ -7506,9 +7512,9 @@ def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str
              env: Union[Dict[str, str], Sequence[Tuple[str, str]]] = ()) -> Job:
     """The job `key` (cluster/role/environment/name) that `source` describes, converted for the scheduler.
 
-    source: `.aurora` text, or texts by file name of which the first is the root; bindings: values for {{names}}; env: for
-    os.environ; tiers: plain getTierConfigs, Aurora's defaults else; user: the job's owner, its role else; caller: whose share of the
-    evaluators it takes.
+    source: `.aurora` text, or texts by file name of which the first is the root; bindings: values for {{names}};
+    env: for os.environ; tiers: plain getTierConfigs, Aurora's defaults else; user: the job's owner, its role
+    else; caller: whose share of the evaluators it takes.
     Raises InvalidConfig with every problem found.
     """
     if evaluator is None:
