@@ -4303,9 +4303,9 @@ def _hash(value: Any) -> int:
             made ^= (_hash(each) ^ (_hash(each) << 16) ^ 89869747) * 3644798167
         made = made * 69069 + 907133923
     elif type(value).__name__ == "frozendict":
-        made = _hash(tuple((key, value[key]) for key in sorted(value)))
+        made = _hash(_as_unicode(tuple((key, value[key]) for key in sorted(value))))
     elif _is_pystachio(value):
-        made = _hash(value._value if hasattr(value, "coerce") else value.get())
+        made = _hash(_as_unicode(value._value if hasattr(value, "coerce") else value.get()))
     else:
         made = 0 if type(value).__hash__ is _OBJECT.__hash__ else hash(value)
     return _signed(made) if _signed(made) != -1 else -2
@@ -4398,7 +4398,7 @@ def _order(keys: Iterable[Any]) -> List[Any]:
 def _reordered(plain: Any) -> Any:
     """Plain values with the order of dicts that json.dumps() of the client writes."""
     if isinstance(plain, dict):
-        return {key: _reordered(plain[key]) for key in _order(plain)}
+        return {key: _reordered(plain[key]) for key in _order(map(_as_unicode, plain))}
     return [_reordered(each) for each in plain] if isinstance(plain, (list, tuple)) else plain
 
 
@@ -5446,7 +5446,7 @@ def _system(name: str, evaluation: Any) -> Dict[str, Any]:
     if name == "sys":
         version_info = collections.namedtuple("version_info", "major minor micro releaselevel serial")
         stream = _Stream(evaluation._write)
-        return {"maxint": _MOST, "maxsize": _MOST, "maxunicode": 0x10FFFF, 
+        return {"maxint": _MOST, "maxsize": _MOST, "maxunicode": 0x10FFFF,
                 "version_info": version_info(2, 7, 18, "final", 0), "version": "2.7.18",
                 "hexversion": 0x020712F0, "platform": "linux2", "byteorder": "little",
                 "argv": ["aurora"],
