@@ -5095,8 +5095,7 @@ _Unicode.__name__, _Dict.__name__, _Set.__name__, _FrozenSet.__name__ = "unicode
 _STANDING: Dict[Any, Any] = {str: _STR, int: _INT, float: _FLOAT, dict: _Dict, set: _Set,
                              frozenset: _FrozenSet}
 _STANDING.update((each, each) for each in (list, tuple, bool, complex, type(None), _Unicode, _Dict, _Set,
-                                           _FrozenSet,
-                                           collections.OrderedDict, _Default, _Counter))
+                                           _FrozenSet, collections.OrderedDict, _Default, _Counter))
 
 
 def _listing(name: str) -> Callable[[Any], Any]:
@@ -5108,12 +5107,10 @@ def _listing(name: str) -> Callable[[Any], Any]:
 
 
 _MAPPINGS = (dict, collections.ChainMap)
-# Attributes that Python 3 does not have, or has with another meaning: of what, and what then is called with
-# it.
+# Attributes that Python 3 does not have, or has with another meaning: whose, and what is called instead.
 _OLDER: Dict[str, Tuple[Any, Callable[..., Any]]] = {
     "format": (str, _safe_format), "encode": (str, _encode), "decode": (str, _decode),
-    "translate": (str, _translate),
-    "sort": (list, _sort), "has_key": (_MAPPINGS, lambda mapping, key: key in mapping)}
+    "translate": (str, _translate), "sort": (list, _sort), "has_key": (_MAPPINGS, lambda mapping, key: key in mapping)}
 for _name in ("keys", "values", "items"):
     _OLDER[_name] = (_MAPPINGS, _listing(_name))
     _OLDER["iter" + _name] = (_MAPPINGS, lambda mapping, name=_name: iter(getattr(mapping, name)()))
@@ -5195,26 +5192,19 @@ def _vars(names: Dict[str, Any], *given: Any) -> Any:
     return _Names(given[0].__dict__)
 
 
-_REPLACED = {       # of the built-in names
-    "cmp": _compare, "sorted": _sorted, "min": _extreme(min), "max": _extreme(max), "int": _INT,
-    "long": _LONG, "float": _FLOAT,
-    "str": _STR, "bytes": _STR, "unicode": _Unicode, "basestring": str, "dict": _Dict, "set": _Set,
-    "frozenset": _FrozenSet,
-    "type": _TYPE, "round": _round, "oct": _oct, "hex": _hex, "repr": _repr, "repr_": _repr, "hash": _hash,
-    "map": _map,
-    "filter": _filter, "sum": _sum, "zip": lambda *lists: list(zip(*lists)),
-    "range": lambda *bounds: list(range(*bounds)),
+_REPLACED = {       # of the built-in names, and those that _Reading and _Older write
+    "cmp": _compare, "sorted": _sorted, "min": _extreme(min), "max": _extreme(max), "int": _INT, "long": _LONG,
+    "float": _FLOAT, "str": _STR, "bytes": _STR, "unicode": _Unicode, "basestring": str, "dict": _Dict,
+    "set": _Set, "frozenset": _FrozenSet, "type": _TYPE, "round": _round, "oct": _oct, "hex": _hex,
+    "repr": _repr, "repr_": _repr, "raised_": _raised, "hash": _hash, "map": _map, "filter": _filter,
+    "sum": _sum, "zip": lambda *lists: list(zip(*lists)), "range": lambda *bounds: list(range(*bounds)),
     "xrange": range, "apply": lambda work, given=(), named={}: work(*given, **named),
-    "intern": lambda text: text,
-    "unichr": lambda code: _Unicode(chr(code)), "format": _format_value, "getattr": _getattr,
-    "hasattr": _hasattr,
+    "intern": lambda text: text, "unichr": lambda code: _Unicode(chr(code)), "format": _format_value,
     "coerce": lambda a, b: (float(a), float(b)) if float in (type(a), type(b)) else (a, b),
-    "raised_": _raised,
+    "getattr": _getattr, "hasattr": _hasattr, "StandardError": Exception,
     "__divide__": _divide, "__modulo__": _modulo, "__ordered__": _ordered, "__attribute__": _attribute,
-    "__type__": _type,
-    "__display__": _display, "__dict_of__": _Dict, "__set_of__": _Set, "__rich__": _rich,
-    "__unicode__": _Unicode, "__keywords__": _keywords, "__hashed__": object.__hash__, "__vars__": _vars,
-    "StandardError": Exception}
+    "__type__": _type, "__display__": _display, "__dict_of__": _Dict, "__set_of__": _Set, "__rich__": _rich,
+    "__unicode__": _Unicode, "__keywords__": _keywords, "__hashed__": object.__hash__, "__vars__": _vars}
 
 
 # Modules. What one gives in the place of what Python 3 has, or in addition.
@@ -5326,9 +5316,7 @@ def _string_functions() -> Dict[str, Any]:
     def join(words: Any, sep: str = " ") -> str:
         return sep.join(words)
     made.update(join=join, joinfields=join, splitfields=made["split"], letters=lower + upper, lowercase=lower,
-                uppercase=upper,
-                maketrans=maketrans,
-                translate=_translate, atoi=_int, atol=_long, atof=_float)
+                uppercase=upper, maketrans=maketrans, translate=_translate, atoi=_int, atol=_long, atof=_float)
     return made
 
 
@@ -5383,8 +5371,7 @@ def _replacements(name: str) -> Dict[str, Any]:
         return _string_functions()
     if name == "itertools":
         return {"izip": zip, "imap": lambda work, *lists: zip(*lists) if work is None else map(work, *lists),
-                "ifilter": filter,
-                "ifilterfalse": itertools.filterfalse, "izip_longest": itertools.zip_longest}
+                "ifilter": filter, "ifilterfalse": itertools.filterfalse, "izip_longest": itertools.zip_longest}
     if name == "fractions":
         return {"gcd": math.gcd}
     if name == "functools":
@@ -5404,11 +5391,9 @@ def _replacements(name: str) -> Dict[str, Any]:
     if name == "types":
         made = {kind + "Type": each for kind, each in (
             ("String", _STR), ("Unicode", _Unicode), ("Int", _INT), ("Long", _LONG), ("Float", _FLOAT),
-            ("Boolean", bool),
-            ("List", list), ("Tuple", tuple), ("Dict", _Dict), ("None", type(None)), ("Type", _TYPE),
-            ("Class", _TYPE),
-            ("Function", _type(_type)), ("Lambda", _type(_type)), ("BuiltinFunction", _type(len)),
-            ("Generator", _type(None for _ in "")), ("Object", object))}
+            ("Boolean", bool), ("List", list), ("Tuple", tuple), ("Dict", _Dict), ("None", type(None)),
+            ("Type", _TYPE), ("Class", _TYPE), ("Function", _type(_type)), ("Lambda", _type(_type)),
+            ("BuiltinFunction", _type(len)), ("Generator", _type(None for _ in "")), ("Object", object))}
         return dict(made, StringTypes=(_STR, _Unicode))
     return {}
 
@@ -5449,8 +5434,7 @@ def _system(name: str, evaluation: Any) -> Dict[str, Any]:
         return {"maxint": _MOST, "maxsize": _MOST, "maxunicode": 0x10FFFF,
                 "version_info": version_info(2, 7, 18, "final", 0), "version": "2.7.18",
                 "hexversion": 0x020712F0, "platform": "linux2", "byteorder": "little",
-                "argv": ["aurora"],
-                "stdout": stream, "stderr": stream, "exit": evaluation._exit,
+                "argv": ["aurora"], "stdout": stream, "stderr": stream, "exit": evaluation._exit,
                 "getdefaultencoding": lambda: "ascii"}
     environ = evaluation.environ
 
@@ -5459,13 +5443,11 @@ def _system(name: str, evaluation: Any) -> Dict[str, Any]:
             found.group(1) or found.group(2), found.group()), text)
     path = _Namespace(dict({each: getattr(os.path, each) for each in (
         "join basename dirname split splitext normpath isabs commonprefix normcase sep pardir "
-        "curdir extsep").split()},
-        expandvars=expanded), "os.path")
+        "curdir extsep").split()}, expandvars=expanded), "os.path")
     if name == "os.path":
         return path.__dict__
     return {"environ": environ, "getenv": environ.get, "path": path, "sep": "/", "linesep": "\n",
-            "pathsep": ":", "curdir": ".",
-            "pardir": "..", "extsep": ".", "name": "posix", "devnull": "/dev/null"}
+            "pathsep": ":", "curdir": ".", "pardir": "..", "extsep": ".", "name": "posix", "devnull": "/dev/null"}
 
 
 # Syntax: first token by token, then by the tree.
