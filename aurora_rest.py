@@ -4718,20 +4718,18 @@ def _as_unicode(value: Any) -> Any:
     return _Unicode(value) if isinstance(value, str) else value
 
 
-for _name in (
-    "capitalize center expandtabs join ljust lower lstrip partition replace rjust rpartition "
-    "rsplit rstrip split splitlines strip swapcase title translate upper zfill __getitem__ "
-    "__mul__ __rmul__").split():
+for _name in ("capitalize center expandtabs join ljust lower lstrip partition replace rjust rpartition rsplit "
+              "rstrip split splitlines strip swapcase title translate upper zfill __getitem__ __mul__ "
+              "__rmul__").split():
     setattr(_Unicode, _name, _keeps(_name))
 
 
 def _quoted_text(text: str, codes: Iterable[int]) -> str:
     quote = '"' if "'" in text and '"' not in text else "'"
     shown = {ord("\\"): "\\\\", ord(quote): "\\" + quote, 9: "\\t", 10: "\\n", 13: "\\r"}
-    return quote + "".join(shown.get(code) or (chr(code) if 32 <= code < 127 else "\\x%02x" % code
-                                               if code < 256 else
-                                               "\\u%04x" % code if code < 65536 else "\\U%08x" % code)
-                           for code in codes) + quote
+    made = [shown.get(code) or (chr(code) if 32 <= code < 127 else "\\x%02x" % code if code < 256 else
+                                "\\u%04x" % code if code < 65536 else "\\U%08x" % code) for code in codes]
+    return quote + "".join(made) + quote
 
 
 _DICT_REPRS: Tuple[Any, ...] = (dict.__repr__, _Dict.__repr__)
@@ -5110,7 +5108,8 @@ _MAPPINGS = (dict, collections.ChainMap)
 # Attributes that Python 3 does not have, or has with another meaning: whose, and what is called instead.
 _OLDER: Dict[str, Tuple[Any, Callable[..., Any]]] = {
     "format": (str, _safe_format), "encode": (str, _encode), "decode": (str, _decode),
-    "translate": (str, _translate), "sort": (list, _sort), "has_key": (_MAPPINGS, lambda mapping, key: key in mapping)}
+    "translate": (str, _translate), "sort": (list, _sort),
+    "has_key": (_MAPPINGS, lambda mapping, key: key in mapping)}
 for _name in ("keys", "values", "items"):
     _OLDER[_name] = (_MAPPINGS, _listing(_name))
     _OLDER["iter" + _name] = (_MAPPINGS, lambda mapping, name=_name: iter(getattr(mapping, name)()))
@@ -5193,8 +5192,8 @@ def _vars(names: Dict[str, Any], *given: Any) -> Any:
 
 
 _REPLACED = {       # of the built-in names, and those that _Reading and _Older write
-    "cmp": _compare, "sorted": _sorted, "min": _extreme(min), "max": _extreme(max), "int": _INT, "long": _LONG,
-    "float": _FLOAT, "str": _STR, "bytes": _STR, "unicode": _Unicode, "basestring": str, "dict": _Dict,
+    "cmp": _compare, "sorted": _sorted, "min": _extreme(min), "max": _extreme(max), "int": _INT,
+    "long": _LONG, "float": _FLOAT, "str": _STR, "bytes": _STR, "unicode": _Unicode, "basestring": str, "dict": _Dict,
     "set": _Set, "frozenset": _FrozenSet, "type": _TYPE, "round": _round, "oct": _oct, "hex": _hex,
     "repr": _repr, "repr_": _repr, "raised_": _raised, "hash": _hash, "map": _map, "filter": _filter,
     "sum": _sum, "zip": lambda *lists: list(zip(*lists)), "range": lambda *bounds: list(range(*bounds)),
@@ -5316,7 +5315,8 @@ def _string_functions() -> Dict[str, Any]:
     def join(words: Any, sep: str = " ") -> str:
         return sep.join(words)
     made.update(join=join, joinfields=join, splitfields=made["split"], letters=lower + upper, lowercase=lower,
-                uppercase=upper, maketrans=maketrans, translate=_translate, atoi=_int, atol=_long, atof=_float)
+                uppercase=upper, maketrans=maketrans, translate=_translate, atoi=_int,
+                atol=_long, atof=_float)
     return made
 
 
@@ -5371,7 +5371,8 @@ def _replacements(name: str) -> Dict[str, Any]:
         return _string_functions()
     if name == "itertools":
         return {"izip": zip, "imap": lambda work, *lists: zip(*lists) if work is None else map(work, *lists),
-                "ifilter": filter, "ifilterfalse": itertools.filterfalse, "izip_longest": itertools.zip_longest}
+                "ifilter": filter, "ifilterfalse": itertools.filterfalse,
+                "izip_longest": itertools.zip_longest}
     if name == "fractions":
         return {"gcd": math.gcd}
     if name == "functools":
@@ -5447,7 +5448,8 @@ def _system(name: str, evaluation: Any) -> Dict[str, Any]:
     if name == "os.path":
         return path.__dict__
     return {"environ": environ, "getenv": environ.get, "path": path, "sep": "/", "linesep": "\n",
-            "pathsep": ":", "curdir": ".", "pardir": "..", "extsep": ".", "name": "posix", "devnull": "/dev/null"}
+            "pathsep": ":", "curdir": ".", "pardir": "..", "extsep": ".", "name": "posix",
+            "devnull": "/dev/null"}
 
 
 # Syntax: first token by token, then by the tree.
