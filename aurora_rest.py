@@ -4718,8 +4718,8 @@ def _as_unicode(value: Any) -> Any:
     return _Unicode(value) if isinstance(value, str) else value
 
 
-for _name in ("capitalize center expandtabs join ljust lower lstrip partition replace rjust rpartition rsplit "
-              "rstrip split splitlines strip swapcase title translate upper zfill __getitem__ __mul__ "
+for _name in ("capitalize center expandtabs join ljust lower lstrip partition replace rjust rpartition "
+              "rsplit rstrip split splitlines strip swapcase title translate upper zfill __getitem__ __mul__ "
               "__rmul__").split():
     setattr(_Unicode, _name, _keeps(_name))
 
@@ -5019,20 +5019,20 @@ def _keywords(named: Dict[str, Any]) -> Any:
 
 
 def _encode(text: Any, encoding: str = "utf-8", errors: str = "strict") -> Any:
-    name = encoding.lower().replace("_", "-")
+    name = encoding.lower().replace("-", "_")
     if name in _OF_BYTES:
         return _text_of(_OF_BYTES[name][0](_bytes(text)))
-    if name == "string-escape":
+    if name == "string_escape":
         return _quoted_text("", _bytes(text))[1:-1]
     return _text_of(text.encode(name, "surrogateescape" if "utf" in name and errors == "strict" else errors))
 
 
 def _decode(text: Any, encoding: str = "utf-8", errors: str = "strict") -> Any:
-    name = encoding.lower().replace("_", "-")
+    name = encoding.lower().replace("-", "_")
     if name in _OF_BYTES:
         return _text_of(_OF_BYTES[name][1](_bytes(text)))
     made = _bytes(text).decode(name.replace("string", "unicode"), errors)
-    return made if name == "string-escape" else _Unicode(made)
+    return made if name == "string_escape" else _Unicode(made)
 
 
 def _rot13(data: bytes) -> bytes:
@@ -5193,10 +5193,10 @@ def _vars(names: Dict[str, Any], *given: Any) -> Any:
 
 _REPLACED = {       # of the built-in names, and those that _Reading and _Older write
     "cmp": _compare, "sorted": _sorted, "min": _extreme(min), "max": _extreme(max), "int": _INT,
-    "long": _LONG, "float": _FLOAT, "str": _STR, "bytes": _STR, "unicode": _Unicode, "basestring": str, "dict": _Dict,
-    "set": _Set, "frozenset": _FrozenSet, "type": _TYPE, "round": _round, "oct": _oct, "hex": _hex,
-    "repr": _repr, "repr_": _repr, "raised_": _raised, "hash": _hash, "map": _map, "filter": _filter,
-    "sum": _sum, "zip": lambda *lists: list(zip(*lists)), "range": lambda *bounds: list(range(*bounds)),
+    "long": _LONG, "float": _FLOAT, "str": _STR, "bytes": _STR, "unicode": _Unicode, "basestring": str,
+    "dict": _Dict, "set": _Set, "frozenset": _FrozenSet, "type": _TYPE, "round": _round, "oct": _oct,
+    "hex": _hex, "repr": _repr, "repr_": _repr, "raised_": _raised, "hash": _hash, "map": _map,
+    "filter": _filter, "sum": _sum, "zip": lambda *lists: list(zip(*lists)), "range": lambda *bounds: list(range(*bounds)),
     "xrange": range, "apply": lambda work, given=(), named={}: work(*given, **named),
     "intern": lambda text: text, "unichr": lambda code: _Unicode(chr(code)), "format": _format_value,
     "coerce": lambda a, b: (float(a), float(b)) if float in (type(a), type(b)) else (a, b),
@@ -5487,7 +5487,9 @@ class _Reading:
         self.text = "".join(text for _, text in self.pieces)
 
     def read(self) -> None:
-        depth, start, head, lambdas = 0, -1, False, []      # type: int, int, bool, List[Tuple[int, int]]
+        depth, start, head = 0, -1, False
+        lambdas: List[Tuple[int, int]] = []
+        lists: List[int] = []
         for place, piece in enumerate(self.pieces):
             kind, text = piece
             if kind in ("space", "comment"):
@@ -5503,8 +5505,12 @@ class _Reading:
                 start, head, lambdas = place, text in _HEADS, []
             if kind == "sign" and text in "([{":
                 depth += 1
+                if text == "[":
+                    lists.append(place)
             elif kind == "sign" and text in ")]}":
                 depth -= 1
+                if text == "]":
+                    self.listing(lists.pop() if lists else start, place)
             elif text == "lambda":
                 lambdas.append((depth, place))
             elif text == ":" and lambdas and lambdas[-1][0] == depth:
@@ -5515,6 +5521,19 @@ class _Reading:
             self.piece(piece, place, start)
         if start >= 0:
             self.statement(start, len(self.pieces))
+
+    def listing(self, start: int, end: int) -> None:
+        """[x for x in 1, 2] has a tuple without brackets."""
+        places = self.solid(start + 1, end) if self.loops else []
+        words = [each for each in self.outer(places, "in") if each > min(self.outer(places, "for") + [end])]
+        if not words or not self.outer(places, ","):
+            return
+        first = words[0]
+        rest = [each for each in places if each > first]
+        last = min([each for word in ("for", "if") for each in self.outer(rest, word)] + [end])
+        if self.outer([each for each in rest if each < last], ","):
+            self.pieces[first][1] += " ("
+            self.pieces[max(each for each in rest if each < last)][1] += ")"
 
     def solid(self, start: int, end: int) -> List[int]:
         """The places of what is no space."""
@@ -6995,9 +7014,10 @@ def _evaluator_main(limits: ConfigLimits) -> None:
     os.environ.clear()
     for name in [each for each in _MODULES if _MODULES[each] != "*"] + list(_RENAMED.values()):
         __import__(name)
-    for name in ("unicodedata", "_strptime", "encodings.idna", "string", "ctypes", "resource", "tempfile",
-                 "encodings.unicode_escape", "encodings.latin_1", "encodings.ascii"):
+    for name in ("unicodedata", "_strptime", "encodings.idna", "string", "ctypes", "resource", "tempfile"):
         __import__(name)
+    for name in ("unicode_escape", "latin_1", "ascii", "cp1252", "utf_8_sig"):
+        "".encode(name)
     schema = _schema()
     _pystachio_privates()
     shown = _enter_namespaces()

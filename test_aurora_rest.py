@@ -1640,6 +1640,7 @@ class Python2Test(Serving):
             ("exec 'X = 1'\nexec 'Y = X + 1' in globals()\nd = {'z': 5}\nexec 'w = z' in d", "X + Y + d['w']", "8"),
             ("def f((a, (b, c)), d=(1, 2)): return a, b, c, d\nX = f((1, (2, 3)))", "X", "(1, 2, 3, (1, 2))"),
             ("X = map(lambda (k, v), n=1: k * v + n, [(1, 2), (3, 4)])", "X", "[3, 13]"),
+            ("", "[a in b for a in 1, 2 for b in [[1], [3]] if a]", "[True, False, False, False]"),
             ("if True:\n        a = 'x'\n\tb = 'y'", "a + b", "xy"),
             ("def run(async=False, await=1): return async, await\nnonlocal = 3", "run(async=True) + (nonlocal,)", "(True, 1, 3)"),
             ("X = {'print': 1}['print']\ndef f(x, *, y=2): return x + y", "f'{X}' + str(f(1))", "13")))
