@@ -4395,10 +4395,15 @@ def _order(keys: Iterable[Any]) -> List[Any]:
     return table.keys()
 
 
+@lru_cache(maxsize=256)
+def _order_in_data(keys: Tuple[Any, ...]) -> List[Any]:
+    return _order(map(_as_unicode, keys))       # those of the schema's structs come again and again
+
+
 def _reordered(plain: Any) -> Any:
     """Plain values with the order of dicts that json.dumps() of the client writes."""
     if isinstance(plain, dict):
-        return {key: _reordered(plain[key]) for key in _order(map(_as_unicode, plain))}
+        return {key: _reordered(plain[key]) for key in _order_in_data(tuple(plain))}
     return [_reordered(each) for each in plain] if isinstance(plain, (list, tuple)) else plain
 
 
