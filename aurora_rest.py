@@ -5614,6 +5614,8 @@ class _Reading:
     def statement(self, start: int, end: int) -> None:
         """A simple statement, or the head of another one."""
         places = self.solid(start, end)
+        if not places:
+            return
         word, rest = self.pieces[places[0]], places[1:]
         first = self.pieces[rest[0]][1] if rest else ""
         commas = self.outer(rest, ",")

@@ -1840,6 +1840,14 @@ class Python2Test(Serving):
             text = python3_source(rng)
             self.assertEqual(aurora_rest._Reading(text).text, text)
 
+    def test_the_reading_of_broken_source_ends(self):
+        rng = random.Random(3)
+        bits = ["(", ")", "[", "]", "`", "print ", "exec ", "raise ", "except ", "lambda ", "def ", ":", ",", ";", "\n", " in ", " for ", '"', '\"\"\"',
+                "'", "\\", ">>", "0", "L", "async ", "\t", "#", "ur'", "x"]
+        for _ in range(3000):
+            with contextlib.suppress(SyntaxError):
+                aurora_rest._Reading("".join(rng.choice(bits) for _ in range(rng.randint(1, 25))))
+
     @unittest.skipUnless(PYTHON2, "there is no Python 2.7")
     def test_what_python_2_compiles_is_read(self):
         rng = random.Random(61)
