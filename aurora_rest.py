@@ -604,6 +604,56 @@ def parse_multipart(data: bytes, boundary: str) -> Dict[str, bytes]:
     return files
 
 
+TAR_TYPES = ("application/x-tar", "application/tar", "application/x-gtar", "application/x-tgz")
+MAX_DEPTH = 32          # of folders in a tar
+
+
+def parse_tar(data: bytes) -> Dict[str, bytes]:
+    """The files of a tar by path, without those that are no text. Raises BadRequest."""
+    import io
+    import tarfile
+    files: Dict[str, bytes] = {}
+    size = count = 0
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+            for member in archive:
+                path = os.path.normpath(member.name)
+                count += 1
+                if path.startswith(("/", "../")) or path == ".." or path.count("/") > MAX_DEPTH:
+                    raise BadRequest("the path %r of the tar reaches outside, or too deep" % member.name[:80])
+                if count > 2000 or len(files) > 300:
+                    raise BadRequest("more than 300 files")
+                if member.isdir():
+                    continue
+                size += member.size
+                if not member.isreg() or member.issparse() or size > len(data):
+                    raise BadRequest(
+                        "%r in the tar is no plain file: links and devices are refused" % member.name[:80])
+                stream = archive.extractfile(member)
+                content = stream.read() if stream is not None else b""
+                with contextlib.suppress(UnicodeDecodeError):
+                    if "\0" not in content.decode("utf-8-sig"):
+                        files[path] = content
+    except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
+        raise BadRequest("the tar cannot be read: %s" % error) from None
+    return files
+
+
+def root_first(files: Dict[str, bytes], root: Optional[str], must: bool) -> Dict[str, bytes]:
+    """The files with the one named `root` in front; where it must be named, it may be missing only if there
+    is but one. Raises BadRequest."""
+    if root is None and must and len(files) != 1:
+        raise BadRequest("file= has to name the file of the tar that is the job's: %s" % ", ".join(
+            sorted(files)[:50]))
+    if root is None:
+        return files
+    path = os.path.normpath(root)
+    if path not in files:
+        raise BadRequest("file=%s: no such file among those sent: %s" % (
+            root[:200], ", ".join(sorted(files)[:50])))
+    return dict([(path, files[path])], **files)
+
+
 def _part_of(part: bytes) -> Tuple[str, bytes]:
     """(the file name, or else the field's, of a part of a multipart body; its content)."""
     end = part.find(b"\r\n\r\n", 0, 8192)
@@ -4065,6 +4115,7 @@ def _schema() -> Json:
     import pystachio
     from pystachio import Empty
     from pystachio import List as ListOf
+    _age_pystachio()
     _quicken_pystachio()
     names = {name: getattr(pystachio, name) for name in pystachio.__dict__ if name[0].isupper()}
     byte = 1
@@ -4084,13 +4135,13 @@ def _schema() -> Json:
                             for unit in ("cpu", "ram", "disk", "gpu")})
 
     def merged(tasks: Sequence[Any], field: str) -> List[Any]:
-        return list(dict.fromkeys(each for task in tasks for each in getattr(task, field)()))
+        return list(_Set(each for task in tasks for each in getattr(task, field)()))
 
     class Units:
         """Sums and maxima of resources and waits; merges of processes and constraints."""
         safe_get = staticmethod(amount)
         optional_resources = staticmethod(lambda resources: Resources() if resources is Empty else resources)
-        resources_sum = staticmethod(lambda *resources: fold_resources(sum, *resources))
+        resources_sum = staticmethod(lambda *resources: fold_resources(_sum, *resources))
         resources_max = staticmethod(lambda resources: fold_resources(max, *resources))
         finalization_wait_sum = staticmethod(lambda waits: sum(amount(each) for each in waits))
         finalization_wait_max = staticmethod(lambda waits: max([0] + [amount(each) for each in waits]))
@@ -4115,7 +4166,7 @@ def _schema() -> Json:
             if not tasks:
                 return Task()
             return tasks[-1](processes=merged(tasks, "processes"))(
-                resources=fold_resources(sum, *[task.resources() for task in tasks]),
+                resources=fold_resources(_sum, *[task.resources() for task in tasks]),
                 constraints=merged(tasks, "constraints"),
                 finalization_wait=Units.finalization_wait_max(task.finalization_wait() for task in tasks), **fields)
 
@@ -4158,9 +4209,9 @@ def _schema() -> Json:
             else:
                 raise ValueError("Got an unexpected argument to render_options: %r" % (each,))
         shown = []
-        for option, value in pairs + list(named.items()):
+        for option, value in pairs + [(name, named[name]) for name in _order(_order(named))]:
             option = ("-" if len(option) == 1 else long_prefix) + option
-            shown.append("%s %s" % (option, value) if value else option)
+            shown.append("%s %s" % (option, _str(value)) if value else option)
         return " ".join(shown)
 
     class Options:
@@ -4178,39 +4229,1758 @@ def _schema() -> Json:
     return names
 
 
+# --- child: Python 2 ----------------------------------------------------------------------------------------
+# The client runs on Python 2.7, and what it makes of a source is what the source means. So a source is read
+# as Python 2 in three steps: `_Reading` turns what only Python 2 writes into Python 3, token by token;
+# `_Syntax` refuses what may not be said; `_Older` then makes calls of helpers out of what both can write
+# but mean otherwise. The rest of this part is those helpers: order, text, comparison, types and modules as
+# 2.7 has them. Facts are those of CPython 2.7.18 on 64 bits. Text and bytes are one type here: bytes are
+# text that stands for its UTF-8, and what is not UTF-8 is in it as lone surrogates.
+
+_WORD = (1 << 64) - 1
+_MOST = (1 << 63) - 1
+_OBJECT: Any = object
+_EXCEPTION: Any = BaseException
+_REMOVED = (0, None)        # a place in a _Table that was taken
+
+
+def _signed(number: int) -> int:
+    number &= _WORD
+    return number - (1 << 64) if number > _MOST else number
+
+
+def _hash_number(value: Any) -> int:
+    if isinstance(value, float):
+        if math.isinf(value) or math.isnan(value):
+            return 0 if math.isnan(value) else 314159 if value > 0 else -271828
+        if value != int(value):
+            part, exponent = math.frexp(value)
+            high = int(part * 2147483648.0)
+            return high + int((part * 2147483648.0 - high) * 2147483648.0) + (exponent << 15)
+        value = int(value)
+    if -_MOST - 1 <= value <= _MOST:
+        return int(value)
+    made, left = 0, abs(value)
+    for shift in range((left.bit_length() - 1) // 30 * 30, -1, -30):
+        made = ((made << 30 | made >> 34) & _WORD) + (left >> shift & 0x3FFFFFFF)
+        made = (made & _WORD) + (made >> 64)
+    return _signed(made if value > 0 else -made)
+
+
+def _hash(value: Any) -> int:
+    """hash() of Python 2, which has no random part. Where that goes by addresses it is 0."""
+    made = 0x345678
+    if isinstance(value, str):
+        codes = [ord(each) for each in value] if isinstance(value, _Unicode) else list(_bytes(value))
+        made = codes[0] << 7 if codes else 0
+        for code in codes:
+            made = (1000003 * made ^ code) & _WORD
+        made ^= len(codes)
+    elif isinstance(value, (int, float)):
+        made = _hash_number(value)
+    elif isinstance(value, tuple):
+        factor = 1000003
+        for place, each in enumerate(value):
+            made = (made ^ _hash(each)) * factor & _WORD
+            factor += 82520 + 2 * (len(value) - place - 1)
+        made += 97531
+    elif isinstance(value, frozenset):
+        made = 1927868237 * (len(value) + 1)
+        for each in value:
+            made ^= (_hash(each) ^ (_hash(each) << 16) ^ 89869747) * 3644798167
+        made = made * 69069 + 907133923
+    elif type(value).__name__ == "frozendict":
+        made = _hash(_as_unicode(tuple((key, value[key]) for key in sorted(value))))
+    elif _is_pystachio(value):
+        made = _hash(_as_unicode(value._value if hasattr(value, "coerce") else value.get()))
+    else:
+        made = 0 if type(value).__hash__ is _OBJECT.__hash__ else hash(value)
+    return _signed(made) if _signed(made) != -1 else -2
+
+
+def _is_pystachio(value: Any) -> bool:
+    return any(each.__module__ == "pystachio.base" for each in type(value).__mro__)
+
+
+class _Table:
+    """Where the keys of a dict or set of Python 2 stand: open addressing in a list whose length is a power of
+    two, of which at most two thirds are taken. The order of the keys is that of their places, which comes of
+    their hashes and of what was put in and taken out before."""
+
+    def __init__(self, least: int = 0) -> None:
+        self.used = self.fill = self.finger = 0
+        self.places: List[Any] = [None] * 8
+        if least > 5:
+            self.resize(least)
+
+    def put(self, key: Any, made: Optional[int] = None) -> None:
+        """A key that is not in it yet."""
+        made = _hash(key) if made is None else made
+        places, mask = self.places, len(self.places) - 1
+        place, rest, free = made & mask, made & _WORD, -1
+        while places[place & mask] is not None:
+            if places[place & mask] is _REMOVED and free < 0:
+                free = place & mask
+            place = place * 5 + rest + 1 & _WORD
+            rest >>= 5
+        self.fill += free < 0
+        self.used += 1
+        places[place & mask if free < 0 else free] = (made, key)
+
+    def add(self, key: Any) -> None:
+        self.put(key)
+        if self.fill * 3 >= len(self.places) * 2:
+            self.resize(self.used * (2 if self.used > 50000 else 4))
+
+    def resize(self, least: int) -> None:
+        size = 8
+        while size <= least:
+            size *= 2
+        if size == len(self.places) == 8 and self.fill == self.used:
+            return
+        entries = self.entries()
+        self.places = [None] * size
+        self.used = self.fill = 0
+        for made, key in entries:
+            self.put(key, made)
+
+    def reserve(self, more: int) -> None:
+        """Before as many keys are put at once."""
+        if (self.fill + more) * 3 >= len(self.places) * 2:
+            self.resize((self.used + more) * 2)
+
+    def remove(self, key: Any) -> None:
+        made = _hash(key)
+        for place, entry in enumerate(self.places):
+            if entry is not None and entry is not _REMOVED and entry[0] == made and entry[1] == key:
+                self.places[place] = _REMOVED
+                self.used -= 1
+                return
+
+    def first(self) -> Any:
+        """What popitem() and pop() take."""
+        place = 0
+        if self.places[0] is None or self.places[0] is _REMOVED:
+            place = self.finger if 1 <= self.finger < len(self.places) else 1
+            while self.places[place] is None or self.places[place] is _REMOVED:
+                place = place + 1 if place + 1 < len(self.places) else 1
+        self.finger = place + 1
+        return self.places[place][1]
+
+    def entries(self) -> List[Tuple[int, Any]]:
+        return [each for each in self.places if each is not None and each is not _REMOVED]
+
+    def keys(self) -> List[Any]:
+        return [each[1] for each in self.entries()]
+
+
+def _order(keys: Iterable[Any]) -> List[Any]:
+    """Different keys in the order in which a dict has them that they were put into one after the other."""
+    table = _Table()
+    for key in keys:
+        table.add(key)
+    return table.keys()
+
+
+@lru_cache(maxsize=256)
+def _order_in_data(keys: Tuple[Any, ...]) -> List[Any]:
+    return _order(map(_as_unicode, keys))       # those of the schema's structs come again and again
+
+
+def _reordered(plain: Any) -> Any:
+    """Plain values with the order of dicts that json.dumps() of the client writes."""
+    if isinstance(plain, dict):
+        return {key: _reordered(plain[key]) for key in _order_in_data(tuple(plain))}
+    return [_reordered(each) for each in plain] if isinstance(plain, (list, tuple)) else plain
+
+
+class _Kind(type):
+    """The class of what stands for a type of Python 2: ":make" is what calling it does, ":test" what
+    isinstance() finds. What is derived from one has neither."""
+
+    def __call__(cls, *given: Any, **named: Any) -> Any:
+        make = cls.__dict__.get(":make", partial(type.__call__, cls))
+        return make(*given, **named)
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        test = cls.__dict__.get(":test", partial(type.__instancecheck__, cls))
+        return bool(test(value))
+
+    def __repr__(cls) -> str:
+        return "<type '%s'>" % cls.__name__
+
+
+class _Dict(Dict[Any, Any], metaclass=_Kind):       # type: ignore[misc]
+    """dict, with the order of Python 2. A dict remembers what was put in since; only what is taken out, and
+    what puts in several at once, has to tell the table."""
+    _table: Any = None
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        self.update(*given, **named)
+
+    @classmethod
+    def fromkeys(cls, keys: Any, value: Any = None) -> Any:
+        made = cls()
+        bulk = isinstance(keys, (set, frozenset, dict))
+        made._table = _Table(len(keys) // 2 * 3 if bulk else 0)
+        for key in keys:
+            if bulk:
+                made._table.put(key)
+            dict.__setitem__(made, key, value)
+        return made
+
+    def _known(self) -> _Table:
+        if self._table is None:
+            self._table = _Table()
+        for key in itertools.islice(dict.__iter__(self), self._table.used, None):
+            self._table.add(key)
+        return self._table
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._known().keys())
+
+    def keys(self) -> Any:
+        return self._known().keys()
+
+    def values(self) -> Any:
+        return [dict.__getitem__(self, key) for key in self]
+
+    def items(self) -> Any:
+        return [(key, dict.__getitem__(self, key)) for key in self]
+
+    def __delitem__(self, key: Any) -> None:
+        table = self._known()
+        dict.__delitem__(self, key)
+        table.remove(key)
+
+    def pop(self, key: Any, *default: Any) -> Any:
+        if key not in self:
+            return dict.pop(self, key, *default)
+        value = self[key]
+        del self[key]
+        return value
+
+    def popitem(self) -> Tuple[Any, Any]:
+        if not self:
+            raise KeyError("popitem(): dictionary is empty")
+        key = self._known().first()
+        return key, self.pop(key)
+
+    def clear(self) -> None:
+        dict.clear(self)
+        self._table = None
+
+    def update(self, *given: Any, **named: Any) -> None:
+        for each in given + ((_Dict(named.items()),) if named else ()):
+            if isinstance(each, dict):
+                table = self._known()
+                table.reserve(len(each))
+                for key in each:
+                    if key not in self:
+                        table.put(key)
+                    dict.__setitem__(self, key, dict.__getitem__(each, key))
+            else:
+                if hasattr(each, "keys"):
+                    each = [(key, each[key]) for key in each.keys()]
+                for key, value in each:
+                    dict.__setitem__(self, key, value)
+
+    def copy(self) -> Any:
+        made = type(self)(self.default_factory) if isinstance(self, _Default) else type(self)()
+        made.update(self)
+        return made
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        made = self.copy()
+        for key in made:
+            made[key] = copy.deepcopy(made[key], memo)
+        return made
+
+    def __repr__(self) -> str:
+        return _repr(self)
+
+
+setattr(_Dict, ":test", lambda value: isinstance(value, dict))      # noqa: B010
+
+
+class _Default(_Dict, collections.defaultdict):     # type: ignore[type-arg, misc]
+    """collections.defaultdict."""
+
+    def __init__(self, factory: Any = None, *given: Any, **named: Any) -> None:
+        collections.defaultdict.__init__(self, factory)
+        self.update(*given, **named)
+
+
+class _Counter(_Dict, collections.Counter):     # type: ignore[type-arg, misc]
+    """collections.Counter."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        self.update(*given, **named)
+
+    def update(self, *given: Any, **named: Any) -> None:
+        for each in given + ((_Dict(named.items()),) if named else ()):
+            for key, count in each.items() if isinstance(each, dict) else ((key, 1) for key in each):
+                self[key] = self.get(key, 0) + count
+
+    def most_common(self, most: Optional[int] = None) -> List[Tuple[Any, int]]:
+        return sorted(self.items(), key=lambda pair: pair[1], reverse=True)[:most]
+
+
+def _display(*pairs: Tuple[Any, Any]) -> Any:
+    """{a: b, …}"""
+    made = _Dict()
+    made._table = _Table(len(pairs))
+    for key, value in pairs:
+        dict.__setitem__(made, key, value)
+    return made
+
+
+class _Unordered:
+    """The order of Python 2 for sets: what set and frozenset have in common."""
+    _table: Any
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._table.keys())
+
+    def __repr__(self) -> str:
+        return _repr(self)
+
+    def copy(self: Any) -> Any:
+        return type(self)(self)
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.copy()
+
+    def union(self: Any, *others: Any) -> Any:
+        made = _Set(self)
+        made.update(*others)
+        return self._like(made)
+
+    def _like(self: Any, made: Any) -> Any:
+        """What was made of it, in its own type."""
+        return made if isinstance(self, _Set) else _FrozenSet(made, made._table)
+
+    def intersection(self: Any, *others: Any) -> Any:
+        made: Any = self
+        for other in others:
+            small, large = other, made
+            if isinstance(other, (set, frozenset)) and len(other) > len(made):
+                small, large = made, other
+            made = _Set([each for each in small if each in large])
+        return self._like(made if others else _Set(self))
+
+    def difference(self: Any, *others: Any) -> Any:
+        taken = [each if isinstance(each, (set, frozenset, dict)) else _Set(each) for each in others]
+        return self._like(_Set([each for each in self if not any(each in other for other in taken)]))
+
+    def symmetric_difference(self: Any, other: Any) -> Any:
+        made = _Set(other)
+        for each in self:
+            if each in made:
+                made.remove(each)
+            else:
+                made.add(each)
+        return self._like(made)
+
+    __or__, __and__, __sub__, __xor__ = union, intersection, difference, symmetric_difference
+
+
+class _Set(_Unordered, set):        # type: ignore[type-arg, misc]
+    """set."""
+
+    def __init__(self, items: Iterable[Any] = ()) -> None:
+        self._table = _Table()
+        set.__init__(self)
+        self.update(items)
+
+    def update(self, *others: Any) -> None:
+        for other in others:
+            bulk = isinstance(other, (set, frozenset, dict))
+            if bulk:
+                self._table.reserve(len(other))
+            for each in other:
+                if each not in self:
+                    set.add(self, each)
+                    (self._table.put if bulk else self._table.add)(each)
+
+    def add(self, item: Any) -> None:
+        self.update((item,))
+
+    def remove(self, item: Any) -> None:
+        set.remove(self, item)
+        self._table.remove(item)
+
+    def discard(self, item: Any) -> None:
+        if item in self:
+            self.remove(item)
+
+    def pop(self) -> Any:
+        if not self:
+            raise KeyError("pop from an empty set")
+        item = self._table.first()
+        self.remove(item)
+        return item
+
+    def clear(self) -> None:
+        set.clear(self)
+        self._table = _Table()
+
+    def difference_update(self, *others: Any) -> Any:
+        for each in itertools.chain.from_iterable(others):
+            self.discard(each)
+        if (self._table.fill - self._table.used) * 5 >= len(self._table.places) - 1:
+            self._table.resize(self._table.used * 4)
+        return self
+
+    def intersection_update(self, *others: Any) -> Any:
+        made = self.intersection(*others)
+        set.intersection_update(self, made)
+        self._table = made._table
+        return self
+
+    def symmetric_difference_update(self, other: Any) -> Any:
+        for each in other if isinstance(other, (set, frozenset, dict)) else _Set(other):
+            (self.discard if each in self else self.add)(each)
+        return self
+
+    def __ior__(self, other: Any) -> Any:       # type: ignore[override, misc]
+        self.update(other)
+        return self
+
+    __isub__, __iand__, __ixor__ = difference_update, intersection_update, symmetric_difference_update
+
+
+class _FrozenSet(_Unordered, frozenset):        # type: ignore[type-arg, misc]
+    """frozenset."""
+
+    def __new__(cls, items: Iterable[Any] = (), table: Optional[_Table] = None) -> Any:
+        if type(items) is cls:
+            return items
+        known = _Set(items) if table is None else items
+        made = frozenset.__new__(cls, known)
+        made._table = table or known._table     # type: ignore[attr-defined]
+        return made
+
+
+def _bytes(text: Any) -> Any:
+    return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+
+
+def _text_of(data: Any) -> Any:
+    return data.decode("utf-8", "surrogateescape") if isinstance(data, bytes) else data
+
+
+class _Unicode(str):
+    """unicode. What comes of one is one; not so of str.join(), where only isinstance() could tell."""
+
+    def __new__(cls, value: Any = "", encoding: str = "", errors: str = "strict") -> Any:
+        if not isinstance(value, str):
+            value = value.__unicode__() if hasattr(type(value), "__unicode__") else _str(value)
+        return str.__new__(cls, value)
+
+    def __repr__(self) -> str:
+        return "u" + _quoted_text(self, map(ord, self))
+
+    def __str__(self) -> Any:
+        return self
+
+    def __add__(self, other: str) -> Any:
+        return _Unicode(str.__add__(self, other)) if isinstance(other, str) else NotImplemented
+
+    def __radd__(self, other: str) -> Any:
+        return _Unicode(str.__add__(other, self)) if isinstance(other, str) else NotImplemented
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(_Unicode, str.__iter__(self))
+
+
+def _keeps(name: str) -> Callable[..., Any]:
+    method = getattr(str, name)
+    return lambda self, *arguments: _as_unicode(method(self, *arguments))
+
+
+def _as_unicode(value: Any) -> Any:
+    """Text, and that in lists and tuples, as unicode."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_as_unicode, value))
+    return _Unicode(value) if isinstance(value, str) else value
+
+
+for _name in ("capitalize center expandtabs join ljust lower lstrip partition replace rjust rpartition "
+              "rsplit rstrip split splitlines strip swapcase title translate upper zfill __getitem__ __mul__ "
+              "__rmul__").split():
+    setattr(_Unicode, _name, _keeps(_name))
+
+
+def _quoted_text(text: str, codes: Iterable[int]) -> str:
+    quote = '"' if "'" in text and '"' not in text else "'"
+    shown = {ord("\\"): "\\\\", ord(quote): "\\" + quote, 9: "\\t", 10: "\\n", 13: "\\r"}
+    made = [shown.get(code) or (chr(code) if 32 <= code < 127 else "\\x%02x" % code if code < 256 else
+                                "\\u%04x" % code if code < 65536 else "\\U%08x" % code) for code in codes]
+    return quote + "".join(made) + quote
+
+
+_DICT_REPRS: Tuple[Any, ...] = (dict.__repr__, _Dict.__repr__)
+
+
+def _repr(value: Any) -> str:
+    """repr() of Python 2."""
+    kind: Any = type(value)
+    if kind is str:
+        return _quoted_text(value, _bytes(value))
+    if kind is int and not -_MOST - 1 <= value <= _MOST:
+        return "%dL" % value
+    if isinstance(value, collections.OrderedDict):
+        return "OrderedDict(%s)" % (_repr(list(value.items())) if value else "")
+    if kind is list:
+        return "[%s]" % ", ".join(map(_repr, value))
+    if kind is tuple:
+        return "(%s%s)" % (", ".join(map(_repr, value)), "," if len(value) == 1 else "")
+    if isinstance(value, dict) and kind.__repr__ in _DICT_REPRS:
+        shown = "{%s}" % ", ".join("%s: %s" % (_repr(key), _repr(value[key])) for key in value)
+        if isinstance(value, _Default):
+            return "defaultdict(%s, %s)" % (_repr(value.default_factory), shown)
+        return "Counter(%s)" % shown if isinstance(value, _Counter) else shown
+    if isinstance(value, _Unordered):
+        return "%s([%s])" % ("set" if isinstance(value, _Set) else "frozenset", ", ".join(map(_repr, value)))
+    if isinstance(value, BaseException) and kind.__repr__ is _EXCEPTION.__repr__:
+        return kind.__name__ + _repr(value.args)
+    own = isinstance(value, type) and value.__module__ in ("builtins", __name__)
+    return "<type '%s'>" % value.__name__ if own else repr(value)
+
+
+def _str(value: Any) -> Any:
+    """str() of Python 2: floats with twelve digits. Unicode stays what it is."""
+    if isinstance(value, str):
+        return value
+    if type(value) is float:
+        text = "%.12g" % value
+        digits = text.lstrip("-")
+        if len(digits) == 12 and digits.isdigit():      # Python 2 leaves a place for the .0
+            return re.sub(r"\.?0*e", "e", "%.11e" % value)
+        return text if re.search("[.en]", text) else text + ".0"
+    if isinstance(value, (list, tuple, dict, _Unordered)) and type(value).__str__ is _OBJECT.__str__:
+        return _repr(value)
+    if isinstance(value, BaseException) and type(value).__str__ is _EXCEPTION.__str__:
+        return _str(value.args[0]) if len(value.args) == 1 else _repr(value.args) if value.args else ""
+    return _repr(value) if isinstance(value, type) else str(value)
+
+
+def _plain_str(value: Any = "") -> str:
+    return str.__str__(_str(value))
+
+
+_CONVERSION = re.compile(
+    r"%(?:\(([^()]*(?:\([^()]*\)[^()]*)*)\))?([-+ #0]*)(\*|\d+)?(\.(?:\*|\d*))?[hlL]?(.)", re.S)
+
+
+def _modulo(left: Any, right: Any) -> Any:
+    """left % right: text is filled in with what Python 2 writes for each value."""
+    if not isinstance(left, str):
+        return left % right
+    named = hasattr(type(right), "__getitem__") and not isinstance(right, (str, tuple))
+    queue = list(right) if isinstance(right, tuple) else [right]
+    marked = isinstance(left, _Unicode)
+    parts, place = [], 0
+
+    def following() -> Any:
+        if not queue:
+            raise TypeError("not enough arguments for format string")
+        return queue.pop(0)
+    for found in _CONVERSION.finditer(left):
+        key, flags, width, precision, kind = found.groups()
+        parts.append(str.__getitem__(left, slice(place, found.start())))
+        place = found.end()
+        if kind == "%":
+            parts.append("%")
+            continue
+        width = str(following()) if width == "*" else width
+        precision = ".%d" % following() if precision == ".*" else precision
+        if key is not None and not named:
+            raise TypeError("format requires a mapping")
+        value = right[key] if key is not None else following()
+        if kind in "sr":
+            value = _str(value) if kind == "s" else _repr(value)
+            marked = marked or isinstance(value, _Unicode)
+        elif kind == "o" and "#" in flags and isinstance(value, int):
+            value, kind, flags = _oct(value), "s", flags.replace("#", "")
+        parts.append(("%" + flags + (width or "") + (precision or "") + kind.replace("r", "s")) % (value,))
+    rest = str.__getitem__(left, slice(place, None))
+    if "%" in rest:
+        raise ValueError("incomplete format")
+    if queue and not named:
+        raise TypeError("not all arguments converted during string formatting")
+    return (_Unicode if marked else str)("".join(parts) + rest)
+
+
+def _format_value(value: Any, how: str = "") -> str:
+    """format() of Python 2."""
+    if type(value) is float and re.fullmatch(r"(.?[<>=^])?0?\d*", how, re.S):
+        return format(_str(value), how if not how or re.match(r".?[<>^]", how, re.S) else ">" + how)
+    if not how or type(value).__format__ is _OBJECT.__format__:
+        return format(_str(value), how)
+    return format(value, how)
+
+
+def _safe_format(template: Any, *arguments: Any, **named: Any) -> str:
+    """str.format without access to attributes that source may not name."""
+    import string
+
+    class Guarded(string.Formatter):
+        def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
+            for part in re.split(r"[.\[\]]", field_name)[1:]:
+                if _REFUSED_ATTRIBUTE.fullmatch(part):
+                    raise ValueError("the attribute %s is not allowed in a format" % part)
+            return super().get_field(field_name, args, kwargs)
+
+        def convert_field(self, value: Any, conversion: Any) -> Any:
+            return {"r": _repr, "s": _str}.get(conversion, lambda value: value)(value)
+
+        def format_field(self, value: Any, format_spec: str) -> Any:
+            return _format_value(value, format_spec)
+
+    if not isinstance(template, str):
+        raise TypeError("only text has format()")
+    return type(template)(Guarded().vformat(template, arguments, named))
+
+
+# Comparison. What has no order of its own goes by the name of its type, after None and numbers.
+
+_ORDERS: Dict[str, Callable[[Any, Any], Any]] = {
+    "Lt": lambda a, b: a < b, "LtE": lambda a, b: a <= b, "Gt": lambda a, b: a > b,
+    "GtE": lambda a, b: a >= b, "Eq": lambda a, b: a == b, "NotEq": lambda a, b: a != b,
+    "Is": lambda a, b: a is b, "IsNot": lambda a, b: a is not b,
+    "In": lambda a, b: a in b, "NotIn": lambda a, b: a not in b}
+
+
+def _compare(left: Any, right: Any) -> int:
+    """cmp()"""
+    with contextlib.suppress(TypeError):
+        return 0 if left == right else -1 if left < right else 1 if left > right else _by_kind(left, right)
+    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)) and type(left) is type(right):
+        return next((found for found in map(_compare, left, right) if found), _compare(len(left), len(right)))
+    if isinstance(left, dict) and isinstance(right, dict):
+        if len(left) != len(right):
+            return _compare(len(left), len(right))
+        missing = object()
+        unlike = [_sorted(key for key in a if b.get(key, missing) != a[key])[0]
+                  for a, b in ((left, right), (right, left))]
+        return _compare(*unlike) or _compare(left[unlike[0]], right[unlike[0]])
+    return _by_kind(left, right)
+
+
+def _by_kind(left: Any, right: Any) -> int:
+    def place(value: Any) -> Tuple[int, str]:
+        number = isinstance(value, (int, float, complex))
+        return (0 if value is None else 1 if number else 2, "" if number else _type(value).__name__)
+    first, second = place(left), place(right)
+    if first == second:
+        # As in Python 2, where it is not the same each time either.
+        first, second = (id(left), ""), (id(right), "")
+    return (first > second) - (first < second)
+
+
+def _ordered(names: str, *values: Any) -> Any:
+    """a < b <= c …"""
+    made: Any = True
+    for name, left, right in zip(names.split(), values, values[1:]):
+        try:
+            made = _ORDERS[name](left, right)
+        except TypeError:
+            if name not in ("Lt", "LtE", "Gt", "GtE"):
+                raise
+            made = _ORDERS[name](_compare(left, right), 0)
+        if not made:
+            break
+    return made
+
+
+def _key_of(cmp: Any, key: Any) -> Any:
+    import functools
+    ordered = functools.cmp_to_key(cmp or _compare)
+    return lambda each: ordered(key(each) if key else each)
+
+
+def _sorted(items: Iterable[Any], cmp: Any = None, key: Any = None, reverse: bool = False) -> List[Any]:
+    given = list(items)
+    if not cmp:
+        with contextlib.suppress(TypeError):
+            return sorted(given, key=key, reverse=bool(reverse))
+    return sorted(given, key=_key_of(cmp, key), reverse=bool(reverse))
+
+
+def _sort(items: List[Any], cmp: Any = None, key: Any = None, reverse: bool = False) -> None:
+    items[:] = _sorted(items, cmp, key, reverse)
+
+
+def _extreme(native: Callable[..., Any]) -> Callable[..., Any]:
+    def found(*given: Any, **named: Any) -> Any:
+        items = list(given[0]) if len(given) == 1 else given
+        try:
+            return native(items, **named)
+        except TypeError:
+            return native(items, **dict(named, key=_key_of(None, named.get("key"))))
+    return found
+
+
+# Numbers.
+
+def _number_text(value: Any, name: str) -> Any:
+    """What int() and float() take: Python 3 would take 1_0 too, and other digits than 0 to 9."""
+    if isinstance(value, str) and ("_" in value or not value.isascii()):
+        raise ValueError("invalid literal for %s: %s" % (name, _repr(value)))
+    return value
+
+
+def _int(value: Any = 0, *base: int) -> int:
+    if isinstance(value, str) and base and base[0] in (0, 8) and re.fullmatch(r"\s*[-+]?0[0-7]+\s*", value):
+        base = (8,)
+    return int(_number_text(value, "int() with base 10"), *base)
+
+
+def _long(value: Any = 0, *base: int) -> int:
+    return _int(value.strip().rstrip("lL") if isinstance(value, str) else value, *base)
+
+
+def _float(value: Any = 0.0) -> float:
+    return float(_number_text(value, "float()"))
+
+
+def _round(number: Any, places: int = 0) -> float:
+    """Half away from zero, and a float."""
+    import decimal
+    number = float(number)
+    if math.isinf(number) or math.isnan(number) or abs(places) > 320:
+        return 0.0 if places < -320 else number
+    with decimal.localcontext() as context:
+        context.prec = 800
+        return float(decimal.Decimal(number).quantize(decimal.Decimal(1).scaleb(-places),
+                                                      decimal.ROUND_HALF_UP))
+
+
+def _oct(number: int) -> str:
+    return oct(number).replace("0o", "0") if number else "0"
+
+
+def _hex(number: int) -> str:
+    return hex(number) + ("" if -_MOST - 1 <= number <= _MOST else "L")
+
+
+def _divide(left: Any, right: Any) -> Any:
+    whole = isinstance(left, int) and isinstance(right, int)
+    return left // right if whole else left / right
+
+
+# Functions.
+
+def _map(work: Any, *lists: Any) -> List[Any]:
+    if len(lists) == 1:
+        return list(lists[0]) if work is None else [work(each) for each in lists[0]]
+    rows = itertools.zip_longest(*lists)
+    return list(rows) if work is None else [work(*row) for row in rows]
+
+
+def _filter(test: Any, items: Any) -> Any:
+    kept = [each for each in items if (each if test is None else test(each))]
+    if isinstance(items, str):
+        return type(items)("".join(kept))
+    return tuple(kept) if isinstance(items, tuple) else kept
+
+
+def _sum(items: Iterable[Any], start: Any = 0) -> Any:
+    """One after the other: sum() of Python 3.12 on has other last digits."""
+    for each in items:
+        start = start + each
+    return start
+
+
+def _raised(kind: Any, value: Any = None, trace: Any = None) -> Any:
+    """raise kind, value"""
+    if not isinstance(kind, type) or value is not None and isinstance(value, kind):
+        return value if isinstance(kind, type) else kind
+    return kind(*value) if isinstance(value, tuple) else kind() if value is None else kind(value)
+
+
+def _keywords(named: Json) -> Any:
+    """What a function has as **named."""
+    return _Dict(named.items())
+
+
+def _encode(text: Any, encoding: str = "utf-8", errors: str = "strict") -> Any:
+    name = encoding.lower().replace("-", "_")
+    if name in _OF_BYTES:
+        return _text_of(_OF_BYTES[name][0](_bytes(text)))
+    if name == "string_escape":
+        return _quoted_text("", _bytes(text))[1:-1]
+    return _text_of(text.encode(name, "surrogateescape" if "utf" in name and errors == "strict" else errors))
+
+
+def _decode(text: Any, encoding: str = "utf-8", errors: str = "strict") -> Any:
+    name = encoding.lower().replace("-", "_")
+    if name in _OF_BYTES:
+        return _text_of(_OF_BYTES[name][1](_bytes(text)))
+    made = _bytes(text).decode(name.replace("string", "unicode"), errors)
+    return made if name == "string_escape" else _Unicode(made)
+
+
+def _rot13(data: bytes) -> bytes:
+    letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    turned = letters[13:26] + letters[:13] + letters[39:] + letters[26:39]
+    return data.translate(bytes.maketrans(letters, turned))
+
+
+_OF_BYTES: Dict[str, Tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
+    "hex": (lambda data: data.hex().encode(), lambda data: bytes.fromhex(data.decode())),
+    "base64": (base64.encodebytes, base64.decodebytes), "rot13": (_rot13, _rot13)}
+
+
+def _translate(text: Any, table: Any, without: str = "") -> Any:
+    if table is None or isinstance(table, str):
+        kept = [each for each in text if each not in without]
+        return type(text)("".join(table[ord(each)] if table and ord(each) < len(table) else each
+                                  for each in kept))
+    return text.translate(table)
+
+
+# Types, and what is known of a value.
+
+def _kind(name: str, base: Any, make: Any, test: Any) -> Any:
+    return _Kind(name, (base,), {":make": make, ":test": test, "__module__": "__builtin__"})
+
+
+def _type(value: Any) -> Any:
+    """type(), which gives no way to make functions, modules, frames or classes."""
+    made = type(value)
+    if made in _STANDING:
+        return _STANDING[made] if made is not int or isinstance(value, _INT) else _LONG
+    if isinstance(value, type):
+        return _TYPE
+    if made.__module__ == "config" or isinstance(value, BaseException) or _is_pystachio(value):
+        return made
+    if made not in _OPAQUE:
+        _OPAQUE[made] = _opaque(made)
+    return _OPAQUE[made]
+
+
+_OPAQUE: Dict[Any, Any] = {}
+
+
+def _opaque(real: Any) -> Any:
+    """A type that can be compared and named, and nothing else."""
+    def make(*_: Any, **__: Any) -> Any:
+        raise TypeError("cannot create '%s' instances" % real.__name__)
+    return _kind(real.__name__, object, make, lambda value: isinstance(value, real))
+
+
+_TYPE = _kind("type", object, _type, lambda value: isinstance(value, type))
+_STR = _kind("str", str, _plain_str, lambda value: isinstance(value, str) and not isinstance(value, _Unicode))
+_INT = _kind("int", int, _int, lambda value: isinstance(value, int) and -_MOST - 1 <= value <= _MOST)
+_LONG = _kind("long", int, _long, lambda value: isinstance(value, int) and not -_MOST - 1 <= value <= _MOST)
+_FLOAT = _kind("float", float, _float, lambda value: isinstance(value, float))
+_Unicode.__name__, _Dict.__name__, _Set.__name__, _FrozenSet.__name__ = "unicode", "dict", "set", "frozenset"
+_STANDING: Dict[Any, Any] = {str: _STR, int: _INT, float: _FLOAT, dict: _Dict, set: _Set,
+                             frozenset: _FrozenSet}
+_STANDING.update((each, each) for each in (list, tuple, bool, complex, type(None), _Unicode, _Dict, _Set,
+                                           _FrozenSet, collections.OrderedDict, _Default, _Counter))
+
+
+def _listing(name: str) -> Callable[[Any], Any]:
+    def listed(mapping: Any) -> Any:
+        made = getattr(mapping, name)()
+        return list(made) if isinstance(made, (collections.abc.KeysView, collections.abc.ValuesView,
+                                               collections.abc.ItemsView)) else made
+    return listed
+
+
+_MAPPINGS = (dict, collections.ChainMap)
+# Attributes that Python 3 does not have, or has with another meaning: whose, and what is called instead.
+_OLDER: Dict[str, Tuple[Any, Callable[..., Any]]] = {
+    "format": (str, _safe_format), "encode": (str, _encode), "decode": (str, _decode),
+    "translate": (str, _translate), "sort": (list, _sort),
+    "has_key": (_MAPPINGS, lambda mapping, key: key in mapping)}
+for _name in ("keys", "values", "items"):
+    _OLDER[_name] = (_MAPPINGS, _listing(_name))
+    _OLDER["iter" + _name] = (_MAPPINGS, lambda mapping, name=_name: iter(getattr(mapping, name)()))
+    _OLDER["view" + _name] = _OLDER[_name]
+_OLDER_PLAIN = {"message": "args", "func_name": "__name__", "__name__": "__name__", "func_doc": "__doc__",
+                "next": "__next__"}
+
+
+def _attribute(value: Any, name: str) -> Any:
+    """value.name, where that is one of those above."""
+    kinds, work = _OLDER.get(name, ((), len))
+    own = (value if isinstance(value, type) else type(value)).__module__ == "config"
+    if isinstance(value, type) and kinds and issubclass(value, kinds) and not own:
+        return work
+    if isinstance(value, kinds) and not own:
+        return partial(work, value)
+    if name in _OLDER_PLAIN and (name.startswith("__") or not hasattr(value, name)):
+        found = getattr(value, _OLDER_PLAIN[name])
+        return found if name != "message" else found[0] if len(found) == 1 else ""
+    found = getattr(value, name)
+    raw: Any = str.format
+    if name == "format" and (found is raw or isinstance(getattr(found, "__self__", None), str)):
+        # However it was come by: through a class of the source's own, or super().
+        return _safe_format if found is raw else partial(_safe_format, found.__self__)
+    return found
+
+
+def _getattr(value: Any, name: Any, *default: Any) -> Any:
+    """getattr() for the names that source may write behind a dot."""
+    text = str.__str__(name)
+    if not text.isidentifier() or _REFUSED_ATTRIBUTE.fullmatch(text) and text not in _OLDER_PLAIN:
+        raise TypeError("the attribute %s is not allowed in a configuration" % text)
+    try:
+        return _attribute(value, text)
+    except AttributeError:
+        if not default:
+            raise
+        return default[0]
+
+
+def _hasattr(value: Any, name: Any) -> bool:
+    text = str.__str__(name)
+    if text in ("__iter__", "__len__", "__getitem__", "__call__", "__contains__"):
+        return hasattr(value, text) and not (text == "__iter__" and isinstance(value, str))
+    refused = _REFUSED_ATTRIBUTE.fullmatch(text) and text not in _OLDER_PLAIN
+    return not refused and _getattr(value, text, _opaque) is not _opaque
+
+
+def _rich(cmp: Callable[[Any, Any], int]) -> Any:
+    """The six comparisons of a class with __cmp__."""
+    return [lambda self, other, name=name: _ORDERS[name](cmp(self, other), 0) for name in list(_ORDERS)[:6]]
+
+
+class _Names(_Dict):        # type: ignore[misc]
+    """globals(): what source puts in becomes a name of it."""
+    _into: Optional[Json] = None
+
+    def __init__(self, given: Json, into: Optional[Json] = None) -> None:
+        _Dict.__init__(self, [pair for pair in given.items() if pair[0][:2] != "__" and pair[0][:1] != ":"])
+        self._into = into
+
+    def __setitem__(self, name: Any, value: Any) -> None:
+        _Dict.__setitem__(self, name, value)
+        text = str.__str__(name) if isinstance(name, str) else "__"
+        if self._into is not None and not text.startswith("__"):
+            self._into[text] = value
+
+    def update(self, *given: Any, **named: Any) -> None:
+        for name, value in _Dict(*given, **named).items():
+            self[name] = value
+
+
+def _vars(names: Json, *given: Any) -> Any:
+    """vars() and locals()"""
+    if not given:
+        return _Names(names)
+    if type(given[0]).__module__ != "config" or not hasattr(given[0], "__dict__"):
+        raise TypeError("vars() argument must be an object of a class of the configuration's own")
+    return _Names(given[0].__dict__)
+
+
+_REPLACED = {       # of the built-in names, and those that _Reading and _Older write
+    "cmp": _compare, "sorted": _sorted, "min": _extreme(min), "max": _extreme(max), "int": _INT,
+    "long": _LONG, "float": _FLOAT, "str": _STR, "bytes": _STR, "unicode": _Unicode, "basestring": str,
+    "dict": _Dict, "set": _Set, "frozenset": _FrozenSet, "type": _TYPE, "round": _round, "oct": _oct,
+    "hex": _hex, "repr": _repr, "repr_": _repr, "raised_": _raised, "hash": _hash, "map": _map,
+    "filter": _filter, "sum": _sum, "zip": lambda *lists: list(zip(*lists)),
+    "range": lambda *bounds: list(range(*bounds)), "xrange": range,
+    "apply": lambda work, given=(), named={}: work(*given, **named),
+    "intern": lambda text: text, "unichr": lambda code: _Unicode(chr(code)), "format": _format_value,
+    "coerce": lambda a, b: (float(a), float(b)) if float in (type(a), type(b)) else (a, b),
+    "getattr": _getattr, "hasattr": _hasattr, "StandardError": Exception,
+    "__divide__": _divide, "__modulo__": _modulo, "__ordered__": _ordered, "__attribute__": _attribute,
+    "__type__": _type, "__display__": _display, "__dict_of__": _Dict, "__set_of__": _Set, "__rich__": _rich,
+    "__unicode__": _Unicode, "__keywords__": _keywords, "__hashed__": object.__hash__, "__vars__": _vars}
+
+
+# Modules. What one gives in the place of what Python 3 has, or in addition.
+
+class _Digest:
+    """A hash of hashlib that takes and gives text."""
+
+    def __init__(self, made: Any) -> None:
+        self._made = made
+        self.digest_size, self.block_size, self.name = made.digest_size, made.block_size, made.name
+
+    def update(self, text: Any) -> None:
+        self._made.update(_bytes(text))
+
+    def digest(self) -> Any:
+        return _text_of(self._made.digest())
+
+    def hexdigest(self) -> Any:
+        return self._made.hexdigest()
+
+    def copy(self) -> Any:
+        return _Digest(self._made.copy())
+
+
+def _hashed(kind: str, text: Any = "") -> _Digest:
+    return _Digest(hashlib.new(kind, _bytes(text)))
+
+
+def _of_bytes(work: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of bytes as one of text."""
+    def worked(*given: Any, **named: Any) -> Any:
+        made = work(*map(_bytes, given), **named)
+        return tuple(map(_text_of, made)) if isinstance(made, tuple) else _text_of(made)
+    return worked
+
+
+def _dumps(value: Any, *given: Any, **named: Any) -> str:
+    named.pop("encoding", None)
+    if named.get("indent") is not None:
+        named.setdefault("separators", (", ", ": "))
+    return json.dumps(value, *given, **named)
+
+
+def _loads(text: Any, *given: Any, **named: Any) -> Any:
+    named.pop("encoding", None)
+    if not {"object_hook", "object_pairs_hook", "cls"} & set(named):
+        named["object_pairs_hook"] = lambda pairs: _Dict(map(_as_unicode, pairs))
+    return _as_unicode(json.loads(text, **named))
+
+
+def _randomness() -> Json:
+    """Python 2's way from the same Mersenne twister to other numbers."""
+    class Random(random.Random):
+        def seed(self, a: Any = None, version: int = 2) -> None:
+            super().seed(a if a is None or isinstance(a, int) else _hash(a) & _WORD)
+
+        def randrange(self, start: int, stop: Any = None, step: int = 1) -> int:
+            first, end = (0, start) if stop is None else (start, stop)
+            count = len(range(first, end, step))
+            if count <= 0:
+                raise ValueError("empty range for randrange()")
+            return first + step * (int(self.random() * count) if count < 1 << 53 else self.getrandbits(
+                count.bit_length() + 1) % count)
+
+        def randint(self, a: int, b: int) -> int:
+            return self.randrange(a, b + 1)
+
+        def choice(self, seq: Any) -> Any:
+            return seq[int(self.random() * len(seq))]
+
+        def shuffle(self, x: Any, random: Any = None) -> None:
+            for last in reversed(range(1, len(x))):
+                other = int((random or self.random)() * (last + 1))
+                x[last], x[other] = x[other], x[last]
+
+        def sample(self, population: Any, k: int) -> List[Any]:
+            pool, size = list(population), len(population)
+            if not 0 <= k <= size:
+                raise ValueError("sample larger than population")
+            few = 21 + (4 ** math.ceil(math.log(k * 3, 4)) if k > 5 else 0)
+            if size <= few or hasattr(population, "keys"):
+                made = []
+                for taken in range(k):
+                    place = int(self.random() * (size - taken))
+                    made.append(pool[place])
+                    pool[place] = pool[size - taken - 1]
+                return made
+            places: Dict[int, None] = {}
+            while len(places) < k:
+                places[int(self.random() * size)] = None
+            return [pool[place] for place in places]
+
+        def expovariate(self, lambd: float) -> float:
+            return -math.log(1.0 - self.random()) / lambd
+    shared = Random()
+    return dict({name: getattr(shared, name) for name in _MODULES["random"].split() if name != "Random"},
+                Random=Random)
+
+
+def _string_functions() -> Json:
+    made: Json = {name: getattr(str, name) for name in (
+        "split rsplit splitlines lower upper strip lstrip rstrip replace find rfind index rindex "
+        "count capitalize swapcase ljust rjust center zfill expandtabs").split()}
+
+    def maketrans(old: str, new: str) -> str:
+        return "".join(map(chr, range(256))).translate(str.maketrans(old, new))
+    lower, upper = "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+    def join(words: Any, sep: str = " ") -> str:
+        return sep.join(words)
+    made.update(join=join, joinfields=join, splitfields=made["split"], letters=lower + upper, lowercase=lower,
+                uppercase=upper, maketrans=maketrans, translate=_translate, atoi=_int,
+                atol=_long, atof=_float)
+    return made
+
+
+def _quote_path(text: Any, safe: str = "/") -> str:
+    return "".join(part if part == "~" and "~" in safe else "%7E" if part == "~"
+                   else urllib.parse.quote(_bytes(part), safe)
+                   for part in re.split("(~)", text))
+
+
+def _quote_plus(text: Any, safe: str = "") -> str:
+    return _quote_path(_plain_str(text), safe + " ").replace(" ", "+")
+
+
+def _urlencode(query: Any, doseq: Any = 0) -> str:
+    pairs = query.items() if hasattr(query, "items") else query
+    return "&".join("%s=%s" % (_quote_plus(name), _quote_plus(each)) for name, value in pairs for each in (
+        value if doseq and isinstance(value, (list, tuple)) else [value]))
+
+
+def _attributes(path: str) -> Callable[[Any], Any]:
+    def found(value: Any) -> Any:
+        for name in path.split("."):
+            value = _getattr(value, name)
+        return value
+    return found
+
+
+def _replacements(name: str) -> Json:
+    """What a module gives that Python 3's of that name, or of its new name, does not."""
+    made: Json
+    module: Any = sys.modules.get(_RENAMED.get(name, name))
+    if name == "json":
+        return {"dumps": _dumps, "loads": _loads}
+    if name == "math":
+        return {"floor": lambda number: float(math.floor(number)),
+                "ceil": lambda number: float(math.ceil(number))}
+    if name == "collections":
+        return {"defaultdict": _Default, "Counter": _Counter}
+    if name in ("hashlib", "md5", "sha"):
+        made = {each: partial(_hashed, each) for each in _MODULES["hashlib"].split()}
+        old = partial(_hashed, "sha1" if name == "sha" else "md5")
+        return dict(made, new=_hashed) if name == "hashlib" else {"new": old, name: old}
+    if name in ("base64", "binascii", "struct"):
+        made = {each: _of_bytes(getattr(module, each)) for each in _MODULES[name].split()}
+        if name == "base64":
+            made.update(encodestring=_of_bytes(module.encodebytes),
+                        decodestring=_of_bytes(module.decodebytes))
+        return made
+    if name == "random":
+        return _randomness()
+    if name == "string":
+        return _string_functions()
+    if name == "itertools":
+        return {"izip": zip, "imap": lambda work, *lists: zip(*lists) if work is None else map(work, *lists),
+                "ifilter": filter, "ifilterfalse": itertools.filterfalse,
+                "izip_longest": itertools.zip_longest}
+    if name == "fractions":
+        return {"gcd": math.gcd}
+    if name == "functools":
+        return {"wraps": lambda like, *_: lambda work: work}
+    if name == "contextlib":
+        return {"contextmanager": lambda work: work}
+    if name == "operator":
+        return dict({short: lambda a, b, long=long: _ordered(long, a, b) for short, long in (
+            ("lt", "Lt"), ("le", "LtE"), ("gt", "Gt"), ("ge", "GtE"))}, div=_divide, mod=_modulo,
+            attrgetter=lambda *paths: _attributes(paths[0]) if len(paths) == 1 else lambda value: tuple(
+                _attributes(path)(value) for path in paths),
+            methodcaller=lambda name, *given, **named: lambda value: _getattr(value, name)(*given, **named))
+    if name == "urllib":
+        return {"quote": _quote_path, "quote_plus": _quote_plus, "urlencode": _urlencode}
+    if name == "pipes":
+        return {"quote": __import__("shlex").quote}
+    if name == "types":
+        made = {kind + "Type": each for kind, each in (
+            ("String", _STR), ("Unicode", _Unicode), ("Int", _INT), ("Long", _LONG), ("Float", _FLOAT),
+            ("Boolean", bool), ("List", list), ("Tuple", tuple), ("Dict", _Dict), ("None", type(None)),
+            ("Type", _TYPE), ("Class", _TYPE), ("Function", _type(_type)), ("Lambda", _type(_type)),
+            ("BuiltinFunction", _type(len)), ("Generator", _type(None for _ in "")), ("Object", object))}
+        return dict(made, StringTypes=(_STR, _Unicode))
+    return {}
+
+
+class _Unset(KeyError):
+    """os.environ has no such name."""
+
+
+class _Environ(_Dict):      # type: ignore[misc]
+    """os.environ: what the request gives."""
+
+    def __missing__(self, name: Any) -> Any:
+        raise _Unset("os.environ has no %s; the request gives it with env=%s=VALUE" % (name, name))
+
+
+class _Stream:
+    """sys.stdout and sys.stderr."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self.write = write
+
+    def flush(self) -> None:
+        pass
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for each in lines:
+            self.write(each)
+
+
+def _system(name: str, evaluation: Any) -> Json:
+    """os, os.path, sys, getpass: what the request says, and constants."""
+    role = evaluation.request["key"][1]
+    if name == "getpass":
+        return {"getuser": lambda: role}
+    if name == "sys":
+        version_info = collections.namedtuple("version_info", "major minor micro releaselevel serial")
+        stream = _Stream(evaluation._write)
+        return {"maxint": _MOST, "maxsize": _MOST, "maxunicode": 0x10FFFF,
+                "version_info": version_info(2, 7, 18, "final", 0), "version": "2.7.18",
+                "hexversion": 0x020712F0, "platform": "linux2", "byteorder": "little",
+                "argv": ["aurora"], "stdout": stream, "stderr": stream, "exit": evaluation._exit,
+                "getdefaultencoding": lambda: "ascii"}
+    environ = evaluation.environ
+
+    def expanded(text: str) -> str:
+        return re.sub(r"\$(?:(\w+)|\{([^}]*)\})", lambda found: environ.get(
+            found.group(1) or found.group(2), found.group()), text)
+    path = _Namespace(dict({each: getattr(os.path, each) for each in (
+        "join basename dirname split splitext normpath isabs commonprefix normcase sep pardir "
+        "curdir extsep").split()}, expandvars=expanded), "os.path")
+    if name == "os.path":
+        return path.__dict__
+    return {"environ": environ, "getenv": environ.get, "path": path, "sep": "/", "linesep": "\n",
+            "pathsep": ":", "curdir": ".", "pardir": "..", "extsep": ".", "name": "posix",
+            "devnull": "/dev/null"}
+
+
+# Syntax: first token by token, then by the tree.
+
+_PIECES = re.compile(r'''
+    (?P<space>[ \t\f]+|\\\r?\n) | (?P<comment>\#[^\r\n]*) | (?P<line>\r?\n|\r)
+  | (?P<text>(?:[uU][rR]?|[bB][rR]?|[rR][bBfF]?|[fF][rR]?)?
+             (?:"{3}(?:[^"\\]|\\.|"(?!""))*"{3}|'{3}(?:[^'\\]|\\.|'(?!''))*'{3}
+             |"(?:[^"\\\r\n]|\\.)*"|'(?:[^'\\\r\n]|\\.)*'))
+  | (?P<number>0[xX][0-9a-fA-F_]+[lL]?|0[oObB][0-7_]+[lL]?
+             |(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?[\d_]+)?[jJlL]?)
+  | (?P<name>[^\W\d]\w*) | (?P<sign><>|>>=?|<<=?|\*\*=?|//=?|[-+*/%&|^=!<>:]=|->|.)''', re.X | re.S)
+_HEADS = frozenset("if elif else while for try except finally def class with".split())
+_HIGH = re.compile(r"((?:\\x[89a-fA-F][0-9a-fA-F]|\\[23][0-7][0-7])+)|\\(.)", re.S)
+# In names U+FF41 is the letter a, but not in keywords.
+_RENAMED_NAMES = {"async": "\uff41sync", "await": "\uff41wait", "nonlocal": "nonloc\uff41l"}
+
+
+class _Reading:
+    """Python 2 source as Python 3 source with the same lines. What the two write alike stays as it is.
+
+    text: what came of it; tuples: the text of tuple parameters by the names that stand in their places."""
+
+    def __init__(self, source: str) -> None:
+        self.pieces: List[List[str]] = [[found.lastgroup or "", found.group()]
+                                        for found in _PIECES.finditer(source)]
+        self.tuples: Dict[str, str] = {}
+        future = " ".join(re.findall(r"\bfrom[ \t]+__future__[ \t]+import[ \t]*(\([^)]*\)|[^\n;#]*)", source))
+        self.future = set(re.findall(r"\w+", future))
+        leading = re.findall(r"(?m)^[ \t]+(?=[^\s#])", source)
+        self.mixed = any("\t" in each for each in leading) and any(" " in each for each in leading)
+        self.ticks = 0
+        self.loops = ["name", "for"] in self.pieces
+        self.read()
+        self.text = "".join(text for _, text in self.pieces)
+
+    def read(self) -> None:
+        depth, start, head = 0, -1, False
+        lambdas: List[Tuple[int, int]] = []
+        lists: List[int] = []
+        for place, piece in enumerate(self.pieces):
+            kind, text = piece
+            if kind in ("space", "comment"):
+                if self.mixed and start < 0 and (place == 0 or self.pieces[place - 1][0] == "line"):
+                    piece[1] = text.expandtabs(8)
+                continue
+            if kind == "line":
+                if depth == 0 and start >= 0:
+                    self.statement(start, place)
+                    start = -1
+                continue
+            if start < 0:
+                start, head, lambdas = place, text in _HEADS, []
+            if kind == "sign" and text in "([{":
+                depth += 1
+                if text == "[":
+                    lists.append(place)
+            elif kind == "sign" and text in ")]}":
+                depth -= 1
+                if text == "]":
+                    self.listing(lists.pop() if lists else start, place)
+            elif text == "lambda":
+                lambdas.append((depth, place))
+            elif text == ":" and lambdas and lambdas[-1][0] == depth:
+                self.parameters(lambdas.pop()[1], place)
+            elif depth == 0 and text == (":" if head else ";"):
+                self.statement(start, place)
+                start = -1
+            self.piece(piece, place, start)
+        if start >= 0:
+            self.statement(start, len(self.pieces))
+
+    def listing(self, start: int, end: int) -> None:
+        """[x for x in 1, 2] has a tuple without brackets."""
+        places = self.solid(start + 1, end) if self.loops else []
+        words = [each for each in self.outer(places, "in") if each > min(self.outer(places, "for") + [end])]
+        if not words or not self.outer(places, ","):
+            return
+        first = words[0]
+        rest = [each for each in places if each > first]
+        last = min([each for word in ("for", "if") for each in self.outer(rest, word)] + [end])
+        if self.outer([each for each in rest if each < last], ","):
+            self.pieces[first][1] += " ("
+            self.pieces[max(each for each in rest if each < last)][1] += ")"
+
+    def solid(self, start: int, end: int) -> List[int]:
+        """The places of what is no space."""
+        spaces = ("space", "comment", "line")
+        return [place for place in range(start, end) if self.pieces[place][0] not in spaces]
+
+    def outer(self, places: Sequence[int], wanted: str) -> List[int]:
+        """Where in `places` a text stands outside of all brackets."""
+        depth, found = 0, []
+        for place in places:
+            text = self.pieces[place][1]
+            depth += (text in ("(", "[", "{")) - (text in (")", "]", "}"))
+            if text == wanted and depth == 0:
+                found.append(place)
+        return found
+
+    def piece(self, piece: List[str], place: int, start: int) -> None:
+        kind, text = piece
+        if kind == "number":
+            if "_" in text:
+                raise self.wrong(place, "%s is not a number; write %s" % (text, text.replace("_", "")))
+            whole = text.rstrip("lL")
+            piece[1] = "0o" + whole if re.fullmatch(r"0[0-7]+", whole) and whole.strip("0") else whole
+        elif text == "<>":
+            piece[1] = "!="
+        elif text == "`":
+            self.ticks += 1
+            piece[1] = "repr_((" if self.ticks % 2 else "))"
+        elif kind == "text":
+            piece[1] = self.literal(text)
+        elif text in _RENAMED_NAMES:
+            kind, after = next((each for each in self.pieces[place + 1:] if each[0] != "space"), ["", ""])
+            own = (after in ("def", "for", "with") if text == "async" else kind in ("name", "text", "number")
+                   and after not in ("if", "else", "for", "in", "is", "not", "and", "or"))
+            if not own:
+                piece[1] = _RENAMED_NAMES[text]
+
+    def literal(self, text: str) -> str:
+        """A string. Escapes that only text knows are none in bytes; bytes that are UTF-8 stand for it."""
+        prefix = text[:len(text) - len(text.lstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"))]
+        kind, body = prefix.lower(), text[len(prefix):]
+        if "\\" not in body or "f" in kind:
+            return body if kind == "b" and not body.isascii() else "u" + body if kind == "ur" else text
+        if kind == "ur":
+            def raw(found: Any) -> str:
+                run, more = found.group(1), found.group(2) or ""
+                if more and len(run) % 2:
+                    return (run if more in "'\"" else run[1:]) * 2 + "\\" + more
+                return run * 2 + more
+            return "u" + re.sub(r"(\\+)(u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[\"'])?", raw, body)
+        if kind not in ("", "b") or kind == "" and "unicode_literals" in self.future:
+            return text
+
+        def older(found: Any) -> str:
+            if found.group(1) and kind == "":
+                raw = bytes(int(one, 16) if one else int(two, 8) for one, two in re.findall(
+                    r"\\x(..)|\\(\d\d\d)", found.group(1)))
+                with contextlib.suppress(UnicodeDecodeError):
+                    return "".join("\\u%04x" % ord(each) if each < "\U00010000" else "\\U%08x" % ord(each)
+                                   for each in raw.decode())
+            return ("\\" if found.group(2) and found.group(2) in "uUN" else "") + found.group()
+        changed = _HIGH.sub(older, body)
+        return changed if kind == "b" and not body.isascii() else prefix + changed
+
+    def wrong(self, place: int, text: str) -> SyntaxError:
+        before = "".join(each[1] for each in self.pieces[:place])
+        error = SyntaxError(text)
+        error.lineno = before.count("\n") + 1
+        error.offset = len(before) - before.rfind("\n")
+        return error
+
+    def statement(self, start: int, end: int) -> None:
+        """A simple statement, or the head of another one."""
+        places = self.solid(start, end)
+        if not places:
+            return
+        word, rest = self.pieces[places[0]], places[1:]
+        first = self.pieces[rest[0]][1] if rest else ""
+        commas = self.outer(rest, ",")
+        if word[1] == "def" and len(rest) > 1:
+            self.parameters(rest[0], rest[-1])
+        elif word[1] == "except" and commas and not self.outer(rest, "as"):
+            self.pieces[commas[0]][1] = " as "
+        elif word[1] == "raise" and commas:
+            self.call("raise raised_(", places)
+        elif word[1] in ("print", "exec") and not (word[1] == "print" and "print_function" in self.future):
+            whole = first == "(" and self.pieces[rest[-1]][1] == ")" and self.outer(rest, ")") == rest[-1:]
+            if whole or first in ("=", ".", ",", ")", ":") or len(first) == 2 and first[1] == "=":
+                return
+            if word[1] == "exec":
+                for place in self.outer(rest, "in")[:1]:
+                    self.pieces[place][1] = ","
+                self.call("exec(", places)
+                return
+            if first == ">>":
+                self.pieces[rest[0]][1] = ""
+            self.call("print_to_(" if first == ">>" else "print(", places,
+                      bool(rest) and commas[-1:] == rest[-1:])
+
+    def call(self, opening: str, places: Sequence[int], comma: bool = False) -> None:
+        self.pieces[places[0]][1] = opening
+        kind, text = (self.pieces[places[0] + 1:] or [["", ""]])[0]
+        if len(places) > 1 and kind == "space" and "\n" not in text:
+            self.pieces[places[0] + 1][1] = ""
+        self.pieces[places[-1]][1] += " end=' ')" if comma else ")"
+
+    def parameters(self, start: int, end: int) -> None:
+        """Names in the place of those parameters that are tuples."""
+        places = self.solid(start, end + 1)
+        opening = 1 if self.pieces[places[0]][1] == "lambda" else 2
+        index = opening
+        while index < len(places):
+            before, here = self.pieces[places[index - 1]][1], self.pieces[places[index]][1]
+            if here in ("(", "[", "{"):
+                depth, last = 0, index
+                while last < len(places):
+                    text = self.pieces[places[last]][1]
+                    depth += (text in ("(", "[", "{")) - (text in (")", "]", "}"))
+                    if depth == 0:
+                        break
+                    last += 1
+                last = min(last, len(places) - 1)
+                whole = "".join(self.pieces[each][1] for each in places[index:last + 1])
+                if here == "(" and (before == "," or index == opening) and re.fullmatch(
+                        r"[\w,()]+", whole, re.A) and "__" not in whole:
+                    name = "tuple_%d_" % len(self.tuples)
+                    self.tuples[name] = whole
+                    self.pieces[places[index]][1] = name
+                    for each in places[index + 1:last + 1]:
+                        self.pieces[each][1] = ""
+                index = last
+            index += 1
+
+
+class _Older(ast.NodeTransformer):
+    """Calls of helpers, in a tree that was checked, where Python 2 means something else by the same words."""
+
+    def __init__(self, reading: _Reading) -> None:
+        self.reading = reading
+        self.leaking: Dict[int, Set[str]] = {}
+
+    def visit(self, node: ast.AST) -> Any:
+        made = super().visit(node)
+        return made if made is node or not hasattr(node, "lineno") else ast.copy_location(made, node)
+
+    def call(self, name: str, *arguments: ast.expr) -> ast.Call:
+        return ast.Call(_load(name), list(arguments), [])
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        if isinstance(node.value, bytes):
+            return ast.Constant(_text_of(node.value))
+        marked = getattr(node, "kind", None) == "u" or "unicode_literals" in self.reading.future
+        return self.call("__unicode__", node) if marked and isinstance(node.value, str) else node
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        node.values = [each if isinstance(each, ast.Constant) else self.visit(each) for each in node.values]
+        return node
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        self.generic_visit(node)
+        names = [type(each).__name__ for each in node.ops]
+        if not {"Lt", "LtE", "Gt", "GtE"} & set(names):
+            return node
+        return self.call("__ordered__", ast.Constant(" ".join(names)), node.left, *node.comparators)
+
+    def reckoned(self, operator: ast.operator, left: ast.expr, right: ast.expr) -> Optional[ast.Call]:
+        if isinstance(operator, ast.Mod):
+            return self.call("__modulo__", left, right)
+        if isinstance(operator, ast.Div) and "division" not in self.reading.future:
+            return self.call("__divide__", left, right)
+        return None
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        self.generic_visit(node)
+        return self.reckoned(node.op, node.left, node.right) or node
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
+        if not isinstance(node.op, (ast.Div, ast.Mod)):
+            return self.generic_visit(node)
+        left = copy.deepcopy(node.target)
+        left.ctx = ast.Load()
+        value = self.reckoned(node.op, self.visit(left), self.visit(node.value))
+        target = self.visit(node.target)
+        return ast.AugAssign(target, node.op, node.value) if value is None else ast.Assign([target], value)
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        inner = node.value.attr if isinstance(node.value, ast.Attribute) else ""
+        if isinstance(node.ctx, ast.Load) and (inner, node.attr) == ("__class__", "__name__"):
+            value: Any = node.value
+            kind = self.call("__type__", self.visit(value.value))
+            return self.call("__attribute__", kind, ast.Constant("__name__"))
+        self.generic_visit(node)
+        if isinstance(node.ctx, ast.Load) and (node.attr in _OLDER or node.attr in _OLDER_PLAIN):
+            return self.call("__attribute__", node.value, ast.Constant(node.attr))
+        return node
+
+    def visit_Dict(self, node: ast.Dict) -> ast.AST:
+        self.generic_visit(node)
+        if any(key is None for key in node.keys):
+            return self.call("__dict_of__", node)
+        return self.call("__display__", *[ast.Tuple([key or value, value], ast.Load())
+                                          for key, value in zip(node.keys, node.values)])
+
+    def visit_Set(self, node: ast.Set) -> ast.AST:
+        self.generic_visit(node)
+        return self.call("__set_of__", ast.List(node.elts, ast.Load()))
+
+    def visit_DictComp(self, node: ast.DictComp) -> ast.AST:
+        self.generic_visit(node)
+        return self.call("__dict_of__", ast.GeneratorExp(ast.Tuple([node.key, node.value], ast.Load()),
+                                                         node.generators))
+
+    def visit_SetComp(self, node: ast.SetComp) -> ast.AST:
+        self.generic_visit(node)
+        return self.call("__set_of__", ast.GeneratorExp(node.elt, node.generators))
+
+    def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
+        """A variable that is asked for afterwards is set outside too."""
+        leaking = self.leaking.get(id(node), set())
+        self.generic_visit(node)
+        for each in node.generators:
+            told = [name for name in ast.walk(each.target) if isinstance(name, ast.Name)
+                    and name.id in leaking]
+            names = [name.id for name in told]
+            for name in told:
+                name.id = ":" + name.id
+            if names:
+                kept: List[ast.expr] = [ast.NamedExpr(_store(name), _load(":" + name)) for name in names]
+                each.ifs.insert(0, ast.Tuple(kept, ast.Load()))
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
+        if name == "dict":      # the last is put in first
+            node.keywords.sort(key=lambda each: each.arg is not None)
+            stars = sum(each.arg is None for each in node.keywords)
+            node.keywords[stars:] = reversed(node.keywords[stars:])
+        elif name in ("vars", "locals"):
+            return self.call("__vars__", self.call("__locals__"), *node.args)
+        return node
+
+    def visit_Module(self, node: ast.Module) -> ast.AST:
+        self.look_for_leaks(node)
+        return self.generic_visit(node)
+
+    def look_for_leaks(self, scope: ast.AST) -> None:
+        """Finds the variables of list comprehensions that their scope uses behind them."""
+        if not self.reading.loops:
+            return
+        found: List[Tuple[Any, Set[str]]] = []
+        used: List[Any] = []
+
+        def look(node: ast.AST, inner: Set[str]) -> None:
+            if isinstance(node, (ast.FunctionDef, ast.Lambda, ast.ClassDef)):
+                return
+            if isinstance(node, (ast.ListComp, ast.GeneratorExp, ast.SetComp, ast.DictComp)):
+                targets = {name.id for each in node.generators for name in ast.walk(each.target)
+                           if isinstance(name, ast.Name)}
+                if isinstance(node, ast.ListComp) and not inner:
+                    found.append((node, targets))
+                inner = inner | targets
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in inner:
+                used.append(node)
+            for child in ast.iter_child_nodes(node):
+                look(child, inner)
+        for child in ast.iter_child_nodes(scope):
+            look(child, set())
+        for node, targets in found:
+            place = (node.lineno, node.col_offset)
+            behind = {name.id for name in used if (name.lineno, name.col_offset) > place}
+            self.leaking[id(node)] = targets & behind
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        self.look_for_leaks(node)
+        self.generic_visit(node)
+        arguments = node.args
+        lines: List[ast.stmt] = [self.unpacked(each.arg) for each in arguments.args
+                                 if each.arg in self.reading.tuples]
+        if arguments.kwarg is not None:
+            name = arguments.kwarg.arg
+            lines.append(ast.Assign([_store(name)], self.call("__keywords__", _load(name))))
+        node.body[:0] = lines
+        return node
+
+    def unpacked(self, name: str) -> ast.Assign:
+        made = ast.parse(self.reading.tuples[name] + " = " + name).body[0]
+        assert isinstance(made, ast.Assign)
+        return made
+
+    def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
+        self.generic_visit(node)
+        for each in node.args.args:
+            if each.arg in self.reading.tuples:
+                made = self.unpacked(each.arg)
+                loop = ast.comprehension(made.targets[0], ast.List([made.value], ast.Load()), [], 0)
+                node.body = ast.Subscript(ast.ListComp(node.body, [loop]), _index(0), ast.Load())
+        if node.args.kwarg is not None:
+            name = node.args.kwarg.arg
+            told = self.call("__keywords__", _load(name))
+            loop = ast.comprehension(_store(name), ast.List([told], ast.Load()), [], 0)
+            node.body = ast.Subscript(ast.ListComp(node.body, [loop]), _index(0), ast.Load())
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        self.generic_visit(node)
+        own = {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
+        for old, new in (("next", "__next__"), ("__nonzero__", "__bool__"), ("__div__", "__truediv__")):
+            if old in own and new not in own:
+                node.body.append(ast.Assign([_store(new)], _load(old)))
+        if "__cmp__" in own:
+            names = [_store("__%s__" % name) for name in "lt le gt ge eq ne".split()]
+            made = self.call("__rich__", _load("__cmp__"))
+            node.body.append(ast.Assign([ast.Tuple(names, ast.Store())], made))
+        if own & {"__cmp__", "__eq__"} and "__hash__" not in own:
+            node.body.append(ast.Assign([_store("__hash__")], _load("__hashed__")))
+        return node
+
+    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
+        """The name lives on."""
+        self.generic_visit(node)
+        if node.name:
+            node.body.insert(0, ast.Assign([_store(node.name)], _load(":" + node.name)))
+            node.name = ":" + node.name
+        return node
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
+        return ast.Pass() if node.module == "__future__" else node
+
+
+def _load(name: str) -> Any:
+    return ast.Name(name, ast.Load())
+
+
+def _store(name: str) -> Any:
+    return ast.Name(name, ast.Store())
+
+
+def _index(number: int) -> Any:
+    made: Any = ast.Constant(number)
+    return made if sys.version_info >= (3, 9) else ast.Index(made)
+
+
+def _age_pystachio() -> None:
+    """Floats as text, numbers in text, and the order of fields, as pystachio has them on Python 2."""
+    from pystachio import base, basic, composite
+
+    def wrap(value: Any) -> Any:
+        return _plain_str(value) if isinstance(value, float) else wrapped(value)
+
+    def number(kind: Any) -> Any:
+        original = kind.coerce.__func__
+
+        def coerce(cls: Any, value: Any) -> Any:
+            try:
+                return original(cls, _number_text(value, cls.__name__))
+            except ValueError:
+                raise cls.CoercionError(value, cls) from None
+        return classmethod(coerce)
+
+    def parameters(attributes: Json) -> Any:
+        own = {name: value for name, value in attributes.items() if name not in (
+            "__qualname__", "__firstlineno__", "__static_attributes__", "__classcell__")}
+        own.setdefault("__module__", "")
+        return found({name: own[name] for name in _order(sorted(own, key=lambda name: name != "__module__"))})
+
+    def create(type_dict: Any, name: Any, fields: Any, **more: Any) -> Any:
+        known = dict(fields)
+        return created(type_dict, name, tuple((field, known[field]) for field in _order(_order(known))),
+                       **more)
+    wrapped, found, created = (base.Environment.wrap, composite.StructMetaclass.attributes_to_parameters,
+                               composite.StructFactory.create)
+    base.Environment.wrap = staticmethod(wrap)
+    composite.StructMetaclass.attributes_to_parameters = staticmethod(parameters)
+    composite.StructFactory.create = staticmethod(create)
+    text = basic.String.coerce.__func__
+    basic.String.coerce = classmethod(lambda cls, value: text(
+        cls, _plain_str(value) if isinstance(value, float) else value))
+    basic.Integer.coerce, basic.Float.coerce = number(basic.Integer), number(basic.Float)
+    basic.SimpleObject.__str__ = lambda self: _plain_str(self.interpolate()[0]._value)
+
+
 # --- child: what source may say -----------------------------------------------------------------------------
 
 _MODULES = {    # what an import gives; anything else of the module is not there
     "json": "dumps loads JSONDecodeError",
-    "math": "ceil floor sqrt log log2 log10 exp pow fabs fmod gcd hypot isinf isnan trunc sin cos tan pi e inf nan",
+    "math": "ceil floor sqrt log log2 log10 exp pow fabs fmod gcd hypot isinf isnan trunc sin cos tan pi "
+            "e inf nan acos asin atan atan2 sinh cosh tanh degrees radians factorial copysign frexp ldexp "
+            "modf fsum log1p expm1",
     "re": "compile match search fullmatch sub subn split findall finditer escape error I IGNORECASE M MULTILINE S DOTALL "
-          "X VERBOSE A ASCII",
+          "X VERBOSE A ASCII U UNICODE",
     "string": "ascii_letters ascii_lowercase ascii_uppercase digits hexdigits octdigits punctuation printable whitespace "
               "capwords Template",
     "itertools": "accumulate chain combinations combinations_with_replacement compress count cycle dropwhile filterfalse "
                  "groupby islice permutations product repeat starmap takewhile tee zip_longest",
     "functools": "partial reduce cmp_to_key",
+    "contextlib": "",
+    "operator": "add sub mul truediv floordiv neg pos abs and_ or_ xor invert lshift rshift not_ truth "
+                "is_ is_not eq ne pow contains concat countOf indexOf getitem itemgetter",
+    "base64": "b64encode b64decode standard_b64encode standard_b64decode urlsafe_b64encode "
+              "urlsafe_b64decode b32encode b32decode b16encode b16decode",
+    "binascii": "hexlify unhexlify b2a_hex a2b_hex b2a_base64 a2b_base64",
+    "struct": "pack unpack calcsize",
+    "decimal": "Decimal ROUND_CEILING ROUND_DOWN ROUND_FLOOR ROUND_HALF_DOWN ROUND_HALF_EVEN "
+               "ROUND_HALF_UP ROUND_UP InvalidOperation DivisionByZero",
+    "fractions": "Fraction gcd",
+    "uuid": "UUID uuid3 uuid4 uuid5 NAMESPACE_DNS NAMESPACE_URL NAMESPACE_OID NAMESPACE_X500",
+    "fnmatch": "fnmatch fnmatchcase filter",
+    "bisect": "bisect bisect_left bisect_right insort insort_left insort_right",
+    "shlex": "split",
+    "types": "",
+    "os": "", "os.path": "", "sys": "",
     "collections": "OrderedDict defaultdict namedtuple Counter deque ChainMap",
     "copy": "copy deepcopy",
     "datetime": "datetime date time timedelta timezone MINYEAR MAXYEAR",
     "hashlib": "md5 sha1 sha224 sha256 sha384 sha512 blake2b blake2s new",
     "textwrap": "dedent indent fill wrap shorten",
     "time": "time gmtime localtime mktime strftime strptime asctime ctime",
-    "random": "random randint randrange choice choices sample shuffle uniform seed gauss Random",
+    "random": "random randint randrange choice choices sample shuffle uniform seed gauss normalvariate "
+              "expovariate triangular getrandbits Random",
     "getpass": "getuser",
     "pystachio": "*", "apache.aurora.config.schema.base": "*", "apache.thermos.config.schema": "*",
     "apache.thermos.config.schema_base": "*", "apache.thermos.config.schema_helpers": "*",
     "pystachio.config": "*", "__future__": "*",
 }
+# Modules that Python 3 has under another name, or no more: what they are there, what they give.
+_RENAMED = {"urllib": "urllib.parse", "urlparse": "urllib.parse", "StringIO": "io", "cStringIO": "io",
+            "pipes": "re", "md5": "hashlib",
+            "sha": "hashlib"}
+_RENAMED_GIVE = {"urllib": "unquote unquote_plus", "StringIO": "StringIO", "cStringIO": "StringIO",
+                 "urlparse": "urlparse urlsplit urlunparse urlunsplit urljoin urldefrag parse_qs parse_qsl"}
+_INSTEAD = {    # what to write for what is refused
+    "socket": "its host would be the server's; write the name, or {{mesos.hostname}} for the task's",
+    "subprocess": "no command can be run here; give its output with bind=NAME=VALUE",
+    "open": "files cannot be read here; use bind= or send several files",
+    "eval": "write the expression itself",
+    "input": "nobody can be asked here; use bind=NAME=VALUE", "setattr": "make a new object",
+    "dir": "name the attributes"}
+_INSTEAD.update(file=_INSTEAD["open"], raw_input=_INSTEAD["input"], execfile="use include()",
+                reload="use include()",
+                urllib2=_INSTEAD["subprocess"].replace("command can be run", "address can be read"),
+                commands=_INSTEAD["subprocess"])
 _BUILTINS = (
     "abs all any ascii bin bool bytes callable chr complex dict divmod enumerate filter float frozenset hash hex int "
     "isinstance issubclass iter len list map max min next object oct ord pow range repr reversed round set slice sorted "
     "str sum super tuple zip property staticmethod classmethod NotImplemented Ellipsis ArithmeticError AssertionError "
     "AttributeError Exception IndexError KeyError LookupError NameError NotImplementedError OverflowError RuntimeError "
-    "StopIteration TypeError UnicodeError ValueError ZeroDivisionError IOError OSError ImportError").split()
+    "StopIteration TypeError UnicodeError UnicodeDecodeError UnicodeEncodeError ValueError "
+    "ZeroDivisionError IOError OSError ImportError SystemExit EnvironmentError FloatingPointError "
+    "EOFError").split()
 _SPECIAL_METHODS = frozenset(
     "__init__ __str__ __repr__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __len__ __getitem__ __iter__ __next__ "
-    "__contains__ __call__ __add__ __radd__ __sub__ __mul__ __mod__ __bool__ __doc__ __name__ __file__".split())
+    "__contains__ __call__ __add__ __radd__ __sub__ __mul__ __mod__ __bool__ __doc__ __name__ "
+    "__file__ __nonzero__ __cmp__ __div__ __unicode__ __hash__ __setitem__".split())
 # Attributes that lead out of a value: to frames, code, tracebacks, classes, pystachio's insides. Refused whatever the name
 # in front of the dot; `self._name` in a method is a name of the source's own class, unless pystachio has one like it.
 _REFUSED_ATTRIBUTE = re.compile(
@@ -4220,135 +5990,99 @@ _OWN_ATTRIBUTE = re.compile(r"_[^_]\w*")
 _REFUSED_NODES = {
     "AsyncFunctionDef": "async functions", "AsyncFor": "async loops", "AsyncWith": "async with", "Await": "await",
     "With": "with statements", "Match": "match statements"}
-_PYTHON2_METHODS = {"iteritems": "items", "itervalues": "values", "iterkeys": "keys"}
 
 
 class _NotAllowed(Exception):
     """Source says what it may not."""
 
-    def __init__(self, node: ast.AST, what: str) -> None:
-        super().__init__("line %d: %s not allowed in a configuration" % (getattr(node, "lineno", 0), what))
+    def __init__(self, node: ast.AST, what: str, instead: str = "") -> None:
+        super().__init__("line %d, column %d: %s not allowed in a configuration%s" % (
+            getattr(node, "lineno", 0), getattr(node, "col_offset", 0) + 1, what, "; " + instead if instead
+            else ""))
 
 
-class _Syntax(ast.NodeTransformer):
-    """Refuses what a configuration has no business with; turns `.format(…)`, `/`, and `.keys()` and the like into calls
-    of helpers. `/` between whole numbers rounds down, and keys(), values(), items(), map(), filter(), zip() and range()
-    give lists, as they do in the aurora client, which runs on Python 2.
+class _Syntax(ast.NodeVisitor):
+    """Refuses what a configuration has no business with."""
 
-    trusted: change, but refuse nothing.
-    """
-
-    def __init__(self, trusted: bool, tree: ast.AST) -> None:
-        self.trusted = trusted
+    def __init__(self, tree: ast.AST) -> None:
         self.in_class = self.in_method = False
         self.bound: Set[str] = set()        # names the source gives itself
-        self.floors = True
         for node in ast.walk(tree):
             for field in ("name", "arg", "asname"):
                 self.bound.add(getattr(node, field, None) or "")
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 self.bound.add(node.id)
-            if isinstance(node, ast.ImportFrom) and node.module == "__future__":
-                self.floors = self.floors and all(alias.name != "division" for alias in node.names)
 
-    def refuse(self, node: ast.AST, what: str) -> None:
-        if not self.trusted:
-            raise _NotAllowed(node, what)
+    def refuse(self, node: ast.AST, what: str, instead: str = "") -> None:
+        raise _NotAllowed(node, what, instead)
 
-    def generic_visit(self, node: ast.AST) -> ast.AST:
+    def generic_visit(self, node: ast.AST) -> None:
         refused = _REFUSED_NODES.get(type(node).__name__)
         if refused:
-            self.refuse(node, refused + " are")
+            self.refuse(node, refused + " are", _INSTEAD["open"] if isinstance(node, ast.With) else "")
         names = [getattr(node, field, None) for field in ("name", "attr", "id", "arg", "asname")]
         for name in names + list(getattr(node, "names", ())):
             if isinstance(name, str) and name.startswith("__") and name not in _SPECIAL_METHODS:
                 self.refuse(node, "the name %s is" % name)
-        return super().generic_visit(node)
+        super().generic_visit(node)
 
-    def visit_Name(self, node: ast.Name) -> ast.AST:
-        builtin = node.id in _ALL_BUILTINS - _PROVIDED - self.bound and not node.id.startswith("__")
+    def visit_Name(self, node: ast.Name) -> None:
+        builtin = node.id in _NOT_PROVIDED and node.id not in self.bound and not node.id.startswith("__")
         if builtin and isinstance(node.ctx, ast.Load):
-            self.refuse(node, "%s is" % node.id)
-        return self.generic_visit(node)
+            self.refuse(node, "%s is" % node.id, _INSTEAD.get(node.id, ""))
+        self.generic_visit(node)
 
-    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+    def visit_Attribute(self, node: ast.Attribute) -> None:
         mine = self.in_method and isinstance(node.value, ast.Name) and node.value.id == "self"
         own = mine and bool(_OWN_ATTRIBUTE.fullmatch(node.attr)) and node.attr not in _pystachio_privates()
         special = node.attr in _SPECIAL_METHODS - {"__name__"} and isinstance(node.value, ast.Call)
-        if _REFUSED_ATTRIBUTE.fullmatch(node.attr) and not own and not special:
+        if isinstance(node.ctx, ast.Load) and node.attr in _OLDER_PLAIN:
+            if isinstance(node.value, ast.Attribute) and node.value.attr == "__class__":
+                self.visit(node.value.value)
+                return
+        elif node.attr == "__init__" and isinstance(node.value, ast.Name):
+            pass
+        elif _REFUSED_ATTRIBUTE.fullmatch(node.attr) and not own and not special:
             self.refuse(node, "the attribute %s is" % node.attr)
         if not isinstance(node.ctx, ast.Load) and not mine:
-            self.refuse(node, "changing the attributes of objects is")
-        if node.attr == "format":
-            self.refuse(node, "format other than as a call is")
-        node.attr = _PYTHON2_METHODS.get(node.attr, node.attr)
-        return self.generic_visit(node)
+            self.refuse(node, "changing the attributes of objects is",
+                        "make a new one, as job(name=value) does")
+        self.generic_visit(node)
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        if isinstance(node.func, ast.Attribute) and node.func.attr in ("format", "has_key"):
-            helper = {"format": "__format__", "has_key": "__has_key__"}[node.func.attr]
-            target = self.visit(node.func.value)
-            made = ast.Call(ast.Name(helper, ast.Load()), [target] + [self.visit(each) for each in node.args],
-                            [self.visit(each) for each in node.keywords])
-            return ast.fix_missing_locations(ast.copy_location(made, node))
-        visited = self.generic_visit(node)
-        if isinstance(node.func, ast.Attribute) and node.func.attr in ("keys", "values", "items") and not node.args:
-            made = ast.Call(ast.Name("__listed__", ast.Load()), [node.func], [])
-            return ast.fix_missing_locations(ast.copy_location(made, node))
-        return visited
-
-    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
-        node = self.generic_visit(node)     # type: ignore[assignment]
-        if isinstance(node.op, ast.Div) and self.floors:
-            made = ast.Call(ast.Name("__divide__", ast.Load()), [node.left, node.right], [])
-            return ast.fix_missing_locations(ast.copy_location(made, node))
-        return node
-
-    def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
-        node = self.generic_visit(node)     # type: ignore[assignment]
-        if isinstance(node.op, ast.Div) and self.floors and isinstance(node.target, ast.Name):
-            left = ast.copy_location(ast.Name(node.target.id, ast.Load()), node)
-            value = ast.Call(ast.Name("__divide__", ast.Load()), [left, node.value], [])
-            made = ast.Assign([node.target], value)
-            return ast.fix_missing_locations(ast.copy_location(made, node))
-        return node
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
         if node.keywords:
             self.refuse(node, "metaclasses and class keywords are")
         for base in node.bases:
             if not isinstance(base, ast.Name):
                 self.refuse(node, "a base class that is not a plain name is")
-        return self._visit_body(node, True, False)
+        self._visit_body(node, True, False)
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         first = (node.args.args or [None])[0]       # type: ignore[list-item]
-        return self._visit_body(node, False, self.in_method or self.in_class and first is not None and first.arg == "self")
+        self._visit_body(node, False, self.in_method or self.in_class and first is not None
+                         and first.arg == "self")
 
-    def _visit_body(self, node: Any, in_class: bool, in_method: bool) -> ast.AST:
+    def _visit_body(self, node: Any, in_class: bool, in_method: bool) -> None:
         """Of a class or function. A function within a method may speak of the method's self."""
-        for decorator in node.decorator_list:
-            if not (isinstance(decorator, ast.Name) and decorator.id in ("staticmethod", "classmethod", "property")):
-                self.refuse(node, "decorators other than staticmethod, classmethod and property are")
         before = self.in_class, self.in_method
         self.in_class, self.in_method = in_class, in_method
         try:
-            return self.generic_visit(node)
+            self.generic_visit(node)
         finally:
             self.in_class, self.in_method = before
 
-    def visit_Import(self, node: ast.Import) -> ast.AST:
+    def visit_Import(self, node: ast.Import) -> None:
         for alias in node.names:
-            if alias.name not in _MODULES or ("." in alias.name and not alias.asname):
-                self.refuse(node, "importing %s is" % alias.name)
-        return self.generic_visit(node)
+            known = alias.name in _MODULES or alias.name in _RENAMED
+            if not known or "." in alias.name and not alias.asname and alias.name != "os.path":
+                self.refuse(node, "importing %s is" % alias.name, _INSTEAD.get(alias.name, ""))
+        self.generic_visit(node)
 
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
-        if node.level or node.module not in _MODULES:
-            self.refuse(node, "importing from %s is" % (node.module or "here"))
-        if node.module == "__future__":
-            return ast.copy_location(ast.Pass(), node)
-        return self.generic_visit(node)
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        if node.level or node.module not in _MODULES and node.module not in _RENAMED:
+            self.refuse(node, "importing from %s is" % (node.module or "here"), _INSTEAD.get(node.module
+                or "", ""))
+        self.generic_visit(node)
 
 
 @lru_cache(maxsize=1)
@@ -4368,50 +6102,20 @@ def _pystachio_privates() -> Set[str]:
 
 
 _ALL_BUILTINS = frozenset(dir(__builtins__) if not isinstance(__builtins__, dict) else __builtins__)
-_PROVIDED = frozenset(_BUILTINS) | {"print", "True", "False", "None"}
+_PROVIDED = frozenset(_BUILTINS) | frozenset(_REPLACED) | {"print", "True", "False", "None", "exec", "vars",
+                                                           "locals", "globals"}
+_NOT_PROVIDED = (_ALL_BUILTINS | frozenset(_INSTEAD)) - _PROVIDED
 
 
 class _Namespace:
     """What `import` of a permitted module gives: some of its names."""
 
-    def __init__(self, names: Json) -> None:
+    def __init__(self, names: Json, module: str = "") -> None:
         self.__dict__.update(names)
+        self.__dict__["__name__"] = module
 
-
-def _safe_format(template: Any, *arguments: Any, **named: Any) -> str:
-    """str.format without access to attributes that source may not name."""
-    import string
-
-    class Guarded(string.Formatter):
-        def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
-            for part in re.split(r"[.\[\]]", field_name)[1:]:
-                if _REFUSED_ATTRIBUTE.fullmatch(part):
-                    raise ValueError("the attribute %s is not allowed in a format" % part)
-            return super().get_field(field_name, args, kwargs)
-
-    if not isinstance(template, str):
-        raise TypeError("only text has format()")
-    return Guarded().vformat(template, arguments, named)
-
-
-def _as_list(method: Callable[[], Any]) -> Any:
-    made = method()
-    return list(made) if type(made).__name__ in ("dict_keys", "dict_values", "dict_items", "odict_keys", "odict_values",
-                                                 "odict_items") else made
-
-
-def _eager(lazy: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *arguments: list(lazy(*arguments))
-
-
-def _of_text(digest: Any) -> Any:
-    """A hash function that takes text too, as Python 2's do."""
-    return lambda data=b"", *more: digest(data.encode() if isinstance(data, str) else data, *more)
-
-
-def _divide(left: Any, right: Any) -> Any:
-    whole = isinstance(left, int) and isinstance(right, int)
-    return left // right if whole else left / right
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError("%s.%s is not available in a configuration" % (self.__dict__["__name__"], name))
 
 
 class _Wanted(BaseException):
@@ -4430,6 +6134,10 @@ class _Evaluation:
         self.files: Dict[str, str] = request["files"]
         self.shared: Dict[str, str] = request["shared"]
         self.printed: List[str] = []
+        self.unfinished = ""        # a line that print has begun
+        self.modules: Dict[str, _Namespace] = {}
+        self.environ = _Environ([("USER", request["key"][1]), ("LOGNAME", request["key"][1])])
+        self.environ.update(_Dict(request["env"]))
         self.depth: List[str] = []
         self.want: Optional[Json] = None      # what is missing; stays even where source catches the exception
         self.environment = self._environment()
@@ -4440,36 +6148,78 @@ class _Evaluation:
         provided = {name: available[name] for name in _BUILTINS}
         if self.request["trusted"]:
             provided = dict(available)
-        provided.update(__build_class__=available["__build_class__"], __import__=self._import, print=self._print,
-                        xrange=range, unicode=str, basestring=str, long=int, reduce=__import__("functools").reduce,
-                        __format__=_safe_format, __has_key__=lambda mapping, key: key in mapping, __divide__=_divide,
-                        __listed__=_as_list,
-                        **{name: _eager(available[name]) for name in ("map", "filter", "zip", "range")})
+            os.environ.update(self.request["env"])
+        provided.update(_REPLACED, __build_class__=available["__build_class__"], __import__=self._import,
+                        print=self._print,
+                        print_to_=self._print_to, exec=self._exec, globals=lambda: _Names(self.environment,
+                            self.environment),
+                        reduce=__import__("functools").reduce, __locals__=available["locals"])
         return dict(self.schema, __builtins__=provided, __name__="config", include=self._include)
 
     def _print(self, *values: Any, **options: Any) -> None:
-        if sum(map(len, self.printed)) < 10000:
-            self.printed.append((str(options.get("sep", " ")).join(map(str, values)))[:2000])
+        text = _plain_str(options.get("sep", " ")).join(map(_plain_str, values)) + _plain_str(
+            options.get("end", "\n"))
+        self._print_to(options["file"], text, end="") if options.get("file") is not None else self._write(
+            text)
+
+    def _print_to(self, stream: Any, *values: Any, **options: Any) -> None:
+        """print >>stream, …"""
+        if stream is None:
+            self._print(*values, **options)
+        else:
+            stream.write(" ".join(map(_plain_str, values)) + options.get("end", "\n"))
+
+    def _write(self, text: str) -> None:
+        *lines, self.unfinished = (self.unfinished + text).split("\n")
+        for line in lines:
+            if sum(map(len, self.printed)) < 10000:
+                self.printed.append(line[:2000])
+        self.unfinished = self.unfinished[:2000]
+
+    def _exit(self, status: Any = None) -> None:
+        raise SystemExit(status)
+
+    def _exec(self, source: Any, names: Any = None, _local: Any = None) -> None:
+        """exec source in names"""
+        if not isinstance(source, str):
+            raise TypeError("exec takes text")
+        code = self._compiled("<exec>", source)
+        if names is None:
+            exec(code, self.environment)
+            return
+        around = dict(names, __builtins__=self.environment["__builtins__"], __name__="config")
+        exec(code, around)
+        names.update({name: value for name, value in around.items() if not name.startswith("__")})
 
     def _import(self, name: str, _globals: Any = None, _locals: Any = None, wanted: Any = (), level: int = 0) -> Any:
-        if name == "_strptime" or self.request["trusted"] and _MODULES.get(name, "*") != "*":
-            return __import__(name)
-        if name not in _MODULES and self.request["trusted"]:
+        trusted = self.request["trusted"] and name not in _RENAMED
+        if name == "_strptime" or trusted and _MODULES.get(name, "*") != "*":
+            return __import__(name, None, None, wanted or (), 0)
+        if name not in _MODULES and trusted:
             return __import__(name, None, None, wanted, 0)
-        if name not in _MODULES or level:
+        if name not in _MODULES and name not in _RENAMED or level:
             raise ImportError("importing %s is not allowed in a configuration" % name)
-        if _MODULES[name] == "*":
-            made = _Namespace({k: v for k, v in self.schema.items() if not k.startswith("_")})
+        if name == "os.path" and not wanted:
+            name = "os"
+        if name not in self.modules:
+            self.modules[name] = self._module(name)
+        made = self.modules[name]
+        for each in wanted or ():
+            if each != "*":
+                getattr(made, each)
+        return made
+
+    def _module(self, name: str) -> _Namespace:
+        if _MODULES.get(name) == "*":
+            made = _Namespace({k: v for k, v in self.schema.items() if not k.startswith("_")}, name)
             made.__dict__["__all__"] = [k for k in self.schema if not k.startswith("_")]
             return made
-        if name == "getpass":
-            role = self.request["key"][1]
-            return _Namespace({"getuser": lambda: role})
-        module = sys.modules[name]
-        if name == "hashlib":
-            return _Namespace({each: _of_text(getattr(module, each)) if each != "new" else module.new
-                               for each in _MODULES[name].split()})
-        return _Namespace({each: getattr(module, each) for each in _MODULES[name].split() if hasattr(module, each)})
+        if name in ("os", "os.path", "sys", "getpass"):
+            return _Namespace(_system(name, self), name)
+        module = sys.modules[_RENAMED.get(name, name)]
+        given = _RENAMED_GIVE.get(name, _MODULES.get(name, "")).split()
+        return _Namespace(dict({each: getattr(module, each) for each in given if hasattr(module, each)},
+                               **_replacements(name)), name)
 
     def _include(self, name: Any) -> None:
         if not isinstance(name, str) or len(name) > MAX_INCLUDE_NAME:
@@ -4477,27 +6227,50 @@ class _Evaluation:
         base = os.path.dirname(self.depth[-1]) if self.depth else ""
         path = os.path.normpath(os.path.join(base, name))
         if path not in self.files and path not in self.shared:
-            if path.startswith(("/", "../")) or path == "..":
-                raise ValueError("include(%r) reaches outside the uploaded files" % name)
-            if self.request["include_root"] and path not in self.request["missing"]:
+            outside = path.startswith(("/", "../")) or path == ".."
+            if self.request["include_root"] and path not in self.request["missing"] and not outside:
                 self.want = {"include": path}
                 raise _Wanted
-            raise ValueError("include(%r): no such file among those sent: %s" % (name, ", ".join(sorted(self.files))))
+            alike = [each for each in self.files if os.path.basename(each) == os.path.basename(path)]
+            if len(alike) != 1:
+                raise ValueError(
+                    "include(%r) %s: %s; each file can be sent with its path: -F 'f=@%s;filename=%s'" % (
+                    name, "reaches outside the uploaded files" if outside
+                    else "finds no such file among those sent",
+                    ", ".join(sorted(self.files)), os.path.basename(path), path.lstrip("./") or "PATH"))
+            path = alike[0]
         if len(self.depth) > 50:
             raise ValueError("include(%r): files include one another without end" % name)
         self._execute(path, self.files.get(path, self.shared.get(path, "")))
 
     def _execute(self, path: str, source: str) -> None:
-        tree = ast.parse(source, path)
-        try:
-            tree = ast.fix_missing_locations(_Syntax(self.request["trusted"], tree).visit(tree))
-        except _NotAllowed as error:
-            raise ConfigProblem("%s, %s" % (path, error)) from None
+        code = self._compiled(path, source)
         self.depth.append(path)
         try:
-            exec(compile(tree, path, "exec", dont_inherit=True), self.environment)
+            exec(code, self.environment)
         finally:
             self.depth.pop()
+
+    def _compiled(self, path: str, source: str) -> Any:
+        try:
+            reading = _Reading(source)
+            try:
+                tree = ast.parse(reading.text, path)
+            except SyntaxError as error:
+                try:
+                    tree = ast.parse(source, path)
+                except SyntaxError:
+                    raise error from None
+        except SyntaxError as error:
+            error.filename = path
+            raise
+        if not self.request["trusted"]:
+            try:
+                _Syntax(tree).visit(tree)
+            except _NotAllowed as error:
+                raise ConfigProblem("%s, %s" % (path, error)) from None
+        return compile(ast.fix_missing_locations(_Older(reading).visit(tree)), path, "exec",
+                       dont_inherit=True)
 
     def run(self) -> Json:
         """The answer: `job` and `update` or `errors`, or `want`."""
@@ -4506,12 +6279,13 @@ class _Evaluation:
         except ConfigProblem as problem:
             answer = {"errors": list(problem.args)}
         except SyntaxError as error:
-            text = "%s, line %s: %s" % (error.filename, error.lineno, error.msg)
+            text = "%s, line %s: %s (column %s)" % (error.filename, error.lineno, error.msg, error.offset)
             if len(self.files[self.request["root"]].splitlines()) == 1:
                 text += " (the source is one single line: curl -d drops line ends, --data-binary keeps them)"
             answer = {"errors": [text]}
-        except SystemExit:
-            answer = {"errors": [self._where() + "the configuration ended the program"]}
+        except SystemExit as error:
+            answer = {"errors": [self._where() + "the configuration ended the program" + (
+                ": %s" % error.code if isinstance(error.code, str) else "")]}
         except RecursionError:
             answer = {"errors": [self._where() + "nested or recursive without end"]}
         except MemoryError:
@@ -4520,6 +6294,8 @@ class _Evaluation:
             answer = {"errors": [self._where() + _wording(error)]}
         if self.want is not None:
             return self.want
+        if self.unfinished:
+            self.printed.append(self.unfinished)
         if self.printed:
             answer["output"] = self.printed
         return answer
@@ -4542,13 +6318,24 @@ class _Evaluation:
             self._execute(root, self.files[root])
         conversion = _Conversion(self.schema, self.request)
         try:
-            return conversion.convert(self.environment.get("jobs", []))
+            answer = conversion.convert(self.environment.get("jobs", []))
+            answer["warnings"] += self._hook_warnings() if conversion.hooked else []
+            return answer
         finally:
             self.want = conversion.want or self.want
 
+    def _hook_warnings(self) -> List[str]:
+        """Which of the source's hooks would run in the client."""
+        given = self.environment.get("hooks", [])
+        names = ["%s.%s" % (type(each).__name__, name) for each in (given if isinstance(given, (list, tuple))
+            else [])
+                 for name in dir(type(each)) if re.fullmatch("(pre|post|err)_.*|generic_hook", name)]
+        return ["hooks are not run here, so that nothing of what they check or change counts: %s" % ", ".join(
+            names)] if names else []
+
     def _load_json(self, text: str) -> None:
         try:
-            parsed = json.loads(text)
+            parsed = json.loads(text, object_pairs_hook=_Dict)
         except ValueError as error:
             raise ConfigProblem("the body is not JSON, as its content type says: %s; .aurora source goes under any other "
                                 "content type" % error) from None
@@ -4564,6 +6351,8 @@ class ConfigProblem(Exception):
 
 def _wording(error: BaseException) -> str:
     """An exception raised while a configuration ran, in the words of its author."""
+    if isinstance(error, _Unset):
+        return str(error.args[0])
     if isinstance(error, KeyError):
         return "there is no key %s" % error
     if type(error).__name__ == "InvalidRefError":
@@ -4610,6 +6399,7 @@ class _Conversion:
         self.ref = Ref.from_address
         self.subscope = Ref.subscope
         self.want: Optional[Json] = None
+        self.hooked = False
 
     def convert(self, jobs: Any) -> Json:
         """Plain job, update settings, warnings. Raises ConfigProblem."""
@@ -4618,6 +6408,7 @@ class _Conversion:
         job, made = self.bind_images(job.bind({self.ref("mesos.role"): "{{role}}", self.ref("mesos.cluster"): "{{cluster}}",
                                                self.ref("thermos.user"): "{{role}}"}))
         plain = made.get()
+        self.hooked = plain["enable_hooks"] is True
         ports = self.ports(made, plain)
         warnings = self.check_client_rules(plain, ports)
         self.check_types(job)
@@ -4851,9 +6642,12 @@ class _Conversion:
             return dict(plain["executor_config"])
         sent = made(update_config=self.empty, instances=self.empty).interpolate()[0].get()     # once more, for {{&x}}
         try:
-            return {"name": EXECUTOR_NAME, "data": json.dumps(sent, sort_keys=True, allow_nan=False)}
+            data = json.dumps(_reordered(sent), allow_nan=False)
         except ValueError:
             raise ConfigProblem("a number in the configuration is infinite or not a number") from None
+        if re.search(r"(?<!\\ud[89ab]..)\\ud[c-f]", data):
+            raise ConfigProblem("a text in the configuration is no UTF-8")
+        return {"name": EXECUTOR_NAME, "data": data}
 
     def check_task(self, task: Any) -> None:
         """apache/thermos/config/loader.py: process names, types, the order of processes, references."""
@@ -5184,7 +6978,7 @@ _WARM_UP = {"files": {"job.aurora": "jobs = [Service(cluster='c', role='r', envi
                                     "task=SequentialTask(processes=[Process(name='p', cmdline='{{thermos.ports[http]}}')],"
                                     " resources=Resources(cpu=1, ram=GB, disk=GB)), announce=Announcer())]"},
             "root": "job.aurora", "json": False, "key": ["c", "r", "devel", "n"], "bindings": [], "images": {},
-            "shared": {}, "trusted": False, "include_root": False, "missing": []}
+            "shared": {}, "trusted": False, "include_root": False, "missing": [], "env": []}
 
 
 def _send_descriptor(control: socket.socket, descriptor: int) -> None:
@@ -5213,11 +7007,12 @@ def _evaluator_main(limits: ConfigLimits) -> None:
     os.closerange(3, control.fileno())
     os.closerange(control.fileno() + 1, 1024)
     os.environ.clear()
-    for name in _MODULES:
-        if _MODULES[name] != "*":
-            __import__(name)
+    for name in [each for each in _MODULES if _MODULES[each] != "*"] + list(_RENAMED.values()):
+        __import__(name)
     for name in ("unicodedata", "_strptime", "encodings.idna", "string", "ctypes", "resource", "tempfile"):
         __import__(name)
+    for name in ("unicode_escape", "latin_1", "ascii", "cp1252", "utf_8_sig"):
+        "".encode(name)
     schema = _schema()
     _pystachio_privates()
     shown = _enter_namespaces()
@@ -5291,12 +7086,15 @@ class _Worker:
     def __init__(self, limits: ConfigLimits, seconds: float = 30.0) -> None:
         import subprocess
         here, there = socket.socketpair()
-        boot = ("import sys, importlib.util as u; sys.path[:] = %r; s = u.spec_from_file_location('aurora_rest', %r); "
+        boot = (
+            "import sys; sys.path[:] = %r; import importlib.util as u; "
+            "s = u.spec_from_file_location('aurora_rest', %r); "
                 "m = u.module_from_spec(s); sys.modules['aurora_rest'] = m; s.loader.exec_module(m); "
                 "m._evaluator_main(m.ConfigLimits(*%r))" % ([p for p in sys.path if p], _THIS_FILE,
                                                             tuple(limits)))
         try:
-            self.process = subprocess.Popen([sys.executable, "-I", "-c", boot], stdin=there.fileno(), env={},
+            self.process = subprocess.Popen([sys.executable, "-s", "-c", boot], stdin=there.fileno(),
+                                            env={"PYTHONHASHSEED": "0"},
                                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
         except OSError as error:
             here.close()
@@ -5420,7 +7218,8 @@ class Evaluator:
 
     def evaluate(self, files: Dict[str, str], key: Sequence[str], *, is_json: bool = False,
                  bindings: Sequence[Tuple[str, str]] = (), tiers: Optional[Json] = None,
-                 docker_registry: str = "", caller: Optional[str] = None) -> Json:
+                 docker_registry: str = "", caller: Optional[str] = None,
+                 env: Sequence[Tuple[str, str]] = ()) -> Json:
         """The plain answer for the job `key` (cluster, role, environment, name) in `files`, of which the first is the
         root: `job`, `warnings`, and `update` or `update_errors`. Raises InvalidConfig."""
         if sum(len(text.encode("utf-8", "replace")) for text in files.values()) > self.limits.source_bytes:
@@ -5435,7 +7234,7 @@ class Evaluator:
             answer = self._ask({
                 "files": files, "root": next(iter(files)), "json": is_json, "key": list(key), "bindings": list(bindings),
                 "tiers": tiers or DEFAULT_TIERS, "images": images, "shared": shared, "trusted": self.trusted,
-                "include_root": bool(self.include_root), "missing": missing}, caller)
+                "include_root": bool(self.include_root), "missing": missing, "env": list(env)}, caller)
             # A stranger's program may have written this: nothing in it is what it should be until it was looked at.
             wanted = answer.get("images")
             if isinstance(answer.get("include"), str) and self.include_root and answer["include"] not in shared:
@@ -5685,7 +7484,16 @@ def _significant(value: Any) -> Any:
 
 def same_meaning(mine: Any, running: Any) -> bool:
     """Whether two TaskConfigs describe the same task: like equality, but executor data that is JSON compares as what it
-    means; the owner, and what the scheduler itself fills in (links to ports among it), do not count."""
+    means, in which processes go by their names and constraints in no order; the owner, and what the scheduler
+    itself fills in (links to ports among it), do not count."""
+    def meaning(text: str) -> Any:
+        plain = load_json(text)
+        task = plain.get("task") if isinstance(plain, dict) else None
+        for field in ("processes", "constraints"):
+            if isinstance(task, dict) and isinstance(task.get(field), list):
+                task[field] = sorted(task[field], key=lambda each: json.dumps(each, sort_keys=True))
+        return plain
+
     def rest(config: Any) -> Any:
         return _significant(config.replace(
             executorConfig=None, owner=None, taskLinks=config.taskLinks if mine.taskLinks else None).to_plain())
@@ -5695,7 +7503,7 @@ def same_meaning(mine: Any, running: Any) -> bool:
     if ours is None or theirs is None or ours.name != theirs.name:
         return bool(ours == theirs)
     try:
-        return bool(load_json(ours.data) == load_json(theirs.data))
+        return bool(meaning(ours.data) == meaning(theirs.data))
     except (TypeError, ValueError):
         return bool(ours.data == theirs.data)
 
@@ -5705,12 +7513,13 @@ _default_evaluator: List[Evaluator] = []
 
 def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str] = None, is_json: bool = False,
              bindings: Union[Dict[str, str], Sequence[Tuple[str, str]]] = (), tiers: Optional[Json] = None,
-             docker_registry: str = "", evaluator: Optional[Evaluator] = None, caller: Optional[str] = None) -> Job:
+             docker_registry: str = "", evaluator: Optional[Evaluator] = None, caller: Optional[str] = None,
+             env: Union[Dict[str, str], Sequence[Tuple[str, str]]] = ()) -> Job:
     """The job `key` (cluster/role/environment/name) that `source` describes, converted for the scheduler.
 
     source: `.aurora` text, or texts by file name of which the first is the root; bindings: values for {{names}};
-    tiers: plain getTierConfigs, Aurora's defaults else; user: the job's owner, its role else; caller: whose share of the
-    evaluators it takes.
+    env: for os.environ; tiers: plain getTierConfigs, Aurora's defaults else; user: the job's owner, its role
+    else; caller: whose share of the evaluators it takes.
     Raises InvalidConfig with every problem found.
     """
     if evaluator is None:
@@ -5719,9 +7528,9 @@ def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str
         evaluator = _default_evaluator[0]
     parts = Key.of(key)
     files = {"job.aurora": source} if isinstance(source, str) else source
-    pairs = list(bindings.items()) if isinstance(bindings, dict) else list(bindings)
+    pairs, given = (list(each.items()) if isinstance(each, dict) else list(each) for each in (bindings, env))
     answer = evaluator.evaluate(files, parts, is_json=is_json, bindings=pairs, tiers=tiers,
-                                docker_registry=docker_registry, caller=caller)
+                                docker_registry=docker_registry, caller=caller, env=given)
     # The evaluator ran a stranger's program: what it says is held to the API's types, and to the key asked for.
     try:
         job = api.JobConfiguration.from_plain(answer.get("job"), "job")
@@ -7426,6 +9235,8 @@ PARAMS: Dict[str, Param] = {
     "shards": Param(INSTANCES, "instances: 1,3-5; repeatable; all if absent", "0-2"),
     "instances": Param(INSTANCES, "the same as shards", "0,2"),
     "bind": Param(PAIRS, "NAME=VALUE for {{NAME}} in the configuration; repeatable", "version=2"),
+    "env": Param(PAIRS, "NAME=VALUE for os.environ in the configuration; repeatable", "STAGE=test"),
+    "file": Param(TEXT, "which of several files is the job's; the first if absent", "deploy/job.aurora"),
     "message": Param(TEXT, "a sentence for the scheduler's audit trail"),
     "wait": Param(duration(), "how long to wait for the outcome, or with If-None-Match for a change; Prefer: wait=N is "
                   "the same", "30"),
@@ -8298,8 +10109,11 @@ class Call:
                 raise BadRequest("the multipart body holds no file")
         elif not body:
             raise InvalidConfig("the body is empty; it has to be an .aurora file, or a JSON job as application/json")
+        elif kind in TAR_TYPES:
+            files = parse_tar(gunzip(body, int(self.service.limits["body"])) if body[:2] == b"\x1f\x8b" else body)
         else:
             files = {"job.json" if kind == JSON_TYPE else "job.aurora": body}
+        files = root_first(files, self.get("file"), kind in TAR_TYPES)
         texts = {}
         for name, data in files.items():
             try:
@@ -8319,7 +10133,7 @@ class Call:
             return load_job(files, str(self.key), user=user, is_json=is_json, bindings=self.get("bind", []),
                             tiers=self.service.tiers(self.service.clusters[self.args["cluster"]], self.auth),
                             docker_registry=cluster.docker_registry, evaluator=self.service.evaluator,
-                            caller=self.request.caller)
+                            caller=self.request.caller, env=self.get("env", []))
         except InvalidConfig as error:
             hint = "" if is_json else _misread(next(iter(files.values())))
             raise InvalidConfig(*error.messages, *([hint] if hint else []), **error.details) from None
@@ -9337,7 +11151,7 @@ def _job_exists(refused: Failure) -> Failure:
     return refused
 
 
-@route("PUT", "/alpha/job/{key}", "run", params="bind wait", body="config", gives="JobWritten", a201="created",
+@route("PUT", "/alpha/job/{key}", "run", params="bind env file wait", body="config", gives="JobWritten", a201="created",
        a202="created; not all run yet", a409="it exists; or, where it was waited for, tasks failed")
 def create_job(call: Call) -> Any:
     """Create a job from the .aurora file, or JSON job, in the body."""
@@ -9377,7 +11191,7 @@ def _dying(call: Call, instances: Sequence[int]) -> List[Any]:
     return query_tasks(call.scheduler, call.key, instances, api.ACTIVE_STATES, "task states")
 
 
-@route("POST", "/alpha/job/{key}/inspect", "run", access="read", params="bind shards instances", body="config",
+@route("POST", "/alpha/job/{key}/inspect", "run", access="read", params="bind env file shards instances", body="config",
        gives="Inspected", a200="the job as it would be sent")
 def inspect_job(call: Call) -> Any:
     """Evaluate and validate the body: the JobConfiguration and JobUpdateSettings as they would be sent; nothing is."""
@@ -9394,7 +11208,7 @@ def inspect_job(call: Call) -> Any:
     return call.success(count=1, **fields)
 
 
-@route("POST", "/alpha/job/{key}/diff", "change", access="read", params="bind shards instances", body="config",
+@route("POST", "/alpha/job/{key}/diff", "change", access="read", params="bind env file shards instances", body="config",
        gives="Plan", a200="what an update would do")
 def diff_job(call: Call) -> Any:
     """What an update with this body would add, remove, change and leave: instances, and fields old and new."""
@@ -9402,7 +11216,7 @@ def diff_job(call: Call) -> Any:
     return call.success(count=sum(len(plan[name]) for name in ("add", "remove", "update")), job=str(call.key), **plan)
 
 
-@route("PUT", "/alpha/job/{key}/update", "change", params="shards instances bind message wait", body="config",
+@route("PUT", "/alpha/job/{key}/update", "change", params="shards instances bind env file message wait", body="config",
        gives="JobWritten", guards=_JOB_GUARDS, a202="started",
        a200="unchanged: nothing to update; or, where it was waited for, rolled forward",
        a409="one is in progress; or, where it was waited for, it did not roll forward")
@@ -9685,7 +11499,7 @@ def scale_job(call: Call) -> Any:
 # --- handlers: cron -----------------------------------------------------------------------------------------
 
 
-@route("PUT", "/alpha/cron/{key}", "run", params="bind", body="config", gives="JobWritten", guards=["get_cron"],
+@route("PUT", "/alpha/cron/{key}", "run", params="bind env file", body="config", gives="JobWritten", guards=["get_cron"],
        a201="scheduled", a409="a job of this name that is no cron job runs")
 def schedule_cron(call: Call) -> Any:
     """Schedule the body's cron job, or replace the one scheduled under this key."""
@@ -10182,6 +11996,7 @@ def _request_body(body: str) -> Json:
         "type": "array", "items": {"type": "string", "format": "binary"}, "description": "the first is the root"}}}
     return {"required": True, "content": {
         "text/plain": source, "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        TAR_TYPES[0]: {"schema": {"type": "string", "format": "binary", "description": "a folder"}},
         JSON_TYPE: {"schema": {"type": "object", "description": "a JSON job, as aurora --read-json takes"}},
         "multipart/form-data": {"schema": files}}}
 

@@ -7,13 +7,16 @@
 import base64
 import contextlib
 import glob
+import gzip
 import http.client
 import http.server
 import importlib
 import importlib.util
+import io
 import itertools
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -21,6 +24,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -1399,12 +1403,12 @@ class ConfigTest(unittest.TestCase):
 
     def test_attacks_are_refused_and_the_next_request_is_served(self):
         attacks = [
-            "import os", "from os import system", "import subprocess", "import ctypes", "import socket", "import pickle",
-            "__import__('os').system('true')", "open('/etc/passwd')", "eval('1')", "exec('1')", "compile('1', '', 'exec')",
+            "import os\nos.system('true')", "from os import system", "import subprocess", "import ctypes", "import socket", "import pickle",
+            "__import__('os').system('true')", "open('/etc/passwd')", "eval('1')", "exec('import subprocess')", "compile('1', '', 'exec')",
             "().__class__.__mro__[1].__subclasses__()", "'{0.__globals__}'.format(order)", "'{0.__class__}'.format_map({})",
             "f = '{0.__class__}'.format\nf(1)", "x = f'{order.__globals__}'", "(x for x in ()).gi_frame",
-            "def f(): yield\nf().gi_frame.f_back", "type(1)", "type('X', (), {})", "getattr(order, '__glo' + 'bals__')",
-            "setattr(order, 'x', 1)", "vars(order)", "globals()", "locals()", "dir()", "breakpoint()", "input()",
+            "def f(): yield\nf().gi_frame.f_back", "type(1).__subclasses__()", "type('X', (), {})", "getattr(order, '__glo' + 'bals__')",
+            "setattr(order, 'x', 1)", "vars(order)", "globals()['__builtins__']", "locals()['__builtins__']", "dir()", "breakpoint()", "input()",
             "@staticmethod.__class__\ndef f(): pass", "class X(object, metaclass=Struct): pass",
             "class X(Struct.__class__): pass", "class X(object):\n  def __reduce__(self): return 1",
             "try:\n  1 / 0\nexcept Exception as e:\n  e.__traceback__.tb_frame", "order.func_globals",
@@ -1597,6 +1601,340 @@ class ConfigTest(unittest.TestCase):
             each.process.wait()
         for _ in range(len(victims) + 1):
             self.assertEqual(load(source()).configuration.key.name, "hello")
+
+
+def find_python2():
+    for each in glob.glob(os.path.expanduser("~/.pyenv/versions/2.7*/bin/python2.7")) + [shutil.which("python2.7")]:
+        if each and subprocess.run([each, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0:
+            return each
+    return None
+
+
+PYTHON2 = find_python2()
+
+
+def python2(program, text):
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "x.py")
+        with open(path, "w", encoding="utf-8") as stream:
+            stream.write("# coding: utf-8\n" + program)
+        return subprocess.run([PYTHON2, path], input=text, stdout=subprocess.PIPE, check=True, text=True, env={"LC_ALL": "C"}).stdout
+
+
+def expression(rng, depth=0):
+    """One that Python 2 and 3 write alike."""
+    if depth > 3 or rng.random() < 0.3:
+        return rng.choice(["x", "y.z", "12", "0", "1.5", "0x1F", "1e3", "'a'", '"b\\n"', "'''c\nd'''", "r'\\d'", "None", "f(1, *a, **k)", "[]"])
+    inner = partial(expression, rng, depth + 1)
+    return rng.choice(["(%s + %s)", "[%s, %s]", "{%s: %s}", "(%s if 1 else %s)", "(lambda a, b=%s: %s)", "x[%s:%s]", "f(%s, k=%s)",
+                       "(%s and not %s)", "[%s for i in %s if i]", "(%s == %s)", "(%s,\n  %s)", "(%s # c\n, %s)"]) % (inner(), inner())
+
+
+def python3_source(rng):
+    """Statements that Python 3 reads, and that mean the same in Python 2 where that has them."""
+    lines = ["import json"]
+    for number in range(rng.randint(3, 12)):
+        value = expression(rng)
+        lines.append(rng.choice([
+            "x = %s", "x += %s; y = 1", "if %s: pass", "for i in %s:\n    x = i\nelse:\n    pass", "def f(a, *, b=2, **k):\n    return %s",
+            "print(%s)", "print('a', %s, sep='', end='')", "x: int = %s", "s = f'{x!r:>{y}} {z}' + str(%s)", "try:\n    x = %s\nexcept (A, B) as e:\n    raise",
+            "raise X(%s) from None", "assert %s, 'm'", "@deco\ndef g(a: int = 1) -> str:\n    nonlocal_ = %s", "class C(object):\n    a = %s",
+            "while %s:\n    break", "x = y = %s  # print x, 0755", "lambda a, b: %s", "del x[%s]", "return_ = (yield_) = %s"]) % value)
+    return "\n".join(lines) + "\n"
+
+
+def python2_source(rng):
+    """Statements as Python 2 writes them, some of them wrong."""
+    lines = []
+    for _ in range(rng.randint(1, 5)):
+        value = rng.choice([expression(rng), "0755", "10L", "`x`", "ur'\\u0041'", "'\\U&'", "1 <> 2", "lambda (a, b), c: a", "08"])
+        lines.append(rng.choice([
+            "print %s", "print %s,", "print >>f, %s", "print >>f", "print", "if x: print %s; print", "print (%s), 1", "print('%%s') %% (%s)",
+            "exec %s", "exec %s in d", "exec 'x' in d, {'k': %s}", "raise X, %s", "raise X, %s, t", "try: pass\nexcept X, e: print %s",
+            "def f((a, b), c=%s): return a", "def f(a, (b, (c, d))=(1, %s)):\n    print a", "x = %s", "async = %s", "def g(await=1): return %s",
+            "class A: x = %s", "for x in %s: print x,", "if 1:\n        x = %s\n\ty = 2", "x = lambda (a, b)=%s: a"]).replace(
+                "%s", value).replace("%%", "%"))
+    return "\n".join(lines) + "\n"
+
+
+class Python2Test(Serving):
+    """What a source means to Python 2.7, on which the client runs. The values are those of CPython 2.7.18."""
+
+    def said(self, lines, show="X", **options):
+        """What `show` is after the lines, as the command line of a job."""
+        text = "%s\nRESULT = '%%s' %% (%s,)\n" % (lines, show) + source().replace("'serve'", "RESULT")
+        data = load(text, **options).configuration.taskConfig.executorConfig.data
+        return json.loads(data)["task"]["processes"][0]["cmdline"]
+
+    def refused(self, text, says, **options):
+        with self.assertRaisesRegex(aurora_rest.InvalidConfig, says) as caught:
+            load(text + "\n" + source(), **options)
+        return caught.exception
+
+    def table(self, rows):
+        for lines, show, expected in rows:
+            with self.subTest(lines=lines, show=show):
+                self.assertEqual(self.said(lines, show), expected)
+
+    def test_syntax(self):
+        self.table((
+            ("try: int('z')\nexcept (KeyError, ValueError), e: X = e.message[:7]", "X + repr(e)[:10]", "invalidValueError"),
+            ("try: raise ValueError, ('a', 'b')\nexcept ValueError, e: pass", "e", "('a', 'b')"),
+            ("try: raise KeyError('k'), None\nexcept KeyError, e: pass", "e", "'k'"),
+            ("", "(0755, 10L, 0xFFL, 00, 0o17, 1 <> 2, `1, 'a'`)", "(493, 10, 255, 0, 15, True, \"(1, 'a')\")"),
+            ("", r"ur'\u0041\n'", "A\\n"), ("", r"ur'\'x'", "\\'x"),
+            ("", r"'s/x/\U&/ \u0041 \N{DASH}' + '\\u0041' + u'\u0041' + '\x41'", "s/x/\\U&/ \\u0041 \\N{DASH}\\u0041AA"),
+            ("from __future__ import unicode_literals", r"'\u0041'", "A"), ("", r"'caf\xc3\xa9' == 'café'", "True"),
+            ("exec 'X = 1'\nexec 'Y = X + 1' in globals()\nd = {'z': 5}\nexec 'w = z' in d", "X + Y + d['w']", "8"),
+            ("def f((a, (b, c)), d=(1, 2)): return a, b, c, d\nX = f((1, (2, 3)))", "X", "(1, 2, 3, (1, 2))"),
+            ("X = map(lambda (k, v), n=1: k * v + n, [(1, 2), (3, 4)])", "X", "[3, 13]"),
+            ("", "[a in b for a in 1, 2 for b in [[1], [3]] if a]", "[True, False, False, False]"),
+            ("if True:\n        a = 'x'\n\tb = 'y'", "a + b", "xy"),
+            ("def run(async=False, await=1): return async, await\nnonlocal = 3", "run(async=True) + (nonlocal,)", "(True, 1, 3)"),
+            ("X = {'print': 1}['print']\ndef f(x, *, y=2): return x + y", "f'{X}' + str(f(1))", "13")))
+
+    def test_print(self):
+        text = ("import sys, StringIO\nprint 'a', 1\nprint 'b',\nprint 'c'\nprint\nprint ('x'), 'y'\nprint ('%s') % 1; print -1\n"
+                "if 1: print [1][0]\nelse: print 2\nprint >>sys.stderr, 'e', 0.1 + 0.2\nprint('k', 2, sep='-')\nprint 1e11 # c\n"
+                "o = StringIO.StringIO()\nprint >>o, 'in'\nprint o.getvalue()\nprint 'not', \\\n  'done',")
+        error = self.refused(text + "\nraise ValueError, 'stop'", "stop")
+        self.assertEqual(error.details["output"], [
+            "a 1", "b c", "", "x y", "1", "-1", "1", "e 0.3", "k-2", "1e+11", "in", "", "not done "])
+
+    def test_numbers_and_text(self):
+        self.table((
+            ("", "(str(0.1 + 0.2), '%s' % (1/3.0), '{}|{:>6}'.format(2/3.0, 3.0), [0.1 + 0.2])",
+             "('0.3', '0.333333333333', '0.666666666667|   3.0', [0.30000000000000004])"),
+            ("", "' '.join(map(str, [1e11, 1e15, 123456789.123456789, -0.0, 100000.0, 99999999999.0, 1e-5]))",
+             "1e+11 1e+15 123456789.123 -0.0 100000.0 99999999999.0 1e-05"),
+            ("", "(round(2.5), round(-0.5), round(2.25, 1), round(2.675, 2), round(25, -1), int(round(2.5)))",
+             "(3.0, -1.0, 2.3, 2.67, 30.0, 3)"),
+            ("", "(sum([0.1] * 10), sum([1, 2.5], 3))", "(0.9999999999999999, 6.5)"),
+            ("import math", "(math.floor(7.9), math.ceil(7.1), oct(8), oct(0), hex(2**70), 7 / 2, -7 / 2, 2**63)",
+             "(7.0, 8.0, '010', '0', '0x400000000000000000L', 3, -4, 9223372036854775808L)"),
+            ("d = {'a': 7}\nd['a'] /= 2\ns = '%s!'\ns %= 0.1 + 0.2", "(d, s)", "({'a': 3}, '0.3!')"),
+            ("", "(5 > None, '10' > 5, [] < '', (1,) > 'x', 1 < 'a' < (1,), max([1, None]), cmp([1, 'a'], [1, 2]), cmp({1: 2}, {1: 3}))",
+             "(True, True, True, True, True, 1, 1, -1)"),
+            ("", "sorted([3, 'a', None, 1.5, (1,), [2], u'b'])", "[None, 1.5, 3, [2], 'a', (1,), u'b']"),
+            ("n = ['b', 'aa', 'c']\nn.sort(cmp=lambda a, b: cmp(len(b), len(a)))", "n + sorted('ba', lambda a, b: cmp(b, a))", "['aa', 'b', 'c', 'b', 'a']"),
+            ("", "(apply(max, (1, 2)), intern('x'), unichr(97), coerce(1, 2.0), map(None, [1, 2], [3]), zip('ab', [1]))",
+             "(2, 'x', u'a', (1.0, 2.0), [(1, 3), (2, None)], [('a', 1)])"),
+            ("", "(filter(str.isdigit, 'a1'), filter(None, (0, 1)), map(lambda a, b: b, [1], [2, 3]))", "('1', (1,), [2, 3])"),
+            ("it = iter('ab')\nY = [z for z in range(3)]\nclass E(Exception): pass", "(it.next(), z, E('m').message, E.__name__)",
+             "('a', 2, 'm', 'E')"),
+            ("def g():\n  [y for y in 'abc']\n  return y", "(g(), g.func_name, E if 0 else 1)", "('c', 'g', 1)"),
+            ("import string", "(string.join(['a', 'b'], '-'), string.letters[:2], 'hello'.translate(string.maketrans('el', 'ip')))",
+             "('a-b', 'ab', 'hippo')"),
+            ("import itertools as i", "(list(i.izip('ab', (1, 2))), list(i.izip_longest([1], [2, 3])), list(i.imap(None, [1], [2])))",
+             "([('a', 1), ('b', 2)], [(1, 2), (None, 3)], [(1, 2)])"),
+            ("import random\nrandom.seed(11)\nl = range(10)\nX = random.random(), random.randint(1, 10000), random.choice('abcdef')",
+             "'%s %s %s' % X", "0.45237955351 5598 f"),
+            ("import random\nrandom.seed('probe')", "(random.randint(1, 1000), random.randrange(2, 20, 3))", "(144, 11)"),
+            ("import json\nx = json.loads('[\"a\", {\"k\": 1}]')", "(x, isinstance(x[0], str), isinstance(x[0], unicode), type('a') is str)",
+             "([u'a', {u'k': 1}], False, True, True)"),
+            ("class A:\n  def __cmp__(self, o): return -1\n  def __nonzero__(self): return False\n  def __unicode__(self): return u'u'",
+             "(A() < A(), bool(A()), unicode(A()), repr('é'), repr(u'é'), set([1]), ValueError('a'))",
+             "(True, False, u'u', \"'\\\\xc3\\\\xa9'\", \"u'\\\\xe9'\", set([1]), ValueError('a',))")))
+        job = load(source(command="{{x}} {{y}}") + "jobs = [j.bind(x=0.1 * 3, y=Float(1.0)) for j in jobs]\n")
+        self.assertIn('"cmdline": "0.3 1.0"', job.configuration.taskConfig.executorConfig.data)
+
+    def test_order(self):
+        self.table((
+            ("import json", "json.dumps({'zone': 'n', 'app': 'probe', 'tier': 'gold', 'host': 'h1'})",
+             '{"tier": "gold", "app": "probe", "host": "h1", "zone": "n"}'),
+            ("", "','.join(set(['north', 'south', 'east', 'west', 'centre']))", "west,east,north,south,centre"),
+            ("", "({3, 11, 19}, {19, 11, 3}, frozenset('hello'))", "(set([11, 19, 3]), set([11, 3, 19]), frozenset(['h', 'e', 'l', 'o']))"),
+            ("def f(**kw): return kw.keys()", "(f(zone=1, app=2, tier=3, host=4), dict(a=1, i=2, q=3, y=4))",
+             "(['tier', 'app', 'host', 'zone'], {'y': 4, 'q': 3, 'i': 2, 'a': 1})"),
+            ("", "(hash('probe'), hash(-1), hash(2**63), hash(1.5), hash((1, 'a')), hash(frozenset([1, 2, 3])), hash(''))",
+             "(-1221833637537758197, -2, -9223372036854775808, 1610645504, 3703129313087942906, -7699079583225461316, 0)"),
+            ("d = {}\nfor k in 'qwertyuiop': d[k] = 1\ndel d['q'], d['w']\nd['zz'] = 2", "(d.keys(), d.popitem())",
+             "(['e', 'i', 'o', 'p', 'r', 'u', 't', 'zz', 'y'], ('e', 1))")))
+        job = load("a = [Task(name=n, processes=[Process(name=n, cmdline='do ' + n)]) for n in ('pack', 'sync', 'tail')]\n" + source() +
+                   "jobs = [j(task=Tasks.combine(t, *a)) for j in jobs]")
+        data = job.configuration.taskConfig.executorConfig.data
+        self.assertEqual(re.findall('"cmdline": "([^"]*)"', data), ["do pack", "do tail", "serve", "do sync"])
+        self.assertTrue(data.startswith('{"environment": "devel", '), data[:100])
+        self.assertEqual([load(source(extra="contact=','.join(set('abcdef'))")).configuration for _ in range(3)][1:],
+                         [load(source(extra="contact='a,c,b,e,d,f'")).configuration] * 2)
+
+    def test_order_of_processes_has_no_meaning(self):
+        def made(names, constraints):
+            text = json.dumps({"task": {"processes": [{"name": n} for n in names], "constraints": constraints}})
+            return config().taskConfig.replace(executorConfig=api.ExecutorConfig(name="AuroraExecutor", data=text))
+        orders = [{"order": ["a", "b"]}, {"order": ["b", "c"]}]
+        self.assertTrue(aurora_rest.same_meaning(made("abc", orders), made("cab", orders[::-1])))
+        self.assertFalse(aurora_rest.same_meaning(made("abc", orders), made("abd", orders)))
+        self.assertFalse(aurora_rest.same_meaning(made("abc", orders), made("abc", [{"order": ["b", "a"]}, orders[1]])))
+
+    def test_modules(self):
+        self.table((
+            ("import os", "(os.environ.get('X', 'q'), os.getenv('USER'), os.path.join('/a', 'b'), os.sep, 'X' in os.environ)",
+             "('q', 'www-data', '/a/b', '/', False)"),
+            ("import os.path, sys\nfrom os.path import basename as b", "(os.path.splitext('a.b'), b('x/y'), sys.maxint, sys.version_info[:2])",
+             "(('a', '.b'), 'y', 9223372036854775807, (2, 7))"),
+            ("import base64, urllib, urlparse, pipes, hashlib, md5", "(base64.b64encode('moon'), urllib.quote('a b~/'), pipes.quote('a b'))",
+             "('bW9vbg==', 'a%20b%7E/', \"'a b'\")"),
+            ("import md5, hashlib\nh = hashlib.md5()\nh.update('v1')", "(md5.new('v1').hexdigest() == h.hexdigest(), hashlib.new('sha1', 'a').hexdigest()[:4])",
+             "(True, '86f7')"),
+            ("import urllib, urlparse", "(urllib.urlencode({'zone': 'x y', 'b': 0.1 + 0.2}), urlparse.urlparse('http://h:1/p').netloc)",
+             "('b=0.3&zone=x+y', 'h:1')"),
+            ("import operator as o, decimal, fractions, struct, uuid, types, contextlib",
+             "(o.itemgetter(1)('ab'), o.attrgetter('real')(3), decimal.Decimal('1.1') + 1, struct.unpack('<H', 'ab'))",
+             "('b', 3, Decimal('2.1'), (25185,))"),
+            ("import types, collections\nd = collections.defaultdict(list)\nd['b'].append(1)",
+             "(isinstance('a', types.StringTypes), d, collections.Counter('aab').most_common(1))",
+             "(True, defaultdict(<type 'list'>, {'b': [1]}), [('a', 2)])")))
+        self.assertEqual(self.said("import os\nX = os.environ['STAGE']", env={"STAGE": "test"}), "test")
+        self.refused("import os\nos.environ['STAGE']", "line 2: .*env=STAGE=VALUE")
+        self.refused("import sys\nsys.exit('too many')", "too many")
+        self.refused("import socket", "line 1, column 1: .*mesos.hostname")
+        self.refused("import os\nos.listdir('.')", "os.listdir is not available")
+
+    def test_includes(self):
+        files = {"root.aurora": "include('../../template/base.aurora')\n" + source(extra="instances=N"), "base.aurora": "N = 3"}
+        self.assertEqual(load(files).configuration.instanceCount, 3)
+        with self.assertRaisesRegex(aurora_rest.InvalidConfig, "filename=template/base.aurora"):
+            load(dict({"root.aurora": files["root.aurora"]}, **{"a/base.aurora": "N = 1", "b/base.aurora": "N = 2"}))
+
+    @staticmethod
+    def tar(files, **special):
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for name, data in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                for field, value in special.items():
+                    setattr(member, field, value)
+                archive.addfile(member, io.BytesIO(data))
+        return packed.getvalue()
+
+    def test_environment_and_folders_come_with_a_request(self):
+        inspect = JOB + "hello/inspect"
+        text = "import os\n" + source(command="x").replace("'x'", "os.environ['STAGE'] + os.environ['USER']")
+        answer = self.good("POST", inspect + "?env=STAGE=a%3Db&env=X=1", text)
+        self.assertIn('"cmdline": "a=bwww-data"', json.dumps(answer["job"]["taskConfig"]["executorConfig"]["data"]))
+        self.bad(400, "POST", inspect, text, says="env=STAGE=VALUE")
+        self.bad(400, "POST", inspect + "?env=STAGE", text, says="env=NAME=VALUE")
+        files = {"./deploy/x/root.aurora": b"include('../../template/base.aurora')\n" + source(extra="instances=N").encode(),
+                 "./template/base.aurora": b"N = 3", "./logo.png": b"\xff\xfe\x00"}
+        body = self.tar(files)
+        for data, headers in ((body, {}), (gzip.compress(body), {}), (gzip.compress(body), {"Content_Encoding": "gzip"})):
+            answer = self.good("POST", inspect + "?file=deploy/x/root.aurora", data, Content_Type="application/x-tar", **headers)
+            self.assertEqual(answer["job"]["instanceCount"], 3)
+        for data, query, says in (
+                (body, "", "file= has to name"), (body, "?file=nowhere", "no such file"), (body[:700], "?file=a", "."), (b"x" * 2000, "?file=a", "tar"),
+                (self.tar({"../a": b""}), "?file=a", "outside"), (self.tar({"/a": b""}), "?file=a", "outside"), (self.tar({"a/" * 40 + "b": b""}), "?file=b", "deep"),
+                (self.tar({"a": b""}, type=tarfile.SYMTYPE, linkname="/etc/passwd"), "?file=a", "links"),
+                (self.tar({"a": b""}, type=tarfile.LNKTYPE, linkname="b"), "?file=a", "links"),
+                (self.tar({"a": b""}, type=tarfile.CHRTYPE), "?file=a", "links"), (self.tar({"a": b""}, type=tarfile.FIFOTYPE), "?file=a", "links"),
+                (self.tar({"a": b""}, type=tarfile.GNUTYPE_SPARSE), "?file=a", "."),
+                (self.tar({"f%d" % n: b"" for n in range(400)}), "?file=f1", "more than 300")):
+            self.bad(400, "POST", inspect + query, data, says=says, Content_Type="application/x-tar")
+        boundary = "BB"
+        parts = "".join('--BB\r\nContent-Disposition: form-data; name="f"; filename="%s"\r\n\r\n%s\r\n' % pair for pair in (
+            ("base.aurora", "N = 2"), ("root.aurora", files["./deploy/x/root.aurora"].decode()))) + "--BB--\r\n"
+        answer = self.good("POST", inspect + "?file=root.aurora", parts, Content_Type="multipart/form-data; boundary=" + boundary)
+        self.assertEqual(answer["job"]["instanceCount"], 2)
+
+    def test_bytes(self):
+        self.table((
+            ("import json\nn = json.loads('{\"n\": \"probe\"}')['n'].encode('utf-8')", "('go ' + n, type(n) is str)", "('go probe', True)"),
+            ("", "('abc'.encode('hex'), '616263'.decode('hex'), 'YQ==\\n'.decode('base64'), b'x' + 'y', 'a'.decode('utf-8'))",
+             "('616263', 'abc', 'a', 'xy', u'a')")))
+        self.refused("X = 1\nimport hashlib\ndef f(): return hashlib.md5('a').digest()\n" +
+                     source(extra="contact=f()") + "jobs2 = jobs\n" + source("hello").replace("'serve'", "f()") + "raise ValueError(1)", "1")
+
+    def test_built_in_names(self):
+        self.table((
+            ("zone = 'n'", "'{zone}'.format(**vars()) + '%(zone)s' % globals() + '%(zone)s' % locals()", "nnn"),
+            ("def f(a):\n  b = 2\n  return '%(a)s%(b)s' % locals()\nglobals()['made'] = 5", "(f(1), made)", "('12', 5)"),
+            ("", "(getattr('GO', 'lower')(), getattr('a', 'no', 3), hasattr('a', 'upper'), hasattr('a', '__iter__'), type(1).__name__)",
+             "('go', 3, True, False, 'int')"),
+            ("def loud(n):\n  return lambda f: lambda: f() * n\n@loud(2)\ndef say(): return 'go'", "say()", "gogo")))
+        self.refused("X = 1\nwith open('x') as f: pass", "line 2, column 1: .*bind= or send several files")
+        self.refused("x = 1_0", "1_0 is not a number; write 10 .column 5")
+        for extra in ("priority='1_0'", "instances='1_0'", "health_check_config=HealthCheckConfig(interval_secs='1_0.5')"):
+            with self.assertRaisesRegex(aurora_rest.InvalidConfig, "1_0"):
+                load(source(extra=extra))
+
+    def test_hooks_are_named_in_a_warning(self):
+        text = "class Tag(object):\n  def pre_create_job(self, config): return True\nhooks = [Tag()]\n"
+        self.assertEqual(load(text + source()).warnings, [])
+        self.assertRegex(load(text + source(extra="enable_hooks=True")).warnings[0], r"hooks are not run .*Tag\.pre_create_job")
+
+    def test_what_is_new_leads_nowhere(self):
+        attacks = [
+            "getattr(order, 'func_globals')", "class S(str): pass\nS.format('{0.__globals__}', order)",
+            "class S(str):\n  def f(self): return super(S, self).format(order)\nS('{0.__globals__}').f()",
+            "str.format('{0.__globals__}', order)", "getattr('{0.__globals__}', 'format')(order)", "map('{0.__globals__}'.format, [order])",
+            "import operator\noperator.attrgetter('__globals__')(order)", "import operator\noperator.methodcaller('format', order)('{0.__class__}')",
+            "globals()['__builtins__']", "locals()['__builtins__']", "vars()['__builtins__']", "vars(order)", "vars(Process)",
+            "class K(str):\n  def startswith(self, p): return False\nglobals()[K('__builtins__')] = {}\nexec 'X = 1' in 5",
+            "exec 'import subprocess'", "exec '().__class__'", "exec 'X = open' in {'__builtins__': {}}", "exec '__builtins__' in {}",
+            "def f((__builtins__, b)): pass", "def f((\uff3f\uff3fbuiltins\uff3f\uff3f, b)): pass", "type(type(1))('Y', (object,), {})",
+            "import types\ntypes.FunctionType(1, 2)", "type(order)(1, {})", "import sys\nsys.modules", "import sys\nsys.exit.im_self",
+            "import os\nos.system('true')", "import os.path\nos.path.os", "import os.path as p\np.genericpath", "import urllib\nurllib.request",
+            "import uuid\nuuid.os", "import decimal\ndecimal.sys", "@order.__globals__.get\ndef f(): pass", "print >>order.__globals__, 1",
+            "raise order.__globals__, 1", "`order.__globals__`", "(lambda (a, b): a.__globals__)((order, 1))", "order.__init__.__globals__",
+            "await = __import__", "getattr(int, ':make')", "try: 1/0\nexcept Exception, e: pass\ngetattr(e, '__traceback__')"]
+        for attack in attacks:
+            with self.subTest(attack=attack):
+                self.refused(attack, "")
+
+    def test_a_source_that_python_3_reads_alike_is_left_alone(self):
+        rng = random.Random(16)
+        for _ in range(300):
+            text = python3_source(rng)
+            self.assertEqual(aurora_rest._Reading(text).text, text)
+
+    def test_the_reading_of_broken_source_ends(self):
+        rng = random.Random(3)
+        bits = ["(", ")", "[", "]", "`", "print ", "exec ", "raise ", "except ", "lambda ", "def ", ":", ",", ";", "\n", " in ", " for ", '"', '\"\"\"',
+                "'", "\\", ">>", "0", "L", "async ", "\t", "#", "ur'", "x"]
+        for _ in range(3000):
+            with contextlib.suppress(SyntaxError):
+                aurora_rest._Reading("".join(rng.choice(bits) for _ in range(rng.randint(1, 25))))
+
+    @unittest.skipUnless(PYTHON2, "there is no Python 2.7")
+    def test_what_python_2_compiles_is_read(self):
+        rng = random.Random(61)
+        texts = [python2_source(rng) for _ in range(300)]
+        program = ("import json, sys\nfor text in json.load(sys.stdin):\n  try: compile(text.encode('utf-8'), 'x', 'exec'); print 1\n"
+                   "  except SyntaxError: print 0\n")
+        verdicts = python2(program, json.dumps(texts)).split()
+        self.assertGreater(verdicts.count("1"), 200)
+        for text, verdict in zip(texts, verdicts):
+            with self.subTest(text=text):
+                try:
+                    compile(aurora_rest._Reading(text).text, "x", "exec")
+                    read = "1"
+                except SyntaxError:
+                    read = "0"
+                self.assertLessEqual(verdict, read)
+
+    @unittest.skipUnless(PYTHON2, "there is no Python 2.7")
+    def test_order_and_text_are_those_of_python_2(self):
+        rng = random.Random(27)
+
+        def key():
+            return rng.choice([repr(rng.randint(-20, 60)), repr("".join(rng.choice("abcdef_") for _ in range(rng.randint(1, 6)))),
+                               "(%d, 'x')" % rng.randint(0, 9), repr(rng.random() * 10), repr(rng.randint(-2 ** 80, 2 ** 80))])
+        lines = ["out, d, s = [], {}, set()"]
+        for _ in range(150):
+            keys = [key() for _ in range(rng.randint(1, 12))]
+            pairs = ", ".join("%s: %d" % (each, number) for number, each in enumerate(keys))
+            lines += [rng.choice([
+                "d = {%s}" % pairs, "d.update({%s})" % pairs, "d = dict(d)", "s = {%s}" % ", ".join(keys), "s |= set(d)",
+                "s ^= set([%s])" % ", ".join(keys), "s = s & set(d)", "\n".join("d.pop(%s, None)" % each for each in keys),
+                "\n".join("s.add(%s); d[%s] = 1" % (each, each) for each in keys), "if d: out.append(repr(d.popitem()))",
+                "out.append('%%s %%s' %% (%r, round(%r, %d)))" % (rng.uniform(-1e3, 1e12), rng.uniform(-10, 10), rng.randint(0, 4))])]
+            lines.append("out.append('%s %s %s' % (d, s, hash(frozenset(s))))")
+        text = "\n".join(lines)
+        expected = python2(text + "\nprint '\\n'.join(out)", "")
+        evaluation = aurora_rest._Evaluation({}, dict(aurora_rest._WARM_UP, tiers=aurora_rest.DEFAULT_TIERS))
+        evaluation._execute("x", text)
+        self.assertEqual("\n".join(evaluation.environment["out"]) + "\n", expected)
 
 
 # --- 4. Operations ------------------------------------------------------------------------------------------
