@@ -9164,8 +9164,8 @@ def members(enum: Enum, groups: Dict[str, Tuple[str, ...]]) -> Kind:
 
     def read(text: str) -> Set[int]:
         found: Set[int] = set()
-        for each in text.split(","):
-            named = groups.get(each.strip().lower(), (each.strip().upper(),))
+        for each in map(str.strip, text.split(",")):
+            named = (each,) if each in enum.values else groups.get(each.lower(), (each.upper(),))
             if named[0] not in enum.values:
                 raise ValueError("one of " + ", ".join(known))
             found.update(enum.values[member] for member in named)
@@ -9217,8 +9217,10 @@ UPDATE_STATES = members(api.JobUpdateStatus, {
     "active": _names(api.JobUpdateStatus, api.ACTIVE_JOB_UPDATE_STATES), "all": tuple(api.JobUpdateStatus.values),
     "inactive": ("ROLLED_FORWARD", "ROLLED_BACK", "ABORTED", "ERROR", "FAILED"),
     "blocked": _names(api.JobUpdateStatus, api.AWAITNG_PULSE_JOB_UPDATE_STATES),
-    "failed": ("ERROR", "FAILED", "ROLLED_BACK"), "paused": ("ROLL_FORWARD_PAUSED", "ROLL_BACK_PAUSED"),
+    "failed": ("ERROR", "FAILED", "ROLLED_BACK"), "unsuccessful": ("ERROR", "FAILED", "ROLLED_BACK"), "paused": ("ROLL_FORWARD_PAUSED", "ROLL_BACK_PAUSED"),
     "succeeded": ("ROLLED_FORWARD",)})
+ENDED = Enum("ScheduleStatus", {name: number for name, number in api.ScheduleStatus.values.items()
+                                if number in api.TERMINAL_STATES})
 BATCH = Kind(lambda text: text if text == "all" else integer(1, 999999).read(text),
              {"type": "string", "pattern": r"^(all|[1-9]\d{0,5})$"})
 
@@ -9238,8 +9240,8 @@ PARAMS: Dict[str, Param] = {
     "env": Param(PAIRS, "NAME=VALUE for os.environ in the configuration; repeatable", "STAGE=test"),
     "file": Param(TEXT, "which of several files is the job's; the first if absent", "deploy/job.aurora"),
     "message": Param(TEXT, "a sentence for the scheduler's audit trail"),
-    "wait": Param(duration(), "how long to wait for the outcome, or with If-None-Match for a change; Prefer: wait=N is "
-                  "the same", "30"),
+    "wait": Param(duration(), "how long to wait for the outcome, an hour at the most, or with If-None-Match for a "
+                  "change; Prefer: wait=N is the same", "30"),
     "dry_run": Param(FLAG, "do everything but the scheduler's write call, and tell what it would be"),
     "pretty": Param(FLAG, "indent the answer"),
     "limit": Param(integer(1, 1 << 30), "how many at the most"),
@@ -9254,29 +9256,34 @@ PARAMS: Dict[str, Param] = {
     "metadata": Param(PAIRS, "only with this metadata, KEY=VALUE, the value a glob; repeatable", "team=*"),
     "image": Param(GLOB, "only with a container image of this name, with its tag if it has one; a glob", "nginx:*"),
     "state": Param(STATES, "only in this state; repeatable; active, live and terminal stand for several", "RUNNING"),
+    "exact_role": Param(TEXT, "only this role", "www-data"),
+    "exact_environment": Param(TEXT, "only this environment", "prod"),
+    "exact_name": Param(TEXT, "only this name", "hello"),
+    "exact_host": Param(TEXT._replace(join=list), "only on this host; repeatable", "demo-01"),
+    "ended_state": Param(members(ENDED, {"terminal": tuple(ENDED.values)}), "only in this state; repeatable", "FAILED"),
     "has": Param(choice("active", "pending", "finished", "failed"), "only jobs that have such tasks"),
-    "status": Param(UPDATE_STATES, "only updates in this state; repeatable; active, paused, failed, succeeded … stand "
-                    "for several", "active"),
+    "status": Param(UPDATE_STATES, "only updates in this state; repeatable; active, paused, unsuccessful, "
+                    "succeeded … stand for several", "active"),
     "user": Param(GLOB, "only those started by these users; a glob"),
-    "batch_size": Param(BATCH, "instances at once; all for all", "1"),
-    "watch_secs": Param(duration(0, 86400), "how long a new task has to run", "30"),
-    "max_per_instance_failures": Param(integer(0, 1000), "failures that one instance may have"),
-    "max_total_failures": Param(integer(0, MAX_TASKS_PER_JOB), "instances that may fail"),
+    "batch_size": Param(BATCH, "instances at once, 1 if absent; all for all", "1"),
+    "watch_secs": Param(duration(0, 86400), "how long a new task has to run; 30 s if absent", "30"),
+    "max_per_instance_failures": Param(integer(0, 1000), "failures that one instance may have; none if absent"),
+    "max_total_failures": Param(integer(0, MAX_TASKS_PER_JOB), "instances that may fail; none if absent"),
     "time_limit": Param(duration(1, 604800), "how long one batch, or what is waited for, may take", "10m"),
-    "count": Param(integer(1, MAX_TASKS_PER_JOB), "how many instances", 2),
+    "count": Param(integer(1, MAX_TASKS_PER_JOB), "how many instances; 1 if absent", 2),
     "size": Param(integer(0, MAX_TASKS_PER_JOB), "how many instances the job is to have", 3),
     "like": Param(integer(0, MAX_TASKS_PER_JOB - 1), "the instance whose configuration new ones get"),
     "percentile": Param(listed(number(0, 100)), "percent of the instances; repeatable", 95.0),
     "durations": Param(listed(duration()), "how long they have been up; repeatable", "10m"),
-    "percentage": Param(number(0, 100), "percent of the instances that stay up"),
-    "duration": Param(duration(), "how long they have to be up", "30m"),
-    "min_instances": Param(integer(1, MAX_TASKS_PER_JOB), "smaller jobs do not count"),
+    "percentage": Param(number(0, 100), "percent of the instances that stay up; 95 if absent"),
+    "duration": Param(duration(), "how long they have to be up; 30 min if absent", "30m"),
+    "min_instances": Param(integer(1, MAX_TASKS_PER_JOB), "smaller jobs do not count; 20 if absent"),
     "count_up": Param(integer(0, MAX_TASKS_PER_JOB), "instances that stay up, instead of a percentage"),
     "coordinator": Param(TEXT, "the URL of a coordinator that decides, instead of a percentage"),
     "timeout": Param(duration(0, 1 << 31), "after which time hosts are drained whatever the SLA", "7d"),
-    "kind": Param(choice("implicit", "explicit"), "which reconciliation"),
+    "kind": Param(choice("implicit", "explicit"), "which reconciliation; implicit if absent"),
     "batch": Param(integer(1, 1 << 30), "tasks at once"),
-    "until": Param(choice("running", "gone"), "what to wait for"),
+    "until": Param(choice("running", "gone"), "what to wait for; running if absent"),
     "to_state": Param(choice(*api.ScheduleStatus.values), "the state to force"),
     "increase": Param(FLAG, "add to the quota instead of replacing it"),
     "force": Param(FLAG, "do it although a check speaks against it"),
@@ -9300,9 +9307,9 @@ def read_param(name: str, kind: Kind, values: Sequence[str]) -> Any:
 
 # --- what answers hold --------------------------------------------------------------------------------------
 # One line a field: its name, with ? where it may be absent; its type; what it is. Types: string, integer, number, boolean,
-# object; =Enum, the names of a Thrift enum; another object of this table, or a Thrift struct; [T] a list, {T} an object
-# of such values by name, T? that or null. An object in parentheses lends its fields. Times are milliseconds since 1970,
-# durations seconds, jobs cluster/role/environment/name.
+# object; time, in milliseconds since 1970; =Enum, the names of a Thrift enum; =a,b these words; another object of this
+# table, or a Thrift struct, whose names differ; [T] a list, {T} an object of such values by name, T|U either, T? that or
+# null. An object in parentheses lends its fields. Durations are seconds, jobs cluster/role/environment/name.
 
 OBJECTS = """
 Failure: what every failure answers
@@ -9312,7 +9319,7 @@ Failure: what every failure answers
  count? integer: 0
  key? string: the job, role, cluster or hosts that the path names
  job? string: the job
- done? string: unknown, where the bytes of a write went out and no readable answer came
+ done? =unknown: always so, where the bytes of a write went out and no readable answer came
  reached? boolean: false, where it was waited for
  progress? Progress: how far it had come
  endings? [Ending]: how the tasks ended that failed
@@ -9324,9 +9331,9 @@ Failure: what every failure answers
  hosts? [Host]: the hosts that are in the way
  etag? string: the ETag that there is now
  output? [string]: what the configuration printed
- state? string: the state that the update came to
+ state? =JobUpdateStatus: the state that the update came to
  response? Response: what the scheduler answered, for rpc
- clusters? {object}: by name, why each does not answer
+ clusters? {ReadyCluster}: by name, why each does not answer
  isolation? [string]?: what shuts configurations in
 Success: what every other answer has
  status =success: always so
@@ -9349,7 +9356,7 @@ JobWritten(Written): a write to a job
  reached? boolean: where it was waited for: whether it came
  progress? Progress: how far it is
  why? string: why it is not there yet
- state? string: the update's state
+ state? =JobUpdateStatus: the update's state
  hosts? [Host]: the hosts
 Progress: how far something is, in instances or hosts
  done integer: there
@@ -9363,7 +9370,7 @@ Ending: how a task ended
  host string?: where it ran
  message string?: what its last event says
 Event: something that happened to a task
- time integer: when
+ time time: when
  state =ScheduleStatus: the state it came to
  message string?: what was said of it
 Task: one run of an instance
@@ -9379,7 +9386,7 @@ Task: one run of an instance
  events [Event]: what happened to it
 Cron: when a cron job runs
  schedule string: in crontab's form
- next_run integer?: when it runs next
+ next_run time?: when it runs next
  instances integer: how many instances a run has
  collision_policy =CronCollisionPolicy: what happens where the last run still goes on
 Job: a job in brief
@@ -9393,9 +9400,12 @@ Job: a job in brief
  service boolean: whether it is started again when it ends
  cron Cron?: when it runs, for a cron job
 JobList(Success): jobs, numbered from 1
- jobs object: by number, the key of each, or with detail=1 the Job
+ jobs {string|Job}: by number, the key of each, or with detail=1 the Job
  total? integer: how many there are without limit and offset
  unanswered? {Unanswered}: the clusters that did not answer
+CronList(Success): cron jobs, numbered from 1
+ jobs {Job}: by number
+ total? integer: how many there are without limit and offset
 Unanswered: why something is not told
  code string: which failure
  errors [string]: in words
@@ -9419,12 +9429,12 @@ TaskList(Success): tasks
  tasks [Task]: each
  total? integer: how many there are without limit and offset
  next? integer: the offset of what follows
-ConfigGroup: instances that share a configuration
+ConfigOfInstances: instances that share a configuration
  instances [integer]: which
  config TaskConfig: the configuration
 ConfigList(Success): a job's configurations
- configs [ConfigGroup]: by instances
-PendingReason: why a task waits
+ configs [ConfigOfInstances]: by instances
+Waiting: why a task waits
  id string: the task
  instance? integer: its instance
  reason string: in the scheduler's words
@@ -9433,10 +9443,10 @@ Reason: one of its reasons
  kind string: Insufficient, Constraint not satisfied, …
  what string?: of what
 PendingList(Success): tasks that wait
- pending [PendingReason]: each
-Uptime(Success): uptimes
+ pending [Waiting]: each
+UptimeAnswer(Success): uptimes
  uptime {integer}: by percentile, the seconds that so many percent of the instances have been up at least
-UpCount(Success): who is up
+UpCountAnswer(Success): who is up
  up_count {number}: by seconds, percent of the instances that have been up for so long
 Inspected(Success): a job as it would be sent
  job JobConfiguration: the job
@@ -9460,28 +9470,28 @@ Plan(Success): what an update would do
  changes [ChangedGroup]: what the replaced would change
 UpdateEvent: something that happened to an update
  state =JobUpdateStatus: the state it came to
- time integer: when
+ time time: when
  user string?: by whom
  message string?: what was said
 InstanceEvent: something that an update did to an instance
  instance integer: which
  action =JobUpdateAction: what
- time integer: when
+ time time: when
  message string?: what was said
 Update: a rolling update
  id string: its id
  job string: its job
  user string?: who started it
  state =JobUpdateStatus: its state
- created integer?: when it was started
- modified integer?: when something last happened
+ created time?: when it was started
+ modified time?: when something last happened
  message string?: what was last said
  progress Progress: how far it is
  instances {[integer]}: the instances by how far each is
  metadata {string?}: what was given with it
  settings? JobUpdateSettings?: how it rolls (with detail=1, as the rest)
- before? [ConfigGroup]: the configurations before
- after? ConfigGroup?: the configuration after
+ before? [ConfigOfInstances]: the configurations before
+ after? ConfigOfInstances?: the configuration after
  events? [UpdateEvent]: what happened to it
  instance_events? [InstanceEvent]: what it did
 UpdateAnswer(Success): an update
@@ -9491,7 +9501,7 @@ UpdateList(Success): updates, the one changed last first
  updates [Update]: each
  next? integer: the offset of what follows
 Step: something that an operation did or saw
- time integer: when
+ time time: when
  text string: what
  instances? [integer]: with which instances
  done? integer: how many are done
@@ -9499,12 +9509,12 @@ Step: something that an operation did or saw
  error? string: what went wrong
 Operation: long work of this server
  id string: its id
- kind string: restart, kill, drain
+ kind =drain,kill,restart: what it does
  key string: the job or hosts
  user string: who began it
- state string: running, then succeeded, failed, cancelled or interrupted
- started integer: when
- ended integer?: when
+ state =running,succeeded,failed,cancelled,interrupted: how it is, or came out
+ started time: when
+ ended time?: when
  progress Progress: how far it is
  steps [Step]: what it did
  errors [string]: what went wrong
@@ -9576,8 +9586,13 @@ Version(Success): the version
 Health(Success): alive
  version string: of this service
  uptime integer: seconds since its start
+ReadyCluster: whether a cluster's scheduler answers
+ ready boolean: whether it does
+ leader? string?: where
+ code? string: why not
+ errors? [string]: the same in words
 Ready(Success): able to work
- clusters {object}: by name, whether each answers
+ clusters {ReadyCluster}: by name, whether each answers
  isolation [string]?: what shuts configurations in
 """
 
@@ -9609,39 +9624,49 @@ class Schemas:
         """A reference to an object of the table, or to a Thrift struct."""
         if name not in self.made:
             self.made[name] = {}
-            self.made[name] = self._object(name) if name in _objects() else self._struct(getattr(api, name))
+            thrift = None if name in _objects() else getattr(api, name)
+            self.made[name] = self._object(name) if thrift is None else {
+                "type": "string", "enum": sorted(thrift.values), "description": "Thrift %s" % name} if isinstance(
+                    thrift, Enum) else self._struct(thrift)
         return {"$ref": "#/components/schemas/" + name}
 
     def of(self, kind: str) -> Json:
         """The schema of a type as the table writes it."""
         if kind.endswith("?"):
             inner = self.of(kind[:-1])
-            return dict(inner, type=[inner["type"], "null"]) if isinstance(inner.get("type"), str) and (
-                "enum" not in inner) else {"anyOf": [inner, {"type": "null"}]}
-        if kind[0] == "[":
-            return {"type": "array", "items": self.of(kind[1:-1])}
-        if kind[0] == "{":
-            return {"type": "object", "additionalProperties": self.of(kind[1:-1])}
+            if isinstance(inner.get("type"), str) and "enum" not in inner:
+                return dict(inner, type=[inner["type"], "null"])
+            return {"anyOf": [inner, {"type": "null"}]}
+        if kind[0] in "[{":
+            name = "items" if kind[0] == "[" else "additionalProperties"
+            return {"type": "array" if kind[0] == "[" else "object", name: self.of(kind[1:-1])}
+        if "|" in kind:
+            return {"anyOf": [self.of(each) for each in kind.split("|")]}
+        if kind[0] == "=" and kind[1].isupper():
+            return self.ref(kind[1:])
         if kind[0] == "=":
-            enum = getattr(api, kind[1:]).values if kind[1].isupper() else [kind[1:]]
-            return {"type": "string", "enum": sorted(enum)}
-        return {} if kind == "any" else {"type": kind} if kind.islower() else self.ref(kind)
+            words = kind[1:].split(",")
+            return {"type": "string", "const": words[0]} if len(words) == 1 else {"type": "string", "enum": words}
+        known: Json = {"any": {}, "object": {"type": "object", "additionalProperties": True},
+                       "time": {"type": "integer", "format": "int64"}}
+        return dict(known.get(kind) or {"type": kind}) if kind.islower() and kind != "any" else (
+            {} if kind == "any" else self.ref(kind))
 
     def _object(self, name: str) -> Json:
         text, fields = _objects()[name]
+        fields = [(field, absent, kind, what + ", in milliseconds since 1970" if "time" in kind else what)
+                  for field, absent, kind, what in fields]
         return {"type": "object", "description": text, "required": [field for field, absent, _, _ in fields if not absent],
-                "properties": {field: self._described(self.of(kind), what) for field, _, kind, what in fields}}
-
-    @staticmethod
-    def _described(schema: Json, text: str) -> Json:
-        return dict(schema, description=text)
+                "properties": {field: dict(self.of(kind), description=what) for field, _, kind, what in fields}}
 
     def _struct(self, struct: Any) -> Json:
         """A Thrift struct in plain JSON: no field has to be there. executorConfig.data is shown as what it holds."""
         fields = {name: self._thrift(kind) for name, kind in struct.fields.items()}
         if struct is api.ExecutorConfig:
             fields["data"] = {"description": "what the executor gets, as the object it holds"}
-        bounds = {"minProperties": 1, "maxProperties": 1} if struct.is_union else {}
+        bounds: Json = {"minProperties": 1, "maxProperties": 1} if struct.is_union else {}
+        if struct.__name__.lower() in fields:       # generators make one name of both
+            bounds["title"] = "Thrift" + struct.__name__
         return dict({"type": "object", "description": "Thrift %s, in plain JSON" % struct.__name__, "properties": fields},
                     **bounds)
 
@@ -9649,7 +9674,7 @@ class Schemas:
         if kind.kind == "struct":
             return self.ref(kind.ref.__name__)
         if kind.kind == "enum":
-            return {"type": "string", "enum": sorted(kind.ref.values)}
+            return self.ref(kind.ref.name)
         if kind.kind == "map":
             return {"type": "object", "additionalProperties": self._thrift(kind.items[1])}
         if kind.items:
@@ -9700,8 +9725,15 @@ class Route(NamedTuple):
 
 
 ROUTES: List[Route] = []
-_GROUPS = ("run", "watch", "change", "fix", "operate", "server")
-_SEGMENTS = {"hosts": r"[\w\-.,:]+"}      # path parameters that are not identifiers
+_GROUPS = {"run": "create, kill, cron", "watch": "what there is, and what happens", "change": "updates, scale",
+           "fix": "restart, abort, roll back", "operate": "quota, maintenance, backups, tasks of a cluster, any call",
+           "server": "this server itself"}
+_SEGMENTS = {"hosts": r"[\w\-.:]+(,[\w\-.:]+)*"}      # path parameters that are not identifiers
+_PATH_PARAMS = {"cluster": ("the cluster", "devcluster"), "role": ("the role", "www-data"),
+                "environment": ("the environment", "prod"), "name": ("the job's name", "hello"),
+                "hosts": ("names of hosts, with commas between", "demo-01"), "task": ("the id of a task", None),
+                "backup": ("the id of a backup", None), "method": ("a method of the Thrift API", None),
+                "id": ("the id of the update or operation", None)}
 _WRITES = ("PUT", "POST", "DELETE")
 _JOB_GUARDS = ("get_config", "get_job")
 
@@ -11125,7 +11157,7 @@ def _uptimes(call: Call) -> List[int]:
     return uptimes(tasks, call.service.clock())
 
 
-@route("GET", "/alpha/sla/{key}/uptime", "watch", params="percentile", gives="Uptime", a200="uptimes")
+@route("GET", "/alpha/sla/{key}/uptime", "watch", params="percentile", gives="UptimeAnswer", a200="uptimes")
 def get_uptime(call: Call) -> Any:
     """Uptime that a percentile of the instances reaches, by the aurora client's formula."""
     ups = _uptimes(call)
@@ -11133,7 +11165,7 @@ def get_uptime(call: Call) -> Any:
         "%g" % each: job_uptime(ups, each) for each in call.get("percentile") or SLA_PERCENTILES})
 
 
-@route("GET", "/alpha/sla/{key}/up-count", "watch", params="duration:durations", gives="UpCount", a200="percentages")
+@route("GET", "/alpha/sla/{key}/up-count", "watch", params="duration:durations", gives="UpCountAnswer", a200="percentages")
 def get_up_count(call: Call) -> Any:
     """Percent of the instances that have been up for a time, by the aurora client's formula."""
     ups = _uptimes(call)
@@ -11551,7 +11583,7 @@ def start_cron(call: Call) -> Any:
 
 
 @route("GET", "/alpha/cron/{cluster}/{role}", "watch", remembered=True, params="environment name limit offset",
-       gives="JobList", a200="cron jobs")
+       gives="CronList", a200="cron jobs")
 def list_cron(call: Call) -> Any:
     """The cron jobs of a role with their schedules and next runs."""
     globs = {name: glob(call.get(name)) for name in ("environment", "name") if call.get(name)}
@@ -11746,19 +11778,23 @@ def list_backups(call: Call) -> Any:
 _QUERY_PARAMS = "role environment name shards instances state host"
 
 
+_EXACT_PARAMS = ("role:exact_role environment:exact_environment name:exact_name host:exact_host shards instances "
+                 "state:%s")
+
+
 def _task_query(call: Call, exact: bool = True) -> Any:
-    """The TaskQuery of the parameters. What is a glob in them it cannot say: that is 400 if it is to be `exact`, else left
+    """The TaskQuery of the parameters. exact: where tasks are deleted, which takes no patterns; else what is a glob is left
     to `_passes`."""
-    given = {"role": call.get("role"), "environment": call.get("environment"), "jobName": call.get("name"),
-             "slaveHosts": call.get("host")}
+    prefix = "exact_" if exact else ""
+    given = {name: call.get(prefix + name) for name in ("role", "environment", "name", "host")}
     for name, text in given.items():
         if text and re.search(r"[*?\[]", "".join(text)):
             if exact:
                 raise BadRequest("%s: a pattern is not possible here, where tasks are deleted; name them" % "".join(text)[:80])
             given[name] = None
-    return api.TaskQuery(role=given["role"], environment=given["environment"], jobName=given["jobName"],
-                         slaveHosts=set(given["slaveHosts"] or ()) or None, instanceIds=set(call.shards) or None,
-                         statuses=call.get("state"))
+    return api.TaskQuery(role=given["role"], environment=given["environment"], jobName=given["name"],
+                         slaveHosts=set(given["host"] or ()) or None, instanceIds=set(call.shards) or None,
+                         statuses=call.get("ended_state") or call.get("state"))
 
 
 def _passes(call: Call, task: Any) -> bool:
@@ -11802,7 +11838,8 @@ def query_cluster_tasks(call: Call) -> Any:
     return _task_list(call, found, start, limit)
 
 
-@route("DELETE", "/alpha/tasks/{cluster}", "operate", access="admin", params=_QUERY_PARAMS + " limit", a200="pruned")
+@route("DELETE", "/alpha/tasks/{cluster}", "operate", access="admin", params=_EXACT_PARAMS % "ended_state" + " limit",
+       a200="pruned")
 def prune_tasks(call: Call) -> Any:
     """Delete ended tasks from the scheduler's history; all of them where no filter is given. They are looked for first, and
     deleted by their ids: a prune that matched nothing would make the scheduler delete every task of the cluster."""
@@ -11861,11 +11898,11 @@ def query_recovery(call: Call) -> Any:
     return _task_list(call, sorted(tasks, key=lambda task: task["assignedTask"]["taskId"])[start:], start, limit)
 
 
-@route("DELETE", "/alpha/recovery/{cluster}/tasks", "operate", access="admin", params=_QUERY_PARAMS + " force",
+@route("DELETE", "/alpha/recovery/{cluster}/tasks", "operate", access="admin", params=_EXACT_PARAMS % "state" + " force",
        a200="deleted", a409="no backup is staged")
 def delete_recovery_tasks(call: Call) -> Any:
     """Delete tasks from the staged backup; force=1 where no filter is given, which deletes all."""
-    if not set(call.params) & set(_QUERY_PARAMS.split()) and not call.get("force"):
+    if not set(call.params) - {"dry_run", "pretty", "force"} and not call.get("force"):
         raise BadRequest("without a filter all staged tasks are deleted; say force=1 if you mean it")
     _recovery(call, lambda: call.write("deleteRecoveryTasks", _task_query(call)))
     return call.success()
@@ -11981,8 +12018,13 @@ def watch_operation(call: Call) -> Any:
 
 # --- OpenAPI ------------------------------------------------------------------------------------------------
 
-_BODIES: Dict[str, Json] = {"quota": {"type": "object", "properties": {
-    name: {"type": "number"} for name in _QUOTA_FIELDS}, "additionalProperties": False}, "json": {"type": "object"}}
+_BODIES: Dict[str, Json] = {
+    "quota": {"type": "object", "additionalProperties": False, "minProperties": 1,
+              "description": "all three, unless increase=1 says that they are added", "properties": {
+                  name: {"type": "number", "description": text} for name, text in (
+                      ("cpu", "cores"), ("ram_mb", "MB of memory"), ("disk_mb", "MB of disk"))},
+              "example": {"cpu": 64, "ram_mb": 131072, "disk_mb": 524288}},
+    "json": {"type": "object", "additionalProperties": True, "description": "the method's arguments by name"}}
 _EXAMPLE = ("jobs = [Service(cluster='devcluster', role='www-data', environment='devel', name='hello', "
             "task=SimpleTask('hello', 'while true; do echo hello; sleep 10; done'))]\n")
 
@@ -11992,22 +12034,27 @@ def _request_body(body: str) -> Json:
     if body != "config":
         return {"required": body == "quota", "content": {JSON_TYPE: {"schema": _BODIES[body]}}}
     source = {"schema": {"type": "string", "description": "an .aurora file"}, "example": _EXAMPLE}
-    files = {"type": "object", "properties": {"file": {
+    files = {"type": "object", "required": ["file"], "properties": {"file": {
         "type": "array", "items": {"type": "string", "format": "binary"}, "description": "the first is the root"}}}
     return {"required": True, "content": {
-        "text/plain": source, "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        "text/plain": source, "application/octet-stream": {"schema": {
+            "type": "string", "format": "binary", "description": "the same"}},
         TAR_TYPES[0]: {"schema": {"type": "string", "format": "binary", "description": "a folder"}},
-        JSON_TYPE: {"schema": {"type": "object", "description": "a JSON job, as aurora --read-json takes"}},
+        JSON_TYPE: {"schema": {"type": "object", "additionalProperties": True,
+                               "description": "a JSON job, as aurora --read-json takes"}},
         "multipart/form-data": {"schema": files}}}
 
 
 def _parameters(each: Route, path: str) -> List[Json]:
     found: List[Json] = []
     for name in re.findall(r"\{(\w+)\}", path):
-        schema: Json = {"type": "string", "pattern": "^%s$" % _SEGMENTS.get(name, r"[A-Za-z0-9_.-]+")}
+        schema: Json = {"type": "string", "pattern": "^%s$" % _SEGMENTS.get(name, IDENTIFIER.pattern).replace(
+            r"\w", "A-Za-z0-9_"), "maxLength": 4096 if name == "hosts" else MAX_IDENTIFIER}
         if name == "method":
             schema = {"type": "string", "enum": list(api.method_names)}
-        found.append({"name": name, "in": "path", "required": True, "schema": schema})
+        text, example = _PATH_PARAMS[name]
+        found.append(dict({"name": name, "in": "path", "required": True, "description": text, "schema": schema},
+                          **_some(example=example)))
     for name, row in each.params.items():
         param = PARAMS[row]
         many = param.kind.join is not None
@@ -12016,12 +12063,17 @@ def _parameters(each: Route, path: str) -> List[Json]:
         if param.example is not None:
             shown["example"] = [param.example] if many else param.example
         found.append(shown)
-    headers = [("If-None-Match", "an ETag: 304 where it is still that")] if each.method == "GET" and not each.is_stream else []
-    headers += [("Last-Event-ID", "the id of the last event that arrived")] if each.is_stream else []
-    headers += [("Idempotency-Key", "a write with it is done once")] if each.writes else []
-    headers += [("If-Match", "an ETag that the thing must still have")] if each.guards else []
-    return found + [{"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
-                    for name, text in headers]
+    for name, text, there in (
+            ("If-None-Match", "an ETag: 304 where it is still that", each.method == "GET" and not each.is_stream),
+            ("Last-Event-ID", "the id of the last event that arrived", each.is_stream),
+            ("Prefer", "wait=N, as the parameter", "wait" in each.params),
+            ("Idempotency-Key", "a write with it is done once", each.writes),
+            ("If-Match", "an ETag that the thing must still have, else 412", bool(each.guards))):
+        if there:
+            found.append({"name": name, "in": "header", "required": False, "description": text, "schema": {
+                "type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[\x21-\x7e]+$"}
+                if name == "Idempotency-Key" else {"type": "string", "minLength": 1}})
+    return found
 
 
 def _openapi_operation(each: Route, path: str, schemas: Schemas) -> Json:
@@ -12033,10 +12085,15 @@ def _openapi_operation(each: Route, path: str, schemas: Schemas) -> Json:
         if status >= 400:
             content = {JSON_TYPE: {"schema": schemas.ref("Failure")}}
         elif "/" in each.gives:
-            content = {each.gives: {"schema": {"type": "object" if each.gives == JSON_TYPE else "string"}}}
+            content = {each.gives: {"schema": {"type": "object", "additionalProperties": True} if each.gives == JSON_TYPE else {
+                "type": "string"}}}
         else:
             content = {JSON_TYPE: {"schema": schemas.ref(each.gives)}}
-        answers[str(status)] = {"description": text, "content": content}
+        told = [("ETag", "what If-None-Match and If-Match take", status == 200 and each.method == "GET"),
+                ("Location", "what was begun", status == 202 and (each.operates or "{id}" in each.path or "update" in each.path)),
+                ("Link", 'rel="next": the next page', status == 200 and "offset" in each.params)]
+        answers[str(status)] = dict({"description": text, "content": content}, **_some(headers={
+            name: {"description": text, "schema": {"type": "string"}} for name, text, there in told if there}))
     if each.method == "GET" and not each.is_stream:
         answers["304"] = {"description": "not modified"}
     answers["default"] = {"$ref": "#/components/responses/Failure"}
@@ -12066,11 +12123,17 @@ def openapi_text() -> bytes:
     return json.dumps({
         "openapi": "3.1.0", "info": {"title": "aurora_rest", "version": __version__,
                                      "summary": "Apache Aurora over plain HTTP",
+                                     "description": "Times are milliseconds since 1970, durations seconds; a job is "
+                                     "cluster/role/environment/name. A client that reads whole bodies is of no use for "
+                                     "text/event-stream.",
                                      "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"}},
-        "servers": [{"url": "/"}], "tags": [{"name": name} for name in _GROUPS], "paths": paths,
+        "servers": [{"url": "/"}], "tags": [{"name": name, "description": text}
+                                             for name, text in _GROUPS.items()], "paths": paths,
         "security": [{}, {"token": []}, {"basic": []}],
         "components": {"schemas": schemas.made, "responses": {"Failure": failure}, "securitySchemes": {
-            "token": {"type": "http", "scheme": "bearer"}, "basic": {"type": "http", "scheme": "basic"}}}}).encode()
+            "token": {"type": "http", "scheme": "bearer", "description": "a token of --tokens"},
+            "basic": {"type": "http", "scheme": "basic", "description": "the token as password; or, with --forward-auth, "
+                      "the scheduler's own credentials"}}}}).encode()
 
 
 # ============================================================================================================
@@ -14384,13 +14447,13 @@ _PAGE_HEADERS = [
     ("Cross-Origin-Opener-Policy", "same-origin")]
 
 
-@route("GET", "/", "server", quick=True, a200="the page")
+@route("GET", "/", "server", quick=True, gives="text/html", a200="the page")
 def get_page(call: Call) -> Any:
     """A page that shows clusters, roles, jobs and tasks, live."""
     return Response(200, body=PAGE.encode(), content_type="text/html; charset=utf-8", headers=_PAGE_HEADERS)
 
 
-@route("GET", "/page.js", "server", quick=True, a200="the page's script")
+@route("GET", "/page.js", "server", quick=True, gives="text/javascript", a200="the page's script")
 def get_page_script(call: Call) -> Any:
     """The script of the page."""
     return Response(200, body=PAGE_SCRIPT.encode(), content_type="text/javascript; charset=utf-8", headers=_PAGE_HEADERS)

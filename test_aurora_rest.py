@@ -82,6 +82,8 @@ def misfits(schema, value, where="answer"):
                           for each in wanted):
         return ["%s: %r is no %s" % (where, value, " or ".join(wanted))]
     wrong = []
+    if "const" in schema and value != schema["const"]:
+        wrong.append("%s: %r is not %s" % (where, value, schema["const"]))
     if "enum" in schema and value not in schema["enum"]:
         wrong.append("%s: %r is none of %s" % (where, value, schema["enum"]))
     if isinstance(value, list):
@@ -89,11 +91,13 @@ def misfits(schema, value, where="answer"):
             wrong += misfits(schema.get("items", {}), each, "%s[%d]" % (where, number))
     if isinstance(value, dict):
         properties, others = schema.get("properties", {}), schema.get("additionalProperties", {})
+        others = {} if others is True else others
         wrong += ["%s.%s is missing" % (where, name) for name in schema.get("required", ()) if name not in value]
         for name, each in value.items():
             inner = properties.get(name, others)
             # What nobody described is as wrong as what does not fit.
-            wrong += ["%s.%s is not described" % (where, name)] if properties and name not in properties and not others else []
+            wrong += ["%s.%s is not described" % (where, name)] if properties and name not in properties and (
+                "additionalProperties" not in schema) else []
             wrong += misfits(inner, each, "%s.%s" % (where, name))
     return wrong
 
@@ -1815,7 +1819,7 @@ class Python2Test(Serving):
         answer = self.good("POST", inspect + "?env=STAGE=a%3Db&env=X=1", text)
         self.assertIn('"cmdline": "a=bwww-data"', json.dumps(answer["job"]["taskConfig"]["executorConfig"]["data"]))
         self.bad(400, "POST", inspect, text, says="env=STAGE=VALUE")
-        self.bad(400, "POST", inspect + "?env=STAGE", text, says="env=NAME=VALUE")
+        self.bad(400, "POST", inspect + "?env=STAGE", text, says="env=STAGE: expected NAME=VALUE")
         files = {"./deploy/x/root.aurora": b"include('../../template/base.aurora')\n" + source(extra="instances=N").encode(),
                  "./template/base.aurora": b"N = 3", "./logo.png": b"\xff\xfe\x00"}
         body = self.tar(files)
@@ -3720,6 +3724,18 @@ class WireTest(Serving):
         for each in threads:
             each.join()
         self.assertLessEqual(self.demo.calls["getJobs"] - before, 3)
+
+    def test_objects_and_thrift_structs_have_names_of_their_own(self):
+        self.assertFalse(set(aurora_rest._objects()) & set(api.type_names))
+        for name, schema in DESCRIPTION["components"]["schemas"].items():
+            for field, inner in schema.get("properties", {}).items():
+                self.assertTrue(inner.get("description") or schema["description"].startswith("Thrift"), (name, field))
+        for path, methods in DESCRIPTION["paths"].items():
+            for method, operation in methods.items():
+                for each in operation["parameters"]:
+                    self.assertTrue(each["description"], (path, each))
+                    if "example" in each:
+                        self.assertEqual(misfits(each["schema"], each["example"]), [], (path, each))
 
     def test_openapi_describes_every_route(self):
         document = self.ask("GET", "/openapi.json").json
