@@ -7047,7 +7047,7 @@ class Observer:
             first, last, size = map(int, said.groups()) if said else (-1, 0, 0)
             if len(body) == last - first + 1 and first >= 0 and start in (-1, first):
                 return body, first, size
-        elif status == 200:     # ranges are not known there
+        elif status == 200 and b"content-disposition" in headers:       # ranges are not known there
             first = max(0, len(body) - length) if start < 0 else start
             return body[first:first + length], first, len(body)
         elif status == 416:     # which does not say the size
@@ -7347,6 +7347,12 @@ class Cursor:
         spot = self.output.spot if self.output else None
         return Position(spot.id if spot else "", self.output.run if self.output else 0, self.offset, self.check)
 
+    @property
+    def file(self) -> Optional[Output]:
+        """The log as it is called now that it may be rotated."""
+        name = ".%d" % self._behind if self._behind else ""
+        return self.output._replace(path=self.output.path + name) if self.output else None
+
     def step(self, until: Optional[int] = None) -> List[Entry]:
         """What is new. until: not beyond this offset. Raises AuroraError where nobody answers for now."""
         if self.over:
@@ -7387,19 +7393,35 @@ class Cursor:
         assert output is not None
         overlap = min(_OVERLAP, self.offset)
         for number in range(self._behind, 100):
-            path = output.path + (".%d" % number if number else "")
             try:
-                data, _, size = self.observer.read(output.spot, path, self.offset - overlap, overlap + _CHUNK, output.agent)
+                data, _, size = self._part(number, self.offset - overlap, overlap + _CHUNK)
             except NotFound:
                 if not number:
                     raise
                 break
             if size >= self.offset and (self.check is None or zlib.crc32(data[:overlap]) == self.check):
                 self._behind = number
-                return self._tell(output, data, overlap, size, until)
-        self._behind = 0
-        self.offset, self.check = 0, None
+                entries = self._tell(output, data, overlap, size, until)
+                return entries if entries or not number else self._next_file(output)
+        self.offset, self.check, self._behind = 0, None, max(0, number - 1)       # the oldest that is there
         return [self._event("gap", reason="what was written in between is not there any more")]
+
+    def _part(self, number: int, start: int, length: int) -> Tuple[bytes, int, int]:
+        assert self.output is not None
+        path = self.output.path + (".%d" % number if number else "")
+        return self.observer.read(self.output.spot, path, start, length, self.output.agent)
+
+    def _next_file(self, output: Output) -> List[Entry]:
+        """From the end of a rotated file to the next. Only once there is something in it: at the beginning of an empty one
+        nothing would tell it from the one that comes after."""
+        data, _, size = self._part(self._behind - 1, 0, _CHUNK)
+        rotated, here = self._event("rotated"), (self.offset, self.check, self._behind)
+        self.offset, self.check, self._behind = 0, None, self._behind - 1
+        entries = self._tell(output, data, 0, size, None)
+        if not entries:
+            self.offset, self.check, self._behind = here
+            return []
+        return [rotated] + entries
 
     def _tell(self, output: Output, data: bytes, overlap: int, size: int, until: Optional[int]) -> List[Entry]:
         new = data[overlap:] if until is None else data[overlap:][:max(0, until - self.offset)]
@@ -7416,10 +7438,6 @@ class Cursor:
             self.check = zlib.crc32(data[:overlap + end][-_OVERLAP:])
             self.offset += end
             return [Entry("log", plain, self.position, new[:end])]
-        if self._behind:
-            self._behind -= 1
-            self.offset, self.check = 0, None
-            return [self._event("rotated")]
         return []
 
     def _event(self, name: str, **fields: Any) -> Entry:
@@ -7520,7 +7538,7 @@ class Feed(Poll):
             while self._size > self.ROOM and len(self._entries) > 1:
                 self._size -= len(self._entries.popleft().data) + 1024
             self.over = self.cursor.over
-            self.at = (self.cursor.output, self.cursor.position)
+            self.at = (self.cursor.file, self.cursor.position)
 
     def snapshot(self) -> Tuple[int, Optional[Output], Position]:
         """How many entries there were, and where that is."""
@@ -9687,7 +9705,7 @@ def get_files(call: Call) -> Any:
     path, spot = clean_path(call.get("path", "")), _spot(call)
     entries, unreadable = call.service.observer.listing(spot, path, call.get("source") == "agent")
     return call.success(key=str(call.key), count=len(entries), task=spot.id, host=spot.host, path=path, entries=entries,
-                        unreadable=unreadable)
+                        unreadable_lines=unreadable)
 
 
 def _range(header: str, size: int) -> Optional[Tuple[int, int]]:
@@ -9730,10 +9748,12 @@ def get_file(call: Call) -> Any:
             return None, at
         try:
             data = observer.read(spot, path, at, min(_PIECE, end - at), agent)[0]
+            if not data:
+                raise ObserverBadAnswer("it shrank")
         except AuroraError as error:
             call.service.log("warning: id=%s %s was cut at byte %d: %s" % (call.request.id, path[:255], at, error))
             return None, at     # the caller sees it by the length
-        return data or None, at + len(data)
+        return data, at + len(data)
     head = Response(206 if asked else 200, body=b"", content_type="application/octet-stream", headers=headers)
     return Download(head, Source(), since, first)
 
@@ -13055,10 +13075,11 @@ class DemoObserver(App):
         return Response(status, body=("<html><body>%s</body></html>" % (text or "Error %d" % status)).encode(
             "utf-8", "surrogateescape"), content_type="text/html; charset=UTF-8")
 
-    def _sandbox(self, task_id: str) -> Optional[DemoSandbox]:
-        """That of a task that is known, with all it wrote until now."""
+    def _sandbox(self, task_id: str, agent: bool = False) -> Optional[DemoSandbox]:
+        """That of a task that is known, with all it wrote until now. The agent knows those of other executors, too."""
         task, now = self.demo._tasks.get(task_id), self.demo.clock.now()
-        if task is None or task.host is None:
+        executor = task.config.executorConfig if task else None
+        if task is None or task.host is None or not agent and (executor is None or executor.name != EXECUTOR_NAME):
             return None
         if len(self._sandboxes) > 1000:
             self._sandboxes.clear()
@@ -13225,10 +13246,10 @@ class DemoObserver(App):
             return self._html(401)
         path = re.sub(r"^/frameworks/demo/executors/thermos-([^/]+)/runs/latest", r"/mesos/\1", query["path"])
         _, _, task_id, rest = (path + "/").split("/", 3)
-        rest, sandbox = rest.rstrip("/"), self._sandbox(task_id)
+        rest, sandbox = rest.rstrip("/"), self._sandbox(task_id, True)
         if sandbox is None:
             return self._html(404)
-        files = dict({"sandbox/" + name: data for name, data in (self._tree(task_id) or {}).items()}, **sandbox.console)
+        files = dict({"sandbox/" + name: data for name, data in dict(self.files, **sandbox.files).items()}, **sandbox.console)
         if parts == ["read"]:
             if rest not in files:
                 return self._html(404)
