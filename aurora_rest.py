@@ -765,13 +765,13 @@ class Later:
 
 
 class Stream:
-    """A text/event-stream of what changes in a source. since: from a mark, the bytes that are new and the mark after them,
-    nothing if nothing is, None at the end of all; it is asked only when the network took all there was, so a slow caller
-    holds one piece.
+    """A text/event-stream of what changes in a source. since: from a mark, the bytes that are new and the
+    mark after them, nothing if nothing is, None at the end of all; it is asked only when the network took all
+    there was, so a slow caller holds one piece.
 
-    `look` is called by whoever has news: the source's thread, or a worker when the network took all. One thread at a time
-    asks and sends; one that comes meanwhile does not wait for it, it has it look once more. So `gone` and `expire` return
-    at once, although what `since` asks may take its time."""
+    `look` is called by whoever has news: the source's thread, or a worker when the network took all. One
+    thread at a time asks and sends; one that comes meanwhile does not wait for it, it has it look once
+    more. So `gone` and `expire` return at once, although what `since` asks may take its time."""
     head = Response(200, body=b"", content_type="text/event-stream",
                     headers=[("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")], close=True)
     opening = b": welcome\nretry: 2000\n\n"
@@ -779,7 +779,8 @@ class Stream:
     stopping = b'event: end\ndata: {"reason": "the server is stopping"}\n\n'
     ending = b""
 
-    def __init__(self, source: Source, since: Callable[[Any], Tuple[Optional[bytes], Any]], mark: Any = None) -> None:
+    def __init__(self, source: Source, since: Callable[[Any], Tuple[Optional[bytes], Any]],
+                 mark: Any = None) -> None:
         self.source = source
         self.since = since
         self.mark = mark                    # touched by who holds _turn
@@ -850,9 +851,10 @@ class Stream:
 
 
 class Download(Stream):
-    """A body of any length, never held in memory: `since` gives its pieces, None at the end. head: the answer's status and
-    fields. With a Content-Length among them a body that ends early is seen to be cut; without one it is sent in chunks
-    (chunked; not to HTTP/1.0), and what the caller does not see is the last chunk."""
+    """A body of any length, never held in memory: `since` gives its pieces, None at the end. head: the
+    answer's status and fields. With a Content-Length among them a body that ends early is seen to be cut;
+    without one it is sent in chunks (chunked; not to HTTP/1.0), and what the caller does not see is the
+    last chunk."""
     opening = beat = stopping = b""
 
     def __init__(self, head: Response, source: Source, since: Callable[[Any], Tuple[Optional[bytes], Any]],
@@ -1986,8 +1988,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self._sweeps += 1
         for connection in list(self.connections):
             connection.look(now)
-            waiting = connection.waiting
-            if self._sweeps % self.BEAT == 0 and isinstance(waiting, Stream) and waiting.beat and not connection.full:
+            waiting = connection.waiting if self._sweeps % self.BEAT == 0 and not connection.full else None
+            if isinstance(waiting, Stream) and waiting.beat:
                 connection.push(waiting.beat)
 
     def figures(self) -> Dict[str, float]:
@@ -6723,15 +6725,16 @@ def wait_until_drained(operation: Operation, scheduler: Scheduler, hosts: Sequen
 
 # --- logs and files: the observer and the agent -------------------------------------------------------------
 #
-# What a task wrote lies in its sandbox on its host. There a Thermos observer reads it to whoever asks, over plain HTTP and
-# without asking who he is: so who may ask is decided here, and what is asked is made here. The host is that of a task that
-# was just read from the cluster's scheduler; the path is taken apart and put together again; nothing of the caller's goes
-# along. Bytes come from /download alone, in ranges: /logdata follows a link that a task put in place of its log to any file
-# of the host. An observer has ten threads, and an idle connection holds one for ten seconds: each request has a connection of
-# its own, two a host at a time, and none is held while a caller is slow.
+# What a task wrote lies in its sandbox on its host. There a Thermos observer reads it to whoever asks, over
+# plain HTTP and without asking who he is: so who may ask is decided here, and what is asked is made here. The
+# host is that of a task that was just read from the cluster's scheduler; the path is taken apart and put
+# together again; nothing of the caller's goes along. Bytes come from /download alone, in ranges: /logdata
+# follows a link that a task put in place of its log to any file of the host. An observer has ten threads, and
+# an idle connection holds one for ten seconds: each request has a connection of its own, two a host at a
+# time, and none is held while a caller is slow.
 #
-# The Mesos agent of the host is the second source, for what the observer does not have: what executors themselves wrote,
-# processes that log to the console, tasks of other executors.
+# The Mesos agent of the host is the second source, for what the observer does not have: what executors
+# themselves wrote, processes that log to the console, tasks of other executors.
 
 
 class ObserverUnreachable(AuroraError):
@@ -6769,6 +6772,7 @@ class RangeNotSatisfiable(AuroraError):
     code, http = "RANGE_NOT_SATISFIABLE", 416
 
 
+_NO_JSON = "what the %s of %s answered is not the JSON it should be"
 _ENDED_RUNS = frozenset(["SUCCESS", "KILLED", "FAILED", "LOST"])
 _YOUNG_MS = 30000           # how long after a task's last change its observer may not have seen it
 _OVERLAP = 64               # bytes read again before those that are new, to see that the file is the same
@@ -6777,7 +6781,8 @@ _PIECE = 1 << 20            # bytes of a file at once
 
 
 class Spot(NamedTuple):
-    """A task as what it wrote is looked for: host is "" while it has none; since: its last change, in milliseconds."""
+    """A task as what it wrote is looked for: host is "" while it has none; since: its last change, in
+    milliseconds."""
     cluster: str
     instance: int
     id: str
@@ -6790,8 +6795,8 @@ class Spot(NamedTuple):
 
 
 class Output(NamedTuple):
-    """One log: of a run of a process of a task, or, without a process, of its executor. path: in the sandbox, or with
-    `agent` in the executor's folder; final: nothing will be added."""
+    """One log: of a run of a process of a task, or, without a process, of its executor. path: in the
+    sandbox, or with `agent` in the executor's folder; final: nothing will be added."""
     spot: Spot
     process: str
     run: int
@@ -6818,7 +6823,8 @@ class Position(NamedTuple):
     check: Optional[int] = None
 
     def __str__(self) -> str:
-        return "%s:%d:%d:%s" % (self.task, self.run, self.offset, "-" if self.check is None else "%x" % self.check)
+        return "%s:%d:%d:%s" % (self.task, self.run, self.offset,
+                                "-" if self.check is None else "%x" % self.check)
 
     @classmethod
     def parse(cls, text: str) -> Optional[Position]:
@@ -6846,7 +6852,8 @@ def find_tasks(scheduler: Any, key: Key, instances: Sequence[int] = (),
         assigned = task["assignedTask"]
         since = max((event["timestamp"] for event in task.get("taskEvents", ())), default=0)
         executor = assigned.get("task", {}).get("executorConfig", {}).get("name")
-        found.append(Spot(key.cluster, assigned["instanceId"], assigned["taskId"], assigned.get("slaveHost") or "",
+        found.append(Spot(key.cluster, assigned["instanceId"], assigned["taskId"],
+                          assigned.get("slaveHost") or "",
                           api.ScheduleStatus.name_of(task["status"]), not is_active(task), since,
                           clock() * 1000 - since < _YOUNG_MS, executor == EXECUTOR_NAME))
     return found
@@ -6865,7 +6872,8 @@ def choose_task(spots: Sequence[Spot], key: Key, instance: int, task: Optional[s
 
 
 def clean_path(text: str) -> str:
-    """A path in a sandbox, taken apart and put together again. Raises BadRequest for one that could lead out of it."""
+    """A path in a sandbox, taken apart and put together again. Raises BadRequest for one that could lead
+    out of it."""
     if len(text) > 4096 or text.startswith("/") or re.search(r"[\x00\\]", text) or ".." in text.split("/"):
         raise BadRequest("path=%s: expected a path in the sandbox such as a/b, without .. and \\" % text[:80])
     return "/".join(part for part in text.split("/") if part not in ("", "."))
@@ -6873,7 +6881,8 @@ def clean_path(text: str) -> str:
 
 def _figure(value: Any) -> Any:
     """What another server says is a number; None where it is none."""
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) else None
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) else None
 
 
 def _milliseconds(seconds: Any) -> Optional[int]:
@@ -6888,18 +6897,21 @@ def _run_number(run: Any) -> int:
 class Observer:
     """Where logs and files are read: the Thermos observers and Mesos agents of all hosts.
 
-    port: of observers, 0 for none; networks: only hosts in these; ca_file: observers are behind TLS, and these certificates
-    are trusted; agent_port, agent_authorization, framework: of Mesos agents, 0 for none, with the Authorization they want,
-    and the id of Aurora's framework where /state may not be read; places: cluster → address and port where its hosts are
-    reached instead, for a simulated one. For any thread; all that changes is `slots`, which guards itself, and _roots,
-    whose items are put and taken whole.
+    port: of observers, 0 for none; networks: only hosts in these; ca_file: observers are behind TLS, and
+    these certificates are trusted; agent_port, agent_authorization, framework: of Mesos agents, 0 for
+    none, with the Authorization they want, and the id of Aurora's framework where /state may not be read;
+    places: cluster → address and port where its hosts are reached instead, for a simulated one. For any
+    thread; all that changes is `slots`, which guards itself, and _roots, whose items are put and taken
+    whole.
     """
     LISTING = 4 << 20       # bytes of a listing or a JSON answer
     STATE = 32 << 20        # of an agent's state
 
     def __init__(self, port: int = 1338, *, networks: Sequence[str] = (), ca_file: Optional[str] = None,
-                 agent_port: int = 0, agent_authorization: Optional[str] = None, framework: Optional[str] = None,
-                 connect_timeout: float = 2.0, timeout: float = 10.0, per_host: int = 2, total: int = 32) -> None:
+                 agent_port: int = 0, agent_authorization: Optional[str] = None,
+                 framework: Optional[str] = None,
+                 connect_timeout: float = 2.0, timeout: float = 10.0, per_host: int = 2,
+                 total: int = 32) -> None:
         import ipaddress
         self.port = port
         self.networks = [ipaddress.ip_network(each) for each in networks]
@@ -6935,13 +6947,15 @@ class Observer:
             return host, port
         import ipaddress
         try:
-            known = [str(each[4][0]).partition("%")[0] for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+            known = [str(each[4][0]).partition("%")[0]
+                     for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
         except (OSError, UnicodeError) as error:
             raise ObserverUnreachable("the host %s has no address: %s" % (host, _reason(error))) from None
         for address in known:
             if any(ipaddress.ip_address(address) in network for network in self.networks):
                 return address, port
-        raise Forbidden("the host %s is in none of the networks that --observer-network names" % host, code="HOST_NOT_ALLOWED")
+        raise Forbidden("the host %s is in none of the networks that --observer-network names" % host,
+                        code="HOST_NOT_ALLOWED")
 
     def ask(self, spot: Spot, target: str, agent: bool = False, span: str = "",
             limit: int = LISTING) -> Tuple[int, Dict[bytes, bytes], bytes]:
@@ -6972,23 +6986,26 @@ class Observer:
         finally:
             self.slots.leave(where)
 
-    def _json(self, spot: Spot, target: str, kind: Any = dict, agent: bool = False, limit: int = LISTING) -> Any:
+    def _json(self, spot: Spot, target: str, kind: Any = dict, agent: bool = False,
+              limit: int = LISTING) -> Any:
         status, _, body = self.ask(spot, target, agent, limit=limit)
         what = "agent" if agent else "observer"
         if agent and status in (401, 403):
-            raise ObserverBadAnswer("the agent of %s refuses to answer; --agent-auth FILE gives credentials%s" % (
-                spot.host, ", --agent-framework ID spares asking for its state" if "/state" in target else ""))
+            spared = ", --agent-framework ID spares asking for its state" if "/state" in target else ""
+            raise ObserverBadAnswer("the agent of %s refuses to answer; --agent-auth FILE gives credentials%s"
+                                    % (spot.host, spared))
         if agent and status == 404:
             raise NotFound("the agent of %s has no such file" % spot.host)
         if status != 200:
             raise ObserverBadAnswer("the %s of %s answered %d" % (what, spot.host, status))
         try:
-            # The agent's strings are bytes of any kind: those that are no UTF-8 come through as lone surrogates.
+            # The agent's strings are bytes of any kind: those that are no UTF-8 come through as lone
+            # surrogates.
             found = json.loads(body.decode("utf-8", "surrogateescape"), strict=False)
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, kind):
-            raise ObserverBadAnswer("what the %s of %s answered is not the JSON it should be" % (what, spot.host))
+            raise ObserverBadAnswer(_NO_JSON % (what, spot.host))
         return found
 
     # tasks and processes
@@ -6996,22 +7013,25 @@ class Observer:
     def unknown(self, spot: Spot) -> AuroraError:
         """The failure where the observer does not know the task."""
         if not spot.thermos:
-            return LogElsewhere("task %s is of another executor than %s, and no observer has its output; with --agent-port "
-                                "the Mesos agent gives it: source=agent" % (spot.id, EXECUTOR_NAME))
+            return LogElsewhere("task %s is of another executor than %s, and no observer has its output; "
+                                "with --agent-port the Mesos agent gives it: source=agent" % (
+                                    spot.id, EXECUTOR_NAME))
         if spot.young:
-            return TaskTooYoung("the observer of %s does not know task %s yet; it looks for new ones every 5 s" % (
+            return TaskTooYoung("the observer of %s does not know task %s yet; it looks every 5 s" % (
                 spot.host, spot.id), headers=[("Retry-After", "5")])
         if spot.ended:
             return SandboxGone("the sandbox of task %s on %s was collected" % (spot.id, spot.host))
-        return LogElsewhere("the observer of %s does not know task %s; its --mesos-root may be another" % (spot.host, spot.id))
+        return LogElsewhere("the observer of %s does not know task %s; its --mesos-root may be another" % (
+            spot.host, spot.id))
 
     def processes(self, spot: Spot) -> Dict[str, Any]:
-        """The latest run of each process that was begun. This question alone never gets 500 for a task that is unknown."""
+        """The latest run of each process that was begun. This question alone never gets 500 for a task
+        that is unknown."""
         runs = self._json(spot, "/j/processes?task_id=" + urllib.parse.quote(spot.id, "")).get(spot.id)
         if not runs:
             raise self.unknown(spot)
         if not isinstance(runs, dict):
-            raise ObserverBadAnswer("what the observer of %s answered is not the JSON it should be" % spot.host)
+            raise ObserverBadAnswer(_NO_JSON % ("observer", spot.host))
         return {name: run if isinstance(run, dict) else {} for name, run in runs.items()}
 
     def task(self, spot: Spot) -> Dict[str, Any]:
@@ -7023,16 +7043,18 @@ class Observer:
             found = json.loads(answer[2].decode("utf-8", "replace")).get(spot.id) if status == 200 else None
             if isinstance(found, dict):
                 return found
-        raise ObserverBadAnswer("what the observer of %s answered is not the JSON it should be" % spot.host)
+        raise ObserverBadAnswer(_NO_JSON % ("observer", spot.host))
 
     # files
 
-    def read(self, spot: Spot, path: str, start: int, length: int, agent: bool = False) -> Tuple[bytes, int, int]:
-        """(bytes, where they begin, size of the file). start: -1 for the last ones. A bounded range of a file that grows is
-        exact; where a file shrinks meanwhile the answer is cut, and it is asked again."""
+    def read(self, spot: Spot, path: str, start: int, length: int,
+             agent: bool = False) -> Tuple[bytes, int, int]:
+        """(bytes, where they begin, size of the file). start: -1 for the last ones. A bounded range of a
+        file that grows is exact; where a file shrinks meanwhile the answer is cut, and it is asked again."""
+        read = self._from_agent if agent else self._from_observer
         for left in (2, 1, 0):
             try:
-                return self._from_agent(spot, path, start, length) if agent else self._from_observer(spot, path, start, length)
+                return read(spot, path, start, length)
             except ObserverBadAnswer:
                 if not left:
                     raise
@@ -7043,7 +7065,8 @@ class Observer:
         status, headers, body = self.ask(spot, "/download/%s/%s" % (
             urllib.parse.quote(spot.id, ""), urllib.parse.quote(path)), span=span, limit=length + 65536)
         if status == 206:
-            said = re.fullmatch(rb"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", headers.get(b"content-range", b""))
+            said = re.fullmatch(rb"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})",
+                                headers.get(b"content-range", b""))
             first, last, size = map(int, said.groups()) if said else (-1, 0, 0)
             if len(body) == last - first + 1 and first >= 0 and start in (-1, first):
                 return body, first, size
@@ -7056,13 +7079,14 @@ class Observer:
             self.processes(spot)        # raises where the whole task is unknown
             raise NotFound("there is no file %s in the sandbox of task %s" % (path, spot.id))
         elif status == 403:
-            raise Forbidden("%s leads out of the sandbox, or may not be read" % path, code="FILE_NOT_READABLE")
+            raise Forbidden("%s leads out of the sandbox, or may not be read" % path,
+                            code="FILE_NOT_READABLE")
         elif status == 500 and not path.isascii():
             if self.agent_port:
                 return self._from_agent(spot, "sandbox/" + path, start, length)
-            raise ObserverBadAnswer("the observer of %s cannot give files whose names are not ASCII; the Mesos agent can: "
-                                    "--agent-port" % spot.host, code="NAME_NOT_ASCII")
-        raise ObserverBadAnswer("the observer of %s answered %d, or something else than the range that was asked for" % (
+            raise ObserverBadAnswer("the observer of %s cannot give files whose names are not ASCII; the "
+                                    "Mesos agent can: --agent-port" % spot.host, code="NAME_NOT_ASCII")
+        raise ObserverBadAnswer("the observer of %s answered %d, or not with the range asked for" % (
             spot.host, status))
 
     def _from_agent(self, spot: Spot, path: str, start: int, length: int) -> Tuple[bytes, int, int]:
@@ -7074,7 +7098,8 @@ class Observer:
         parts: List[bytes] = []
         at, end = first, min(size, first + length)
         while at < end:
-            parts.append(str(ask(at, min(65536, end - at)).get("data", "")).encode("utf-8", "surrogateescape")[:end - at])
+            text = str(ask(at, min(65536, end - at)).get("data", ""))
+            parts.append(text.encode("utf-8", "surrogateescape")[:end - at])
             at += len(parts[-1])
             if not parts[-1]:
                 raise ObserverBadAnswer("the file on %s shrank while it was read" % spot.host)
@@ -7085,9 +7110,9 @@ class Observer:
         if spot.id not in self._roots:
             found = next(self._executors(spot), None)
             if found is None:
-                raise TaskTooYoung("the agent of %s does not know task %s yet" % (spot.host, spot.id), headers=[
-                    ("Retry-After", "5")]) if spot.young else SandboxGone("the agent of %s does not know task %s any more" % (
-                        spot.host, spot.id))
+                kind = TaskTooYoung if spot.young else SandboxGone
+                raise kind("the agent of %s does not know task %s%s" % (
+                    spot.host, spot.id, " yet" if spot.young else " any more"))
             if len(self._roots) > 10000:
                 self._roots.clear()
             self._roots[spot.id] = found
@@ -7108,7 +7133,7 @@ class Observer:
                     if executor["id"].endswith(spot.id):
                         yield str(executor["directory"])
         except (AttributeError, KeyError, TypeError):
-            raise ObserverBadAnswer("the state that the agent of %s tells cannot be read" % spot.host) from None
+            raise ObserverBadAnswer(_NO_JSON % ("agent", spot.host)) from None
 
     def listing(self, spot: Spot, path: str, agent: bool = False) -> Tuple[List[Dict[str, Any]], int]:
         """(what a directory holds, how many lines of it could not be read)."""
@@ -7136,18 +7161,21 @@ class Observer:
         for each in self._json(spot, "/files/browse?path=" + urllib.parse.quote(folder), list, True):
             with contextlib.suppress(AttributeError, TypeError):
                 mode = str(each.get("mode"))
-                found.append({"name": each.get("path").rpartition("/")[2], "type": "directory" if mode[:1] == "d" else "file",
-                              "mode": mode, "size": _figure(each.get("size")), "owner": each.get("uid"),
+                found.append({"name": each.get("path").rpartition("/")[2],
+                              "type": "directory" if mode[:1] == "d" else "file", "mode": mode,
+                              "size": _figure(each.get("size")), "owner": each.get("uid"),
                               "group": each.get("gid"), "modified": _milliseconds(each.get("mtime"))})
         return found
 
 
-_LISTED = re.compile(r"([ds-][rwx-]{9}) +\d+ +(\S+) +(\S+) +(\d+) (\w{3} [ \d]\d [ \d:]{5}) <a href='/(browse|file)/")
+_LISTED = re.compile(
+    r"([ds-][rwx-]{9}) +\d+ +(\S+) +(\S+) +(\d+) (\w{3} [ \d]\d [ \d:]{5}) <a href='/(browse|file)/")
 
 
 def _listed_file(line: str, task: str, path: str) -> Optional[Dict[str, Any]]:
-    """An entry from its line of a listing; None where the line cannot be read. Names stand there as they are, with quotes and
-    tags in them: the line has to be, to the letter, the one that a name makes which is as long as its rest leaves room for."""
+    """An entry from its line of a listing; None where the line cannot be read. Names stand there as they
+    are, with quotes and tags in them: the line has to be, to the letter, the one that a name makes which
+    is as long as its rest leaves room for."""
     found = _LISTED.match(line)
     if not found:
         return None
@@ -7160,7 +7188,8 @@ def _listed_file(line: str, task: str, path: str) -> Optional[Dict[str, Any]]:
         length, extra = divmod(len(line) - found.end() - len(form % (("",) * names)), names)
         name = line[found.end() + len(folder):][:max(0, length)]
         if name and not extra and line[found.end():] == form % ((name,) * names) and "/" not in name:
-            return {"name": name, "type": {"d": "directory", "s": "socket"}.get(mode[0], "file"), "mode": mode,
+            return {"name": name, "type": {"d": "directory", "s": "socket"}.get(mode[0], "file"),
+                    "mode": mode,
                     "size": int(size), "owner": owner, "group": group, "modified_text": modified}
     return None
 
@@ -7168,20 +7197,24 @@ def _listed_file(line: str, task: str, path: str) -> Optional[Dict[str, Any]]:
 def _run_of(name: str, run: Any) -> Dict[str, Any]:
     """A run of a process as callers see it. What exit status a failed one had the observer does not tell."""
     status = _figure(run.get("return_code"))
-    return {"name": name, "state": str(run.get("state") or "WAITING"), "run": _run_number(run) if run else None,
+    return {"name": name, "state": str(run.get("state") or "WAITING"),
+            "run": _run_number(run) if run else None,
             "started": _milliseconds(run.get("start_time")), "stopped": _milliseconds(run.get("stop_time")),
-            "return_code": 0 if status is None and run.get("state") == "SUCCESS" else status, "used": run.get("used")}
+            "return_code": 0 if status is None and run.get("state") == "SUCCESS" else status,
+            "used": run.get("used")}
 
 
 def _configured(task: Dict[str, Any]) -> List[Dict[str, Any]]:
     """The processes of a task as it is configured."""
     config: Any = task.get("task")
     found = config.get("processes") if isinstance(config, dict) else None
-    return [each for each in found if isinstance(each, dict) and "name" in each] if isinstance(found, list) else []
+    found = found if isinstance(found, list) else []
+    return [each for each in found if isinstance(each, dict) and "name" in each]
 
 
 def list_processes(observer: Observer, spot: Spot, runs: bool = False) -> Dict[str, Any]:
-    """The task and its processes, in the order of its configuration. runs: with all runs of each, at a request a run."""
+    """The task and its processes, in the order of its configuration. runs: with all runs of each, at a
+    request a run."""
     task, latest = observer.task(spot), observer.processes(spot)
     configured = {each["name"]: each for each in _configured(task)}
     processes = []
@@ -7190,24 +7223,29 @@ def list_processes(observer: Observer, spot: Spot, runs: bool = False) -> Dict[s
         made = dict(_run_of(name, run), cmdline=told.get("cmdline"), logger=told.get("logger"))
         if runs and run:
             base = "/j/process/%s/%s/" % (urllib.parse.quote(spot.id, ""), urllib.parse.quote(name, ""))
-            earlier = [observer._json(spot, base + str(number)) for number in range(min(100, _run_number(run)))]
+            earlier = [observer._json(spot, base + str(number))
+                       for number in range(min(100, _run_number(run)))]
             made["runs"] = [_run_of(name, each) for each in earlier + [run]]
         processes.append(made)
     return {"task": {"id": spot.id, "instance": spot.instance, "host": spot.host, "state": spot.state,
-                     "observed_state": task.get("state"), "user": task.get("user"), "ports": task.get("ports") or {},
-                     "launched": _milliseconds(task.get("launch_timestamp")), "used": task.get("resource_consumption")},
+                     "observed_state": task.get("state"), "user": task.get("user"),
+                     "ports": task.get("ports") or {},
+                     "launched": _milliseconds(task.get("launch_timestamp")),
+                     "used": task.get("resource_consumption")},
             "processes": processes}
 
 
-def find_output(observer: Observer, spot: Spot, process: Optional[str] = None, stream: str = "stdout", run: int = -1,
+def find_output(observer: Observer, spot: Spot, process: Optional[str] = None, stream: str = "stdout",
+                run: int = -1,
                 agent: bool = False) -> Output:
-    """The log of a process; without a name, of the only one. run: -1 for the latest. agent: from the Mesos agent, and
-    without a name what the executor itself wrote."""
+    """The log of a process; without a name, of the only one. run: -1 for the latest. agent: from the
+    Mesos agent, and without a name what the executor itself wrote."""
     if (agent or not spot.thermos and observer.agent_port) and process is None:
         return Output(spot, "", 0, stream, stream, True)
     known: Dict[str, Any] = {}
     if agent:
-        found = [str(each["name"]) for each in observer.listing(spot, "sandbox/.logs/" + str(process), True)[0]]
+        found = [str(each["name"])
+                 for each in observer.listing(spot, "sandbox/.logs/" + str(process), True)[0]]
         latest = max((int(each) for each in found if each.isdigit()), default=-1)
     else:
         known = observer.processes(spot)
@@ -7215,13 +7253,15 @@ def find_output(observer: Observer, spot: Spot, process: Optional[str] = None, s
             raise BadRequest("the task has the processes %s; say which: logs/NAME" % ", ".join(sorted(known)))
         process = next(iter(known)) if process is None else process
         if process not in known:
-            raise NotFound("task %s has begun no process %s; it has begun %s" % (spot.id, process, ", ".join(sorted(known))))
+            raise NotFound("task %s has begun no process %s; it has begun %s" %
+                           (spot.id, process, ", ".join(sorted(known))))
         latest = _run_number(known[process])
     number = latest + 1 + run if run < 0 else run
     if not 0 <= number <= latest:
         raise NotFound("the process %s has the runs 0 to %d" % (process, latest))
     state = known.get(str(process), {}).get("state")
-    return _run_output(Output(spot, str(process), 0, stream, "", agent), number, number < latest or state in _ENDED_RUNS)
+    return _run_output(Output(spot, str(process), 0, stream, "", agent), number,
+                       number < latest or state in _ENDED_RUNS)
 
 
 def _run_output(output: Output, run: int, final: bool = False) -> Output:
@@ -7233,7 +7273,8 @@ def _run_output(output: Output, run: int, final: bool = False) -> Output:
 
 
 def open_output(observer: Observer, output: Output) -> Tuple[Output, int, int]:
-    """(the log, its size, the check of its end); that of the console where the process logs there. Raises LogElsewhere."""
+    """(the log, its size, the check of its end); that of the console where the process logs there. Raises
+    LogElsewhere."""
     try:
         data, _, size = observer.read(output.spot, output.path, -1, _OVERLAP, output.agent)
         return output, size, zlib.crc32(data)
@@ -7247,9 +7288,10 @@ def open_output(observer: Observer, output: Output) -> Tuple[Output, int, int]:
         return open_output(observer, Output(output.spot, "", 0, output.stream, output.stream, True))
     raise LogElsewhere({
         "none": "the process %s logs nothing: the destination of its logger is none",
-        "console": "the process %s logs to the console of its executor, which the Mesos agent has: --agent-port"}.get(
-            str(destination), "the process %s has no such log; where executors log to the console the Mesos agent has it: "
-            "--agent-port") % output.process)
+        "console": "the process %s logs to the console, which the Mesos agent has: --agent-port"}.get(
+            str(destination),
+            "the process %s has no such log; where executors log to the console the Mesos agent "
+            "has it: --agent-port") % output.process)
 
 
 def whole_characters(data: bytes) -> int:
@@ -7269,7 +7311,8 @@ def _matching(lines: Iterable[bytes], grep: Optional[bytes]) -> List[bytes]:
 
 def read_tail(observer: Observer, output: Output, lines: int, grep: Optional[bytes] = None,
               until: Optional[int] = None) -> LogPiece:
-    """The last lines, or of those that hold `grep` the last; within the last MiB, or eight. until: of what is before that."""
+    """The last lines, or of those that hold `grep` the last; within the last MiB, or eight. until: of
+    what is before that."""
     spot, path, agent = output.spot, output.path, output.agent
     if until is None:
         data, start, size = observer.read(spot, path, -1, 65536, agent)
@@ -7278,7 +7321,8 @@ def read_tail(observer: Observer, output: Output, lines: int, grep: Optional[byt
         data, start, size = observer.read(spot, path, start, max(1, until - start), agent)
         data = data[:max(0, until - start)]
     end = start + len(data)
-    while start and len(data) < (8 if grep else 1) << 20 and len(_matching(data.split(b"\n")[1:], grep)) <= lines:
+    most = (8 if grep else 1) << 20
+    while start and len(data) < most and len(_matching(data.split(b"\n")[1:], grep)) <= lines:
         more, start, _ = observer.read(spot, path, max(0, start - 262144), min(262144, start), agent)
         data = more + data
     parts = data.splitlines(True) if b"\r" not in data else re.findall(rb"[^\n]*\n|[^\n]+", data)
@@ -7290,8 +7334,8 @@ def read_tail(observer: Observer, output: Output, lines: int, grep: Optional[byt
 
 def read_piece(observer: Observer, output: Output, tail: int = 100, offset: Optional[int] = None,
                length: int = _CHUNK, grep: Optional[str] = None) -> LogPiece:
-    """A part of a log: its last lines, or from an offset, which counts from the end where it is negative. It ends with a
-    whole character, where more is to come."""
+    """A part of a log: its last lines, or from an offset, which counts from the end where it is negative.
+    It ends with a whole character, where more is to come."""
     wanted = grep.encode() if grep else None
     if offset is None:
         piece = read_tail(observer, output, tail, wanted)
@@ -7311,17 +7355,20 @@ def read_piece(observer: Observer, output: Output, tail: int = 100, offset: Opti
 
 
 class Cursor:
-    """Where somebody is in what a process of an instance writes, and how he goes on. For one thread at a time.
+    """Where somebody is in what a process of an instance writes, and how he goes on. For one thread at a
+    time.
 
-    One request a step: a range that begins some bytes before the place. Where those are what they were, what follows is new.
-    Where they are not, or the file is shorter, the log was rotated: the place is looked for in stdout.1, stdout.2 and so on,
-    which are read to their ends, down to the new file. When nothing comes it is asked whether the process has a later run,
-    or the instance another task; what they write follows. It is over when the task has ended, everything was told and
-    nothing can take its place. Lines are told when they are whole, or did not grow between two steps.
+    One request a step: a range that begins some bytes before the place. Where those are what they were, what
+    follows is new. Where they are not, or the file is shorter, the log was rotated: the place is looked for
+    in stdout.1, stdout.2 and so on, which are read to their ends, down to the new file. When nothing comes it
+    is asked whether the process has a later run, or the instance another task; what they write follows. It is
+    over when the task has ended, everything was told and nothing can take its place. Lines are told when they
+    are whole, or did not grow between two steps.
 
-    find: the instance's tasks, from its scheduler; output: None, to find it first; fixed: of this task alone.
+    find: the instance's tasks, from its scheduler; output: None, to find it first; fixed: of this task
+    alone.
     """
-    QUIET = 5           # steps without news before it is asked what became of the run; ten times as many, of the task
+    QUIET = 5           # steps without news before it is asked what became of the run; of the task, ten times
 
     def __init__(self, observer: Observer, find: Callable[[], List[Spot]], key: Key, instance: int,
                  process: Optional[str], stream: str, output: Optional[Output] = None, offset: int = 0,
@@ -7345,7 +7392,8 @@ class Cursor:
     @property
     def position(self) -> Position:
         spot = self.output.spot if self.output else None
-        return Position(spot.id if spot else "", self.output.run if self.output else 0, self.offset, self.check)
+        return Position(spot.id if spot else "", self.output.run if self.output else 0, self.offset,
+                        self.check)
 
     @property
     def file(self) -> Optional[Output]:
@@ -7381,8 +7429,8 @@ class Cursor:
     def _news(self, until: Optional[int] = None) -> List[Entry]:
         try:
             entries = self._read(until)
-        except (NotFound, SandboxGone, TaskTooYoung, LogElsewhere):      # nothing was written yet, or never will be
-            entries = []
+        except (NotFound, SandboxGone, TaskTooYoung, LogElsewhere):
+            entries = []                    # nothing was written yet, or never will be
         self._quiet = 0 if entries else self._quiet + 1
         if entries or self._quiet % self.QUIET != 1 or until is not None:
             return entries
@@ -7412,8 +7460,8 @@ class Cursor:
         return self.observer.read(self.output.spot, path, start, length, self.output.agent)
 
     def _next_file(self, output: Output) -> List[Entry]:
-        """From the end of a rotated file to the next. Only once there is something in it: at the beginning of an empty one
-        nothing would tell it from the one that comes after."""
+        """From the end of a rotated file to the next. Only once there is something in it: at the
+        beginning of an empty one nothing would tell it from the one that comes after."""
         data, _, size = self._part(self._behind - 1, 0, _CHUNK)
         rotated, here = self._event("rotated"), (self.offset, self.check, self._behind)
         self.offset, self.check, self._behind = 0, None, self._behind - 1
@@ -7423,7 +7471,8 @@ class Cursor:
             return []
         return [rotated] + entries
 
-    def _tell(self, output: Output, data: bytes, overlap: int, size: int, until: Optional[int]) -> List[Entry]:
+    def _tell(self, output: Output, data: bytes, overlap: int, size: int,
+              until: Optional[int]) -> List[Entry]:
         new = data[overlap:] if until is None else data[overlap:][:max(0, until - self.offset)]
         last = output.final or self._behind > 0
         end = new.rfind(b"\n") + 1
@@ -7433,7 +7482,8 @@ class Cursor:
             end = len(new) if last and len(new) < _CHUNK else whole_characters(new) or len(new)
         self._seen = size
         if end:
-            plain = {"instance": self.instance, "task": output.spot.id, "run": output.run, "offset": self.offset,
+            plain = {"instance": self.instance, "task": output.spot.id, "run": output.run,
+                     "offset": self.offset,
                      "length": end, "text": new[:end].decode("utf-8", "replace")}
             self.check = zlib.crc32(data[:overlap + end][-_OVERLAP:])
             self.offset += end
@@ -7442,7 +7492,8 @@ class Cursor:
 
     def _event(self, name: str, **fields: Any) -> Entry:
         position = self.position
-        return Entry(name, dict(instance=self.instance, task=position.task, run=position.run, **fields), position)
+        return Entry(name, dict(instance=self.instance, task=position.task, run=position.run, **fields),
+                     position)
 
     def _move_on(self) -> List[Entry]:
         """When nothing comes: a later run, a later task, or the end."""
@@ -7501,15 +7552,17 @@ class Cursor:
         assert output is not None
         entries = self._other_task(True)
         if entries and self.output is not None and self.output.spot.id != output.spot.id:
-            return [Entry("gap", {"instance": self.instance, "task": output.spot.id, "run": output.run,
-                                  "reason": "%s did not answer before the task ended" % output.spot.host})] + entries
+            reason = "%s did not answer before the task ended" % output.spot.host
+            return [Entry("gap",
+                          {"instance": self.instance, "task": output.spot.id, "reason": reason})] + entries
         self.over = ""                      # it may come back, with what is left
         return []
 
 
 class Feed(Poll):
-    """One cursor for all that follow the same: one request a second, however many they are. The latest entries are kept, ROOM
-    bytes of them. Its turns run one after another in workers; _lock guards what is kept, and `at`: where that ends."""
+    """One cursor for all that follow the same: one request a second, however many they are. The latest
+    entries are kept, ROOM bytes of them. Its turns run one after another in workers; _lock guards what is
+    kept, and `at`: where that ends."""
     ROOM = 1 << 20
 
     def __init__(self, runner: Any, cursor: Cursor, interval: float) -> None:
@@ -7553,9 +7606,10 @@ class Feed(Poll):
 
 
 class Follower:
-    """One caller's place in a feed. He begins with the last lines before the feed's place, or at a place of his own; who
-    is behind what the feed keeps goes on with a cursor of his own until he has caught up. `take` is called by one thread at a
-    time and does not block; `catch_up` is what takes its time, in a worker, and while it runs `take` gives nothing."""
+    """One caller's place in a feed. He begins with the last lines before the feed's place, or at a place
+    of his own; who is behind what the feed keeps goes on with a cursor of his own until he has caught up.
+    `take` is called by one thread at a time and does not block; `catch_up` is what takes its time, in a
+    worker, and while it runs `take` gives nothing."""
 
     def __init__(self, feed: Feed, tail: int, grep: Optional[bytes], changed: Callable[[], None],
                  position: Optional[Position] = None) -> None:
@@ -7605,7 +7659,7 @@ class Follower:
             entries = self._catch_up()
         except AuroraError as error:
             if error.http < 500:            # else the feed's next turn, or the one after, brings it
-                entries = [Entry("gap", {"instance": self.feed.cursor.instance, "reason": "; ".join(error.messages)})]
+                entries = [Entry("gap", {"instance": self.feed.cursor.instance, "reason": str(error)})]
                 self.number, self.live = self.feed.number, True
         self._pending = entries
         self._busy = False
@@ -7619,7 +7673,8 @@ class Follower:
         if self.position is None:
             piece = read_tail(self.feed.cursor.observer, output, self.tail, self.grep, place.offset)
             self.number, self.live, self.position = number, True, place
-            plain = {"instance": output.spot.instance, "task": output.spot.id, "run": output.run, "offset": piece.offset,
+            plain = {"instance": output.spot.instance, "task": output.spot.id, "run": output.run,
+                     "offset": piece.offset,
                      "length": len(piece.data), "text": piece.data.decode("utf-8", "replace")}
             return [Entry("log", plain, place, piece.data)] if piece.data else []
         cursor = self._cursor = self._cursor or self._own(output, self.position)
@@ -7644,34 +7699,43 @@ class Follower:
         feed = self.feed.cursor
         spot = choose_task(feed.find(), feed.key, feed.instance, position.task)
         mine = _run_output(output._replace(spot=spot), position.run)
-        return Cursor(feed.observer, feed.find, feed.key, feed.instance, feed.process, feed.stream, mine, position.offset,
+        return Cursor(feed.observer, feed.find, feed.key, feed.instance, feed.process, feed.stream, mine,
+                      position.offset,
                       position.check, feed.fixed)
 
 
-def _found(scheduler: Any, key: Union[str, Key], instance: int, task: Optional[str] = None) -> Tuple[Key, Spot]:
+def _found(scheduler: Any, key: Union[str, Key], instance: int,
+           task: Optional[str] = None) -> Tuple[Key, Spot]:
     named = Key(*key.split("/")) if isinstance(key, str) else key
     return named, choose_task(find_tasks(scheduler, named, [instance]), named, instance, task)
 
 
-def read_log(scheduler: Any, key: Union[str, Key], instance: int, process: Optional[str] = None, stream: str = "stdout",
+def read_log(scheduler: Any, key: Union[str, Key], instance: int, process: Optional[str] = None,
+             stream: str = "stdout",
              *, observer: Optional[Observer] = None, task: Optional[str] = None, run: int = -1,
              source: str = "observer", **part: Any) -> LogPiece:
     """A part of a log, for scripts; without more the last 100 lines. part: tail, offset, length, grep."""
     observer = observer or Observer()
-    output = find_output(observer, _found(scheduler, key, instance, task)[1], process, stream, run, source == "agent")
+    output = find_output(observer, _found(scheduler, key, instance, task)[1], process, stream, run,
+                         source == "agent")
     return read_piece(observer, open_output(observer, output)[0], **part)
 
 
-def follow_log(scheduler: Any, key: Union[str, Key], instance: int, process: Optional[str] = None, stream: str = "stdout",
-               *, observer: Optional[Observer] = None, tail: int = 100, interval: float = 1.0) -> Iterator[Entry]:
-    """What an instance's process writes, as it comes, over rotations, runs and tasks, until nothing more can come."""
+def follow_log(scheduler: Any, key: Union[str, Key], instance: int, process: Optional[str] = None,
+               stream: str = "stdout",
+               *, observer: Optional[Observer] = None, tail: int = 100,
+               interval: float = 1.0) -> Iterator[Entry]:
+    """What an instance's process writes, as it comes, over rotations, runs and tasks, until nothing more
+    can come."""
     observer = observer or Observer()
     named, spot = _found(scheduler, key, instance)
     output, size, check = open_output(observer, find_output(observer, spot, process, stream))
-    cursor = Cursor(observer, lambda: find_tasks(scheduler, named, [instance]), named, instance, process, stream, output,
+    cursor = Cursor(observer, lambda: find_tasks(scheduler, named, [instance]), named, instance, process,
+                    stream, output,
                     size, check)
     piece = read_tail(observer, output, tail, None, size)
-    yield Entry("log", {"task": spot.id, "run": output.run, "offset": piece.offset}, cursor.position, piece.data)
+    yield Entry("log", {"task": spot.id, "run": output.run, "offset": piece.offset}, cursor.position,
+                piece.data)
     while not cursor.over:
         try:
             entries = cursor.step()
@@ -7683,13 +7747,15 @@ def follow_log(scheduler: Any, key: Union[str, Key], instance: int, process: Opt
             time.sleep(interval)
 
 
-def list_files(scheduler: Any, key: Union[str, Key], instance: int, path: str = "", *, observer: Optional[Observer] = None,
+def list_files(scheduler: Any, key: Union[str, Key], instance: int, path: str = "", *,
+               observer: Optional[Observer] = None,
                task: Optional[str] = None) -> List[Dict[str, Any]]:
     """What a directory of the sandbox holds, for scripts."""
     return (observer or Observer()).listing(_found(scheduler, key, instance, task)[1], clean_path(path))[0]
 
 
-def open_file(scheduler: Any, key: Union[str, Key], instance: int, path: str, *, observer: Optional[Observer] = None,
+def open_file(scheduler: Any, key: Union[str, Key], instance: int, path: str, *,
+              observer: Optional[Observer] = None,
               task: Optional[str] = None) -> Iterator[bytes]:
     """The bytes of a file of the sandbox, in pieces, for scripts."""
     observer = observer or Observer()
@@ -7704,22 +7770,27 @@ def open_file(scheduler: Any, key: Union[str, Key], instance: int, path: str, *,
             return
 
 
-def last_words(observer: Observer, spots: Sequence[Spot], key: Key, patient: bool = False) -> Optional[Dict[str, Any]]:
-    """The end of what the process that failed wrote to stderr, of the task that failed last: at most 20 lines, 4 KiB and two
-    seconds. patient: wait that long for an observer that does not know the task yet. None where no task failed."""
+def last_words(observer: Observer, spots: Sequence[Spot], key: Key,
+               patient: bool = False) -> Optional[Dict[str, Any]]:
+    """The end of what the process that failed wrote to stderr, of the task that failed last: at most 20
+    lines, 4 KiB and two seconds. patient: wait that long for an observer that does not know the task yet.
+    None where no task failed."""
     failed = [spot for spot in spots if spot.state == "FAILED" and spot.host]
     if not failed:
         return None
     spot = max(failed, key=lambda each: each.since)
     base = "/alpha/job/%s/instances/%d" % (key, spot.instance)
-    found: Dict[str, Any] = {"instance": spot.instance, "task": spot.id, "host": spot.host, "failed": spot.since,
+    found: Dict[str, Any] = {"instance": spot.instance, "task": spot.id, "host": spot.host,
+                             "failed": spot.since,
                              "processes": "%s/processes?task=%s" % (base, spot.id)}
     hurried = observer.within(2.0)
     while True:
         try:
             runs = hurried.processes(spot)
-            process = max(runs, key=lambda name: (runs[name].get("state") == "FAILED", _figure(runs[name].get("start_time")) or 0))
-            found.update(process=process, run=_run_number(runs[process]), logs="%s/logs/%s?stream=stderr&task=%s" % (
+            process = max(runs, key=lambda name: (runs[name].get("state") == "FAILED",
+                                                  _figure(runs[name].get("start_time")) or 0))
+            found.update(process=process, run=_run_number(runs[process]),
+                         logs="%s/logs/%s?stream=stderr&task=%s" % (
                 base, urllib.parse.quote(process, ""), spot.id))
             output = find_output(hurried, spot, process, "stderr")
             data = hurried.read(spot, output.path, -1, 4096)[0]
@@ -8159,7 +8230,8 @@ PARAMS: Dict[str, Param] = {
     "dry_run": Param("boolean", "do everything but the scheduler's write call, and tell what it would be"),
     "limit": Param("integer", "how many at the most", 1, 1 << 30),
     "offset": Param("integer", "how many to leave out first", 0, 1 << 30),
-    "byte": Param("integer", "the byte to begin at; counted from the end where it is negative", -(1 << 53), 1 << 53),
+    "byte": Param("integer", "the byte to begin at; counted from the end where it is negative", -(1 << 53),
+                  1 << 53),
     "length": Param("integer", "bytes at the most", 1, 1 << 20),
     "tail": Param("integer", "the last lines, so many", 0, 100000),
     "follow": Param("boolean", "go on with what is written from now on"),
@@ -8168,7 +8240,8 @@ PARAMS: Dict[str, Param] = {
     "run": Param("integer", "which run of the process; -1 for the latest", -100, 1 << 20),
     "runs": Param("boolean", "with all runs of each process"),
     "task": Param("string", "the id of a task of the instance, instead of its latest"),
-    "source": Param("string", "agent: from the Mesos agent, where what executors wrote is", choices=("observer", "agent")),
+    "source": Param("string", "agent: from the Mesos agent, where what executors wrote is",
+                    choices=("observer", "agent")),
     "path": Param("string", "a path in the sandbox", example=".logs"),
     "logs": Param("boolean", "0: without the last lines that a failed process wrote"),
     "detail": Param("boolean", "with the summary of each"),
@@ -8204,7 +8277,7 @@ PARAMS: Dict[str, Param] = {
     "increase": Param("boolean", "add to the quota instead of replacing it"),
     "force": Param("boolean", "do it although a check speaks against it"),
 }
-_SHOWN = {"to": "instances", "byte": "offset"}      # parameters that are called the same and mean something else
+_SHOWN = {"to": "instances", "byte": "offset"}      # parameters that have the name of another one
 _DURATION = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _UPDATE_GROUPS = {
     "active": tuple(api.JobUpdateStatus.names[each] for each in api.ACTIVE_JOB_UPDATE_STATES),
@@ -8308,7 +8381,8 @@ class Route(NamedTuple):
 
 ROUTES: List[Route] = []
 _GROUPS = ("run", "watch", "change", "fix", "operate", "server")
-_SEGMENTS = {"hosts": r"[\w\-.,:]+", "instance": r"\d{1,4}", "process": r"[^./\x00][^/\x00]*"}      # path parameters that are not identifiers
+_SEGMENTS = {"hosts": r"[\w\-.,:]+", "instance": r"\d{1,4}",
+             "process": r"[^./\x00][^/\x00]*"}      # path parameters that are not identifiers
 _WRITES = ("PUT", "POST", "DELETE")
 
 
@@ -8321,7 +8395,8 @@ def route(method: str, path: str, group: str, access: str = "", params: str = ""
     named = params.split()
     if method in _WRITES and level != "read":
         named += ["message", "dry_run"] + (["logs"] if "wait" in named else [])
-    elif method == "GET" and path.startswith("/alpha/") and level != "logs" and not answers.get("a200", "").startswith("text/event-stream"):
+    elif method == "GET" and path.startswith("/alpha/") and level != "logs" and not (
+            answers.get("a200", "").startswith("text/event-stream")):
         named.append("wait")
 
     def put(handler: Callable[[Call], Any]) -> Callable[[Call], Any]:
@@ -8692,7 +8767,8 @@ class Call:
         made: Later = self.service.watch(
             ("outcome", self.args["cluster"], watched, self.auth), lambda: Poll(self.service.runner, ask,
                                                                                 self.service.poll_interval),
-            lambda poll: Later(poll, seconds, with_last_words(self, poll, ready_after(poll)), lambda: told(latest),
+            lambda poll: Later(poll, seconds, with_last_words(self, poll, ready_after(poll)),
+                               lambda: told(latest),
                                place), counted=False)
         return made
 
@@ -9439,7 +9515,7 @@ def get_job(call: Call) -> Any:
     if failing and call.get("logs", True):
         more = failure_of(call, failing)
         if call.replay:
-            call.replay.failed = True       # it follows from more than the scheduler's replies: not to be remembered
+            call.replay.failed = True       # it follows from more than the scheduler's replies
     return call.success(key=str(call.key), count=len(active), job=str(call.key), stats=dict(sorted(counts.items())),
                         cron=cron, update=_update_summary(updates[0]) if updates else None,
                         tasks={"active": active, "inactive": ended}, **more)
@@ -9524,9 +9600,9 @@ def get_up_count(call: Call) -> Any:
 
 # --- handlers: logs and files -------------------------------------------------------------------------------
 #
-# Who follows gets events where he says Accept: text/event-stream, else text as it comes (curl -N). All that follow the same
-# share a Feed. What takes its time is read in workers, piece by piece when the network took the last one, and holds no
-# connection to an observer in between.
+# Who follows gets events where he says Accept: text/event-stream, else text as it comes (curl -N). All that
+# follow the same share a Feed. What takes its time is read in workers, piece by piece when the network took
+# the last one, and holds no connection to an observer in between.
 
 _FOLLOWED = 50          # instances that are followed at once
 
@@ -9540,14 +9616,15 @@ def _spot(call: Call) -> Spot:
 @route("GET", "/alpha/job/{key}/instances/{instance}/processes", "watch", "logs", "task runs",
        a200="the task and its processes", a410="the sandbox was collected")
 def get_processes(call: Call) -> Any:
-    """The processes of an instance's task: state, run, times, exit status where it can be known, command line."""
+    """The processes of an instance's task: state, run, times, exit status where it can be known, command
+    line."""
     found = list_processes(call.service.observer, _spot(call), bool(call.get("runs")))
     return call.success(key=str(call.key), count=len(found["processes"]), **found)
 
 
 class Follow(Source):
-    """What one caller follows, one instance or many, as one source for one Stream, which calls `since` one thread at a
-    time. named: each line says which instance it is of."""
+    """What one caller follows, one instance or many, as one source for one Stream, which calls `since`
+    one thread at a time. named: each line says which instance it is of."""
     PIECE = 1 << 18
 
     def __init__(self, grep: Optional[str], events: bool, named: bool) -> None:
@@ -9603,10 +9680,11 @@ def _text(body: bytes, *headers: Tuple[str, str]) -> Response:
                     headers=[("X-Content-Type-Options", "nosniff"), *headers])
 
 
-def _follow(call: Call, wanted: Sequence[Tuple[int, Optional[Output], int, Optional[int], Optional[Position]]],
+def _follow(call: Call,
+            wanted: Sequence[Tuple[int, Optional[Output], int, Optional[int], Optional[Position]]],
             tail: int, named: bool) -> Stream:
-    """A stream of what these instances write: (number, log or None where it is to be found, its size and check, where the
-    caller goes on)."""
+    """A stream of what these instances write: (number, log or None where it is to be found, its size and
+    check, where the caller goes on)."""
     service, key = call.service, call.key
     stream, fixed, auth = call.get("stream", "stdout"), "task" in call.params, call.auth
     scheduler = service.clusters[key.cluster]
@@ -9616,20 +9694,23 @@ def _follow(call: Call, wanted: Sequence[Tuple[int, Optional[Output], int, Optio
     def make(number: int, output: Optional[Output], size: int, check: Optional[int]) -> Feed:
         def find() -> List[Spot]:
             return find_tasks(Session(scheduler, auth), key, [number], service.clock)
-        return Feed(service.runner, Cursor(service.observer, find, key, number, call.args.get("process"), stream, output,
+        return Feed(service.runner,
+                    Cursor(service.observer, find, key, number, call.args.get("process"), stream, output,
                                            size, check, fixed), service.poll_interval)
     try:
         for number, output, size, check, position in wanted:
             process = output.process if output else call.args.get("process")
-            watched = ("log", key, number, process, stream, call.get("task"), call.get("run", -1), call.get("source"), auth)
-            follow.followers.append(service.watch(watched, partial(make, number, output, size, check), partial(
-                Follower, tail=tail, grep=follow.grep, changed=follow.changed, position=position)))
+            watched = ("log", key, number, process, stream, call.get("task"), call.get("run", -1),
+                       call.get("source"), auth)
+            use = partial(Follower, tail=tail, grep=follow.grep, changed=follow.changed, position=position)
+            follow.followers.append(service.watch(watched, partial(make, number, output, size, check), use))
     except AuroraError:
         follow.deserted()
         raise
     if events:
         return Stream(follow, follow.since)
-    return Download(_text(b"", ("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")), follow, follow.since, chunked=call.request.head.version > 0)
+    return Download(_text(b"", ("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")), follow,
+                    follow.since, chunked=call.request.head.version > 0)
 
 
 def _log(call: Call) -> Any:
@@ -9648,7 +9729,8 @@ def _log(call: Call) -> Any:
             position = Position(spot.id, output.run, offset if offset >= 0 else max(0, size + offset))
         return _follow(call, [(spot.instance, output, size, check, position)], tail, False)
     piece = read_piece(observer, output, tail, offset, call.get("length", _CHUNK), call.get("grep"))
-    shown = (("Task", spot.id), ("Run", output.run), ("Offset", piece.offset), ("Next", piece.next), ("Size", piece.size),
+    shown = (("Task", spot.id), ("Run", output.run), ("Offset", piece.offset), ("Next", piece.next),
+             ("Size", piece.size),
              ("Left", max(0, piece.size - piece.next)), ("Source", "agent" if output.agent else "observer"))
     return _text(piece.data, *(("X-Log-" + name, str(value)) for name, value in shown))
 
@@ -9657,14 +9739,17 @@ _LOG_PARAMS = "task stream run tail byte length follow grep source"
 
 
 @route("GET", "/alpha/job/{key}/instances/{instance}/logs/{process}", "watch", "logs", _LOG_PARAMS,
-       a200="the end of the log, or a part of it; X-Log-Next says where to go on", a410="the sandbox was collected")
+       a200="the end of the log, or a part of it; X-Log-Next says where to go on",
+       a410="the sandbox was collected")
 def get_log(call: Call) -> Any:
-    """What a process of an instance's task wrote; with follow=1 as it comes, over rotations, runs and tasks."""
+    """What a process of an instance's task wrote; with follow=1 as it comes, over rotations, runs and
+    tasks."""
     return _log(call)
 
 
 @route("GET", "/alpha/job/{key}/instances/{instance}/logs", "watch", "logs", _LOG_PARAMS,
-       a200="the end of the log, or a part of it; X-Log-Next says where to go on", a410="the sandbox was collected")
+       a200="the end of the log, or a part of it; X-Log-Next says where to go on",
+       a410="the sandbox was collected")
 def get_only_log(call: Call) -> Any:
     """The same where the task has one process; with source=agent what the executor itself wrote."""
     return _log(call)
@@ -9676,15 +9761,18 @@ def get_job_log(call: Call) -> Any:
     """What a process of many instances wrote; with follow=1 as it comes."""
     observer, key, tail = call.service.observer, call.key, call.get("tail", 10)
     spots = find_tasks(call.session, key, call.shards, call.service.clock)
-    numbers = sorted({spot.instance for spot in spots if call.shards or not spot.ended} or {spot.instance for spot in spots})
+    numbers = sorted({spot.instance for spot in spots if call.shards or not spot.ended}
+                     or {spot.instance for spot in spots})
     if not numbers:
         raise NotFound("there is no job %s, or no such instance of it" % (key,))
     if len(numbers) > _FOLLOWED:
-        raise BadRequest("the job has %d instances; shards= says which, at most %d" % (len(numbers), _FOLLOWED))
+        raise BadRequest("the job has %d instances; shards= says which, at most %d" %
+                         (len(numbers), _FOLLOWED))
     if call.get("follow"):
         last = Position.parse(call.request.headers.get("last-event-id", ""))
         of = next((spot.instance for spot in spots if last and spot.id == last.task), None)
-        return _follow(call, [(number, None, 0, None, last if number == of else None) for number in numbers], tail, True)
+        return _follow(call, [(number, None, 0, None, last if number == of else None) for number in numbers],
+                       tail, True)
     hurried = observer.within(30.0)
     parts: List[bytes] = []
     for number in numbers:
@@ -9704,12 +9792,14 @@ def get_files(call: Call) -> Any:
     """List a directory of the sandbox of an instance's task."""
     path, spot = clean_path(call.get("path", "")), _spot(call)
     entries, unreadable = call.service.observer.listing(spot, path, call.get("source") == "agent")
-    return call.success(key=str(call.key), count=len(entries), task=spot.id, host=spot.host, path=path, entries=entries,
+    return call.success(key=str(call.key), count=len(entries), task=spot.id, host=spot.host, path=path,
+                        entries=entries,
                         unreadable_lines=unreadable)
 
 
 def _range(header: str, size: int) -> Optional[Tuple[int, int]]:
-    """(first byte, the one behind the last) of a Range header; None where it asks for none that is understood."""
+    """(first byte, the one behind the last) of a Range header; None where it asks for none that is
+    understood."""
     found = re.fullmatch(r"bytes=\s*(\d{0,18})-(\d{0,18})\s*", header)
     if not found or not any(found.groups()):
         return None
@@ -9726,7 +9816,8 @@ def _range(header: str, size: int) -> Optional[Tuple[int, int]]:
        a416="the range begins behind the end of the file")
 def get_file(call: Call) -> Any:
     """A file of the sandbox, of any size; with Range a part of it."""
-    observer, path, agent = call.service.observer, clean_path(call.get("path", "")), call.get("source") == "agent"
+    observer, path = call.service.observer, clean_path(call.get("path", ""))
+    agent = call.get("source") == "agent"
     if not path:
         raise BadRequest("path= says which file; files?path= lists a directory")
     spot = _spot(call)
@@ -9735,9 +9826,11 @@ def get_file(call: Call) -> Any:
     asked = _range(given, size) if "if-range" not in call.request.headers else None
     first, end = asked or (0, size)
     if asked and first >= end:
-        raise RangeNotSatisfiable("%s has %d bytes" % (path, size), headers=[("Content-Range", "bytes */%d" % size)])
+        raise RangeNotSatisfiable("%s has %d bytes" % (path, size),
+                                  headers=[("Content-Range", "bytes */%d" % size)])
     name = path.rpartition("/")[2]
-    headers = [("Content-Length", str(end - first)), ("Accept-Ranges", "bytes"), ("Cache-Control", "no-store"),
+    headers = [("Content-Length", str(end - first)), ("Accept-Ranges", "bytes"),
+               ("Cache-Control", "no-store"),
                ("X-Content-Type-Options", "nosniff"), ("X-Log-Task", spot.id),
                ("Content-Disposition", "attachment; filename*=UTF-8''" + urllib.parse.quote(name, ""))]
     if asked:
@@ -9751,7 +9844,8 @@ def get_file(call: Call) -> Any:
             if not data:
                 raise ObserverBadAnswer("it shrank")
         except AuroraError as error:
-            call.service.log("warning: id=%s %s was cut at byte %d: %s" % (call.request.id, path[:255], at, error))
+            call.service.log("warning: id=%s %s was cut at byte %d: %s" % (call.request.id, path[:255], at,
+                                                                           error))
             return None, at     # the caller sees it by the length
         return data, at + len(data)
     head = Response(206 if asked else 200, body=b"", content_type="application/octet-stream", headers=headers)
@@ -9770,19 +9864,21 @@ def failing_instances(tasks: Iterable[Any]) -> List[int]:
 
 
 def failure_of(call: Call, instances: Sequence[int], patient: bool = False) -> Dict[str, Any]:
-    """`failure`, as a field of an answer: the end of what the process wrote that failed last; nothing where none did, the
-    caller does not want it (logs=0) or may not see it."""
+    """`failure`, as a field of an answer: the end of what the process wrote that failed last; nothing
+    where none did, the caller does not want it (logs=0) or may not see it."""
     observer = call.service.observer
     if not call.get("logs", True) or not observer.port or not call.user.may("logs", call.args.get("role")):
         return {}
     session = Session(call.service.clusters[call.args["cluster"]], call.auth)
-    found = last_words(observer, find_tasks(session, call.key, instances, call.service.clock), call.key, patient)
+    found = last_words(observer, find_tasks(session, call.key, instances, call.service.clock), call.key,
+                       patient)
     return {"failure": found} if found else {}
 
 
-def with_last_words(call: Call, source: Source, ready: Callable[[], Optional[Response]]) -> Callable[[], Optional[Response]]:
-    """`ready` of a wait, such that the answer to a failure tells the last words of what failed. They are read in a worker
-    while the caller waits on, since `ready` must not block."""
+def with_last_words(call: Call, source: Source,
+                    ready: Callable[[], Optional[Response]]) -> Callable[[], Optional[Response]]:
+    """`ready` of a wait, such that the answer to a failure tells the last words of what failed. They are
+    read in a worker while the caller waits on, since `ready` must not block."""
     once, held = threading.Lock(), []
 
     def fetch(answer: Response) -> None:
@@ -10603,7 +10699,8 @@ _ERRORS = {400: BadRequest, 401: Unauthorized, 403: Forbidden, 404: NotFound, 40
            412: PreconditionFailed, 413: BodyTooLarge, 414: UriTooLong, 415: UnsupportedMedia, 417: ExpectationFailed,
            421: Misdirected, 422: Unprocessable, 431: TooManyHeaders, 500: AuroraError, 501: NotImplementedHere,
            502: SchedulerUnreachable, 503: Overloaded, 504: SchedulerTimeout, 505: HttpVersion}
-_TEXTS = {"get_metrics": "text/plain", "get_page": "text/html", "get_page_script": "text/javascript", "get_log": "text/plain",
+_TEXTS = {"get_metrics": "text/plain", "get_page": "text/html", "get_page_script": "text/javascript",
+          "get_log": "text/plain",
           "get_only_log": "text/plain", "get_job_log": "text/plain", "get_file": "application/octet-stream"}
 _ALWAYS = (400, 401, 403, 405, 408, 413, 414, 417, 421, 431, 500, 501, 503, 505)
 
@@ -12885,14 +12982,15 @@ class DemoApp(App):
 
 # --- the demo's observer ------------------------------------------------------------------------------------
 #
-# What tasks write is worked out when somebody looks, from their command lines and the demo's clock: nothing runs, and the
-# scheduler's side knows nothing of it. The observer's answers are those of the real one, its odd ones too; so are those of
-# the Mesos agent, which listens at the same port.
+# What tasks write is worked out when somebody looks, from their command lines and the demo's clock: nothing
+# runs, and the scheduler's side knows nothing of it. The observer's answers are those of the real one, its
+# odd ones too; so are those of the Mesos agent, which listens at the same port.
 
 
 def command_lines(command: str) -> Iterator[Tuple[float, str, str]]:
-    """What a demo process writes: (second, stream, line). `echo`, `printf` and `print` say what they say, with >&2 to stderr;
-    the body of a loop is said again and again; what fails says so; any other program tells every ten seconds that it runs."""
+    """What a demo process writes: (second, stream, line). `echo`, `printf` and `print` say what they say,
+    with >&2 to stderr; the body of a loop is said again and again; what fails says so; any other program
+    tells every ten seconds that it runs."""
     now = 0.0
     head, loop, rest = command.partition(" do ")
     statements = [re.split(r";|&&|\|\||\n", head), re.split(r";|&&|\|\||\n", rest.partition("done")[0])]
@@ -12907,10 +13005,12 @@ def command_lines(command: str) -> Iterator[Tuple[float, str, str]]:
             elif "print(" in statement:
                 yield now, stream, said.partition("print(")[2].partition(")")[0].strip("\"'")
             elif words[0] == "false" or words[0] == "exit" and words[1:] not in ([], ["0"]):
-                yield now, "stderr", "fatal: %s: the command failed, status %s" % (said, (words + ["1"])[1])
+                status = (words + ["1"])[1]
+                yield now, "stderr", "fatal: %s: the command failed, status %s" % (said, status)
             elif words[0] not in _QUICK_COMMANDS | {"sleep", "exit", "while", "for"}:
                 for number in itertools.count():
-                    yield now + 10.0 * number, "stdout", "%s: %s" % (words[0], "running, %d" % number if number else "started")
+                    told = "running, %d" % number if number else "started"
+                    yield now + 10.0 * number, "stdout", "%s: %s" % (words[0], told)
             now += (command_fate(statement)[0] or 0.0) if words[0] == "sleep" else 0.0
         now += 1.0 if loop and now == before and part is statements[1] else 0.0
 
@@ -12937,7 +13037,8 @@ class DemoSandbox:
         return None if self.task.active else self.task.events[-1][0] / 1000.0
 
     def runs(self, now: float) -> Dict[str, List[Dict[str, Any]]]:
-        """All runs of each process so far, as the observer tells them; what they wrote until then is written."""
+        """All runs of each process so far, as the observer tells them; what they wrote until then is
+        written."""
         found: Dict[str, List[Dict[str, Any]]] = {}
         start, until = self.begin, now if self.end is None else min(now, self.end)
         for process in self.processes:
@@ -12947,7 +13048,8 @@ class DemoSandbox:
                 began = start + number * max(seconds or 0.0, 5.0)
                 if began > until:
                     break
-                run: Dict[str, Any] = {"process_name": process["name"], "process_run": number, "start_time": began}
+                run: Dict[str, Any] = {"process_name": process["name"], "process_run": number,
+                                       "start_time": began}
                 over = seconds is not None and began + seconds <= until
                 if over and failed:
                     run["state"] = "FAILED"             # and neither when nor how, as in the real one
@@ -12957,7 +13059,8 @@ class DemoSandbox:
                     run.update(state="KILLED", stop_time=self.end, return_code=-15)
                 else:
                     run.update(state="RUNNING", used=self.sample(True))
-                self._write(process, number, (began + seconds if over and seconds is not None else until) - began)
+                self._write(process, number,
+                            (began + seconds if over and seconds is not None else until) - began)
                 found.setdefault(process["name"], []).append(run)
             if self.config.get("constraints"):
                 start = math.inf if seconds is None else start + seconds
@@ -12967,7 +13070,8 @@ class DemoSandbox:
     def sample(running: bool) -> Dict[str, Any]:
         """What the observer measures; nothing of a task that ended."""
         zero = dict.fromkeys(("cpu", "ram", "rss", "vms", "disk", "user", "system", "threads"), 0)
-        busy = dict(zero, cpu=0.25, ram=1 << 24, rss=1 << 24, vms=1 << 26, disk=1 << 20, user=1.5, system=0.5, threads=1)
+        busy = dict(zero, cpu=0.25, ram=1 << 24, rss=1 << 24, vms=1 << 26, disk=1 << 20, user=1.5, system=0.5,
+                    threads=1)
         return dict(busy, nice=0, status="sleeping") if running else dict(zero, nice=None, status="None")
 
     def _write(self, process: Dict[str, Any], run: int, seconds: float) -> None:
@@ -13016,9 +13120,10 @@ class DemoFile:
 class DemoObserver(App):
     """The Thermos observer and Mesos agent of all the demo's hosts, on a port of its own.
 
-    Switches: slow, seconds that each answer takes; garbage, what it answers instead; `stop` and `start`, to be down; delay and
-    purge, seconds until a task is seen and after which an ended one is collected; rotate, (bytes of a log, how many older
-    ones are kept). files: what lies in every sandbox, None for a link that leads out of it. requests: what was asked.
+    Switches: slow, seconds that each answer takes; garbage, what it answers instead; `stop` and `start`,
+    to be down; delay and purge, seconds until a task is seen and after which an ended one is collected;
+    rotate, (bytes of a log, how many older ones are kept). files: what lies in every sandbox, None for a
+    link that leads out of it. requests: what was asked.
     """
 
     def __init__(self, demo: Demo) -> None:
@@ -13076,17 +13181,19 @@ class DemoObserver(App):
             "utf-8", "surrogateescape"), content_type="text/html; charset=UTF-8")
 
     def _sandbox(self, task_id: str, agent: bool = False) -> Optional[DemoSandbox]:
-        """That of a task that is known, with all it wrote until now. The agent knows those of other executors, too."""
+        """That of a task that is known, with all it wrote until now. The agent knows those of other
+        executors, too."""
         task, now = self.demo._tasks.get(task_id), self.demo.clock.now()
         executor = task.config.executorConfig if task else None
-        if task is None or task.host is None or not agent and (executor is None or executor.name != EXECUTOR_NAME):
+        if task is None or task.host is None or not agent and (executor is None
+                                                               or executor.name != EXECUTOR_NAME):
             return None
         if len(self._sandboxes) > 1000:
             self._sandboxes.clear()
         made = self._sandboxes.get(task_id)
         if made is None or made.begin == math.inf:
             made = self._sandboxes[task_id] = DemoSandbox(task, self.rotate)
-        seen = now // self.delay * self.delay if self.delay else now        # it looks for new ones every so often
+        seen = now // self.delay * self.delay if self.delay else now        # when it last looked for new ones
         if made.begin > seen or made.end is not None and now > made.end + self.purge:
             return None
         made.runs(now)
@@ -13112,7 +13219,8 @@ class DemoObserver(App):
                 return {name: len(each) for name, each in groups.items()}
             which, offset, number = (rest + ["all", "0", "20"][len(rest):])[:3]
             shown = groups[which][::-1][int(offset):][:int(number)]
-            return {"type": which, "offset": int(offset), "num": int(number), "task_count": len(groups[which]),
+            return {"type": which, "offset": int(offset), "num": int(number),
+                    "task_count": len(groups[which]),
                     "tasks": [dict(self._task(each), task_id=each) for each in shown]}
         ids = rest[:1] or [each for each in query.get("task_id", "").split(",") if each]
         if kind == "task":
@@ -13128,13 +13236,16 @@ class DemoObserver(App):
         if sandbox is None:
             raise KeyError(task_id)
         task, runs = sandbox.task, self._runs(task_id)
-        groups: Dict[str, List[str]] = {each: [] for each in ("waiting", "running", "success", "failed", "killed")}
+        groups: Dict[str,
+                     List[str]] = {each: [] for each in ("waiting", "running", "success", "failed", "killed")}
         for name, each in runs.items():
             groups[each[-1]["state"].lower()].append(name)
-        state = "ACTIVE" if task.active else {"FINISHED": "SUCCESS"}.get(_S.name_of(task.status), _S.name_of(task.status))
-        return {"task_id": task_id, "name": task.key[2], "user": task.key[0], "state": state,
+        ended = _S.name_of(task.status).replace("FINISHED", "SUCCESS")
+        return {"task_id": task_id, "name": task.key[2], "user": task.key[0],
+                "state": "ACTIVE" if task.active else ended,
                 "launch_timestamp": int(sandbox.begin), "state_timestamp": int(sandbox.end or sandbox.begin),
-                "ports": dict(task.ports), "resource_consumption": sandbox.sample(task.active), "processes": groups,
+                "ports": dict(task.ports), "resource_consumption": sandbox.sample(task.active),
+                "processes": groups,
                 "task": sandbox.config}
 
     @staticmethod
@@ -13208,8 +13319,10 @@ class DemoObserver(App):
             mode = "drwxr-xr-x" if size is None else "-rw-r--r--"
             link = "<a href='/%s/%s'>%s</a>" % ("browse" if size is None else "file", href, name)
             more = "" if size is None else " <a href='/download/%s'><font size=1>dl</font></a>" % href
-            lines.append("%s %3d %10s %10s %10d %s %s%s" % (mode, 1, self.demo._tasks[task_id].key[0], 1000, 4096 if size is None else size,
-                                                            "Nov 25 13:53", link, more))
+            lines.append("%s %3d %10s %10s %10d %s %s%s" % (
+                mode, 1, self.demo._tasks[task_id].key[0], 1000, 4096 if size is None else size,
+                "Nov 25 13:53",
+                link, more))
         return "<strong> path </strong> %s <pre>\n\n%s\n    </pre>" % (path or ".", "\n".join(lines))
 
     def _page_download(self, parts: List[str], query: Dict[str, str], request: Request) -> Any:
@@ -13229,8 +13342,10 @@ class DemoObserver(App):
         asked = _range(request.headers.get("range", "").partition(",")[0], len(data))
         if asked and asked[0] >= asked[1]:
             return self._html(416)
-        headers += [("Content-Range", "bytes %d-%d/%d" % (asked[0], asked[1] - 1, len(data)))] if asked else []
-        return Response(206 if asked else 200, body=bytes(data[slice(*asked)] if asked else data[:]), headers=headers,
+        headers += [("Content-Range",
+                     "bytes %d-%d/%d" % (asked[0], asked[1] - 1, len(data)))] if asked else []
+        return Response(206 if asked else 200, body=bytes(data[slice(*asked)] if asked else data[:]),
+                        headers=headers,
                         content_type="application/octet-stream")
 
     # the Mesos agent
@@ -13238,7 +13353,8 @@ class DemoObserver(App):
     def _page_state(self, parts: List[str], query: Dict[str, str], request: Request) -> Any:
         if self.agent_authorization not in (None, request.headers.get("authorization")):
             return self._html(401)
-        executors = [{"id": "thermos-" + each, "directory": "/mesos/" + each} for each in list(self.demo._tasks)]
+        executors = [{"id": "thermos-" + each, "directory": "/mesos/" + each}
+                     for each in list(self.demo._tasks)]
         return {"frameworks": [{"id": "demo", "executors": executors}], "completed_frameworks": []}
 
     def _page_files(self, parts: List[str], query: Dict[str, str], request: Request) -> Any:
@@ -13249,18 +13365,24 @@ class DemoObserver(App):
         rest, sandbox = rest.rstrip("/"), self._sandbox(task_id, True)
         if sandbox is None:
             return self._html(404)
-        files = dict({"sandbox/" + name: data for name, data in dict(self.files, **sandbox.files).items()}, **sandbox.console)
+        files = dict({"sandbox/" + name: data for name, data in dict(self.files, **sandbox.files).items()},
+                     **sandbox.console)
         if parts == ["read"]:
             if rest not in files:
                 return self._html(404)
-            offset, length = int(query.get("offset", -1)), min(65536, int(query.get("length", -1)) % (1 << 62))
+            offset, length = int(query.get("offset", -1)), min(65536,
+                                                               int(query.get("length", -1)) % (1 << 62))
             if offset == -1:
                 return {"data": "", "offset": len(files[rest])}
-            text = json.dumps(bytes(files[rest][offset:offset + length]).decode("utf-8", "surrogateescape"), ensure_ascii=False)
-            return Response(200, body=('{"data":%s,"offset":%d}' % (text, offset)).encode("utf-8", "surrogateescape"))
-        inside = [name[len(rest) + 1 if rest else 0:].split("/") for name in files if name.startswith(rest + "/" if rest else "")]
-        return [{"path": "%s/%s" % (path.rstrip("/"), name), "mode": "drwxr-xr-x" if [name] not in inside else "-rw-r--r--",
-                 "nlink": 1, "uid": "www-data", "gid": "www-data", "size": 0, "mtime": 1795000000}
+            part = bytes(files[rest][offset:offset + length]).decode("utf-8", "surrogateescape")
+            text = json.dumps(part, ensure_ascii=False)
+            return Response(200, body=('{"data":%s,"offset":%d}' % (text, offset)).encode("utf-8",
+                                                                                          "surrogateescape"))
+        below = rest + "/" if rest else ""
+        inside = [name[len(below):].split("/") for name in files if name.startswith(below)]
+        return [{"path": "%s/%s" % (path.rstrip("/"), name),
+                 "mode": "drwxr-xr-x" if [name] not in inside else "-rw-r--r--", "nlink": 1,
+                 "uid": "www-data", "gid": "www-data", "size": 0, "mtime": 1795000000}
                 for name in sorted({each[0] for each in inside})] or self._html(404)
 
 
@@ -13569,15 +13691,20 @@ OPTIONS = [
             "where there is one cluster; default: ~/.netrc, by host, where clusters.json says BASIC", [], str,
             "[NAME=]FILE", True),
     _Option("scheduler-ca", "clusters", "certificates to trust for https schedulers", None, str, "FILE"),
-    _Option("observer-port", "logs", "port of the Thermos observers, which have logs and files of tasks; 0 for none", 1338, int,
+    _Option("observer-port", "logs",
+            "port of the Thermos observers, which have logs and files of tasks; 0 for none", 1338, int,
             "PORT"),
-    _Option("observer-network", "logs", "a network that hosts of tasks have to be in; repeatable; any if absent", [], str,
+    _Option("observer-network", "logs",
+            "a network that hosts of tasks have to be in; repeatable; any if absent", [], str,
             "CIDR", True),
-    _Option("observer-ca", "logs", "observers are reached by https; certificates to trust for it", None, str, "FILE"),
-    _Option("agent-port", "logs", "port of the Mesos agents, for console logs and tasks of other executors; often 5051", 0,
+    _Option("observer-ca", "logs", "observers are reached by https; certificates to trust for it", None, str,
+            "FILE"),
+    _Option("agent-port", "logs",
+            "port of the Mesos agents, for console logs and tasks of other executors; often 5051", 0,
             int, "PORT"),
     _Option("agent-auth", "logs", "file with USER:PASSWORD for them", None, str, "FILE"),
-    _Option("agent-framework", "logs", "the id of Aurora's framework, where the state of agents may not be read", None, str,
+    _Option("agent-framework", "logs",
+            "the id of Aurora's framework, where the state of agents may not be read", None, str,
             "ID"),
     _Option("demo", "demo", "run a simulated scheduler as cluster NAME (devcluster)", None, "demo", "NAME"),
     _Option("demo-port", "demo", "port of the simulated scheduler; 0 for any", 0, int, "PORT"),
@@ -13751,7 +13878,8 @@ def make_observer(options: argparse.Namespace) -> Observer:
         raise UsageError("--agent-framework=%s is no id" % options.agent_framework)
     try:
         return Observer(options.observer_port, networks=options.observer_network, ca_file=options.observer_ca,
-                        agent_port=options.agent_port, agent_authorization=auth, framework=options.agent_framework)
+                        agent_port=options.agent_port, agent_authorization=auth,
+                        framework=options.agent_framework)
     except ValueError as error:
         raise UsageError("--observer-network: %s" % error) from None
     except OSError as error:
