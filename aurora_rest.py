@@ -6776,8 +6776,7 @@ _NO_JSON = "what the %s of %s answered is not the JSON it should be"
 _ENDED_RUNS = frozenset(["SUCCESS", "KILLED", "FAILED", "LOST"])
 _YOUNG_MS = 30000           # how long after a task's last change its observer may not have seen it
 _OVERLAP = 64               # bytes read again before those that are new, to see that the file is the same
-_CHUNK = 1 << 18            # bytes of a log at once
-_PIECE = 1 << 20            # bytes of a file at once
+_CHUNK = 1 << 18            # bytes at once
 
 
 class Spot(NamedTuple):
@@ -7427,14 +7426,14 @@ class Cursor:
         return []
 
     def _news(self, until: Optional[int] = None) -> List[Entry]:
-        try:
-            entries = self._read(until)
-        except (NotFound, SandboxGone, TaskTooYoung, LogElsewhere):
-            entries = []                    # nothing was written yet, or never will be
+        entries: List[Entry] = []
+        if self._quiet % self.QUIET == 1 and until is None:
+            entries = self._move_on()
+        else:
+            with contextlib.suppress(NotFound, SandboxGone, TaskTooYoung, LogElsewhere):
+                entries = self._read(until)         # else nothing was written yet, or never will be
         self._quiet = 0 if entries else self._quiet + 1
-        if entries or self._quiet % self.QUIET != 1 or until is not None:
-            return entries
-        return self._move_on()
+        return entries
 
     def _read(self, until: Optional[int]) -> List[Entry]:
         output = self.output
@@ -7510,7 +7509,7 @@ class Cursor:
                 gone = True
         latest = _run_number(known.get(output.process))
         ended = latest > output.run or known.get(output.process, {}).get("state") in _ENDED_RUNS
-        if not (ended or gone or self._quiet % (10 * self.QUIET) == 1):
+        if not (ended or gone or self._quiet % (10 * self.QUIET) == 9 * self.QUIET + 1):
             return []
         if latest > output.run and output.final:
             return self._go_to(_run_output(output, output.run + 1, latest > output.run + 1), "run")
@@ -7762,7 +7761,7 @@ def open_file(scheduler: Any, key: Union[str, Key], instance: int, path: str, *,
     spot, path = _found(scheduler, key, instance, task)[1], clean_path(path)
     at = 0
     while True:
-        data, _, size = observer.read(spot, path, at, _PIECE)
+        data, _, size = observer.read(spot, path, at, _CHUNK)
         at += len(data)
         if data:
             yield data
@@ -9840,7 +9839,7 @@ def get_file(call: Call) -> Any:
         if at >= end:
             return None, at
         try:
-            data = observer.read(spot, path, at, min(_PIECE, end - at), agent)[0]
+            data = observer.read(spot, path, at, min(_CHUNK, end - at), agent)[0]
             if not data:
                 raise ObserverBadAnswer("it shrank")
         except AuroraError as error:
