@@ -13121,8 +13121,8 @@ class DemoObserver(App):
 
     Switches: slow, seconds that each answer takes; garbage, what it answers instead; `stop` and `start`,
     to be down; delay and purge, seconds until a task is seen and after which an ended one is collected;
-    rotate, (bytes of a log, how many older ones are kept). files: what lies in every sandbox, None for a
-    link that leads out of it. requests: what was asked.
+    rotate, (bytes of a log, how many older ones are kept). files: what lies in every sandbox; None is a link
+    that leads out of it, False what may not be read. requests: what was asked.
     """
 
     def __init__(self, demo: Demo) -> None:
@@ -13328,9 +13328,9 @@ class DemoObserver(App):
         path, tree = os.path.normpath("/".join(parts[1:])), self._tree(parts[0])
         if tree is None:
             return self._html(404)
-        if path.startswith("..") or path in tree and tree[path] is None:
+        if path.startswith("../sandbox") or tree.get(path) is False:
             return self._html(403)
-        if path not in tree:
+        if tree.get(path) is None:
             return self._html(404)
         if not path.isascii():
             raise ValueError(path)

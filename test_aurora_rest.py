@@ -2732,7 +2732,8 @@ class LogsTest(Serving):
                  seconds=12)
         task = self.task("quirks")
         one, name = task.id, "/%s/p/0/stdout" % task.id
-        self.watcher.files = dict(self.files, **{"cut": b"abc\xc3\xbc", "a b<i>.txt": b"x", "empty": b""})
+        self.watcher.files = dict(self.files, **{"cut": b"abc\xc3\xbc", "a b<i>.txt": b"x", "empty": b"",
+                                                 "secret": False})
         failed = self.observed("/j/process/%s/q/0" % one).json
         self.assertEqual((failed["state"], "return_code" in failed, "stop_time" in failed),
                          ("FAILED", False, False))
@@ -2769,7 +2770,8 @@ class LogsTest(Serving):
                  r".txt'>a b<i>.txt</a> <a href='/download/" % one),
                  ("/browse/%s/data" % one, 200, "'>..</a>"),
                 ("/download/%s/data" % one, 404, "<html>"), ("/download/none/x", 404, "<html>"),
-                ("/download/%s/../x" % one, 403, "<html>"), ("/download/%s/outside" % one, 403, "<html>"),
+                ("/download/%s/../x" % one, 404, "<html>"), ("/download/%s/outside" % one, 404, "<html>"),
+                ("/download/%s/../sandbox2/x" % one, 403, "<html>"), ("/download/%s/secret" % one, 403, "<html>"),
                 ("/download/%s/data/gr%%C3%%BCn.txt" % one, 500, "<html>"),
                 ("/download/%s/cut" % one, 200, "abcü")):
             answer = self.observed(path)
@@ -3039,7 +3041,8 @@ class LogsTest(Serving):
     def test_a_file_of_any_size_is_streamed_in_ranges(self):
         path = self.job("content", ("p", "serve")) + "/instances/0/files/content?path="
         data = bytes(range(256)) * 10000
-        self.watcher.files = {"a b": data, "empty": b"", "x/ü.bin": b"u", "outside": None}
+        self.watcher.files = {"a b": data, "empty": b"", "x/ü.bin": b"u", "outside": None,
+                              "secret": False}
         answer = self.ask("GET", path + "a%20b")
         self.assertEqual((answer.status, answer.body == data, answer.headers["content-length"]),
                          (200, True, str(len(data))))
@@ -3064,7 +3067,8 @@ class LogsTest(Serving):
         self.assertEqual(self.ask("GET", path + "empty").body, b"")
         self.bad(404, "GET", path + "none")
         self.bad(404, "GET", path + "x")
-        self.bad(403, "GET", path + "outside", code="FILE_NOT_READABLE")
+        self.bad(404, "GET", path + "outside")
+        self.bad(403, "GET", path + "secret", code="FILE_NOT_READABLE")
         self.bad(502, "GET", path + "x/%C3%BC.bin", code="NAME_NOT_ASCII", says="--agent-port")
 
     def test_a_slow_caller_slows_the_source_and_a_file_that_shrinks_is_cut(self):
