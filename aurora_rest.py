@@ -7427,11 +7427,9 @@ class Cursor:
 
     def _news(self, until: Optional[int] = None) -> List[Entry]:
         entries: List[Entry] = []
-        if self._quiet % self.QUIET == 1 and until is None:
-            entries = self._move_on()
-        else:
-            with contextlib.suppress(NotFound, SandboxGone, TaskTooYoung, LogElsewhere):
-                entries = self._read(until)         # else nothing was written yet, or never will be
+        with contextlib.suppress(NotFound, SandboxGone, TaskTooYoung, LogElsewhere):
+            # What these mean here: nothing was written yet, or nothing more will be.
+            entries = self._move_on() if self._quiet % self.QUIET == 1 and until is None else self._read(until)
         self._quiet = 0 if entries else self._quiet + 1
         return entries
 
@@ -7511,11 +7509,13 @@ class Cursor:
         ended = latest > output.run or known.get(output.process, {}).get("state") in _ENDED_RUNS
         if not (ended or gone or self._quiet % (10 * self.QUIET) == 9 * self.QUIET + 1):
             return []
-        if latest > output.run and output.final:
-            return self._go_to(_run_output(output, output.run + 1, latest > output.run + 1), "run")
         if ended and not output.final:
-            self.output = output._replace(final=True)
-            return self._read(None)         # an unfinished line
+            self.output = output = output._replace(final=True)
+            entries = self._read(None)      # an unfinished line
+            if entries:
+                return entries
+        if latest > output.run:
+            return self._go_to(_run_output(output, output.run + 1, latest > output.run + 1), "run")
         return self._other_task(gone)
 
     def _other_task(self, gone: bool) -> List[Entry]:

@@ -2771,7 +2771,8 @@ class LogsTest(Serving):
                  ("/browse/%s/data" % one, 200, "'>..</a>"),
                 ("/download/%s/data" % one, 404, "<html>"), ("/download/none/x", 404, "<html>"),
                 ("/download/%s/../x" % one, 404, "<html>"), ("/download/%s/outside" % one, 404, "<html>"),
-                ("/download/%s/../sandbox2/x" % one, 403, "<html>"), ("/download/%s/secret" % one, 403, "<html>"),
+                ("/download/%s/../sandbox2/x" % one, 403, "<html>"),
+                ("/download/%s/secret" % one, 403, "<html>"),
                 ("/download/%s/data/gr%%C3%%BCn.txt" % one, 500, "<html>"),
                 ("/download/%s/cut" % one, 200, "abcü")):
             answer = self.observed(path)
