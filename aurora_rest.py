@@ -7429,7 +7429,8 @@ class Cursor:
         entries: List[Entry] = []
         with contextlib.suppress(NotFound, SandboxGone, TaskTooYoung, LogElsewhere):
             # What these mean here: nothing was written yet, or nothing more will be.
-            entries = self._move_on() if self._quiet % self.QUIET == 1 and until is None else self._read(until)
+            entries = self._move_on() if self._quiet % self.QUIET == 1 and until is None else self._read(
+                until)
         self._quiet = 0 if entries else self._quiet + 1
         return entries
 
@@ -7611,13 +7612,14 @@ class Follower:
     worker, and while it runs `take` gives nothing."""
 
     def __init__(self, feed: Feed, tail: int, grep: Optional[bytes], changed: Callable[[], None],
-                 position: Optional[Position] = None) -> None:
+                 position: Optional[Position] = None, once: bool = False) -> None:
         self.feed = feed
         self.tail = tail
         self.grep = grep
         self.position = position            # where he is
         self.number = feed.number           # the entries of the feed that he knows, while he is `live`
         self.live = False
+        self.once = once                    # the last lines are all he wants
         self.ended = False
         self._changed = changed
         self._cursor: Optional[Cursor] = None
@@ -7633,13 +7635,15 @@ class Follower:
         if self._busy or self.ended:
             return []
         entries, self._pending = self._pending, []
-        if entries:
+        self.ended = self.once and self.live
+        if entries or self.ended:
             return entries
         if self.live or self.feed.at[0] is None:
             found = self.feed.after(self.number)
             if found:
                 self.number += len(found)
                 self.position = found[-1].after or self.position
+                self.ended = self.once
                 return found
             if found is None:
                 self.live, self._cursor = False, None
@@ -9687,7 +9691,8 @@ def _follow(call: Call,
     service, key = call.service, call.key
     stream, fixed, auth = call.get("stream", "stdout"), "task" in call.params, call.auth
     scheduler = service.clusters[key.cluster]
-    events = "text/event-stream" in call.request.headers.get("accept", "")
+    once = not call.get("follow")
+    events = not once and "text/event-stream" in call.request.headers.get("accept", "")
     follow = Follow(call.get("grep"), events, named)
 
     def make(number: int, output: Optional[Output], size: int, check: Optional[int]) -> Feed:
@@ -9701,7 +9706,8 @@ def _follow(call: Call,
             process = output.process if output else call.args.get("process")
             watched = ("log", key, number, process, stream, call.get("task"), call.get("run", -1),
                        call.get("source"), auth)
-            use = partial(Follower, tail=tail, grep=follow.grep, changed=follow.changed, position=position)
+            use = partial(Follower, tail=tail, grep=follow.grep, changed=follow.changed, position=position,
+                          once=once)
             follow.followers.append(service.watch(watched, partial(make, number, output, size, check), use))
     except AuroraError:
         follow.deserted()
@@ -9758,7 +9764,7 @@ def get_only_log(call: Call) -> Any:
        a200="the ends of the logs, each line with its instance")
 def get_job_log(call: Call) -> Any:
     """What a process of many instances wrote; with follow=1 as it comes."""
-    observer, key, tail = call.service.observer, call.key, call.get("tail", 10)
+    key, tail = call.key, call.get("tail", 10)
     spots = find_tasks(call.session, key, call.shards, call.service.clock)
     numbers = sorted({spot.instance for spot in spots if call.shards or not spot.ended}
                      or {spot.instance for spot in spots})
@@ -9767,22 +9773,10 @@ def get_job_log(call: Call) -> Any:
     if len(numbers) > _FOLLOWED:
         raise BadRequest("the job has %d instances; shards= says which, at most %d" %
                          (len(numbers), _FOLLOWED))
-    if call.get("follow"):
-        last = Position.parse(call.request.headers.get("last-event-id", ""))
-        of = next((spot.instance for spot in spots if last and spot.id == last.task), None)
-        return _follow(call, [(number, None, 0, None, last if number == of else None) for number in numbers],
-                       tail, True)
-    hurried = observer.within(30.0)
-    parts: List[bytes] = []
-    for number in numbers:
-        try:
-            spot = choose_task([each for each in spots if each.instance == number], key, number)
-            output = find_output(hurried, spot, call.args["process"], call.get("stream", "stdout"))
-            piece = read_piece(hurried, open_output(hurried, output)[0], tail, grep=call.get("grep"))
-            parts.append(_named_lines(piece.data, number))
-        except AuroraError as error:
-            parts.append(("%d: --- %s: %s\n" % (number, error.code, "; ".join(error.messages))).encode())
-    return _text(b"".join(parts))
+    last = Position.parse(call.request.headers.get("last-event-id", ""))
+    of = next((spot.instance for spot in spots if last and spot.id == last.task), None)
+    return _follow(call, [(number, None, 0, None, last if number == of else None) for number in numbers],
+                   tail, True)
 
 
 @route("GET", "/alpha/job/{key}/instances/{instance}/files", "watch", "logs", "task path source",
@@ -13167,7 +13161,7 @@ class DemoObserver(App):
         try:
             with self.demo._lock:
                 self.demo._catch_up()
-                found = answer(rest, dict(request.query), request) if answer else self._html(404)
+                found = answer(rest, request) if answer else self._html(404)
         except Exception:       # as one is in the real observer
             return self._html(500)
         if isinstance(found, Response):
@@ -13208,7 +13202,7 @@ class DemoObserver(App):
 
     # JSON
 
-    def _page_j(self, parts: List[str], query: Dict[str, str], request: Request) -> Any:
+    def _page_j(self, parts: List[str], request: Request) -> Any:
         kind, rest = parts[0], parts[1:]
         if kind in ("task_ids", "task_id_count"):
             known = [each for each in list(self.demo._tasks) if self._sandbox(each)]
@@ -13221,7 +13215,7 @@ class DemoObserver(App):
             return {"type": which, "offset": int(offset), "num": int(number),
                     "task_count": len(groups[which]),
                     "tasks": [dict(self._task(each), task_id=each) for each in shown]}
-        ids = rest[:1] or [each for each in query.get("task_id", "").split(",") if each]
+        ids = rest[:1] or [each for each in dict(request.query).get("task_id", "").split(",") if each]
         if kind == "task":
             return {each: self._task(each) for each in ids}
         if kind == "processes":
@@ -13248,7 +13242,8 @@ class DemoObserver(App):
                 "task": sandbox.config}
 
     @staticmethod
-    def _chunk(data: Any, query: Dict[str, str]) -> Dict[str, Any]:
+    def _chunk(data: Any, request: Request) -> Dict[str, Any]:
+        query = dict(request.query)
         try:
             offset, length = int(query.get("offset", -1)), int(query.get("length", -1))
         except ValueError:
@@ -13262,43 +13257,43 @@ class DemoObserver(App):
         text = part.decode("utf-8", "replace").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
         return dict({"offset": offset, "length": len(part)}, **({"data": text} if part else {}))
 
-    def _page_logdata(self, parts: List[str], query: Dict[str, str], request: Request) -> Any:
+    def _page_logdata(self, parts: List[str], request: Request) -> Any:
         task_id, name, run, kind = parts
         runs = self._runs(task_id)
         number = int(run)
         if runs and name not in runs:
             raise KeyError(name)
         number = len(runs[name]) - 1 if runs and number == -1 else number
-        return self._chunk((self._tree(task_id) or {}).get(".logs/%s/%d/%s" % (name, number, kind)), query)
+        return self._chunk((self._tree(task_id) or {}).get(".logs/%s/%d/%s" % (name, number, kind)), request)
 
-    def _page_filedata(self, parts: List[str], query: Dict[str, str], request: Request) -> Any:
+    def _page_filedata(self, parts: List[str], request: Request) -> Any:
         path = "/".join(parts[1:])
         if not path.isascii():
             raise ValueError(path)
-        return self._chunk((self._tree(parts[0]) or {}).get(path), query)
+        return self._chunk((self._tree(parts[0]) or {}).get(path), request)
 
     # pages and bytes
 
-    def _page_health(self, parts: List[str], query: Dict[str, str], request: Request) -> Any:
+    def _page_health(self, parts: List[str], request: Request) -> Any:
         return Response(200, body=b"OK", content_type="text/plain")
 
-    def _page_vars_json(self, parts: List[str], query: Dict[str, str], request: Request) -> Any:
+    def _page_vars_json(self, parts: List[str], request: Request) -> Any:
         return {"observer.tasks": len(self._sandboxes)}
 
-    def _page_main(self, parts: List[str], query: Dict[str, str], request: Request) -> Any:
+    def _page_main(self, parts: List[str], request: Request) -> Any:
         return " ".join(each for each in list(self.demo._tasks) if self._sandbox(each))
 
     _page_ = _page_main
 
-    def _page_task(self, parts: List[str], query: Dict[str, str], request: Request) -> Any:
+    def _page_task(self, parts: List[str], request: Request) -> Any:
         return "task " + parts[0] if self._sandbox(parts[0]) else self._html(404)
 
     _page_process = _page_rawtask = _page_logs = _page_task
 
-    def _page_file(self, parts: List[str], query: Dict[str, str], request: Request) -> Any:
+    def _page_file(self, parts: List[str], request: Request) -> Any:
         return "file"
 
-    def _page_browse(self, parts: List[str], query: Dict[str, str], request: Request) -> Any:
+    def _page_browse(self, parts: List[str], request: Request) -> Any:
         task_id, path = parts[0], "/".join(parts[1:])
         tree = self._tree(task_id)
         if tree is None:
@@ -13324,7 +13319,7 @@ class DemoObserver(App):
                 link, more))
         return "<strong> path </strong> %s <pre>\n\n%s\n    </pre>" % (path or ".", "\n".join(lines))
 
-    def _page_download(self, parts: List[str], query: Dict[str, str], request: Request) -> Any:
+    def _page_download(self, parts: List[str], request: Request) -> Any:
         path, tree = os.path.normpath("/".join(parts[1:])), self._tree(parts[0])
         if tree is None:
             return self._html(404)
@@ -13349,16 +13344,17 @@ class DemoObserver(App):
 
     # the Mesos agent
 
-    def _page_state(self, parts: List[str], query: Dict[str, str], request: Request) -> Any:
+    def _page_state(self, parts: List[str], request: Request) -> Any:
         if self.agent_authorization not in (None, request.headers.get("authorization")):
             return self._html(401)
         executors = [{"id": "thermos-" + each, "directory": "/mesos/" + each}
                      for each in list(self.demo._tasks)]
         return {"frameworks": [{"id": "demo", "executors": executors}], "completed_frameworks": []}
 
-    def _page_files(self, parts: List[str], query: Dict[str, str], request: Request) -> Any:
+    def _page_files(self, parts: List[str], request: Request) -> Any:
         if self.agent_authorization not in (None, request.headers.get("authorization")):
             return self._html(401)
+        query = dict(request.query)
         path = re.sub(r"^/frameworks/demo/executors/thermos-([^/]+)/runs/latest", r"/mesos/\1", query["path"])
         _, _, task_id, rest = (path + "/").split("/", 3)
         rest, sandbox = rest.rstrip("/"), self._sandbox(task_id, True)

@@ -2966,7 +2966,7 @@ class LogsTest(Serving):
         self.bad(404, "GET", path + "/logs/p?shards=9")
         with mock.patch.object(aurora_rest, "_FOLLOWED", 4):
             self.bad(400, "GET", path + "/logs/p?follow=1", says="at most 4")
-        self.assertIn("NOT_FOUND", self.ask("GET", path + "/logs/none").body.decode())
+        self.assertIn("has begun no process none", self.ask("GET", path + "/logs/none").body.decode())
 
     def test_two_hundred_followers_cost_one_poll(self):
         path = self.job("popular2",
