@@ -7353,6 +7353,12 @@ def read_piece(observer: Observer, output: Output, tail: int = 100, offset: Opti
     return piece
 
 
+def _log_entry(output: Output, offset: int, data: bytes, after: Position) -> Entry:
+    plain = {"instance": output.spot.instance, "task": output.spot.id, "run": output.run, "offset": offset,
+             "length": len(data), "text": data.decode("utf-8", "replace")}
+    return Entry("log", plain, after, data)
+
+
 class Cursor:
     """Where somebody is in what a process of an instance writes, and how he goes on. For one thread at a
     time.
@@ -7480,12 +7486,10 @@ class Cursor:
             end = len(new) if last and len(new) < _CHUNK else whole_characters(new) or len(new)
         self._seen = size
         if end:
-            plain = {"instance": self.instance, "task": output.spot.id, "run": output.run,
-                     "offset": self.offset,
-                     "length": end, "text": new[:end].decode("utf-8", "replace")}
+            began = self.offset
             self.check = zlib.crc32(data[:overlap + end][-_OVERLAP:])
             self.offset += end
-            return [Entry("log", plain, self.position, new[:end])]
+            return [_log_entry(output, began, new[:end], self.position)]
         return []
 
     def _event(self, name: str, **fields: Any) -> Entry:
@@ -7563,7 +7567,7 @@ class Feed(Poll):
     """One cursor for all that follow the same: one request a second, however many they are. The latest
     entries are kept, ROOM bytes of them. Its turns run one after another in workers; _lock guards what is
     kept, and `at`: where that ends."""
-    ROOM = 1 << 20
+    ROOM = 1 << 18
 
     def __init__(self, runner: Any, cursor: Cursor, interval: float) -> None:
         super().__init__(runner, cursor.step, interval, linger=5.0)
@@ -7676,10 +7680,7 @@ class Follower:
         if self.position is None:
             piece = read_tail(self.feed.cursor.observer, output, self.tail, self.grep, place.offset)
             self.number, self.live, self.position = number, True, place
-            plain = {"instance": output.spot.instance, "task": output.spot.id, "run": output.run,
-                     "offset": piece.offset,
-                     "length": len(piece.data), "text": piece.data.decode("utf-8", "replace")}
-            return [Entry("log", plain, place, piece.data)] if piece.data else []
+            return [_log_entry(output, piece.offset, piece.data, place)] if piece.data else []
         cursor = self._cursor = self._cursor or self._own(output, self.position)
         entries: List[Entry] = []
         if not self._met(cursor, place):
@@ -7737,8 +7738,7 @@ def follow_log(scheduler: Any, key: Union[str, Key], instance: int, process: Opt
                     stream, output,
                     size, check)
     piece = read_tail(observer, output, tail, None, size)
-    yield Entry("log", {"task": spot.id, "run": output.run, "offset": piece.offset}, cursor.position,
-                piece.data)
+    yield _log_entry(output, piece.offset, piece.data, cursor.position)
     while not cursor.over:
         try:
             entries = cursor.step()
@@ -9863,8 +9863,11 @@ def failure_of(call: Call, instances: Sequence[int], patient: bool = False) -> D
     if not call.get("logs", True) or not observer.port or not call.user.may("logs", call.args.get("role")):
         return {}
     session = Session(call.service.clusters[call.args["cluster"]], call.auth)
-    found = last_words(observer, find_tasks(session, call.key, instances, call.service.clock), call.key,
-                       patient)
+    try:
+        spots = find_tasks(session, call.key, instances, call.service.clock)
+        found = last_words(observer, spots, call.key, patient)
+    except AuroraError as error:
+        found = {"errors": error.messages}
     return {"failure": found} if found else {}
 
 
@@ -9878,8 +9881,6 @@ def with_last_words(call: Call, source: Source,
         plain = dict(answer.plain)
         try:
             plain.update(failure_of(call, plain.get("instances") or (), True))
-        except AuroraError as error:
-            plain["failure"] = {"errors": error.messages}
         finally:
             held.append(Response(answer.status, plain, headers=answer.headers, code=answer.code))
             source.changed()
