@@ -13870,6 +13870,8 @@ def _basic(text: str, whose: str) -> str:
 def make_observer(options: argparse.Namespace) -> Observer:
     """Where logs and files are read, as the options say. Raises UsageError."""
     auth = _basic(_read_file("agent-auth", options.agent_auth), "the agents'") if options.agent_auth else None
+    if max(options.observer_port, options.agent_port) > 65535:
+        raise UsageError("--observer-port and --agent-port: 0 to 65535")
     if options.agent_framework and not IDENTIFIER.fullmatch(options.agent_framework):
         raise UsageError("--agent-framework=%s is no id" % options.agent_framework)
     try:

@@ -3324,7 +3324,8 @@ class LogsTest(Serving):
             self.assertEqual(made().port, 1338)
             for bad in (("--observer-network", "10.0.0.1/8"), ("--agent-auth", folder + "/none"),
                         ("--observer-ca", folder + "/none"),
-                        ("--agent-framework", "a/b")):
+                        ("--agent-framework", "a/b"), ("--observer-port", "65536"),
+                        ("--agent-port", "65536")):
                 with self.assertRaises(aurora_rest.UsageError):
                     made(*bad)
 
