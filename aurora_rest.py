@@ -55,6 +55,7 @@ import threading
 import time
 import urllib.parse
 import uuid
+import zlib
 from functools import lru_cache, partial
 from queue import Empty as QueueEmpty
 from queue import SimpleQueue
@@ -521,7 +522,6 @@ def parse_json(data: bytes) -> Any:
 
 def gunzip(data: bytes, limit: int) -> bytes:
     """What a gzip body holds, in all its members (RFC 1952 2.2). Raises BadRequest, BodyTooLarge."""
-    import zlib
     parts: List[bytes] = []
     size = 0
     while data or not parts:
@@ -761,15 +761,29 @@ class Later:
 
 
 class Stream:
-    """A text/event-stream of what changes in a source. since: from a mark, the bytes that are new and the mark after them,
-    nothing if nothing is; it is asked only when the network took all there was, so a slow caller holds one piece."""
+    """A text/event-stream of what changes in a source. since: from a mark, the bytes that are new and the
+    mark after them, nothing if nothing is, None at the end of all; it is asked only when the network took all
+    there was, so a slow caller holds one piece.
 
-    def __init__(self, source: Source, since: Callable[[Any], Tuple[bytes, Any]], mark: Any = None) -> None:
+    `look` is called by whoever has news: the source's thread, or a worker when the network took all. One
+    thread at a time asks and sends; one that comes meanwhile does not wait for it, it has it look once
+    more. So `gone` and `expire` return at once, although what `since` asks may take its time."""
+    head = Response(200, body=b"", content_type="text/event-stream",
+                    headers=[("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")], close=True)
+    opening = b": welcome\nretry: 2000\n\n"
+    beat = b": heartbeat\n\n"        # what keeps it alive while there is no news
+    stopping = b'event: end\ndata: {"reason": "the server is stopping"}\n\n'
+    ending = b""
+
+    def __init__(self, source: Source, since: Callable[[Any], Tuple[Optional[bytes], Any]],
+                 mark: Any = None) -> None:
         self.source = source
         self.since = since
-        self.mark = mark
+        self.mark = mark                    # touched by who holds _turn
         self._sink: Any = None
-        self._lock = threading.Lock()       # guards mark: pieces go out one after another
+        self._lock = threading.Lock()       # guards _sink: nothing is sent behind the end
+        self._turn = threading.Lock()       # held by who asks and sends
+        self._again = False
         self._late = False
         self._once = threading.Lock()       # taken by what ends the stream
         self.listening = source.listen(self.look)
@@ -778,24 +792,45 @@ class Stream:
         """sink: `full`, whether the network still has to take something; `push`, to send bytes; `finish`, to end."""
         with self._lock:
             self._sink = sink
-            sink.push(b": welcome\nretry: 2000\n\n")
+            if self.opening:
+                sink.push(self.opening)
         self.look()
         if self._late:
             self.expire()
 
     def look(self) -> None:
         """Send what is new. Called after changes, and when the sink is no longer full."""
-        with self._lock:
-            while self._sink is not None and not self._sink.full:
-                data, self.mark = self.since(self.mark)
-                if not data:
-                    return
-                self._sink.push(data)
+        self._again = True      # first: who holds the turn looks at it after it has let go
+        while self._again and self._turn.acquire(blocking=False):
+            try:
+                self._again = False
+                over = self._send()
+            finally:
+                self._turn.release()
+            if over:
+                self._end(self.ending)
+
+    def _send(self) -> bool:
+        """Send until the sink is full or there is nothing more; True at the end of all."""
+        while True:
+            sink = self._sink
+            if sink is None or sink.full:
+                return False
+            data, self.mark = self.since(self.mark)
+            if not data:
+                return data is None
+            with self._lock:
+                if self._sink is not None:
+                    sink.push(self.framed(data))
+
+    def framed(self, data: bytes) -> bytes:
+        """The bytes as they go out."""
+        return data
 
     def expire(self) -> None:
         self._late = True
         if self._sink is not None:
-            self._end(b'event: end\ndata: {"reason": "the server is stopping"}\n\n')
+            self._end(self.stopping)
 
     def gone(self) -> None:
         self._end(b"")
@@ -805,9 +840,31 @@ class Stream:
             self.source.forget(self.look)
             with self._lock:
                 sink, self._sink = self._sink, None
-            if sink is not None and last:
-                sink.push(last)
+            if sink is not None:
+                if last:
+                    sink.push(last)
                 sink.finish()
+
+
+class Download(Stream):
+    """A body of any length, never held in memory: `since` gives its pieces, None at the end. head: the
+    answer's status and fields. With a Content-Length among them a body that ends early is seen to be cut;
+    without one it is sent in chunks (chunked; not to HTTP/1.0), and what the caller does not see is the
+    last chunk."""
+    opening = beat = stopping = b""
+
+    def __init__(self, head: Response, source: Source, since: Callable[[Any], Tuple[Optional[bytes], Any]],
+                 mark: Any = None, chunked: bool = False) -> None:
+        super().__init__(source, since, mark)
+        head.close = True
+        self.head = head
+        self.chunked = chunked
+        if chunked:
+            head.headers.append(("Transfer-Encoding", "chunked"))
+            self.ending = b"0\r\n\r\n"
+
+    def framed(self, data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data
 
 
 class Poll(Source):
@@ -1606,10 +1663,8 @@ class Connection(Channel):
             return
         self.waiting = answer
         if isinstance(answer, Stream):
-            head = Response(200, body=b"", content_type="text/event-stream",
-                            headers=[("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")], close=True)
-            data = self.server.encode(request, head, stream=True)
-            self.server.app.finished(request, self.peer, head, 0)
+            data = self.server.encode(request, answer.head, stream=True)
+            self.server.app.finished(request, self.peer, answer.head, 0)
             self.push(data)
             if request.method == "HEAD":
                 answer.gone()
@@ -1997,8 +2052,9 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self._sweeps += 1
         for connection in list(self.connections):
             connection.look(now)
-            if self._sweeps % self.BEAT == 0 and isinstance(connection.waiting, Stream) and not connection.full:
-                connection.push(b": heartbeat\n\n")
+            waiting = connection.waiting if self._sweeps % self.BEAT == 0 and not connection.full else None
+            if isinstance(waiting, Stream) and waiting.beat:
+                connection.push(waiting.beat)
 
     def figures(self) -> Dict[str, float]:
         """What the metrics tell of this server."""
@@ -2994,12 +3050,12 @@ class _Wire:
     MAX_HEAD = 65536
     PIECE = 1 << 18         # bytes asked of the network at once
 
-    def __init__(self, location: _Location, seconds: float, context: Any) -> None:
+    def __init__(self, location: _Location, seconds: float, context: Any, name: str = "") -> None:
         try:
             self.socket = socket.create_connection((location.host, location.port), timeout=max(0.001, seconds))
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if context is not None:
-                self.socket = context.wrap_socket(self.socket, server_hostname=location.host)
+                self.socket = context.wrap_socket(self.socket, server_hostname=name or location.host)
             self.socket.setblocking(False)
             self._buffer: Optional[memoryview] = None
             self._poll = select.poll()
@@ -7696,6 +7752,9 @@ def projection(name: str) -> Projection:
             assigned, assignedPorts=True, task=summary))}},
         "task changes": {"scheduleStatusResult": {"tasks": {
             "assignedTask": dict(assigned, task={"job": _STRING_KEY}), "status": True, "taskEvents": True}}},
+        "log tasks": {"scheduleStatusResult": {"tasks": {
+            "assignedTask": dict(assigned, task={"executorConfig": {"name": True}}),
+            "status": True, "taskEvents": {"timestamp": True}}}},
         "sla tasks": {"scheduleStatusResult": {"tasks": {
             "assignedTask": {"slaveHost": True, "task": {"job": _STRING_KEY, "production": True}},
             "status": True, "taskEvents": {"timestamp": True, "status": True}}}},
@@ -8818,6 +8877,1065 @@ def watch(scheduler: Scheduler, key: Union[str, Key], seconds: float = 1.0) -> I
         time.sleep(seconds)
 
 
+# --- logs and files: the observer and the agent -------------------------------------------------------------
+#
+# What a task wrote lies in its sandbox on its host. There a Thermos observer reads it to whoever asks, over
+# plain HTTP and without asking who he is: so who may ask is decided here, and what is asked is made here. The
+# host is that of a task that was just read from the cluster's scheduler; the path is taken apart and put
+# together again; nothing of the caller's goes along. Bytes come from /download alone, in ranges: /logdata
+# follows a link that a task put in place of its log to any file of the host. An observer has ten threads, and
+# an idle connection holds one for ten seconds: each request has a connection of its own, two a host at a
+# time, and none is held while a caller is slow.
+#
+# The Mesos agent of the host is the second source, for what the observer does not have: what executors
+# themselves wrote, processes that log to the console, tasks of other executors.
+
+
+ObserverUnreachable = failure("OBSERVER_UNREACHABLE", 502, "No connection to the observer or agent of a host.")
+ObserverBadAnswer = failure("OBSERVER_BAD_ANSWER", 502, "What the observer or agent of a host answered is no answer.")
+ObserverTimeout = failure("OBSERVER_TIMEOUT", 504, "The observer or agent of a host did not answer in time.")
+SandboxGone = failure("SANDBOX_GONE", 410, "The sandbox of an ended task was collected.")
+TaskTooYoung = failure("TASK_TOO_YOUNG", 404, "The observer does not know the task yet.")
+LogElsewhere = failure("LOG_ELSEWHERE", 404, "The observer does not have what the task wrote.")
+RangeNotSatisfiable = failure("RANGE_NOT_SATISFIABLE", 416, "The range begins behind the end of the file.")
+
+
+_NO_JSON = "what the %s of %s answered is not the JSON it should be"
+_ENDED_RUNS = frozenset(["SUCCESS", "KILLED", "FAILED", "LOST"])
+_YOUNG_MS = 30000           # how long after a task's last change its observer may not have seen it
+_OVERLAP = 64               # bytes read again before those that are new, to see that the file is the same
+_CHUNK = 1 << 18            # bytes at once
+
+
+class Spot(NamedTuple):
+    """A task as what it wrote is looked for: host is "" while it has none; since: its last change, in
+    milliseconds."""
+    cluster: str
+    instance: int
+    id: str
+    host: str
+    state: str
+    ended: bool
+    since: int
+    young: bool
+    thermos: bool
+
+
+class Output(NamedTuple):
+    """One log: of a run of a process of a task, or, without a process, of its executor. path: in the
+    sandbox, or with `agent` in the executor's folder; final: nothing will be added."""
+    spot: Spot
+    process: str
+    run: int
+    stream: str
+    path: str
+    agent: bool = False
+    final: bool = False
+
+
+class LogPiece(NamedTuple):
+    """A part of a log: its bytes, which begin at `offset`; where to go on; how large the log is."""
+    output: Output
+    offset: int
+    next: int
+    size: int
+    data: bytes
+
+
+class Position(NamedTuple):
+    """A place in what an instance wrote. check: of the bytes before it, None where they are not known."""
+    task: str
+    run: int
+    offset: int
+    check: Optional[int] = None
+
+    def __str__(self) -> str:
+        return "%s:%d:%d:%s" % (self.task, self.run, self.offset,
+                                "-" if self.check is None else "%x" % self.check)
+
+    @classmethod
+    def parse(cls, text: str) -> Optional[Position]:
+        """The same from its text; None where it is none."""
+        found = re.fullmatch(r"([\w\-.]{1,255}):(\d{1,9}):(\d{1,18}):([0-9a-f]{1,8}|-)", text, re.ASCII)
+        if not found:
+            return None
+        task, run, offset, check = found.groups()
+        return cls(task, int(run), int(offset), None if check == "-" else int(check, 16))
+
+
+class Entry(NamedTuple):
+    """Something to tell a follower: of a `log` its data, else an event of that name; where he is after it."""
+    name: str
+    plain: Json
+    after: Optional[Position] = None
+    data: bytes = b""
+
+
+def find_tasks(scheduler: Any, key: Key, instances: Sequence[int] = (),
+               clock: Callable[[], float] = time.time) -> List[Spot]:
+    """The tasks of a job that its scheduler knows, by instance, the oldest first."""
+    found = []
+    for task in query_tasks(scheduler, key, instances, None, "log tasks"):
+        assigned = task["assignedTask"]
+        since = max((event["timestamp"] for event in task.get("taskEvents", ())), default=0)
+        executor = assigned.get("task", {}).get("executorConfig", {}).get("name")
+        found.append(Spot(key.cluster, assigned["instanceId"], assigned["taskId"],
+                          assigned.get("slaveHost") or "",
+                          api.ScheduleStatus.name_of(task["status"]), not is_active(task), since,
+                          clock() * 1000 - since < _YOUNG_MS, executor == EXECUTOR_NAME))
+    return found
+
+
+def choose_task(spots: Sequence[Spot], key: Key, instance: int, task: Optional[str] = None) -> Spot:
+    """The task of that id, or the latest that has a host. Raises NotFound."""
+    placed = [spot for spot in spots if spot.host and task in (None, spot.id)]
+    if placed:
+        return placed[-1]
+    if task is not None:
+        raise NotFound("instance %d of job %s has no task %s on a host; the scheduler knows of it: %s" % (
+            instance, key, task[:255], ", ".join(spot.id for spot in spots if spot.host) or "none"))
+    raise NotFound("instance %d of job %s has no task on a host%s" % (
+        instance, key, "; /pending says what it waits for" if spots else ""))
+
+
+def clean_path(text: str) -> str:
+    """A path in a sandbox, taken apart and put together again. Raises BadRequest for one that could lead
+    out of it."""
+    if len(text) > 4096 or text.startswith("/") or re.search(r"[\x00\\]", text) or ".." in text.split("/"):
+        raise BadRequest("path=%s: expected a path in the sandbox such as a/b, without .. and \\" % text[:80])
+    return "/".join(part for part in text.split("/") if part not in ("", "."))
+
+
+def _figure(value: Any) -> Any:
+    """What another server says is a number; None where it is none."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) else None
+
+
+def _milliseconds(seconds: Any) -> Optional[int]:
+    return None if _figure(seconds) is None else int(seconds * 1000)
+
+
+def _run_number(run: Any) -> int:
+    number = run.get("process_run") if isinstance(run, dict) else None
+    return number if isinstance(number, int) and 0 <= number < 1 << 30 else 0
+
+
+class Observer:
+    """Where logs and files are read: the Thermos observers and Mesos agents of all hosts.
+
+    port: of observers, 0 for none; networks: only hosts in these; ca_file: observers are behind TLS, and
+    these certificates are trusted; agent_port, agent_authorization, framework: of Mesos agents, 0 for
+    none, with the Authorization they want, and the id of Aurora's framework where /state may not be read;
+    places: cluster → address and port where its hosts are reached instead, for a simulated one. For any
+    thread; all that changes is `slots`, which guards itself, and _roots, whose items are put and taken
+    whole.
+    """
+    LISTING = 4 << 20       # bytes of a listing or a JSON answer
+    STATE = 32 << 20        # of an agent's state
+
+    def __init__(self, port: int = 1338, *, networks: Sequence[str] = (), ca_file: Optional[str] = None,
+                 agent_port: int = 0, agent_authorization: Optional[str] = None,
+                 framework: Optional[str] = None,
+                 connect_timeout: float = 2.0, timeout: float = 10.0, per_host: int = 2,
+                 total: int = 32) -> None:
+        import ipaddress
+        self.port = port
+        self.networks = [ipaddress.ip_network(each) for each in networks]
+        self.context: Any = None
+        if ca_file:
+            import ssl
+            self.context = ssl.create_default_context(cafile=ca_file)
+        self.agent_port = agent_port
+        self.agent_authorization = agent_authorization
+        self.framework = framework
+        self.connect_timeout = connect_timeout
+        self.timeout = timeout
+        self.deadline = math.inf
+        self.slots = Semaphore(total, 4 * total, "request to observer", share=per_host)
+        self.places: Dict[str, Tuple[str, int]] = {}
+        self._roots: Dict[str, str] = {}        # task id: its executor's folder, as the agent names it
+
+    def within(self, seconds: float) -> Observer:
+        """The same, with so much time for all that is asked of it."""
+        hurried = copy.copy(self)
+        hurried.deadline = time.monotonic() + seconds
+        return hurried
+
+    # one request
+
+    def _address(self, cluster: str, host: str, port: int) -> Tuple[str, int]:
+        """Where to connect to. With networks it is the very address that was looked at."""
+        if cluster in self.places:
+            return self.places[cluster]
+        if not re.fullmatch(r"[A-Za-z0-9_.\-]{1,255}|[0-9A-Fa-f:.]{2,45}", host):
+            raise ObserverBadAnswer("the scheduler names a host that is none: %r" % host[:80])
+        if not self.networks:
+            return host, port
+        import ipaddress
+        try:
+            known = [str(each[4][0]).partition("%")[0]
+                     for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        except (OSError, UnicodeError) as error:
+            raise ObserverUnreachable("the host %s has no address: %s" % (host, _reason(error))) from None
+        for address in known:
+            if any(ipaddress.ip_address(address) in network for network in self.networks):
+                return address, port
+        raise Forbidden("the host %s is in none of the networks that --observer-network names" % host,
+                        code="HOST_NOT_ALLOWED")
+
+    def ask(self, spot: Spot, target: str, agent: bool = False, span: str = "",
+            limit: int = LISTING) -> Tuple[int, Dict[bytes, bytes], bytes]:
+        """(status, headers, body) of a GET. span: the Range to ask for."""
+        port = self.agent_port if agent else self.port
+        what, option = ("agent", "--agent-port") if agent else ("observer", "--observer-port")
+        if not port:
+            raise LogElsewhere("it takes the %s of the host; %s names its port" % (what, option))
+        where = "%s:%d" % ("[%s]" % spot.host if ":" in spot.host else spot.host, port)
+        deadline = min(self.deadline, time.monotonic() + self.timeout)
+        lines = ["GET %s HTTP/1.1" % target, "Host: " + where, "Connection: close", "User-Agent: aurora_rest"]
+        lines += ["Range: bytes=" + span] if span else []
+        if agent and self.agent_authorization:
+            lines.append("Authorization: " + self.agent_authorization)
+        context = None if agent else self.context
+        self.slots.enter(max(0.0, deadline - time.monotonic()), where)
+        try:
+            location = _Location(context is not None, *self._address(spot.cluster, spot.host, port), "")
+            wire = _Wire(location, min(self.connect_timeout, deadline - time.monotonic()), context, spot.host)
+            try:
+                return wire.exchange("\r\n".join(lines + ["", ""]).encode("ascii"), deadline, limit)[:3]
+            finally:
+                wire.close()
+        except _Broken as error:
+            kind = ObserverTimeout if error.late else ObserverBadAnswer if error.sent else ObserverUnreachable
+            raise kind("the %s at %s: %s; whether it runs there can be seen with curl http://%s/%s" % (
+                what, where, error, where, "health")) from None
+        finally:
+            self.slots.leave(where)
+
+    def _json(self, spot: Spot, target: str, kind: Any = dict, agent: bool = False,
+              limit: int = LISTING) -> Any:
+        status, _, body = self.ask(spot, target, agent, limit=limit)
+        what = "agent" if agent else "observer"
+        if agent and status in (401, 403):
+            spared = ", --agent-framework ID spares asking for its state" if "/state" in target else ""
+            raise ObserverBadAnswer("the agent of %s refuses to answer; --agent-auth FILE gives credentials%s"
+                                    % (spot.host, spared))
+        if agent and status == 404:
+            raise NotFound("the agent of %s has no such file" % spot.host)
+        if status != 200:
+            raise ObserverBadAnswer("the %s of %s answered %d" % (what, spot.host, status))
+        try:
+            # The agent's strings are bytes of any kind: those that are no UTF-8 come through as lone
+            # surrogates.
+            found = json.loads(body.decode("utf-8", "surrogateescape"), strict=False)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, kind):
+            raise ObserverBadAnswer(_NO_JSON % (what, spot.host))
+        return found
+
+    # tasks and processes
+
+    def unknown(self, spot: Spot) -> AuroraError:
+        """The failure where the observer does not know the task."""
+        if not spot.thermos:
+            return LogElsewhere("task %s is of another executor than %s, and no observer has its output; "
+                                "with --agent-port the Mesos agent gives it: source=agent" % (
+                                    spot.id, EXECUTOR_NAME))
+        if spot.young:
+            return TaskTooYoung("the observer of %s does not know task %s yet; it looks every 5 s" % (
+                spot.host, spot.id), retry_after=5)
+        if spot.ended:
+            return SandboxGone("the sandbox of task %s on %s was collected" % (spot.id, spot.host))
+        return LogElsewhere("the observer of %s does not know task %s; its --mesos-root may be another" % (
+            spot.host, spot.id))
+
+    def processes(self, spot: Spot) -> Json:
+        """The latest run of each process that was begun. This question alone never gets 500 for a task
+        that is unknown."""
+        runs = self._json(spot, "/j/processes?task_id=" + urllib.parse.quote(spot.id, "")).get(spot.id)
+        if not runs:
+            raise self.unknown(spot)
+        if not isinstance(runs, dict):
+            raise ObserverBadAnswer(_NO_JSON % ("observer", spot.host))
+        return {name: run if isinstance(run, dict) else {} for name, run in runs.items()}
+
+    def task(self, spot: Spot) -> Json:
+        """The task with its configuration."""
+        status, _, _ = answer = self.ask(spot, "/j/task/" + urllib.parse.quote(spot.id, ""))
+        if status == 500:
+            self.processes(spot)        # raises where the task is unknown, which is what 500 means most often
+        with contextlib.suppress(ValueError):
+            found = json.loads(answer[2].decode("utf-8", "replace")).get(spot.id) if status == 200 else None
+            if isinstance(found, dict):
+                return found
+        raise ObserverBadAnswer(_NO_JSON % ("observer", spot.host))
+
+    # files
+
+    def read(self, spot: Spot, path: str, start: int, length: int,
+             agent: bool = False) -> Tuple[bytes, int, int]:
+        """(bytes, where they begin, size of the file). start: -1 for the last ones. A bounded range of a
+        file that grows is exact; where a file shrinks meanwhile the answer is cut, and it is asked again."""
+        read = self._from_agent if agent else self._from_observer
+        for left in (2, 1, 0):
+            try:
+                return read(spot, path, start, length)
+            except ObserverBadAnswer:
+                if not left:
+                    raise
+        raise AssertionError
+
+    def _from_observer(self, spot: Spot, path: str, start: int, length: int) -> Tuple[bytes, int, int]:
+        span = "%d-%d" % (start, start + length - 1) if start >= 0 else "-%d" % length
+        status, headers, body = self.ask(spot, "/download/%s/%s" % (
+            urllib.parse.quote(spot.id, ""), urllib.parse.quote(path)), span=span, limit=length + 65536)
+        if status == 206:
+            said = re.fullmatch(rb"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})",
+                                headers.get(b"content-range", b""))
+            first, last, size = map(int, said.groups()) if said else (-1, 0, 0)
+            if len(body) == last - first + 1 and first >= 0 and start in (-1, first):
+                return body, first, size
+        elif status == 200 and b"content-disposition" in headers:       # ranges are not known there
+            first = max(0, len(body) - length) if start < 0 else start
+            return body[first:first + length], first, len(body)
+        elif status == 416:     # which does not say the size
+            return b"", max(0, start), self._from_observer(spot, path, 0, 1)[2] if start > 0 else 0
+        elif status == 404:
+            self.processes(spot)        # raises where the whole task is unknown
+            raise NotFound("there is no file %s in the sandbox of task %s" % (path, spot.id))
+        elif status == 403:
+            raise Forbidden("%s leads out of the sandbox, or may not be read" % path,
+                            code="FILE_NOT_READABLE")
+        elif status == 500 and not path.isascii():
+            if self.agent_port:
+                return self._from_agent(spot, "sandbox/" + path, start, length)
+            raise ObserverBadAnswer("the observer of %s cannot give files whose names are not ASCII; the "
+                                    "Mesos agent can: --agent-port" % spot.host, code="NAME_NOT_ASCII")
+        raise ObserverBadAnswer("the observer of %s answered %d, or not with the range asked for" % (
+            spot.host, status))
+
+    def _from_agent(self, spot: Spot, path: str, start: int, length: int) -> Tuple[bytes, int, int]:
+        def ask(offset: int, most: int) -> Any:
+            return self._json(spot, "/files/read?path=%s&offset=%d&length=%d" % (
+                urllib.parse.quote(self.root(spot) + "/" + path), offset, most), agent=True)
+        size = int(_figure(ask(-1, -1).get("offset")) or 0)
+        first = max(0, size - length) if start < 0 else start
+        parts: List[bytes] = []
+        at, end = first, min(size, first + length)
+        while at < end:
+            text = str(ask(at, min(65536, end - at)).get("data", ""))
+            parts.append(text.encode("utf-8", "surrogateescape")[:end - at])
+            at += len(parts[-1])
+            if not parts[-1]:
+                raise ObserverBadAnswer("the file on %s shrank while it was read" % spot.host)
+        return b"".join(parts), first, size
+
+    def root(self, spot: Spot) -> str:
+        """The folder of the task's executor, as the agent names it."""
+        if spot.id not in self._roots:
+            found = next(self._executors(spot), None)
+            if found is None:
+                kind = TaskTooYoung if spot.young else SandboxGone
+                raise kind("the agent of %s does not know task %s%s" % (
+                    spot.host, spot.id, " yet" if spot.young else " any more"))
+            if len(self._roots) > 10000:
+                self._roots.clear()
+            self._roots[spot.id] = found
+        return self._roots[spot.id]
+
+    def _executors(self, spot: Spot) -> Iterator[str]:
+        if self.framework:
+            for name in ("thermos-" + spot.id, spot.id):
+                root = "/frameworks/%s/executors/%s/runs/latest" % (self.framework, name)
+                with contextlib.suppress(NotFound):
+                    self._json(spot, "/files/browse?path=" + urllib.parse.quote(root), list, True)
+                    yield root
+            return
+        state = self._json(spot, "/state", dict, True, self.STATE)
+        try:
+            for framework in state.get("frameworks", []) + state.get("completed_frameworks", []):
+                for executor in framework.get("executors", []) + framework.get("completed_executors", []):
+                    if executor["id"].endswith(spot.id):
+                        yield str(executor["directory"])
+        except (AttributeError, KeyError, TypeError):
+            raise ObserverBadAnswer(_NO_JSON % ("agent", spot.host)) from None
+
+    def listing(self, spot: Spot, path: str, agent: bool = False) -> Tuple[List[Json], int]:
+        """(what a directory holds, how many lines of it could not be read)."""
+        if agent:
+            return self._agent_listing(spot, path), 0
+        parts = [urllib.parse.quote(each) for each in (spot.id, path) if each]
+        status, _, body = self.ask(spot, "/browse/" + "/".join(parts))
+        if status == 404:
+            self.processes(spot)
+            raise NotFound("there is no directory %s in the sandbox of task %s" % (path, spot.id))
+        if status == 500 and path:
+            self._from_observer(spot, path, 0, 1)
+            raise BadRequest("%s is a file; files/content?path= gives it" % path)
+        before, pre, rest = body.decode("utf-8", "replace").partition("<pre>")
+        if status != 200 or not pre:
+            raise ObserverBadAnswer("what the observer of %s answered is no listing" % spot.host)
+        lines = [line for line in rest.rpartition("</pre>")[0].split("\n") if line.strip()]
+        found = [_listed_file(line, spot.id, path) for line in lines]
+        entries = [each for each in found if each is not None and each["name"] != ".."]
+        return entries, sum(each is None for each in found)
+
+    def _agent_listing(self, spot: Spot, path: str) -> List[Json]:
+        folder = "%s/%s" % (self.root(spot), path) if path else self.root(spot)
+        found = []
+        for each in self._json(spot, "/files/browse?path=" + urllib.parse.quote(folder), list, True):
+            with contextlib.suppress(AttributeError, TypeError):
+                mode = str(each.get("mode"))
+                found.append({"name": each.get("path").rpartition("/")[2],
+                              "type": "directory" if mode[:1] == "d" else "file", "mode": mode,
+                              "size": _figure(each.get("size")), "owner": each.get("uid"),
+                              "group": each.get("gid"), "modified": _milliseconds(each.get("mtime"))})
+        return found
+
+
+_LISTED = re.compile(
+    r"([ds-][rwx-]{9}) +\d+ +(\S+) +(\S+) +(\d+) (\w{3} [ \d]\d [ \d:]{5}) <a href='/(browse|file)/")
+
+
+def _listed_file(line: str, task: str, path: str) -> Optional[Json]:
+    """An entry from its line of a listing; None where the line cannot be read. Names stand there as they
+    are, with quotes and tags in them: the line has to be, to the letter, the one that a name makes which
+    is as long as its rest leaves room for."""
+    found = _LISTED.match(line)
+    if not found:
+        return None
+    mode, owner, group, size, modified, kind = found.groups()
+    for folder in ("%s/%s/" % (task, path or "."), task + "/"):
+        before, after = "%s%%s'>%%s</a>" % folder.replace("%", "%%"), ""
+        if kind == "file":
+            after = " <a href='/download/%s%%s'><font size=1>dl</font></a>" % folder.replace("%", "%%")
+        form, names = before + after, 3 if after else 2
+        length, extra = divmod(len(line) - found.end() - len(form % (("",) * names)), names)
+        name = line[found.end() + len(folder):][:max(0, length)]
+        if name and not extra and line[found.end():] == form % ((name,) * names) and "/" not in name:
+            return {"name": name, "type": {"d": "directory", "s": "socket"}.get(mode[0], "file"),
+                    "mode": mode,
+                    "size": int(size), "owner": owner, "group": group, "modified_text": modified}
+    return None
+
+
+def _run_of(name: str, run: Any) -> Json:
+    """A run of a process as callers see it. What exit status a failed one had the observer does not tell."""
+    status = _figure(run.get("return_code"))
+    return {"name": name, "state": str(run.get("state") or "WAITING"),
+            "run": _run_number(run) if run else None,
+            "started": _milliseconds(run.get("start_time")), "stopped": _milliseconds(run.get("stop_time")),
+            "return_code": 0 if status is None and run.get("state") == "SUCCESS" else status,
+            "used": run.get("used")}
+
+
+def _configured(task: Json) -> List[Json]:
+    """The processes of a task as it is configured."""
+    config: Any = task.get("task")
+    found = config.get("processes") if isinstance(config, dict) else None
+    found = found if isinstance(found, list) else []
+    return [each for each in found if isinstance(each, dict) and "name" in each]
+
+
+def list_processes(observer: Observer, spot: Spot, runs: bool = False) -> Json:
+    """The task and its processes, in the order of its configuration. runs: with all runs of each, at a
+    request a run."""
+    task, latest = observer.task(spot), observer.processes(spot)
+    configured = {each["name"]: each for each in _configured(task)}
+    processes = []
+    for name in dict.fromkeys(list(configured) + sorted(latest)):
+        told, run = configured.get(name, {}), latest.get(name, {})
+        made = dict(_run_of(name, run), cmdline=told.get("cmdline"), logger=told.get("logger"))
+        if runs and run:
+            base = "/j/process/%s/%s/" % (urllib.parse.quote(spot.id, ""), urllib.parse.quote(name, ""))
+            earlier = [observer._json(spot, base + str(number))
+                       for number in range(min(100, _run_number(run)))]
+            made["runs"] = [_run_of(name, each) for each in earlier + [run]]
+        processes.append(made)
+    return {"task": {"id": spot.id, "instance": spot.instance, "host": spot.host, "state": spot.state,
+                     "observed_state": task.get("state"), "user": task.get("user"),
+                     "ports": task.get("ports") or {},
+                     "launched": _milliseconds(task.get("launch_timestamp")),
+                     "used": task.get("resource_consumption")},
+            "processes": processes}
+
+
+def find_output(observer: Observer, spot: Spot, process: Optional[str] = None, stream: str = "stdout",
+                run: int = -1,
+                agent: bool = False) -> Output:
+    """The log of a process; without a name, of the only one. run: -1 for the latest. agent: from the
+    Mesos agent, and without a name what the executor itself wrote."""
+    if (agent or not spot.thermos and observer.agent_port) and process is None:
+        return Output(spot, "", 0, stream, stream, True)
+    known: Json = {}
+    if agent:
+        found = [str(each["name"])
+                 for each in observer.listing(spot, "sandbox/.logs/" + str(process), True)[0]]
+        latest = max((int(each) for each in found if each.isdigit()), default=-1)
+    else:
+        known = observer.processes(spot)
+        if process is None and len(known) != 1:
+            raise BadRequest("the task has the processes %s; say which: logs/NAME" % ", ".join(sorted(known)))
+        process = next(iter(known)) if process is None else process
+        if process not in known:
+            raise NotFound("task %s has begun no process %s; it has begun %s" %
+                           (spot.id, process, ", ".join(sorted(known))))
+        latest = _run_number(known[process])
+    number = latest + 1 + run if run < 0 else run
+    if not 0 <= number <= latest:
+        raise NotFound("the process %s has the runs 0 to %d" % (process, latest))
+    state = known.get(str(process), {}).get("state")
+    return _run_output(Output(spot, str(process), 0, stream, "", agent), number,
+                       number < latest or state in _ENDED_RUNS)
+
+
+def _run_output(output: Output, run: int, final: bool = False) -> Output:
+    """The log of another run; what an executor wrote has none."""
+    path = output.stream
+    if output.process:
+        path = "%s.logs/%s/%d/%s" % ("sandbox/" if output.agent else "", output.process, run, output.stream)
+    return output._replace(run=run, path=path, final=final)
+
+
+def open_output(observer: Observer, output: Output) -> Tuple[Output, int, int]:
+    """(the log, its size, the check of its end); that of the console where the process logs there. Raises
+    LogElsewhere."""
+    try:
+        data, _, size = observer.read(output.spot, output.path, -1, _OVERLAP, output.agent)
+        return output, size, zlib.crc32(data)
+    except NotFound:
+        if output.agent:
+            raise
+    configured = _configured(observer.task(output.spot))
+    logger = next((each.get("logger") for each in configured if each["name"] == output.process), None)
+    destination = logger.get("destination") if isinstance(logger, dict) else None
+    if destination != "none" and observer.agent_port:
+        return open_output(observer, Output(output.spot, "", 0, output.stream, output.stream, True))
+    raise LogElsewhere({
+        "none": "the process %s logs nothing: the destination of its logger is none",
+        "console": "the process %s logs to the console, which the Mesos agent has: --agent-port"}.get(
+            str(destination),
+            "the process %s has no such log; where executors log to the console the Mesos agent "
+            "has it: --agent-port") % output.process)
+
+
+def whole_characters(data: bytes) -> int:
+    """How many of the bytes there are without a character of UTF-8 that is cut at the end."""
+    for back in range(1, min(3, len(data)) + 1):
+        byte = data[-back]
+        if byte >= 0xC0:
+            return len(data) - back if back < 2 + (byte >= 0xE0) + (byte >= 0xF0) else len(data)
+        if byte < 0x80:
+            break
+    return len(data)
+
+
+def _matching(lines: Iterable[bytes], grep: Optional[bytes]) -> List[bytes]:
+    return [line for line in lines if grep is None or grep in line]
+
+
+def read_tail(observer: Observer, output: Output, lines: int, grep: Optional[bytes] = None,
+              until: Optional[int] = None) -> LogPiece:
+    """The last lines, or of those that hold `grep` the last; within the last MiB, or eight. until: of
+    what is before that."""
+    spot, path, agent = output.spot, output.path, output.agent
+    if until is None:
+        data, start, size = observer.read(spot, path, -1, 65536, agent)
+    else:
+        start = max(0, until - 65536)
+        data, start, size = observer.read(spot, path, start, max(1, until - start), agent)
+        data = data[:max(0, until - start)]
+    end = start + len(data)
+    most = (8 if grep else 1) << 20
+    while start and len(data) < most and len(_matching(data.split(b"\n")[1:], grep)) <= lines:
+        more, start, _ = observer.read(spot, path, max(0, start - 262144), min(262144, start), agent)
+        data = more + data
+    parts = data.splitlines(True) if b"\r" not in data else re.findall(rb"[^\n]*\n|[^\n]+", data)
+    chosen = _matching(parts[1:] if start and len(parts) > 1 else parts, grep)
+    chosen = chosen[-lines:] if lines else []
+    text = b"".join(chosen)
+    return LogPiece(output, start if grep else end - len(text), end, size, text)
+
+
+def read_piece(observer: Observer, output: Output, tail: int = 100, offset: Optional[int] = None,
+               length: int = _CHUNK, grep: Optional[str] = None) -> LogPiece:
+    """A part of a log: its last lines, or from an offset, which counts from the end where it is negative.
+    It ends with a whole character, where more is to come."""
+    wanted = grep.encode() if grep else None
+    if offset is None:
+        piece = read_tail(observer, output, tail, wanted)
+    else:
+        start = offset
+        if start < 0:
+            start = max(0, open_output(observer, output)[1] + offset)
+        data, start, size = observer.read(output.spot, output.path, start, length, output.agent)
+        piece = LogPiece(output, start, start + len(data), size, data)
+    if not output.final or piece.next < piece.size:
+        whole = whole_characters(piece.data)
+        if whole:
+            piece = piece._replace(data=piece.data[:whole], next=piece.next - len(piece.data) + whole)
+    if wanted and offset is not None:
+        piece = piece._replace(data=b"".join(_matching(piece.data.splitlines(True), wanted)))
+    return piece
+
+
+def _log_entry(output: Output, offset: int, data: bytes, after: Position) -> Entry:
+    plain = {"instance": output.spot.instance, "task": output.spot.id, "run": output.run, "offset": offset,
+             "length": len(data), "text": data.decode("utf-8", "replace")}
+    return Entry("log", plain, after, data)
+
+
+class Cursor:
+    """Where somebody is in what a process of an instance writes, and how he goes on. For one thread at a
+    time.
+
+    One request a step: a range that begins some bytes before the place. Where those are what they were, what
+    follows is new. Where they are not, or the file is shorter, the log was rotated: the place is looked for
+    in stdout.1, stdout.2 and so on, which are read to their ends, down to the new file. When nothing comes it
+    is asked whether the process has a later run, or the instance another task; what they write follows. It is
+    over when the task has ended, everything was told and nothing can take its place. Lines are told when they
+    are whole, or did not grow between two steps.
+
+    find: the instance's tasks, from its scheduler; output: None, to find it first; fixed: of this task
+    alone.
+    """
+    QUIET = 5           # steps without news before it is asked what became of the run; of the task, ten times
+
+    def __init__(self, observer: Observer, find: Callable[[], List[Spot]], key: Key, instance: int,
+                 process: Optional[str], stream: str, output: Optional[Output] = None, offset: int = 0,
+                 check: Optional[int] = None, fixed: bool = False) -> None:
+        self.observer = observer
+        self.find = find
+        self.key = key
+        self.instance = instance
+        self.process = process
+        self.stream = stream
+        self.output = output
+        self.offset = offset
+        self.check = check
+        self.fixed = fixed
+        self.over = ""              # why nothing more will come
+        self._behind = 0            # the number of the rotated file that is being read
+        self._seen = -1             # size of the file when an unfinished line was seen
+        self._quiet = 0
+        self._failed = 0            # steps in a row without an answer
+
+    @property
+    def position(self) -> Position:
+        spot = self.output.spot if self.output else None
+        return Position(spot.id if spot else "", self.output.run if self.output else 0, self.offset,
+                        self.check)
+
+    @property
+    def file(self) -> Optional[Output]:
+        """The log as it is called now that it may be rotated."""
+        name = ".%d" % self._behind if self._behind else ""
+        return self.output._replace(path=self.output.path + name) if self.output else None
+
+    def step(self, until: Optional[int] = None) -> List[Entry]:
+        """What is new. until: not beyond this offset. Raises AuroraError where nobody answers for now."""
+        if self.over:
+            return []
+        try:
+            entries = self._news(until) if self.output is not None else self._open()
+        except (ObserverUnreachable, ObserverTimeout, ObserverBadAnswer):
+            self._failed += 1
+            entries = self._leave() if self._failed % self.QUIET == 0 and self.output is not None else []
+            if not entries:
+                raise
+        except AuroraError as error:
+            if error.http >= 500 or isinstance(error, TaskTooYoung):
+                raise
+            self.over = "; ".join(error.messages)
+            return []
+        self._failed = 0
+        return entries
+
+    def _open(self) -> List[Entry]:
+        spot = choose_task(self.find(), self.key, self.instance)
+        self.output, self.offset, self.check = open_output(self.observer, find_output(
+            self.observer, spot, self.process, self.stream))
+        return []
+
+    def _news(self, until: Optional[int] = None) -> List[Entry]:
+        entries: List[Entry] = []
+        with contextlib.suppress(NotFound, SandboxGone, TaskTooYoung, LogElsewhere):
+            # What these mean here: nothing was written yet, or nothing more will be.
+            entries = self._move_on() if self._quiet % self.QUIET == 1 and until is None else self._read(
+                until)
+        self._quiet = 0 if entries else self._quiet + 1
+        return entries
+
+    def _read(self, until: Optional[int]) -> List[Entry]:
+        output = self.output
+        assert output is not None
+        overlap = min(_OVERLAP, self.offset)
+        for number in range(self._behind, 100):
+            try:
+                data, _, size = self._part(number, self.offset - overlap, overlap + _CHUNK)
+            except NotFound:
+                if not number:
+                    raise
+                break
+            if size >= self.offset and (self.check is None or zlib.crc32(data[:overlap]) == self.check):
+                self._behind = number
+                entries = self._tell(output, data, overlap, size, until)
+                return entries if entries or not number else self._next_file(output)
+        self.offset, self.check, self._behind = 0, None, max(0, number - 1)       # the oldest that is there
+        return [self._event("gap", reason="what was written in between is not there any more")]
+
+    def _part(self, number: int, start: int, length: int) -> Tuple[bytes, int, int]:
+        assert self.output is not None
+        path = self.output.path + (".%d" % number if number else "")
+        return self.observer.read(self.output.spot, path, start, length, self.output.agent)
+
+    def _next_file(self, output: Output) -> List[Entry]:
+        """From the end of a rotated file to the next. Only once there is something in it: at the
+        beginning of an empty one nothing would tell it from the one that comes after."""
+        data, _, size = self._part(self._behind - 1, 0, _CHUNK)
+        rotated, here = self._event("rotated"), (self.offset, self.check, self._behind)
+        self.offset, self.check, self._behind = 0, None, self._behind - 1
+        entries = self._tell(output, data, 0, size, None)
+        if not entries:
+            self.offset, self.check, self._behind = here
+            return []
+        return [rotated] + entries
+
+    def _tell(self, output: Output, data: bytes, overlap: int, size: int,
+              until: Optional[int]) -> List[Entry]:
+        new = data[overlap:] if until is None else data[overlap:][:max(0, until - self.offset)]
+        last = output.final or self._behind > 0
+        end = new.rfind(b"\n") + 1
+        if until is not None and self.offset + len(new) == until:
+            end = len(new)
+        elif not end and (last or len(new) >= _CHUNK or self._seen == size):
+            end = len(new) if last and len(new) < _CHUNK else whole_characters(new) or len(new)
+        self._seen = size
+        if end:
+            began = self.offset
+            self.check = zlib.crc32(data[:overlap + end][-_OVERLAP:])
+            self.offset += end
+            return [_log_entry(output, began, new[:end], self.position)]
+        return []
+
+    def _event(self, name: str, **fields: Any) -> Entry:
+        position = self.position
+        return Entry(name, dict(instance=self.instance, task=position.task, run=position.run, **fields),
+                     position)
+
+    def _move_on(self) -> List[Entry]:
+        """When nothing comes: a later run, a later task, or the end."""
+        output = self.output
+        assert output is not None
+        known: Json = {}
+        gone = output.agent
+        if not gone:
+            try:
+                known = self.observer.processes(output.spot)
+            except TaskTooYoung:
+                return []
+            except (SandboxGone, LogElsewhere):
+                gone = True
+        latest = _run_number(known.get(output.process))
+        ended = latest > output.run or known.get(output.process, {}).get("state") in _ENDED_RUNS
+        if not (ended or gone or self._quiet % (10 * self.QUIET) == 9 * self.QUIET + 1):
+            return []
+        if ended and not output.final:
+            self.output = output = output._replace(final=True)
+            entries = self._read(None)      # an unfinished line
+            if entries:
+                return entries
+        if latest > output.run:
+            return self._go_to(_run_output(output, output.run + 1, latest > output.run + 1), "run")
+        return self._other_task(gone)
+
+    def _other_task(self, gone: bool) -> List[Entry]:
+        output = self.output
+        assert output is not None
+        spots = self.find()
+        mine = next((spot for spot in spots if spot.id == output.spot.id), None)
+        later = [] if self.fixed else [spot for spot in spots if spot.id != output.spot.id and (
+            spot.since >= output.spot.since if mine is None else spots.index(spot) > spots.index(mine))]
+        if mine is not None and not mine.ended and not later:
+            return []
+        if not output.final:                # first what is left of this one
+            self.output = output._replace(final=True)
+            entries = [] if gone and not output.agent else self._read(None)
+            if entries:
+                return entries
+        if later and not later[0].host:
+            return []                       # it waits for a host
+        if later:
+            return self._go_to(_run_output(output._replace(spot=later[0]), 0), "task")
+        self.over = "task %s %s" % (output.spot.id, "is gone" if mine is None else "ended as " + mine.state)
+        return []
+
+    def _go_to(self, output: Output, name: str) -> List[Entry]:
+        self.output, self.offset, self.check = output, 0, None
+        self._behind = self._quiet = 0
+        spot = output.spot
+        return [self._event(name, **({"host": spot.host, "state": spot.state} if name == "task" else {}))]
+
+    def _leave(self) -> List[Entry]:
+        """Where the host does not answer: whether the instance is on another one by now."""
+        output = self.output
+        assert output is not None
+        entries = self._other_task(True)
+        if entries and self.output is not None and self.output.spot.id != output.spot.id:
+            reason = "%s did not answer before the task ended" % output.spot.host
+            return [Entry("gap",
+                          {"instance": self.instance, "task": output.spot.id, "reason": reason})] + entries
+        self.over = ""                      # it may come back, with what is left
+        return []
+
+
+class Feed(Poll):
+    """One cursor for all that follow the same: one request a second, however many they are. The latest
+    entries are kept, ROOM bytes of them. Its turns run one after another in workers; _lock guards what is
+    kept, and `at`: where that ends."""
+    ROOM = 1 << 18
+
+    def __init__(self, runner: Any, cursor: Cursor, interval: float) -> None:
+        super().__init__(runner, cursor.step, interval, linger=5.0)
+        self.cursor = cursor
+        self.number = 0                 # of entries so far
+        self.over = ""
+        self.at: Tuple[Optional[Output], Position] = (cursor.output, cursor.position)
+        self._entries: Deque[Entry] = collections.deque()
+        self._size = 0
+        self._failing = False
+
+    def note(self, answer: Any) -> None:
+        if isinstance(answer, Failure):
+            failing, self._failing = self._failing, True
+            answer = [] if failing else [Entry("unreachable", {
+                "instance": self.cursor.instance, "retry": int(self.interval * 1000), "code": answer.code,
+                "errors": answer.messages})]
+        else:
+            self._failing = False
+        with self._lock:
+            for each in answer:
+                self.number += 1
+                self._entries.append(each)
+                self._size += len(each.data) + 1024
+            while self._size > self.ROOM and len(self._entries) > 1:
+                self._size -= len(self._entries.popleft().data) + 1024
+            self.over = self.cursor.over
+            self.at = (self.cursor.file, self.cursor.position)
+
+    def snapshot(self) -> Tuple[int, Optional[Output], Position]:
+        """How many entries there were, and where that is."""
+        with self._lock:
+            return (self.number,) + self.at
+
+    def after(self, number: int) -> Optional[List[Entry]]:
+        """The entries after so many, some of them; None where they are not kept any more."""
+        with self._lock:
+            skipped = number - (self.number - len(self._entries))
+            return None if skipped < 0 else list(itertools.islice(self._entries, skipped, skipped + 16))
+
+
+class Follower:
+    """One caller's place in a feed. He begins with the last lines before the feed's place, or at a place
+    of his own; who is behind what the feed keeps goes on with a cursor of his own until he has caught up.
+    `take` is called by one thread at a time and does not block; `catch_up` is what takes its time, in a
+    worker, and while it runs `take` gives nothing."""
+
+    def __init__(self, feed: Feed, tail: int, grep: Optional[bytes], changed: Callable[[], None],
+                 position: Optional[Position] = None, once: bool = False) -> None:
+        self.feed = feed
+        self.tail = tail
+        self.grep = grep
+        self.position = position            # where he is
+        self.number = feed.number           # the entries of the feed that he knows, while he is `live`
+        self.live = False
+        self.once = once                    # the last lines are all he wants
+        self.ended = False
+        self._changed = changed
+        self._cursor: Optional[Cursor] = None
+        self._pending: List[Entry] = []
+        self._busy = False
+        self.listening = feed.listen(changed)
+
+    def leave(self) -> None:
+        self.feed.forget(self._changed)
+
+    def take(self) -> List[Entry]:
+        """The next entries; none when there are none, or they are being read."""
+        if self._busy or self.ended:
+            return []
+        entries, self._pending = self._pending, []
+        self.ended = self.once and self.live
+        if entries or self.ended:
+            return entries
+        if self.live or self.feed.at[0] is None:
+            found = self.feed.after(self.number)
+            if found:
+                self.number += len(found)
+                self.position = found[-1].after or self.position
+                self.ended = self.once
+                return found
+            if found is None:
+                self.live, self._cursor = False, None
+            elif self.feed.over and self.number == self.feed.number:
+                self.ended = True
+                return [Entry("end", {"instance": self.feed.cursor.instance, "reason": self.feed.over})]
+            else:
+                return []
+        self._busy = True
+        self.feed.runner.run_in_worker(self.catch_up)
+        return []
+
+    def catch_up(self) -> None:
+        entries: List[Entry] = []
+        try:
+            entries = self._catch_up()
+        except AuroraError as error:
+            if error.http < 500:            # else the feed's next turn, or the one after, brings it
+                entries = [Entry("gap", {"instance": self.feed.cursor.instance, "reason": str(error)})]
+                self.number, self.live = self.feed.number, True
+        self._pending = entries
+        self._busy = False
+        if entries or self.live:
+            self._changed()
+
+    def _catch_up(self) -> List[Entry]:
+        number, output, place = self.feed.snapshot()
+        if output is None:
+            return []
+        if self.position is None:
+            piece = read_tail(self.feed.cursor.observer, output, self.tail, self.grep, place.offset)
+            self.number, self.live, self.position = number, True, place
+            return [_log_entry(output, piece.offset, piece.data, place)] if piece.data else []
+        cursor = self._cursor = self._cursor or self._own(output, self.position)
+        entries: List[Entry] = []
+        if not self._met(cursor, place):
+            before = cursor.position
+            ahead = before[:2] == place[:2] and before.offset < place.offset
+            entries = cursor.step(place.offset if ahead else None)
+        if self._met(cursor, place):
+            self.number, self.live, self._cursor = number, True, None
+        self.position = cursor.position
+        return entries
+
+    @staticmethod
+    def _met(cursor: Cursor, place: Position) -> bool:
+        here = cursor.position
+        same = None in (here.check, place.check) or here.check == place.check
+        return bool(cursor.over) or here[:3] == place[:3] and same
+
+    def _own(self, output: Output, position: Position) -> Cursor:
+        """A cursor at a place. Raises NotFound where nobody knows its task."""
+        feed = self.feed.cursor
+        spot = choose_task(feed.find(), feed.key, feed.instance, position.task)
+        mine = _run_output(output._replace(spot=spot), position.run)
+        return Cursor(feed.observer, feed.find, feed.key, feed.instance, feed.process, feed.stream, mine,
+                      position.offset,
+                      position.check, feed.fixed)
+
+
+def _found(scheduler: Any, key: Union[str, Key], instance: int,
+           task: Optional[str] = None) -> Tuple[Key, Spot]:
+    named = Key(*key.split("/")) if isinstance(key, str) else key
+    return named, choose_task(find_tasks(scheduler, named, [instance]), named, instance, task)
+
+
+def read_log(scheduler: Any, key: Union[str, Key], instance: int, process: Optional[str] = None,
+             stream: str = "stdout",
+             *, observer: Optional[Observer] = None, task: Optional[str] = None, run: int = -1,
+             source: str = "observer", **part: Any) -> LogPiece:
+    """A part of a log, for scripts; without more the last 100 lines. part: tail, offset, length, grep."""
+    observer = observer or Observer()
+    output = find_output(observer, _found(scheduler, key, instance, task)[1], process, stream, run,
+                         source == "agent")
+    return read_piece(observer, open_output(observer, output)[0], **part)
+
+
+def follow_log(scheduler: Any, key: Union[str, Key], instance: int, process: Optional[str] = None,
+               stream: str = "stdout",
+               *, observer: Optional[Observer] = None, tail: int = 100,
+               interval: float = 1.0) -> Iterator[Entry]:
+    """What an instance's process writes, as it comes, over rotations, runs and tasks, until nothing more
+    can come."""
+    observer = observer or Observer()
+    named, spot = _found(scheduler, key, instance)
+    output, size, check = open_output(observer, find_output(observer, spot, process, stream))
+    cursor = Cursor(observer, lambda: find_tasks(scheduler, named, [instance]), named, instance, process,
+                    stream, output,
+                    size, check)
+    piece = read_tail(observer, output, tail, None, size)
+    yield _log_entry(output, piece.offset, piece.data, cursor.position)
+    while not cursor.over:
+        try:
+            entries = cursor.step()
+        except AuroraError as error:
+            entries = []
+            yield Entry("unreachable", {"code": error.code, "errors": error.messages})
+        yield from entries
+        if not entries and not cursor.over:
+            time.sleep(interval)
+
+
+def list_files(scheduler: Any, key: Union[str, Key], instance: int, path: str = "", *,
+               observer: Optional[Observer] = None,
+               task: Optional[str] = None) -> List[Json]:
+    """What a directory of the sandbox holds, for scripts."""
+    return (observer or Observer()).listing(_found(scheduler, key, instance, task)[1], clean_path(path))[0]
+
+
+def open_file(scheduler: Any, key: Union[str, Key], instance: int, path: str, *,
+              observer: Optional[Observer] = None,
+              task: Optional[str] = None) -> Iterator[bytes]:
+    """The bytes of a file of the sandbox, in pieces, for scripts."""
+    observer = observer or Observer()
+    spot, path = _found(scheduler, key, instance, task)[1], clean_path(path)
+    at = 0
+    while True:
+        data, _, size = observer.read(spot, path, at, _CHUNK)
+        at += len(data)
+        if data:
+            yield data
+        if not data or at >= size:
+            return
+
+
+def words_of_failure(observer: Observer, spots: Sequence[Spot], key: Key,
+               patient: bool = False) -> Optional[Json]:
+    """The end of what the process that failed wrote to stderr, of the task that failed last: at most 20
+    lines, 4 KiB and two seconds. patient: wait that long for an observer that does not know the task yet.
+    None where no task failed."""
+    failed = [spot for spot in spots if spot.state == "FAILED" and spot.host]
+    if not failed:
+        return None
+    spot = max(failed, key=lambda each: each.since)
+    base = "/alpha/job/%s/instances/%d" % (key, spot.instance)
+    found: Json = {"instance": spot.instance, "task": spot.id, "host": spot.host,
+                             "failed": spot.since,
+                             "processes": "%s/processes?task=%s" % (base, spot.id)}
+    hurried = observer.within(2.0)
+    while True:
+        try:
+            runs = hurried.processes(spot)
+            process = max(runs, key=lambda name: (runs[name].get("state") == "FAILED",
+                                                  _figure(runs[name].get("start_time")) or 0))
+            found.update(process=process, run=_run_number(runs[process]),
+                         logs="%s/logs/%s?stream=stderr&task=%s" % (
+                base, urllib.parse.quote(process, ""), spot.id))
+            output = find_output(hurried, spot, process, "stderr")
+            data = hurried.read(spot, output.path, -1, 4096)[0]
+            found["stderr"] = data.decode("utf-8", "replace").splitlines()[-20:]
+        except TaskTooYoung as error:
+            if patient and time.monotonic() + 0.3 < hurried.deadline:
+                time.sleep(0.3)
+                continue
+            found["errors"] = error.messages
+        except AuroraError as error:
+            found["errors"] = error.messages
+        return found
+
+
 # ============================================================================================================
 # 6. Service
 #
@@ -8998,7 +10116,7 @@ def process_figures() -> Dict[str, float]:
 
 # --- who may ------------------------------------------------------------------------------------------------
 
-LEVELS = ("read", "write", "admin")
+LEVELS = ("read", "logs", "write", "admin")
 
 
 class User(NamedTuple):
@@ -9041,7 +10159,7 @@ class Tokens:
                 if not words or words[0].startswith("#"):
                     continue
                 if len(words) != 4 or words[1] not in LEVELS or not re.fullmatch(r"sha256:[0-9a-f]{64}", words[3]):
-                    raise ValueError("%s, line %d: expected NAME read|write|admin ROLES sha256:HASH" % (
+                    raise ValueError("%s, line %d: expected NAME read|logs|write|admin ROLES sha256:HASH" % (
                         self.path, number))
                 roles = tuple(words[2].split(","))
                 for role in roles:
@@ -9247,6 +10365,18 @@ PARAMS: Dict[str, Param] = {
     "limit": Param(integer(1, 1 << 30), "how many at the most"),
     "offset": Param(integer(0, 1 << 30), "how many to leave out first"),
     "detail": Param(FLAG, "with all there is to tell of each"),
+    "byte": Param(integer(-(1 << 53), 1 << 53), "the byte to begin at; counted from the end where it is negative"),
+    "length": Param(integer(1, 1 << 20), "bytes at the most"),
+    "tail": Param(integer(0, 100000), "the last lines, so many"),
+    "follow": Param(FLAG, "go on with what is written from now on"),
+    "grep": Param(TEXT, "only lines that hold this text"),
+    "stream": Param(choice("stdout", "stderr"), "which log; stdout if absent"),
+    "run": Param(integer(-100, 1 << 20), "which run of the process; -1, the latest, if absent"),
+    "runs": Param(FLAG, "with all runs of each process"),
+    "task": Param(TEXT, "the id of a task of the instance, instead of its latest"),
+    "source": Param(choice("observer", "agent"), "agent: from the Mesos agent, where what executors wrote is"),
+    "path": Param(TEXT, "a path in the sandbox", ".logs"),
+    "logs": Param(FLAG, "0: without the last lines that a failed process wrote"),
     "cluster": Param(GLOB, "only these clusters; a glob", "dev*"),
     "role": Param(GLOB, "only these roles; a glob", "www-*"),
     "environment": Param(GLOB, "only these environments; a glob", "prod"),
@@ -9323,6 +10453,7 @@ Failure: what every failure answers
  reached? boolean: false, where it was waited for
  progress? Progress: how far it had come
  endings? [Ending]: how the tasks ended that failed
+ failure? LastWords: the last words of what failed
  instances? [integer]: the instances it is about
  added? [integer]?: the instances that were added
  killed? [integer]: the instances that are killed
@@ -9420,6 +10551,7 @@ JobStatus(Success): a job with its tasks
  service boolean: whether it is started again when it ends
  cron Cron?: when it runs, for a cron job
  stats {integer}: tasks by state
+ failure? LastWords: the last words of what failed
  update Update?: the update in progress
  tasks TasksByLife: its tasks
 TasksByLife: a job's tasks
@@ -9454,6 +10586,56 @@ Inspected(Success): a job as it would be sent
  update_errors? [string]: why it cannot be updated with this
  warnings [string]: what is worth knowing
  cron? Cron?: when it would run
+LastWords: what a process wrote before it failed
+ instance integer: its instance
+ task string: its task
+ host string: where that ran
+ failed time: when
+ processes string: the path of its processes
+ process? string: the process that failed
+ run? integer: its run
+ logs? string: the path of its log
+ stderr? [string]: the last lines of it
+ errors? [string]: why there is no more
+ProcessList(Success): the processes of a task
+ task ObservedTask: the task
+ processes [Process]: each, in the order of the configuration
+ObservedTask: a task as its observer sees it
+ id string: its id
+ instance integer: its instance
+ host string: where it runs or ran
+ state string: its state, by the scheduler
+ observed_state string?: its state, by the observer
+ user string?: the user that it runs as
+ ports {integer}: its ports by name
+ launched time?: when it was launched
+ used object?: what it uses
+Process: a process of a task
+ name string: its name
+ state string?: how its latest run is
+ run integer?: which that is
+ started time?: when that began
+ stopped time?: when it ended, where that is known
+ return_code integer?: of that run, where it can be known; negative: the signal that ended it
+ used object?: what it uses
+ cmdline string?: its command line
+ logger any: where its output goes, null where that is not configured
+ runs? [object]: all its runs
+FileList(Success): what a directory of a sandbox holds
+ task string: the task
+ host string: where it ran
+ path string: the directory
+ entries [File]: each
+ unreadable_lines integer: how many could not be read
+File: a file of a sandbox
+ name string: its name
+ type =file,directory,socket: what it is
+ mode string: who may what
+ size integer?: its bytes
+ owner string?: whose it is
+ group string?: of which group
+ modified? time?: when it was last changed
+ modified_text? string: the same as the observer writes it, in its host's time, where it tells no more
 FieldChange: a field that differs
  path string: where it is; objects in lists are told apart by their names
  old any: what it was
@@ -9728,10 +10910,12 @@ ROUTES: List[Route] = []
 _GROUPS = {"run": "create, kill, cron", "watch": "what there is, and what happens", "change": "updates, scale",
            "fix": "restart, abort, roll back", "operate": "quota, maintenance, backups, tasks of a cluster, any call",
            "server": "this server itself"}
-_SEGMENTS = {"hosts": r"[\w\-.:]+(,[\w\-.:]+)*"}      # path parameters that are not identifiers
+_SEGMENTS = {"hosts": r"[\w\-.:]+(,[\w\-.:]+)*", "instance": r"\d{1,4}",     # path parameters that are not identifiers
+             "process": r"[^./\x00][^/\x00]*"}
 _PATH_PARAMS = {"cluster": ("the cluster", "devcluster"), "role": ("the role", "www-data"),
                 "environment": ("the environment", "prod"), "name": ("the job's name", "hello"),
                 "hosts": ("names of hosts, with commas between", "demo-01"), "task": ("the id of a task", None),
+                "instance": ("the number of an instance", "0"), "process": ("the name of a process", "hello"),
                 "backup": ("the id of a backup", None), "method": ("a method of the Thrift API", None),
                 "id": ("the id of the update or operation", None)}
 _WRITES = ("PUT", "POST", "DELETE")
@@ -9746,8 +10930,10 @@ def route(method: str, path: str, group: str, access: str = "", params: str = ""
     named = params.split()
     if method in _WRITES and level != "read":
         named.append("dry_run")
-    elif method == "GET" and path.startswith("/alpha/") and gives != "text/event-stream":
+    elif method == "GET" and path.startswith("/alpha/") and gives != "text/event-stream" and level != "logs":
         named.append("wait")
+    if "wait" in named and method != "GET" and "{key}" in path:
+        named.append("logs")
     if "/" not in gives:
         named.append("pretty")
     rows = {query: row or query for query, _, row in (each.partition(":") for each in named)}
@@ -10196,8 +11382,9 @@ class Call:
         seconds = self.get("wait")
         if not seconds or operation.state != "running":
             return answer()
-        return Later(operation, seconds, lambda: answer() if operation.state != "running" else None, answer,
-                     self.take_place())
+        def ready() -> Optional[Response]:
+            return answer() if operation.state != "running" else None
+        return Later(operation, seconds, with_last_words(self, operation, ready), answer, self.take_place())
 
     def take_place(self) -> Callable[[], None]:
         """The place among those who wait that was taken for this call, or a new one; as what gives it back."""
@@ -10263,8 +11450,8 @@ class Call:
         made: Later = self.service.watched.watch(
             ("outcome", self.args["cluster"], watched, self.auth), lambda: Poll(
                 self.service.runner, ask, self.service.poll_interval),
-            lambda poll: Later(poll, seconds, ready_after(poll), lambda: self.told(status, latest, headers, fields), place),
-            counted=False)
+            lambda poll: Later(poll, seconds, with_last_words(self, poll, ready_after(poll)),
+                               lambda: self.told(status, latest, headers, fields), place), counted=False)
         return made
 
 
@@ -10534,13 +11721,15 @@ class Reception(App):
                 ("Access-Control-Allow-Methods", "GET, HEAD, PUT, POST, DELETE"), ("Access-Control-Max-Age", "600"),
                 ("Access-Control-Allow-Headers", "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, "
                  "Last-Event-ID, Prefer, X-Request-Id"),
-                ("Access-Control-Expose-Headers", "ETag, Idempotency-Replayed, Link, Location, Retry-After, X-Request-Id"))
+                ("Access-Control-Expose-Headers", "ETag, Idempotency-Replayed, Link, Location, Retry-After, X-Request-Id, "
+                 "X-Log-Left, X-Log-Next, X-Log-Offset, X-Log-Run, X-Log-Size, X-Log-Source, X-Log-Task"))
 
     def audit(self, request: Request, outcome: Any, shards: Sequence[int] = ()) -> None:
         """The line that every write leaves, one that is refused too."""
         request.audited = True
         self.log("audit id=%s user=%s peer=%s did=%s path=%s shards=%s key=%s outcome=%s" % (
-            request.id, request.user.name if request.user else "-", request.peer, request.route.name, request.path[:512],
+            request.id, request.user.name if request.user else "-", request.peer, request.route.name,
+            (request.head.target if request.route.access == "logs" else request.path)[:512],
             ",".join(map(str, shards))[:200] or "-", self.key_of(request) or "-", outcome))
 
     def finished(self, request: Optional[Request], peer: str, response: Response, size: int) -> None:
@@ -10572,10 +11761,11 @@ class Service(Reception):
     def __init__(self, clusters: Clusters, evaluator: Evaluator, access: Access = Access(),
                  limits: Optional[Dict[str, float]] = None, log: Callable[[str], None] = lambda line: None,
                  poll_interval: float = 1.0, cors: Sequence[str] = (), hosts: Sequence[str] = (),
-                 loopback: bool = True, access_log: bool = True) -> None:
+                 loopback: bool = True, access_log: bool = True, observer: Optional[Observer] = None) -> None:
         super().__init__(access, log, access_log, cors, hosts, loopback)
         self.clusters = clusters
         self.evaluator = evaluator
+        self.observer = observer or Observer()
         self.limits = dict({name: limit.default for name, limit in LIMITS.items()}, **(limits or {}))
         self.poll_interval = poll_interval
         self.clock: Callable[[], float] = time.time     # the schedulers' clock, for uptimes
@@ -10677,7 +11867,7 @@ class Service(Reception):
                 call.slot.give()
             if call.place:
                 call.place()
-            if level != "read" and chosen.method != "GET":
+            if level == "logs" or level != "read" and chosen.method != "GET":
                 self.audit(call.request, outcome, call.shards)
 
     def _remembered(self, call: Call, chosen: Route) -> Response:
@@ -11069,7 +12259,7 @@ def _no_job(call: Call) -> Failure:
     return no_such("job", str(key), known)
 
 
-@route("GET", "/alpha/job/{key}", "watch", remembered=True, gives="JobStatus",
+@route("GET", "/alpha/job/{key}", "watch", remembered=True, params="logs", gives="JobStatus",
        a200="the job's tasks, statistics, cron schedule and active update")
 def get_job(call: Call) -> Any:
     """Status of a job: its tasks by instance, with host, state and events; statistics; cron; the update in progress."""
@@ -11086,13 +12276,17 @@ def get_job(call: Call) -> Any:
     waiting = sum(counts[each] for each in (states.INIT, *_NOT_PLACED))
     active = [_plain_task("", key, task) for task in found if is_active(task)]
     ended = [_plain_task("", key, task) for task in found if not is_active(task)]
+    failing = failing_instances(found)
+    words = failure_of(call, failing) if failing and call.get("logs", True) else {}
+    if failing and call.get("logs", True) and call.replay:
+        call.replay.failed = True       # it follows from more than the scheduler's replies, and from who asks
     return call.success(
         count=len(active), job=key, instances=len(active), active=len(active) - waiting, pending=waiting,
         finished=counts[states.FINISHED] + counts[states.KILLED], failed=counts[states.FAILED] + counts[states.LOST],
         tier=next((config.get("tier") for config in configs), None), service=service,
         stats={states.name_of(each): count for each, count in sorted(counts.items(), key=lambda pair: states.name_of(pair[0]))},
         cron=cron, update=plain_update(call.key.cluster, updates[0]) if updates else None,
-        tasks={"active": active, "inactive": ended})
+        tasks={"active": active, "inactive": ended}, **words)
 
 
 @route("GET", "/alpha/job/{key}/tasks", "watch", remembered=True, params="shards instances state host limit offset",
@@ -11171,6 +12365,300 @@ def get_up_count(call: Call) -> Any:
     ups = _uptimes(call)
     return call.success(count=len(ups), up_count={
         "%g" % each: round(up_count(ups, each), 2) for each in call.get("durations") or SLA_DURATIONS})
+
+
+# --- handlers: logs and files -------------------------------------------------------------------------------
+#
+# Who follows gets events where he says Accept: text/event-stream, else text as it comes (curl -N). All that
+# follow the same share a Feed. What takes its time is read in workers, piece by piece when the network took
+# the last one, and holds no connection to an observer in between.
+
+_FOLLOWED = 50          # instances that are followed at once
+
+
+def _spot(call: Call) -> Spot:
+    instance = int(call.args["instance"])
+    return choose_task(find_tasks(call.session, call.key, [instance], call.service.clock), call.key, instance,
+                       call.get("task"))
+
+
+@route("GET", "/alpha/job/{key}/instances/{instance}/processes", "watch", "logs", "task runs", gives="ProcessList",
+       a200="the task and its processes", a410="the sandbox was collected")
+def get_processes(call: Call) -> Any:
+    """The processes of an instance's task: state, run, times, exit status where it can be known, command
+    line."""
+    found = list_processes(call.service.observer, _spot(call), bool(call.get("runs")))
+    return call.success(count=len(found["processes"]), **found)
+
+
+class Follow(Source):
+    """What one caller follows, one instance or many, as one source for one Stream, which calls `since`
+    one thread at a time. named: each line says which instance it is of."""
+    PIECE = 1 << 18
+
+    def __init__(self, grep: Optional[str], events: bool, named: bool) -> None:
+        super().__init__()
+        self.grep = grep.encode() if grep else None
+        self.events = events
+        self.named = named
+        self.followers: List[Follower] = []
+
+    def deserted(self) -> None:
+        for each in self.followers:
+            each.leave()
+
+    def since(self, mark: Any) -> Tuple[Optional[bytes], Any]:
+        """The next piece of all; None when all have ended."""
+        while True:
+            entries: List[Entry] = []
+            size = 0
+            for each in self.followers:
+                found = each.take() if size < self.PIECE else []
+                entries += found
+                size += sum(len(entry.data) for entry in found)
+            if not entries:
+                return None if all(each.ended for each in self.followers) else b"", mark
+            data = b"".join(map(self._shown, entries))
+            if data:
+                return data, mark
+
+    def _shown(self, entry: Entry) -> bytes:
+        data, plain = entry.data, entry.plain
+        if self.grep is not None and entry.name == "log":
+            data = b"".join(line for line in data.splitlines(True) if self.grep in line)
+            if not data:
+                return b""
+            plain = dict(plain, text=data.decode("utf-8", "replace"))
+        if self.events:
+            return event_bytes(str(entry.after) if entry.after else "", entry.name, plain)
+        if entry.name != "log":
+            said = " ".join("%s=%s" % pair for pair in sorted(plain.items()))
+            return ("--- %s %s\n" % (entry.name, said)).encode()
+        return _named_lines(data, plain["instance"]) if self.named else data
+
+
+def _named_lines(data: bytes, instance: int) -> bytes:
+    lines = data.splitlines(True)
+    if lines and not lines[-1].endswith(b"\n"):
+        lines[-1] += b"\n"
+    return b"".join(b"%d: %b" % (instance, line) for line in lines)
+
+
+def _text(body: bytes, *headers: Tuple[str, str]) -> Response:
+    return Response(200, body=body, content_type="text/plain; charset=utf-8",
+                    headers=[("X-Content-Type-Options", "nosniff"), *headers])
+
+
+def _follow(call: Call,
+            wanted: Sequence[Tuple[int, Optional[Output], int, Optional[int], Optional[Position]]],
+            tail: int, named: bool) -> Stream:
+    """A stream of what these instances write: (number, log or None where it is to be found, its size and
+    check, where the caller goes on)."""
+    service, key = call.service, call.key
+    stream, fixed, auth = call.get("stream", "stdout"), "task" in call.params, call.auth
+    scheduler = service.clusters[key.cluster]
+    once = not call.get("follow")
+    events = not once and "text/event-stream" in call.request.headers.get("accept", "")
+    follow = Follow(call.get("grep"), events, named)
+
+    def make(number: int, output: Optional[Output], size: int, check: Optional[int]) -> Feed:
+        def find() -> List[Spot]:
+            return find_tasks(Session(scheduler, auth), key, [number], service.clock)
+        return Feed(service.runner,
+                    Cursor(service.observer, find, key, number, call.args.get("process"), stream, output,
+                                           size, check, fixed), service.poll_interval)
+    try:
+        for number, output, size, check, position in wanted:
+            process = output.process if output else call.args.get("process")
+            watched = ("log", key, number, process, stream, call.get("task"), call.get("run", -1),
+                       call.get("source"), auth)
+            use = partial(Follower, tail=tail, grep=follow.grep, changed=follow.changed, position=position,
+                          once=once)
+            follow.followers.append(service.watched.watch(watched, partial(make, number, output, size, check), use))
+    except AuroraError:
+        follow.deserted()
+        raise
+    if events:
+        return Stream(follow, follow.since)
+    return Download(_text(b"", ("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")), follow,
+                    follow.since, chunked=call.request.head.version > 0)
+
+
+def _log(call: Call) -> Any:
+    observer, tail, offset = call.service.observer, call.get("tail", 100), call.get("byte")
+    if "tail" in call.params and offset is not None:
+        raise BadRequest("tail= and offset= exclude each other")
+    if "length" in call.params and (offset is None or call.get("follow")):
+        raise BadRequest("length= goes with offset=, and not with follow=")
+    spot = _spot(call)
+    output, size, check = open_output(observer, find_output(
+        observer, spot, call.args.get("process"), call.get("stream", "stdout"), call.get("run", -1),
+        call.get("source") == "agent"))
+    if call.get("follow"):
+        position = Position.parse(call.request.headers.get("last-event-id", ""))
+        if position is None and offset is not None:
+            position = Position(spot.id, output.run, offset if offset >= 0 else max(0, size + offset))
+        return _follow(call, [(spot.instance, output, size, check, position)], tail, False)
+    piece = read_piece(observer, output, tail, offset, call.get("length", _CHUNK), call.get("grep"))
+    shown = (("Task", spot.id), ("Run", output.run), ("Offset", piece.offset), ("Next", piece.next),
+             ("Size", piece.size),
+             ("Left", max(0, piece.size - piece.next)), ("Source", "agent" if output.agent else "observer"))
+    return _text(piece.data, *(("X-Log-" + name, str(value)) for name, value in shown))
+
+
+_LOG_PARAMS = "task stream run tail offset:byte length follow grep source"
+
+
+@route("GET", "/alpha/job/{key}/instances/{instance}/logs/{process}", "watch", "logs", _LOG_PARAMS, gives="text/plain",
+       a200="the end of the log, or a part of it; X-Log-Next says where to go on",
+       a410="the sandbox was collected")
+def get_log(call: Call) -> Any:
+    """What a process of an instance's task wrote; with follow=1 as it comes, over rotations, runs and
+    tasks."""
+    return _log(call)
+
+
+@route("GET", "/alpha/job/{key}/instances/{instance}/logs", "watch", "logs", _LOG_PARAMS, gives="text/plain",
+       a200="the end of the log, or a part of it; X-Log-Next says where to go on",
+       a410="the sandbox was collected")
+def get_only_log(call: Call) -> Any:
+    """The same where the task has one process; with source=agent what the executor itself wrote."""
+    return _log(call)
+
+
+@route("GET", "/alpha/job/{key}/logs/{process}", "watch", "logs", "shards instances stream tail follow grep",
+       gives="text/plain",
+       a200="the ends of the logs, each line with its instance")
+def get_job_log(call: Call) -> Any:
+    """What a process of many instances wrote; with follow=1 as it comes."""
+    key, tail = call.key, call.get("tail", 10)
+    spots = find_tasks(call.session, key, call.shards, call.service.clock)
+    numbers = sorted({spot.instance for spot in spots if call.shards or not spot.ended}
+                     or {spot.instance for spot in spots})
+    if not numbers:
+        raise NotFound("there is no job %s, or no such instance of it" % (key,))
+    if len(numbers) > _FOLLOWED:
+        raise BadRequest("the job has %d instances; shards= says which, at most %d" %
+                         (len(numbers), _FOLLOWED))
+    last = Position.parse(call.request.headers.get("last-event-id", ""))
+    of = next((spot.instance for spot in spots if last and spot.id == last.task), None)
+    return _follow(call, [(number, None, 0, None, last if number == of else None) for number in numbers],
+                   tail, True)
+
+
+@route("GET", "/alpha/job/{key}/instances/{instance}/files", "watch", "logs", "task path source", gives="FileList",
+       a200="what the directory holds", a410="the sandbox was collected")
+def get_files(call: Call) -> Any:
+    """List a directory of the sandbox of an instance's task."""
+    path, spot = clean_path(call.get("path", "")), _spot(call)
+    entries, unreadable = call.service.observer.listing(spot, path, call.get("source") == "agent")
+    return call.success(count=len(entries), task=spot.id, host=spot.host, path=path, entries=entries,
+                        unreadable_lines=unreadable)
+
+
+def _range(header: str, size: int) -> Optional[Tuple[int, int]]:
+    """(first byte, the one behind the last) of a Range header; None where it asks for none that is
+    understood."""
+    found = re.fullmatch(r"bytes=\s*(\d{0,18})-(\d{0,18})\s*", header)
+    if not found or not any(found.groups()):
+        return None
+    first, last = found.groups()
+    if not first:
+        return max(0, size - int(last)), size
+    if last and int(last) < int(first):
+        return None
+    return int(first), min(size, int(last) + 1) if last else size
+
+
+@route("GET", "/alpha/job/{key}/instances/{instance}/files/content", "watch", "logs", "task path source",
+       gives="application/octet-stream", a200="the file", a206="the range of it that was asked for", a410="the sandbox was collected",
+       a416="the range begins behind the end of the file")
+def get_file(call: Call) -> Any:
+    """A file of the sandbox, of any size; with Range a part of it."""
+    observer, path = call.service.observer, clean_path(call.get("path", ""))
+    agent = call.get("source") == "agent"
+    if not path:
+        raise BadRequest("path= says which file; files?path= lists a directory")
+    spot = _spot(call)
+    size = observer.read(spot, path, 0, 1, agent)[2]
+    given = call.request.headers.get("range", "")
+    asked = _range(given, size) if "if-range" not in call.request.headers else None
+    first, end = asked or (0, size)
+    if asked and first >= end:
+        raise RangeNotSatisfiable("%s has %d bytes" % (path, size),
+                                  headers=[("Content-Range", "bytes */%d" % size)])
+    name = path.rpartition("/")[2]
+    headers = [("Content-Length", str(end - first)), ("Accept-Ranges", "bytes"),
+               ("Cache-Control", "no-store"),
+               ("X-Content-Type-Options", "nosniff"), ("X-Log-Task", spot.id),
+               ("Content-Disposition", "attachment; filename*=UTF-8''" + urllib.parse.quote(name, ""))]
+    if asked:
+        headers.append(("Content-Range", "bytes %d-%d/%d" % (first, end - 1, size)))
+
+    def since(at: int) -> Tuple[Optional[bytes], int]:
+        if at >= end:
+            return None, at
+        try:
+            data = observer.read(spot, path, at, min(_CHUNK, end - at), agent)[0]
+            if not data:
+                raise ObserverBadAnswer("it shrank")
+        except AuroraError as error:
+            call.service.log("warning: id=%s %s was cut at byte %d: %s" % (call.request.id, path[:255], at,
+                                                                           error))
+            return None, at     # the caller sees it by the length
+        return data, at + len(data)
+    head = Response(206 if asked else 200, body=b"", content_type="application/octet-stream", headers=headers)
+    return Download(head, Source(), since, first)
+
+
+def failing_instances(tasks: Iterable[Any]) -> List[int]:
+    """The instances whose last task failed, and that do not run; of plain tasks, sorted by age."""
+    failing: Set[int] = set()
+    for task in tasks:
+        if task["status"] == api.ScheduleStatus.FAILED:
+            failing.add(task["assignedTask"]["instanceId"])
+        elif task["status"] not in _NOT_PLACED:
+            failing.discard(task["assignedTask"]["instanceId"])
+    return sorted(failing)
+
+
+def failure_of(call: Call, instances: Sequence[int], patient: bool = False) -> Json:
+    """`failure`, as a field of an answer: the end of what the process wrote that failed last; nothing
+    where none did, the caller does not want it (logs=0) or may not see it."""
+    observer = call.service.observer
+    if not call.get("logs", True) or not observer.port or not call.user.may("logs", call.args.get("role")):
+        return {}
+    session = Session(call.service.clusters[call.args["cluster"]], call.auth)
+    try:
+        spots = find_tasks(session, call.key, instances, call.service.clock)
+        found = words_of_failure(observer, spots, call.key, patient)
+    except AuroraError as error:
+        found = {"errors": error.messages}
+    return {"failure": found} if found else {}
+
+
+def with_last_words(call: Call, source: Source,
+                    ready: Callable[[], Optional[Response]]) -> Callable[[], Optional[Response]]:
+    """`ready` of a wait, such that the answer to a failure tells the last words of what failed. They are
+    read in a worker while the caller waits on, since `ready` must not block."""
+    once, held = threading.Lock(), []
+
+    def fetch(answer: Response) -> None:
+        plain = dict(answer.plain)
+        try:
+            plain.update(failure_of(call, [each["instance"] for each in plain.get("endings") or ()], True))
+        finally:
+            held.append(Response(answer.status, plain, headers=answer.headers, code=answer.code))
+            source.changed()
+
+    def look() -> Optional[Response]:
+        answer = held[0] if held else ready()
+        if held or answer is None or answer.status != 409 or "name" not in call.args:
+            return answer
+        if once.acquire(blocking=False):
+            call.service.runner.run_in_worker(partial(fetch, answer))
+        return None
+    return look
 
 
 # --- handlers: run and change -------------------------------------------------------------------------------
@@ -14013,6 +15501,7 @@ class Demo(_DemoAdmin):
         self.redirect: Optional[str] = None     # another leader's URL: answer 307
         self.leaderless = False                 # answer 503
         self.calls: collections.Counter[str] = collections.Counter()
+        self.observer = DemoObserver(self)      # serves once it is started
         self.url = ""           # where it serves, once it does
         if samples:
             self._add_samples()
@@ -14344,6 +15833,414 @@ class DemoApp(App):
                                for name, values in sorted(host.attributes.items()) for value in sorted(values)]}
 
 
+# --- the demo's observer ------------------------------------------------------------------------------------
+#
+# What tasks write is worked out when somebody looks, from their command lines and the demo's clock: nothing
+# runs, and the scheduler's side knows nothing of it. The observer's answers are those of the real one, its
+# odd ones too; so are those of the Mesos agent, which listens at the same port.
+
+
+def command_lines(command: str) -> Iterator[Tuple[float, str, str]]:
+    """What a demo process writes: (second, stream, line). `echo`, `printf` and `print` say what they say,
+    with >&2 to stderr; the body of a loop is said again and again; what fails says so; any other program
+    tells every ten seconds that it runs."""
+    now = 0.0
+    head, loop, rest = command.partition(" do ")
+    statements = [re.split(r";|&&|\|\||\n", head), re.split(r";|&&|\|\||\n", rest.partition("done")[0])]
+    for part in itertools.chain([statements[0]], itertools.repeat(statements[1]) if loop else ()):
+        before = now
+        for statement in part:
+            words = statement.split() or [":"]
+            stream = "stderr" if ">&2" in statement else "stdout"
+            said = re.sub(r"1?>&2", "", statement).strip()
+            if words[0] in ("echo", "printf"):
+                yield now, stream, said.partition(" ")[2].strip("\"'")
+            elif "print(" in statement:
+                yield now, stream, said.partition("print(")[2].partition(")")[0].strip("\"'")
+            elif words[0] == "false" or words[0] == "exit" and words[1:] not in ([], ["0"]):
+                status = (words + ["1"])[1]
+                yield now, "stderr", "fatal: %s: the command failed, status %s" % (said, status)
+            elif words[0] not in _QUICK_COMMANDS | {"sleep", "exit", "while", "for"}:
+                for number in itertools.count():
+                    told = "running, %d" % number if number else "started"
+                    yield now + 10.0 * number, "stdout", "%s: %s" % (words[0], told)
+            now += (command_fate(statement)[0] or 0.0) if words[0] == "sleep" else 0.0
+        now += 1.0 if loop and now == before and part is statements[1] else 0.0
+
+
+class DemoSandbox:
+    """What one demo task wrote so far; used under the demo's lock."""
+
+    def __init__(self, task: DemoTask, rotate: Tuple[int, int]) -> None:
+        self.task = task
+        self.rotate = rotate
+        try:
+            self.config = json.loads(task.config.executorConfig.data)["task"]
+            self.processes = [each for each in self.config["processes"] if "name" in each]
+        except (AttributeError, KeyError, TypeError, ValueError):
+            self.config, self.processes = {}, []
+        started = [event[0] for event in task.events if event[1] in (_S.STARTING, _S.RUNNING)]
+        self.begin = started[0] / 1000.0 if started else math.inf
+        self.files: Dict[str, bytearray] = {}
+        self.console = {"stdout": bytearray(b"executor: starting task\n"), "stderr": bytearray()}
+        self._writing: Dict[Tuple[str, int], List[Any]] = {}
+
+    @property
+    def end(self) -> Optional[float]:
+        return None if self.task.active else self.task.events[-1][0] / 1000.0
+
+    def runs(self, now: float) -> Dict[str, List[Json]]:
+        """All runs of each process so far, as the observer tells them; what they wrote until then is
+        written."""
+        found: Dict[str, List[Json]] = {}
+        start, until = self.begin, now if self.end is None else min(now, self.end)
+        for process in self.processes:
+            seconds, failed = command_fate(str(process.get("cmdline", "")))
+            again = bool(process.get("daemon")) or failed and int(process.get("max_failures", 1)) != 1
+            for number in range(100 if again and seconds is not None else 1):
+                began = start + number * max(seconds or 0.0, 5.0)
+                if began > until:
+                    break
+                run: Json = {"process_name": process["name"], "process_run": number,
+                                       "start_time": began}
+                over = seconds is not None and began + seconds <= until
+                if over and failed:
+                    run["state"] = "FAILED"             # and neither when nor how, as in the real one
+                elif over:
+                    run.update(state="SUCCESS", stop_time=began + (seconds or 0.0))
+                elif self.end is not None and now >= self.end:
+                    run.update(state="KILLED", stop_time=self.end, return_code=-15)
+                else:
+                    run.update(state="RUNNING", used=self.sample(True))
+                self._write(process, number,
+                            (began + seconds if over and seconds is not None else until) - began)
+                found.setdefault(process["name"], []).append(run)
+            if self.config.get("constraints"):
+                start = math.inf if seconds is None else start + seconds
+        return found
+
+    @staticmethod
+    def sample(running: bool) -> Json:
+        """What the observer measures; nothing of a task that ended."""
+        zero = dict.fromkeys(("cpu", "ram", "rss", "vms", "disk", "user", "system", "threads"), 0)
+        busy = dict(zero, cpu=0.25, ram=1 << 24, rss=1 << 24, vms=1 << 26, disk=1 << 20, user=1.5, system=0.5,
+                    threads=1)
+        return dict(busy, nice=0, status="sleeping") if running else dict(zero, nice=None, status="None")
+
+    def _write(self, process: Json, run: int, seconds: float) -> None:
+        logger = process.get("logger") or {}
+        destination = logger.get("destination", "file")
+        size, backups = self.rotate
+        if logger.get("rotate"):
+            size, backups = int(logger["rotate"]["log_size"]), int(logger["rotate"]["backups"])
+        key = (process["name"], run)
+        if key not in self._writing:
+            lines = command_lines(str(process.get("cmdline", "")))
+            self._writing[key] = [lines, next(lines, None)]
+            for stream in ("stdout", "stderr") if destination in ("file", "both") else ():
+                self.files[".logs/%s/%d/%s" % (key + (stream,))] = bytearray()
+        state = self._writing[key]
+        while state[1] is not None and state[1][0] <= seconds:
+            _, stream, line = state[1]
+            state[1] = next(state[0], None)
+            path, data = ".logs/%s/%d/%s" % (key + (stream,)), (line + "\n").encode()
+            if destination in ("console", "both"):
+                self.console[stream] += data
+            if path in self.files:
+                self.files[path] += data
+                if len(self.files[path]) >= size:
+                    for number in range(backups, 0, -1):
+                        older = self.files.pop(path + (".%d" % (number - 1) if number > 1 else ""), None)
+                        if older is not None:
+                            self.files["%s.%d" % (path, number)] = older
+                    self.files[path] = bytearray()
+
+
+class DemoFile:
+    """A file of any size that takes no memory."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, part: slice) -> bytes:
+        first, end, _ = part.indices(self.size)
+        return bytes(end - first)
+
+
+class DemoObserver(App):
+    """The Thermos observer and Mesos agent of all the demo's hosts, on a port of its own.
+
+    Switches: slow, seconds that each answer takes; garbage, what it answers instead; `stop` and `start`,
+    to be down; delay and purge, seconds until a task is seen and after which an ended one is collected;
+    rotate, (bytes of a log, how many older ones are kept). files: what lies in every sandbox; None is a link
+    that leads out of it, False what may not be read. requests: what was asked.
+    """
+
+    def __init__(self, demo: Demo) -> None:
+        self.demo = demo
+        self.slow = 0.0
+        self.garbage: Optional[bytes] = None
+        self.delay = 5.0
+        self.purge = 7 * 86400.0
+        self.rotate = (1 << 20, 5)
+        self.agent_authorization: Optional[str] = None
+        self.files: Json = {"README.txt": b"A file of the demo.\n", "data/a b.csv": b"1,2\n3,4\n",
+                                      "data/gr\xfcn.txt": "gr\xfcn\n".encode(), "outside": None}
+        self.requests: Deque[Tuple[str, Dict[str, str]]] = collections.deque(maxlen=10000)
+        self.server: Optional[HttpServer] = None
+        self.port = 0
+        self._sandboxes: Dict[str, DemoSandbox] = {}        # guarded by the demo's lock
+
+    def start(self) -> Tuple[str, int]:
+        """Serve on a loopback port, always the same one; where that is."""
+        if self.server is None:
+            self.server = HttpServer(("127.0.0.1", self.port), self)
+            self.port = self.server.port
+            threading.Thread(target=self.server.serve_forever, name="demo-observer", daemon=True).start()
+        return "127.0.0.1", self.port
+
+    def stop(self) -> None:
+        """Serve no more."""
+        server, self.server = self.server, None
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+
+    def handle(self, request: Request) -> Response:
+        self.requests.append((request.path, request.headers))
+        time.sleep(self.slow)
+        if self.garbage is not None:
+            return Response(200, body=self.garbage, content_type="text/html")
+        if request.method not in ("GET", "HEAD"):
+            return self._html(405)
+        first, *rest = decode_percent(request.path).split("/")[1:]
+        answer = getattr(self, "_page_" + first.replace(".", "_"), None)
+        try:
+            with self.demo._lock:
+                self.demo._catch_up()
+                found = answer(rest, request) if answer else self._html(404)
+        except Exception:       # as one is in the real observer
+            return self._html(500)
+        if isinstance(found, Response):
+            return found
+        return Response(200, found) if isinstance(found, (dict, list)) else self._html(200, str(found))
+
+    @staticmethod
+    def _html(status: int, text: str = "") -> Response:
+        return Response(status, body=("<html><body>%s</body></html>" % (text or "Error %d" % status)).encode(
+            "utf-8", "surrogateescape"), content_type="text/html; charset=UTF-8")
+
+    def _sandbox(self, task_id: str, agent: bool = False) -> Optional[DemoSandbox]:
+        """That of a task that is known, with all it wrote until now. The agent knows those of other
+        executors, too."""
+        task, now = self.demo._tasks.get(task_id), self.demo.clock.now()
+        executor = task.config.executorConfig if task else None
+        if task is None or task.host is None or not agent and (executor is None
+                                                               or executor.name != EXECUTOR_NAME):
+            return None
+        if len(self._sandboxes) > 1000:
+            self._sandboxes.clear()
+        made = self._sandboxes.get(task_id)
+        if made is None or made.begin == math.inf:
+            made = self._sandboxes[task_id] = DemoSandbox(task, self.rotate)
+        seen = now // self.delay * self.delay if self.delay else now        # when it last looked for new ones
+        if made.begin > seen or made.end is not None and now > made.end + self.purge:
+            return None
+        made.runs(now)
+        return made
+
+    def _runs(self, task_id: str) -> Dict[str, List[Json]]:
+        sandbox = self._sandbox(task_id)
+        return sandbox.runs(self.demo.clock.now()) if sandbox else {}
+
+    def _tree(self, task_id: str) -> Optional[Json]:
+        sandbox = self._sandbox(task_id)
+        return dict(self.files, **sandbox.files) if sandbox else None
+
+    # JSON
+
+    def _page_j(self, parts: List[str], request: Request) -> Any:
+        kind, rest = parts[0], parts[1:]
+        if kind in ("task_ids", "task_id_count"):
+            known = [each for each in list(self.demo._tasks) if self._sandbox(each)]
+            groups = {"all": known, "active": [each for each in known if self.demo._tasks[each].active],
+                      "finished": [each for each in known if not self.demo._tasks[each].active]}
+            if kind == "task_id_count":
+                return {name: len(each) for name, each in groups.items()}
+            which, offset, number = (rest + ["all", "0", "20"][len(rest):])[:3]
+            shown = groups[which][::-1][int(offset):][:int(number)]
+            return {"type": which, "offset": int(offset), "num": int(number),
+                    "task_count": len(groups[which]),
+                    "tasks": [dict(self._task(each), task_id=each) for each in shown]}
+        ids = rest[:1] or [each for each in dict(request.query).get("task_id", "").split(",") if each]
+        if kind == "task":
+            return {each: self._task(each) for each in ids}
+        if kind == "processes":
+            return {each: {name: runs[-1] for name, runs in self._runs(each).items()} for each in ids}
+        found = self._runs(ids[0]).get(rest[1], []) if len(rest) > 1 else []
+        at = int(rest[2]) if len(rest) > 2 else -1
+        return found[at] if found and at < len(found) else {}
+
+    def _task(self, task_id: str) -> Json:
+        sandbox = self._sandbox(task_id)
+        if sandbox is None:
+            raise KeyError(task_id)
+        task, runs = sandbox.task, self._runs(task_id)
+        groups: Dict[str,
+                     List[str]] = {each: [] for each in ("waiting", "running", "success", "failed", "killed")}
+        for name, each in runs.items():
+            groups[each[-1]["state"].lower()].append(name)
+        ended = _S.name_of(task.status).replace("FINISHED", "SUCCESS")
+        return {"task_id": task_id, "name": task.key[2], "user": task.key[0],
+                "state": "ACTIVE" if task.active else ended,
+                "launch_timestamp": int(sandbox.begin), "state_timestamp": int(sandbox.end or sandbox.begin),
+                "ports": dict(task.ports), "resource_consumption": sandbox.sample(task.active),
+                "processes": groups,
+                "task": sandbox.config}
+
+    @staticmethod
+    def _chunk(data: Any, request: Request) -> Json:
+        query = dict(request.query)
+        try:
+            offset, length = int(query.get("offset", -1)), int(query.get("length", -1))
+        except ValueError:
+            return {}
+        if data is None:
+            return {}
+        if offset < -1:
+            raise ValueError("a seek before the beginning")
+        offset = len(data) if offset == -1 else offset
+        part = bytes(data[offset:] if length < 0 else data[offset:offset + length])
+        text = part.decode("utf-8", "replace").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        return dict({"offset": offset, "length": len(part)}, **({"data": text} if part else {}))
+
+    def _page_logdata(self, parts: List[str], request: Request) -> Any:
+        task_id, name, run, kind = parts
+        runs = self._runs(task_id)
+        number = int(run)
+        if runs and name not in runs:
+            raise KeyError(name)
+        number = len(runs[name]) - 1 if runs and number == -1 else number
+        return self._chunk((self._tree(task_id) or {}).get(".logs/%s/%d/%s" % (name, number, kind)), request)
+
+    def _page_filedata(self, parts: List[str], request: Request) -> Any:
+        path = "/".join(parts[1:])
+        if not path.isascii():
+            raise ValueError(path)
+        return self._chunk((self._tree(parts[0]) or {}).get(path), request)
+
+    # pages and bytes
+
+    def _page_health(self, parts: List[str], request: Request) -> Any:
+        return Response(200, body=b"OK", content_type="text/plain")
+
+    def _page_vars_json(self, parts: List[str], request: Request) -> Any:
+        return {"observer.tasks": len(self._sandboxes)}
+
+    def _page_main(self, parts: List[str], request: Request) -> Any:
+        return " ".join(each for each in list(self.demo._tasks) if self._sandbox(each))
+
+    _page_ = _page_main
+
+    def _page_task(self, parts: List[str], request: Request) -> Any:
+        return "task " + parts[0] if self._sandbox(parts[0]) else self._html(404)
+
+    _page_process = _page_rawtask = _page_logs = _page_task
+
+    def _page_file(self, parts: List[str], request: Request) -> Any:
+        return "file"
+
+    def _page_browse(self, parts: List[str], request: Request) -> Any:
+        task_id, path = parts[0], "/".join(parts[1:])
+        tree = self._tree(task_id)
+        if tree is None:
+            return self._html(404)
+        if path in tree:
+            raise OSError("not a directory")
+        entries: Dict[str, Optional[int]] = {} if not path else {"..": None}
+        for each in tree:
+            if each.startswith(path + "/" if path else ""):
+                name, deeper, _ = each[len(path) + 1 if path else 0:].partition("/")
+                entries[name] = None if deeper else len(tree[each] or b"")
+        if not any(name != ".." for name in entries):
+            return self._html(404)
+        lines = []
+        for name, size in sorted(entries.items()):
+            href = "%s/%s/%s" % (task_id, path or ".", name)
+            mode = "drwxr-xr-x" if size is None else "-rw-r--r--"
+            link = "<a href='/%s/%s'>%s</a>" % ("browse" if size is None else "file", href, name)
+            more = "" if size is None else " <a href='/download/%s'><font size=1>dl</font></a>" % href
+            lines.append("%s %3d %10s %10s %10d %s %s%s" % (
+                mode, 1, self.demo._tasks[task_id].key[0], 1000, 4096 if size is None else size,
+                "Nov 25 13:53",
+                link, more))
+        return "<strong> path </strong> %s <pre>\n\n%s\n    </pre>" % (path or ".", "\n".join(lines))
+
+    def _page_download(self, parts: List[str], request: Request) -> Any:
+        path, tree = os.path.normpath("/".join(parts[1:])), self._tree(parts[0])
+        if tree is None:
+            return self._html(404)
+        if path.startswith("../sandbox") or tree.get(path) is False:
+            return self._html(403)
+        if tree.get(path) is None:
+            return self._html(404)
+        if not path.isascii():
+            raise ValueError(path)
+        data = tree[path]
+        headers = [("Last-Modified", "Wed, 25 Nov 2026 13:53:00 GMT"), ("Content-Disposition", "attachment")]
+        if request.headers.get("if-modified-since"):
+            return Response(304, body=b"", headers=headers)
+        asked = _range(request.headers.get("range", "").partition(",")[0], len(data))
+        if asked and asked[0] >= asked[1]:
+            return self._html(416)
+        headers += [("Content-Range",
+                     "bytes %d-%d/%d" % (asked[0], asked[1] - 1, len(data)))] if asked else []
+        return Response(206 if asked else 200, body=bytes(data[slice(*asked)] if asked else data[:]),
+                        headers=headers,
+                        content_type="application/octet-stream")
+
+    # the Mesos agent
+
+    def _page_state(self, parts: List[str], request: Request) -> Any:
+        if self.agent_authorization not in (None, request.headers.get("authorization")):
+            return self._html(401)
+        executors = [{"id": "thermos-" + each, "directory": "/mesos/" + each}
+                     for each in list(self.demo._tasks)]
+        return {"frameworks": [{"id": "demo", "executors": executors}], "completed_frameworks": []}
+
+    def _page_files(self, parts: List[str], request: Request) -> Any:
+        if self.agent_authorization not in (None, request.headers.get("authorization")):
+            return self._html(401)
+        query = dict(request.query)
+        path = re.sub(r"^/frameworks/demo/executors/thermos-([^/]+)/runs/latest", r"/mesos/\1", query["path"])
+        _, _, task_id, rest = (path + "/").split("/", 3)
+        rest, sandbox = rest.rstrip("/"), self._sandbox(task_id, True)
+        if sandbox is None:
+            return self._html(404)
+        files = dict({"sandbox/" + name: data for name, data in dict(self.files, **sandbox.files).items()},
+                     **sandbox.console)
+        if parts == ["read"]:
+            if rest not in files:
+                return self._html(404)
+            offset, length = int(query.get("offset", -1)), min(65536,
+                                                               int(query.get("length", -1)) % (1 << 62))
+            if offset == -1:
+                return {"data": "", "offset": len(files[rest])}
+            part = bytes(files[rest][offset:offset + length]).decode("utf-8", "surrogateescape")
+            text = json.dumps(part, ensure_ascii=False)
+            return Response(200, body=('{"data":%s,"offset":%d}' % (text, offset)).encode("utf-8",
+                                                                                          "surrogateescape"))
+        below = rest + "/" if rest else ""
+        inside = [name[len(below):].split("/") for name in files if name.startswith(below)]
+        return [{"path": "%s/%s" % (path.rstrip("/"), name),
+                 "mode": "drwxr-xr-x" if [name] not in inside else "-rw-r--r--", "nlink": 1,
+                 "uid": "www-data", "gid": "www-data", "size": 0, "mtime": 1795000000}
+                for name in sorted({each[0] for each in inside})] or self._html(404)
+
+
 # ============================================================================================================
 # 8. Web page, server object and command line
 #
@@ -14580,6 +16477,7 @@ class Server:
         self.clusters = {scheduler: cluster for cluster, scheduler in self.service.clusters.pairs()}
         if self.demo is not None:
             self.service.clock = self.demo.clock.now
+            self.service.observer.places[self.demo.name] = self.demo.observer.start()
         scheme = "https" if tls else "http"
         shown = "[%s]" % host if ":" in host else host
         self.url = "%s://%s:%d" % (scheme, shown if shown != "0.0.0.0" else "127.0.0.1", self.http.port)
@@ -14649,6 +16547,21 @@ OPTIONS = [
             "where there is one cluster; default: ~/.netrc, by host, where clusters.json says BASIC", [], str,
             "[NAME=]FILE", True),
     _Option("scheduler-ca", "clusters", "certificates to trust for https schedulers", None, str, "FILE"),
+    _Option("observer-port", "logs",
+            "port of the Thermos observers, which have logs and files of tasks; 0 for none", 1338, int,
+            "PORT"),
+    _Option("observer-network", "logs",
+            "a network that hosts of tasks have to be in; repeatable; any if absent", [], str,
+            "CIDR", True),
+    _Option("observer-ca", "logs", "observers are reached by https; certificates to trust for it", None, str,
+            "FILE"),
+    _Option("agent-port", "logs",
+            "port of the Mesos agents, for console logs and tasks of other executors; often 5051", 0,
+            int, "PORT"),
+    _Option("agent-auth", "logs", "file with USER:PASSWORD for them", None, str, "FILE"),
+    _Option("agent-framework", "logs",
+            "the id of Aurora's framework, where the state of agents may not be read", None, str,
+            "ID"),
     _Option("demo", "demo", "run a simulated scheduler as cluster NAME (devcluster)", None, "demo", "NAME"),
     _Option("demo-port", "demo", "port of the simulated scheduler; 0 for any", 0, int, "PORT"),
     _Option("demo-speed", "demo", "how many times as fast its time runs", 1.0, float, "N"),
@@ -14768,7 +16681,7 @@ def new_token(text: str) -> Tuple[str, str]:
     name, _, rest = text.partition(":")
     level, _, roles = rest.partition(":")
     if not IDENTIFIER.fullmatch(name) or level not in LEVELS or re.search(r"\s", roles):
-        raise UsageError("--new-token=%s: expected NAME:read|write|admin[:ROLE,ROLE…]" % text)
+        raise UsageError("--new-token=%s: expected NAME:read|logs|write|admin[:ROLE,ROLE…]" % text)
     token = secrets.token_urlsafe(32)
     return token, "%s %s %s %s" % (name, level, roles or "*", hash_token(token))
 
@@ -14794,15 +16707,35 @@ def own_credentials(options: argparse.Namespace, clusters: Sequence[Cluster]) ->
             raise UsageError("AURORA_REST_SCHEDULER_CREDENTIALS is for one cluster; there are %d: use --scheduler-auth "
                              "NAME=FILE" % len(clusters))
         texts[clusters[0].name] = given
-    headers = {}
-    for cluster_name, text in texts.items():
-        if ":" not in text:
-            raise UsageError("the schedulers' credentials have to be USER:PASSWORD")
-        headers[cluster_name] = "Basic " + base64.b64encode(text.strip().encode()).decode()
+    headers = {cluster_name: _basic(text, "the schedulers'") for cluster_name, text in texts.items()}
 
     def find(cluster: Cluster) -> Any:
         return headers.get(cluster.name) or (_from_netrc if cluster.basic else None)
     return find
+
+
+def _basic(text: str, whose: str) -> str:
+    """The Authorization of USER:PASSWORD. Raises UsageError."""
+    if ":" not in text:
+        raise UsageError("%s credentials have to be USER:PASSWORD" % whose)
+    return "Basic " + base64.b64encode(text.strip().encode()).decode()
+
+
+def make_observer(options: argparse.Namespace) -> Observer:
+    """Where logs and files are read, as the options say. Raises UsageError."""
+    auth = _basic(_read_file("agent-auth", options.agent_auth), "the agents'") if options.agent_auth else None
+    if max(options.observer_port, options.agent_port) > 65535:
+        raise UsageError("--observer-port and --agent-port: 0 to 65535")
+    if options.agent_framework and not IDENTIFIER.fullmatch(options.agent_framework):
+        raise UsageError("--agent-framework=%s is no id" % options.agent_framework)
+    try:
+        return Observer(options.observer_port, networks=options.observer_network, ca_file=options.observer_ca,
+                        agent_port=options.agent_port, agent_authorization=auth,
+                        framework=options.agent_framework)
+    except ValueError as error:
+        raise UsageError("--observer-network: %s" % error) from None
+    except OSError as error:
+        raise UsageError("--observer-ca=%s cannot be used: %s" % (options.observer_ca, error)) from None
 
 
 @lru_cache(maxsize=64)
@@ -14897,7 +16830,7 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
             options.port, options.host, demo=demo, clusters=clusters, evaluator=evaluator, access=access, limits=limits,
             tls=tls, sock=activated, credentials=credentials, drain_timeout=options.drain_timeout, log=log,
             poll_interval=options.poll_interval, cors=options.cors, hosts=options.host_name,
-            access_log=not options.quiet, scheduler=dict(
+            access_log=not options.quiet, observer=make_observer(options), scheduler=dict(
                 timeout=options.timeout, connect_timeout=options.connect_timeout, retry_for=options.retry_for,
                 parallel=options.parallel, ca_file=options.scheduler_ca))
     except OSError as error:
@@ -14959,7 +16892,8 @@ def _greet(server: Server, log: Log) -> None:
         log("demo scheduler at %s; try:" % demo.url)
         for line in ("curl -s %s/alpha/jobs/%s/www-data", "curl -s %s/alpha/job/%s/www-data/prod/hello",
                      "curl -s -X PUT '%s/alpha/job/%s/www-data/prod/hello/restart?shards=0&watch_secs=5'",
-                     "curl -sN %s/alpha/job/%s/www-data/prod/hello/events"):
+                     "curl -sN %s/alpha/job/%s/www-data/prod/hello/events",
+                     "curl -sN '%s/alpha/job/%s/www-data/prod/hello/instances/0/logs?follow=1'"):
             log("  " + line % (server.url, demo.name))
         return
 

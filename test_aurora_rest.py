@@ -402,7 +402,7 @@ class ThriftTest(unittest.TestCase):
     def test_the_idl_holds_96_types_and_45_methods(self):
         self.assertEqual((len(api.type_names), len(api.method_names)), (96, 45))
         levels = [api.method(name).access for name in api.method_names]
-        self.assertEqual([levels.count(each) for each in aurora_rest.LEVELS], [13, 14, 18])
+        self.assertEqual([levels.count(each) for each in aurora_rest.LEVELS], [13, 0, 14, 18])
         self.assertIn("ipAddr", api.Resource.fields)
 
     def test_every_struct_survives_both_protocols_and_plain_json(self):
@@ -3287,6 +3287,660 @@ class EventsTest(Serving):
     def test_streams_beyond_the_limit_are_refused(self):
         with mock.patch.dict(self.server.service.limits, {"watchers": 0}):
             self.bad(503, "GET", JOB + "streamed/events", code="OVERLOADED")
+
+
+class LogsTest(Serving):
+    """Logs and files of tasks, through the demo's observer."""
+    OPTIONS = {"poll_interval": 0.02}
+
+    def setUp(self):
+        self.watcher = self.demo.observer
+        self.reader = self.server.service.observer
+        self.files = dict(self.watcher.files)
+
+        def restore():
+            self.watcher.garbage, self.watcher.slow, self.watcher.purge = None, 0.0, 7 * 86400.0
+            self.watcher.rotate, self.watcher.files, self.watcher.agent_authorization = (1 << 20,
+                                                                                         5), self.files, None
+            self.reader.agent_port, self.reader.agent_authorization, self.reader.framework = 0, None, None
+            self.reader.timeout, self.reader.port = 10.0, 1338
+            self.watcher.start()
+        self.addCleanup(restore)
+
+    def job(self, name, *processes, count=1, service=True, seconds=10, **task):
+        """A job whose task has these processes, (name, command line, further fields); its path."""
+        made = config(name, count=count, service=service)
+        data = {"task": dict(task,
+                             processes=[dict({"name": each[0], "cmdline": each[1]},
+                                             **dict(each[2:3] and each[2]))
+                                              for each in processes])}
+        made.taskConfig.executorConfig.data = json.dumps(data)
+        self.scheduler.createJob(made)
+        self.demo.advance(seconds)
+        return JOB + name
+
+    def task(self, name, instance=0):
+        key = ("www-data", "devel", name)
+        return self.demo._active[key].get(instance) or list(self.demo._jobs[key].values())[-1]
+
+    def stream(self, path, **headers):
+        made = Events(self.server, path, Accept="text/event-stream", **headers)
+        self.addCleanup(made.close)
+        return made
+
+    def text(self, path):
+        """A followed log as text: a function that gives the next line."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=10)
+        self.addCleanup(connection.close)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        self.assertEqual(answer.status, 200)
+        return lambda: answer.readline().decode()
+
+    def observed(self, path, method="GET", **headers):
+        return ask(self.watcher, method, path, **headers)
+
+    def test_the_demos_observer_answers_as_the_real_one(self):
+        self.job("quirks", ("p", "echo one; echo 'a<b>&c'; sleep 9999"), ("q", "exit 3", {"daemon": True}),
+                 seconds=12)
+        task = self.task("quirks")
+        one, name = task.id, "/%s/p/0/stdout" % task.id
+        self.watcher.files = dict(self.files, **{"cut": b"abc\xc3\xbc", "a b<i>.txt": b"x", "empty": b"",
+                                                 "secret": False})
+        failed = self.observed("/j/process/%s/q/0" % one).json
+        self.assertEqual((failed["state"], "return_code" in failed, "stop_time" in failed),
+                         ("FAILED", False, False))
+        for path, status, body in (
+                ("/health", 200, "^OK$"), ("/j/task_id_count", 200, '"all"'),
+                ("/j/task_ids/all/0/1", 200, '"num": 1'),
+                ("/j/task_ids/some", 500, "<html>"), ("/j/task_ids/all/x", 500, "<html>"),
+                ("/j/task", 200, "^{}$"),
+                ("/j/task/" + one, 200, '"user": "www-data"'), ("/j/task/none", 500, "<html>"),
+                ("/j/task?task_id=%s,none" % one, 500, "<html>"), ("/j/process/" + one, 200, "^{}$"),
+                ("/j/process/%s/none" % one, 200, "^{}$"), ("/j/process/none/p", 200, "^{}$"),
+                ("/j/process/%s/p/99" % one, 200, "^{}$"), ("/j/process/%s/p/x" % one, 500, "<html>"),
+                ("/j/process/%s/p/-9" % one, 500, "<html>"),
+                ("/j/process/%s/q/-1" % one, 200, '"process_run": 2'),
+                ("/j/processes?task_id=none", 200, '^{"none": {}}$'),
+                ("/j/processes?task_ids=" + one, 200, "^{}$"),
+                ("/j/processes?task_id=" + one, 200, '"process_run": 2'),
+                ("/logdata" + name, 200, '^{"offset": 11, "length": 0}$'),
+                ("/logdata" + name + "?offset=4", 200, '"length": 7, "data": "a&lt;b&gt;&amp;c'),
+                ("/logdata" + name + "?offset=99", 200, '^{"offset": 99, "length": 0}$'),
+                ("/logdata" + name + "?offset=-2", 500, "<html>"),
+                ("/logdata" + name + "?offset=x", 200, "^{}$"),
+                ("/logdata/%s/none/0/stdout" % one, 500, "<html>"), ("/logdata/none/p/0/stdout", 200, "^{}$"),
+                ("/logdata/%s/p/-1/stdout" % one, 200, "11"), ("/logdata/%s/p/x/stdout" % one, 500, "<html>"),
+                ("/filedata/%s/cut?offset=0&length=4" % one, 200, r"abc\\ufffd"),
+                ("/filedata/%s/none" % one, 200, "^{}$"),
+                ("/filedata/%s/data/gr%%C3%%BCn.txt" % one, 500, "<html>"), ("/vars.json", 200, "{"),
+                ("/task/none", 404, "<html>"), ("/process/none/p", 404, "<html>"),
+                ("/rawtask/none", 404, "<html>"),
+                ("/browse/none", 404, "<html>"), ("/browse/%s/cut" % one, 500, "<html>"),
+                ("/file/none/x", 200, "<html>"),
+                ("/browse/" + one, 200,
+                 r"-rw-r--r--   1   www-data       1000          1 Nov 25 13:53 <a href='/file/%s/./a b<i>"
+                 r".txt'>a b<i>.txt</a> <a href='/download/" % one),
+                 ("/browse/%s/data" % one, 200, "'>..</a>"),
+                ("/download/%s/data" % one, 404, "<html>"), ("/download/none/x", 404, "<html>"),
+                ("/download/%s/../x" % one, 404, "<html>"), ("/download/%s/outside" % one, 404, "<html>"),
+                ("/download/%s/../sandbox2/x" % one, 403, "<html>"),
+                ("/download/%s/secret" % one, 403, "<html>"),
+                ("/download/%s/data/gr%%C3%%BCn.txt" % one, 500, "<html>"),
+                ("/download/%s/cut" % one, 200, "abcü")):
+            answer = self.observed(path)
+            self.assertEqual(answer.status, status, (path, answer))
+            self.assertRegex(answer.body.decode().strip(), body, path)
+        for asked, status, body, said in (("bytes=1-2", 206, b"bc", "bytes 1-2/5"),
+                                          ("bytes=3-", 206, b"\xc3\xbc", "bytes 3-4/5"),
+                                          ("bytes=-1", 206, b"\xbc", "bytes 4-4/5"),
+                                          ("bytes=0-0,2-3", 206, b"a", "bytes 0-0/5"),
+                                          ("bytes=5-", 416, None, None)):
+            answer = self.observed("/download/%s/cut" % one, Range=asked)
+            self.assertEqual((answer.status, answer.headers.get("content-range")), (status, said))
+            self.assertIn(body, (answer.body, None))
+        self.assertEqual(self.observed("/download/%s/empty" % one, Range="bytes=0-9").status, 416)
+        self.assertEqual(self.observed("/download/%s/cut" % one, If_Modified_Since="x").status, 304)
+        self.assertEqual(self.observed("/download/%s/cut" % one, "HEAD").headers["content-length"], "5")
+        self.assertEqual(self.observed("/health", "POST").status, 405)
+        self.scheduler.killTasks(config("quirks").key, None, None)
+        self.demo.advance(5)
+        killed = self.observed("/j/process/%s/p" % one).json
+        self.assertEqual((killed["state"], killed["return_code"], "used" in killed), ("KILLED", -15, False))
+        self.assertEqual(self.observed("/j/task/" + one).json[one]["resource_consumption"]["status"], "None")
+        self.demo.advance(8 * 3600)
+        self.watcher.purge = 3600.0
+        self.assertEqual([self.observed(path % one).status
+                          for path in ("/task/%s", "/j/task/%s", "/download/%s/cut")], [404, 500, 404])
+
+    def test_processes_with_their_runs(self):
+        path = self.job("procs", ("web", "serve"), ("setup", "echo done"),
+                        ("again", "exit 1", {"daemon": True}),
+                        ("later", "sleep 1"), seconds=14, max_failures=3) + "/instances/0/processes"
+        plain = self.good("GET", path + "?runs=1")
+        self.assertEqual((plain["count"], plain["task"]["host"][:5], plain["task"]["state"]),
+                         (4, "demo-", "RUNNING"))
+        found = {each["name"]: each for each in plain["processes"]}
+        self.assertEqual(list(found), ["web", "setup", "again", "later"])
+        self.assertEqual([(found[name]["state"], found[name]["return_code"]) for name in ("web", "setup")],
+                         [("RUNNING", None), ("SUCCESS", 0)])
+        self.assertEqual((found["again"]["state"], found["again"]["return_code"], found["again"]["run"]),
+                         ("FAILED", None, 2))
+        self.assertEqual([each["run"] for each in found["again"]["runs"]], [0, 1, 2])
+        self.assertTrue(isinstance(found["web"]["started"], int) and found["web"]["cmdline"] == "serve"
+                        and found["web"]["used"]["cpu"])
+        first = plain["task"]["id"]
+        self.scheduler.restartShards(config("procs").key, {0})
+        self.demo.advance(10)
+        self.assertNotEqual(self.good("GET", path)["task"]["id"], first)
+        self.assertEqual(self.good("GET", path + "?task=" + first)["processes"][0]["state"], "KILLED")
+        self.bad(404, "GET", path + "?task=" + self.task("quirks").id
+                 if ("www-data", "devel", "quirks") in self.demo._jobs else path + "?task=x",
+                 says="no task")
+        self.bad(404, "GET", path.replace("/0/", "/7/"), says="no task on a host")
+        self.bad(400, "GET", path.replace("/0/", "/x/"))
+
+    def test_a_log_is_read_from_its_end_or_in_parts(self):
+        lines = "".join("echo line %d; " % number for number in range(250))
+        path = self.job("read",
+                        ("p q/ü".replace("/", "-"), lines + "echo ünd >&2; sleep 9999")) + "/instances/0/logs"
+        log = path + "/p%20q-%C3%BC"
+        self.assertEqual(self.ask("GET", path).status,
+                         502)         # the observer cannot: its name is not ASCII
+        self.reader.agent_port = 5051
+        self.assertEqual(self.ask("GET", log).body.count(b"\n"), 100)
+        path = self.job("read2", ("p", lines + "echo ünd >&2; sleep 9999")) + "/instances/0/logs"
+        answer = self.ask("GET", path)
+        whole = "".join("line %d\n" % number for number in range(250)).encode()
+        self.assertEqual(answer.body, b"".join(whole.splitlines(True)[-100:]))
+        self.assertEqual(answer.headers["content-type"], "text/plain; charset=utf-8")
+        numbers = [int(answer.headers["x-log-" + name]) for name in ("run", "offset", "next", "size", "left")]
+        self.assertEqual(numbers, [0, len(whole) - len(answer.body), len(whole), len(whole), 0])
+        self.assertEqual(answer.headers["x-log-task"], self.task("read2").id)
+        for query, expected in (("tail=2", b"line 248\nline 249\n"), ("tail=0", b""),
+                                ("offset=0&length=7", whole[:7]),
+                                ("offset=-9", b"line 249\n"), ("offset=99999", b""), ("tail=1000", whole),
+                                ("grep=e+13&tail=3",
+                                 b"line 137\nline 138\nline 139\n"), ("offset=0&grep=9&length=20", b""),
+                                ("stream=stderr", "ünd\n".encode()),
+                                ("stream=stderr&offset=0&length=1", b"\xc3"),
+                                ("run=0&tail=1", b"line 249\n"), ("run=-1&tail=1", b"line 249\n")):
+            answer = self.ask("GET", path + "?" + query)
+            self.assertEqual((answer.status, answer.body), (200, expected), query)
+        self.assertEqual(self.ask("GET", path + "?offset=3&length=4").headers["x-log-left"],
+                         str(len(whole) - 7))
+        for query in ("tail=1&offset=1", "length=5", "stream=x", "tail=-1", "length=0", "offset=x", "grep=",
+                      "source=x", "unknown=1",
+                      "follow=1&length=1&offset=0"):
+            self.bad(400, "GET", path + "?" + query)
+        self.bad(404, "GET", path + "/none", says="it has begun p")
+        self.bad(404, "GET", path + "?run=3", says="runs 0 to 0")
+        two = self.job("two", ("a", "echo a; sleep 99"), ("b", "echo b; sleep 99")) + "/instances/0/logs"
+        self.bad(400, "GET", two, says="a, b; say which")
+        self.assertEqual(self.ask("GET", two + "/b").body, b"b\n")
+        self.assertEqual(self.ask("HEAD", two + "/b").status, 200)
+
+    def test_cut_characters_are_held_back_until_they_are_whole(self):
+        for data, whole in ((b"", 0), (b"a", 1), (b"a\xc3", 1), (b"a\xc3\xbc", 3), (b"\xe2\x82", 0),
+                            (b"\xe2\x82\xac", 3), (b"x\xf0\x9f\x98", 1),
+                            (b"\xf0\x9f\x98\x80", 4), (b"\x80\x80\x80\x80", 4), (b"\xff", 0)):
+            self.assertEqual(aurora_rest.whole_characters(data), whole, data)
+        path = self.job("cut", ("p", "echo üüü; sleep 9999")) + "/instances/0/logs"
+        answer = self.ask("GET", path + "?offset=0&length=3")
+        self.assertEqual((answer.body, answer.headers["x-log-next"]), ("ü".encode(), "2"))
+
+    def test_followed_as_text_a_log_ends_with_its_task(self):
+        path = self.job("text", ("p", "echo one; sleep 20; echo two; sleep 30"),
+                        service=False) + "/instances/0/logs?follow=1"
+        line = self.text(path)
+        self.assertEqual(line(), "one\n")
+        self.demo.advance(20)
+        self.assertEqual(line(), "two\n")
+        self.demo.advance(40)
+        self.assertRegex(line(), "^--- end .*ended as FINISHED")
+        self.assertEqual(line(), "")
+        data = raw(self.server, ("GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path).encode())
+        self.assertIn(b"Transfer-Encoding: chunked", data)
+        self.assertTrue(data.endswith(b"\r\n0\r\n\r\n"), data[-50:])
+        old = raw(self.server, ("GET %s HTTP/1.0\r\n\r\n" % path).encode())
+        self.assertNotIn(b"chunked", old)
+        self.assertIn(b"\r\n\r\none\ntwo\n--- end", old)
+
+    def test_following_goes_on_over_rotations_runs_and_tasks_and_resumes_exactly(self):
+        self.watcher.rotate = (130, 5)
+        path = self.job("turns", ("p", "serve"), seconds=6) + "/instances/0/logs?follow=1"
+        stream = self.stream(path + "&offset=0")
+        seen, text, lines = [], stream.next()[2]["text"], 1
+        self.assertEqual(text, "serve: started\n")
+        text = ""
+        for more in range(24):          # rotated every seventh line, more than once between looks
+            self.demo.advance(10 * (1 + 2 * more % 29))
+            lines += 1 + 2 * more % 29
+            while text.count("\n") < lines - 1:
+                seen.append(stream.next())
+                text += seen[-1][2].get("text", "")
+        self.assertEqual(text,
+                         "".join("serve: running, %d\n" % (number + 1) for number in range(text.count("\n"))))
+        self.assertIn("rotated", [name for _, name, _ in seen])
+        self.assertEqual([name for _, name, _ in seen if name == "gap"], [])
+        at = [index for index, each in enumerate(seen) if each[1] == "log"][-3]
+        again = self.stream(path, Last_Event_ID=seen[at][0])
+        rest = [each[2]["text"] for each in seen[at + 1:] if each[1] == "log"]
+        got = ""
+        while len(got) < len("".join(rest)):
+            _, name, data = again.next()
+            got += data["text"] if name == "log" else ""
+        self.assertEqual(got, "".join(rest))
+        self.scheduler.restartShards(config("turns").key, {0})
+        self.demo.advance(8)
+        names = []
+        while names[-1:] != ["task"]:
+            _, name, data = stream.next()
+            names.append(name)
+        self.assertEqual((data["task"], data["host"][:5]), (self.task("turns").id, "demo-"))
+        self.assertEqual(stream.next()[2]["text"], "serve: started\n")
+        self.scheduler.killTasks(config("turns").key, None, None)
+        self.demo.advance(8)
+        while name != "end":
+            _, name, data = stream.next()
+        self.assertIn("KILLED", data["reason"])
+        self.assertFalse(stream.answer.fp.read())
+
+    def test_following_tells_of_a_new_run(self):
+        path = self.job("runs", ("p", "echo go; exit 1", {"daemon": True}), ("q", "serve"),
+                        seconds=6) + "/instances/0/logs/p?follow=1"
+        stream = self.stream(path)
+        self.assertEqual([(name, data["run"]) for _, name, data in [stream.next()]], [("log", 1)])
+        self.demo.advance(10)
+        seen = [stream.next()[1:] for _ in range(4)]
+        self.assertEqual([(name, data["run"]) for name, data in seen],
+                         [("run", 2), ("log", 2), ("run", 3), ("log", 3)])
+        self.assertEqual(seen[1][1]["text"], "go\n")
+        errors = self.text(path + "&stream=stderr&run=0")
+        self.assertIn("fatal", errors())
+        self.assertRegex(errors(), "^--- run ")
+
+    def test_many_instances_are_followed_at_once_and_grep_filters(self):
+        path = self.job("many", ("p", "echo one; while true; do echo tick; echo tock; sleep 10; done"),
+                        count=5, seconds=8)
+        answer = self.ask("GET", path + "/logs/p?shards=1,3&tail=2")
+        self.assertEqual(set(answer.body.decode().splitlines()),
+                         {"%d: %s" % (n, text) for n in (1, 3) for text in ("tick", "tock")})
+        line = self.text(path + "/logs/p?follow=1&tail=1&grep=tock")
+        self.assertEqual({line() for _ in range(5)}, {"%d: tock\n" % n for n in range(5)})
+        stream = self.stream(path + "/logs/p?follow=1&tail=1&shards=2,4")
+        self.assertEqual({data["text"] for _, _, data in [stream.next() for _ in range(2)]}, {"tock\n"})
+        self.demo.advance(10)
+        self.assertEqual({line() for _ in range(5)}, {"%d: tock\n" % n for n in range(5)})
+        seen = [stream.next() for _ in range(2)]
+        self.assertEqual({data["instance"] for _, _, data in seen}, {2, 4})
+        self.assertEqual({data["text"] for _, _, data in seen}, {"tick\ntock\n"})
+        self.bad(404, "GET", JOB + "nonesuch/logs/p")
+        self.bad(404, "GET", path + "/logs/p?shards=9")
+        with mock.patch.object(aurora_rest, "_FOLLOWED", 4):
+            self.bad(400, "GET", path + "/logs/p?follow=1", says="at most 4")
+        self.assertIn("has begun no process none", self.ask("GET", path + "/logs/none").body.decode())
+
+    def test_two_hundred_followers_cost_one_poll(self):
+        path = self.job("popular2",
+                        ("p",
+                         "while true; do echo tick; sleep 10; done")) + "/instances/0/logs?follow=1&tail=1"
+        streams = [self.stream(path) for _ in range(60)]
+        for each in streams:
+            self.assertEqual(each.next()[2]["text"], "tick\n")
+        feed = next(p for k, p in self.server.service.watched._polls.items() if k[0] == "log"
+                    and k[1].name == "popular2")
+        wait_for(lambda: feed.waiters == 60)
+        def asked():
+            return sum(self.task("popular2").id in each for each, _ in list(self.watcher.requests))
+        before, started = asked(), time.monotonic()
+        wait_for(lambda: asked() > before + 20)
+        self.assertLess(asked() - before, 1.5 * (time.monotonic() - started) / 0.02 + 10)
+        self.demo.advance(10)
+        self.assertEqual({each.next()[2]["text"] for each in streams}, {"tick\n"})
+        for each in streams:
+            each.close()
+        wait_for(lambda: feed.waiters == 0)
+
+    def test_a_slow_follower_falls_behind_and_misses_nothing(self):
+        path = self.job("slow", ("p", "while true; do echo 0123456789; sleep 1; done")) + "/instances/0/logs"
+        key = aurora_rest.Key("devcluster", "www-data", "devel", "slow")
+        with mock.patch.object(aurora_rest.Feed, "ROOM", 3000):
+            stream = self.stream(path + "?follow=1&tail=1")
+            first = stream.next()
+            feed = next(p for k, p in self.server.service.watched._polls.items() if k[0] == "log" and k[1] == key)
+            text = first[2]["text"]
+            follower = aurora_rest.Follower(feed, 1, None, lambda: None)
+            self.addCleanup(follower.leave)
+            wait_for(lambda: follower.take() or follower.live)
+            for _ in range(8):
+                before = feed.number
+                self.demo.advance(5)
+                wait_for(lambda before=before: feed.number > before)
+            self.assertIsNone(feed.after(follower.number))
+            got = []
+            while sum(len(entry.data) for entry in got) < 40 * 11:
+                got += wait_for(follower.take)
+            self.assertEqual(b"".join(entry.data for entry in got), b"0123456789\n" * 40)
+            while len(text) < 41 * 11:
+                text += stream.next()[2]["text"]
+            self.assertEqual(text, "0123456789\n" * 41)
+
+    def test_files_are_listed_whatever_their_names(self):
+        path = self.job("files", ("p", "serve")) + "/instances/0/files"
+        odd = ["a b<i>.txt", "x'>y<b>", "gr\xfcn", "..."]
+        self.watcher.files = dict({"d/" + name: b"12" for name in odd},
+                                  **{"d/new\nline": b"", "d/sub/f": b"", "top": b"1"})
+        plain = self.good("GET", path + "?path=d")
+        self.assertEqual(sorted(each["name"] for each in plain["entries"] if each["type"] == "file"),
+                         sorted(odd))
+        self.assertEqual([(each["type"], each["size"]) for each in plain["entries"]
+                          if each["name"] in ("sub", "...")],
+                         [("file", 2), ("directory", 4096)])
+        self.assertEqual((plain["unreadable_lines"], plain["path"], plain["count"]), (4, "d", 5))
+        self.assertEqual({each["name"] for each in self.good("GET", path + "?path=./")["entries"]},
+                         {".logs", "d", "top"})
+        self.assertEqual([each["name"] for each in self.good("GET", path + "?path=.logs//p/.")["entries"]],
+                         ["0"])
+        self.bad(404, "GET", path + "?path=none", says="no directory")
+        self.bad(400, "GET", path + "?path=top", says="is a file")
+        asked = [each for each, _ in list(self.watcher.requests) if self.task("files").id in each]
+        for bad in ("..", "d/../x", "/etc/passwd", "a%00b", "a%5Cb", "a/..", "x" * 4097):
+            self.bad(400, "GET", path + "?path=" + bad)
+            self.bad(400, "GET", path + "/content?path=" + bad)
+        self.bad(400, "GET", path + "/content")
+        self.assertEqual([each for each, _ in list(self.watcher.requests) if self.task("files").id in each],
+                         asked)
+
+    def test_a_file_of_any_size_is_streamed_in_ranges(self):
+        path = self.job("content", ("p", "serve")) + "/instances/0/files/content?path="
+        data = bytes(range(256)) * 10000
+        self.watcher.files = {"a b": data, "empty": b"", "x/ü.bin": b"u", "outside": None,
+                              "secret": False}
+        answer = self.ask("GET", path + "a%20b")
+        self.assertEqual((answer.status, answer.body == data, answer.headers["content-length"]),
+                         (200, True, str(len(data))))
+        self.assertEqual([answer.headers[name]
+                          for name in ("content-type", "content-disposition", "x-content-type-options")],
+                         ["application/octet-stream", "attachment; filename*=UTF-8''a%20b", "nosniff"])
+        for asked, status, first, end in (("bytes=0-9", 206, 0, 10),
+                                          ("bytes=2559990-", 206, 2559990, 2560000),
+                                          ("bytes=-5", 206, 2559995,
+                                          2560000), ("bytes=5-99999999", 206, 5, 2560000),
+                                          ("bytes=9-5", 200, 0, 2560000),
+                                          ("bytes=0-1,3-4", 200, 0, 2560000), ("lines=1-2", 200, 0, 2560000)):
+            answer = self.ask("GET", path + "a%20b", Range=asked)
+            self.assertEqual((answer.status, answer.body == data[first:end]), (status, True), asked)
+            self.assertEqual(answer.headers.get("content-range"),
+                             None if status == 200 else "bytes %d-%d/2560000" % (first, end - 1))
+        refused = self.ask("GET", path + "a%20b", Range="bytes=2560000-")
+        self.assertEqual((refused.status, refused.headers["content-range"], refused.json["code"]),
+                         (416, "bytes */2560000", "RANGE_NOT_SATISFIABLE"))
+        head = self.ask("HEAD", path + "a%20b")
+        self.assertEqual((head.status, head.body, head.headers["content-length"]), (200, b"", str(len(data))))
+        self.assertEqual(self.ask("GET", path + "empty").body, b"")
+        self.bad(404, "GET", path + "none")
+        self.bad(404, "GET", path + "x")
+        self.bad(404, "GET", path + "outside")
+        self.bad(403, "GET", path + "secret", code="FILE_NOT_READABLE")
+        self.bad(502, "GET", path + "x/%C3%BC.bin", code="NAME_NOT_ASCII", says="--agent-port")
+
+    def test_a_slow_caller_slows_the_source_and_a_file_that_shrinks_is_cut(self):
+        path = self.job("large", ("p", "serve")) + "/instances/0/files/content?path=big"
+        self.watcher.files = {"big": aurora_rest.DemoFile(64 << 20)}
+        request = ("GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path).encode()
+        with socket.create_connection(("127.0.0.1", self.server.port), timeout=10) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            sock.sendall(request)
+            self.assertTrue(sock.recv(100))
+            known = -1
+            while known != len(self.watcher.requests):      # it stops asking
+                known = len(self.watcher.requests)
+                time.sleep(0.05)
+            self.assertLess(sum("big" in each for each, _ in self.watcher.requests), 20)
+            self.assertEqual(self.reader.slots.inside, 0)   # and holds nothing
+            self.watcher.files = {"big": b"short"}
+            size = 0
+            while True:
+                part = sock.recv(1 << 20)
+                if not part:
+                    break
+                size += len(part)
+        self.assertLess(size, 64 << 20)
+        wait_for(lambda: any("was cut at byte" in line for line in self.lines))
+
+    def test_what_failed_is_told_where_people_look(self):
+        path = self.job("broken", ("p", "echo fine; sleep 6; false"), service=False, seconds=5)
+        self.assertNotIn("failure", self.good("GET", path))
+        waiting = []
+        thread = threading.Thread(
+            target=lambda: waiting.append(self.ask("PUT", JOB + "broken2?wait=20", source(
+            "broken2", "echo fine; exit 3", kind="Job"))))
+        thread.start()
+        wait_for(lambda: ("www-data", "devel", "broken2") in self.demo._jobs)
+        self.demo.advance(20)
+        thread.join()
+        failure = waiting[0].json["failure"]
+        self.assertEqual((waiting[0].status, failure["process"], failure["stderr"]), (409, "p", [
+            "fatal: exit 3: the command failed, status 3"]))
+        self.assertEqual(self.ask("GET", failure["logs"]).body,
+                         b"fatal: exit 3: the command failed, status 3\n")
+        failure = self.good("GET", path)["failure"]
+        self.assertEqual((failure["process"], failure["instance"], len(failure["stderr"])), ("p", 0, 1))
+        self.assertNotIn("failure", self.good("GET", path + "?logs=0"))
+        self.assertEqual(self.good("GET", path)["failure"]["task"],
+                         failure["task"])        # no answer is remembered
+        self.good("GET", failure["processes"])
+        self.watcher.slow = 5.0
+        started = time.monotonic()
+        self.assertIn("errors", self.good("GET", path)["failure"])
+        self.assertLess(time.monotonic() - started, 3.0)
+        self.watcher.slow = 0.0
+        wait_for(lambda: not self.reader.slots.inside)
+        task = self.task("broken")
+        self.watcher._sandbox(task.id).files[".logs/p/0/stderr"] = bytearray(b"x" * 100 + b"\n") * 100
+        failure = self.good("GET", path)["failure"]
+        self.assertEqual(len(failure["stderr"]), 20)
+
+    def test_bad_weather_has_an_answer_that_says_what_to_do(self):
+        path = self.job("weather", ("p", "echo hi; sleep 9999"),
+                        ("c", "echo console; sleep 9999", {"logger": {"destination": "console"}}),
+                        ("n", "sleep 9999", {"logger": {"destination": "none"}}), seconds=10) + "/instances/0"
+        log, task = path + "/logs/p", self.task("weather")
+        self.bad(404, "GET", path + "/logs/c", code="LOG_ELSEWHERE", says="--agent-port")
+        self.bad(404, "GET", path + "/logs/n", code="LOG_ELSEWHERE", says="none")
+        self.watcher.garbage = b"\x00\xff<html>"
+        for each in ("/processes", "/logs/p", "/files", "/files/content?path=x"):
+            self.bad(502, "GET", path + each, code="OBSERVER_BAD_ANSWER")
+        self.watcher.garbage = b'{"%s": 7}' % task.id.encode()
+        self.bad(502, "GET", log, code="OBSERVER_BAD_ANSWER")
+        self.watcher.garbage = json.dumps({task.id: {"p": {"process_run": "x", "start_time": {}}}}).encode()
+        self.assertEqual(self.good("GET", path + "/processes")["processes"][0]["started"], None)
+        self.watcher.garbage, self.watcher.slow, self.reader.timeout = None, 0.5, 0.1
+        self.bad(504, "GET", log, code="OBSERVER_TIMEOUT")
+        self.watcher.slow, self.reader.timeout = 0.0, 10.0
+        stream = self.stream(log + "?follow=1")
+        self.assertEqual(stream.next()[2]["text"], "hi\n")
+        self.watcher.stop()
+        self.bad(502, "GET", log, code="OBSERVER_UNREACHABLE", says="demo-0.:1338")
+        _, name, data = stream.next()
+        self.assertEqual((name, data["code"][:9]), ("unreachable", "OBSERVER_"))
+        self.watcher.start()
+        self.scheduler.restartShards(config("weather").key, {0})
+        self.demo.advance(2)
+        self.demo.observer.delay = 1000.0
+        self.assertEqual(self.ask("GET", log).headers["retry-after"], "5")
+        self.bad(404, "GET", log, code="TASK_TOO_YOUNG")
+        self.demo.observer.delay = 5.0
+        self.demo.advance(10)
+        self.assertEqual(self.ask("GET", log).body, b"hi\n")
+        self.assertEqual(stream.next()[1], "task")
+        self.watcher.purge = 60.0
+        self.demo.advance(100)
+        for each in ("/processes", "/logs/p", "/files", "/files/content?path=x"):
+            self.bad(410, "GET", path + each + ("&" if "?" in each else "?") + "task=" + task.id,
+                     code="SANDBOX_GONE")
+        self.task("weather").config = self.task("weather").config.replace(
+            executorConfig=api.ExecutorConfig(name="Own", data="{}"))
+        self.bad(404, "GET", path + "/logs", code="LOG_ELSEWHERE", says="another executor")
+        self.reader.port = 0
+        self.bad(404, "GET", path + "/logs", says="--observer-port")
+
+    def test_two_connections_a_host_and_so_many_in_all(self):
+        self.job("busy", ("p", "echo hi; sleep 9999"))
+        task = self.task("busy")
+        where = "%s:1338" % task.host.name
+        reader = aurora_rest.Observer(total=3, timeout=0.2)
+        reader.places = self.reader.places
+        spot = aurora_rest.Spot("devcluster", 0, task.id, task.host.name, "RUNNING", False, 0, False, True)
+        reader.slots.enter(1, where)
+        self.assertEqual(list(reader.processes(spot)), ["p"])
+        for taken in ((where,), ("another", "more")):
+            for each in taken:
+                reader.slots.enter(1, each)
+            with self.assertRaises(aurora_rest.Overloaded) as caught:
+                reader.processes(spot)
+            self.assertEqual((caught.exception.http, caught.exception.retry_after), (503, 1))
+            reader.slots.leave(where)
+
+    def test_the_mesos_agent_is_the_second_source(self):
+        self.reader.agent_port = 5051
+        path = self.job("agent", ("p", "echo hi; sleep 9999"),
+                        ("c", "echo console; sleep 9999", {"logger": {"destination": "console"}}))
+        path += "/instances/0"
+        answer = self.ask("GET", path + "/logs/c")
+        self.assertEqual((answer.headers["x-log-source"], answer.body),
+                         ("agent", b"executor: starting task\nconsole\n"))
+        self.assertEqual(self.ask("GET", path + "/logs?source=agent&tail=1").body, b"console\n")
+        self.assertEqual(self.ask("GET", path + "/logs/p?source=agent").body, b"hi\n")
+        self.assertEqual(self.good("GET", path + "/files?source=agent")["entries"][0]["modified"],
+                         1795000000000)
+        data = bytes(range(256)) * 600
+        self.watcher.files = {"any": data, "gr\xfcn": b"u"}
+        self.assertEqual(self.ask("GET", path + "/files/content?source=agent&path=sandbox/any").body, data)
+        self.assertEqual(self.ask("GET", path + "/files/content?path=gr%C3%BCn").body, b"u")
+        line = self.text(path + "/logs/c?follow=1&tail=1")
+        self.assertEqual(line(), "console\n")
+        self.bad(404, "GET", path + "/files/content?source=agent&path=none")
+        self.reader._roots.clear()
+        self.watcher.agent_authorization = self.reader.agent_authorization = "Basic eDp5"
+        self.assertEqual(self.ask("GET", path + "/logs?source=agent&tail=1").status, 200)
+        self.reader._roots.clear()
+        self.reader.agent_authorization = None
+        self.bad(502, "GET", path + "/logs?source=agent", says="--agent-auth FILE .* --agent-framework ID")
+        self.watcher.agent_authorization, self.reader.framework = None, "demo"
+        self.assertEqual(self.ask("GET", path + "/logs?source=agent&tail=1").body, b"console\n")
+        self.task("agent").config = self.task("agent").config.replace(
+            executorConfig=api.ExecutorConfig(name="Own", data="{}"))
+        self.assertIn(b"executor", self.ask("GET", path + "/logs").body)
+
+    def test_nothing_of_the_caller_reaches_the_observer(self):
+        path = self.job("safe", ("p", "echo hi; sleep 9999")) + "/instances/0"
+        self.watcher.requests.clear()
+        for each in ("/processes?runs=1", "/logs", "/files", "/files/content?path=README.txt",
+                     "/logs?follow=1&tail=0"):
+            Events(self.server, path + each, Authorization="Bearer secret", Cookie="a=b",
+                   X_Secret="c").close()
+        for asked, headers in list(self.watcher.requests):
+            self.assertLessEqual(set(headers), {"host", "connection", "user-agent", "range"})
+            self.assertEqual(headers["connection"], "close")
+            self.assertFalse(asked.startswith(("/logdata", "/filedata")), asked)
+        spot = aurora_rest.Spot("c", 0, "t", "127.0.0.1", "RUNNING", False, 0, False, True)
+        with mock.patch.dict(os.environ,
+                             {"http_proxy": "http://127.0.0.1:9",
+                              "HTTP_PROXY": "http://127.0.0.1:9"}), FakeScheduler(
+                None) as other:
+            other.script = lambda sock, body: sock.sendall(http_answer(302, b"",
+                                                                       "Location: http://127.0.0.1:1/"))
+            with mock.patch.object(FakeScheduler, "_serve", lambda fake,
+                                   sock: (sock.recv(9999), fake.script(sock, b""), sock.close())):
+                reader = aurora_rest.Observer(int(other.url.rpartition(":")[2]))
+                with self.assertRaises(aurora_rest.ObserverBadAnswer):
+                    reader.processes(spot)
+        reader = aurora_rest.Observer(1, networks=["10.0.0.0/8", "fd00::/8"])
+        with self.assertRaises(aurora_rest.Forbidden):
+            reader.processes(spot)
+        self.assertEqual(reader._address("c", "10.1.2.3", 1), ("10.1.2.3", 1))
+        for host in ("a b", "a\r\nb", "a/b", "", "a@b", "ü"):
+            with self.assertRaises(aurora_rest.ObserverBadAnswer):
+                reader._address("c", host, 1)
+
+    def test_logs_take_a_level_of_their_own_and_leave_an_audit_line(self):
+        self.job("level", ("p", "echo fine; sleep 2; false"), service=False)
+        secrets, lines = {}, ["# levels"]
+        for text in ("reader:read:*", "viewer:logs:www-*", "other:logs:batch", "writer:write:www-data"):
+            token, line = aurora_rest.new_token(text)
+            secrets[text.split(":")[0]] = token
+            lines.append(line)
+        with tempfile.TemporaryDirectory() as folder:
+            with open(os.path.join(folder, "tokens"), "w", encoding="utf-8") as stream:
+                stream.write("\n".join(lines))
+            access = aurora_rest.Access(aurora_rest.Tokens(os.path.join(folder, "tokens")), anonymous=False)
+        told = []
+        with mock.patch.object(self.server.service, "access", access), mock.patch.object(self.server.service,
+                                                                                         "log", told.append):
+            for what in ("/instances/0/logs", "/instances/0/files",
+                         "/instances/0/files/content?path=README.txt",
+                         "/instances/0/processes", "/logs/p?follow=1&tail=1"):
+                found = [self.ask("GET", JOB + "level" + what, Authorization="Bearer " + secrets[who]).status
+                         for who in ("reader", "viewer", "other", "writer")]
+                self.assertEqual(found, [403, 200, 403, 200], what)
+            self.assertEqual(self.ask("DELETE", JOB + "level",
+                                      Authorization="Bearer " + secrets["viewer"]).status, 403)
+            shown = ["failure" in self.ask("GET", JOB + "level", Authorization="Bearer " + secrets[who]).json
+                     for who in ("reader", "viewer", "other", "writer")]
+            self.assertEqual(shown, [False, True, False, True])
+            self.assertEqual(self.ask("GET", JOB + "level/instances/0/logs").status, 401)
+        audits = [line for line in told if line.startswith("audit")]
+        self.assertEqual(len(audits), 10)
+        self.assertRegex(audits[0],
+                         "user=viewer .*did=get_only_log path=/alpha/job/devcluster/www-data/devel/level/"
+                         "instances/0/logs .*outcome=200")
+        self.assertTrue(any("files/content?path=README.txt" in line for line in audits))
+
+    def test_scripts_read_follow_and_list(self):
+        path = self.job("script", ("p", "echo one; sleep 20; echo two; sleep 5"),
+                        service=False)[len("/alpha/job/"):]
+        with mock.patch.object(time, "time", self.demo.clock.now):
+            piece = aurora_rest.read_log(self.scheduler, path, 0, "p", observer=self.reader)
+            self.assertEqual((piece.data, piece.next, piece.size), (b"one\n", 4, 4))
+            self.assertEqual(aurora_rest.read_log(self.scheduler, path, 0, observer=self.reader, offset=1,
+                                                  length=2).data, b"ne")
+            entries = []
+            for entry in aurora_rest.follow_log(self.scheduler, path, 0, observer=self.reader, interval=0.01):
+                entries.append(entry.data)
+                self.demo.advance(20)
+            self.assertEqual(entries, [b"one\n", b"two\n"])
+            names = {each["name"]
+                     for each in aurora_rest.list_files(self.scheduler, path, 0, observer=self.reader)}
+            self.assertIn(".logs", names)
+            data = b"".join(aurora_rest.open_file(self.scheduler, path, 0, ".logs/p/0/stdout",
+                                                  observer=self.reader))
+            self.assertEqual(data, b"one\ntwo\n")
+            with self.assertRaises(aurora_rest.NotFound):
+                aurora_rest.read_log(self.scheduler, path, 5, observer=self.reader)
+
+    def test_options_make_the_observer(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "auth")
+            with open(path, "w", encoding="utf-8") as stream:
+                stream.write("me:secret\n")
+
+            def made(*arguments):
+                return aurora_rest.make_observer(aurora_rest.parse_command_line(arguments, {}))
+            reader = made("--observer-port", "1339", "--observer-network", "10.0.0.0/8", "--observer-network",
+                          "192.168.0.0/16",
+                          "--agent-port", "5051", "--agent-auth", path)
+            self.assertEqual((reader.port, reader.agent_port, len(reader.networks),
+                              reader.agent_authorization),
+                             (1339, 5051, 2, "Basic bWU6c2VjcmV0"))
+            self.assertEqual(made().port, 1338)
+            for bad in (("--observer-network", "10.0.0.1/8"), ("--agent-auth", folder + "/none"),
+                        ("--observer-ca", folder + "/none"),
+                        ("--agent-framework", "a/b"), ("--observer-port", "65536"),
+                        ("--agent-port", "65536")):
+                with self.assertRaises(aurora_rest.UsageError):
+                    made(*bad)
 
 
 class ParserTest(unittest.TestCase):
