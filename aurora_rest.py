@@ -10905,6 +10905,11 @@ class Route(NamedTuple):
         """Whether it changes something."""
         return self.method in _WRITES and (self.access != "read" or self.judges)
 
+    @property
+    def leaves_a_line(self) -> bool:
+        """Whether the audit trail has a line of each such request: of writes, and of who reads what may be secret."""
+        return self.access == "logs" or self.writes
+
 
 ROUTES: List[Route] = []
 _GROUPS = {"run": "create, kill, cron", "watch": "what there is, and what happens", "change": "updates, scale",
@@ -11740,7 +11745,7 @@ class Reception(App):
         self.metrics.answered(named, method, response.status, seconds)
         if response.status >= 400 and response.code:
             self.metrics.count("aurora_rest_refused_total", response.code)
-        if request and chosen and method in _WRITES and chosen.writes and not request.audited:
+        if request and chosen and chosen.access != "read" and not request.audited and chosen.leaves_a_line:
             self.audit(request, response.code or response.status)
         if self.access_log:
             user = request.user.name if request and request.user else "-"
@@ -11867,7 +11872,7 @@ class Service(Reception):
                 call.slot.give()
             if call.place:
                 call.place()
-            if level == "logs" or level != "read" and chosen.method != "GET":
+            if chosen.leaves_a_line and level != "read":
                 self.audit(call.request, outcome, call.shards)
 
     def _remembered(self, call: Call, chosen: Route) -> Response:
