@@ -3630,14 +3630,14 @@ def narrowed(scheduler: Scheduler, ask: Ask, timeout: Optional[float] = None) ->
     look = query.replace(statuses=query.statuses or set(api.TERMINAL_STATES), offset=None)
     ids = Projection(Type("struct", api.Response), {"responseCode": True, "details": True, "result": {
         "scheduleStatusResult": {"tasks": {"assignedTask": {"taskId": True}}}}})
-    response = scheduler.ask(scheduler.prepare("getTasksWithoutConfigs", look, projection=ids, authorization=ask.authorization),
-                        timeout)[1]
+    response = scheduler.ask(scheduler.prepare(
+        "getTasksWithoutConfigs", look, projection=ids, authorization=ask.authorization), timeout)[1]
     tasks = response["result"]["scheduleStatusResult"].get("tasks", ())
     found = {task.get("assignedTask", {}).get("taskId") for task in tasks} - {None, ""}
     if not found:
         return None
     return scheduler.prepare("pruneTasks", api.TaskQuery(taskIds=found, statuses=look.statuses),
-                        projection=ask.projection, authorization=ask.authorization)
+                             projection=ask.projection, authorization=ask.authorization)
 
 
 def _declare_methods() -> None:
@@ -7569,8 +7569,8 @@ _default_evaluator: List[Evaluator] = []
 
 def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str] = None, is_json: bool = False,
              bindings: Union[Dict[str, str], Sequence[Tuple[str, str]]] = (), tiers: Optional[Json] = None,
-             docker_registry: str = "", evaluator: Optional[Evaluator] = None, caller: Optional[str] = None,
-             env: Union[Dict[str, str], Sequence[Tuple[str, str]]] = ()) -> Job:
+             docker_registry: str = Cluster(None).docker_registry, evaluator: Optional[Evaluator] = None,
+             caller: Optional[str] = None, env: Union[Dict[str, str], Sequence[Tuple[str, str]]] = ()) -> Job:
     """The job `key` (cluster/role/environment/name) that `source` describes, converted for the scheduler.
 
     source: `.aurora` text, or texts by file name of which the first is the root; bindings: values for {{names}};
@@ -7579,11 +7579,14 @@ def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str
     Raises InvalidConfig with every problem found.
     """
     if evaluator is None:
-        if not _default_evaluator:
-            _default_evaluator.append(Evaluator())
+        with locked("default evaluator"):
+            if not _default_evaluator:
+                _default_evaluator.append(Evaluator(2))
         evaluator = _default_evaluator[0]
     parts = Key.of(key)
     files = {"job.aurora": source} if isinstance(source, str) else source
+    if not isinstance(files, dict) or not files:
+        raise InvalidConfig("the source has to be text, or texts by file name of which the first is the root")
     pairs, given = (list(each.items()) if isinstance(each, dict) else list(each) for each in (bindings, env))
     answer = evaluator.evaluate(files, parts, is_json=is_json, bindings=pairs, tiers=tiers,
                                 docker_registry=docker_registry, caller=caller, env=given)
@@ -11854,7 +11857,7 @@ class Service(Reception):
             if chosen.method != "GET" and call.get("wait"):
                 call.place = self.waits.take(call.request.caller)
             answer = self._remembered(call, chosen) if chosen.remembered else chosen.handler(call)
-            outcome = answer.status if isinstance(answer, Response) else "waiting"
+            outcome = answer.status if isinstance(answer, Response) else 200 if isinstance(answer, Stream) else "waiting"
             return answer
         except DryRun as dry:
             outcome = "dry run"
