@@ -3909,25 +3909,24 @@ UPDATE_ID_METADATA = "org.apache.aurora.client.update_id"
 # Names, types and defaults are those of py/config/schema/base.py and apache/thermos/config/schema_base.py.
 
 
-def _quicken_pystachio() -> None:
-    """Make pystachio six times as fast without changing what it finds.
+@lru_cache(maxsize=1)
+def _stachio() -> Any:
+    """What of pystachio's the quickening changes and asks for."""
+    import types
 
-    Looking up one field builds an Environment of all fields, then the same again under `self`, then all outer scopes
-    again under `super`, each time as a new dictionary of references. Here these three are built only when something
-    wants to see the dictionary; a look-up goes straight to the field. Likewise a copy of a struct, list or map takes the
-    parts over instead of checking again what was checked when they were first put in, as does interpolation, and text
-    without {{ is not searched for templates. Most of a job is closed, which is to say that nothing in it is left to
-    interpolate: that it is so, and whether it is of the right types, is found out once for each object; no scope changes it.
-    """
-    from pystachio import Empty
-    from pystachio.base import Environment
-    from pystachio.basic import SimpleObject
-    from pystachio.composite import Structural
-    from pystachio.container import ListContainer, MapContainer
-    from pystachio.naming import Namable, Ref, frozendict
-    from pystachio.typing import TypeCheck
+    from pystachio import Empty, base, basic, composite, container, naming, typing
+    return types.SimpleNamespace(
+        Empty=Empty, Environment=base.Environment, Simple=basic.SimpleObject, Struct=composite.Structural,
+        List=container.ListContainer, Map=container.MapContainer, Namable=naming.Namable, Ref=naming.Ref,
+        frozendict=naming.frozendict, TypeCheck=typing.TypeCheck)
 
-    class Fields(Environment):
+
+def _lazy_scopes() -> Callable[[Any], Any]:
+    """A struct's `scopes` that are built only when something wants to see them."""
+    given = _stachio()
+    Empty, Environment, Namable, Ref = given.Empty, given.Environment, given.Namable, given.Ref
+
+    class Fields(Environment):  # type: ignore[misc,valid-type]
         """A struct's own fields as a scope."""
         __slots__ = ("fields",)
 
@@ -3949,7 +3948,7 @@ def _quicken_pystachio() -> None:
                 raise Namable.NotFound(self, ref)
             return found_in(value, ref.rest(), self, ref)
 
-    class Under(Environment):
+    class Under(Environment):  # type: ignore[misc,valid-type]
         """Another scope under a name."""
         __slots__ = ("name", "scope")
 
@@ -3980,57 +3979,66 @@ def _quicken_pystachio() -> None:
     def scopes(self: Any) -> Any:
         fields = Fields(self._schema_data)
         return (Under("self", fields), fields) + self._scopes + tuple(Under("super", scope) for scope in self._scopes)
+    return scopes
 
-    def copier(attribute: str) -> Callable[[Any], Any]:
-        def dup(self: Any) -> Any:
-            made = object.__new__(type(self))
-            value = getattr(self, attribute)
-            setattr(made, attribute, frozendict(value) if attribute == "_schema_data" else value)
-            made._scopes = ()
-            return made
-        return dup
 
-    def literal(self: Any) -> bool:
-        return not isinstance(self._value, str) or "{{" not in self._value
+def _copier(attribute: str) -> Callable[[Any], Any]:
+    """A copy that takes the parts over instead of checking them again."""
+    def dup(self: Any) -> Any:
+        made = object.__new__(type(self))
+        value = getattr(self, attribute)
+        setattr(made, attribute, _stachio().frozendict(value) if attribute == "_schema_data" else value)
+        made._scopes = ()
+        return made
+    return dup
 
-    def in_scope(self: Any, *arguments: Any, **named: Any) -> Any:
-        return self if literal(self) else scoped(self, *arguments, **named)
 
-    def interpolate(self: Any) -> Any:
-        if not literal(self):
-            return interpolated(self)
-        coerced = self.coerce(self._value)
-        if type(coerced) is type(self._value):
-            return self, []
-        made = self.copy()
-        made._value = coerced
-        return made, []
+def _literal(self: Any) -> bool:
+    return not isinstance(self._value, str) or "{{" not in self._value
 
-    def closed(value: Any) -> bool:
-        if isinstance(value, SimpleObject):
-            try:
-                return literal(value) and type(value.coerce(value._value)) is type(value._value)
-            except ValueError:
-                return False
-        known = value.__dict__.get("_closed")
-        if known is None:       # a copy does not have it, and finds out anew from its parts
-            parts = next((get for kind, get in parts_of if isinstance(value, kind)), None)
-            # What has scopes of its own loses them in interpolation.
-            known = value._closed = parts is not None and all(each is Empty or closed(each) and (
-                isinstance(each, SimpleObject) or not each._scopes) for each in parts(value))
-        return bool(known)
 
-    def bare(value: Any) -> Any:
-        return value.dup() if value._scopes else value
+def _closed(value: Any) -> bool:
+    """Whether nothing in a value is left to interpolate, and all is of the right types: found out once for each."""
+    given = _stachio()
+    if isinstance(value, given.Simple):
+        try:
+            return _literal(value) and type(value.coerce(value._value)) is type(value._value)
+        except ValueError:
+            return False
+    known = value.__dict__.get("_closed")
+    if known is None:       # a copy does not have it, and finds out anew from its parts
+        parts: Iterable[Any] = ()
+        known = True
+        if isinstance(value, given.Struct):
+            parts = value._schema_data.values()
+        elif isinstance(value, given.List):
+            parts = value._values
+        elif isinstance(value, given.Map):
+            parts = itertools.chain.from_iterable(value._map)
+        else:
+            known = False
+        # What has scopes of its own loses them in interpolation.
+        known = value._closed = known and all(each is given.Empty or _closed(each) and (
+            isinstance(each, given.Simple) or not each._scopes) for each in parts)
+    return bool(known)
+
+
+def _bare(value: Any) -> Any:
+    return value.dup() if value._scopes else value
+
+
+def _quicken_structs() -> None:
+    given = _stachio()
+    Empty, Structural = given.Empty, given.Struct
 
     def interpolate_struct(self: Any) -> Any:
-        if closed(self):
-            return bare(self), []
+        if _closed(self):
+            return _bare(self), []
         unbound: Set[Any] = set()
         data, around = {}, self.scopes()
         for name, value in self._schema_data.items():
-            if value is not Empty and closed(value):
-                value = bare(value)
+            if value is not Empty and _closed(value):
+                value = _bare(value)
             elif value is not Empty:
                 found, left = value.in_scope(*around).interpolate()
                 unbound.update(left)
@@ -4038,15 +4046,15 @@ def _quicken_pystachio() -> None:
                 value = found if type(found) is type(value) else self._process_schema_attribute(name, found)
             data[name] = value
         made = object.__new__(type(self))
-        made._schema_data, made._scopes = frozendict(data), ()
+        made._schema_data, made._scopes = given.frozendict(data), ()
         return made, list(unbound)
 
     def interpolate_key(self: Any, name: str) -> Any:
         value = self._schema_data[name]
-        return bare(value) if value is not Empty and closed(value) else keyed(self, name)
+        return _bare(value) if value is not Empty and _closed(value) else keyed(self, name)
 
     def check_struct(self: Any) -> Any:
-        if not closed(self):
+        if not _closed(self):
             return checked(self)
         if "_checked" not in self.__dict__:
             self._checked = checked(self)
@@ -4057,27 +4065,50 @@ def _quicken_pystachio() -> None:
         for name, signature in self.TYPEMAP.items():
             value = self._schema_data[name]
             if value is not Empty:
-                found = (value if closed(value) else value.in_scope(*around)).check()
+                found = (value if _closed(value) else value.in_scope(*around)).check()
                 if not found.ok():
-                    return TypeCheck.failure("%s[%s] failed: %s" % (type(self).__name__, name, found.message()))
+                    return given.TypeCheck.failure("%s[%s] failed: %s" % (type(self).__name__, name, found.message()))
             elif signature.required:
-                return TypeCheck.failure("%s[%s] is required." % (type(self).__name__, name))
-        return TypeCheck.success()
-
-    def interpolator(original: Any) -> Any:
-        return lambda self: (bare(self), []) if closed(self) else original(self)
-
-    parts_of: List[Tuple[Any, Callable[[Any], Any]]] = [
-        (Structural, lambda value: value._schema_data.values()), (ListContainer, lambda value: value._values),
-        (MapContainer, lambda value: itertools.chain.from_iterable(value._map))]
+                return given.TypeCheck.failure("%s[%s] is required." % (type(self).__name__, name))
+        return given.TypeCheck.success()
     keyed = Structural.interpolate_key
     Structural.interpolate_key, Structural.check = interpolate_key, check_struct
-    for container in (ListContainer, MapContainer):
+    Structural.scopes, Structural.interpolate = _lazy_scopes(), interpolate_struct
+
+
+def _quicken_pystachio() -> None:
+    """Make pystachio six times as fast without changing what it finds.
+
+    Looking up one field builds an Environment of all fields, then the same again under `self`, then all outer scopes
+    again under `super`, each time as a new dictionary of references. Here these three are built only when something
+    wants to see the dictionary; a look-up goes straight to the field. Likewise a copy of a struct, list or map takes the
+    parts over instead of checking again what was checked when they were first put in, as does interpolation, and text
+    without {{ is not searched for templates. Most of a job is closed, which is to say that nothing in it is left to
+    interpolate: that it is so, and whether it is of the right types, is found out once for each object; no scope changes it.
+    """
+    given = _stachio()
+    scoped, interpolated = given.Simple.in_scope, given.Simple.interpolate
+
+    def in_scope(self: Any, *arguments: Any, **named: Any) -> Any:
+        return self if _literal(self) else scoped(self, *arguments, **named)
+
+    def interpolate(self: Any) -> Any:
+        if not _literal(self):
+            return interpolated(self)
+        coerced = self.coerce(self._value)
+        if type(coerced) is type(self._value):
+            return self, []
+        made = self.copy()
+        made._value = coerced
+        return made, []
+
+    def interpolator(original: Any) -> Any:
+        return lambda self: (_bare(self), []) if _closed(self) else original(self)
+    given.Simple.in_scope, given.Simple.interpolate = in_scope, interpolate
+    for container in (given.List, given.Map):
         container.interpolate = interpolator(container.interpolate)
-    scoped, interpolated = SimpleObject.in_scope, SimpleObject.interpolate
-    SimpleObject.in_scope, SimpleObject.interpolate = in_scope, interpolate
-    Structural.scopes, Structural.interpolate = scopes, interpolate_struct
-    Structural.dup, ListContainer.dup, MapContainer.dup = map(copier, ("_schema_data", "_values", "_map"))
+    given.Struct.dup, given.List.dup, given.Map.dup = map(_copier, ("_schema_data", "_values", "_map"))
+    _quicken_structs()
 
 
 SCHEMA = """
@@ -4164,24 +4195,11 @@ def _declare(names: Json) -> None:
         names[struct_name] = type(Struct)(struct_name, (Struct,), fields)
 
 
-def _schema() -> Json:
-    """The names a configuration sees: pystachio's, the Aurora schema's, the helpers' and the unit constants."""
-    # pystachio would import it, slowly, for nothing.
-    sys.modules.setdefault("pkg_resources", None)   # type: ignore[arg-type]
-    import pystachio
+def _unit_helpers(names: Json) -> Tuple[Any, Callable[..., Any], Callable[..., List[Any]]]:
+    """Units of apache/thermos/config/schema_helpers.py: what it accepts and returns is the same."""
     from pystachio import Empty
-    from pystachio import List as ListOf
-    _age_pystachio()
-    _quicken_pystachio()
-    names = {name: getattr(pystachio, name) for name in pystachio.__dict__ if name[0].isupper()}
-    byte = 1
-    kb, mb, gb, tb = (1024 ** power for power in (1, 2, 3, 4))
+    Resources = names["Resources"]
 
-    names.update(BYTES=byte, KB=kb, MB=mb, GB=gb, TB=tb, AURORA_EXECUTOR_NAME=EXECUTOR_NAME)
-    _declare(names)
-    Resources, Task, Process, Constraint = (names[n] for n in ("Resources", "Task", "Process", "Constraint"))
-
-    # The helpers of apache/thermos/config/schema_helpers.py: what they accept and return is the same.
     def amount(value: Any) -> Any:
         return 0 if value is Empty else value.get()
 
@@ -4203,6 +4221,15 @@ def _schema() -> Json:
         finalization_wait_max = staticmethod(lambda waits: max([0] + [amount(each) for each in waits]))
         processes_merge = staticmethod(lambda tasks: merged(tasks, "processes"))
         constraints_merge = staticmethod(lambda tasks: merged(tasks, "constraints"))
+    return Units, fold_resources, merged
+
+
+def _task_helpers(names: Json, Units: Any, fold_resources: Callable[..., Any],
+                  merged: Callable[..., List[Any]]) -> Json:
+    """The helpers of the same file for processes and tasks."""
+    from pystachio import Empty
+    from pystachio import List as ListOf
+    Resources, Task, Process, Constraint = (names[n] for n in ("Resources", "Task", "Process", "Constraint"))
 
     class Processes:
         """Ordering of processes."""
@@ -4215,7 +4242,7 @@ def _schema() -> Json:
 
     class Tasks:
         """Tasks made of tasks."""
-        SIMPLE_CPU, SIMPLE_RAM, SIMPLE_DISK = 1.0, gb, gb
+        SIMPLE_CPU, SIMPLE_RAM, SIMPLE_DISK = 1.0, names["GB"], names["GB"]
 
         @staticmethod
         def combine(*tasks: Any, **fields: Any) -> Any:
@@ -4254,34 +4281,47 @@ def _schema() -> Json:
 
     def SequentialTask(*arguments: Any, **fields: Any) -> Any:
         return Tasks.sequential(Task(*arguments, **fields))
+    return {"Units": Units, "Processes": Processes, "Tasks": Tasks, "SimpleTask": SimpleTask, "SequentialTask": SequentialTask,
+            "order": Processes.order, "combine_tasks": Tasks.combine, "concat_tasks": Tasks.concat}
 
-    def options(long_prefix: str, *given: Any, **named: Any) -> str:
-        pairs: List[Tuple[str, Any]] = []
-        for each in given:
-            if isinstance(each, str):
-                pairs.append((each, None))
-            elif isinstance(each, dict):
-                pairs.extend(each.items())
-            else:
-                raise ValueError("Got an unexpected argument to render_options: %r" % (each,))
-        shown = []
-        for option, value in pairs + [(name, named[name]) for name in _order(_order(named))]:
-            option = ("-" if len(option) == 1 else long_prefix) + option
-            shown.append("%s %s" % (option, _str(value)) if value else option)
-        return " ".join(shown)
 
-    class Options:
-        """Command-line arguments from names and values."""
-        render_options = staticmethod(lambda short, long, *given, **named: options(long, *given, **named).split())
-        java = staticmethod(partial(options, "-"))
-        python = staticmethod(partial(options, "--"))
+def _options(long_prefix: str, *given: Any, **named: Any) -> str:
+    pairs: List[Tuple[str, Any]] = []
+    for each in given:
+        if isinstance(each, str):
+            pairs.append((each, None))
+        elif isinstance(each, dict):
+            pairs.extend(each.items())
+        else:
+            raise ValueError("Got an unexpected argument to render_options: %r" % (each,))
+    shown = []
+    for option, value in pairs + [(name, named[name]) for name in _order(_order(named))]:
+        option = ("-" if len(option) == 1 else long_prefix) + option
+        shown.append("%s %s" % (option, _str(value)) if value else option)
+    return " ".join(shown)
 
-    here = {name: value for name, value in locals().items()
-            if name[0].isupper() or name in ("SimpleTask", "SequentialTask")}
-    names.update(here)
-    names.update(AURORA_EXECUTOR_NAME=EXECUTOR_NAME, order=Processes.order, combine_tasks=Tasks.combine,
-                 concat_tasks=Tasks.concat,
-                 java_options=Options.java, python_options=Options.python, BYTES=byte, KB=kb, MB=mb, GB=gb, TB=tb)
+
+class _Options:
+    """Command-line arguments from names and values."""
+    render_options = staticmethod(lambda short, long, *given, **named: _options(long, *given, **named).split())
+    java = staticmethod(partial(_options, "-"))
+    python = staticmethod(partial(_options, "--"))
+
+
+def _schema() -> Json:
+    """The names a configuration sees: pystachio's, the Aurora schema's, the helpers' and the unit constants."""
+    # pystachio would import it, slowly, for nothing.
+    sys.modules.setdefault("pkg_resources", None)   # type: ignore[arg-type]
+    import pystachio
+    _age_pystachio()
+    _quicken_pystachio()
+    names = {name: getattr(pystachio, name) for name in pystachio.__dict__ if name[0].isupper()}
+    units = dict(zip(("BYTES", "KB", "MB", "GB", "TB"), (1024 ** power for power in range(5))))
+    names.update(units, AURORA_EXECUTOR_NAME=EXECUTOR_NAME)
+    _declare(names)
+    names.update(_task_helpers(names, *_unit_helpers(names)))
+    names.update(units, Options=_Options, java_options=_Options.java, python_options=_Options.python,
+                 AURORA_EXECUTOR_NAME=EXECUTOR_NAME)
     return names
 
 
