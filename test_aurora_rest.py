@@ -3985,7 +3985,6 @@ class ParserTest(unittest.TestCase):
         later = aurora_rest.Later(aurora_rest.Source(), 9.0, lambda: None, lambda: aurora_rest.Response(202))
         later.expire()
         later.start(sent.append)
-        later.expire()
         self.assertEqual([each.status for each in sent], [202])
 
     def test_a_budget_is_for_all_and_a_quarter_of_it_for_one(self):
