@@ -84,29 +84,35 @@ try:
 except ImportError as missing:
     if __name__ != "__main__":
         raise
-    sys.exit("aurora_rest.py needs the packages thrift and pystachio (%s): pip install thrift pystachio" % missing)
+    sys.exit("aurora_rest.py needs the packages thrift and pystachio (%s): pip install thrift pystachio" %
+             missing)
 
 __version__ = "1.0.0"
 Json = Dict[str, Any]       # a JSON object
 __all__ = [
-    "Server", "Scheduler", "Evaluator", "Demo", "AuroraError", "Job", "Key", "Operation", "RestartOptions", "api", "load_job",
-    "list_jobs", "query_tasks", "start_update", "plan_update", "add_like", "change_instances", "begin", "rolling_restart",
-    "batched_kill", "wait_until_running", "wait_until_gone", "wait_for_update", "wait_until_drained", "watch", "__version__"]
+    "Server", "Scheduler", "Evaluator", "Demo", "AuroraError", "Job", "Key", "Operation", "RestartOptions",
+    "api", "load_job",
+    "list_jobs", "query_tasks", "start_update", "plan_update", "add_like", "change_instances", "begin",
+    "rolling_restart",
+    "batched_kill", "wait_until_running", "wait_until_gone", "wait_for_update", "wait_until_drained", "watch",
+    "__version__"]
 
 # ============================================================================================================
 # 1. HTTP
 #
-# Requests, responses, waiting, limits, and the server that gives them to an application (`App`). Uses the standard library
-# alone, and knows nothing of Aurora: who needs an HTTP server for another purpose may cut this room out.
+# Requests, responses, waiting, limits, and the server that gives them to an application (`App`). Uses the
+# standard library alone, and knows nothing of Aurora: who needs an HTTP server for another purpose may cut
+# this room out.
 #
-# The path of a request: `HttpServer._accept` makes a Connection. The thread that leads the Workers turns the Loop, which
-# calls `Connection.on_input` when bytes come. `advance` takes from `Incoming` what is whole: first the head, of which
-# `HttpServer.request` makes a Request (`App.prepare` finds its route) and `App.admit` says whether a body is taken at all;
-# then head and body. `HttpServer.dispatch` answers at once what is quick; else it joins the Run of the same read that has
-# not begun, or makes one, which the leading thread runs itself while another one leads. `App.handle` gives a Response; or a
-# Later, which listens to a Source until it is ready or the time is up; or a Stream of what changes in one.
-# `Connection.answer` has `HttpServer.encode` make the bytes, tells `App.finished`, and `push` gives them to the network;
-# what that does not take at once the Loop sends later. Where a request is refused before it is one, `refuse` answers.
+# The path of a request: `HttpServer._accept` makes a Connection. The thread that leads the Workers turns the
+# Loop, which calls `Connection.on_input` when bytes come. `advance` takes from `Incoming` what is whole:
+# first the head, of which `HttpServer.request` makes a Request (`App.prepare` finds its route) and
+# `App.admit` says whether a body is taken at all; then head and body. `HttpServer.dispatch` answers at once
+# what is quick; else it joins the Run of the same read that has not begun, or makes one, which the leading
+# thread runs itself while another one leads. `App.handle` gives a Response; or a Later, which listens to a
+# Source until it is ready or the time is up; or a Stream of what changes in one. `Connection.answer` has
+# `HttpServer.encode` make the bytes, tells `App.finished`, and `push` gives them to the network; what that
+# does not take at once the Loop sends later. Where a request is refused before it is one, `refuse` answers.
 # ============================================================================================================
 
 
@@ -116,9 +122,10 @@ __all__ = [
 class Failure(Exception):
     """A failure with the HTTP status and the `code` callers get. `failure` makes the kinds there are.
 
-    messages: sentences for the caller; details: further fields of the answer; headers: further headers of it; retry_after:
-    seconds after which it may be different; response: what another server refused with, where it is its refusal; sent:
-    bytes of a call to it may have taken effect, and no readable answer tells whether they did.
+    messages: sentences for the caller; details: further fields of the answer; headers: further headers of it;
+    retry_after: seconds after which it may be different; response: what another server refused with, where it
+    is its refusal; sent: bytes of a call to it may have taken effect, and no readable answer tells whether
+    they did.
     """
     code = "INTERNAL"
     http = 500
@@ -127,7 +134,8 @@ class Failure(Exception):
     response: Any = None
     sent = False
 
-    def __init__(self, *messages: str, http: Optional[int] = None, code: Optional[str] = None, retry_after: int = 0,
+    def __init__(self, *messages: str, http: Optional[int] = None, code: Optional[str] = None,
+                 retry_after: int = 0,
                  headers: Iterable[Tuple[str, str]] = (), **details: Any) -> None:
         super().__init__("; ".join(messages))
         self.messages = list(messages)
@@ -146,7 +154,8 @@ class Failure(Exception):
 
 
 def failure(code: str, http: int, text: str, retry_after: int = 0, harmless: bool = False) -> type[Failure]:
-    """A row of the table of failures: a class to raise and to catch, with what `Failure` says of all of its kind."""
+    """A row of the table of failures: a class to raise and to catch, with what `Failure` says of all of its
+    kind."""
     return type(code.title().replace("_", ""), (Failure,), {
         "__doc__": text, "__module__": __name__, "code": code, "http": http, "retry_after": retry_after,
         "harmless": harmless})
@@ -162,12 +171,14 @@ Conflict = failure("CONFLICT", 409, "It does not fit how things stand.")
 PreconditionFailed = failure("PRECONDITION_FAILED", 412, "The thing is not as If-Match says.")
 BodyTooLarge = failure("BODY_TOO_LARGE", 413, "The request body is over the limit.")
 UriTooLong = failure("URI_TOO_LONG", 414, "The request target is over the limit.")
-UnsupportedMedia = failure("UNSUPPORTED_MEDIA_TYPE", 415, "A content type or encoding that is not understood.")
+UnsupportedMedia = failure("UNSUPPORTED_MEDIA_TYPE", 415,
+                           "A content type or encoding that is not understood.")
 ExpectationFailed = failure("EXPECTATION_FAILED", 417, "An Expect header other than 100-continue.")
 Misdirected = failure("MISDIRECTED_REQUEST", 421, "A Host header that is not this server's.")
 Unprocessable = failure("UNPROCESSABLE", 422, "Well-formed, but this request cannot do it.")
 TooManyHeaders = failure("HEADERS_TOO_LARGE", 431, "Header fields over the limit.")
-NotImplementedHere = failure("NOT_IMPLEMENTED", 501, "A transfer coding or method that is not implemented here.")
+NotImplementedHere = failure("NOT_IMPLEMENTED", 501,
+                             "A transfer coding or method that is not implemented here.")
 Overloaded = failure("OVERLOADED", 503, "Too many requests in flight or waiting here.", retry_after=1)
 ShuttingDown = failure("SHUTTING_DOWN", 503, "The server is stopping.", retry_after=5)
 HttpVersion = failure("HTTP_VERSION_NOT_SUPPORTED", 505, "An HTTP version that is not spoken here.")
@@ -177,7 +188,8 @@ HttpVersion = failure("HTTP_VERSION_NOT_SUPPORTED", 505, "An HTTP version that i
 
 
 class Limit(NamedTuple):
-    """One limit: its default, the unit of its option, what happens over it, and the least that makes sense."""
+    """One limit: its default, the unit of its option, what happens over it, and the least that makes
+    sense."""
     default: float
     unit: str
     help: str
@@ -193,15 +205,19 @@ LIMITS: Dict[str, Limit] = {
     "headers": Limit(32768, "bytes", "size of all header fields; over it 431", least=256),
     "header_count": Limit(100, "fields", "number of header fields; over it 431", least=1),
     "body": Limit(8 << 20, "bytes", "size of a request body; over it 413"),
-    "bodies": Limit(512 << 20, "bytes", "request bodies received and not answered yet, a quarter of them for one caller; "
+    "bodies": Limit(512 << 20, "bytes",
+                    "request bodies received and not answered yet, a quarter of them for one caller; "
                     "further ones get 503"),
-    "unsent": Limit(256 << 20, "bytes", "of answers that callers have not taken yet, a quarter of them for one caller; over "
+    "unsent": Limit(256 << 20, "bytes",
+                    "of answers that callers have not taken yet, a quarter of them for one caller; over "
                     "it the connection is closed"),
-    "send_rate": Limit(1024, "bytes/s", "least speed at which an answer is taken, after 10 s of grace; below it the "
+    "send_rate": Limit(1024, "bytes/s",
+                       "least speed at which an answer is taken, after 10 s of grace; below it the "
                        "connection is closed"),
     "header_time": Limit(10, "seconds", "time to send the request head; then 408"),
     "body_rate": Limit(1024, "bytes/s", "least speed of a request body, after 10 s of grace; below it 408"),
-    "send_time": Limit(30, "seconds", "time without progress in sending an answer; then the connection is closed"),
+    "send_time": Limit(30, "seconds",
+                       "time without progress in sending an answer; then the connection is closed"),
     "idle_time": Limit(75, "seconds", "time an idle connection is kept"),
 }
 
@@ -209,13 +225,14 @@ LIMITS: Dict[str, Limit] = {
 REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS")
 JSON_TYPE = "application/json"
-# Text from outside meets only linear work. Patterns: each is matched as a whole or from a known place, no two neighbouring
-# repeats take the same character, and none that is searched for begins with a repeat. That is so for those here (single
-# characters, or whole fields), request targets and chunk sizes, quality values and ETags ("[^"]*" ends at the next quote),
-# identifiers, instances, numbers, durations and hosts in paths and parameters; of other servers' answers for status lines,
-# chunk sizes, hosts and challenges (whose names begin at a word's edge). What
-# would not be is done by hand: `parse_parameters` and `parse_multipart` go through once, `glob` takes one step a character,
-# `load_json` reads no number of more than MAX_DIGITS digits. A configuration's own patterns run in its own process.
+# Text from outside meets only linear work. Patterns: each is matched as a whole or from a known place, no two
+# neighbouring repeats take the same character, and none that is searched for begins with a repeat. That is so
+# for those here (single characters, or whole fields), request targets and chunk sizes, quality values and
+# ETags ("[^"]*" ends at the next quote), identifiers, instances, numbers, durations and hosts in paths and
+# parameters; of other servers' answers for status lines, chunk sizes, hosts and challenges (whose names begin
+# at a word's edge). What would not be is done by hand: `parse_parameters` and `parse_multipart` go through
+# once, `glob` takes one step a character, `load_json` reads no number of more than MAX_DIGITS digits. A
+# configuration's own patterns run in its own process.
 _SINGLE_FIELDS = frozenset(["content-type", "authorization", "expect", "idempotency-key", "origin"])
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
@@ -241,8 +258,8 @@ class Head(NamedTuple):
 
 
 def parse_head(data: bytes, header_count: int = 100, url: int = 8192) -> Head:
-    """A request's head, without the blank line that ends it, by RFC 9112. Raises the Failure it deserves; anything
-    that two implementations could read differently is refused."""
+    """A request's head, without the blank line that ends it, by RFC 9112. Raises the Failure it deserves;
+    anything that two implementations could read differently is refused."""
     lines = data.split(b"\r\n")
     if b"\n" in data.replace(b"\r\n", b"") or b"\r" in data.replace(b"\r\n", b""):
         raise BadRequest("a line of the request head does not end with CRLF")
@@ -264,14 +281,16 @@ def parse_head(data: bytes, header_count: int = 100, url: int = 8192) -> Head:
     for line in lines[1:]:
         name, colon, value = line.partition(b":")
         if not colon or not _TOKEN.fullmatch(name):
-            raise BadRequest("a header field is not: name: value (folded lines and blanks before the colon are refused)")
+            raise BadRequest("a header field is not: name: value (folded lines and blanks before the colon "
+                             "are refused)")
         value = value.strip(b" \t")
         if _BAD_VALUE.search(value):
             raise BadRequest("a header value has control characters")
         key, text = name.decode("ascii").lower(), value.decode("latin-1")
         if key in headers:
-            # Which of two counts, two readers could see differently; but where they are equal (some clients send
-            # their Content-Type twice) only for the fields that say where a request ends and whom it is for.
+            # Which of two counts, two readers could see differently; but where they are equal (some clients
+            # send their Content-Type twice) only for the fields that say where a request ends and whom it is
+            # for.
             framing = key in ("host", "content-length", "transfer-encoding")
             if framing or key in _SINGLE_FIELDS and text != headers[key]:
                 raise BadRequest("the header field %s is given twice" % key)
@@ -307,8 +326,8 @@ def parse_head(data: bytes, header_count: int = 100, url: int = 8192) -> Head:
 
 
 class ChunkedBody:
-    """Decodes a chunked body from a growing buffer. Chunk extensions are skipped, trailers dropped, both bounded.
-    take: called with each part, which `parts` keeps by default."""
+    """Decodes a chunked body from a growing buffer. Chunk extensions are skipped, trailers dropped, both
+    bounded. take: called with each part, which `parts` keeps by default."""
     MAX_LINE = 1024
 
     def __init__(self, limit: int, take: Optional[Callable[[bytes], None]] = None) -> None:
@@ -321,7 +340,8 @@ class ChunkedBody:
         self.trailers: Optional[int] = None     # bytes of trailers seen, once the last chunk was
 
     def feed(self, buffer: bytearray) -> bool:
-        """Take what is whole from `buffer`; True when the body is complete. Raises BadRequest, BodyTooLarge."""
+        """Take what is whole from `buffer`; True when the body is complete. Raises BadRequest,
+        BodyTooLarge."""
         while True:
             if self.left > 0:
                 part = bytes(memoryview(buffer)[:self.left])
@@ -374,7 +394,8 @@ class ChunkedBody:
 
 class Request:
     """One request, as a handler sees it."""
-    __slots__ = ("head", "method", "path", "raw_query", "headers", "body", "peer", "id", "started", "secure", "user",
+    __slots__ = ("head", "method", "path", "raw_query", "headers", "body", "peer", "id", "started", "secure",
+                 "user",
                  "route", "args", "_query", "authorization", "share", "certificate", "caller", "audited")
 
     def __init__(self, head: Head, body: bytes, peer: str, request_id: str, secure: bool = False) -> None:
@@ -398,7 +419,8 @@ class Request:
         self.args: Dict[str, str] = {}
         self.authorization: Optional[str] = None
         self.certificate: Optional[str] = None
-        self.caller = peer          # whose share of what is limited it takes: the peer's, until it is known who asks
+        # whose share of what is limited it takes: the peer's, until it is known who asks
+        self.caller = peer
         self.share: Any = None
         self.audited = False        # the audit trail has a line of it
         self._query: Optional[List[Tuple[str, str]]] = None
@@ -426,7 +448,8 @@ def decode_percent(text: str, plus: bool = False) -> str:
 
 class Response:
     """An answer: status, body and headers; the body may be plain JSON, encoded when first needed."""
-    __slots__ = ("status", "_plain", "_body", "headers", "content_type", "_etag", "_gzip", "close", "code", "heads")
+    __slots__ = ("status", "_plain", "_body", "headers", "content_type", "_etag", "_gzip", "close", "code",
+                 "heads")
 
     def __init__(self, status: int = 200, plain: Any = None, body: Optional[bytes] = None,
                  content_type: str = JSON_TYPE, headers: Iterable[Tuple[str, str]] = (), close: bool = False,
@@ -440,7 +463,8 @@ class Response:
         self.code = code
         self._etag = etag
         self._gzip: Optional[bytes] = None
-        self.heads: Dict[Any, bytes] = {}      # by the form of the answer: its header fields, made when first sent
+        # by the form of the answer: its header fields, made when first sent
+        self.heads: Dict[Any, bytes] = {}
 
     @property
     def plain(self) -> Any:
@@ -471,7 +495,8 @@ class Response:
 
 
 def etag_matches(header: str, etag: str, weak: bool = True) -> bool:
-    """Whether an If-Match or If-None-Match header names the ETag, or that of its gzip form. weak: W/ tags count too."""
+    """Whether an If-Match or If-None-Match header names the ETag, or that of its gzip form. weak: W/ tags
+    count too."""
     if header == etag or header.strip() == "*":
         return True
     found = re.findall(r'(W/)?("[^"]*")', header)
@@ -479,7 +504,8 @@ def etag_matches(header: str, etag: str, weak: bool = True) -> bool:
 
 
 def error_response(error: Failure, key: Optional[str] = None) -> Response:
-    """The JSON answer for a failure, as DESIGN says: status, key, code, errors, count and the error's own details."""
+    """The JSON answer for a failure, as DESIGN says: status, key, code, errors, count and the error's own
+    details."""
     plain: Json = {"status": "failure"}
     if key:
         plain["key"] = key
@@ -489,11 +515,13 @@ def error_response(error: Failure, key: Optional[str] = None) -> Response:
     return Response(error.http, plain, headers=error.headers + after, code=error.code)
 
 
-MAX_DIGITS = 400                    # of a whole number in JSON: Python reads and writes longer ones in quadratic time
+# of a whole number in JSON: Python reads and writes longer ones in quadratic time
+MAX_DIGITS = 400
 
 
 def load_json(text: str, pairs: Optional[Callable[[List[Tuple[str, Any]]], Any]] = None) -> Any:
-    """JSON that a stranger wrote: no NaN, no number of thousands of digits. Raises ValueError, for deep nesting too."""
+    """JSON that a stranger wrote: no NaN, no number of thousands of digits. Raises ValueError, for deep
+    nesting too."""
     def whole(digits: str) -> int:
         if len(digits) > MAX_DIGITS:
             raise ValueError("a number has more than %d digits" % MAX_DIGITS)
@@ -542,8 +570,9 @@ def gunzip(data: bytes, limit: int) -> bytes:
 
 
 def parse_parameters(text: str) -> List[Tuple[str, str]]:
-    """The `; name=value` of a header field, names in lower case, values without their quotes. What is none is passed over.
-    One step a character: a regular expression that looks for names would begin anew at each letter."""
+    """The `; name=value` of a header field, names in lower case, values without their quotes. What is none is
+    passed over. One step a character: a regular expression that looks for names would begin anew at each
+    letter."""
     found = []
     position = 0
     while position < len(text):
@@ -671,8 +700,8 @@ def _part_of(part: bytes) -> Tuple[str, bytes]:
 
 
 class Source:
-    """Something that changes, and those who want to know. From any thread; no lock is held while a listener runs, and one
-    that asks how things stand after `listen` and after each call misses nothing."""
+    """Something that changes, and those who want to know. From any thread; no lock is held while a listener
+    runs, and one that asks how things stand after `listen` and after each call misses nothing."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()       # guards _listeners, and what subclasses say
@@ -706,9 +735,10 @@ class Source:
 
 
 class Later:
-    """An answer that one caller waits for without holding a thread. It is what `ready` returns after a change of the
-    source, or `otherwise` when the time is up, the server stops or the caller has said all; or none, when he goes.
-    Both are called in whichever thread that happens in, and must not block. ended: called when the wait is over."""
+    """An answer that one caller waits for without holding a thread. It is what `ready` returns after a change
+    of the source, or `otherwise` when the time is up, the server stops or the caller has said all; or none,
+    when he goes. Both are called in whichever thread that happens in, and must not block. ended: called when
+    the wait is over."""
 
     def __init__(self, source: Source, seconds: float, ready: Callable[[], Optional[Response]],
                  otherwise: Callable[[], Response], ended: Callable[[], None] = lambda: None) -> None:
@@ -789,7 +819,8 @@ class Stream:
         self.listening = source.listen(self.look)
 
     def start(self, sink: Any) -> None:
-        """sink: `full`, whether the network still has to take something; `push`, to send bytes; `finish`, to end."""
+        """sink: `full`, whether the network still has to take something; `push`, to send bytes; `finish`, to
+        end."""
         with self._lock:
             self._sink = sink
             if self.opening:
@@ -870,8 +901,8 @@ class Download(Stream):
 class Poll(Source):
     """A question asked again and again while somebody listens for its answer, however many they are.
 
-    ask: called in a worker every `interval` seconds. It ends `linger` seconds after the last listener went. delayed: who
-    begins to watch has just asked himself, so that the first question comes after an interval.
+    ask: called in a worker every `interval` seconds. It ends `linger` seconds after the last listener went.
+    delayed: who begins to watch has just asked himself, so that the first question comes after an interval.
     """
 
     def __init__(self, runner: Any, ask: Callable[[], Any], interval: float, linger: float = 0.0,
@@ -913,8 +944,10 @@ class Poll(Source):
             answer = self.ask()
         except Failure as error:
             answer = error
-        except Exception as error:      # a defect, or an answer of no known shape: the watchers are told, and it polls on
-            answer = Failure("the answer cannot be read: %s" % type(error).__name__, http=502, code="BAD_ANSWER")
+        # a defect, or an answer of no known shape: the watchers are told, and it polls on
+        except Exception as error:
+            answer = Failure("the answer cannot be read: %s" % type(error).__name__, http=502,
+                             code="BAD_ANSWER")
         try:
             self.answer, self.asked = answer, started
             self.note(answer)
@@ -928,13 +961,16 @@ class Poll(Source):
 
 def event_bytes(event_id: str, name: str, plain: Any) -> bytes:
     """An event of a text/event-stream; without an id the caller keeps the one it has."""
-    return ("%sevent: %s\ndata: %s\n\n" % ("id: %s\n" % event_id if event_id else "", name, json.dumps(plain))).encode()
+    return ("%sevent: %s\ndata: %s\n\n" % ("id: %s\n" % event_id if event_id else "", name,
+                                           json.dumps(plain))).encode()
 
 
 class Events(Poll):
-    """A Poll whose answers are the events that are new: numbered, the last ones kept so that a caller can resume.
+    """A Poll whose answers are the events that are new: numbered, the last ones kept so that a caller can
+    resume.
 
-    ask: called for the new events, (name, plain); its `standing` tells how things stand, as (time, name, plain).
+    ask: called for the new events, (name, plain); its `standing` tells how things stand, as (time, name,
+    plain).
     """
     KEPT = 2000
     PIECE = 256         # events given at once
@@ -946,7 +982,8 @@ class Events(Poll):
         self._number = 0                    # of the latest event; guarded by _lock as all that follows
         self._history: Deque[bytes] = collections.deque(maxlen=self.KEPT)
         self._first: Optional[int] = None   # how many events the first look told: how things stood then
-        self._found: Optional[List[Any]] = None     # how things stand after the latest event, once that is known
+        # how things stand after the latest event, once that is known
+        self._found: Optional[List[Any]] = None
         self._failing = False
         self._standing: Tuple[int, List[bytes]] = (-1, [])      # how things stood after so many events
 
@@ -958,8 +995,9 @@ class Events(Poll):
         return int(number) if epoch == self.epoch and re.fullmatch(r"\d{1,15}", number, re.ASCII) else -1
 
     def since(self, mark: Any) -> Tuple[bytes, Any]:
-        """What follows a mark, a piece of it, and the mark after that. A mark is the number of the last event told; or,
-        while a caller is told how things stand, (those pieces, how many were told, the event that they stand after)."""
+        """What follows a mark, a piece of it, and the mark after that. A mark is the number of the last event
+        told; or, while a caller is told how things stand, (those pieces, how many were told, the event that
+        they stand after)."""
         with self._lock:
             if self._first is None:
                 return b"", mark
@@ -982,7 +1020,8 @@ class Events(Poll):
             return gap + b"".join(fresh), mark + len(fresh)
 
     def _stand(self) -> List[bytes]:
-        """How things stand, as events; only the last has an id, so that one who loses the middle is told all again."""
+        """How things stand, as events; only the last has an id, so that one who loses the middle is told all
+        again."""
         number, pieces = self._standing
         if number != self._number:
             found = self._found or []
@@ -1015,8 +1054,8 @@ class Events(Poll):
 
 
 class Budget:
-    """Bytes held for callers: at most `most` for all together, and a quarter of that, or `least`, for one of them; so that
-    one who takes much takes it from himself. For any thread; _lock guards all and by_caller."""
+    """Bytes held for callers: at most `most` for all together, and a quarter of that, or `least`, for one of
+    them; so that one who takes much takes it from himself. For any thread; _lock guards all and by_caller."""
 
     def __init__(self, most: float, least: float = 0) -> None:
         self.most = most
@@ -1026,7 +1065,8 @@ class Budget:
         self._lock = threading.Lock()
 
     def add(self, caller: str, more: int, wanted: int = 0) -> str:
-        """Count more bytes, or fewer; which bound they and what is `wanted` besides go over: "", "all" or "caller"."""
+        """Count more bytes, or fewer; which bound they and what is `wanted` besides go over: "", "all" or
+        "caller"."""
         with self._lock:
             self.all += more
             self.by_caller[caller] += more
@@ -1043,7 +1083,8 @@ class App:
         """Called in the reading thread before anything else: find the route, set `share`."""
 
     def admit(self, request: Request) -> None:
-        """Called with a prepared request whose body is still to come; raises the Failure it gets if it is not taken."""
+        """Called with a prepared request whose body is still to come; raises the Failure it gets if it is not
+        taken."""
 
     def is_quick(self, request: Request) -> bool:
         """Whether `handle` neither blocks nor takes long, so that the reading thread may call it."""
@@ -1075,11 +1116,12 @@ class App:
 
 
 def waits_for(error: OSError, plain: int) -> int:
-    """What a non-blocking socket that raised this has to wait for: a poll mask, `plain` unless TLS says otherwise, or 0
-    where the error is one. TLS may have to write to read, and to read to write."""
+    """What a non-blocking socket that raised this has to wait for: a poll mask, `plain` unless TLS says
+    otherwise, or 0 where the error is one. TLS may have to write to read, and to read to write."""
     if isinstance(error, (BlockingIOError, InterruptedError)):
         return plain
-    return {"SSLWantReadError": select.POLLIN, "SSLWantWriteError": select.POLLOUT}.get(type(error).__name__, 0)
+    return {"SSLWantReadError": select.POLLIN, "SSLWantWriteError": select.POLLOUT}.get(type(error).__name__,
+            0)
 
 
 def _reason(error: BaseException) -> str:
@@ -1104,8 +1146,9 @@ class Timer(list):      # type: ignore[type-arg]
 
 
 class Loop:
-    """What a thread does that waits for all sockets: `turn` is one wait with the calls that follow. One thread at a time
-    turns it, that which `own`ed it last; `soon`, `later` and `stop` are for all threads, the rest for that one alone."""
+    """What a thread does that waits for all sockets: `turn` is one wait with the calls that follow. One
+    thread at a time turns it, that which `own`ed it last; `soon`, `later` and `stop` are for all threads, the
+    rest for that one alone."""
 
     def __init__(self, call: Callable[..., Any]) -> None:
         self._call = call           # how to call what may fail
@@ -1148,7 +1191,8 @@ class Loop:
     def _drain_wakes(self, mask: int) -> None:
         with contextlib.suppress(OSError):
             self._wake_in.recv(4096)
-        self._woken = False     # only now: a byte written in between would be taken while the flag says it is there
+        # only now: a byte written in between would be taken while the flag says it is there
+        self._woken = False
 
     def own(self, thread: int) -> None:
         self._thread = thread
@@ -1193,8 +1237,9 @@ _LEAD = object()        # in the queue of Workers: whoever takes it turns the lo
 
 
 class Workers:
-    """Threads that run what is put into a queue. One of them leads: it turns the loop, and what the loop holds for it it
-    runs itself while an idle thread leads: so a request waits for no other thread to wake up. `hold` is for the leader."""
+    """Threads that run what is put into a queue. One of them leads: it turns the loop, and what the loop
+    holds for it it runs itself while an idle thread leads: so a request waits for no other thread to wake up.
+    `hold` is for the leader."""
 
     def __init__(self, loop: Loop, most: float, call: Callable[..., Any]) -> None:
         self.loop = loop
@@ -1265,7 +1310,8 @@ class Workers:
                 self._call(work)
 
     def _lead(self) -> Optional[Callable[[], None]]:
-        """Turn the loop until there is something to run while another thread turns it. None at the end of all."""
+        """Turn the loop until there is something to run while another thread turns it. None at the end of
+        all."""
         passed = False
         self.loop.own(threading.get_ident())
         try:
@@ -1291,8 +1337,9 @@ class Workers:
 
 
 class Incoming:
-    """What arrives on a connection, made into requests. It has no socket, no clock and no thread: bytes go in by `feed`,
-    `next` takes out what is whole; when it raises, what follows in the stream cannot be trusted."""
+    """What arrives on a connection, made into requests. It has no socket, no clock and no thread: bytes go in
+    by `feed`, `next` takes out what is whole; when it raises, what follows in the stream cannot be
+    trusted."""
     __slots__ = ("_limits", "_parse", "buffer", "head", "_chunks", "_scanned")
 
     def __init__(self, limits: Dict[str, float], parse: Callable[[bytes], Head]) -> None:
@@ -1312,8 +1359,8 @@ class Incoming:
         return 0 if self.head is None else len(self.buffer) + (self._chunks.size if self._chunks else 0)
 
     def next(self) -> Optional[Tuple[Head, Optional[bytes]]]:
-        """The next request's head and body; before that, once, its head and None where it has a body, so that it can be
-        refused before that is held. None: more has to be fed."""
+        """The next request's head and body; before that, once, its head and None where it has a body, so that
+        it can be refused before that is held. None: more has to be fed."""
         head = self.head
         if head is None:
             head = self._take_head()
@@ -1359,16 +1406,16 @@ class Incoming:
 
 
 def head_parser(limits: Dict[str, float]) -> Callable[[bytes], Head]:
-    """parse_head with these limits. Heads repeat on kept-alive connections: the latest are remembered, but for those with
-    credentials."""
+    """parse_head with these limits. Heads repeat on kept-alive connections: the latest are remembered, but
+    for those with credentials."""
     parse = partial(parse_head, header_count=int(limits["header_count"]), url=int(limits["url"]))
     known = lru_cache(maxsize=256)(parse)
     return lambda raw: (parse if b"authorization" in raw.lower() else known)(raw)
 
 
 class Run:
-    """One run of the app's handler, for all that asked for the same before it began. callers: guarded by the server's
-    _lock until it begins, when nobody joins any more."""
+    """One run of the app's handler, for all that asked for the same before it began. callers: guarded by the
+    server's _lock until it begins, when nobody joins any more."""
     __slots__ = ("request", "since", "callers")
 
     def __init__(self, request: Request) -> None:
@@ -1378,17 +1425,20 @@ class Run:
 
 
 class Channel:
-    """A caller's socket, which never blocks: what the network does not take at once waits in `out`. In the loop's thread:
-    all that begins with on_, close, linger. In any: push."""
-    __slots__ = ("server", "socket", "peer", "lock", "out", "deadline", "since", "busy", "ended", "closing", "done",
-                 "lingering", "closed", "mask", "handshaking", "unsent", "taker", "taken_since", "taken", "answered",
+    """A caller's socket, which never blocks: what the network does not take at once waits in `out`. In the
+    loop's thread: all that begins with on_, close, linger. In any: push."""
+    __slots__ = ("server", "socket", "peer", "lock", "out", "deadline", "since", "busy", "ended", "closing",
+                 "done",
+                 "lingering", "closed", "mask", "handshaking", "unsent", "taker", "taken_since", "taken",
+                 "answered",
                  "incoming")
 
     def __init__(self, server: HttpServer, sock: Any, peer: str) -> None:
         self.server = server
         self.socket = sock
         self.peer = peer
-        self.lock = threading.Lock()    # guards the socket, out, busy, closing and closed: any thread may send
+        # guards the socket, out, busy, closing and closed: any thread may send
+        self.lock = threading.Lock()
         self.incoming = Incoming(server.limits, server.parse)
         self.busy = False               # a request is being answered
         self.out = bytearray()          # of the answer, what the network did not take yet
@@ -1460,7 +1510,8 @@ class Channel:
         return bool(self.out) or self.closed
 
     def push(self, data: bytes, close: bool = False, done: bool = False) -> None:
-        """Give bytes to the network, and keep what it does not take for the loop. done: the answer is whole."""
+        """Give bytes to the network, and keep what it does not take for the loop. done: the answer is
+        whole."""
         with self.lock:
             if self.closed:
                 return
@@ -1496,18 +1547,21 @@ class Channel:
                 self.answered = True
                 self.deadline = now + self.server.limits["idle_time"]
                 self.on_answered()
-        if left or self.mask & selectors.EVENT_WRITE or self.closing or self.incoming.buffer or self.ended or not self.mask:
+        busy = left or self.mask & selectors.EVENT_WRITE or self.incoming.buffer
+        if busy or self.closing or self.ended or not self.mask:
             self.server.loop.soon(self.on_sent)
 
     def _count_unsent(self) -> None:
-        """Count what the network has not taken, and close where that is more than may wait. With the lock held."""
+        """Count what the network has not taken, and close where that is more than may wait. With the lock
+        held."""
         held, self.unsent = self.unsent, len(self.out)
         if self.server.unsent.add(self.taker, self.unsent - held) and self.unsent > held:
             self.server.refusals["unsent"] += 1
             self.server.loop.soon(self.close)
 
     def linger(self) -> None:
-        """Close so that the answer arrives even where the caller is still sending: wait for its end for a moment."""
+        """Close so that the answer arrives even where the caller is still sending: wait for its end for a
+        moment."""
         if self.ended or self.lingering:
             self.close()
             return
@@ -1522,7 +1576,8 @@ class Channel:
             self.close()
 
     def _say_goodbye(self) -> None:
-        """TLS's close_notify, so that the caller knows an end from a cut (RFC 8446 6.1); its own is not waited for."""
+        """TLS's close_notify, so that the caller knows an end from a cut (RFC 8446 6.1); its own is not
+        waited for."""
         unwrap = getattr(self.socket, "unwrap", None)
         if unwrap is not None and not self.handshaking:
             with contextlib.suppress(OSError, ValueError):
@@ -1548,8 +1603,9 @@ class Connection(Channel):
     """One caller. In the loop's thread: all that begins with on_, advance, close, linger, look. In any:
     respond, push.
 
-    A caller is `busy` from the first byte of a request to the last of its answer. Who makes it unbusy looks at the buffer
-    afterwards, and who fills the buffer looks at busy afterwards: so what was received is never left lying.
+    A caller is `busy` from the first byte of a request to the last of its answer. Who makes it unbusy looks
+    at the buffer afterwards, and who fills the buffer looks at busy afterwards: so what was received is never
+    left lying.
     """
     __slots__ = ("request", "reserved", "counted_for", "waiting", "timer")
 
@@ -1629,7 +1685,8 @@ class Connection(Channel):
             self.deadline = now + limits["header_time"]
 
     def _admit(self, head: Head) -> None:
-        """Whether to take a body at all: before any of it is held. Raises the Failure that the request gets."""
+        """Whether to take a body at all: before any of it is held. Raises the Failure that the request
+        gets."""
         self.since = time.monotonic()
         self.request = self.server.request(self, head)
         if head.length > self.server.limits["body"]:
@@ -1640,7 +1697,8 @@ class Connection(Channel):
             self.push(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def count(self, held: int, wanted: int = 0) -> None:
-        """Count the bytes that this request's body takes towards those of all, and of its caller. Raises Overloaded."""
+        """Count the bytes that this request's body takes towards those of all, and of its caller. Raises
+        Overloaded."""
         caller = self.counted_for or (self.request.caller if self.request else self.peer)
         over = self.server.bodies.add(caller, held - self.reserved, max(0, wanted - held))
         self.counted_for, self.reserved = caller if held else "", held
@@ -1649,7 +1707,8 @@ class Connection(Channel):
                 " of this caller" if over == "caller" else ""))
 
     def refuse(self, error: Failure) -> None:
-        """Answer what is no request or cannot be taken, and close: what follows in the stream cannot be trusted."""
+        """Answer what is no request or cannot be taken, and close: what follows in the stream cannot be
+        trusted."""
         self.server.refusals[error.code.lower()] += 1
         request, self.request = self.request, None
         self.busy = True
@@ -1672,7 +1731,8 @@ class Connection(Channel):
             else:
                 answer.start(self)
         else:
-            self.timer = self.server.loop.later(answer.seconds, partial(self.server.workers.put, answer.expire))
+            self.timer = self.server.loop.later(answer.seconds,
+                                                partial(self.server.workers.put, answer.expire))
             answer.start(partial(self.respond, request))
         # What happened while the answer was made, and found nobody waiting:
         if self.closed:
@@ -1687,7 +1747,8 @@ class Connection(Channel):
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        close = close or response.close or self.server.draining or request is None or not request.head.keep_alive
+        close = close or response.close or self.server.draining
+        close = close or request is None or not request.head.keep_alive
         if request is not None and not self.unsent:
             self.taker = request.caller
         if request is not None:
@@ -1735,25 +1796,27 @@ class Connection(Channel):
         incoming, late = self.incoming, now > self.deadline
         if incoming.head is not None and not self.out:
             seconds = now - self.since
-            late = late or seconds > self.server.GRACE and incoming.held < self.server.limits["body_rate"] * seconds
+            late = late or seconds > self.server.GRACE and incoming.held < self.server.limits[
+                "body_rate"] * seconds
         if self.out and now - self.taken_since > self.server.GRACE:
             late = late or self.taken < self.server.limits["send_rate"] * (now - self.taken_since)
-        if late and not (self.busy or self.out or self.lingering or self.handshaking) and (incoming.buffer or incoming.head):
+        if late and not (self.busy or self.out or self.lingering or self.handshaking) and (incoming.buffer
+                or incoming.head):
             self.refuse(RequestTimeout("the request did not arrive in time"))
         elif late:
             self.close()
 
 
 class HttpServer(http.server.ThreadingHTTPServer):
-    """A ThreadingHTTPServer whose threads take requests instead of connections: Workers turn a Loop, which reads requests
-    from Connections; identical reads that wait together are one Run.
+    """A ThreadingHTTPServer whose threads take requests instead of connections: Workers turn a Loop, which
+    reads requests from Connections; identical reads that wait together are one Run.
 
-    Of ThreadingHTTPServer it has the listening socket (how it is bound, listened on, closed), `serve_forever`, `shutdown`
-    and its place in the eyes of who embeds it. It has no use for a request handler class, `handle_request`,
-    `process_request` and `poll_interval`, and serves once.
+    Of ThreadingHTTPServer it has the listening socket (how it is bound, listened on, closed),
+    `serve_forever`, `shutdown` and its place in the eyes of who embeds it. It has no use for a request
+    handler class, `handle_request`, `process_request` and `poll_interval`, and serves once.
 
-    address: host and port; app: what it serves; limits: changes to LIMITS; tls: an ssl.SSLContext, or None; sock: a
-    listening socket to use instead of opening one.
+    address: host and port; app: what it serves; limits: changes to LIMITS; tls: an ssl.SSLContext, or None;
+    sock: a listening socket to use instead of opening one.
     """
     request_queue_size = 1024
     allow_reuse_address = True
@@ -1761,7 +1824,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
     LINGER = 2.0
     BEAT = 15           # seconds between the comments that keep streams alive
 
-    def __init__(self, address: Tuple[str, int], app: App, limits: Optional[Dict[str, float]] = None, tls: Any = None,
+    def __init__(self, address: Tuple[str, int], app: App, limits: Optional[Dict[str, float]] = None,
+                 tls: Any = None,
                  sock: Optional[socket.socket] = None) -> None:
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
@@ -1857,8 +1921,10 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self.loop.close()
 
     def drain(self, seconds: float) -> bool:
-        """Stop listening, let the requests under way finish for at most `seconds`, stop. True if all were finished."""
-        self.draining = True        # first: who begins to wait from now on sees it, and who waits already is seen here
+        """Stop listening, let the requests under way finish for at most `seconds`, stop. True if all were
+        finished."""
+        # first: who begins to wait from now on sees it, and who waits already is seen here
+        self.draining = True
         self.loop.soon(self._stop_listening)
         for waiting in [connection.waiting for connection in list(self.connections)]:
             if waiting is not None:
@@ -1923,7 +1989,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 connection.refuse(Overloaded("too many connections are open"))
 
     def _evict(self) -> bool:
-        """Close the connection that has been idle for longest, so that idle ones keep nobody out. False where none is."""
+        """Close the connection that has been idle for longest, so that idle ones keep nobody out. False where
+        none is."""
         idle = [each for each in self.connections if each.answered and not (
             each.busy or each.out or each.handshaking or each.incoming.buffer or each.incoming.head)]
         if not idle:
@@ -1950,7 +2017,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
             return
         if self.workers.queue.qsize() >= self.limits["queue"]:
             self.refusals["queue"] += 1
-            connection.answer(request, app.refuse(Overloaded("%d requests are waiting already; try again" % self.limits[
+            connection.answer(request, app.refuse(Overloaded("%d requests are waiting already; try again" %
+                                                             self.limits[
                 "queue"]), request))
             return
         key = request.share
@@ -1989,7 +2057,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self._give(run, answer)
 
     def _end_late_runs(self, now: float) -> None:
-        """Answer those that no thread has taken in time. Here, since where no thread can be started none would do it."""
+        """Answer those that no thread has taken in time. Here, since where no thread can be started none
+        would do it."""
         with self._lock:
             late = [run for run in self._queued if now - run.since > self.limits["queue_time"]]
             for run in late:
@@ -2015,7 +2084,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 answer = answer.again()     # a wait answers one caller
             self._call(connection.answer, request, answer)
 
-    def encode(self, request: Optional[Request], response: Response, close: bool = False, stream: bool = False) -> bytes:
+    def encode(self, request: Optional[Request], response: Response, close: bool = False,
+               stream: bool = False) -> bytes:
         """The bytes of an answer to this request: not modified, compressed, without body as it asks."""
         body = b"" if stream else response.body
         tagged = same = zipped = False
@@ -2025,7 +2095,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
             headers, version, extra = request.headers, request.head.version, self.app.extra_headers(request)
             tagged = response.status == 200 and request.method in ("GET", "HEAD") and not stream
             zipped = len(body) >= 1024 and _accepts_gzip(headers.get("accept-encoding", ""))
-            same = tagged and "if-none-match" in headers and etag_matches(headers["if-none-match"], response.etag)
+            same = tagged and "if-none-match" in headers and etag_matches(headers["if-none-match"],
+                    response.etag)
         form = (tagged, same, zipped, close, version)
         head = response.heads.get(form)
         if head is None or extra:
@@ -2037,7 +2108,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
         elif zipped:
             body = response.compressed
         mark = b"X-Request-Id: %s\r\n\r\n" % request.id.encode() if request is not None else b"\r\n"
-        return b"".join((_start_of_answer(304 if same else response.status, int(time.time())), head, mark, body))
+        return b"".join((_start_of_answer(304 if same else response.status, int(time.time())), head, mark,
+                         body))
 
     def _sweep(self) -> None:
         """Once a second: end what ran out of time, keep streams alive."""
@@ -2058,18 +2130,21 @@ class HttpServer(http.server.ThreadingHTTPServer):
 
     def figures(self) -> Dict[str, float]:
         """What the metrics tell of this server."""
-        return {"connections": len(self.connections), "threads": self.workers.threads, "queued": self.workers.queue.qsize(),
+        return {"connections": len(self.connections), "threads": self.workers.threads,
+                "queued": self.workers.queue.qsize(),
                 "in_flight": sum(c.busy and c.waiting is None for c in list(self.connections)),
                 "watchers": sum(c.waiting is not None for c in list(self.connections))}
 
 
-def _header_fields(response: Response, extra: Sequence[Tuple[str, str]], stream: bool, tagged: bool, same: bool,
+def _header_fields(response: Response, extra: Sequence[Tuple[str, str]], stream: bool, tagged: bool,
+                   same: bool,
                    zipped: bool, close: bool, version: int) -> bytes:
     """The header fields that are the same for every answer of this form."""
     bodiless = same or response.status == 204
     lines = ""
     if tagged:      # the compressed form is another representation
-        lines += "ETag: %s\r\nCache-Control: no-cache\r\n" % (response.etag[:-1] + '-gzip"' if zipped else response.etag)
+        lines += "ETag: %s\r\nCache-Control: no-cache\r\n" % (response.etag[:-1] + '-gzip"' if zipped
+                                                              else response.etag)
     if zipped and not same:
         lines += "Content-Encoding: gzip\r\n"
     if len(response.body) >= 1024:
@@ -2089,7 +2164,8 @@ def _header_fields(response: Response, extra: Sequence[Tuple[str, str]], stream:
 
 @lru_cache(maxsize=64)
 def _start_of_answer(status: int, seconds: int) -> bytes:
-    return b"HTTP/1.1 %d %s\r\nDate: %s\r\n" % (status, REASONS[status].encode(), _http_date(seconds).encode())
+    return b"HTTP/1.1 %d %s\r\nDate: %s\r\n" % (status, REASONS[status].encode(),
+                                                _http_date(seconds).encode())
 
 
 @lru_cache(maxsize=4)
@@ -2117,20 +2193,23 @@ def _certificate_name(sock: Any) -> Optional[str]:
 # ============================================================================================================
 # 2. Thrift API
 #
-# Aurora's whole interface, written once as Thrift IDL, turned on first use into struct classes; to and from plain JSON
-# (field names, enums by name, unions as one-key objects, sets as sorted arrays, unset fields left out). Touches nothing.
+# Aurora's whole interface, written once as Thrift IDL, turned on first use into struct classes; to and from
+# plain JSON (field names, enums by name, unions as one-key objects, sets as sorted arrays, unset fields left
+# out). Touches nothing.
 # ============================================================================================================
 
 IDL = """\
 namespace py aurora
 
-enum ResponseCode { INVALID_REQUEST = 0, OK = 1, ERROR = 2, WARNING = 3, AUTH_FAILED = 4, JOB_UPDATING_ERROR = 5,
+enum ResponseCode { INVALID_REQUEST = 0, OK = 1, ERROR = 2, WARNING = 3, AUTH_FAILED = 4,
+  JOB_UPDATING_ERROR = 5,
   ERROR_TRANSIENT = 6 }
 enum MaintenanceMode { NONE = 1, SCHEDULED = 2, DRAINING = 3, DRAINED = 4 }
 enum Mode { RW = 1, RO = 2 }
 enum CronCollisionPolicy { KILL_EXISTING = 0, CANCEL_NEW = 1, RUN_OVERLAP = 2 }
 enum ScheduleStatus { INIT = 11, THROTTLED = 16, PENDING = 0, ASSIGNED = 9, STARTING = 1, RUNNING = 2,
-  FINISHED = 3, PREEMPTING = 13, RESTARTING = 12, DRAINING = 17, FAILED = 4, KILLED = 5, KILLING = 6, LOST = 7,
+  FINISHED = 3, PREEMPTING = 13, RESTARTING = 12, DRAINING = 17, FAILED = 4, KILLED = 5, KILLING = 6,
+    LOST = 7,
   PARTITIONED = 18 }
 enum JobUpdateStatus { ROLLING_FORWARD = 0, ROLLING_BACK = 1, ROLL_FORWARD_PAUSED = 2, ROLL_BACK_PAUSED = 3,
   ROLLED_FORWARD = 4, ROLLED_BACK = 5, ABORTED = 6, ERROR = 7, FAILED = 8, ROLL_FORWARD_AWAITING_PULSE = 9,
@@ -2227,7 +2306,8 @@ struct JobUpdateDetails { 1: JobUpdate update, 2: list<JobUpdateEvent> updateEve
   3: list<JobInstanceUpdateEvent> instanceEvents }
 struct JobUpdateRequest { 1: TaskConfig taskConfig, 2: i32 instanceCount, 3: JobUpdateSettings settings,
   4: set<Metadata> metadata }
-struct JobUpdateQuery { 2: string role, 3: JobKey jobKey, 4: string user, 5: set<JobUpdateStatus> updateStatuses,
+struct JobUpdateQuery { 2: string role, 3: JobKey jobKey, 4: string user,
+  5: set<JobUpdateStatus> updateStatuses,
   6: i32 offset, 7: i32 limit, 8: JobUpdateKey key }
 struct HostMaintenanceRequest { 1: string host, 2: SlaPolicy defaultSlaPolicy, 3: i64 timeoutSecs,
   4: i64 createdTimestampMs }
@@ -2245,7 +2325,8 @@ struct StartJobUpdateResult { 1: JobUpdateKey key, 2: JobUpdateSummary updateSum
 struct GetJobUpdateSummariesResult { 1: list<JobUpdateSummary> updateSummaries }
 struct GetJobUpdateDetailsResult { 1: JobUpdateDetails details, 2: list<JobUpdateDetails> detailsList }
 struct PulseJobUpdateResult { 1: JobUpdatePulseStatus status }
-struct GetJobUpdateDiffResult { 1: set<ConfigGroup> add, 2: set<ConfigGroup> remove, 3: set<ConfigGroup> update,
+struct GetJobUpdateDiffResult { 1: set<ConfigGroup> add, 2: set<ConfigGroup> remove,
+  3: set<ConfigGroup> update,
   4: set<ConfigGroup> unchanged }
 struct TierConfig { 1: string name, 2: map<string,string> settings }
 struct GetTierConfigResult { 1: string defaultTierName, 2: set<TierConfig> tiers }
@@ -2338,10 +2419,12 @@ IDENTIFIER = re.compile(r"[\w\-.]+", re.ASCII)      # GOOD_IDENTIFIER_PATTERN; a
 MAX_IDENTIFIER = 255
 EXECUTOR_NAME = "AuroraExecutor"
 _INTEGER_BITS = {"i32": 31, "i64": 63}
-_TTYPES = {"bool": TType.BOOL, "i32": TType.I32, "i64": TType.I64, "double": TType.DOUBLE, "string": TType.STRING,
+_TTYPES = {"bool": TType.BOOL, "i32": TType.I32, "i64": TType.I64, "double": TType.DOUBLE,
+           "string": TType.STRING,
            "enum": TType.I32, "struct": TType.STRUCT, "list": TType.LIST, "set": TType.SET, "map": TType.MAP}
 _JSON_NAMES = {"bool": "true or false", "i32": "an integer", "i64": "an integer", "double": "a number",
-               "string": "a string", "struct": "an object", "list": "an array", "set": "an array", "map": "an object"}
+               "string": "a string", "struct": "an object", "list": "an array", "set": "an array",
+               "map": "an object"}
 
 
 class PlainError(ValueError):
@@ -2368,7 +2451,8 @@ class Enum:
 
 
 class Type(NamedTuple):
-    """A field's type. kind: a key of _TTYPES; ref: the Enum or struct class; items: element types of a container."""
+    """A field's type. kind: a key of _TTYPES; ref: the Enum or struct class; items: element types of a
+    container."""
     kind: str
     ref: Any = None
     items: Tuple[Type, ...] = ()
@@ -2448,8 +2532,8 @@ def _sort_key(plain: Any) -> str:
 
 
 class ThriftStruct:
-    """The base of all struct and union classes; compares by value. Hashes by its scalar fields, so do not change an
-    instance while a set holds it."""
+    """The base of all struct and union classes; compares by value. Hashes by its scalar fields, so do not
+    change an instance while a set holds it."""
     __slots__ = ()
     thrift_spec: Tuple[Any, ...] = ()
     fields: Dict[str, Type] = {}
@@ -2502,7 +2586,8 @@ class ThriftStruct:
         if not isinstance(value, dict):
             raise PlainError("%s: expected an object" % (path or cls.__name__))
         if cls.is_union and len(value) != 1:
-            raise PlainError("%s: expected an object with one key of %s" % (path or cls.__name__, ", ".join(cls.fields)))
+            raise PlainError("%s: expected an object with one key of %s" %
+                             (path or cls.__name__, ", ".join(cls.fields)))
         made = cls()
         prefix = path + "." if path else ""
         for name, each in value.items():
@@ -2514,8 +2599,8 @@ class ThriftStruct:
 
 
 class Method(NamedTuple):
-    """One Thrift method: its arguments as a struct class, its access level by the service that declares it, and whether it
-    changes anything."""
+    """One Thrift method: its arguments as a struct class, its access level by the service that declares it,
+    and whether it changes anything."""
     name: str
     arguments: Any
     access: str
@@ -2523,11 +2608,12 @@ class Method(NamedTuple):
 
 
 class Api:
-    """The interface that an IDL text describes: types as attributes (`api.JobKey`, `api.ScheduleStatus`), constants
-    likewise, `methods` by name. Struct classes are built when first asked for."""
+    """The interface that an IDL text describes: types as attributes (`api.JobKey`, `api.ScheduleStatus`),
+    constants likewise, `methods` by name. Struct classes are built when first asked for."""
     ACCESS = {"ReadOnlyScheduler": "read", "AuroraSchedulerManager": "write", "AuroraAdmin": "admin"}
     ADMIN_READS = ("listBackups", "queryRecovery", "maintenanceStatus")
-    _DECLARATION = re.compile(r"(enum|struct|union|service|const \S+) (\w+)(?: extends (\w+))?(?: = )?\s*([{\[])"
+    _DECLARATION = re.compile(r"(enum|struct|union|service|const \S+) (\w+)(?: extends (\w+))?(?: = "
+                              r")?\s*([{\[])"
                               r"([^}\]]*)[}\]]")
     _FIELD = re.compile(r"(\d+): (\w+(?:<[\w,]+>)?) (\w+)")
 
@@ -2574,13 +2660,15 @@ class Api:
         types = {field: self._type(kind) for _, kind, field in fields}
         spec: List[Any] = [None] * (1 + max([int(number) for number, _, _ in fields], default=-1))
         for number, _, field in fields:
-            spec[int(number)] = (int(number), _TTYPES[types[field].kind], field, types[field].spec_args(), None)
+            spec[int(number)] = (int(number), _TTYPES[types[field].kind], field, types[field].spec_args(),
+                                 None)
         # An __init__ with named arguments: the C decoder calls it once for every nested struct.
         namespace: Json = {}
         body = "; ".join("self.%s = %s" % (field, field) for field in types) or "pass"
         exec("def __init__(self%s): %s" % ("".join(", %s=None" % field for field in types), body), namespace)
         return type(name, (ThriftStruct,), {
-            "__slots__": tuple(types), "__init__": namespace["__init__"], "thrift_spec": tuple(spec), "fields": types,
+            "__slots__": tuple(types), "__init__": namespace["__init__"], "thrift_spec": tuple(spec),
+            "fields": types,
             "is_union": is_union, "__module__": __name__, "__doc__": "Thrift %s." % name})
 
     def signature(self, name: str) -> Tuple[str, List[Tuple[str, str]]]:
@@ -2609,8 +2697,9 @@ class Plain(dict, TFrozenBase):       # type: ignore[type-arg]
 class Projection:
     """Decodes only what `shape` names of a Thrift type; the C decoder skips the rest without making objects.
 
-    shape: True for all of a value (structs become Plain objects, enums stay numbers), or a dict from field name to
-    shape; under the key None a TFrozenBase subclass that makes the result from the fields, instead of Plain.
+    shape: True for all of a value (structs become Plain objects, enums stay numbers), or a dict from field
+    name to shape; under the key None a TFrozenBase subclass that makes the result from the fields, instead of
+    Plain.
     """
 
     def __init__(self, kind: Type, shape: Any) -> None:
@@ -2640,7 +2729,8 @@ class Projection:
             make = shape.get(None, Plain) if isinstance(shape, dict) else Plain
             named = kind.ref.fields if shape is True else [name for name in shape if name is not None]
             taken = {name: self._apply(kind.ref.fields[name], True if shape is True else shape[name],
-                                       getattr(value, name)) for name in named if getattr(value, name) is not None}
+                                       getattr(value, name)) for name in named
+                                       if getattr(value, name) is not None}
             return make(**taken)
         if kind.kind in ("list", "set"):
             made = [self._apply(kind.items[0], shape, each) for each in value]
@@ -2698,7 +2788,8 @@ class BadMessage(ValueError):
     """Bytes that are no Thrift message, or not the one expected."""
 
 
-_DECODE_ERRORS = (TException, EOFError, ValueError, OverflowError, MemoryError, TypeError, KeyError, IndexError,
+_DECODE_ERRORS = (TException, EOFError, ValueError, OverflowError, MemoryError, TypeError, KeyError,
+                  IndexError,
                   RecursionError, struct.error)
 
 
@@ -2747,8 +2838,9 @@ def decode_reply(media: str, name: str, data: bytes, projection: Optional[Projec
 # ============================================================================================================
 # 3. Scheduler
 #
-# A client for one cluster: pooled keep-alive connections, leader following, deadlines, retries, a circuit breaker, a
-# fair semaphore that caps simultaneous calls; and where the schedulers of the known clusters are. Uses rooms 1 and 2.
+# A client for one cluster: pooled keep-alive connections, leader following, deadlines, retries, a circuit
+# breaker, a fair semaphore that caps simultaneous calls; and where the schedulers of the known clusters are.
+# Uses rooms 1 and 2.
 # ============================================================================================================
 
 
@@ -2757,18 +2849,25 @@ AuroraError = Failure       # what all failures of this file are; by this name s
 
 InvalidConfig = failure("INVALID_CONFIG", 400, "The job configuration does not load or does not validate.")
 AuthFailed = failure("AUTH_FAILED", 403, "The scheduler's own authorization denies it.", harmless=True)
-JobUpdating = failure("JOB_UPDATING_ERROR", 409, "An update of the job is active; Aurora refuses other changes meanwhile.")
-Refused = failure("INVALID_REQUEST", 422, "The scheduler refuses what was asked: validation, quota, a bad transition.")
+JobUpdating = failure("JOB_UPDATING_ERROR", 409,
+                      "An update of the job is active; Aurora refuses other changes meanwhile.")
+Refused = failure("INVALID_REQUEST", 422,
+                  "The scheduler refuses what was asked: validation, quota, a bad transition.")
 SchedulerFailed = failure("ERROR", 502, "The scheduler answered ERROR: an exception inside it.")
 BadAnswer = failure("SCHEDULER_BAD_ANSWER", 502, "The scheduler's answer is not one.")
-SchedulerUnreachable = failure("SCHEDULER_UNREACHABLE", 502, "No connection to the scheduler, or it broke off.")
-IsolationUnavailable = failure("ISOLATION_UNAVAILABLE", 503, "This machine has nothing to shut a configuration in with.")
-SchedulerTransient = failure("ERROR_TRANSIENT", 503, "The scheduler's storage is not ready; the call had no effect.", 1, True)
+SchedulerUnreachable = failure("SCHEDULER_UNREACHABLE", 502,
+                               "No connection to the scheduler, or it broke off.")
+IsolationUnavailable = failure("ISOLATION_UNAVAILABLE", 503,
+                               "This machine has nothing to shut a configuration in with.")
+SchedulerTransient = failure("ERROR_TRANSIENT", 503,
+                             "The scheduler's storage is not ready; the call had no effect.", 1, True)
 NoLeader = failure("NO_LEADER", 503, "No scheduler is leading.", retry_after=5)
-SchedulerTimeout = failure("SCHEDULER_TIMEOUT", 504, "The scheduler did not answer in time; a write may still take effect.")
+SchedulerTimeout = failure("SCHEDULER_TIMEOUT", 504,
+                           "The scheduler did not answer in time; a write may still take effect.")
 
 
-# What a Response's code means for the caller; OK is no error, WARNING is unused by the scheduler and taken as OK.
+# What a Response's code means for the caller; OK is no error, WARNING is unused by the scheduler and taken as
+# OK.
 _RESPONSE_ERRORS = {"INVALID_REQUEST": Refused, "ERROR": SchedulerFailed, "AUTH_FAILED": AuthFailed,
                     "JOB_UPDATING_ERROR": JobUpdating, "ERROR_TRANSIENT": SchedulerTransient}
 
@@ -2776,28 +2875,33 @@ _RESPONSE_ERRORS = {"INVALID_REQUEST": Refused, "ERROR": SchedulerFailed, "AUTH_
 _RESULTS = {"getRoleSummary": "roleSummaryResult", "getJobSummary": "jobSummaryResult",
             "getTasksStatus": "scheduleStatusResult", "getTasksWithoutConfigs": "scheduleStatusResult",
             "getPendingReason": "getPendingReasonResult", "getConfigSummary": "configSummaryResult",
-            "getJobs": "getJobsResult", "getQuota": "getQuotaResult", "populateJobConfig": "populateJobResult",
-            "getJobUpdateSummaries": "getJobUpdateSummariesResult", "getJobUpdateDetails": "getJobUpdateDetailsResult",
+            "getJobs": "getJobsResult", "getQuota": "getQuotaResult",
+            "populateJobConfig": "populateJobResult",
+            "getJobUpdateSummaries": "getJobUpdateSummariesResult",
+            "getJobUpdateDetails": "getJobUpdateDetailsResult",
             "getJobUpdateDiff": "getJobUpdateDiffResult", "getTierConfigs": "getTierConfigResult",
             "pulseJobUpdate": "pulseJobUpdateResult", "listBackups": "listBackupsResult",
             "queryRecovery": "queryRecoveryResult", "startMaintenance": "startMaintenanceResult",
             "drainHosts": "drainHostsResult", "slaDrainHosts": "drainHostsResult",
             "maintenanceStatus": "maintenanceStatusResult", "endMaintenance": "endMaintenanceResult"}
 
-# Methods that may be sent again although the first sending may have arrived: reads, and two writes that are idempotent
-# (SchedulerProxy in apache/aurora, src/main/python/apache/aurora/client/api/scheduler_client.py).
+# Methods that may be sent again although the first sending may have arrived: reads, and two writes that are
+# idempotent (SchedulerProxy in apache/aurora, src/main/python/apache/aurora/client/api/scheduler_client.py).
 _REPEATABLE_WRITES = frozenset(["startJobUpdate", "restartShards"])
 
 
 class Semaphore:
-    """Lets at most `slots` callers in at once; others wait in the order they came, at most `most_waiting` of them.
+    """Lets at most `slots` callers in at once; others wait in the order they came, at most `most_waiting` of
+    them.
 
-    Fair, unlike threading.Semaphore, where one who comes just when a slot gets free overtakes all that wait: under load the
-    unlucky ones would wait until their time is up. share: how many slots one caller, `who`, may hold; one that has them is
-    passed over by those behind him. All methods are for any thread; _lock guards _free, _held and _line.
+    Fair, unlike threading.Semaphore, where one who comes just when a slot gets free overtakes all that wait:
+    under load the unlucky ones would wait until their time is up. share: how many slots one caller, `who`,
+    may hold; one that has them is passed over by those behind him. All methods are for any thread; _lock
+    guards _free, _held and _line.
     """
 
-    def __init__(self, slots: int, most_waiting: int, what: str = "scheduler call", share: Optional[int] = None) -> None:
+    def __init__(self, slots: int, most_waiting: int, what: str = "scheduler call",
+                 share: Optional[int] = None) -> None:
         self.what = what
         self.slots = slots
         self.most_waiting = most_waiting
@@ -2831,7 +2935,8 @@ class Semaphore:
         try:
             if turn[0].acquire(timeout=max(0.0, seconds)):
                 return
-        except BaseException:       # a signal's handler may raise here: neither the turn nor a slot may stay behind
+        # a signal's handler may raise here: neither the turn nor a slot may stay behind
+        except BaseException:
             if not self._withdraw(turn):
                 self.leave(who)
             raise
@@ -2854,7 +2959,8 @@ class Semaphore:
                     turn[0].release()
 
     def _grant(self, who: Any) -> bool:
-        """Whether the caller gets a slot now. With the lock held; nobody who could have one is in the line then."""
+        """Whether the caller gets a slot now. With the lock held; nobody who could have one is in the line
+        then."""
         if not self._free or who is not None and self.share is not None and self._held[who] >= self.share:
             return False
         self._free -= 1
@@ -2872,9 +2978,10 @@ class Semaphore:
 
 
 class Locks:
-    """A lock for each name in use. One read-then-write of a job or a role at a time in this process: what two callers read
-    at once, both would add to. `most` may wait in all, so that one scheduler that hangs does not take the threads of the
-    others. _lock guards _known, which holds a name only while somebody has or wants it, and _waiting.
+    """A lock for each name in use. One read-then-write of a job or a role at a time in this process: what two
+    callers read at once, both would add to. `most` may wait in all, so that one scheduler that hangs does not
+    take the threads of the others. _lock guards _known, which holds a name only while somebody has or wants
+    it, and _waiting.
     """
 
     def __init__(self, most: int = 32) -> None:
@@ -2885,12 +2992,14 @@ class Locks:
 
     @contextlib.contextmanager
     def __call__(self, *name: Any, seconds: float = 20.0) -> Iterator[None]:
-        """Hold the lock of that name. Raises Overloaded where others have it for so long, or too many wait."""
+        """Hold the lock of that name. Raises Overloaded where others have it for so long, or too many
+        wait."""
         with self._lock:
             entry = self._known.setdefault(name, [Semaphore(1, self.most, "change of the same"), 0])
             waits = entry[1] > 0
             if waits and self._waiting >= self.most:
-                raise Overloaded("%d changes wait for others of the same; try again" % self.most, retry_after=5)
+                raise Overloaded("%d changes wait for others of the same; try again" % self.most,
+                                 retry_after=5)
             entry[1] += 1
             self._waiting += waits
         taken = False
@@ -2915,11 +3024,11 @@ locked = Locks()
 
 
 class Circuit:
-    """The circuit breaker of one place where a scheduler listens: after some failures in a row calls fail at once, so that
-    a dead scheduler costs neither threads nor slots. About every second one call is let through as a probe, and the first
-    answer of any kind closes the circuit. A call that already failed there while its time for retries runs waits for that
-    moment instead of failing; so an outage that is shorter than the time for retries is not seen by who came before it.
-    For any thread; _lock guards all fields but cause.
+    """The circuit breaker of one place where a scheduler listens: after some failures in a row calls fail at
+    once, so that a dead scheduler costs neither threads nor slots. About every second one call is let through
+    as a probe, and the first answer of any kind closes the circuit. A call that already failed there while
+    its time for retries runs waits for that moment instead of failing; so an outage that is shorter than the
+    time for retries is not seen by who came before it. For any thread; _lock guards all fields but cause.
     """
     AFTER = 5               # failures in a row before it opens
     SECONDS = (0.5, 1.0)    # how long it stays open at first, and at most
@@ -2962,13 +3071,14 @@ class Circuit:
             self.cause = cause
             if self.failures >= self.AFTER:
                 first, most = self.SECONDS
-                self.open_until = time.monotonic() + min(most, first * 2.0 ** min(8, self.failures - self.AFTER))
+                self.open_until = time.monotonic() + min(most,
+                                                         first * 2.0 ** min(8, self.failures - self.AFTER))
             return self.failures >= self.AFTER
 
 
 class _Broken(Exception):
-    """The connection failed. sent: request bytes may have arrived; late: it failed by running out of time; after: not
-    even tried, since the circuit is open for so many seconds more."""
+    """The connection failed. sent: request bytes may have arrived; late: it failed by running out of time;
+    after: not even tried, since the circuit is open for so many seconds more."""
 
     def __init__(self, text: str, sent: bool, late: bool = False, after: float = 0.0) -> None:
         super().__init__(text)
@@ -2993,7 +3103,8 @@ class _Location(NamedTuple):
         if parts.username is not None or parts.port == 0:
             raise ValueError("a scheduler's URL has no credentials in it, and no port 0: %s" % parts.hostname)
         secure = parts.scheme == "https"
-        path = parts.path if parts.path.rstrip("/").endswith("/api") else urllib.parse.urljoin(parts.path or "/", "api")
+        path = parts.path if parts.path.rstrip("/").endswith("/api") else urllib.parse.urljoin(parts.path
+                or "/", "api")
         return cls(secure, parts.hostname, parts.port or (443 if secure else 80), path.rstrip("/"))
 
     def __str__(self) -> str:
@@ -3002,8 +3113,8 @@ class _Location(NamedTuple):
 
 
 class Known:
-    """The last reply to a call that is made again. Its owner lends it to that one call, which empties it when another
-    reply comes, so that two large ones are not held at once."""
+    """The last reply to a call that is made again. Its owner lends it to that one call, which empties it when
+    another reply comes, so that two large ones are not held at once."""
     __slots__ = ("reply",)
 
     def __init__(self, reply: bytes) -> None:
@@ -3011,7 +3122,8 @@ class Known:
 
 
 class _Body:
-    """A body that arrives in parts. As long as they are those of the known reply they are compared instead of stored."""
+    """A body that arrives in parts. As long as they are those of the known reply they are compared instead of
+    stored."""
 
     def __init__(self, known: Optional[Known], limit: int) -> None:
         self.known = known
@@ -3052,7 +3164,8 @@ class _Wire:
 
     def __init__(self, location: _Location, seconds: float, context: Any, name: str = "") -> None:
         try:
-            self.socket = socket.create_connection((location.host, location.port), timeout=max(0.001, seconds))
+            self.socket = socket.create_connection((location.host, location.port),
+                                                   timeout=max(0.001, seconds))
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if context is not None:
                 self.socket = context.wrap_socket(self.socket, server_hostname=name or location.host)
@@ -3061,7 +3174,8 @@ class _Wire:
             self._poll = select.poll()
             self._poll.register(self.socket, select.POLLIN)
         except (OSError, ValueError) as error:
-            raise _Broken("%s: %s" % (location, _reason(error)), False, isinstance(error, socket.timeout)) from None
+            raise _Broken("%s: %s" % (location, _reason(error)), False,
+                          isinstance(error, socket.timeout)) from None
         self.since = time.monotonic()
 
     def alive(self) -> bool:
@@ -3077,7 +3191,8 @@ class _Wire:
                  known: Optional[Known] = None) -> Tuple[int, Dict[bytes, bytes], bytes, bool]:
         """Send a request; (status, headers, body, whether the connection can be used again). Raises _Broken.
 
-        known: a body that may come again; if it does, that very object is returned, and no other was made of it."""
+        known: a body that may come again; if it does, that very object is returned, and no other was made of
+        it."""
         sent = False
         try:
             if time.monotonic() > deadline:
@@ -3089,7 +3204,8 @@ class _Wire:
                 head, rest = self._next_head(rest, deadline)
                 lines = head.split(b"\r\n")
                 words = lines[0].split(None, 2)
-                if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not re.fullmatch(rb"\d{3}", words[1]):
+                if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not re.fullmatch(rb"\d{3}",
+                        words[1]):
                     raise _Broken("an answer that is not HTTP", True)
             headers = {}
             for line in lines[1:]:
@@ -3158,10 +3274,12 @@ class _Wire:
         return self._something(self._when_ready(self.socket.recv, most, select.POLLIN, deadline))
 
     def _next(self, deadline: float, most: int) -> memoryview:
-        """What comes next, in a buffer that the next call writes over; nothing at the end of the connection."""
+        """What comes next, in a buffer that the next call writes over; nothing at the end of the
+        connection."""
         if self._buffer is None:
             self._buffer = memoryview(bytearray(self.PIECE))
-        return self._buffer[:self._when_ready(self.socket.recv_into, self._buffer[:most], select.POLLIN, deadline)]
+        return self._buffer[:self._when_ready(self.socket.recv_into, self._buffer[:most], select.POLLIN,
+                                              deadline)]
 
     @staticmethod
     def _something(received: Any) -> Any:
@@ -3188,8 +3306,9 @@ class _Wire:
 
 
 class Ask(NamedTuple):
-    """A call: what goes to the scheduler and what is wanted of the reply. projection: only these parts of the Response;
-    authorization: instead of the scheduler's own; known: the reply to the last such call, if the caller remembers it."""
+    """A call: what goes to the scheduler and what is wanted of the reply. projection: only these parts of the
+    Response; authorization: instead of the scheduler's own; known: the reply to the last such call, if the
+    caller remembers it."""
     method: Method
     arguments: Any
     message: bytes              # the call in the binary protocol
@@ -3199,11 +3318,12 @@ class Ask(NamedTuple):
 
 
 class _Network:
-    """The way to the schedulers of a cluster: by location the idle connections, the circuit, the heads of requests. For any
-    thread; _lock guards _idle, _circuits and _heads."""
+    """The way to the schedulers of a cluster: by location the idle connections, the circuit, the heads of
+    requests. For any thread; _lock guards _idle, _circuits and _heads."""
     IDLE_SECONDS = 30.0
 
-    def __init__(self, connect_timeout: float, max_answer: int, most_idle: int, ca_file: Optional[str]) -> None:
+    def __init__(self, connect_timeout: float, max_answer: int, most_idle: int,
+                 ca_file: Optional[str]) -> None:
         self.connect_timeout = connect_timeout
         self.max_answer = max_answer
         self.most_idle = most_idle          # connections kept for one location
@@ -3314,22 +3434,26 @@ class Scheduler:
     A call returns the Thrift Response and raises an AuroraError for everything but OK. Safe for many threads.
 
     url: where it listens, or several such (all schedulers of the cluster); timeout: seconds for one call, all
-    attempts included; parallel: simultaneous calls; authorization: the Authorization header sent with every call, or a
-    function that gives that for a host; locate: called for the URLs, with the seconds it may take, when they are not
-    fixed (ZooKeeper); ca_file: certificates to trust for https. Credentials go only where these URLs point.
+    attempts included; parallel: simultaneous calls; authorization: the Authorization header sent with every
+    call, or a function that gives that for a host; locate: called for the URLs, with the seconds it may take,
+    when they are not fixed (ZooKeeper); ca_file: certificates to trust for https. Credentials go only where
+    these URLs point.
 
-    How a call is tried again: a failure before anything was sent, and the scheduler's own word that nothing was done, is
-    tried again for any call; after bytes went out only reads are, and the two writes that are harmless twice. Attempts go on
-    for `retry_for` seconds, with pauses that grow to a second. What is told in the end speaks for all attempts: where any of
-    them may have taken effect, the error says so (`sent`).
+    How a call is tried again: a failure before anything was sent, and the scheduler's own word that nothing
+    was done, is tried again for any call; after bytes went out only reads are, and the two writes that are
+    harmless twice. Attempts go on for `retry_for` seconds, with pauses that grow to a second. What is told in
+    the end speaks for all attempts: where any of them may have taken effect, the error says so (`sent`).
     """
     MAX_HOPS = 5
 
-    def __init__(self, url: Union[str, Sequence[str]] = "http://127.0.0.1:8081", name: Optional[str] = None, *,
-                 timeout: float = 20.0, connect_timeout: float = 3.0, retry_for: float = 3.0, parallel: int = 4,
+    def __init__(self, url: Union[str, Sequence[str]] = "http://127.0.0.1:8081", name: Optional[str] = None,
+                 *,
+                 timeout: float = 20.0, connect_timeout: float = 3.0, retry_for: float = 3.0,
+                 parallel: int = 4,
                  most_waiting: int = 1000, max_answer: int = 256 << 20,
                  authorization: Union[None, str, Callable[[str], Optional[str]]] = None,
-                 locate: Optional[Callable[[float], Sequence[str]]] = None, ca_file: Optional[str] = None) -> None:
+                 locate: Optional[Callable[[float], Sequence[str]]] = None,
+                 ca_file: Optional[str] = None) -> None:
         urls = [url] if isinstance(url, str) else list(url)
         self.name = name
         self.timeout = timeout
@@ -3344,7 +3468,8 @@ class Scheduler:
         self.answered = -math.inf           # when a scheduler last answered a call
         self._lock = threading.Lock()       # guards _leading and _named
         self._leading: Optional[_Location] = None
-        self._named = [_Location.parse(each) for each in urls] if not locate else []    # all that are the cluster's own
+        # all that are the cluster's own
+        self._named = [_Location.parse(each) for each in urls] if not locate else []
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         if method.startswith("_"):
@@ -3366,12 +3491,14 @@ class Scheduler:
 
     def call(self, method: str, *arguments: Any, projection: Optional[Projection] = None,
              authorization: Optional[str] = None, timeout: Optional[float] = None, **named: Any) -> Any:
-        """Call a Thrift method with its arguments in declared order or by name; returns the Response if it is OK.
+        """Call a Thrift method with its arguments in declared order or by name; returns the Response if it is
+        OK.
 
         projection: decode only these parts of the Response; authorization: instead of the scheduler's own.
         Raises the AuroraError that the Response's code or the failure stands for.
         """
-        return self.ask(self.prepare(method, *arguments, projection=projection, authorization=authorization, **named),
+        return self.ask(self.prepare(method, *arguments, projection=projection, authorization=authorization,
+                                     **named),
                         timeout)[1]
 
     def _locate_now(self, seconds: float) -> None:
@@ -3382,20 +3509,23 @@ class Scheduler:
     @staticmethod
     def prepare(method: str, *arguments: Any, projection: Optional[Projection] = None,
                 authorization: Optional[str] = None, **named: Any) -> Ask:
-        """The Ask that `call` with these arguments makes. Raises BadRequest for an empty set of instances: to killTasks
-        it means all instances."""
+        """The Ask that `call` with these arguments makes. Raises BadRequest for an empty set of instances: to
+        killTasks it means all instances."""
         declared = api.method(method)
         made = declared.arguments(*arguments, **named)
         field = {"killTasks": "instances", "restartShards": "shardIds"}.get(method)
         if field and getattr(made, field) is not None and not getattr(made, field):
-            meaning = ("means all instances to the scheduler; leave it out to mean that" if method == "killTasks" else
+            meaning = ("means all instances to the scheduler; leave it out to mean that"
+                       if method == "killTasks" else
                        "names no instance to restart")
             raise BadRequest("%s: an empty set %s" % (field, meaning))
-        return Ask(declared, made, encode_message(BINARY, method, TMessageType.CALL, 0, made), projection, authorization)
+        return Ask(declared, made, encode_message(BINARY, method, TMessageType.CALL, 0, made), projection,
+                   authorization)
 
     def ask(self, ask: Ask, timeout: Optional[float] = None) -> Tuple[bytes, Any]:
-        """(the reply's bytes, the Response), raising what `call` does. Where the bytes are those of `ask.known` it is
-        these which are returned, and None for the Response: it was OK, and `decode` gives it again."""
+        """(the reply's bytes, the Response), raising what `call` does. Where the bytes are those of
+        `ask.known` it is these which are returned, and None for the Response: it was OK, and `decode` gives
+        it again."""
         started = time.monotonic()
         deadline = started + (self.timeout if timeout is None else timeout)
         outcome = "OK"
@@ -3421,7 +3551,8 @@ class Scheduler:
             self.observe(ask.method.name, outcome, time.monotonic() - started)
 
     def probe(self, seconds: float) -> Optional[AuroraError]:
-        """Ask, beside the semaphore and without retries, whether a scheduler leads and answers; what is wrong if not."""
+        """Ask, beside the semaphore and without retries, whether a scheduler leads and answers; what is wrong
+        if not."""
         ask = self.prepare("getTierConfigs")
         try:
             self.decode(ask, self._post(ask, time.monotonic() + seconds))
@@ -3447,7 +3578,8 @@ class Scheduler:
             except _Broken as broken:
                 sent = sent or broken.sent
                 failure = self._told(broken)
-                again = not broken.late and (repeatable or not broken.sent) and (attempt > 0 or not broken.after)
+                again = not broken.late and (repeatable or not broken.sent) and (attempt > 0
+                        or not broken.after)
                 after = broken.after
             except AuroraError as error:
                 sent = sent or error.sent
@@ -3467,7 +3599,8 @@ class Scheduler:
         if broken.late:
             return SchedulerTimeout("%s did not answer in time (%s)" % (where, broken))
         after = max(1, math.ceil(broken.after)) if broken.after else 0
-        return SchedulerUnreachable("%s cannot be reached or broke off: %s" % (where, broken), retry_after=after)
+        return SchedulerUnreachable("%s cannot be reached or broke off: %s" % (where, broken),
+                                    retry_after=after)
 
     def _attempt(self, ask: Ask, deadline: float) -> Tuple[bytes, Any]:
         # Looked at before the semaphore, so that a dead scheduler does not fill the line.
@@ -3480,7 +3613,8 @@ class Scheduler:
             body = self._post(ask, deadline)
         finally:
             self.semaphore.leave()
-        same = ask.known is not None and body and body is ask.known.reply    # one that was emptied is no reply
+        # one that was emptied is no reply
+        same = ask.known is not None and body and body is ask.known.reply
         return body, None if same else self.decode(ask, body)
 
     def decode(self, ask: Ask, body: bytes) -> Any:
@@ -3489,7 +3623,8 @@ class Scheduler:
         try:
             response = decode_reply(BINARY, method.name, body, projection)
         except BadMessage as error:
-            raise self._unreadable("the scheduler's answer to %s cannot be read: %s" % (method.name, error)) from None
+            raise self._unreadable("the scheduler's answer to %s cannot be read: %s" %
+                                   (method.name, error)) from None
         code = response.get("responseCode") if projection else response.responseCode
         if code in (api.ResponseCode.OK, api.ResponseCode.WARNING):
             field = _RESULTS.get(method.name)
@@ -3501,7 +3636,8 @@ class Scheduler:
         texts = [(each.get("message") if projection else each.message) for each in details]
         name = api.ResponseCode.name_of(code)
         failure = _RESPONSE_ERRORS.get(name, SchedulerFailed)(
-            *([_shortened(text) for text in texts if text] or ["the scheduler answered %s to %s" % (name, method.name)]))
+            *([_shortened(text) for text in texts if text]
+              or ["the scheduler answered %s to %s" % (name, method.name)]))
         failure.response = response
         failure.sent = name not in _RESPONSE_ERRORS       # a code that nobody knows tells nothing
         raise failure
@@ -3513,8 +3649,8 @@ class Scheduler:
         return error
 
     def _post(self, ask: Ask, deadline: float) -> bytes:
-        """One POST of the call to the leader, following redirects; the body of the 200 answer. Where the cluster's
-        schedulers listen is looked up only when no leader is known, or the one that is fails."""
+        """One POST of the call to the leader, following redirects; the body of the 200 answer. Where the
+        cluster's schedulers listen is looked up only when no leader is known, or the one that is fails."""
         leading = self._leading
         leading = leading if leading in self._named else None
         failure: Optional[Exception] = None
@@ -3543,11 +3679,15 @@ class Scheduler:
         method = ask.method
         for _ in range(self.MAX_HOPS + 1):
             authorization = self._credentials(ask, location)
-            if authorization and not self._is_named(location):      # here, where they would be sent, whatever led there
-                raise BadAnswer("the scheduler redirects to %s, which is none of the cluster's schedulers that are known "
-                                "here; credentials are not sent there (name it in --scheduler or clusters.json)" % (
+            # here, where they would be sent, whatever led there
+            if authorization and not self._is_named(location):
+                raise BadAnswer("the scheduler redirects to %s, which is none of the cluster's schedulers "
+                                "that are known "
+                                "here; credentials are not sent there (name it in --scheduler or "
+                                "clusters.json)" % (
                                     str(location)))
-            request = self.network.head(location, authorization) + b"%d\r\n\r\n" % len(ask.message) + ask.message
+            request = self.network.head(location,
+                                        authorization) + b"%d\r\n\r\n" % len(ask.message) + ask.message
             status, headers, body = self.network.exchange(location, request, deadline, ask.known)
             if status == 200:
                 self._succeeded(location)
@@ -3576,7 +3716,8 @@ class Scheduler:
         return own(location.host) if callable(own) else own
 
     def _redirect(self, location: _Location, headers: Dict[bytes, bytes], ask: Ask) -> _Location:
-        """Where a redirect leads. Raises BadAnswer where it is no URL, or credentials would go from https to http."""
+        """Where a redirect leads. Raises BadAnswer where it is no URL, or credentials would go from https to
+        http."""
         text = headers.get(b"location", b"").decode("latin-1")
         try:
             target = _Location.parse(urllib.parse.urljoin(str(location) + location.path, text))
@@ -3591,7 +3732,8 @@ class Scheduler:
         with self._lock:
             return any((each.host, each.port) == (location.host, location.port) for each in self._named)
 
-    def reload(self, ca_file: Optional[str], authorization: Union[None, str, Callable[[str], Optional[str]]]) -> None:
+    def reload(self, ca_file: Optional[str], authorization: Union[None, str,
+            Callable[[str], Optional[str]]]) -> None:
         """Use other certificates to trust, and other credentials, from the next connection and call on."""
         self.network.ca_file, self.authorization = ca_file, authorization
         self._forget_leader()
@@ -3615,9 +3757,9 @@ class Scheduler:
 def narrowed(scheduler: Scheduler, ask: Ask, timeout: Optional[float] = None) -> Optional[Ask]:
     """A pruneTasks that names the tasks it is to delete, None where there is none; any other call as it is.
 
-    A query that matches nothing makes Aurora delete *every* task of the cluster, running ones too: with no ids
-    StateManagerImpl.deleteTasks asks for all there is. So it is looked first, and sent by the ids that were found. What
-    remains is that somebody else deletes all of these between the look and the call.
+    A query that matches nothing makes Aurora delete *every* task of the cluster, running ones too: with no
+    ids StateManagerImpl.deleteTasks asks for all there is. So it is looked first, and sent by the ids that
+    were found. What remains is that somebody else deletes all of these between the look and the call.
     """
     if ask.method.name != "pruneTasks":
         return ask
@@ -3641,13 +3783,15 @@ def narrowed(scheduler: Scheduler, ask: Ask, timeout: Optional[float] = None) ->
 
 
 def _declare_methods() -> None:
-    """Give Scheduler the API's methods, with their parameters for `help`, completion and `inspect.signature`."""
+    """Give Scheduler the API's methods, with their parameters for `help`, completion and
+    `inspect.signature`."""
     source = []
     for name in api.method_names:
         access, fields = api.signature(name)
         source.append(
             "def %s(self%s, **options: 'projection, authorization, timeout') -> 'Response':\n"
-            "    'Thrift %s, for which the scheduler wants %s access. As `call`.'\n    return self.call(%r, %s**options)\n" % (
+            "    'Thrift %s, for which the scheduler wants %s access. As `call`.'\n    return self.call(%r, "
+            "%s**options)\n" % (
                 name, "".join(", %s: %r = None" % pair for pair in fields), name, access, name,
                 "".join(field + ", " for field, _ in fields)))
     namespace: Json = {}
@@ -3670,8 +3814,8 @@ def messages_of(response: Any) -> List[str]:
 
 
 class Cluster(NamedTuple):
-    """One entry of clusters.json, or of --scheduler. zk: "" when the scheduler's URL is fixed; basic: its entry says that
-    the schedulers want Basic credentials."""
+    """One entry of clusters.json, or of --scheduler. zk: "" when the scheduler's URL is fixed; basic: its
+    entry says that the schedulers want Basic credentials."""
     name: Optional[str]
     urls: Tuple[str, ...] = ()
     zk: str = ""
@@ -3690,21 +3834,28 @@ def read_clusters(path: str) -> List[Cluster]:
             entries = json.load(stream)
         except ValueError as error:
             raise ValueError("%s is not JSON: %s" % (path, error)) from None
-    if not isinstance(entries, list) or not all(isinstance(e, dict) and isinstance(e.get("name"), str) for e in entries):
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and isinstance(e.get("name"), str)
+                                                for e in entries):
         raise ValueError("%s: expected a list of objects with a name each" % path)
     found = []
     for entry in entries:
-        if not all(isinstance(entry.get(field) or "", str) for field in ("scheduler_uri", "zk", "scheduler_zk_path",
-                                                                         "docker_registry", "auth_mechanism")):
+        if not all(isinstance(entry.get(field) or "", str)
+                   for field in ("scheduler_uri", "zk", "scheduler_zk_path",
+                                                                         "docker_registry",
+                                                                         "auth_mechanism")):
             raise ValueError("%s: cluster %s has a field that is not text" % (path, entry["name"]))
         port = str(entry.get("zk_port") or 2181)
         if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 0 < int(port) < 65536:
-            raise ValueError("%s: cluster %s has a zk_port that is none: %s" % (path, entry["name"], port[:80]))
-        made = Cluster(entry["name"], docker_registry=entry.get("docker_registry") or Cluster(None).docker_registry,
+            raise ValueError("%s: cluster %s has a zk_port that is none: %s" %
+                             (path, entry["name"], port[:80]))
+        made = Cluster(entry["name"], docker_registry=entry.get("docker_registry")
+                       or Cluster(None).docker_registry,
                        basic=(entry.get("auth_mechanism") or "").upper() == "BASIC")
         if entry.get("zk"):     # before scheduler_uri, as for the aurora client
-            hosts = ["%s:%s" % (host.strip(), port) if ":" not in host else host.strip() for host in entry["zk"].split(",")]
-            made = made._replace(zk=",".join(hosts), zk_path=entry.get("scheduler_zk_path") or "/aurora/scheduler")
+            hosts = ["%s:%s" % (host.strip(), port) if ":" not in host else host.strip()
+                     for host in entry["zk"].split(",")]
+            made = made._replace(zk=",".join(hosts), zk_path=entry.get("scheduler_zk_path")
+                                 or "/aurora/scheduler")
         elif entry.get("scheduler_uri"):
             _Location.parse(entry["scheduler_uri"])
             made = made._replace(urls=(entry["scheduler_uri"],))
@@ -3715,7 +3866,8 @@ def read_clusters(path: str) -> List[Cluster]:
 
 
 def default_clusters() -> List[Cluster]:
-    """The clusters of the files where the aurora client looks, else the scheduler on this host, its name unknown yet."""
+    """The clusters of the files where the aurora client looks, else the scheduler on this host, its name
+    unknown yet."""
     root = os.environ.get("AURORA_CONFIG_ROOT", "/etc/aurora")
     found: Dict[Optional[str], Cluster] = {}
     for pattern in CLUSTER_FILES:
@@ -3728,10 +3880,10 @@ def default_clusters() -> List[Cluster]:
 class ZooKeeperLocator:
     """Where the schedulers of a cluster listen, as ZooKeeper tells it.
 
-    A call waits for as long as its caller has, for a look-up in a thread of its own; there is one at a time, however many
-    wait. The last answer is kept: while ZooKeeper is away it is given after a second, so that a leader that is known to
-    nobody else is still found. A look-up that ended less than a second ago is not made again, and one that has not ended
-    in fifteen is given up. _lock guards all fields.
+    A call waits for as long as its caller has, for a look-up in a thread of its own; there is one at a time,
+    however many wait. The last answer is kept: while ZooKeeper is away it is given after a second, so that a
+    leader that is known to nobody else is still found. A look-up that ended less than a second ago is not
+    made again, and one that has not ended in fifteen is given up. _lock guards all fields.
     """
     FRESH = 1.0
     GIVE_UP = 15.0
@@ -3750,10 +3902,12 @@ class ZooKeeperLocator:
         with self._lock:
             known = bool(self._urls)
             now = time.monotonic()
-            if now - self._looked > self.FRESH and (self._under_way is None or now - self._began > self.GIVE_UP):
+            if now - self._looked > self.FRESH and (self._under_way is None
+                                                    or now - self._began > self.GIVE_UP):
                 self._under_way, self._began = threading.Event(), now
                 try:
-                    threading.Thread(target=self._look, args=(self._under_way,), name="zookeeper", daemon=True).start()
+                    threading.Thread(target=self._look, args=(self._under_way,), name="zookeeper",
+                                     daemon=True).start()
                 except RuntimeError:
                     self._under_way = None
                     raise Overloaded("no thread could be started to ask ZooKeeper") from None
@@ -3762,7 +3916,8 @@ class ZooKeeperLocator:
         with self._lock:
             if self._urls or not late and self._failure is None:
                 return list(self._urls)
-            raise self._failure or SchedulerTimeout("ZooKeeper %s did not tell in time where cluster %s is" % (
+            raise self._failure or SchedulerTimeout("ZooKeeper %s did not tell in time where cluster %s is" %
+                                                    (
                 self.cluster.zk, self.cluster.name))
 
     def _look(self, under_way: threading.Event) -> None:
@@ -3790,8 +3945,10 @@ def _ask_zookeeper(cluster: Cluster) -> List[str]:
         from kazoo.exceptions import NoNodeError  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise SchedulerUnreachable(
-            "cluster %s is found through ZooKeeper (%s), which needs the package kazoo: pip install kazoo; or give its "
-            "scheduler_uri in clusters.json, or --scheduler %s=URL" % (cluster.name, cluster.zk, cluster.name)) from None
+            "cluster %s is found through ZooKeeper (%s), which needs the package kazoo: pip install kazoo; "
+            "or give its "
+            "scheduler_uri in clusters.json, or --scheduler %s=URL" %
+            (cluster.name, cluster.zk, cluster.name)) from None
     client = KazooClient(hosts=cluster.zk, timeout=5.0, read_only=True)
     try:
         client.start(timeout=5)
@@ -3825,7 +3982,8 @@ def member_url(data: bytes) -> Optional[str]:
 
 
 class Clusters:
-    """The known clusters and a Scheduler for each. A cluster without a name takes the one its scheduler tells.
+    """The known clusters and a Scheduler for each. A cluster without a name takes the one its scheduler
+    tells.
 
     make: builds the Scheduler of a Cluster.
     """
@@ -3842,7 +4000,8 @@ class Clusters:
                 self._known[cluster.name] = pair
 
     def names(self) -> List[str]:
-        """The names known now; asks schedulers that have not told theirs yet, and leaves out those that do not answer."""
+        """The names known now; asks schedulers that have not told theirs yet, and leaves out those that do
+        not answer."""
         with contextlib.suppress(AuroraError):
             self._learn()
         return sorted(self._known)
@@ -3874,7 +4033,8 @@ class Clusters:
         try:
             return self._known[name]
         except KeyError:
-            raise NotFound("unknown cluster %s; known: %s" % (name, ", ".join(sorted(self._known)) or "none")) from None
+            raise NotFound("unknown cluster %s; known: %s" %
+                           (name, ", ".join(sorted(self._known)) or "none")) from None
 
     def __getitem__(self, name: str) -> Scheduler:
         return self.pair(name)[1]
@@ -3883,9 +4043,9 @@ class Clusters:
 # ============================================================================================================
 # 4. Job configuration
 #
-# The Aurora schema in pystachio, the isolated evaluation of `.aurora` source, conversion to JobConfiguration and update
-# settings. The code between "child" banners runs in an evaluator process of its own, never in the server. Uses rooms
-# 1 to 3.
+# The Aurora schema in pystachio, the isolated evaluation of `.aurora` source, conversion to JobConfiguration
+# and update settings. The code between "child" banners runs in an evaluator process of its own, never in the
+# server. Uses rooms 1 to 3.
 # ============================================================================================================
 
 
@@ -3935,7 +4095,8 @@ def _lazy_scopes() -> Callable[[Any], Any]:
 
         @property
         def _table(self) -> Dict[Any, Any]:
-            return {Ref.from_address(name): value for name, value in self.fields.items() if value is not Empty}
+            return {Ref.from_address(name): value for name, value in self.fields.items()
+                    if value is not Empty}
 
         def find(self, ref: Any) -> Any:
             first = ref.components()[0]
@@ -3978,7 +4139,8 @@ def _lazy_scopes() -> Callable[[Any], Any]:
 
     def scopes(self: Any) -> Any:
         fields = Fields(self._schema_data)
-        return (Under("self", fields), fields) + self._scopes + tuple(Under("super", scope) for scope in self._scopes)
+        return (Under("self", fields), fields) + self._scopes + tuple(Under("super", scope)
+                for scope in self._scopes)
     return scopes
 
 
@@ -3998,7 +4160,8 @@ def _literal(self: Any) -> bool:
 
 
 def _closed(value: Any) -> bool:
-    """Whether nothing in a value is left to interpolate, and all is of the right types: found out once for each."""
+    """Whether nothing in a value is left to interpolate, and all is of the right types: found out once for
+    each."""
     given = _stachio()
     if isinstance(value, given.Simple):
         try:
@@ -4042,7 +4205,8 @@ def _quicken_structs() -> None:
             elif value is not Empty:
                 found, left = value.in_scope(*around).interpolate()
                 unbound.update(left)
-                # A Choice comes back as what was chosen, and is wrapped again; all else is of the type it was.
+                # A Choice comes back as what was chosen, and is wrapped again; all else is of the type it
+                # was.
                 value = found if type(found) is type(value) else self._process_schema_attribute(name, found)
             data[name] = value
         made = object.__new__(type(self))
@@ -4067,7 +4231,8 @@ def _quicken_structs() -> None:
             if value is not Empty:
                 found = (value if _closed(value) else value.in_scope(*around)).check()
                 if not found.ok():
-                    return given.TypeCheck.failure("%s[%s] failed: %s" % (type(self).__name__, name, found.message()))
+                    return given.TypeCheck.failure("%s[%s] failed: %s" %
+                                                   (type(self).__name__, name, found.message()))
             elif signature.required:
                 return given.TypeCheck.failure("%s[%s] is required." % (type(self).__name__, name))
         return given.TypeCheck.success()
@@ -4079,12 +4244,13 @@ def _quicken_structs() -> None:
 def _quicken_pystachio() -> None:
     """Make pystachio six times as fast without changing what it finds.
 
-    Looking up one field builds an Environment of all fields, then the same again under `self`, then all outer scopes
-    again under `super`, each time as a new dictionary of references. Here these three are built only when something
-    wants to see the dictionary; a look-up goes straight to the field. Likewise a copy of a struct, list or map takes the
-    parts over instead of checking again what was checked when they were first put in, as does interpolation, and text
-    without {{ is not searched for templates. Most of a job is closed, which is to say that nothing in it is left to
-    interpolate: that it is so, and whether it is of the right types, is found out once for each object; no scope changes it.
+    Looking up one field builds an Environment of all fields, then the same again under `self`, then all outer
+    scopes again under `super`, each time as a new dictionary of references. Here these three are built only
+    when something wants to see the dictionary; a look-up goes straight to the field. Likewise a copy of a
+    struct, list or map takes the parts over instead of checking again what was checked when they were first
+    put in, as does interpolation, and text without {{ is not searched for templates. Most of a job is closed,
+    which is to say that nothing in it is left to interpolate: that it is so, and whether it is of the right
+    types, is found out once for each object; no scope changes it.
     """
     given = _stachio()
     scoped, interpolated = given.Simple.in_scope, given.Simple.interpolate
@@ -4118,19 +4284,24 @@ struct Constraint { order: List(String) }
 struct RotatePolicy { log_size: Integer = 100 * MB; backups: Integer = 5 }
 LoggerDestination = Enum("file", "console", "both", "none")
 LoggerMode = Enum("standard", "rotate")
-struct Logger { destination: LoggerDestination = LoggerDestination("file"); mode: LoggerMode = LoggerMode("standard");
+struct Logger { destination: LoggerDestination = LoggerDestination("file");
+  mode: LoggerMode = LoggerMode("standard");
   rotate: RotatePolicy }
-struct Process { cmdline: String!; name: String!; resources: Resources; max_failures: Integer = 1; daemon: Boolean = False;
+struct Process { cmdline: String!; name: String!; resources: Resources; max_failures: Integer = 1;
+  daemon: Boolean = False;
   ephemeral: Boolean = False; min_duration: Integer = 5; final: Boolean = False; logger: Logger = Empty }
-struct Task { name: String = "{{processes[0].name}}"; processes: List(Process); constraints: List(Constraint) = [];
-  resources: Resources; max_failures: Integer = 1; max_concurrency: Integer = 0; finalization_wait: Integer = 30;
+struct Task { name: String = "{{processes[0].name}}"; processes: List(Process);
+  constraints: List(Constraint) = [];
+  resources: Resources; max_failures: Integer = 1; max_concurrency: Integer = 0;
+    finalization_wait: Integer = 30;
   user: String }
 struct MesosContext { instance: Integer!; hostname: String! }
 struct QueueUpdateStrategy { batch_size: Integer = 1 }
 struct BatchUpdateStrategy { batch_size: Integer = 1; autopause_after_batch: Boolean = False }
 struct VariableBatchUpdateStrategy { batch_sizes: List(Integer)!; autopause_after_batch: Boolean = False }
 struct UpdateConfig { batch_size: Integer = 1; watch_secs: Integer = 45; max_per_shard_failures: Integer = 0;
-  max_total_failures: Integer = 0; rollback_on_failure: Boolean = True; wait_for_batch_completion: Boolean = False;
+  max_total_failures: Integer = 0; rollback_on_failure: Boolean = True;
+    wait_for_batch_completion: Boolean = False;
   pulse_interval_secs: Integer; sla_aware: Boolean = False;
   update_strategy: Choice([QueueUpdateStrategy, BatchUpdateStrategy, VariableBatchUpdateStrategy]) }
 struct HttpHealthChecker { endpoint: String = "/health"; expected_response: String = "ok";
@@ -4138,7 +4309,8 @@ struct HttpHealthChecker { endpoint: String = "/health"; expected_response: Stri
 struct ShellHealthChecker { shell_command: String! }
 struct HealthCheckerConfig { http: HttpHealthChecker; shell: ShellHealthChecker }
 DefaultHealthChecker = HealthCheckerConfig(http=HttpHealthChecker())
-struct HealthCheckConfig { health_checker: HealthCheckerConfig = DefaultHealthChecker; initial_interval_secs: Float = 15.0;
+struct HealthCheckConfig { health_checker: HealthCheckerConfig = DefaultHealthChecker;
+  initial_interval_secs: Float = 15.0;
   interval_secs: Float = 10.0; max_consecutive_failures: Integer = 0; min_consecutive_successes: Integer = 1;
   timeout_secs: Float = 1.0 }
 struct HttpLifecycleConfig { port: String = "health"; graceful_shutdown_endpoint: String = "/quitquitquit";
@@ -4147,9 +4319,11 @@ struct HttpLifecycleConfig { port: String = "health"; graceful_shutdown_endpoint
 struct LifecycleConfig { http: HttpLifecycleConfig }
 DisableLifecycle = LifecycleConfig()
 DefaultLifecycleConfig = LifecycleConfig(http=HttpLifecycleConfig())
-struct Announcer { primary_port: String = "http"; portmap: Map(String, String) = {"aurora": "{{primary_port}}"};
+struct Announcer { primary_port: String = "http"; portmap: Map(String,
+  String) = {"aurora": "{{primary_port}}"};
   zk_path: String }
-struct MesosTaskInstance { task: Task!; instance: Integer!; role: String!; announce: Announcer; environment: String!;
+struct MesosTaskInstance { task: Task!; instance: Integer!; role: String!; announce: Announcer;
+  environment: String!;
   health_check_config: HealthCheckConfig = HealthCheckConfig(); lifecycle: LifecycleConfig }
 struct Parameter { name: String!; value: String! }
 struct Docker { image: String!; parameters: List(Parameter) = [] }
@@ -4165,14 +4339,18 @@ struct ExecutorConfig { name: String = AURORA_EXECUTOR_NAME; data: String = "" }
 struct PercentageSlaPolicy { percentage: Float!; duration_secs: Integer! }
 struct CountSlaPolicy { count: Integer!; duration_secs: Integer! }
 struct CoordinatorSlaPolicy { coordinator_url: String!; status_key: String = "drain" }
-struct MesosJob { name: String = "{{task.name}}"; role: String!; contact: String; cluster: String!; environment: String!;
+struct MesosJob { name: String = "{{task.name}}"; role: String!; contact: String; cluster: String!;
+  environment: String!;
   instances: Integer = 1; task: Task!; announce: Announcer; tier: String; cron_schedule: String;
   cron_collision_policy: String = "KILL_EXISTING"; update_config: UpdateConfig = UpdateConfig();
   constraints: Map(String, String); metadata: List(Metadata) = []; service: Boolean = False;
   max_task_failures: Integer = 1; production: Boolean = False; priority: Integer = 0;
-  health_check_config: HealthCheckConfig = HealthCheckConfig(); lifecycle: LifecycleConfig = DefaultLifecycleConfig;
-  task_links: Map(String, String); executor_config: ExecutorConfig = ExecutorConfig(); enable_hooks: Boolean = False;
-  partition_policy: PartitionPolicy; sla_policy: Choice([CoordinatorSlaPolicy, CountSlaPolicy, PercentageSlaPolicy]);
+  health_check_config: HealthCheckConfig = HealthCheckConfig();
+    lifecycle: LifecycleConfig = DefaultLifecycleConfig;
+  task_links: Map(String, String); executor_config: ExecutorConfig = ExecutorConfig();
+    enable_hooks: Boolean = False;
+  partition_policy: PartitionPolicy; sla_policy: Choice([CoordinatorSlaPolicy, CountSlaPolicy,
+    PercentageSlaPolicy]);
   container: Choice([Container, Docker, Mesos]) }
 Job = MesosJob
 Service = Job(service=True)
@@ -4180,9 +4358,11 @@ Service = Job(service=True)
 
 
 def _declare(names: Json) -> None:
-    """Adds what SCHEMA declares to pystachio's names. A type with ! is required; after = stands the default."""
+    """Adds what SCHEMA declares to pystachio's names. A type with ! is required; after = stands the
+    default."""
     from pystachio import Default, Required, Struct
-    for struct_name, body, name, value in re.findall(r"^struct (\w+) {(.+?)}$|^(\w+) = ([^\n]+)$", SCHEMA, re.M | re.S):
+    for struct_name, body, name, value in re.findall(r"^struct (\w+) {(.+?)}$|^(\w+) = ([^\n]+)$", SCHEMA,
+                                                     re.M | re.S):
         if name:
             names[name] = eval(value, names)
             continue
@@ -4191,7 +4371,8 @@ def _declare(names: Json) -> None:
             field_name, _, rest = field.strip().partition(": ")
             kind, _, default = rest.partition(" = ")
             made = eval(kind.rstrip("! "), names)
-            fields[field_name] = Default(made, eval(default, names)) if default else Required(made) if "!" in kind else made
+            fields[field_name] = Default(made, eval(default,
+                    names)) if default else Required(made) if "!" in kind else made
         names[struct_name] = type(Struct)(struct_name, (Struct,), fields)
 
 
@@ -4238,7 +4419,8 @@ def _task_helpers(names: Json, Units: Any, fold_resources: Callable[..., Any],
             for each in processes:
                 if not isinstance(each, (str, Process)):
                     raise ValueError("Unknown value for process order: %r" % (each,))
-            return [Constraint(order=[each.name() if isinstance(each, Process) else each for each in processes])]
+            return [Constraint(order=[each.name() if isinstance(each, Process) else each
+                                      for each in processes])]
 
     class Tasks:
         """Tasks made of tasks."""
@@ -4251,7 +4433,8 @@ def _task_helpers(names: Json, Units: Any, fold_resources: Callable[..., Any],
             return tasks[-1](processes=merged(tasks, "processes"))(
                 resources=fold_resources(_sum, *[task.resources() for task in tasks]),
                 constraints=merged(tasks, "constraints"),
-                finalization_wait=Units.finalization_wait_max(task.finalization_wait() for task in tasks), **fields)
+                finalization_wait=Units.finalization_wait_max(task.finalization_wait() for task in tasks),
+                **fields)
 
         @staticmethod
         def concat(*tasks: Any, **fields: Any) -> Any:
@@ -4263,12 +4446,14 @@ def _task_helpers(names: Json, Units: Any, fold_resources: Callable[..., Any],
                                 if first != second for one in Processes.order(first, second)]
             return tasks[-1](processes=merged(tasks, "processes"))(
                 resources=fold_resources(max, *[task.resources() for task in tasks]), constraints=constraints,
-                finalization_wait=Units.finalization_wait_sum(task.finalization_wait() for task in tasks), **fields)
+                finalization_wait=Units.finalization_wait_sum(task.finalization_wait() for task in tasks),
+                **fields)
 
         @staticmethod
         def simple(name: Any, command: Any) -> Any:
             return Task(name=name, processes=[Process(name=name, cmdline=command)],
-                        resources=Resources(cpu=Tasks.SIMPLE_CPU, ram=Tasks.SIMPLE_RAM, disk=Tasks.SIMPLE_DISK))
+                        resources=Resources(cpu=Tasks.SIMPLE_CPU, ram=Tasks.SIMPLE_RAM,
+                                            disk=Tasks.SIMPLE_DISK))
 
         @staticmethod
         def sequential(task: Any) -> Any:
@@ -4281,7 +4466,8 @@ def _task_helpers(names: Json, Units: Any, fold_resources: Callable[..., Any],
 
     def SequentialTask(*arguments: Any, **fields: Any) -> Any:
         return Tasks.sequential(Task(*arguments, **fields))
-    return {"Units": Units, "Processes": Processes, "Tasks": Tasks, "SimpleTask": SimpleTask, "SequentialTask": SequentialTask,
+    return {"Units": Units, "Processes": Processes, "Tasks": Tasks, "SimpleTask": SimpleTask,
+            "SequentialTask": SequentialTask,
             "order": Processes.order, "combine_tasks": Tasks.combine, "concat_tasks": Tasks.concat}
 
 
@@ -4303,13 +4489,15 @@ def _options(long_prefix: str, *given: Any, **named: Any) -> str:
 
 class _Options:
     """Command-line arguments from names and values."""
-    render_options = staticmethod(lambda short, long, *given, **named: _options(long, *given, **named).split())
+    render_options = staticmethod(lambda short, long, *given,
+                                  **named: _options(long, *given, **named).split())
     java = staticmethod(partial(_options, "-"))
     python = staticmethod(partial(_options, "--"))
 
 
 def _schema() -> Json:
-    """The names a configuration sees: pystachio's, the Aurora schema's, the helpers' and the unit constants."""
+    """The names a configuration sees: pystachio's, the Aurora schema's, the helpers' and the unit
+    constants."""
     # pystachio would import it, slowly, for nothing.
     sys.modules.setdefault("pkg_resources", None)   # type: ignore[arg-type]
     import pystachio
@@ -6012,11 +6200,14 @@ _MODULES = {    # what an import gives; anything else of the module is not there
     "math": "ceil floor sqrt log log2 log10 exp pow fabs fmod gcd hypot isinf isnan trunc sin cos tan pi "
             "e inf nan acos asin atan atan2 sinh cosh tanh degrees radians factorial copysign frexp ldexp "
             "modf fsum log1p expm1",
-    "re": "compile match search fullmatch sub subn split findall finditer escape error I IGNORECASE M MULTILINE S DOTALL "
+    "re": "compile match search fullmatch sub subn split findall finditer escape error I IGNORECASE M "
+          "MULTILINE S DOTALL "
           "X VERBOSE A ASCII U UNICODE",
-    "string": "ascii_letters ascii_lowercase ascii_uppercase digits hexdigits octdigits punctuation printable whitespace "
+    "string": "ascii_letters ascii_lowercase ascii_uppercase digits hexdigits octdigits punctuation "
+              "printable whitespace "
               "capwords Template",
-    "itertools": "accumulate chain combinations combinations_with_replacement compress count cycle dropwhile filterfalse "
+    "itertools": "accumulate chain combinations combinations_with_replacement compress count cycle "
+                 "dropwhile filterfalse "
                  "groupby islice permutations product repeat starmap takewhile tee zip_longest",
     "functools": "partial reduce cmp_to_key",
     "contextlib": "",
@@ -6066,25 +6257,32 @@ _INSTEAD.update(file=_INSTEAD["open"], raw_input=_INSTEAD["input"], execfile="us
                 urllib2=_INSTEAD["subprocess"].replace("command can be run", "address can be read"),
                 commands=_INSTEAD["subprocess"])
 _BUILTINS = (
-    "abs all any ascii bin bool bytes callable chr complex dict divmod enumerate filter float frozenset hash hex int "
-    "isinstance issubclass iter len list map max min next object oct ord pow range repr reversed round set slice sorted "
-    "str sum super tuple zip property staticmethod classmethod NotImplemented Ellipsis ArithmeticError AssertionError "
-    "AttributeError Exception IndexError KeyError LookupError NameError NotImplementedError OverflowError RuntimeError "
+    "abs all any ascii bin bool bytes callable chr complex dict divmod enumerate filter float frozenset "
+    "hash hex int "
+    "isinstance issubclass iter len list map max min next object oct ord pow range repr reversed round set "
+    "slice sorted "
+    "str sum super tuple zip property staticmethod classmethod NotImplemented Ellipsis ArithmeticError "
+    "AssertionError "
+    "AttributeError Exception IndexError KeyError LookupError NameError NotImplementedError OverflowError "
+    "RuntimeError "
     "StopIteration TypeError UnicodeError UnicodeDecodeError UnicodeEncodeError ValueError "
     "ZeroDivisionError IOError OSError ImportError SystemExit EnvironmentError FloatingPointError "
     "EOFError").split()
 _SPECIAL_METHODS = frozenset(
-    "__init__ __str__ __repr__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __len__ __getitem__ __iter__ __next__ "
-    "__contains__ __call__ __add__ __radd__ __sub__ __mul__ __mod__ __bool__ __doc__ __name__ "
+    "__init__ __str__ __repr__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __len__ __getitem__ __iter__ "
+    "__next__ __contains__ __call__ __add__ __radd__ __sub__ __mul__ __mod__ __bool__ __doc__ __name__ "
     "__file__ __nonzero__ __cmp__ __div__ __unicode__ __hash__ __setitem__".split())
-# Attributes that lead out of a value: to frames, code, tracebacks, classes, pystachio's insides. Refused whatever the name
-# in front of the dot; `self._name` in a method is a name of the source's own class, unless pystachio has one like it.
+# Attributes that lead out of a value: to frames, code, tracebacks, classes, pystachio's insides. Refused
+# whatever the name in front of the dot; `self._name` in a method is a name of the source's own class, unless
+# pystachio has one like it.
 _REFUSED_ATTRIBUTE = re.compile(
-    r"_.*|(gi|cr|ag|tb|co|func|im)_.*|f_(back|builtins|code|generator|globals|lasti|lineno|locals|trace\w*)|mro|"
+    r"_.*|(gi|cr|ag|tb|co|func|im)_.*|mro|"
+    r"f_(back|builtins|code|generator|globals|lasti|lineno|locals|trace\w*)|"
     r"format_map|with_traceback|TYPEMAP|TYPE_PARAMETERS|CHOICES|json_load|json_dump|dump|load_file")
 _OWN_ATTRIBUTE = re.compile(r"_[^_]\w*")
 _REFUSED_NODES = {
-    "AsyncFunctionDef": "async functions", "AsyncFor": "async loops", "AsyncWith": "async with", "Await": "await",
+    "AsyncFunctionDef": "async functions", "AsyncFor": "async loops", "AsyncWith": "async with",
+    "Await": "await",
     "With": "with statements", "Match": "match statements"}
 
 
@@ -6192,7 +6390,8 @@ def _pystachio_privates() -> Set[str]:
     import pystachio.composite
     import pystachio.container
     found: Set[str] = set()
-    for module in (pystachio.base, pystachio.basic, pystachio.choice, pystachio.composite, pystachio.container):
+    for module in (pystachio.base, pystachio.basic, pystachio.choice, pystachio.composite,
+                   pystachio.container):
         found.update(re.findall(r"\b_[a-zA-Z]\w*", inspect.getsource(module)))
     return found
 
@@ -6215,13 +6414,15 @@ class _Namespace:
 
 
 class _Wanted(BaseException):
-    """Evaluation needs something that only the server can fetch: a file of the include root, an image's digest."""
+    """Evaluation needs something that only the server can fetch: a file of the include root, an image's
+    digest."""
 
 
 class _Evaluation:
     """One configuration in the evaluator's forked process: from source to the plain answer.
 
-    request: the server's message (see Evaluator.evaluate). Errors are ConfigProblem; each text is for the user.
+    request: the server's message (see Evaluator.evaluate). Errors are ConfigProblem; each text is for the
+    user.
     """
 
     def __init__(self, schema: Json, request: Json) -> None:
@@ -6287,7 +6488,8 @@ class _Evaluation:
         exec(code, around)
         names.update({name: value for name, value in around.items() if not name.startswith("__")})
 
-    def _import(self, name: str, _globals: Any = None, _locals: Any = None, wanted: Any = (), level: int = 0) -> Any:
+    def _import(self, name: str, _globals: Any = None, _locals: Any = None, wanted: Any = (),
+                level: int = 0) -> Any:
         trusted = self.request["trusted"] and name not in _RENAMED
         if name == "_strptime" or trusted and _MODULES.get(name, "*") != "*":
             return __import__(name, None, None, wanted or (), 0)
@@ -6319,7 +6521,8 @@ class _Evaluation:
 
     def _include(self, name: Any) -> None:
         if not isinstance(name, str) or len(name) > MAX_INCLUDE_NAME:
-            raise ValueError("include() takes the name of a file, of at most %d characters" % MAX_INCLUDE_NAME)
+            raise ValueError("include() takes the name of a file, of at most %d characters" %
+                             MAX_INCLUDE_NAME)
         base = os.path.dirname(self.depth[-1]) if self.depth else ""
         path = os.path.normpath(os.path.join(base, name))
         if path not in self.files and path not in self.shared:
@@ -6433,7 +6636,8 @@ class _Evaluation:
         try:
             parsed = json.loads(text, object_pairs_hook=_Dict)
         except ValueError as error:
-            raise ConfigProblem("the body is not JSON, as its content type says: %s; .aurora source goes under any other "
+            raise ConfigProblem("the body is not JSON, as its content type says: %s; .aurora source goes "
+                                "under any other "
                                 "content type" % error) from None
         if not isinstance(parsed, dict):
             raise ConfigProblem("a JSON job is an object, or an object with a list under jobs")
@@ -6469,22 +6673,25 @@ _STRATEGIES = {"QueueUpdateStrategy": "queueStrategy", "BatchUpdateStrategy": "b
 _TASK_FIELDS = {"production": "production", "isService": "service", "maxTaskFailures": "max_task_failures",
                 "priority": "priority", "contactEmail": "contact", "tier": "tier"}
 # JobUpdateSettings fields that are UpdateConfig fields under another name.
-_SETTING_FIELDS = {"maxPerInstanceFailures": "max_per_shard_failures", "maxFailedInstances": "max_total_failures",
+_SETTING_FIELDS = {"maxPerInstanceFailures": "max_per_shard_failures",
+                   "maxFailedInstances": "max_total_failures",
                    "rollbackOnFailure": "rollback_on_failure", "slaAware": "sla_aware"}
 
 
 def _camel(plain: Any) -> Any:
     """Plain values with the API's names: aB for a_b."""
     if isinstance(plain, dict):
-        return {re.sub("_(.)", lambda found: found.group(1).upper(), name): _camel(each) for name, each in plain.items()}
+        return {re.sub("_(.)", lambda found: found.group(1).upper(), name): _camel(each) for name,
+                each in plain.items()}
     return [_camel(each) for each in plain] if isinstance(plain, (list, tuple)) else plain
 
 
 class _Conversion:
-    """Picks the job and converts it as the aurora client does: py/config/__init__.py (picking, bindings, ports),
-    py/client/config.py (checks), py/config/thrift.py (conversion), py/client/cli/context.py (tiers).
+    """Picks the job and converts it as the aurora client does: py/config/__init__.py (picking, bindings,
+    ports), py/client/config.py (checks), py/config/thrift.py (conversion), py/client/cli/context.py (tiers).
 
-    A job is interpolated once for the checks and once, with its tier, for the conversion; both read plain values."""
+    A job is interpolated once for the checks and once, with its tier, for the conversion; both read plain
+    values."""
 
     def __init__(self, schema: Json, request: Json) -> None:
         from pystachio import Empty, Environment, Ref
@@ -6501,7 +6708,8 @@ class _Conversion:
         """Plain job, update settings, warnings. Raises ConfigProblem."""
         job = self.pick(jobs)
         self.require(job)
-        job, made = self.bind_images(job.bind({self.ref("mesos.role"): "{{role}}", self.ref("mesos.cluster"): "{{cluster}}",
+        job, made = self.bind_images(job.bind({self.ref("mesos.role"): "{{role}}",
+                                               self.ref("mesos.cluster"): "{{cluster}}",
                                                self.ref("thermos.user"): "{{role}}"}))
         plain = made.get()
         self.hooked = plain["enable_hooks"] is True
@@ -6510,7 +6718,8 @@ class _Conversion:
         self.check_types(job)
         job = self.fill_tier(job, plain)
         made, open_refs = (job % self.environment(mesos=self.schema["MesosContext"]())).interpolate()
-        answer = {"job": _without_none(self.job_configuration(made, made.get(), open_refs, ports)), "warnings": warnings}
+        answer = {"job": _without_none(self.job_configuration(made, made.get(), open_refs, ports)),
+                  "warnings": warnings}
         try:
             answer["update"] = _without_none(self.update_settings(made, made.get()["update_config"]))
         except ConfigProblem as problem:
@@ -6556,7 +6765,8 @@ class _Conversion:
         return made
 
     def require(self, job: Any) -> None:
-        missing = [field.capitalize() for field in ("cluster", "task", "role") if not getattr(job, "has_" + field)()]
+        missing = [field.capitalize() for field in ("cluster", "task", "role")
+                   if not getattr(job, "has_" + field)()]
         if not missing and not job.task().has_processes():
             missing = ["Processes"]
         if missing:
@@ -6591,21 +6801,25 @@ class _Conversion:
         if size <= 0:
             problems.append("instances must be at least 1, not %d" % size)
         elif failures >= size:
-            problems.append("max_total_failures in update_config must be less than the number of instances: with %d "
+            problems.append("max_total_failures in update_config must be less than the number of instances: "
+                            "with %d "
                             "instances at most %d" % (size, size - 1))
         elif dedicated and failures < math.floor(size * 0.02):
-            problems.append("a dedicated job must set max_total_failures in update_config to at least 2%% of its "
+            problems.append("a dedicated job must set max_total_failures in update_config to at least 2%% "
+                            "of its "
                             "instances: with %d instances at least %d" % (size, math.floor(size * 0.02)))
         for holder, field in ((update, "watch_secs"), (health, "max_consecutive_failures"),
                               (health, "min_consecutive_successes"), (health, "initial_interval_secs"),
                               (health, "interval_secs")):
             value = _number(holder, field)
             if value < 0:
-                problems.append("Invalid value (%s) specified for %s. Value cannot be less than 0." % (value, field))
+                problems.append("Invalid value (%s) specified for %s. Value cannot be less than 0." %
+                                (value, field))
         if "announce" in job:
             primary, portmap = job["announce"]["primary_port"], job["announce"]["portmap"]
             if primary not in ports and primary not in portmap:
-                warnings.append("the announcer's primary port %s is bound by no process: use {{thermos.ports[%s]}} in "
+                warnings.append("the announcer's primary port %s is bound by no process: use "
+                                "{{thermos.ports[%s]}} in "
                                 "one" % (primary, primary))
             if not dedicated and any(_is_integer(port) for port in portmap.values()):
                 problems.append("Job must be dedicated in order to specify static ports!")
@@ -6624,7 +6838,8 @@ class _Conversion:
                 name = self.subscope(scope, ref)
                 if name is not None:
                     if not name.is_index():
-                        raise ConfigProblem("Process %r: a port is written {{thermos.ports[name]}}" % str(process.name()))
+                        raise ConfigProblem("Process %r: a port is written {{thermos.ports[name]}}" %
+                                            str(process.name()))
                     referenced.add(name.action().value)
         portmap = _resolve_ports(plain["announce"]["portmap"] if "announce" in plain else {})
         resolved = set(portmap.values()) | {portmap.get(port, port) for port in referenced}
@@ -6636,7 +6851,8 @@ class _Conversion:
         try:
             check = job.check()
         except AttributeError:      # pystachio's Choice, where a value fits no alternative
-            raise ConfigProblem(*(list(self.problems(job, ())) or ["a field has a value of the wrong type"])) from None
+            raise ConfigProblem(*(list(self.problems(job, ()))
+                                  or ["a field has a value of the wrong type"])) from None
         if not check.ok():
             raise ConfigProblem(*(list(self.problems(job, ())) or [check.message()]))
 
@@ -6679,7 +6895,8 @@ class _Conversion:
         preemptible = {t["name"]: _truth(t["settings"]["preemptible"]) for t in tiers["tiers"]}
         if "tier" in plain:
             return job(production=not preemptible[plain["tier"]]) if plain["tier"] in preemptible else job
-        return job(tier=next((t["name"] for t in tiers["tiers"] if preemptible[t["name"]] != plain["production"]
+        return job(tier=next((t["name"] for t in tiers["tiers"]
+                              if preemptible[t["name"]] != plain["production"]
                               and not _truth(t["settings"]["revocable"])), tiers["defaultTierName"]))
 
     # conversion: `made` is the interpolated job, `plain` its values
@@ -6690,8 +6907,10 @@ class _Conversion:
             if not IDENTIFIER.fullmatch(value):
                 raise ConfigProblem("Invalid %s '%s'" % (field, value))
         task: Json = {name: plain.get(field) for name, field in _TASK_FIELDS.items()}
-        task.update(job=key, taskLinks={}, metadata=_camel(plain["metadata"]), resources=_resources(plain["task"], ports),
-                    constraints=_constraints(plain.get("constraints", {})), container=self.container(made.container()))
+        task.update(job=key, taskLinks={}, metadata=_camel(plain["metadata"]),
+                    resources=_resources(plain["task"], ports),
+                    constraints=_constraints(plain.get("constraints", {})),
+                    container=self.container(made.container()))
         if "partition_policy" in plain:
             task["partitionPolicy"] = _camel(plain["partition_policy"])
         if made.has_sla_policy():
@@ -6731,12 +6950,14 @@ class _Conversion:
             raise ConfigProblem("Job not fully specified: %s" % checked.check().message())
         ports = self.ref("thermos.ports")
         bound_later = [self.ref(name) for name in ("thermos.task_id", "mesos.instance", "mesos.hostname")]
-        unbound = [str(ref) for ref in open_refs if ref not in bound_later and self.subscope(ports, ref) is None]
+        unbound = [str(ref) for ref in open_refs if ref not in bound_later
+                   and self.subscope(ports, ref) is None]
         if unbound:
             raise ConfigProblem("Config contains unbound variables: %s" % " ".join(sorted(unbound)))
         if plain["executor_config"]["name"] != EXECUTOR_NAME:
             return dict(plain["executor_config"])
-        sent = made(update_config=self.empty, instances=self.empty).interpolate()[0].get()     # once more, for {{&x}}
+        # once more, for {{&x}}
+        sent = made(update_config=self.empty, instances=self.empty).interpolate()[0].get()
         try:
             data = json.dumps(_reordered(sent), allow_nan=False)
         except ValueError:
@@ -6762,12 +6983,15 @@ class _Conversion:
         context = self.schema["ThermosContext"](task_id="task", user="user", ports=ports)
         left = (task % {"thermos": context}).interpolate()[1]
         if left:
-            raise ConfigProblem("Task is invalid: Unexpected unbound refs: %s. Make sure you are not nesting template "
+            raise ConfigProblem("Task is invalid: Unexpected unbound refs: %s. Make sure you are not "
+                                "nesting template "
                                 "variables." % " ".join(sorted(map(str, left))))
 
     def update_settings(self, made: Any, plain: Any) -> Json:
-        """py/client/api/updater_util.py; an explicit queue or batch strategy does what that file means to do."""
-        batch, wait, pulse = plain["batch_size"], plain["wait_for_batch_completion"], plain.get("pulse_interval_secs")
+        """py/client/api/updater_util.py; an explicit queue or batch strategy does what that file means to
+        do."""
+        batch, wait, pulse = plain["batch_size"], plain["wait_for_batch_completion"], plain.get(
+            "pulse_interval_secs")
         strategy = plain.get("update_strategy")
         problems = []
         if batch <= 0:
@@ -6775,13 +6999,16 @@ class _Conversion:
         if pulse is not None and pulse < MIN_PULSE_SECONDS:
             problems.append("Pulse interval seconds must be at least %d seconds." % MIN_PULSE_SECONDS)
         if strategy is not None and (wait or batch > 1):
-            problems.append("Ambiguous update configuration: an update strategy cannot be combined with %s; set the "
-                            "size inside the strategy" % ("wait_for_batch_completion" if wait else "batch_size"))
+            problems.append("Ambiguous update configuration: an update strategy cannot be combined with %s; "
+                            "set the "
+                            "size inside the strategy" %
+                            ("wait_for_batch_completion" if wait else "batch_size"))
         if problems:
             raise ConfigProblem(*problems)
         if strategy is None:
             kind = "BatchUpdateStrategy" if wait else "QueueUpdateStrategy"
-            strategy = {"batch_size": batch, "autopause_after_batch": False} if wait else {"batch_size": batch}
+            strategy = {"batch_size": batch,
+                        "autopause_after_batch": False} if wait else {"batch_size": batch}
         else:
             kind = type(made.update_config().update_strategy().unwrap()).__name__
             batch, wait = strategy.get("batch_size", batch), kind == "BatchUpdateStrategy"
@@ -6796,7 +7023,8 @@ class _Conversion:
 def _number(holder: Any, field: str) -> Any:
     value = holder.get(field)
     if not isinstance(value, (int, float)):
-        raise ConfigProblem("%s has no value" % field if value is None else "%s: %r is not a number" % (field, value))
+        raise ConfigProblem("%s has no value" % field if value is None else "%s: %r is not a number" %
+                            (field, value))
     return value
 
 
@@ -6805,7 +7033,8 @@ def _constraints(given: Dict[str, str]) -> List[Json]:
     for name, value in sorted(given.items()):
         if value.startswith("limit:"):
             if not _is_integer(value[6:]):
-                raise ConfigProblem("constraint %s: %s is not a valid limit, which is a whole number" % (name, value))
+                raise ConfigProblem("constraint %s: %s is not a valid limit, which is a whole number" %
+                                    (name, value))
             constraint: Json = {"limit": {"limit": int(value[6:])}}
         else:
             negated = value.startswith("!")
@@ -6822,9 +7051,11 @@ def _resources(task: Any, ports: Set[str]) -> List[Json]:
         raise ConfigProblem("Must specify ram and disk resources, got ram:%r disk:%r" % (ram, disk))
     ram, disk = ram >> 20, disk >> 20
     if not 0 < cpu < math.inf or ram <= 0 or disk <= 0:
-        raise ConfigProblem("cpu, ram and disk must all be positive, ram and disk at least 1 MB: cpu:%r ramMb:%r "
+        raise ConfigProblem("cpu, ram and disk must all be positive, ram and disk at least 1 MB: cpu:%r "
+                            "ramMb:%r "
                             "diskMb:%r" % (cpu, ram, disk))
-    return ([{"numCpus": cpu}, {"ramMb": ram}, {"diskMb": disk}] + [{"namedPort": port} for port in sorted(ports)]
+    return ([{"numCpus": cpu}, {"ramMb": ram}, {"diskMb": disk}] +
+            [{"namedPort": port} for port in sorted(ports)]
             + ([{"numGpus": gpu}] if gpu else []))
 
 
@@ -6863,7 +7094,8 @@ def _resolve_ports(portmap: Json) -> Json:
 
 
 def _check_order(task: Any, final: bool) -> None:
-    """apache/thermos/common/planner.py: the ordering constraints name processes of one kind and have no cycle."""
+    """apache/thermos/common/planner.py: the ordering constraints name processes of one kind and have no
+    cycle."""
     processes = {p["name"]: p for p in task["processes"] if p["final"] is final}
     before: Dict[str, Set[str]] = {name: set() for name in processes}
     for constraint in task["constraints"]:
@@ -6872,14 +7104,17 @@ def _check_order(task: Any, final: bool) -> None:
         order = constraint["order"]
         known = set(order) <= set(processes)
         if known == set(order).isdisjoint(processes):
-            raise ConfigProblem("Task has invalid plan: Invalid process dependencies! An order names unknown processes, "
+            raise ConfigProblem("Task has invalid plan: Invalid process dependencies! An order names "
+                                "unknown processes, "
                                 "or mixes final and other ones: %s" % ", ".join(order))
         for first, second in zip(order, order[1:]) if known else ():
             if processes[first]["daemon"]:
-                raise ConfigProblem("Task has invalid plan: process %s may not depend upon daemon process %s" % (
+                raise ConfigProblem(
+                    "Task has invalid plan: process %s may not depend upon daemon process %s" % (
                     second, first))
             if processes[first]["ephemeral"] and not processes[second]["ephemeral"]:
-                raise ConfigProblem("Task has invalid plan: process %s may not depend upon ephemeral process %s" % (
+                raise ConfigProblem("Task has invalid plan: process %s may not depend upon ephemeral "
+                                    "process %s" % (
                     second, first))
             before[second].add(first)
     left = dict(before)
@@ -6893,34 +7128,43 @@ def _check_order(task: Any, final: bool) -> None:
 
 # --- child: the evaluator process ---------------------------------------------------------------------------
 
-_CLONE_FLAGS = 0x00020000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000   # mounts, UTS, IPC, PIDs, network
+# mounts, UTS, IPC, PIDs, network
+_CLONE_FLAGS = 0x00020000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000
 _CLONE_NEWUSER = 0x10000000
 _NOBODY = 65534
-# System calls an evaluation may make, by machine, after the number by which the kernel knows its ABI (linux/audit.h): read,
-# write, close, poll, select, mmap, munmap, mremap, mprotect, madvise, brk, signal masks and handlers, clocks, futex,
-# getpid, gettid, getrusage, sched_yield, getrandom, rseq, exit. Numbers from the kernel's own headers, 6.1.
-_GENERIC_CALLS = (57, 63, 64, 72, 73, 93, 94, 98, 99, 113, 114, 124, 132, 134, 135, 139, 165, 169, 172, 178, 214, 215, 216,
+# System calls an evaluation may make, by machine, after the number by which the kernel knows its ABI
+# (linux/audit.h): read, write, close, poll, select, mmap, munmap, mremap, mprotect, madvise, brk, signal
+# masks and handlers, clocks, futex, getpid, gettid, getrusage, sched_yield, getrandom, rseq, exit. Numbers
+# from the kernel's own headers, 6.1.
+_GENERIC_CALLS = (57, 63, 64, 72, 73, 93, 94, 98, 99, 113, 114, 124, 132, 134, 135, 139, 165, 169, 172, 178,
+                  214, 215, 216,
                   222, 226, 233, 278, 293)
 _SECCOMP = {
-    "x86_64": (0xC000003E, (0, 1, 3, 7, 9, 10, 11, 12, 13, 14, 15, 23, 24, 25, 28, 39, 60, 96, 98, 131, 186, 201, 202, 228,
+    "x86_64": (0xC000003E, (0, 1, 3, 7, 9, 10, 11, 12, 13, 14, 15, 23, 24, 25, 28, 39, 60, 96, 98, 131, 186,
+                            201, 202, 228,
                             229, 231, 270, 271, 318, 334)),
     "aarch64": (0xC00000B7, _GENERIC_CALLS),
     "riscv64": (0xC00000F3, _GENERIC_CALLS),
-    "ppc64le": (0xC0000015, (1, 3, 4, 6, 13, 20, 45, 77, 78, 82, 90, 91, 125, 142, 158, 163, 167, 172, 173, 174, 185, 205,
+    "ppc64le": (0xC0000015, (1, 3, 4, 6, 13, 20, 45, 77, 78, 82, 90, 91, 125, 142, 158, 163, 167, 172, 173,
+                             174, 185, 205,
                              207, 221, 234, 246, 247, 280, 281, 300, 359, 387)),
-    "s390x": (0x80000016, (1, 3, 4, 6, 20, 45, 77, 78, 90, 91, 119, 125, 142, 158, 163, 168, 173, 174, 175, 186, 219, 236,
+    "s390x": (0x80000016, (1, 3, 4, 6, 20, 45, 77, 78, 90, 91, 119, 125, 142, 158, 163, 168, 173, 174, 175,
+                           186, 219, 236,
                            238, 248, 260, 261, 301, 302, 304, 349, 383)),
-    "i386": (0x40000003, (1, 3, 4, 6, 13, 20, 45, 77, 78, 82, 90, 91, 119, 125, 142, 158, 163, 168, 173, 174, 175, 186, 192,
+    "i386": (0x40000003, (1, 3, 4, 6, 13, 20, 45, 77, 78, 82, 90, 91, 119, 125, 142, 158, 163, 168, 173, 174,
+                          175, 186, 192,
                           219, 224, 240, 252, 265, 266, 308, 309, 311, 355, 386, 403, 406, 413, 414, 422)),
-    "armv7": (0x40000028, (1, 3, 4, 6, 20, 45, 77, 78, 91, 119, 125, 142, 158, 163, 168, 173, 174, 175, 186, 192, 220, 224,
-                           240, 248, 263, 264, 335, 336, 338, 384, 398, 403, 406, 413, 414, 422, 0xF0002)),     # cacheflush
+    "armv7": (0x40000028, (1, 3, 4, 6, 20, 45, 77, 78, 91, 119, 125, 142, 158, 163, 168, 173, 174, 175, 186,
+                           192, 220, 224,
+                           # cacheflush
+                           240, 248, 263, 264, 335, 336, 338, 384, 398, 403, 406, 413, 414, 422, 0xF0002)),
 }
 LAYERS = ("namespaces", "empty root", "user nobody", "no capabilities", "landlock", "system call filter")
 
 
 def isolates(layers: Iterable[str]) -> bool:
-    """Whether these layers shut a configuration in: from files, network and other processes. An empty root alone does not:
-    who has the capabilities of a namespace of his own leaves it again."""
+    """Whether these layers shut a configuration in: from files, network and other processes. An empty root
+    alone does not: who has the capabilities of a namespace of his own leaves it again."""
     return "system call filter" in layers or {"namespaces", "empty root", "no capabilities"} <= set(layers)
 
 
@@ -6929,7 +7173,8 @@ def _machine() -> str:
     name = os.uname().machine if sys.platform.startswith("linux") else ""
     if struct.calcsize("P") == 4:
         name = {"x86_64": "i386", "aarch64": "armv7"}.get(name, name)
-    return "i386" if re.fullmatch(r"i[3-6]86", name) else "armv7" if re.fullmatch(r"armv[678]\w*", name) else name
+    return "i386" if re.fullmatch(r"i[3-6]86", name) else "armv7" if re.fullmatch(r"armv[678]\w*",
+            name) else name
 
 
 def _libc() -> Any:
@@ -6938,8 +7183,8 @@ def _libc() -> Any:
 
 
 def _enter_namespaces() -> List[str]:
-    """Leave the machine's users, mounts, processes and network, where the kernel allows. Forks: the caller goes on as
-    the first process of the new namespaces."""
+    """Leave the machine's users, mounts, processes and network, where the kernel allows. Forks: the caller
+    goes on as the first process of the new namespaces."""
     if not sys.platform.startswith("linux"):
         return []
     libc, user, group = _libc(), os.geteuid(), os.getegid()
@@ -6963,12 +7208,15 @@ def _enter_namespaces() -> List[str]:
 
 
 def _enter_empty_root(layers: List[str]) -> List[str]:
-    """Make an empty directory the root, where permitted: no file has a name from here on. In a mount namespace of one's
-    own that is a new file system, which takes no place on any disk; else a directory that is already deleted."""
+    """Make an empty directory the root, where permitted: no file has a name from here on. In a mount
+    namespace of one's own that is a new file system, which takes no place on any disk; else a directory that
+    is already deleted."""
     if "namespaces" in layers:
         libc, here = _libc(), b"/proc" if os.path.isdir("/proc") else b"/"
-        private, empty = 1 << 14 | 1 << 18, 1 | 2 | 4 | 8      # MS_REC, MS_PRIVATE; read-only, no suid, devices, programs
-        if libc.mount(b"none", b"/", None, private, None) == 0 and libc.mount(b"none", here, b"tmpfs", empty, None) == 0:
+        # MS_REC, MS_PRIVATE; read-only, no suid, devices, programs
+        private, empty = 1 << 14 | 1 << 18, 1 | 2 | 4 | 8
+        if libc.mount(b"none", b"/", None, private, None) == 0 and libc.mount(b"none", here, b"tmpfs", empty,
+                None) == 0:
             with contextlib.suppress(OSError):
                 os.chdir(here)
                 os.chroot(".")
@@ -7007,8 +7255,8 @@ def _drop_capabilities() -> List[str]:
 
 
 def _shut_out_of_files() -> List[str]:
-    """Landlock, where the kernel has it: no file and, on newer ones, no network can be opened from here on. The numbers of
-    its calls are those of all machines (Linux, include/uapi/linux/landlock.h)."""
+    """Landlock, where the kernel has it: no file and, on newer ones, no network can be opened from here on.
+    The numbers of its calls are those of all machines (Linux, include/uapi/linux/landlock.h)."""
     if not sys.platform.startswith("linux"):
         return []
     import ctypes
@@ -7021,7 +7269,8 @@ def _shut_out_of_files() -> List[str]:
     ruleset = libc.syscall(444, rules, ctypes.c_size_t(len(rules)), 0)
     if ruleset < 0:
         return []
-    taken = libc.prctl(38, 1, 0, 0, 0) == 0 and libc.syscall(446, ruleset, 0) == 0     # NO_NEW_PRIVS; landlock_restrict_self
+    # NO_NEW_PRIVS; landlock_restrict_self
+    taken = libc.prctl(38, 1, 0, 0, 0) == 0 and libc.syscall(446, ruleset, 0) == 0
     os.close(ruleset)
     return ["landlock"] if taken else []
 
@@ -7033,13 +7282,15 @@ def _forbid_system_calls() -> bool:
         return False
     import ctypes
     machine, allowed = known
-    code = [(0x20, 0, 0, 4), (0x15, 1, 0, machine), (0x06, 0, 0, 0x80000000), (0x20, 0, 0, 0)]   # another ABI: kill
+    # another ABI: kill
+    code = [(0x20, 0, 0, 4), (0x15, 1, 0, machine), (0x06, 0, 0, 0x80000000), (0x20, 0, 0, 0)]
     code += [(0x15, len(allowed) - i, 0, number) for i, number in enumerate(allowed)]
     code += [(0x06, 0, 0, 0x00050000 | errno.EPERM), (0x06, 0, 0, 0x7FFF0000)]
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
     head = ctypes.create_string_buffer(struct.pack("HP", len(code), ctypes.addressof(program)))
     libc = _libc()
-    return bool(libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, head, 0, 0) == 0)   # NO_NEW_PRIVS, SECCOMP
+    # NO_NEW_PRIVS, SECCOMP
+    return bool(libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, head, 0, 0) == 0)
 
 
 def _limit_resources(limits: ConfigLimits) -> None:
@@ -7069,11 +7320,15 @@ def _write_all(target: int, data: bytes) -> None:
         view = view[os.write(target, view):]
 
 
-# What an evaluator without work evaluates, so that its pages are its own and its caches filled before there is some.
-_WARM_UP = {"files": {"job.aurora": "jobs = [Service(cluster='c', role='r', environment='devel', name='n', instances=2, "
-                                    "task=SequentialTask(processes=[Process(name='p', cmdline='{{thermos.ports[http]}}')],"
+# What an evaluator without work evaluates, so that its pages are its own and its caches filled before there
+# is some.
+_WARM_UP = {"files": {"job.aurora": "jobs = [Service(cluster='c', role='r', environment='devel', name='n', "
+                                    "instances=2, "
+                                    "task=SequentialTask(processes=[Process(name='p', "
+                                    "cmdline='{{thermos.ports[http]}}')],"
                                     " resources=Resources(cpu=1, ram=GB, disk=GB)), announce=Announcer())]"},
-            "root": "job.aurora", "json": False, "key": ["c", "r", "devel", "n"], "bindings": [], "images": {},
+            "root": "job.aurora", "json": False, "key": ["c", "r", "devel", "n"], "bindings": [],
+            "images": {},
             "shared": {}, "trusted": False, "include_root": False, "missing": [], "env": []}
 
 
@@ -7093,8 +7348,9 @@ def _receive_descriptor(control: socket.socket) -> int:
 def _evaluator_main(limits: ConfigLimits) -> None:
     """The evaluator process: descriptor 0 is a socket to the server.
 
-    Forks itself for every request, ahead of it, so that nothing one source does is seen by the next. The server gets a
-    socket of its own to each fork: no request and no answer ever passes through the memory that is forked again.
+    Forks itself for every request, ahead of it, so that nothing one source does is seen by the next. The
+    server gets a socket of its own to each fork: no request and no answer ever passes through the memory that
+    is forked again.
     """
     control = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDWR)
@@ -7132,8 +7388,8 @@ def _evaluator_main(limits: ConfigLimits) -> None:
 
 
 def _serve_one(schema: Json, limits: ConfigLimits, control: socket.socket, filtered: bool) -> bool:
-    """Fork for one request, pass the server its socket, and, when the server has what came through it, the child's exit
-    status. False to stop."""
+    """Fork for one request, pass the server its socket, and, when the server has what came through it, the
+    child's exit status. False to stop."""
     here, there = socket.socketpair()
     child = os.fork()
     if not child:
@@ -7158,8 +7414,8 @@ def _serve_one(schema: Json, limits: ConfigLimits, control: socket.socket, filte
 
 
 def _evaluate_one(schema: Json, limits: ConfigLimits, channel: int, filtered: bool) -> None:
-    """In the forked child: shut in, warm up if nothing comes within moments, evaluate one request, answer. filtered: the
-    system call filter was announced, so that nothing is done without it."""
+    """In the forked child: shut in, warm up if nothing comes within moments, evaluate one request, answer.
+    filtered: the system call filter was announced, so that nothing is done without it."""
     _limit_resources(limits)
     if not _forbid_system_calls() and filtered:
         os._exit(1)
@@ -7191,7 +7447,8 @@ class _Worker:
         try:
             self.process = subprocess.Popen([sys.executable, "-s", "-c", boot], stdin=there.fileno(),
                                             env={"PYTHONHASHSEED": "0"},
-                                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+                                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                            start_new_session=True)
         except OSError as error:
             here.close()
             raise AuroraError("the configuration evaluator does not start: %s" % _reason(error)) from None
@@ -7222,8 +7479,8 @@ class _Worker:
         return next((line.strip()[:500] for line in reversed(lines) if line.strip()), "")
 
     def ask(self, message: bytes) -> Json:
-        """The answer to one request. Raises OSError when the process is gone; it is of no use then. A source that goes
-        over the limits takes the process with it."""
+        """The answer to one request. Raises OSError when the process is gone; it is of no use then. A source
+        that goes over the limits takes the process with it."""
         limits = self.limits
         deadline = time.monotonic() + limits.wall_seconds
         self.control.settimeout(limits.wall_seconds)
@@ -7265,7 +7522,8 @@ class _Worker:
         if not status:
             return {"errors": ["the configuration ended without a result"]}
         if status & 0x7F == signal.SIGXCPU:
-            return {"errors": ["the configuration took more than %d seconds of processor time" % limits.cpu_seconds]}
+            return {"errors": ["the configuration took more than %d seconds of processor time" %
+                               limits.cpu_seconds]}
         return {"errors": ["the configuration needs more memory, or nests deeper, than it may"]}
 
     def _exactly(self, size: int) -> bytes:
@@ -7291,11 +7549,11 @@ def _texts(value: Any) -> List[str]:
 
 
 class Evaluator:
-    """A pool of evaluator processes: grows with demand to `most`, shrinks to none when idle. A caller has all but one of
-    them at the most, so that one who sends endless loops holds up only himself.
+    """A pool of evaluator processes: grows with demand to `most`, shrinks to none when idle. A caller has all
+    but one of them at the most, so that one who sends endless loops holds up only himself.
 
-    isolation: the layers that shut a configuration in, once a process has started; where they do not, source is refused
-    unless it is `trusted`.
+    isolation: the layers that shut a configuration in, once a process has started; where they do not, source
+    is refused unless it is `trusted`.
     """
     IDLE_SECONDS = 300.0
 
@@ -7316,8 +7574,8 @@ class Evaluator:
                  bindings: Sequence[Tuple[str, str]] = (), tiers: Optional[Json] = None,
                  docker_registry: str = "", caller: Optional[str] = None,
                  env: Sequence[Tuple[str, str]] = ()) -> Json:
-        """The plain answer for the job `key` (cluster, role, environment, name) in `files`, of which the first is the
-        root: `job`, `warnings`, and `update` or `update_errors`. Raises InvalidConfig."""
+        """The plain answer for the job `key` (cluster, role, environment, name) in `files`, of which the
+        first is the root: `job`, `warnings`, and `update` or `update_errors`. Raises InvalidConfig."""
         if sum(len(text.encode("utf-8", "replace")) for text in files.values()) > self.limits.source_bytes:
             raise BodyTooLarge("the configuration is larger than %d bytes" % self.limits.source_bytes)
         shared: Dict[str, str] = {}
@@ -7326,17 +7584,22 @@ class Evaluator:
         deadline = time.monotonic() + 2 * self.limits.wall_seconds
         while True:
             if time.monotonic() > deadline:
-                raise InvalidConfig("the configuration took longer than %g seconds" % (2 * self.limits.wall_seconds))
+                raise InvalidConfig("the configuration took longer than %g seconds" %
+                                    (2 * self.limits.wall_seconds))
             answer = self._ask({
-                "files": files, "root": next(iter(files)), "json": is_json, "key": list(key), "bindings": list(bindings),
+                "files": files, "root": next(iter(files)), "json": is_json, "key": list(key),
+                "bindings": list(bindings),
                 "tiers": tiers or DEFAULT_TIERS, "images": images, "shared": shared, "trusted": self.trusted,
                 "include_root": bool(self.include_root), "missing": missing, "env": list(env)}, caller)
-            # A stranger's program may have written this: nothing in it is what it should be until it was looked at.
+            # A stranger's program may have written this: nothing in it is what it should be until it was
+            # looked at.
             wanted = answer.get("images")
-            if isinstance(answer.get("include"), str) and self.include_root and answer["include"] not in shared:
+            if isinstance(answer.get("include"),
+                          str) and self.include_root and answer["include"] not in shared:
                 self._fetch_include(answer["include"], shared, missing)
             elif isinstance(wanted, list) and wanted and all(
-                    isinstance(pair, list) and [type(each) for each in pair] == [str, str] for pair in wanted):
+                    isinstance(pair, list) and [type(each) for each in pair] == [str, str]
+                    for pair in wanted):
                 if len(images) + len(wanted) > self.limits.images:
                     raise InvalidConfig("more than %d docker images to resolve" % self.limits.images)
                 for name, tag in wanted:
@@ -7366,7 +7629,8 @@ class Evaluator:
             missing.append(path)
 
     def look(self) -> List[str]:
-        """The layers of isolation, found out by starting a process where none has been yet. Raises AuroraError."""
+        """The layers of isolation, found out by starting a process where none has been yet. Raises
+        AuroraError."""
         if self.isolation is None:
             worker, fresh = self._take()
             self._keep(worker)
@@ -7381,8 +7645,10 @@ class Evaluator:
                 if not self.trusted and not isolates(worker.isolation):
                     self._keep(worker)
                     raise IsolationUnavailable(
-                        "configurations are not evaluated here: this machine has neither the system call filter nor "
-                        "namespaces with an empty root to shut them in (there is: %s); --trust-configs evaluates them "
+                        "configurations are not evaluated here: this machine has neither the system call "
+                        "filter nor "
+                        "namespaces with an empty root to shut them in (there is: %s); --trust-configs "
+                        "evaluates them "
                         "nevertheless" % (", ".join(worker.isolation) or "nothing"))
                 try:
                     answer = worker.ask(message)
@@ -7408,8 +7674,8 @@ class Evaluator:
             worker.close()
 
     def _take(self) -> Tuple[_Worker, bool]:
-        """(a process, whether it is new). Takes the one that has been idle for longest, which has forked ahead by now;
-        keeps two in reserve."""
+        """(a process, whether it is new). Takes the one that has been idle for longest, which has forked
+        ahead by now; keeps two in reserve."""
         with self._lock:
             worker = self._idle.pop(0) if self._idle else None
             room = len(self._idle) + self._semaphore.inside < self._semaphore.slots
@@ -7503,7 +7769,8 @@ def resolve_image(registry: str, name: str, tag: str) -> str:
             with head(url, token) as answer:
                 digest = answer.headers.get("Docker-Content-Digest")
             if not digest:
-                raise InvalidConfig("the docker registry %s gives no digest for %s:%s" % (registry, name, tag))
+                raise InvalidConfig("the docker registry %s gives no digest for %s:%s" %
+                                    (registry, name, tag))
             prefix = "" if registry.rstrip("/") == Cluster(None).docker_registry else urllib.parse.urlsplit(
                 registry).netloc + "/"
             return "%s%s@%s" % (prefix, name, digest)
@@ -7523,8 +7790,9 @@ def resolve_image(registry: str, name: str, tag: str) -> str:
 
 
 class Job(NamedTuple):
-    """A job as it would be sent. configuration: api.JobConfiguration; settings: api.JobUpdateSettings, or None where
-    `problems` says why it cannot be updated with this configuration; warnings: sentences for the user."""
+    """A job as it would be sent. configuration: api.JobConfiguration; settings: api.JobUpdateSettings, or
+    None where `problems` says why it cannot be updated with this configuration; warnings: sentences for the
+    user."""
     key: str
     configuration: Any
     settings: Any
@@ -7536,13 +7804,15 @@ class Job(NamedTuple):
         return bool(self.configuration.cronSchedule)
 
     def update_request(self, instances: Sequence[int] = (), update_id: str = "") -> Any:
-        """The api.JobUpdateRequest for startJobUpdate, limited to `instances` if there are any. Raises InvalidConfig."""
+        """The api.JobUpdateRequest for startJobUpdate, limited to `instances` if there are any. Raises
+        InvalidConfig."""
         if self.settings is None:
             raise InvalidConfig(*self.problems)
         check_instance_count(self.configuration.instanceCount)
         return api.JobUpdateRequest(
             taskConfig=self.configuration.taskConfig, instanceCount=self.configuration.instanceCount,
-            settings=self.settings.replace(updateOnlyTheseInstances=to_ranges(instances) if instances else None),
+            settings=self.settings.replace(updateOnlyTheseInstances=to_ranges(instances) if instances
+                                           else None),
             metadata={api.Metadata(key=UPDATE_ID_METADATA, value=update_id or str(uuid.uuid4()))})
 
 
@@ -7564,7 +7834,8 @@ def to_ranges(instances: Iterable[int]) -> Set[Any]:
 
 
 def from_ranges(ranges: Optional[Iterable[Any]]) -> List[int]:
-    """The instance numbers in a set of api.Range, sorted. Raises ValueError for ranges larger than any job."""
+    """The instance numbers in a set of api.Range, sorted. Raises ValueError for ranges larger than any
+    job."""
     if any(each.last - each.first > 10 * MAX_TASKS_PER_JOB for each in ranges or ()):
         raise ValueError("a range of instances is larger than any job")
     return sorted({number for each in ranges or () for number in range(each.first, each.last + 1)})
@@ -7574,14 +7845,15 @@ def _significant(value: Any) -> Any:
     """Plain JSON without what the scheduler fills in where nothing was sent: false, 0, and empty values."""
     if isinstance(value, dict):
         kept = {name: _significant(each) for name, each in value.items()}
-        return {name: each for name, each in kept.items() if each or each == {} and name in ("mesos", "docker")}
+        return {name: each for name, each in kept.items() if each or each == {}
+                and name in ("mesos", "docker")}
     return [_significant(each) for each in value] if isinstance(value, list) else value
 
 
 def same_meaning(mine: Any, running: Any) -> bool:
-    """Whether two TaskConfigs describe the same task: like equality, but executor data that is JSON compares as what it
-    means, in which processes go by their names and constraints in no order; the owner, and what the scheduler
-    itself fills in (links to ports among it), do not count."""
+    """Whether two TaskConfigs describe the same task: like equality, but executor data that is JSON compares
+    as what it means, in which processes go by their names and constraints in no order; the owner, and what
+    the scheduler itself fills in (links to ports among it), do not count."""
     def meaning(text: str) -> Any:
         plain = load_json(text)
         task = plain.get("task") if isinstance(plain, dict) else None
@@ -7592,7 +7864,8 @@ def same_meaning(mine: Any, running: Any) -> bool:
 
     def rest(config: Any) -> Any:
         return _significant(config.replace(
-            executorConfig=None, owner=None, taskLinks=config.taskLinks if mine.taskLinks else None).to_plain())
+            executorConfig=None, owner=None, taskLinks=config.taskLinks if mine.taskLinks
+            else None).to_plain())
     if rest(mine) != rest(running):
         return False
     ours, theirs = mine.executorConfig, running.executorConfig
@@ -7607,15 +7880,16 @@ def same_meaning(mine: Any, running: Any) -> bool:
 _default_evaluator: List[Evaluator] = []
 
 
-def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str] = None, is_json: bool = False,
+def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str] = None,
+             is_json: bool = False,
              bindings: Union[Dict[str, str], Sequence[Tuple[str, str]]] = (), tiers: Optional[Json] = None,
              docker_registry: str = Cluster(None).docker_registry, evaluator: Optional[Evaluator] = None,
              caller: Optional[str] = None, env: Union[Dict[str, str], Sequence[Tuple[str, str]]] = ()) -> Job:
     """The job `key` (cluster/role/environment/name) that `source` describes, converted for the scheduler.
 
-    source: `.aurora` text, or texts by file name of which the first is the root; bindings: values for {{names}};
-    env: for os.environ; tiers: plain getTierConfigs, Aurora's defaults else; user: the job's owner, its role
-    else; caller: whose share of the evaluators it takes.
+    source: `.aurora` text, or texts by file name of which the first is the root; bindings: values for
+    {{names}}; env: for os.environ; tiers: plain getTierConfigs, Aurora's defaults else; user: the job's
+    owner, its role else; caller: whose share of the evaluators it takes.
     Raises InvalidConfig with every problem found.
     """
     if evaluator is None:
@@ -7630,10 +7904,12 @@ def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str
     pairs, given = (list(each.items()) if isinstance(each, dict) else list(each) for each in (bindings, env))
     answer = evaluator.evaluate(files, parts, is_json=is_json, bindings=pairs, tiers=tiers,
                                 docker_registry=docker_registry, caller=caller, env=given)
-    # The evaluator ran a stranger's program: what it says is held to the API's types, and to the key asked for.
+    # The evaluator ran a stranger's program: what it says is held to the API's types, and to the key asked
+    # for.
     try:
         job = api.JobConfiguration.from_plain(answer.get("job"), "job")
-        settings = None if answer.get("update") is None else api.JobUpdateSettings.from_plain(answer["update"], "update")
+        settings = None if answer.get("update") is None else api.JobUpdateSettings.from_plain(answer[
+            "update"], "update")
         wanted = api.JobKey(role=parts[1], environment=parts[2], name=parts[3])
         if job.key != wanted or job.taskConfig is None or job.taskConfig.job != wanted:
             raise PlainError("job: not the key that was asked for")
@@ -7641,7 +7917,8 @@ def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str
             raise PlainError("job.instanceCount: missing")
         texts = [_texts(answer.get(field)) for field in ("update_errors", "warnings")]
     except (PlainError, AttributeError, TypeError) as error:
-        raise InvalidConfig("the configuration's result does not fit the scheduler's API: %s" % error) from None
+        raise InvalidConfig("the configuration's result does not fit the scheduler's API: %s" %
+                            error) from None
     job.owner = job.taskConfig.owner = api.Identity(user=user or parts[1])
     return Job(key, job, settings, texts[0], texts[1])
 
@@ -7649,9 +7926,9 @@ def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str
 # ============================================================================================================
 # 5. Operations
 #
-# What a Python script can call: list, create, kill, restart, update, scale, drain, wait, SLA. Each takes a Scheduler;
-# long ones take an Operation, report to it and stop between steps when it is cancelled. Nothing here knows of HTTP. Uses
-# rooms 2 to 4, and of room 1 what waits and fails.
+# What a Python script can call: list, create, kill, restart, update, scale, drain, wait, SLA. Each takes a
+# Scheduler; long ones take an Operation, report to it and stop between steps when it is cancelled. Nothing
+# here knows of HTTP. Uses rooms 2 to 4, and of room 1 what waits and fails.
 # ============================================================================================================
 
 
@@ -7688,7 +7965,8 @@ class DryRun(Exception):
 
 
 def named_roles(value: Any) -> List[Optional[str]]:
-    """The role of every job key, quota and query in a call's arguments; None for a query of all roles' tasks."""
+    """The role of every job key, quota and query in a call's arguments; None for a query of all roles'
+    tasks."""
     if isinstance(value, api.JobKey):
         return [value.role]
     if isinstance(value, (list, set, frozenset)):
@@ -7705,18 +7983,21 @@ def named_roles(value: Any) -> List[Optional[str]]:
 
 
 def check_one_name(value: Any) -> None:
-    """Raises BadRequest where a JobConfiguration names two jobs: Aurora judges by `key`, and makes tasks of the other."""
-    if isinstance(value, api.JobConfiguration) and value.taskConfig is not None and value.taskConfig.job != value.key:
+    """Raises BadRequest where a JobConfiguration names two jobs: Aurora judges by `key`, and makes tasks of
+    the other."""
+    if isinstance(value,
+            api.JobConfiguration) and value.taskConfig is not None and value.taskConfig.job != value.key:
         raise BadRequest("key and taskConfig.job name different jobs")
     for field in value.fields if isinstance(value, ThriftStruct) else ():
         check_one_name(getattr(value, field))
 
 
 class Session:
-    """A scheduler as one caller uses it in one run: with his credentials, dry or not; for one thread at a time.
+    """A scheduler as one caller uses it in one run: with his credentials, dry or not; for one thread at a
+    time.
 
-    The one door for writes. Before one is sent, `permit` is asked whether the caller may do this to all that its arguments
-    name; a dry run ends there. `sent` tells whether any may have reached the scheduler.
+    The one door for writes. Before one is sent, `permit` is asked whether the caller may do this to all that
+    its arguments name; a dry run ends there. `sent` tells whether any may have reached the scheduler.
     """
 
     def __init__(self, scheduler: Any, authorization: Optional[str] = None, dry_run: bool = False,
@@ -7731,14 +8012,16 @@ class Session:
     def call(self, method: str, *arguments: Any, projection: Optional[Projection] = None,
              timeout: Optional[float] = None, **named: Any) -> Any:
         """As Scheduler.call. Raises DryRun instead of sending a write in a dry run."""
-        ask = self.scheduler.prepare(method, *arguments, projection=projection, authorization=self.authorization, **named)
+        ask = self.scheduler.prepare(method, *arguments, projection=projection,
+                                     authorization=self.authorization, **named)
         if not ask.method.writes:
             return self.scheduler.ask(ask, timeout)[1]
         check_one_name(ask.arguments)
         self.permit(ask.method, ask.arguments)
         if self.dry_run:
             left = narrowed(self.scheduler, ask, timeout)
-            raise DryRun(method, (left or ask).arguments, **dict(self.notes, **({} if left else {"nothing": True})))
+            raise DryRun(method, (left or ask).arguments,
+                         **dict(self.notes, **({} if left else {"nothing": True})))
         try:
             reply, response = self.scheduler.ask(ask, timeout)
         except AuroraError as error:
@@ -7749,8 +8032,9 @@ class Session:
 
 
 def parse_instances(texts: Iterable[str]) -> List[int]:
-    """The sorted instance numbers in texts such as "1,3-5". Raises BadRequest for anything that could be read as
-    something else: the scheduler takes an empty set for all instances, so it must never arise by accident."""
+    """The sorted instance numbers in texts such as "1,3-5". Raises BadRequest for anything that could be read
+    as something else: the scheduler takes an empty set for all instances, so it must never arise by
+    accident."""
     found: Set[int] = set()
     for text in texts:
         for part in text.split(","):
@@ -7787,7 +8071,8 @@ _MESSAGES = {"responseCode": True, "details": True}
 def projection(name: str) -> Projection:
     """The named projection of a Response; made on first use."""
     assigned = {"taskId": True, "slaveHost": True, "instanceId": True}
-    events = {"status": True, "taskEvents": True, "failureCount": True, "ancestorId": True, "timesPartitioned": True}
+    events = {"status": True, "taskEvents": True, "failureCount": True, "ancestorId": True,
+              "timesPartitioned": True}
     summary = {"tier": True, "isService": True}
     shapes: Json = {
         "job keys": {"getJobsResult": {"configs": {"key": _STRING_KEY, None: _OnlyKey}}},
@@ -7804,15 +8089,18 @@ def projection(name: str) -> Projection:
         "task states": {"scheduleStatusResult": {"tasks": {"assignedTask": assigned, "status": True}}},
         "hosts": {"scheduleStatusResult": {"tasks": {"assignedTask": {"slaveHost": True}}}},
         "summaries": {"jobSummaryResult": {"summaries": {
-            "job": {"key": _STRING_KEY, "cronSchedule": True, "cronCollisionPolicy": True, "instanceCount": True,
+            "job": {"key": _STRING_KEY, "cronSchedule": True, "cronCollisionPolicy": True,
+                    "instanceCount": True,
                     "taskConfig": summary},
             "stats": True, "nextCronRunMs": True}}},
         "described summaries": {"jobSummaryResult": {"summaries": {
-            "job": {"key": _STRING_KEY, "cronSchedule": True, "cronCollisionPolicy": True, "instanceCount": True,
+            "job": {"key": _STRING_KEY, "cronSchedule": True, "cronCollisionPolicy": True,
+                    "instanceCount": True,
                     "taskConfig": dict(summary, metadata=True, container=True)},
             "stats": True, "nextCronRunMs": True}}},
     }
-    for name_, method in (("cluster tasks", "scheduleStatusResult"), ("recovery tasks", "queryRecoveryResult")):
+    for name_, method in (("cluster tasks", "scheduleStatusResult"),
+                          ("recovery tasks", "queryRecoveryResult")):
         shapes[name_] = {method: {"tasks": dict(events, assignedTask=dict(
             assigned, assignedPorts=True, task=dict(summary, job=_STRING_KEY)))}}
     return Projection(Type("struct", api.Response), dict(_MESSAGES, result=shapes[name]))
@@ -7825,16 +8113,18 @@ def list_jobs(scheduler: Scheduler, role: Optional[str] = None) -> List[str]:
 
 
 def list_summaries(scheduler: Scheduler, role: Optional[str] = None, fields: str = "summaries") -> List[Any]:
-    """The plain summaries of a role's jobs, or of all, sorted by key: job (key as text), stats, nextCronRunMs."""
+    """The plain summaries of a role's jobs, or of all, sorted by key: job (key as text), stats,
+    nextCronRunMs."""
     response = scheduler.call("getJobSummary", role, projection=projection(fields))
     found = response.get("result", {}).get("jobSummaryResult", {}).get("summaries", ())
     return sorted(found, key=lambda each: each["job"]["key"])
 
 
-def query_tasks(scheduler: Scheduler, key: Key, instances: Sequence[int] = (), statuses: Optional[Iterable[int]] = None,
+def query_tasks(scheduler: Scheduler, key: Key, instances: Sequence[int] = (),
+                statuses: Optional[Iterable[int]] = None,
                 fields: str = "tasks", reasons: bool = False) -> List[Any]:
-    """The plain tasks of a job, sorted by instance and age; statuses are numbers. fields: a projection's name; reasons:
-    with the scheduler's `reason` why, in each that waits for a host."""
+    """The plain tasks of a job, sorted by instance and age; statuses are numbers. fields: a projection's
+    name; reasons: with the scheduler's `reason` why, in each that waits for a host."""
     query = api.TaskQuery(jobKeys={key.thrift}, instanceIds=set(instances) or None,
                           statuses=set(statuses) if statuses else None)
     response = scheduler.call("getTasksWithoutConfigs", query, projection=projection(fields))
@@ -7845,7 +8135,8 @@ def query_tasks(scheduler: Scheduler, key: Key, instances: Sequence[int] = (), s
         known = pending_reasons(scheduler, api.TaskQuery(jobKeys={key.thrift}))
         for task in tasks:
             task["reason"] = known.get(task["assignedTask"]["taskId"])
-    return sorted(tasks, key=lambda t: (t["assignedTask"]["instanceId"], _first_event(t), t["assignedTask"]["taskId"]))
+    return sorted(tasks, key=lambda t: (t["assignedTask"]["instanceId"], _first_event(t),
+                                        t["assignedTask"]["taskId"]))
 
 
 def pending_reasons(scheduler: Scheduler, query: Any) -> Dict[str, str]:
@@ -7873,12 +8164,13 @@ def last_words(task: Any) -> Json:
     assigned = task["assignedTask"]
     events = sorted(task.get("taskEvents", ()), key=lambda event: event["timestamp"])
     return {"instance": assigned["instanceId"], "id": assigned["taskId"], "host": assigned.get("slaveHost"),
-            "state": api.ScheduleStatus.name_of(task["status"]), "message": events[-1].get("message") if events else None}
+            "state": api.ScheduleStatus.name_of(task["status"]), "message": events[-1].get("message")
+            if events else None}
 
 
 def active_instances(scheduler: Scheduler, key: Key, instances: Sequence[int] = ()) -> Dict[int, Any]:
-    """The active plain tasks of a job by instance, without those that are being killed. Raises NotFound where there is
-    none at all, and where one of `instances` is not active."""
+    """The active plain tasks of a job by instance, without those that are being killed. Raises NotFound where
+    there is none at all, and where one of `instances` is not active."""
     tasks = {task["assignedTask"]["instanceId"]: task
              for task in query_tasks(scheduler, key, instances, api.ACTIVE_STATES, "task states")
              if task["status"] != api.ScheduleStatus.KILLING}
@@ -7891,7 +8183,8 @@ def active_instances(scheduler: Scheduler, key: Key, instances: Sequence[int] = 
 
 
 def running_configs(scheduler: Scheduler, key: Key) -> List[Tuple[Any, List[int]]]:
-    """(TaskConfig, instances) of each configuration that active instances of a job have, largest group first."""
+    """(TaskConfig, instances) of each configuration that active instances of a job have, largest group
+    first."""
     response = scheduler.call("getConfigSummary", key.thrift)
     groups = response.result.configSummaryResult.summary.groups or ()
     pairs = [(group.config, from_ranges(group.instances)) for group in groups]
@@ -7899,8 +8192,9 @@ def running_configs(scheduler: Scheduler, key: Key) -> List[Tuple[Any, List[int]
 
 
 def align(job: Job, running: Sequence[Tuple[Any, List[int]]]) -> Job:
-    """The job with the running configuration's own text and owner where both mean the same: the scheduler compares the
-    text of executor data and the owner, and would restart every instance for a difference without meaning."""
+    """The job with the running configuration's own text and owner where both mean the same: the scheduler
+    compares the text of executor data and the owner, and would restart every instance for a difference
+    without meaning."""
     configuration = job.configuration
     for config, _ in running:
         if same_meaning(configuration.taskConfig, config):
@@ -7920,7 +8214,8 @@ class UpdateStarted(NamedTuple):
 
 def start_update(scheduler: Scheduler, job: Job, instances: Sequence[int] = (),
                  message: Optional[str] = None) -> UpdateStarted:
-    """Start a rolling update to `job`. Raises Conflict, with the update under `update`, while one is in progress."""
+    """Start a rolling update to `job`. Raises Conflict, with the update under `update`, while one is in
+    progress."""
     update_id = str(uuid.uuid4())
     request = job.update_request(instances, update_id)
     try:
@@ -7935,8 +8230,10 @@ def start_update(scheduler: Scheduler, job: Job, instances: Sequence[int] = (),
         shown = None
         with contextlib.suppress(AuroraError):
             key = Key.of(job.key)
-            shown = plain_update(key.cluster, update_details(scheduler, key, result.startJobUpdateResult.key.id))
-        raise Conflict(*(conflict.messages or ["an update of the job is in progress"]), code="UPDATE_IN_PROGRESS",
+            shown = plain_update(key.cluster, update_details(scheduler, key,
+                                                             result.startJobUpdateResult.key.id))
+        raise Conflict(*(conflict.messages or ["an update of the job is in progress"]),
+                       code="UPDATE_IN_PROGRESS",
                        update=shown) from None
     started = response.result.startJobUpdateResult if response.result else None
     if started and started.key:
@@ -7945,8 +8242,9 @@ def start_update(scheduler: Scheduler, job: Job, instances: Sequence[int] = (),
 
 
 def _own_update(scheduler: Scheduler, job: Job, update_id: str) -> str:
-    """The scheduler's id of the update that this process started under `update_id`, "" if there is none: startJobUpdate is
-    sent again when its answer is lost, and the second answer speaks of what the first sending led to."""
+    """The scheduler's id of the update that this process started under `update_id`, "" if there is none:
+    startJobUpdate is sent again when its answer is lost, and the second answer speaks of what the first
+    sending led to."""
     mine = api.Metadata(key=UPDATE_ID_METADATA, value=update_id)
     for summary in update_summaries(scheduler, api.JobUpdateQuery(jobKey=job.configuration.key, limit=10)):
         if mine in (summary.metadata or ()):
@@ -7955,7 +8253,8 @@ def _own_update(scheduler: Scheduler, job: Job, update_id: str) -> str:
 
 
 def update_summaries(scheduler: Scheduler, query: Any) -> List[Any]:
-    """The api.JobUpdateSummary of each update that an api.JobUpdateQuery finds, the one modified last first."""
+    """The api.JobUpdateSummary of each update that an api.JobUpdateQuery finds, the one modified last
+    first."""
     response = scheduler.call("getJobUpdateSummaries", query)
     return list(response.result.getJobUpdateSummariesResult.updateSummaries or [])
 
@@ -7970,15 +8269,18 @@ def active_update(scheduler: Scheduler, key: Key) -> Any:
 
 
 def find_updates(scheduler: Scheduler, query: Any) -> List[Any]:
-    """The api.JobUpdateDetails of each update that an api.JobUpdateQuery finds, the one modified last first."""
-    return list(scheduler.call("getJobUpdateDetails", None, query).result.getJobUpdateDetailsResult.detailsList or ())
+    """The api.JobUpdateDetails of each update that an api.JobUpdateQuery finds, the one modified last
+    first."""
+    return list(scheduler.call("getJobUpdateDetails", None,
+                               query).result.getJobUpdateDetailsResult.detailsList or ())
 
 
 def update_details(scheduler: Scheduler, key: Key, update_id: str) -> Any:
     """The api.JobUpdateDetails of one update. Raises NotFound."""
     refusal: List[str] = []
     try:
-        found = find_updates(scheduler, api.JobUpdateQuery(key=api.JobUpdateKey(job=key.thrift, id=update_id)))
+        found = find_updates(scheduler, api.JobUpdateQuery(key=api.JobUpdateKey(job=key.thrift,
+                id=update_id)))
     except Refused as refused:
         found, refusal = [], refused.messages
     if not found:
@@ -7986,13 +8288,15 @@ def update_details(scheduler: Scheduler, key: Key, update_id: str) -> Any:
     return found[0]
 
 
-_INSTANCE_STATES = {"INSTANCE_UPDATED": "updated", "INSTANCE_ROLLED_BACK": "rolled_back", "INSTANCE_UPDATING": "updating",
+_INSTANCE_STATES = {"INSTANCE_UPDATED": "updated", "INSTANCE_ROLLED_BACK": "rolled_back",
+                    "INSTANCE_UPDATING": "updating",
                     "INSTANCE_ROLLING_BACK": "rolling_back", "INSTANCE_UPDATE_FAILED": "failed",
                     "INSTANCE_ROLLBACK_FAILED": "failed"}
 
 
 def update_instances(details: Any) -> Dict[str, List[int]]:
-    """The instances of an update by how far each is: updated, updating, rolled_back, rolling_back, failed, waiting."""
+    """The instances of an update by how far each is: updated, updating, rolled_back, rolling_back, failed,
+    waiting."""
     instructions = details.update.instructions
     wanted = set(from_ranges(instructions.desiredState.instances)) if instructions.desiredState else set()
     for config in instructions.initialState or ():
@@ -8011,11 +8315,13 @@ def update_progress(details: Any) -> Dict[str, int]:
     """How far an update is, from its details: how many instances in all, done, failed, under way."""
     counts = {name: len(numbers) for name, numbers in update_instances(details).items()}
     return {"total": sum(counts.values()), "done": counts.get("updated", 0) + counts.get("rolled_back", 0),
-            "failed": counts.get("failed", 0), "active": counts.get("updating", 0) + counts.get("rolling_back", 0)}
+            "failed": counts.get("failed", 0), "active": counts.get("updating", 0) +
+            counts.get("rolling_back", 0)}
 
 
 def plain_config(config: Any) -> Json:
-    """A TaskConfig or JobConfiguration as plain JSON, with the executor's data as the object that it holds."""
+    """A TaskConfig or JobConfiguration as plain JSON, with the executor's data as the object that it
+    holds."""
     plain: Json = config.to_plain()
     executor = plain.get("taskConfig", plain).get("executorConfig", {})
     with contextlib.suppress(ValueError, TypeError):
@@ -8024,16 +8330,19 @@ def plain_config(config: Any) -> Json:
 
 
 def plain_update(cluster: str, details: Any, whole: bool = False) -> Json:
-    """An update's api.JobUpdateDetails as callers see it; whole: with settings, configurations and all events."""
+    """An update's api.JobUpdateDetails as callers see it; whole: with settings, configurations and all
+    events."""
     summary, events = details.update.summary, details.updateEvents or []
     state, job = summary.state, summary.key.job
     said = [event.message for event in events if event.message]
     plain: Json = {
-        "id": summary.key.id, "job": "/".join((cluster, job.role, job.environment, job.name)), "user": summary.user,
+        "id": summary.key.id, "job": "/".join((cluster, job.role, job.environment, job.name)),
+        "user": summary.user,
         "state": api.JobUpdateStatus.name_of(state.status), "created": state.createdTimestampMs,
         "modified": state.lastModifiedTimestampMs, "message": said[-1] if said else None,
         "progress": update_progress(details), "instances": update_instances(details),
-        "metadata": {each.key: each.value for each in sorted(summary.metadata or (), key=lambda m: m.key or "")}}
+        "metadata": {each.key: each.value for each in sorted(summary.metadata or (), key=lambda m: m.key
+                                                             or "")}}
     if not whole:
         return plain
     instructions = details.update.instructions
@@ -8043,17 +8352,20 @@ def plain_update(cluster: str, details: Any, whole: bool = False) -> Json:
     plain.update(
         settings=instructions.settings.to_plain() if instructions.settings else None,
         before=[{"instances": numbers, "config": plain_config(config)} for numbers, config in groups],
-        after={"instances": from_ranges(desired.instances), "config": plain_config(desired.task)} if desired else None,
-        events=[{"state": api.JobUpdateStatus.name_of(each.status), "time": each.timestampMs, "user": each.user,
+        after={"instances": from_ranges(desired.instances), "config": plain_config(desired.task)} if desired
+        else None,
+        events=[{"state": api.JobUpdateStatus.name_of(each.status), "time": each.timestampMs,
+                 "user": each.user,
                  "message": each.message} for each in events],
         instance_events=[{"instance": each.instanceId, "action": api.JobUpdateAction.name_of(each.action),
-                          "time": each.timestampMs, "message": each.message} for each in details.instanceEvents or ()])
+                          "time": each.timestampMs, "message": each.message}
+                          for each in details.instanceEvents or ()])
     return plain
 
 
 class UpdateLook(NamedTuple):
-    """An update as somebody sees it who waits for its end. details: api.JobUpdateDetails; reasons: why tasks of its job are
-    pending; endings: how its instances ended that failed, where it came to no good end."""
+    """An update as somebody sees it who waits for its end. details: api.JobUpdateDetails; reasons: why tasks
+    of its job are pending; endings: how its instances ended that failed, where it came to no good end."""
     details: Any
     reasons: Sequence[str] = ()
     endings: Sequence[Json] = ()
@@ -8078,8 +8390,8 @@ def look_at_update(scheduler: Scheduler, key: Key, update_id: str) -> UpdateLook
 
 
 def add_like(scheduler: Scheduler, key: Key, count: int, like: Optional[int] = None) -> Optional[List[int]]:
-    """Add `count` instances that are like one of the job's, the lowest by default. Which were added, as read back; None
-    where that could not be read. Raises NotFound."""
+    """Add `count` instances that are like one of the job's, the lowest by default. Which were added, as read
+    back; None where that could not be read. Raises NotFound."""
     with locked("instances", key):
         return _add_like(scheduler, key, _all_active(scheduler, key), count, like)
 
@@ -8097,7 +8409,8 @@ def _staying(tasks: Iterable[Any]) -> List[int]:
     return instances_of(task for task in tasks if task["status"] != api.ScheduleStatus.KILLING)
 
 
-def _add_like(scheduler: Scheduler, key: Key, tasks: Sequence[Any], count: int, like: Optional[int]) -> Optional[List[int]]:
+def _add_like(scheduler: Scheduler, key: Key, tasks: Sequence[Any], count: int,
+              like: Optional[int]) -> Optional[List[int]]:
     numbers = _staying(tasks) or sorted(task["assignedTask"]["instanceId"] for task in tasks)
     if like is not None and like not in numbers:
         raise NotFound("job %s has no active instance %d to copy" % (key, like))
@@ -8108,14 +8421,16 @@ def _add_like(scheduler: Scheduler, key: Key, tasks: Sequence[Any], count: int, 
         after = query_tasks(scheduler, key, (), api.ACTIVE_STATES, "task states")
     except AuroraError:
         return None     # it was done; only which numbers they have is not known
-    return sorted({task["assignedTask"]["instanceId"] for task in after if task["assignedTask"]["taskId"] not in before}
+    return sorted({task["assignedTask"]["instanceId"] for task in after
+                   if task["assignedTask"]["taskId"] not in before}
                   - {task["assignedTask"]["instanceId"] for task in tasks})
 
 
 def change_instances(scheduler: Scheduler, key: Key, wanted: int, like: Optional[int] = None,
                      message: Optional[str] = None) -> Dict[str, Optional[List[int]]]:
-    """Add instances that are like one of the job's, or kill those with the highest numbers, until it has `wanted` that are
-    not being killed already. Returns which were added or killed; None for what could not be read back."""
+    """Add instances that are like one of the job's, or kill those with the highest numbers, until it has
+    `wanted` that are not being killed already. Returns which were added or killed; None for what could not be
+    read back."""
     if wanted > MAX_TASKS_PER_JOB or wanted < 0:
         raise BadRequest("a job has 0 to %d instances" % MAX_TASKS_PER_JOB)
     with locked("instances", key):
@@ -8133,17 +8448,19 @@ def change_instances(scheduler: Scheduler, key: Key, wanted: int, like: Optional
 
 
 def _by_name(items: Any) -> Optional[Json]:
-    """The objects of a list by what names them: their name or key, or the one field of a union. None where none does."""
+    """The objects of a list by what names them: their name or key, or the one field of a union. None where
+    none does."""
     if not isinstance(items, list) or not items or not all(isinstance(each, dict) for each in items):
         return None
-    names = [each.get("name") or each.get("key") or (next(iter(each)) if len(each) == 1 else "") for each in items]
+    names = [each.get("name") or each.get("key") or (next(iter(each)) if len(each) == 1 else "")
+             for each in items]
     return dict(zip(names, items)) if all(isinstance(name, str) and name for name in names) and (
         len(set(names)) == len(names)) else None
 
 
 def field_changes(old: Any, new: Any, path: str = "") -> List[Json]:
-    """Field by field how plain JSON `new` differs from `old`: path, old, new. Objects in lists are told apart by their
-    names (`processes[hello].cmdline`)."""
+    """Field by field how plain JSON `new` differs from `old`: path, old, new. Objects in lists are told apart
+    by their names (`processes[hello].cmdline`)."""
     changes: List[Json] = []
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(set(old) | set(new)):
@@ -8153,20 +8470,23 @@ def field_changes(old: Any, new: Any, path: str = "") -> List[Json]:
     if before is not None and after is not None:
         for name in sorted(set(before) | set(after)):
             changes += field_changes(before.get(name), after.get(name), "%s[%s]" % (path, name))
-        return changes or ([] if list(before) == list(after) else [{"path": path, "old": list(before), "new": list(after)}])
-    same = old == new or (old in (None, [], {}) and new in (None, [], {}))      # unset and empty mean the same
+        return changes or ([] if list(before) == list(after)
+                           else [{"path": path, "old": list(before), "new": list(after)}])
+    # unset and empty mean the same
+    same = old == new or (old in (None, [], {}) and new in (None, [], {}))
     return [] if same else [{"path": path, "old": old, "new": new}]
 
 
 def plan_update(scheduler: Scheduler, job: Job, instances: Sequence[int],
                 running: Sequence[Tuple[Any, List[int]]]) -> Json:
-    """What an update to `job` would add, remove, change (with the fields, old and new) and leave. A cron job has no
-    update: its template is compared with the active tasks."""
+    """What an update to `job` would add, remove, change (with the fields, old and new) and leave. A cron job
+    has no update: its template is compared with the active tasks."""
     if job.is_cron:
         check_instance_count(job.configuration.instanceCount)
         everything = list(range(job.configuration.instanceCount))
         now = {number: config for config, numbers in running for number in numbers}
-        sets: Dict[str, List[Tuple[Any, List[int]]]] = {"add": [], "remove": [], "update": [], "unchanged": []}
+        sets: Dict[str, List[Tuple[Any, List[int]]]] = {"add": [], "remove": [], "update": [],
+                                                        "unchanged": []}
         for config, numbers in running:
             same = "unchanged" if same_meaning(job.configuration.taskConfig, config) else "update"
             sets[same].append((config, numbers))
@@ -8217,11 +8537,12 @@ def up_count(ups: Sequence[int], seconds: float) -> float:
 def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage: float, seconds: float,
                 min_instances: int, now: float,
                 together: bool = True) -> List[Json]:
-    """For every job on `hosts`, or on any host, whether it keeps `percentage` of its instances up for `seconds` when they
-    go, all together or each alone; only production jobs of at least `min_instances` count, as in aurora_admin.
-    For each host: jobs, each with its figures."""
+    """For every job on `hosts`, or on any host, whether it keeps `percentage` of its instances up for
+    `seconds` when they go, all together or each alone; only production jobs of at least `min_instances`
+    count, as in aurora_admin. For each host: jobs, each with its figures."""
     def ask(**query: Any) -> List[Any]:
-        response = scheduler.call("getTasksWithoutConfigs", api.TaskQuery(statuses=set(api.LIVE_STATES), **query),
+        response = scheduler.call("getTasksWithoutConfigs",
+                                  api.TaskQuery(statuses=set(api.LIVE_STATES), **query),
                                   projection=projection("sla tasks"))
         return list(response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", ()))
     tasks = ask(slaveHosts=set(hosts)) if hosts is not None else ask()
@@ -8233,7 +8554,8 @@ def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage
             jobs.add(config["job"])
     keys = {job for jobs in on_host.values() for job in jobs}
     if hosts is not None:
-        tasks = ask(jobKeys={api.JobKey(**dict(zip(Key._fields[1:], key.split("/")))) for key in keys}) if keys else []
+        tasks = ask(jobKeys={api.JobKey(**dict(zip(Key._fields[1:], key.split("/"))))
+                             for key in keys}) if keys else []
     by_job: Dict[str, List[Any]] = {}
     for task in tasks:
         by_job.setdefault(task["assignedTask"]["task"]["job"], []).append(task)
@@ -8245,7 +8567,8 @@ def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage
             everything = uptimes(by_job[key], now)
             if len(everything) < min_instances:
                 continue
-            staying = uptimes([t for t in by_job[key] if t["assignedTask"].get("slaveHost") not in leaving], now)
+            staying = uptimes([t for t in by_job[key] if t["assignedTask"].get("slaveHost") not in leaving],
+                              now)
             after = 100.0 * sum(up >= seconds for up in staying) / len(everything)
             judged.append({"job": key, "percentage": round(after, 2), "safe": after >= percentage})
         found.append({"host": host, "safe": all(job["safe"] for job in judged), "jobs": judged})
@@ -8260,8 +8583,9 @@ class Cancelled(Exception):
 
 
 class Operation(Source):
-    """A long-running piece of work: its state, progress, steps with their times, outcome. Safe for many threads. Iterating
-    over it gives the steps as they come, and raises in the end what it failed with. Times are milliseconds since 1970."""
+    """A long-running piece of work: its state, progress, steps with their times, outcome. Safe for many
+    threads. Iterating over it gives the steps as they come, and raises in the end what it failed with. Times
+    are milliseconds since 1970."""
     MAX_STEPS = 500
 
     def __init__(self, kind: str = "script", key: str = "", user: str = "", total: int = 0,
@@ -8271,8 +8595,10 @@ class Operation(Source):
         self.kind = kind
         self.key = key
         self.user = user
-        self.owner = owner              # who alone may cancel it, where `user` is only what somebody says of himself
-        self.needs: Tuple[str, Optional[str]] = ("write", None)     # level and role that began it: what cancelling takes
+        # who alone may cancel it, where `user` is only what somebody says of himself
+        self.owner = owner
+        # level and role that began it: what cancelling takes
+        self.needs: Tuple[str, Optional[str]] = ("write", None)
         self.state = "running"          # then succeeded, failed, cancelled or interrupted
         self.started = int(time.time() * 1000)
         self.ended: Optional[int] = None
@@ -8348,15 +8674,17 @@ class Operation(Source):
             raise self.failure
 
     def polls(self, ask: Callable[[], Any], seconds: float, pause: float) -> Iterator[Tuple[Any, bool]]:
-        """Ask again and again: (the answer, whether the time is over). A scheduler that fails over is waited for; a write is
-        asked again only if nothing of it was sent. Raises Cancelled, and what it met last where the time is over."""
+        """Ask again and again: (the answer, whether the time is over). A scheduler that fails over is waited
+        for; a write is asked again only if nothing of it was sent. Raises Cancelled, and what it met last
+        where the time is over."""
         deadline = time.monotonic() + seconds
         told = False
         while True:
             self.pause(0)
             try:
                 answer = ask()
-            except (SchedulerUnreachable, SchedulerTransient, NoLeader, SchedulerTimeout, Overloaded) as error:
+            except (SchedulerUnreachable, SchedulerTransient, NoLeader, SchedulerTimeout,
+                    Overloaded) as error:
                 if time.monotonic() >= deadline or "done" in error.details:
                     raise
                 if not told:
@@ -8378,8 +8706,8 @@ class Operation(Source):
 
 
 def begin(work: Callable[..., Any], *arguments: Any, **named: Any) -> Operation:
-    """Run one of the long functions of this room in a thread of its own: `for step in begin(rolling_restart, scheduler, key)`.
-    The Operation tells how it goes; its `stop` ends it between two steps."""
+    """Run one of the long functions of this room in a thread of its own: `for step in begin(rolling_restart,
+    scheduler, key)`. The Operation tells how it goes; its `stop` ends it between two steps."""
     operation = Operation(work.__name__)
     threading.Thread(target=operation.run, name="operation", daemon=True, args=(
         lambda own: work(*arguments, operation=own, **named),)).start()
@@ -8387,8 +8715,9 @@ def begin(work: Callable[..., Any], *arguments: Any, **named: Any) -> Operation:
 
 
 class _Slot:
-    """A place among the running operations, with a thread that waits for the work. Taken before anything has an effect, so
-    that what was done is never followed by "too many operations". `begin` or `give`, once, by who took it."""
+    """A place among the running operations, with a thread that waits for the work. Taken before anything has
+    an effect, so that what was done is never followed by "too many operations". `begin` or `give`, once, by
+    who took it."""
 
     def __init__(self, run: Callable[[_Slot], None]) -> None:
         self.operation: Optional[Operation] = None
@@ -8412,7 +8741,8 @@ class _Slot:
 
 
 class Operations:
-    """The operations of this process: at most `running` at a time, the last `kept` remembered. _lock guards _all."""
+    """The operations of this process: at most `running` at a time, the last `kept` remembered. _lock guards
+    _all."""
 
     def __init__(self, running: int = 100, kept: int = 1000) -> None:
         self.limit = running
@@ -8431,7 +8761,8 @@ class Operations:
             return _Slot(self._run)
         except RuntimeError:
             self._slots.release()
-            raise Overloaded("no thread could be started for the operation; try again", retry_after=5) from None
+            raise Overloaded("no thread could be started for the operation; try again",
+                             retry_after=5) from None
 
     def start(self, operation: Operation, work: Callable[[Operation], Any],
               slot: Optional[_Slot] = None) -> Operation:
@@ -8458,11 +8789,15 @@ class Operations:
                 operation.run(slot.work)
                 self.outcomes[operation.kind + " " + operation.state] += 1
                 self.log("operation id=%s kind=%s key=%s user=%s ended=%s done=%d failed=%d total=%d" % (
-                    operation.id, operation.kind, operation.key, operation.user, operation.state, operation.done,
+                    operation.id, operation.kind, operation.key, operation.user, operation.state,
+                    operation.done,
                     operation.failed, operation.total))
-                if operation.failure is not None and not isinstance(operation.failure, (AuroraError, Cancelled)):
-                    self.log("error operation=%s %s: %s at %s" % (operation.id, type(operation.failure).__name__,
-                                                                  operation.failure, _place(operation.failure)))
+                if operation.failure is not None and not isinstance(operation.failure,
+                        (AuroraError, Cancelled)):
+                    self.log("error operation=%s %s: %s at %s" %
+                             (operation.id, type(operation.failure).__name__,
+                                                                  operation.failure,
+                                                                  _place(operation.failure)))
         finally:
             self._slots.release()
 
@@ -8493,9 +8828,9 @@ class Operations:
 
 
 class Verdict(NamedTuple):
-    """How far something is that is waited for. reached: None while it is under way, False where it cannot be any more;
-    text: why not, or not yet; code: what kind of failure; fields: further ones for a step or an answer; stuck: it is under
-    way, but nothing more will happen by itself."""
+    """How far something is that is waited for. reached: None while it is under way, False where it cannot be
+    any more; text: why not, or not yet; code: what kind of failure; fields: further ones for a step or an
+    answer; stuck: it is under way, but nothing more will happen by itself."""
     reached: Optional[bool]
     done: int = 0
     failed: int = 0
@@ -8517,27 +8852,33 @@ def judge_gone(tasks: Iterable[Any], instances: Sequence[int] = ()) -> Verdict:
     left = instances_of(task for task in tasks if is_active(task)
                         and (not instances or task["assignedTask"]["instanceId"] in instances))
     text = "instances %s have not ended" % ", ".join(map(str, left[:20])) if left else ""
-    return Verdict(None if left else True, max(0, len(instances) - len(left)), 0, len(instances) or len(left), text)
+    return Verdict(None if left else True, max(0, len(instances) - len(left)), 0, len(instances) or len(left),
+                   text)
 
 
-def judge_running(tasks: Iterable[Any], instances: Optional[Sequence[int]], known: Iterable[str] = (), count: int = 0,
+def judge_running(tasks: Iterable[Any], instances: Optional[Sequence[int]], known: Iterable[str] = (),
+                  count: int = 0,
                   strict: bool = True) -> Verdict:
-    """Whether the instances ran: the youngest task of each runs or has finished. instances: None for any `count` of them;
-    known: ids of tasks that are older than what is waited for, and do not count; strict: a task that failed or was lost
-    is a failure although another takes its place."""
+    """Whether the instances ran: the youngest task of each runs or has finished. instances: None for any
+    `count` of them; known: ids of tasks that are older than what is waited for, and do not count; strict: a
+    task that failed or was lost is a failure although another takes its place."""
     status = api.ScheduleStatus
     fresh = [task for task in tasks if task["assignedTask"]["taskId"] not in known
              and (instances is None or task["assignedTask"]["instanceId"] in instances)]
-    latest = {task["assignedTask"]["instanceId"]: task for task in fresh}       # sorted by age: the youngest stays
+    # sorted by age: the youngest stays
+    latest = {task["assignedTask"]["instanceId"]: task for task in fresh}
     ran = [number for number, task in latest.items() if task["status"] in (status.RUNNING, status.FINISHED)]
     ended = [task for task in (fresh if strict else ()) if task["status"] in (status.FAILED, status.LOST)]
-    ended += [task for task in latest.values() if task["status"] in (status.FAILED, status.LOST, status.KILLED)]
+    ended += [task for task in latest.values() if task["status"] in (status.FAILED, status.LOST,
+            status.KILLED)]
     bad = {task["assignedTask"]["instanceId"]: last_words(task) for task in ended}
     total = count if instances is None else len(instances)
     if bad and (instances is not None or len(latest) - len(bad) < count):
         endings = [bad[number] for number in sorted(bad)]
-        return Verdict(False, len(ran), len(bad), total, _told(endings[0]), "TASKS_FAILED", {"endings": endings})
-    waiting = ["instance %d is %s%s" % (number, status.name_of(task["status"]), ": " + task["reason"] if task.get(
+        return Verdict(False, len(ran), len(bad), total, _told(endings[0]), "TASKS_FAILED",
+                       {"endings": endings})
+    waiting = ["instance %d is %s%s" % (number, status.name_of(task["status"]), ": " + task["reason"]
+                                        if task.get(
         "reason") else "") for number, task in sorted(latest.items()) if number not in ran]
     return Verdict(True if len(ran) >= total else None, len(ran), len(bad), total,
                    "; ".join(["%d of %d run" % (len(ran), total)] + waiting[:3]))
@@ -8549,8 +8890,8 @@ def _told(ending: Json) -> str:
 
 
 def judge_update(look: UpdateLook, wanted: str = "ROLLED_FORWARD") -> Verdict:
-    """Whether the update ended as it was wanted to; any other end is a failure with its reason. One that paused itself is
-    stuck: its last event is nobody's."""
+    """Whether the update ended as it was wanted to; any other end is a failure with its reason. One that
+    paused itself is stuck: its last event is nobody's."""
     details, updates = look.details, api.JobUpdateStatus
     status = details.update.summary.state.status
     name, progress = updates.name_of(status), update_progress(details)
@@ -8581,14 +8922,16 @@ def judge_drained(response: Any, hosts: Sequence[str]) -> Verdict:
     """Whether all hosts are DRAINED, by a maintenanceStatus Response."""
     modes = {each.host: each.mode for each in response.result.maintenanceStatusResult.statuses or ()}
     left = sorted(host for host in hosts if modes.get(host) != api.MaintenanceMode.DRAINED)
-    shown = [{"host": host, "mode": api.MaintenanceMode.name_of(modes[host])} for host in sorted(hosts) if host in modes]
+    shown = [{"host": host, "mode": api.MaintenanceMode.name_of(modes[host])} for host in sorted(hosts)
+             if host in modes]
     return Verdict(None if left else True, len(hosts) - len(left), 0, len(hosts),
                    "%s not drained" % ", ".join(left) if left else "drained", "", {"hosts": shown})
 
 
 def await_verdict(operation: Optional[Operation], ask: Callable[[], Any], judge: Callable[[Any], Verdict],
                   time_limit: float, poll_secs: float) -> Operation:
-    """Ask until the judge finds it reached. Raises Unprocessable where it cannot be, or is not after time_limit seconds."""
+    """Ask until the judge finds it reached. Raises Unprocessable where it cannot be, or is not after
+    time_limit seconds."""
     operation = operation or Operation()
     seen: Any = None
     for answer, late in operation.polls(ask, time_limit, poll_secs):
@@ -8613,7 +8956,8 @@ _NOT_PLACED = (api.ScheduleStatus.PENDING, api.ScheduleStatus.THROTTLED)
 
 
 class RestartOptions(NamedTuple):
-    """batch_size: instances at once; watch_secs: how long a new task has to run; time_limit: seconds for one batch."""
+    """batch_size: instances at once; watch_secs: how long a new task has to run; time_limit: seconds for one
+    batch."""
     batch_size: int = 1
     watch_secs: float = 30.0
     max_per_instance_failures: int = 0
@@ -8623,11 +8967,13 @@ class RestartOptions(NamedTuple):
 
 
 def rolling_restart(scheduler: Scheduler, key: Union[str, Key], instances: Sequence[int] = (),
-                    options: RestartOptions = RestartOptions(), operation: Optional[Operation] = None) -> Operation:
+                    options: RestartOptions = RestartOptions(),
+                    operation: Optional[Operation] = None) -> Operation:
     """Restart instances batch by batch; one succeeds when its new task ran for watch_secs under one task id.
 
     Instances that fail are tried again until they failed more than max_per_instance_failures times; more than
-    max_total_failures such instances end the restart as a failure, as does a batch that exceeds its time limit.
+    max_total_failures such instances end the restart as a failure, as does a batch that exceeds its time
+    limit.
     """
     if options.batch_size < 1:
         raise BadRequest("batch_size=%d: at least 1" % options.batch_size)
@@ -8665,7 +9011,8 @@ def rolling_restart(scheduler: Scheduler, key: Union[str, Key], instances: Seque
 
 
 def _endings(scheduler: Scheduler, key: Key, instances: Iterable[int]) -> List[Json]:
-    """How the youngest task of each instance stands that a restart gave up; nothing where that cannot be read."""
+    """How the youngest task of each instance stands that a restart gave up; nothing where that cannot be
+    read."""
     with contextlib.suppress(AuroraError):
         latest = {task["assignedTask"]["instanceId"]: task
                   for task in query_tasks(scheduler, key, sorted(instances), reasons=True)}
@@ -8709,7 +9056,8 @@ def _watch_batch(operation: Operation, scheduler: Scheduler, key: Key, before: D
                 if not options.watch_secs:
                     outcome[instance] = ""
             if instance not in outcome and late:
-                outcome[instance] = "not running and watched within the time limit of %g s" % options.time_limit
+                outcome[
+                    instance] = "not running and watched within the time limit of %g s" % options.time_limit
         if len(outcome) >= len(before):
             break
     return outcome
@@ -8743,19 +9091,24 @@ def batched_kill(scheduler: Scheduler, key: Union[str, Key], instances: Sequence
     return run
 
 
-def wait_until_gone(scheduler: Scheduler, key: Union[str, Key], instances: Sequence[int] = (), time_limit: float = 600.0,
+def wait_until_gone(scheduler: Scheduler, key: Union[str, Key], instances: Sequence[int] = (),
+                    time_limit: float = 600.0,
                     poll_secs: float = 1.0, operation: Optional[Operation] = None) -> Operation:
-    """Wait until none of the instances (all if none are named) is active. Raises Unprocessable after time_limit seconds."""
+    """Wait until none of the instances (all if none are named) is active. Raises Unprocessable after
+    time_limit seconds."""
     job = Key.of(key)
-    return await_verdict(operation, lambda: query_tasks(scheduler, job, instances, api.ACTIVE_STATES, "task states"),
+    return await_verdict(operation, lambda: query_tasks(scheduler, job, instances, api.ACTIVE_STATES,
+                                                        "task states"),
                          lambda tasks: judge_gone(tasks, instances), time_limit, poll_secs)
 
 
-def wait_until_running(scheduler: Scheduler, key: Union[str, Key], instances: Sequence[int] = (), known: Iterable[str] = (),
+def wait_until_running(scheduler: Scheduler, key: Union[str, Key], instances: Sequence[int] = (),
+                       known: Iterable[str] = (),
                        time_limit: float = 600.0, poll_secs: float = 1.0,
                        operation: Optional[Operation] = None) -> Operation:
-    """Wait until the instances (those that are active if none are named) ran; one that failed or was lost first is a failure.
-    A task that finished counts. known: ids of tasks that are older than what is waited for, and do not count."""
+    """Wait until the instances (those that are active if none are named) ran; one that failed or was lost
+    first is a failure. A task that finished counts. known: ids of tasks that are older than what is waited
+    for, and do not count."""
     job = Key.of(key)
     wanted = list(instances) or sorted(active_instances(scheduler, job))
     return await_verdict(operation, lambda: query_tasks(scheduler, job, wanted, reasons=True),
@@ -8766,13 +9119,16 @@ def wait_for_update(scheduler: Scheduler, key: Union[str, Key], update_id: str, 
                     poll_secs: float = 1.0, operation: Optional[Operation] = None) -> Operation:
     """Wait until the update ended; anything but ROLLED_FORWARD is a failure with its reason."""
     job = Key.of(key)
-    return await_verdict(operation, lambda: look_at_update(scheduler, job, update_id), judge_update, time_limit, poll_secs)
+    return await_verdict(operation, lambda: look_at_update(scheduler, job, update_id), judge_update,
+                         time_limit, poll_secs)
 
 
-def wait_until_drained(scheduler: Scheduler, hosts: Sequence[str], time_limit: float = 600.0, poll_secs: float = 1.0,
+def wait_until_drained(scheduler: Scheduler, hosts: Sequence[str], time_limit: float = 600.0,
+                       poll_secs: float = 1.0,
                        operation: Optional[Operation] = None) -> Operation:
     """Wait until all hosts are DRAINED."""
-    return await_verdict(operation, lambda: scheduler.call("maintenanceStatus", api.Hosts(hostNames=set(hosts))),
+    return await_verdict(operation, lambda: scheduler.call("maintenanceStatus",
+                                                           api.Hosts(hostNames=set(hosts))),
                          lambda response: judge_drained(response, hosts), time_limit, poll_secs)
 
 
@@ -8782,16 +9138,19 @@ def wait_until_drained(scheduler: Scheduler, hosts: Sequence[str], time_limit: f
 class TaskChanges:
     """What is new in the tasks and updates of a job or a role, or in one update, since the last look.
 
-    query: makes the TaskQuery, or None for no tasks; updates: makes the JobUpdateQuery of the updates that count; history:
-    the first look tells all there was, instead of the latest. standing: after each look how things stand, (milliseconds,
-    name, plain event) in order of time. Called by one thread at a time; standing is replaced, never changed.
+    query: makes the TaskQuery, or None for no tasks; updates: makes the JobUpdateQuery of the updates that
+    count; history: the first look tells all there was, instead of the latest. standing: after each look how
+    things stand, (milliseconds, name, plain event) in order of time. Called by one thread at a time; standing
+    is replaced, never changed.
 
-    An update is looked at with its events while it is active, and once more after it was changed for the last time: the
-    summaries, newest change first, tell which. So the end of an update is told however soon it comes.
+    An update is looked at with its events while it is active, and once more after it was changed for the last
+    time: the summaries, newest change first, tell which. So the end of an update is told however soon it
+    comes.
     """
     PAGE = 100
 
-    def __init__(self, scheduler: Any, cluster: str, query: Optional[Callable[[], Any]], updates: Callable[[], Any],
+    def __init__(self, scheduler: Any, cluster: str, query: Optional[Callable[[], Any]],
+                 updates: Callable[[], Any],
                  history: bool = False) -> None:
         self.scheduler = scheduler
         self.cluster = cluster
@@ -8799,24 +9158,30 @@ class TaskChanges:
         self.updates = updates
         self.history = history
         self.standing: List[Tuple[int, str, Any]] = []
-        self._tasks: Dict[str, Tuple[int, int, Any]] = {}   # task id: (events told, time of the last one, the last one)
-        self._updates: Dict[str, Tuple[int, int, Any, Any]] = {}    # update id: (status and instance events told, what
-        self._newest = -1                                   # its summary said, its last status event); newest change seen
+        # task id: (events told, time of the last one, the last one)
+        self._tasks: Dict[str, Tuple[int, int, Any]] = {}
+        # update id: (status and instance events told, what
+        self._updates: Dict[str, Tuple[int, int, Any, Any]] = {}
+        # its summary said, its last status event); newest change seen
+        self._newest = -1
         self._first = not history
 
     def __call__(self) -> List[Tuple[str, Any]]:
-        """The events since the last call, in order of time. Raises AuroraError; nothing is taken as told then."""
+        """The events since the last call, in order of time. Raises AuroraError; nothing is taken as told
+        then."""
         events, tasks = self._task_events(self.query()) if self.query else ([], {})
         more, updates, newest = self._update_events()
         events = sorted(events + more, key=lambda event: event[0])
-        self._tasks, self._updates, self._newest = tasks, updates, newest      # told only now: all reads were answered
+        # told only now: all reads were answered
+        self._tasks, self._updates, self._newest = tasks, updates, newest
         self._first = False
         if events and self.history:
             self.standing = self.standing + events
         elif events:
             self.standing = sorted(
                 [(last["time"], "task", last) for _, _, last in tasks.values() if last] +
-                [(last["time"], "update", last) for _, _, _, last in updates.values() if last], key=lambda each: each[0])
+                [(last["time"], "update", last) for _, _, _, last in updates.values() if last],
+                key=lambda each: each[0])
         return [(name, plain) for _, name, plain in events]
 
     def _task_events(self, query: Any) -> Tuple[List[Tuple[int, str, Any]], Dict[str, Tuple[int, int, Any]]]:
@@ -8829,11 +9194,13 @@ class TaskChanges:
             told, last, plain = self._tasks.get(identity, (0, -1, None))
             history = task.get("taskEvents", [])
             newest = max([event["timestamp"] for event in history], default=last)
-            # Two events may share a millisecond, so they are counted; a flapping partition makes a history shorter.
+            # Two events may share a millisecond, so they are counted; a flapping partition makes a history
+            # shorter.
             whole = len(history) >= told and (not told or history[told - 1]["timestamp"] == last)
             fresh = history[told:] if whole else [event for event in history if event["timestamp"] > last]
             for event in fresh[-1:] if self._first else fresh:
-                plain = {"id": identity, "instance": instance, "job": "%s/%s" % (self.cluster, assigned["task"]["job"]),
+                plain = {"id": identity, "instance": instance, "job": "%s/%s" %
+                         (self.cluster, assigned["task"]["job"]),
                          "state": api.ScheduleStatus.name_of(event["status"]), "time": event["timestamp"],
                          "message": event.get("message"), "host": assigned.get("slaveHost")}
                 events.append((event["timestamp"], "task", plain))
@@ -8841,12 +9208,14 @@ class TaskChanges:
         now = int(time.time() * 1000)
         for identity in set(self._tasks) - set(seen):
             last_one = self._tasks[identity][2] or {}
-            events.append((now, "task", {"id": identity, "instance": last_one.get("instance"), "job": last_one.get("job"),
+            events.append((now, "task", {"id": identity, "instance": last_one.get("instance"),
+                                         "job": last_one.get("job"),
                                          "state": "DELETED", "time": now}))
         return events, seen
 
     def _changed_updates(self) -> Tuple[List[Any], Dict[str, Tuple[int, int, Any, Any]], int]:
-        """(summaries of the updates to look at, what is known of those that stay as they are, the newest change)."""
+        """(summaries of the updates to look at, what is known of those that stay as they are, the newest
+        change)."""
         query = self.updates()
         look: List[Any] = []
         kept: Dict[str, Tuple[int, int, Any, Any]] = {}
@@ -8856,7 +9225,8 @@ class TaskChanges:
             fresh = False
             for position, summary in enumerate(page):
                 state = summary.state
-                said, modified = (state.status, state.lastModifiedTimestampMs), state.lastModifiedTimestampMs or 0
+                said, modified = (state.status,
+                                  state.lastModifiedTimestampMs), state.lastModifiedTimestampMs or 0
                 known = self._updates.get(summary.key.id)
                 active = state.status in api.ACTIVE_JOB_UPDATE_STATES
                 newest = max(newest, modified)
@@ -8869,15 +9239,18 @@ class TaskChanges:
                     kept[summary.key.id] = known or (0, 0, said, None)
             if len(page) < self.PAGE or not fresh:
                 break
-        if len(page) == self.PAGE and query.jobKey is None:     # active ones may be older than all that was read
+        # active ones may be older than all that was read
+        if len(page) == self.PAGE and query.jobKey is None:
             active_ones = query.replace(updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES))
             read = {summary.key.id for summary in look}
-            look += [each for each in update_summaries(self.scheduler, active_ones) if each.key.id not in read]
+            look += [each for each in update_summaries(self.scheduler, active_ones)
+                     if each.key.id not in read]
         return look, kept, newest
 
     def _update_events(self) -> Tuple[List[Tuple[int, str, Any]], Dict[str, Tuple[int, int, Any, Any]], int]:
         look, seen, newest = self._changed_updates()
-        if self.query is None or len(seen) > 1:     # only the last update of a job, and what is active, stands
+        # only the last update of a job, and what is active, stands
+        if self.query is None or len(seen) > 1:
             seen = {each: known[:3] + (None,) for each, known in seen.items()}
         events: List[Tuple[int, str, Any]] = []
         for summary in look:
@@ -8890,12 +9263,14 @@ class TaskChanges:
     def _events_of(self, details: Any, events: List[Tuple[int, str, Any]]) -> Tuple[int, int, Any, Any]:
         """Add an update's new events; what is known of it then."""
         key, state = details.update.summary.key, details.update.summary.state
-        shared = {"update": key.id, "job": "/".join((self.cluster, key.job.role, key.job.environment, key.job.name))}
+        shared = {"update": key.id, "job": "/".join((self.cluster, key.job.role, key.job.environment,
+                                                     key.job.name))}
         statuses, steps = details.updateEvents or [], details.instanceEvents or []
         told_statuses, told_steps, _, last = self._updates.get(key.id, (0, 0, None, None))
         fresh = statuses[told_statuses:]
         for event in fresh[-1:] if self._first else fresh:
-            last = dict(shared, state=api.JobUpdateStatus.name_of(event.status), time=event.timestampMs, user=event.user,
+            last = dict(shared, state=api.JobUpdateStatus.name_of(event.status), time=event.timestampMs,
+                        user=event.user,
                         message=event.message)
             events.append((event.timestampMs, "update", last))
         for event in () if self._first else steps[told_steps:]:
@@ -8912,8 +9287,8 @@ def changes_of(scheduler: Any, key: Key) -> TaskChanges:
 
 
 def watch(scheduler: Scheduler, key: Union[str, Key], seconds: float = 1.0) -> Iterator[Tuple[str, Json]]:
-    """The events of a job, (task, update or instance, what happened), as a look every `seconds` finds them; first how
-    things stand. Goes on until its caller stops it. Raises what the scheduler fails with."""
+    """The events of a job, (task, update or instance, what happened), as a look every `seconds` finds them;
+    first how things stand. Goes on until its caller stops it. Raises what the scheduler fails with."""
     changes = changes_of(scheduler, Key.of(key))
     while True:
         yield from changes()
@@ -8934,8 +9309,10 @@ def watch(scheduler: Scheduler, key: Union[str, Key], seconds: float = 1.0) -> I
 # themselves wrote, processes that log to the console, tasks of other executors.
 
 
-ObserverUnreachable = failure("OBSERVER_UNREACHABLE", 502, "No connection to the observer or agent of a host.")
-ObserverBadAnswer = failure("OBSERVER_BAD_ANSWER", 502, "What the observer or agent of a host answered is no answer.")
+ObserverUnreachable = failure("OBSERVER_UNREACHABLE", 502,
+                              "No connection to the observer or agent of a host.")
+ObserverBadAnswer = failure("OBSERVER_BAD_ANSWER", 502,
+                            "What the observer or agent of a host answered is no answer.")
 ObserverTimeout = failure("OBSERVER_TIMEOUT", 504, "The observer or agent of a host did not answer in time.")
 SandboxGone = failure("SANDBOX_GONE", 410, "The sandbox of an ended task was collected.")
 TaskTooYoung = failure("TASK_TOO_YOUNG", 404, "The observer does not know the task yet.")
@@ -9982,8 +10359,8 @@ def words_of_failure(observer: Observer, spots: Sequence[Spot], key: Key,
 # ============================================================================================================
 # 6. Service
 #
-# The route table with its handlers, who may, watching, answers remembered, idempotency, metrics, the OpenAPI description: an
-# App of room 1. Uses rooms 1 to 5.
+# The route table with its handlers, who may, watching, answers remembered, idempotency, metrics, the OpenAPI
+# description: an App of room 1. Uses rooms 1 to 5.
 # ============================================================================================================
 
 
@@ -9991,15 +10368,18 @@ LIMITS.update({
     "tasks": Limit(10000, "tasks", "tasks of a cluster in one answer, and the default for limit="),
     "answer": Limit(256 << 20, "bytes", "size of a scheduler's answer; over it 502", least=1024),
     "watchers": Limit(2000, "streams", "event streams and blocking reads at once; further ones get 503"),
-    "waits": Limit(4000, "callers", "callers that wait for an outcome, a quarter of them for one caller; further ones get "
+    "waits": Limit(4000, "callers",
+                   "callers that wait for an outcome, a quarter of them for one caller; further ones get "
                    "503 before anything is done"),
     "wait": Limit(3600, "seconds", "longest wait="),
     "operations": Limit(100, "operations", "operations running at once; further ones get 503"),
     "kept_operations": Limit(1000, "operations", "ended operations that are remembered"),
-    "remembered": Limit(32 << 20, "bytes", "replies of schedulers, remembered with the answers that were made from them; "
+    "remembered": Limit(32 << 20, "bytes",
+                        "replies of schedulers, remembered with the answers that were made from them; "
                         "the least used are forgotten first"),
     "idempotency_keys": Limit(10000, "keys", "remembered Idempotency-Keys; the oldest are forgotten first"),
-    "idempotency_bytes": Limit(32 << 20, "bytes", "answers remembered for them; the oldest are forgotten first"),
+    "idempotency_bytes": Limit(32 << 20, "bytes",
+                               "answers remembered for them; the oldest are forgotten first"),
 })
 
 
@@ -10007,9 +10387,10 @@ LIMITS.update({
 def glob(pattern: str) -> Callable[[str], bool]:
     """Whether a text matches a shell pattern, in time linear in the text whatever the pattern.
 
-    A pattern with several stars becomes a set of positions, the bits of one number, that each character moves on
-    (Shift-And); a regular expression would try all ways to share a text among the stars, on Python 3.8 in exponential
-    time. With at most one star there is nothing to share. Raises BadRequest for a pattern longer than any name.
+    A pattern with several stars becomes a set of positions, the bits of one number, that each character moves
+    on (Shift-And); a regular expression would try all ways to share a text among the stars, on Python 3.8 in
+    exponential time. With at most one star there is nothing to share. Raises BadRequest for a pattern longer
+    than any name.
     """
     if len(pattern) > 255:
         raise BadRequest("a pattern has at most 255 characters")
@@ -10067,7 +10448,8 @@ class Histogram:
 
 
 class Metrics:
-    """Counters, histograms and gauges in the Prometheus text format. `gauges` are functions asked when it is written."""
+    """Counters, histograms and gauges in the Prometheus text format. `gauges` are functions asked when it is
+    written."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()       # guards _families and _answered
@@ -10080,7 +10462,8 @@ class Metrics:
         self._families[name] = (kind, text, labels, {} if labels or kind != "counter" else {(): 0})
 
     def gauge(self, name: str, text: str, read: Callable[[], Any]) -> None:
-        """A figure, or some with labels, read when it is asked for; a counter where its name ends with _total."""
+        """A figure, or some with labels, read when it is asked for; a counter where its name ends with
+        _total."""
         def samples() -> Iterable[Tuple[Dict[str, str], float]]:
             found = read()
             return [({}, found)] if isinstance(found, (int, float)) else found
@@ -10100,7 +10483,8 @@ class Metrics:
             histogram.observe(seconds)
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count an answered request: the two families that every request touches, with one look-up and one lock."""
+        """Count an answered request: the two families that every request touches, with one look-up and one
+        lock."""
         with self._lock:
             entry = self._answered.get((route, method, status))
             if entry is None:
@@ -10141,7 +10525,8 @@ class Metrics:
 def _labels(pairs: Sequence[Tuple[str, str]]) -> str:
     if not pairs:
         return ""
-    quoted = [(name, value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")) for name, value in pairs]
+    quoted = [(name, value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")) for name,
+              value in pairs]
     return "{" + ",".join('%s="%s"' % pair for pair in quoted) + "}"
 
 
@@ -10153,7 +10538,8 @@ def process_figures() -> Dict[str, float]:
     with contextlib.suppress(OSError, ValueError, IndexError):
         figures["process_open_fds"] = float(len(os.listdir("/proc/self/fd")))
         with open("/proc/self/statm", encoding="ascii") as stream:
-            figures["process_resident_memory_bytes"] = float(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            figures["process_resident_memory_bytes"] = float(stream.read().split()[1]) * os.sysconf(
+                "SC_PAGE_SIZE")
     return figures
 
 
@@ -10181,12 +10567,14 @@ ANONYMOUS = User("anonymous", "admin", known=False)
 
 
 def hash_token(token: str) -> str:
-    """How a token is stored. Tokens are 32 random bytes: one pass of SHA-256 is enough to make guessing hopeless."""
+    """How a token is stored. Tokens are 32 random bytes: one pass of SHA-256 is enough to make guessing
+    hopeless."""
     return "sha256:" + hashlib.sha256(token.encode()).hexdigest()
 
 
 class Tokens:
-    """The tokens of a file: one a line, `NAME LEVEL ROLES sha256:HASH`, ROLES being patterns joined by commas."""
+    """The tokens of a file: one a line, `NAME LEVEL ROLES sha256:HASH`, ROLES being patterns joined by
+    commas."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -10201,7 +10589,8 @@ class Tokens:
                 words = line.split()
                 if not words or words[0].startswith("#"):
                     continue
-                if len(words) != 4 or words[1] not in LEVELS or not re.fullmatch(r"sha256:[0-9a-f]{64}", words[3]):
+                if len(words) != 4 or words[1] not in LEVELS or not re.fullmatch(r"sha256:[0-9a-f]{64}",
+                        words[3]):
                     raise ValueError("%s, line %d: expected NAME read|logs|write|admin ROLES sha256:HASH" % (
                         self.path, number))
                 roles = tuple(words[2].split(","))
@@ -10222,7 +10611,8 @@ class Tokens:
 
 
 class Access(NamedTuple):
-    """How callers are known. tokens: Bearer tokens; forward: their Authorization goes to the scheduler, which decides."""
+    """How callers are known. tokens: Bearer tokens; forward: their Authorization goes to the scheduler, which
+    decides."""
     tokens: Optional[Tokens] = None
     forward: bool = False
     anonymous: bool = True
@@ -10251,7 +10641,8 @@ class Access(NamedTuple):
             name = "forwarded"
             if scheme.lower() == "basic":
                 with contextlib.suppress(ValueError):
-                    name = base64.b64decode(secret.strip(), validate=True).decode("utf-8", "replace").partition(":")[0]
+                    name = base64.b64decode(secret.strip(), validate=True).decode("utf-8",
+                            "replace").partition(":")[0]
             return User(re.sub(r"[^\w\-.@]", "_", name)[:64] or "forwarded", "admin", known=bool(given))
         if self.anonymous:
             return ANONYMOUS
@@ -10266,14 +10657,16 @@ class Access(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What a value in the query is: how its text is read and how OpenAPI describes it, in one, so that both agree. read
-    raises ValueError with what was expected; join: makes one value of several, where it may be repeated."""
+    """What a value in the query is: how its text is read and how OpenAPI describes it, in one, so that both
+    agree. read raises ValueError with what was expected; join: makes one value of several, where it may be
+    repeated."""
     read: Callable[[str], Any]
     schema: Json
     join: Optional[Callable[[List[Any]], Any]] = None
 
 
-def _bounded(kind: str, expected: str, pattern: str, convert: Callable[[str], Any], least: float, most: float) -> Kind:
+def _bounded(kind: str, expected: str, pattern: str, convert: Callable[[str], Any], least: float,
+             most: float) -> Kind:
     def read(text: str) -> Any:
         if not re.fullmatch(pattern, text, re.ASCII):
             raise ValueError(expected)
@@ -10369,16 +10762,20 @@ TEXT = Kind(str, {"type": "string", "minLength": 1})
 GLOB = Kind(_read_glob, {"type": "string", "minLength": 1, "maxLength": 255})
 GLOBS = GLOB._replace(join=list)
 PAIRS = Kind(_read_pair, {"type": "string", "pattern": "^[^=]+=", "minLength": 1}, list)
-INSTANCES = Kind(lambda text: parse_instances([text]), {"type": "string", "pattern": r"^\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*$"},
+INSTANCES = Kind(lambda text: parse_instances([text]),
+                 {"type": "string", "pattern": r"^\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*$"},
                  lambda found: sorted({each for part in found for each in part}))
 STATES = members(api.ScheduleStatus, {
-    "active": _names(api.ScheduleStatus, api.ACTIVE_STATES), "live": _names(api.ScheduleStatus, api.LIVE_STATES),
+    "active": _names(api.ScheduleStatus, api.ACTIVE_STATES),
+    "live": _names(api.ScheduleStatus, api.LIVE_STATES),
     "terminal": _names(api.ScheduleStatus, api.TERMINAL_STATES)})
 UPDATE_STATES = members(api.JobUpdateStatus, {
-    "active": _names(api.JobUpdateStatus, api.ACTIVE_JOB_UPDATE_STATES), "all": tuple(api.JobUpdateStatus.values),
+    "active": _names(api.JobUpdateStatus, api.ACTIVE_JOB_UPDATE_STATES),
+    "all": tuple(api.JobUpdateStatus.values),
     "inactive": ("ROLLED_FORWARD", "ROLLED_BACK", "ABORTED", "ERROR", "FAILED"),
     "blocked": _names(api.JobUpdateStatus, api.AWAITNG_PULSE_JOB_UPDATE_STATES),
-    "failed": ("ERROR", "FAILED", "ROLLED_BACK"), "unsuccessful": ("ERROR", "FAILED", "ROLLED_BACK"), "paused": ("ROLL_FORWARD_PAUSED", "ROLL_BACK_PAUSED"),
+    "failed": ("ERROR", "FAILED", "ROLLED_BACK"), "unsuccessful": ("ERROR", "FAILED", "ROLLED_BACK"),
+    "paused": ("ROLL_FORWARD_PAUSED", "ROLL_BACK_PAUSED"),
     "succeeded": ("ROLLED_FORWARD",)})
 ENDED = Enum("ScheduleStatus", {name: number for name, number in api.ScheduleStatus.values.items()
                                 if number in api.TERMINAL_STATES})
@@ -10401,14 +10798,16 @@ PARAMS: Dict[str, Param] = {
     "env": Param(PAIRS, "NAME=VALUE for os.environ in the configuration; repeatable", "STAGE=test"),
     "file": Param(TEXT, "which of several files is the job's; the first if absent", "deploy/job.aurora"),
     "message": Param(TEXT, "a sentence for the scheduler's audit trail"),
-    "wait": Param(duration(), "how long to wait for the outcome, an hour at the most, or with If-None-Match for a "
+    "wait": Param(duration(),
+                  "how long to wait for the outcome, an hour at the most, or with If-None-Match for a "
                   "change; Prefer: wait=N is the same", "30"),
     "dry_run": Param(FLAG, "do everything but the scheduler's write call, and tell what it would be"),
     "pretty": Param(FLAG, "indent the answer"),
     "limit": Param(integer(1, 1 << 30), "how many at the most"),
     "offset": Param(integer(0, 1 << 30), "how many to leave out first"),
     "detail": Param(FLAG, "with all there is to tell of each"),
-    "byte": Param(integer(-(1 << 53), 1 << 53), "the byte to begin at; counted from the end where it is negative"),
+    "byte": Param(integer(-(1 << 53), 1 << 53),
+                  "the byte to begin at; counted from the end where it is negative"),
     "length": Param(integer(1, 1 << 20), "bytes at the most"),
     "tail": Param(integer(0, 100000), "the last lines, so many"),
     "follow": Param(FLAG, "go on with what is written from now on"),
@@ -10417,7 +10816,8 @@ PARAMS: Dict[str, Param] = {
     "run": Param(integer(-100, 1 << 20), "which run of the process; -1, the latest, if absent"),
     "runs": Param(FLAG, "with all runs of each process"),
     "task": Param(TEXT, "the id of a task of the instance, instead of its latest"),
-    "source": Param(choice("observer", "agent"), "agent: from the Mesos agent, where what executors wrote is"),
+    "source": Param(choice("observer", "agent"),
+                    "agent: from the Mesos agent, where what executors wrote is"),
     "path": Param(TEXT, "a path in the sandbox", ".logs"),
     "logs": Param(FLAG, "0: without the last lines that a failed process wrote"),
     "cluster": Param(GLOB, "only these clusters; a glob", "dev*"),
@@ -10427,20 +10827,24 @@ PARAMS: Dict[str, Param] = {
     "host": Param(GLOBS, "only on these hosts; a glob; repeatable", "demo-*"),
     "tier": Param(GLOB, "only of these tiers; a glob", "preferred"),
     "metadata": Param(PAIRS, "only with this metadata, KEY=VALUE, the value a glob; repeatable", "team=*"),
-    "image": Param(GLOB, "only with a container image of this name, with its tag if it has one; a glob", "nginx:*"),
-    "state": Param(STATES, "only in this state; repeatable; active, live and terminal stand for several", "RUNNING"),
+    "image": Param(GLOB, "only with a container image of this name, with its tag if it has one; a glob",
+                   "nginx:*"),
+    "state": Param(STATES, "only in this state; repeatable; active, live and terminal stand for several",
+                   "RUNNING"),
     "exact_role": Param(TEXT, "only this role", "www-data"),
     "exact_environment": Param(TEXT, "only this environment", "prod"),
     "exact_name": Param(TEXT, "only this name", "hello"),
     "exact_host": Param(TEXT._replace(join=list), "only on this host; repeatable", "demo-01"),
-    "ended_state": Param(members(ENDED, {"terminal": tuple(ENDED.values)}), "only in this state; repeatable", "FAILED"),
+    "ended_state": Param(members(ENDED, {"terminal": tuple(ENDED.values)}), "only in this state; repeatable",
+                         "FAILED"),
     "has": Param(choice("active", "pending", "finished", "failed"), "only jobs that have such tasks"),
     "status": Param(UPDATE_STATES, "only updates in this state; repeatable; active, paused, unsuccessful, "
                     "succeeded … stand for several", "active"),
     "user": Param(GLOB, "only those started by these users; a glob"),
     "batch_size": Param(BATCH, "instances at once, 1 if absent; all for all", "1"),
     "watch_secs": Param(duration(0, 86400), "how long a new task has to run; 30 s if absent", "30"),
-    "max_per_instance_failures": Param(integer(0, 1000), "failures that one instance may have; none if absent"),
+    "max_per_instance_failures": Param(integer(0, 1000),
+                                       "failures that one instance may have; none if absent"),
     "max_total_failures": Param(integer(0, MAX_TASKS_PER_JOB), "instances that may fail; none if absent"),
     "time_limit": Param(duration(1, 604800), "how long one batch, or what is waited for, may take", "10m"),
     "count": Param(integer(1, MAX_TASKS_PER_JOB), "how many instances; 1 if absent", 2),
@@ -10479,10 +10883,11 @@ def read_param(name: str, kind: Kind, values: Sequence[str]) -> Any:
 
 
 # --- what answers hold --------------------------------------------------------------------------------------
-# One line a field: its name, with ? where it may be absent; its type; what it is. Types: string, integer, number, boolean,
-# object; time, in milliseconds since 1970; =Enum, the names of a Thrift enum; =a,b these words; another object of this
-# table, or a Thrift struct, whose names differ; [T] a list, {T} an object of such values by name, T|U either, T? that or
-# null. An object in parentheses lends its fields. Durations are seconds, jobs cluster/role/environment/name.
+# One line a field: its name, with ? where it may be absent; its type; what it is. Types: string, integer,
+# number, boolean, object; time, in milliseconds since 1970; =Enum, the names of a Thrift enum; =a,b these
+# words; another object of this table, or a Thrift struct, whose names differ; [T] a list, {T} an object of
+# such values by name, T|U either, T? that or null. An object in parentheses lends its fields. Durations are
+# seconds, jobs cluster/role/environment/name.
 
 OBJECTS = """
 Failure: what every failure answers
@@ -10851,7 +11256,8 @@ class Schemas:
             self.made[name] = {}
             thrift = None if name in _objects() else getattr(api, name)
             self.made[name] = self._object(name) if thrift is None else {
-                "type": "string", "enum": sorted(thrift.values), "description": "Thrift %s" % name} if isinstance(
+                "type": "string", "enum": sorted(thrift.values), "description": "Thrift %s" %
+                name} if isinstance(
                     thrift, Enum) else self._struct(thrift)
         return {"$ref": "#/components/schemas/" + name}
 
@@ -10871,7 +11277,8 @@ class Schemas:
             return self.ref(kind[1:])
         if kind[0] == "=":
             words = kind[1:].split(",")
-            return {"type": "string", "const": words[0]} if len(words) == 1 else {"type": "string", "enum": words}
+            return {"type": "string", "const": words[0]} if len(words) == 1 else {"type": "string",
+                    "enum": words}
         known: Json = {"any": {}, "object": {"type": "object", "additionalProperties": True},
                        "time": {"type": "integer", "format": "int64"}}
         return dict(known.get(kind) or {"type": kind}) if kind.islower() and kind != "any" else (
@@ -10881,18 +11288,22 @@ class Schemas:
         text, fields = _objects()[name]
         fields = [(field, absent, kind, what + ", in milliseconds since 1970" if "time" in kind else what)
                   for field, absent, kind, what in fields]
-        return {"type": "object", "description": text, "required": [field for field, absent, _, _ in fields if not absent],
-                "properties": {field: dict(self.of(kind), description=what) for field, _, kind, what in fields}}
+        return {"type": "object", "description": text,
+                "required": [field for field, absent, _, _ in fields if not absent],
+                "properties": {field: dict(self.of(kind), description=what) for field, _, kind,
+                               what in fields}}
 
     def _struct(self, struct: Any) -> Json:
-        """A Thrift struct in plain JSON: no field has to be there. executorConfig.data is shown as what it holds."""
+        """A Thrift struct in plain JSON: no field has to be there. executorConfig.data is shown as what it
+        holds."""
         fields = {name: self._thrift(kind) for name, kind in struct.fields.items()}
         if struct is api.ExecutorConfig:
             fields["data"] = {"description": "what the executor gets, as the object it holds"}
         bounds: Json = {"minProperties": 1, "maxProperties": 1} if struct.is_union else {}
         if struct.__name__.lower() in fields:       # generators make one name of both
             bounds["title"] = "Thrift" + struct.__name__
-        return dict({"type": "object", "description": "Thrift %s, in plain JSON" % struct.__name__, "properties": fields},
+        return dict({"type": "object", "description": "Thrift %s, in plain JSON" % struct.__name__,
+                     "properties": fields},
                     **bounds)
 
     def _thrift(self, kind: Type) -> Json:
@@ -10913,13 +11324,14 @@ class Schemas:
 class Route(NamedTuple):
     """One row of the route table, which is all that there is to know of a request.
 
-    path: a template, {key} for cluster, role, environment and name; name: what metrics, log and OpenAPI call it; access: the
-    level a caller needs; params: names in the query → rows of PARAMS; body: "" or what kind of body it takes; answers:
-    status → what it says; gives: the object in OBJECTS that it answers, or the media type where that is not JSON;
-    remembered: the answer follows from the request and the scheduler's replies alone, so that the same replies make the
-    same answer; quick: it neither blocks nor takes long, so that the reading thread may make it; operates: it starts an
-    operation, always ("always") or with the parameter of that name; judges: the handler itself looks who may, since the
-    path does not tell; guards: the reads whose ETags If-Match may name.
+    path: a template, {key} for cluster, role, environment and name; name: what metrics, log and OpenAPI call
+    it; access: the level a caller needs; params: names in the query → rows of PARAMS; body: "" or what kind
+    of body it takes; answers: status → what it says; gives: the object in OBJECTS that it answers, or the
+    media type where that is not JSON; remembered: the answer follows from the request and the scheduler's
+    replies alone, so that the same replies make the same answer; quick: it neither blocks nor takes long, so
+    that the reading thread may make it; operates: it starts an operation, always ("always") or with the
+    parameter of that name; judges: the handler itself looks who may, since the path does not tell; guards:
+    the reads whose ETags If-Match may name.
     """
     method: str
     path: str
@@ -10950,19 +11362,24 @@ class Route(NamedTuple):
 
     @property
     def leaves_a_line(self) -> bool:
-        """Whether the audit trail has a line of each such request: of writes, and of who reads what may be secret."""
+        """Whether the audit trail has a line of each such request: of writes, and of who reads what may be
+        secret."""
         return self.access == "logs" or self.writes
 
 
 ROUTES: List[Route] = []
-_GROUPS = {"run": "create, kill, cron", "watch": "what there is, and what happens", "change": "updates, scale",
-           "fix": "restart, abort, roll back", "operate": "quota, maintenance, backups, tasks of a cluster, any call",
+_GROUPS = {"run": "create, kill, cron", "watch": "what there is, and what happens",
+           "change": "updates, scale",
+           "fix": "restart, abort, roll back",
+           "operate": "quota, maintenance, backups, tasks of a cluster, any call",
            "server": "this server itself"}
-_SEGMENTS = {"hosts": r"[\w\-.:]+(,[\w\-.:]+)*", "instance": r"\d{1,4}",     # path parameters that are not identifiers
+# path parameters that are not identifiers
+_SEGMENTS = {"hosts": r"[\w\-.:]+(,[\w\-.:]+)*", "instance": r"\d{1,4}",
              "process": r"[^./\x00][^/\x00]*"}
 _PATH_PARAMS = {"cluster": ("the cluster", "devcluster"), "role": ("the role", "www-data"),
                 "environment": ("the environment", "prod"), "name": ("the job's name", "hello"),
-                "hosts": ("names of hosts, with commas between", "demo-01"), "task": ("the id of a task", None),
+                "hosts": ("names of hosts, with commas between", "demo-01"),
+                "task": ("the id of a task", None),
                 "instance": ("the number of an instance", "0"), "process": ("the name of a process", "hello"),
                 "backup": ("the id of a backup", None), "method": ("a method of the Thrift API", None),
                 "id": ("the id of the update or operation", None)}
@@ -10970,8 +11387,10 @@ _WRITES = ("PUT", "POST", "DELETE")
 _JOB_GUARDS = ("get_config", "get_job")
 
 
-def route(method: str, path: str, group: str, access: str = "", params: str = "", body: str = "", gives: str = "Written",
-          remembered: bool = False, quick: bool = False, operates: str = "", judges: bool = False, name: str = "",
+def route(method: str, path: str, group: str, access: str = "", params: str = "", body: str = "",
+          gives: str = "Written",
+          remembered: bool = False, quick: bool = False, operates: str = "", judges: bool = False,
+          name: str = "",
           summary: str = "", guards: Sequence[str] = (), **answers: str) -> Callable[[Any], Any]:
     """Put a handler into the route table. answers: status code, after an `a`, → what it says."""
     level = access or ("read" if method == "GET" else "write")
@@ -10989,8 +11408,10 @@ def route(method: str, path: str, group: str, access: str = "", params: str = ""
 
     def put(handler: Callable[[Call], Any]) -> Callable[[Call], Any]:
         ROUTES.append(Route(method, path, handler, name or handler.__name__,
-                            summary or (handler.__doc__ or "").strip().split("\n")[0], group, level, rows, body,
-                            {int(code[1:]): text for code, text in answers.items()} or {200: "done"}, gives, remembered,
+                            summary or (handler.__doc__ or "").strip().split("\n")[0], group, level, rows,
+                            body,
+                            {int(code[1:]): text for code, text in answers.items()} or {200: "done"}, gives,
+                            remembered,
                             quick, operates, judges, tuple(guards)))
         return handler
     return put
@@ -11022,12 +11443,14 @@ def _match(path: str) -> Tuple[Dict[str, Route], Dict[str, str]]:
         if found:
             arguments = {name: decode_percent(text) for name, text in found.groupdict().items()}
             for name, text in arguments.items():
-                if not re.fullmatch(_SEGMENTS.get(name, IDENTIFIER.pattern), text, re.ASCII) or text in (".", "..") or (
+                if not re.fullmatch(_SEGMENTS.get(name, IDENTIFIER.pattern), text, re.ASCII) or text in (".",
+                        "..") or (
                         len(text) > MAX_IDENTIFIER and name != "hosts"):
                     raise BadRequest("%r is not a valid %s: letters, digits, _ - . and at most %d of them" % (
                         text[:80], name, MAX_IDENTIFIER))
             return methods, arguments
-    if len(path) > 1 and path.endswith("/") and any(each.fullmatch(path.rstrip("/")) for each, _ in _patterns(len(ROUTES))):
+    if len(path) > 1 and path.endswith("/") and any(each.fullmatch(path.rstrip("/")) for each,
+                                                    _ in _patterns(len(ROUTES))):
         raise NotFound("there is nothing at this path; it is there without the slash at the end")
     raise NotFound("there is nothing at this path; /openapi.json describes what there is")
 
@@ -11036,14 +11459,16 @@ def no_such(what: str, name: str, known: Iterable[str]) -> Failure:
     """The NotFound for a name that is not among those known, with the nearest of them."""
     import difflib
     near = difflib.get_close_matches(name, list(known), 3, 0.6)
-    return NotFound("there is no %s %s%s" % (what, name, "; did you mean %s?" % " or ".join(near) if near else ""))
+    return NotFound("there is no %s %s%s" % (what, name, "; did you mean %s?" % " or ".join(near) if near
+                                             else ""))
 
 
 # --- answers remembered -------------------------------------------------------------------------------------
 
 
 class Kept:
-    """A remembered read's answer, and what the scheduler was asked for it with the replies; its size in bytes."""
+    """A remembered read's answer, and what the scheduler was asked for it with the replies; its size in
+    bytes."""
     OVERHEAD = 4096     # about what the objects take, however short the texts in them
 
     __slots__ = ("asks", "answer", "size")
@@ -11054,11 +11479,13 @@ class Kept:
         answer.settle()
         texts = 2 * sum(len(each or "") for each in question)
         replies = sum(len(ask.known.reply) + 2 * len(ask.message) for ask in asks if ask.known)
-        self.size = self.OVERHEAD + texts + replies + 2 * len(answer.body)     # twice: it may be compressed, too
+        # twice: it may be compressed, too
+        self.size = self.OVERHEAD + texts + replies + 2 * len(answer.body)
 
 
 class Memory:
-    """Things with a `size` by what was asked, `room` bytes and `most` of them; the least used are forgotten first."""
+    """Things with a `size` by what was asked, `room` bytes and `most` of them; the least used are forgotten
+    first."""
 
     def __init__(self, room: float, most: float = math.inf) -> None:
         self.room = room
@@ -11109,8 +11536,9 @@ def _outcome(scheduler: Scheduler, ask: Ask) -> Tuple[bytes, Any]:
 
 
 class Replay:
-    """A scheduler as one run of a remembered handler sees it: notes what is asked with the replies; what came before the run
-    began, Responses or AuroraErrors, is not asked for again, if the run asks for the same in the same order."""
+    """A scheduler as one run of a remembered handler sees it: notes what is asked with the replies; what came
+    before the run began, Responses or AuroraErrors, is not asked for again, if the run asks for the same in
+    the same order."""
 
     def __init__(self, scheduler: Scheduler, given: Iterable[Tuple[Ask, bytes, Any]],
                  authorization: Optional[str] = None) -> None:
@@ -11157,9 +11585,10 @@ class Once(Source):
 
 
 class Idempotency:
-    """A write with an Idempotency-Key is done once. The first request runs; one that comes meanwhile waits for its answer,
-    one that comes later gets it again, for a day. One question settles a key when its run ends: may a write of it have
-    reached a scheduler? If not the key is free. Those under way are never forgotten. _lock guards _under_way."""
+    """A write with an Idempotency-Key is done once. The first request runs; one that comes meanwhile waits
+    for its answer, one that comes later gets it again, for a day. One question settles a key when its run
+    ends: may a write of it have reached a scheduler? If not the key is free. Those under way are never
+    forgotten. _lock guards _under_way."""
     SECONDS = 86400.0
 
     def __init__(self, service: Service) -> None:
@@ -11169,19 +11598,22 @@ class Idempotency:
         self._under_way: Dict[Any, Once] = {}
 
     def run(self, given: str, call: Call, run: Callable[[], Any]) -> Union[Response, Later, Stream]:
-        """What `run` answers, or what it answered before. Raises what `run` does, BadRequest, Unprocessable."""
+        """What `run` answers, or what it answered before. Raises what `run` does, BadRequest,
+        Unprocessable."""
         if not re.fullmatch(r"[\x21-\x7e]{1,255}", given):
             raise BadRequest("an Idempotency-Key has 1 to 255 visible characters")
         request = call.request
         slot = (request.user.name, request.headers.get("authorization"), given)
-        asked = hashlib.sha256("\0".join((request.method, request.path, request.raw_query, request.headers.get(
+        asked = hashlib.sha256("\0".join((request.method, request.path, request.raw_query,
+                                          request.headers.get(
             "content-type", ""))).encode() + b"\0" + request.body).digest()
         mine = Once(asked)
         self.answers.forget(self.SECONDS)
         with self._lock:
             first: Once = self.answers.look(slot) or self._under_way.setdefault(slot, mine)
         if first.asked != asked:
-            raise Unprocessable("this Idempotency-Key was used for another request", code="IDEMPOTENCY_KEY_REUSED")
+            raise Unprocessable("this Idempotency-Key was used for another request",
+                                code="IDEMPOTENCY_KEY_REUSED")
         if first is not mine:
             return Later(first, self.service.limits["wait"], first.replayed, lambda: self.service.refuse(
                 Conflict("the first request with this Idempotency-Key is still under way")))
@@ -11234,7 +11666,8 @@ class Call:
         self.params: Json = {}
         self.replay: Optional[Replay] = None
         self.slot: Optional[_Slot] = None               # for an operation, taken and not used yet
-        self.place: Optional[Callable[[], None]] = None     # among those who wait: what gives it back, until it is used
+        # among those who wait: what gives it back, until it is used
+        self.place: Optional[Callable[[], None]] = None
         self.began = False                              # an operation
         self._session: Optional[Session] = None
         self._running: Optional[List[Tuple[Any, List[int]]]] = None
@@ -11255,7 +11688,8 @@ class Call:
                     name[:80], ", ".join(sorted(known)) or "none"))
             self.params[known[name]] = read_param(name, PARAMS[known[name]].kind, values)
         if "wait" in self.params and self.params["wait"] > self.service.limits["wait"]:
-            raise BadRequest("wait=%g: at most %g seconds" % (self.params["wait"], self.service.limits["wait"]))
+            raise BadRequest("wait=%g: at most %g seconds" %
+                             (self.params["wait"], self.service.limits["wait"]))
 
     def get(self, name: str, default: Any = None) -> Any:
         """A parameter's value, by the name of its row."""
@@ -11280,7 +11714,8 @@ class Call:
     def session(self) -> Session:
         """The door to the cluster's scheduler, with the caller's credentials."""
         if self._session is None:
-            self._session = Session(self.service.clusters[self.args["cluster"]], self.auth, bool(self.get("dry_run")),
+            self._session = Session(self.service.clusters[self.args["cluster"]], self.auth,
+                                    bool(self.get("dry_run")),
                                     self._permit)
         return self._session
 
@@ -11333,7 +11768,8 @@ class Call:
 
     @property
     def running(self) -> List[Tuple[Any, List[int]]]:
-        """The configurations of the job's active instances, read once: what If-Match was held to is what is compared."""
+        """The configurations of the job's active instances, read once: what If-Match was held to is what is
+        compared."""
         if self._running is None:
             self._running = running_configs(self.scheduler, self.key)
         return self._running
@@ -11341,26 +11777,31 @@ class Call:
     def success(self, status: int = 200, headers: Iterable[Tuple[str, str]] = (), **fields: Any) -> Response:
         """An answer: status and key, and these fields."""
         key = self.service.key_of(self.request)
-        return Response(status, dict({"status": "success", "key": key} if key else {"status": "success"}, **fields),
+        return Response(status, dict({"status": "success", "key": key} if key else {"status": "success"},
+                                     **fields),
                         headers=headers)
 
     def job_success(self, status: int, headers: Iterable[Tuple[str, str]] = (), **fields: Any) -> Response:
         """The body that the original calls on one job share."""
         return self.success(status, headers, **dict({"count": 1, "job": str(self.key)}, **fields))
 
-    def page(self, items: Sequence[Any], most: Optional[int] = None) -> Tuple[Sequence[Any], List[Tuple[str, str]]]:
-        """(those that offset= and limit=, by default `most`, leave; a Link to the next page if there is one)."""
+    def page(self, items: Sequence[Any], most: Optional[int] = None) -> Tuple[Sequence[Any],
+            List[Tuple[str, str]]]:
+        """(those that offset= and limit=, by default `most`, leave; a Link to the next page if there is
+        one)."""
         start = self.get("offset", 0)
         end = start + self.get("limit", most or len(items) or 1)
         return items[start:end], self.link(end) if end < len(items) else []
 
     def link(self, offset: int) -> List[Tuple[str, str]]:
         """The header field that leads to the next page."""
-        query = [(name, value) for name, value in self.request.query if name != "offset"] + [("offset", str(offset))]
+        query = [(name, value) for name, value in self.request.query
+                 if name != "offset"] + [("offset", str(offset))]
         return [("Link", '<%s?%s>; rel="next"' % (self.request.path, urllib.parse.urlencode(query)))]
 
     def files(self) -> Tuple[Dict[str, str], bool]:
-        """The configuration files in the body, the first the root; whether it is a JSON job. Raises BadRequest."""
+        """The configuration files in the body, the first the root; whether it is a JSON job. Raises
+        BadRequest."""
         request = self.request
         body = request.body
         coding = request.headers.get("content-encoding", "identity").lower()
@@ -11374,9 +11815,11 @@ class Call:
             if not files:
                 raise BadRequest("the multipart body holds no file")
         elif not body:
-            raise InvalidConfig("the body is empty; it has to be an .aurora file, or a JSON job as application/json")
+            raise InvalidConfig("the body is empty; it has to be an .aurora file, or a JSON job as "
+                                "application/json")
         elif kind in TAR_TYPES:
-            files = parse_tar(gunzip(body, int(self.service.limits["body"])) if body[:2] == b"\x1f\x8b" else body)
+            files = parse_tar(gunzip(body, int(self.service.limits["body"])) if body[:2] == b"\x1f\x8b"
+                              else body)
         else:
             files = {"job.json" if kind == JSON_TYPE else "job.aurora": body}
         files = root_first(files, self.get("file"), kind in TAR_TYPES)
@@ -11407,7 +11850,8 @@ class Call:
     def json_body(self) -> Any:
         """The body as JSON. Raises BadRequest, UnsupportedMedia."""
         kind, _ = parse_content_type(self.request.headers.get("content-type", JSON_TYPE))
-        if kind not in (JSON_TYPE, "application/x-www-form-urlencoded") or "content-encoding" in self.request.headers:
+        if kind not in (JSON_TYPE,
+                        "application/x-www-form-urlencoded") or "content-encoding" in self.request.headers:
             raise UnsupportedMedia("the body has to be application/json")
         return parse_json(self.request.body) if self.request.body.strip() else {}
 
@@ -11422,7 +11866,8 @@ class Call:
 
     @property
     def owner(self) -> Optional[str]:
-        """A hash of the forwarded credentials, which only the scheduler can check; None where users are known here."""
+        """A hash of the forwarded credentials, which only the scheduler can check; None where users are known
+        here."""
         return hash_token(self.auth) if self.auth is not None else None
 
     def await_operation(self, operation: Operation, answer: Callable[[], Response]) -> Union[Response, Later]:
@@ -11435,13 +11880,15 @@ class Call:
         return Later(operation, seconds, with_last_words(self, operation, ready), answer, self.take_place())
 
     def take_place(self) -> Callable[[], None]:
-        """The place among those who wait that was taken for this call, or a new one; as what gives it back."""
+        """The place among those who wait that was taken for this call, or a new one; as what gives it
+        back."""
         place, self.place = self.place, None
         return place or self.service.waits.take(self.request.caller)
 
-    def told(self, status: int, verdict: Verdict, headers: Iterable[Tuple[str, str]], fields: Json) -> Response:
-        """The answer to a write that was waited for: `status` or 200 where it is reached, 202 where it is under way, 409 where
-        it cannot be reached any more. No 5xx, which `curl --retry` would repeat."""
+    def told(self, status: int, verdict: Verdict, headers: Iterable[Tuple[str, str]],
+             fields: Json) -> Response:
+        """The answer to a write that was waited for: `status` or 200 where it is reached, 202 where it is
+        under way, 409 where it cannot be reached any more. No 5xx, which `curl --retry` would repeat."""
         more = dict(fields, reached=bool(verdict.reached), progress=verdict.progress, **verdict.fields)
         if verdict.reached is False:
             return self.service.refuse(Conflict(verdict.text, code=verdict.code, **more), self.request)
@@ -11451,19 +11898,23 @@ class Call:
             return self.success(202, headers, **dict(more, why=verdict.text))
         return self.success(201 if status == 201 else 200, headers, **more)
 
-    def operated(self, operation: Operation, tell: Callable[[], Json] = lambda: {}, **fields: Any) -> Union[Response, Later]:
-        """The answer to a call that began an operation. tell: further fields, as they are when it is answered."""
+    def operated(self, operation: Operation, tell: Callable[[], Json] = lambda: {},
+                 **fields: Any) -> Union[Response, Later]:
+        """The answer to a call that began an operation. tell: further fields, as they are when it is
+        answered."""
         headers = [("Location", "/alpha/operations/" + operation.id)]
 
         def answer() -> Response:
             more = dict(fields, operation=operation.to_plain(), **tell())
             if not self.get("wait"):
-                return self.success(202, headers, **more) if "name" not in self.args else self.job_success(202, headers, **more)
+                return self.success(202, headers,
+                        **more) if "name" not in self.args else self.job_success(202, headers, **more)
             state, steps = operation.state, list(operation.steps)
             text = "; ".join(operation.errors) or (steps[-1]["text"] if steps else "not begun yet")
             known = {"endings": operation.result["endings"]} if "endings" in operation.result else {}
             return self.told(202, Verdict(
-                {"running": None, "succeeded": True}.get(state, False), operation.done, operation.failed, operation.total,
+                {"running": None, "succeeded": True}.get(state, False), operation.done, operation.failed,
+                operation.total,
                 text if operation.errors or state == "running" else "the operation was " + state,
                 operation.result.get("code") or "OPERATION_" + state.upper(), known), headers, more)
         return self.await_operation(operation, answer)
@@ -11473,8 +11924,8 @@ class Call:
                 **fields: Any) -> Union[Response, Later]:
         """The answer to a write, after what comes of it where the caller waits.
 
-        watched: names what is asked; all that wait for the same share one question a period. tell: further fields from
-        what was last answered."""
+        watched: names what is asked; all that wait for the same share one question a period. tell: further
+        fields from what was last answered."""
         seconds = self.get("wait")
         if not seconds:
             return self.job_success(status, headers, **fields)
@@ -11492,7 +11943,8 @@ class Call:
                     return self.service.refuse(answer, self.request) if answer.http < 500 else None
                 latest = judge(answer)
                 fields.update(tell(answer))
-                return self.told(status, latest, headers, fields) if latest.reached is not None or latest.stuck else None
+                return self.told(status, latest, headers,
+                                 fields) if latest.reached is not None or latest.stuck else None
             return ready
         place = self.take_place()
         made: Later = self.service.watched.watch(
@@ -11509,7 +11961,8 @@ def _misread(body: str) -> str:
     if text[:1] in "{[" and text[-1:] in "}]":
         return "the body looks like JSON, which takes Content-Type: application/json"
     if re.fullmatch(r"@?[\w./~\-]{1,255}\.(aurora|json)", text, re.ASCII):
-        return "the body looks like the name of a file; curl sends the file with --data-binary @%s" % text.lstrip("@")
+        return "the body looks like the name of a file; curl sends the file with --data-binary @%s" % (
+            text.lstrip("@"))
     if "\n" not in text and len(text) > 60:
         return "the body is one single line: curl -d drops line ends, --data-binary keeps them"
     return ""
@@ -11519,9 +11972,9 @@ def _misread(body: str) -> str:
 
 
 class Readiness(Source):
-    """Whether schedulers answer, for /ready: asked beside the semaphores, all at once, each in a thread of its own, so that
-    neither busy slots nor dead clusters hold up the answer; a scheduler that has just answered anybody is not asked. From
-    any thread; _lock guards _states and _asking."""
+    """Whether schedulers answer, for /ready: asked beside the semaphores, all at once, each in a thread of
+    its own, so that neither busy slots nor dead clusters hold up the answer; a scheduler that has just
+    answered anybody is not asked. From any thread; _lock guards _states and _asking."""
     FRESH = 1.0
 
     def __init__(self) -> None:
@@ -11555,7 +12008,8 @@ class Readiness(Source):
         self.changed()
 
     def _known(self, scheduler: Scheduler) -> Tuple[float, Optional[Failure]]:
-        """When a scheduler was last heard of, by us or by any caller, and what was wrong with it. With the lock held."""
+        """When a scheduler was last heard of, by us or by any caller, and what was wrong with it. With the
+        lock held."""
         when, problem = self._states.get(scheduler, (-math.inf, None))
         return (scheduler.answered, None) if scheduler.answered >= when else (when, problem)
 
@@ -11617,9 +12071,10 @@ class Watched:
         """How many watch."""
         return sum(each.waiters for each in list(self._polls.values()))
 
-    def watch(self, key: Any, make: Callable[[], Any], use: Callable[[Any], Any], counted: bool = True) -> Any:
-        """What `use` makes of the poll of a watched thing, and listens to it; `make` makes the poll on first use. counted:
-        it takes a place among the watchers. Raises Overloaded."""
+    def watch(self, key: Any, make: Callable[[], Any], use: Callable[[Any], Any],
+              counted: bool = True) -> Any:
+        """What `use` makes of the poll of a watched thing, and listens to it; `make` makes the poll on first
+        use. counted: it takes a place among the watchers. Raises Overloaded."""
         if counted and self.count >= self.limits["watchers"]:
             raise Overloaded("%d streams are open already" % self.limits["watchers"], retry_after=10)
         with self._lock:
@@ -11634,8 +12089,8 @@ class Watched:
 
 
 class Reception(App):
-    """What happens to a request before its handler and after it: its route, who asks and whether he may, how a failure
-    looks, the lines that it leaves in the log.
+    """What happens to a request before its handler and after it: its route, who asks and whether he may, how
+    a failure looks, the lines that it leaves in the log.
 
     cors: origins that may write; hosts: further names of a server on loopback.
     """
@@ -11671,14 +12126,16 @@ class Reception(App):
             if method == "OPTIONS" and request.path == "*":
                 request.route = {each: None for each in ("GET", "PUT", "POST", "DELETE")}
             return
-        if chosen.method == "GET" and chosen.access == "read" and not chosen.is_stream and not request.head.length:
+        plain = not chosen.is_stream and not request.head.length
+        if plain and chosen.method == "GET" and chosen.access == "read":
             with contextlib.suppress(BadRequest):
                 if all(name != "wait" for name, _ in request.query) and "prefer" not in request.headers:
                     request.share = self._question(request, request.raw_query)
 
     @staticmethod
     def _question(request: Request, query: str) -> Tuple[Any, ...]:
-        """What makes two reads the same: they get the same answer. For reads without a body, which could differ."""
+        """What makes two reads the same: they get the same answer. For reads without a body, which could
+        differ."""
         headers = request.headers
         return (request.path, query, headers.get("authorization"), headers.get("host"), headers.get("origin"),
                 request.certificate)
@@ -11699,14 +12156,16 @@ class Reception(App):
         if "origin" not in request.headers and host == self._last_host:
             return
         name = re.sub(r":\d*$", "", host).lower()
-        if self.loopback and host and name not in ("localhost", "127.0.0.1", "[::1]") and name not in self.hosts:
+        if self.loopback and host and name not in ("localhost", "127.0.0.1",
+                                                   "[::1]") and name not in self.hosts:
             raise Misdirected("the host %r is not this server's; --host-name NAME adds one" % host[:80])
         self._last_host = host
         origin = request.headers.get("origin")
         if origin is None or request.method in ("GET", "HEAD", "OPTIONS") or origin in self.cors:
             return
         if origin not in ("http://" + host, "https://" + host):
-            raise Forbidden("requests from the origin %r may not change anything here; --cors ORIGIN allows one" %
+            raise Forbidden("requests from the origin %r may not change anything here; --cors ORIGIN allows "
+                            "one" %
                             origin[:80])
 
     def _identify(self, request: Request, chosen: Route) -> str:
@@ -11715,7 +12174,8 @@ class Reception(App):
             request.user = ANONYMOUS
             return "read"
         request.user = self.access.user(request)
-        if request.user.known and request.authorization is None:     # a forwarded name is only what somebody says of himself
+        # a forwarded name is only what somebody says of himself
+        if request.user.known and request.authorization is None:
             request.caller = "user " + request.user.name
         if not chosen.judges:
             self.require(request.user, chosen.access, request.args.get("role"))
@@ -11729,7 +12189,8 @@ class Reception(App):
         """Raises Forbidden where the user may not act at that level on that role."""
         if not user.may(level, role):
             raise Forbidden("%s may not do this: it needs %s access%s" % (
-                user.name, level, " to " + ("role " + role if role else "all roles") if level != "read" else ""))
+                user.name, level, " to " + ("role " + role if role else "all roles") if level != "read"
+                else ""))
 
     @staticmethod
     def rpc_access(method: str) -> str:
@@ -11752,7 +12213,8 @@ class Reception(App):
                 not any(name == "pretty" and value in ("1", "true") for name, value in request.query)):
             return response
         plain = json.loads(response.body.decode())
-        return Response(response.status, body=(json.dumps(plain, indent=2) + "\n").encode(), headers=response.headers,
+        return Response(response.status, body=(json.dumps(plain, indent=2) + "\n").encode(),
+                        headers=response.headers,
                         close=response.close, code=response.code)
 
     def warn(self, text: str) -> None:
@@ -11766,10 +12228,13 @@ class Reception(App):
         if origin is None or origin not in self.cors:
             return (("Vary", "Origin"),) if self.cors else ()
         return (("Access-Control-Allow-Origin", origin), ("Vary", "Origin"),
-                ("Access-Control-Allow-Methods", "GET, HEAD, PUT, POST, DELETE"), ("Access-Control-Max-Age", "600"),
-                ("Access-Control-Allow-Headers", "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, "
+                ("Access-Control-Allow-Methods", "GET, HEAD, PUT, POST, DELETE"),
+                ("Access-Control-Max-Age", "600"),
+                ("Access-Control-Allow-Headers",
+                 "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, "
                  "Last-Event-ID, Prefer, X-Request-Id"),
-                ("Access-Control-Expose-Headers", "ETag, Idempotency-Replayed, Link, Location, Retry-After, X-Request-Id, "
+                ("Access-Control-Expose-Headers",
+                 "ETag, Idempotency-Replayed, Link, Location, Retry-After, X-Request-Id, "
                  "X-Log-Left, X-Log-Next, X-Log-Offset, X-Log-Run, X-Log-Size, X-Log-Source, X-Log-Task"))
 
     def audit(self, request: Request, outcome: Any, shards: Sequence[int] = ()) -> None:
@@ -11801,9 +12266,10 @@ class Reception(App):
 class Service(Reception):
     """All that handlers share: clusters, evaluator, operations, watchers, limits, who may do what.
 
-    A request goes through `answer`, which reads from top to bottom: who asks and whether he may, stopping, parameters, body,
-    If-Match; then, once for an Idempotency-Key, `run`: places that it needs, the handler or what is remembered; and a
-    read that waits for a change. runner: the HttpServer, for its timers and threads; set when there is one.
+    A request goes through `answer`, which reads from top to bottom: who asks and whether he may, stopping,
+    parameters, body, If-Match; then, once for an Idempotency-Key, `run`: places that it needs, the handler or
+    what is remembered; and a read that waits for a change. runner: the HttpServer, for its timers and
+    threads; set when there is one.
     """
 
     def __init__(self, clusters: Clusters, evaluator: Evaluator, access: Access = Access(),
@@ -11851,7 +12317,8 @@ class Service(Reception):
             return self.refuse(error, request)
         except Exception as error:      # a defect of ours: one line, and no traceback to the caller
             self.broken(error, request.id)
-            return self.refuse(AuroraError("an internal error; the log has more under the request id"), request)
+            return self.refuse(AuroraError("an internal error; the log has more under the request id"),
+                               request)
 
     def answer(self, request: Request, chosen: Route) -> Union[Response, Later, Stream]:
         """The answer to a request for a route. Raises AuroraError."""
@@ -11875,7 +12342,8 @@ class Service(Reception):
         return answer
 
     def _hold(self, call: Call, chosen: Route, wanted: str) -> None:
-        """If-Match: the thing has to be as one of its reads told it. Raises PreconditionFailed (RFC 9110 13.1.1)."""
+        """If-Match: the thing has to be as one of its reads told it. Raises PreconditionFailed (RFC 9110
+        13.1.1)."""
         if not chosen.guards:
             raise PreconditionFailed("nothing that this changes has an ETag, so that If-Match cannot hold")
         etag = None
@@ -11888,7 +12356,8 @@ class Service(Reception):
         raise PreconditionFailed("it is no longer as If-Match says", etag=etag)
 
     def run(self, call: Call, chosen: Route, level: str = "read") -> Union[Response, Later, Stream]:
-        """What the handler answers, with the places that it needs, and a line in the audit trail for a write."""
+        """What the handler answers, with the places that it needs, and a line in the audit trail for a
+        write."""
         outcome: Any = "failed"
         try:
             # What can refuse is asked before the handler does anything.
@@ -11897,7 +12366,8 @@ class Service(Reception):
             if chosen.method != "GET" and call.get("wait"):
                 call.place = self.waits.take(call.request.caller)
             answer = self._remembered(call, chosen) if chosen.remembered else chosen.handler(call)
-            outcome = answer.status if isinstance(answer, Response) else 200 if isinstance(answer, Stream) else "waiting"
+            outcome = answer.status if isinstance(answer, Response) else 200 if isinstance(answer,
+                    Stream) else "waiting"
             return answer
         except DryRun as dry:
             outcome = "dry run"
@@ -11908,7 +12378,8 @@ class Service(Reception):
                 with contextlib.suppress(AuroraError):
                     door: Any = call.session
                     active = active_update(door, call.key).key.id
-                    error.details["update"] = plain_update(call.key.cluster, update_details(door, call.key, active))
+                    error.details["update"] = plain_update(call.key.cluster,
+                                                           update_details(door, call.key, active))
             raise
         finally:
             if call.slot:
@@ -11919,8 +12390,9 @@ class Service(Reception):
                 self.audit(call.request, outcome, call.shards)
 
     def _remembered(self, call: Call, chosen: Route) -> Response:
-        """The answer to a read that is remembered. The scheduler is asked every time; where it replies to all that the last
-        run asked with the bytes that it replied then, the answer is that of the last run, and nothing is decoded."""
+        """The answer to a read that is remembered. The scheduler is asked every time; where it replies to all
+        that the last run asked with the bytes that it replied then, the answer is that of the last run, and
+        nothing is decoded."""
         question = (call.request.path, self._lasting_query(call.request), call.auth)
         kept = self.memory.take(question)
         scheduler = self.clusters[call.args["cluster"]]
@@ -11948,7 +12420,8 @@ class Service(Reception):
     def _lasting_query(request: Request) -> str:
         """The query without what only says how long to wait."""
         query = request.raw_query
-        return "&".join(pair for pair in query.split("&") if not pair.startswith("wait=")) if "wait=" in query else query
+        return "&".join(pair for pair in query.split("&")
+                        if not pair.startswith("wait=")) if "wait=" in query else query
 
     def _block(self, request: Request, call: Call, chosen: Route, answer: Response) -> Later:
         """A read that waits for a change: all that ask for the same wait on one poll."""
@@ -11956,10 +12429,12 @@ class Service(Reception):
 
         def wait(poll: Poll) -> Later:
             def ready() -> Optional[Response]:
-                found = poll.answer if poll.asked > now else None       # what was asked before this caller came is older
+                # what was asked before this caller came is older
+                found = poll.answer if poll.asked > now else None
                 if isinstance(found, AuroraError) and found.http < 500:
                     found = self.refuse(found, request)    # the thing itself is gone: a change too
-                return found if isinstance(found, Response) and found.status < 500 and found.etag != answer.etag else None
+                return found if isinstance(found,
+                        Response) and found.status < 500 and found.etag != answer.etag else None
             return Later(poll, call.get("wait"), ready, lambda: answer)
         made: Later = self.watched.watch(self._question(request, self._lasting_query(request)), lambda: Poll(
             self.runner, lambda: self.run(call, chosen), self.poll_interval, delayed=True), wait)
@@ -11968,7 +12443,8 @@ class Service(Reception):
     def stream(self, call: Call, key: Any, make: Callable[[], TaskChanges]) -> Stream:
         """The events of a watched thing, after the caller's Last-Event-ID."""
         last = call.request.headers.get("last-event-id", "")
-        made: Stream = self.watched.watch((*key, call.auth), lambda: Events(self.runner, make(), self.poll_interval),
+        made: Stream = self.watched.watch((*key, call.auth),
+                                          lambda: Events(self.runner, make(), self.poll_interval),
                                           lambda events: Stream(events, events.since, events.mark(last)))
         return made
 
@@ -11980,7 +12456,8 @@ class Service(Reception):
         if known is None or time.monotonic() - known[0] > 30:
             response = scheduler.call("getTierConfigs", authorization=authorization)
             plain = response.result.getTierConfigResult.to_plain()
-            # In Aurora's own order of preference: preemptible last among those that match is what its client picks.
+            # In Aurora's own order of preference: preemptible last among those that match is what its client
+            # picks.
             order = ("preferred", "preemptible", "revocable")
             plain["tiers"].sort(key=lambda tier: order.index(tier["name"]) if tier["name"] in order else 3)
             known = (time.monotonic(), plain)
@@ -12022,7 +12499,8 @@ def declare_metrics(service: Service) -> None:
         return lambda: service.runner.figures()[name] if service.runner else 0.0
 
     def by_cluster(figure: Callable[[Scheduler], float]) -> Callable[[], Any]:
-        return lambda: [({"cluster": each.name or ""}, figure(each)) for each in service.clusters.schedulers()]
+        return lambda: [({"cluster": each.name or ""}, figure(each))
+                        for each in service.clusters.schedulers()]
 
     def by_reason(label: str, counts: Callable[[], Dict[str, int]]) -> Callable[[], Any]:
         return lambda: [({label: each}, count) for each, count in sorted(counts().items())]
@@ -12043,10 +12521,12 @@ def declare_metrics(service: Service) -> None:
         ("config_evaluations_total", "Configurations evaluated, by outcome.",
          by_reason("outcome", lambda: service.evaluator.outcomes)),
         ("evaluator_processes", "Evaluator processes.", lambda: service.evaluator.processes),
-        ("scheduler_waiting_calls", "Thrift calls waiting for a slot.", by_cluster(lambda each: each.semaphore.waiting)),
+        ("scheduler_waiting_calls", "Thrift calls waiting for a slot.",
+         by_cluster(lambda each: each.semaphore.waiting)),
         ("remembered_bytes", "Replies remembered, with their answers.", lambda: service.memory.size),
         ("scheduler_retries_total", "Thrift calls sent again.", by_cluster(lambda each: each.retries)),
-        ("scheduler_leader_changes_total", "Changes of the leader.", by_cluster(lambda each: each.leader_changes)),
+        ("scheduler_leader_changes_total", "Changes of the leader.",
+         by_cluster(lambda each: each.leader_changes)),
         ("scheduler_circuit_breaks_total", "Times the circuit was opened.",
          by_cluster(lambda each: each.network.circuit_breaks)),
         ("refused_connections_total", "Requests and connections refused by the server, by reason.",
@@ -12055,7 +12535,8 @@ def declare_metrics(service: Service) -> None:
         metrics.gauge("aurora_rest_" + name, text, figure)
     for name in process_figures():
         metrics.gauge(name, "Of this process.", partial(lambda name: process_figures().get(name, 0.0), name))
-    metrics.gauge("process_start_time_seconds", "When this process started, in Unix time.", lambda: service.started)
+    metrics.gauge("process_start_time_seconds", "When this process started, in Unix time.",
+                  lambda: service.started)
 
 
 # --- handlers: server ---------------------------------------------------------------------------------------
@@ -12082,7 +12563,8 @@ def get_health(call: Call) -> Any:
        a200="every cluster has a leader that answers, or at least one where there are several",
        a503="stopping, or no scheduler answers")
 def get_ready(call: Call) -> Any:
-    """Whether this server can do its work: which clusters have a leader that answers. Known within a second."""
+    """Whether this server can do its work: which clusters have a leader that answers. Known within a
+    second."""
     service = call.service
     if service.draining:
         raise ShuttingDown("this server is stopping")
@@ -12094,7 +12576,8 @@ def get_ready(call: Call) -> Any:
         clusters = {each.name or "default": state or late for each, state in zip(schedulers, states)}
         isolation = service.evaluator.isolation
         if not any(state["ready"] for state in clusters.values()):
-            return service.refuse(NoLeader("no scheduler answers", code="NOT_READY", clusters=clusters, isolation=isolation))
+            return service.refuse(NoLeader("no scheduler answers", code="NOT_READY", clusters=clusters,
+                                           isolation=isolation))
         return call.success(clusters=clusters, isolation=isolation)
 
     def found() -> List[Optional[Json]]:
@@ -12109,7 +12592,8 @@ def get_ready(call: Call) -> Any:
 @route("GET", "/metrics", "server", quick=True, gives="text/plain", a200="Prometheus text format")
 def get_metrics(call: Call) -> Any:
     """Counters, histograms and gauges for Prometheus."""
-    return Response(200, body=call.service.metrics.text().encode(), content_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(200, body=call.service.metrics.text().encode(),
+                    content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @route("GET", "/openapi.json", "server", quick=True, gives=JSON_TYPE, a200="OpenAPI 3.1")
@@ -12126,7 +12610,8 @@ def list_clusters(call: Call) -> Any:
     return call.success(count=len(clusters), clusters=clusters)
 
 
-@route("GET", "/alpha/roles/{cluster}", "watch", remembered=True, gives="RoleList", a200="roles with job counts")
+@route("GET", "/alpha/roles/{cluster}", "watch", remembered=True, gives="RoleList",
+       a200="roles with job counts")
 def list_roles(call: Call) -> Any:
     """The roles of a cluster with their numbers of jobs and cron jobs."""
     summaries = call.read("getRoleSummary").result.roleSummaryResult.summaries or ()
@@ -12139,7 +12624,8 @@ def list_roles(call: Call) -> Any:
 def list_tiers(call: Call) -> Any:
     """The tiers of a cluster and which is the default."""
     result = call.read("getTierConfigs").result.getTierConfigResult
-    tiers = {each.name: {name: each.settings.get(name, "").lower() == "true" for name in ("preemptible", "revocable")}
+    tiers = {each.name: {name: each.settings.get(name, "").lower() == "true"
+                         for name in ("preemptible", "revocable")}
              for each in sorted(result.tiers, key=lambda each: each.name)}
     return call.success(count=len(tiers), default=result.defaultTierName, tiers=tiers)
 
@@ -12156,7 +12642,8 @@ def _matches(key: str, globs: Dict[str, Callable[[str], bool]]) -> bool:
 def _wanted(call: Call, cluster: str, summary: Any) -> bool:
     """Whether a job's summary passes the filters tier=, has=, metadata= and image=."""
     plain, config = _summary(cluster, summary), summary["job"].get("taskConfig", {})
-    if call.get("tier") and not glob(call.get("tier"))(plain["tier"] or "") or call.get("has") and not plain[call.get("has")]:
+    if call.get("tier") and not glob(call.get("tier"))(plain["tier"]
+            or "") or call.get("has") and not plain[call.get("has")]:
         return False
     known = {each["key"]: each.get("value", "") for each in config.get("metadata", ())}
     if not all(name in known and glob(value)(known[name]) for name, value in call.get("metadata", ())):
@@ -12179,13 +12666,16 @@ _JOB_FILTERS = " tier has metadata image limit offset detail"
 def _jobs_of(call: Call, scheduler: Any, cluster: str, role: Optional[str]) -> List[Any]:
     """The jobs of a cluster that pass the filters: keys, or with detail=1 Jobs."""
     named = {name: call.args.get(name) or call.get(name) for name in Key._fields[1:]}
-    globs = {name: glob(pattern) for name, pattern in named.items() if pattern and not (name == "role" and role)}
+    globs = {name: glob(pattern) for name, pattern in named.items() if pattern
+             and not (name == "role" and role)}
     described = {"metadata", "image"} & set(call.params)
     if not described and not {"detail", "tier", "has"} & set(call.params):
         found = list_jobs(scheduler, role)
         return ["%s/%s" % (cluster, key) for key in found if not globs or _matches(key, globs)]
-    summaries = [each for each in list_summaries(scheduler, role, "described summaries" if described else "summaries")
-                 # Those that the list without details has, too: getJobSummary also tells of jobs that have ended.
+    summaries = [each for each in list_summaries(scheduler, role, "described summaries" if described
+                                                 else "summaries")
+                 # Those that the list without details has, too: getJobSummary also tells of jobs that have
+                 # ended.
                  if each["job"].get("cronSchedule") or each.get("stats", {}).get("activeTaskCount")
                  or each.get("stats", {}).get("pendingTaskCount")]
     summaries = [each for each in summaries if (not globs or _matches(each["job"]["key"], globs))
@@ -12199,7 +12689,8 @@ def _job_list(call: Call, found: Sequence[Any], **fields: Any) -> Response:
     shown, headers = call.page(found)
     if len(shown) != len(found):
         fields["total"] = len(found)
-    return call.success(200, headers, count=len(shown), jobs=dict(zip(map(str, itertools.count(1)), shown)), **fields)
+    return call.success(200, headers, count=len(shown), jobs=dict(zip(map(str, itertools.count(1)), shown)),
+                        **fields)
 
 
 def _summary(cluster: str, summary: Any) -> Json:
@@ -12207,7 +12698,8 @@ def _summary(cluster: str, summary: Any) -> Json:
     job, stats = summary["job"], summary.get("stats", {})
     config = job.get("taskConfig", {})
     active, pending = stats.get("activeTaskCount", 0), stats.get("pendingTaskCount", 0)
-    return {"key": "%s/%s" % (cluster, job["key"]), "instances": active + pending, "active": active, "pending": pending,
+    return {"key": "%s/%s" % (cluster, job["key"]), "instances": active + pending, "active": active,
+            "pending": pending,
             "finished": stats.get("finishedTaskCount", 0), "failed": stats.get("failedTaskCount", 0),
             "tier": config.get("tier"), "service": config.get("isService", False), "cron": _cron(summary)}
 
@@ -12222,21 +12714,24 @@ def _cron(summary: Any) -> Optional[Json]:
             "instances": job.get("instanceCount", 0), "collision_policy": policy}
 
 
-@route("GET", "/alpha/jobs/{cluster}/{role}", "watch", remembered=True, params="environment name" + _JOB_FILTERS,
+@route("GET", "/alpha/jobs/{cluster}/{role}", "watch", remembered=True, params="environment name" +
+       _JOB_FILTERS,
        gives="JobList", a200="job keys")
 def list_role_jobs(call: Call) -> Any:
     """List the jobs of a role."""
     return _job_list(call, _jobs_of(call, call.scheduler, call.args["cluster"], call.args["role"]))
 
 
-@route("GET", "/alpha/jobs/{cluster}", "watch", remembered=True, params="role environment name" + _JOB_FILTERS,
+@route("GET", "/alpha/jobs/{cluster}", "watch", remembered=True, params="role environment name" +
+       _JOB_FILTERS,
        gives="JobList", a200="job keys")
 def list_cluster_jobs(call: Call) -> Any:
     """List the jobs of a cluster, or those whose role, environment and name match."""
     return _job_list(call, _jobs_of(call, call.scheduler, call.args["cluster"], None))
 
 
-@route("GET", "/alpha/jobs/{cluster}/{role}/{environment}", "watch", remembered=True, params="name" + _JOB_FILTERS,
+@route("GET", "/alpha/jobs/{cluster}/{role}/{environment}", "watch", remembered=True, params="name" +
+       _JOB_FILTERS,
        gives="JobList", a200="job keys")
 def list_environment_jobs(call: Call) -> Any:
     """List the jobs of a role in one environment."""
@@ -12275,10 +12770,12 @@ def _plain_task(cluster: str, job: str, task: Any) -> Json:
     """A plain task as callers see it."""
     assigned, names = task["assignedTask"], api.ScheduleStatus.names
     plain = {"id": assigned["taskId"], "job": job or "%s/%s" % (cluster, assigned["task"]["job"]),
-             "instance": assigned.get("instanceId", 0), "state": names.get(task["status"], str(task["status"])),
+             "instance": assigned.get("instanceId", 0),
+             "state": names.get(task["status"], str(task["status"])),
              "host": assigned.get("slaveHost"), "ports": assigned.get("assignedPorts") or {},
              "failures": task.get("failureCount", 0), "ancestor": task.get("ancestorId"),
-             "events": [{"time": event["timestamp"], "state": names.get(event["status"], str(event["status"])),
+             "events": [{"time": event["timestamp"],
+                         "state": names.get(event["status"], str(event["status"])),
                          "message": event.get("message")} for event in task.get("taskEvents", ())]}
     if task.get("reason"):
         plain["pending"] = task["reason"]
@@ -12288,15 +12785,18 @@ def _plain_task(cluster: str, job: str, task: Any) -> Json:
 def _cron_of(call: Call) -> Optional[Json]:
     """When the job runs, if it is a cron job."""
     wanted = "/".join(call.key[1:])
-    return next((_cron(each) for each in list_summaries(call.scheduler, call.key.role) if each["job"]["key"] == wanted), None)
+    return next((_cron(each) for each in list_summaries(call.scheduler, call.key.role)
+                 if each["job"]["key"] == wanted), None)
 
 
 def _require_job(call: Call) -> None:
-    """Raises NotFound, with the nearest names, where the scheduler knows neither tasks nor template nor updates of the job."""
+    """Raises NotFound, with the nearest names, where the scheduler knows neither tasks nor template nor
+    updates of the job."""
     key = call.key
     query = api.TaskQuery(jobKeys={key.thrift}, limit=1)
     response = call.read("getTasksWithoutConfigs", query, projection=projection("task states"))
-    if not response.get("result", {}).get("scheduleStatusResult", {}).get("tasks") and _cron_of(call) is None and (
+    if not response.get("result", {}).get("scheduleStatusResult",
+                                          {}).get("tasks") and _cron_of(call) is None and (
             not update_summaries(call.scheduler, api.JobUpdateQuery(jobKey=key.thrift, limit=1))):
         raise _no_job(call)
 
@@ -12310,12 +12810,14 @@ def _no_job(call: Call) -> Failure:
 @route("GET", "/alpha/job/{key}", "watch", remembered=True, params="logs", gives="JobStatus",
        a200="the job's tasks, statistics, cron schedule and active update")
 def get_job(call: Call) -> Any:
-    """Status of a job: its tasks by instance, with host, state and events; statistics; cron; the update in progress."""
+    """Status of a job: its tasks by instance, with host, state and events; statistics; cron; the update in
+    progress."""
     key, states = str(call.key), api.ScheduleStatus
     found = query_tasks(call.scheduler, call.key, reasons=True)
     configs = [task["assignedTask"].get("task", {}) for task in found[-1:]]
     service = any(config.get("isService", False) for config in configs)
-    cron = None if service else _cron_of(call)      # a service is no cron job: only others cost a look at the role's templates
+    # a service is no cron job: only others cost a look at the role's templates
+    cron = None if service else _cron_of(call)
     updates = find_updates(call.scheduler, api.JobUpdateQuery(
         jobKey=call.key.thrift, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)))
     if not found and cron is None and not updates:
@@ -12330,14 +12832,17 @@ def get_job(call: Call) -> Any:
         call.replay.failed = True       # it follows from more than the scheduler's replies, and from who asks
     return call.success(
         count=len(active), job=key, instances=len(active), active=len(active) - waiting, pending=waiting,
-        finished=counts[states.FINISHED] + counts[states.KILLED], failed=counts[states.FAILED] + counts[states.LOST],
+        finished=counts[states.FINISHED] + counts[states.KILLED], failed=counts[states.FAILED] +
+        counts[states.LOST],
         tier=next((config.get("tier") for config in configs), None), service=service,
-        stats={states.name_of(each): count for each, count in sorted(counts.items(), key=lambda pair: states.name_of(pair[0]))},
+        stats={states.name_of(each): count for each,
+               count in sorted(counts.items(), key=lambda pair: states.name_of(pair[0]))},
         cron=cron, update=plain_update(call.key.cluster, updates[0]) if updates else None,
         tasks={"active": active, "inactive": ended}, **words)
 
 
-@route("GET", "/alpha/job/{key}/tasks", "watch", remembered=True, params="shards instances state host limit offset",
+@route("GET", "/alpha/job/{key}/tasks", "watch", remembered=True,
+       params="shards instances state host limit offset",
        gives="TaskList", a200="tasks")
 def list_tasks(call: Call) -> Any:
     """The tasks of a job, filtered by instance, state and host."""
@@ -12354,7 +12859,8 @@ def list_tasks(call: Call) -> Any:
 @route("GET", "/alpha/job/{key}/config", "watch", remembered=True, gives="ConfigList",
        a200="configurations with their instances")
 def get_config(call: Call) -> Any:
-    """The running configuration, by instances that share it. Its ETag goes into If-Match of a write to the job."""
+    """The running configuration, by instances that share it. Its ETag goes into If-Match of a write to the
+    job."""
     if not call.running:
         _require_job(call)
         raise NotFound("job %s has no active instances" % (call.key,))
@@ -12363,7 +12869,8 @@ def get_config(call: Call) -> Any:
         {"instances": numbers, "config": plain_config(config)} for config, numbers in groups])
 
 
-@route("GET", "/alpha/job/{key}/pending", "watch", remembered=True, params="limit offset", gives="PendingList",
+@route("GET", "/alpha/job/{key}/pending", "watch", remembered=True, params="limit offset",
+       gives="PendingList",
        a200="reasons by task")
 def list_pending(call: Call) -> Any:
     """Why tasks of the job are pending: which constraint or resource, per task."""
@@ -12372,19 +12879,22 @@ def list_pending(call: Call) -> Any:
         _require_job(call)
     found = [{"id": task, "reason": reason, "reasons": [
         {"kind": kind, "what": what or None} for kind, _, what in (
-            part.partition(": ") for part in reason.split(",") if part)]} for task, reason in sorted(reasons.items())]
+            part.partition(": ") for part in reason.split(",") if part)]} for task,
+            reason in sorted(reasons.items())]
     shown, headers = call.page(found)
     return call.success(200, headers, count=len(shown), pending=shown)
 
 
-@route("GET", "/alpha/job/{key}/events", "watch", gives="text/event-stream", a200="task, instance and update events")
+@route("GET", "/alpha/job/{key}/events", "watch", gives="text/event-stream",
+       a200="task, instance and update events")
 def watch_job(call: Call) -> Any:
     """Events of a job as they happen: task, update, instance; resumes at Last-Event-ID."""
     _require_job(call)
     return call.service.stream(call, ("job", call.key), lambda: changes_of(call.scheduler, call.key))
 
 
-@route("GET", "/alpha/events/{cluster}/{role}", "watch", gives="text/event-stream", a200="task, instance and update events")
+@route("GET", "/alpha/events/{cluster}/{role}", "watch", gives="text/event-stream",
+       a200="task, instance and update events")
 def watch_role(call: Call) -> Any:
     """Events of all jobs of a role as they happen."""
     cluster, role = call.args["cluster"], call.args["role"]
@@ -12407,7 +12917,8 @@ def get_uptime(call: Call) -> Any:
         "%g" % each: job_uptime(ups, each) for each in call.get("percentile") or SLA_PERCENTILES})
 
 
-@route("GET", "/alpha/sla/{key}/up-count", "watch", params="duration:durations", gives="UpCountAnswer", a200="percentages")
+@route("GET", "/alpha/sla/{key}/up-count", "watch", params="duration:durations", gives="UpCountAnswer",
+       a200="percentages")
 def get_up_count(call: Call) -> Any:
     """Percent of the instances that have been up for a time, by the aurora client's formula."""
     ups = _uptimes(call)
@@ -12430,7 +12941,8 @@ def _spot(call: Call) -> Spot:
                        call.get("task"))
 
 
-@route("GET", "/alpha/job/{key}/instances/{instance}/processes", "watch", "logs", "task runs", gives="ProcessList",
+@route("GET", "/alpha/job/{key}/instances/{instance}/processes", "watch", "logs", "task runs",
+       gives="ProcessList",
        a200="the task and its processes", a410="the sandbox was collected")
 def get_processes(call: Call) -> Any:
     """The processes of an instance's task: state, run, times, exit status where it can be known, command
@@ -12522,7 +13034,8 @@ def _follow(call: Call,
                        call.get("source"), auth)
             use = partial(Follower, tail=tail, grep=follow.grep, changed=follow.changed, position=position,
                           once=once)
-            follow.followers.append(service.watched.watch(watched, partial(make, number, output, size, check), use))
+            follow.followers.append(service.watched.watch(watched, partial(make, number, output, size, check),
+                                                          use))
     except AuroraError:
         follow.deserted()
         raise
@@ -12557,7 +13070,8 @@ def _log(call: Call) -> Any:
 _LOG_PARAMS = "task stream run tail offset:byte length follow grep source"
 
 
-@route("GET", "/alpha/job/{key}/instances/{instance}/logs/{process}", "watch", "logs", _LOG_PARAMS, gives="text/plain",
+@route("GET", "/alpha/job/{key}/instances/{instance}/logs/{process}", "watch", "logs", _LOG_PARAMS,
+       gives="text/plain",
        a200="the end of the log, or a part of it; X-Log-Next says where to go on",
        a410="the sandbox was collected")
 def get_log(call: Call) -> Any:
@@ -12594,7 +13108,8 @@ def get_job_log(call: Call) -> Any:
                    tail, True)
 
 
-@route("GET", "/alpha/job/{key}/instances/{instance}/files", "watch", "logs", "task path source", gives="FileList",
+@route("GET", "/alpha/job/{key}/instances/{instance}/files", "watch", "logs", "task path source",
+       gives="FileList",
        a200="what the directory holds", a410="the sandbox was collected")
 def get_files(call: Call) -> Any:
     """List a directory of the sandbox of an instance's task."""
@@ -12619,7 +13134,8 @@ def _range(header: str, size: int) -> Optional[Tuple[int, int]]:
 
 
 @route("GET", "/alpha/job/{key}/instances/{instance}/files/content", "watch", "logs", "task path source",
-       gives="application/octet-stream", a200="the file", a206="the range of it that was asked for", a410="the sandbox was collected",
+       gives="application/octet-stream", a200="the file", a206="the range of it that was asked for",
+       a410="the sandbox was collected",
        a416="the range begins behind the end of the file")
 def get_file(call: Call) -> Any:
     """A file of the sandbox, of any size; with Range a part of it."""
@@ -12719,7 +13235,8 @@ def _job_exists(refused: Failure) -> Failure:
     return refused
 
 
-@route("PUT", "/alpha/job/{key}", "run", params="bind env file wait", body="config", gives="JobWritten", a201="created",
+@route("PUT", "/alpha/job/{key}", "run", params="bind env file wait", body="config", gives="JobWritten",
+       a201="created",
        a202="created; not all run yet", a409="it exists; or, where it was waited for, tasks failed")
 def create_job(call: Call) -> Any:
     """Create a job from the .aurora file, or JSON job, in the body."""
@@ -12751,7 +13268,8 @@ def _known_tasks(call: Call) -> Set[str]:
 def _awaiting(call: Call, status: int, wanted: Optional[Sequence[int]], known: Set[str], count: int = 0,
               strict: bool = True, **fields: Any) -> Union[Response, Later]:
     """The answer to a write after which the wanted instances are to run, or any `count`."""
-    return call.outcome(status, ("tasks", call.key), lambda: query_tasks(call.scheduler, call.key, reasons=True),
+    return call.outcome(status, ("tasks", call.key),
+                        lambda: query_tasks(call.scheduler, call.key, reasons=True),
                         lambda tasks: judge_running(tasks, wanted, known, count, strict), **fields)
 
 
@@ -12759,10 +13277,12 @@ def _dying(call: Call, instances: Sequence[int]) -> List[Any]:
     return query_tasks(call.scheduler, call.key, instances, api.ACTIVE_STATES, "task states")
 
 
-@route("POST", "/alpha/job/{key}/inspect", "run", access="read", params="bind env file shards instances", body="config",
+@route("POST", "/alpha/job/{key}/inspect", "run", access="read", params="bind env file shards instances",
+       body="config",
        gives="Inspected", a200="the job as it would be sent")
 def inspect_job(call: Call) -> Any:
-    """Evaluate and validate the body: the JobConfiguration and JobUpdateSettings as they would be sent; nothing is."""
+    """Evaluate and validate the body: the JobConfiguration and JobUpdateSettings as they would be sent;
+    nothing is."""
     job = call.job()
     plain = plain_config(job.configuration)
     fields: Json = {"job": plain, "warnings": job.warnings}
@@ -12771,20 +13291,25 @@ def inspect_job(call: Call) -> Any:
     else:
         fields["update_errors"] = job.problems
     if job.is_cron:
-        fields["cron"] = {"schedule": plain["cronSchedule"], "next_run": None, "instances": plain["instanceCount"],
+        fields["cron"] = {"schedule": plain["cronSchedule"], "next_run": None,
+                          "instances": plain["instanceCount"],
                           "collision_policy": plain["cronCollisionPolicy"]}
     return call.success(count=1, **fields)
 
 
-@route("POST", "/alpha/job/{key}/diff", "change", access="read", params="bind env file shards instances", body="config",
+@route("POST", "/alpha/job/{key}/diff", "change", access="read", params="bind env file shards instances",
+       body="config",
        gives="Plan", a200="what an update would do")
 def diff_job(call: Call) -> Any:
-    """What an update with this body would add, remove, change and leave: instances, and fields old and new."""
+    """What an update with this body would add, remove, change and leave: instances, and fields old and
+    new."""
     plan = plan_update(call.scheduler, align(call.job(), call.running), call.shards, call.running)
-    return call.success(count=sum(len(plan[name]) for name in ("add", "remove", "update")), job=str(call.key), **plan)
+    return call.success(count=sum(len(plan[name]) for name in ("add", "remove", "update")), job=str(call.key),
+                        **plan)
 
 
-@route("PUT", "/alpha/job/{key}/update", "change", params="shards instances bind env file message wait", body="config",
+@route("PUT", "/alpha/job/{key}/update", "change", params="shards instances bind env file message wait",
+       body="config",
        gives="JobWritten", guards=_JOB_GUARDS, a202="started",
        a200="unchanged: nothing to update; or, where it was waited for, rolled forward",
        a409="one is in progress; or, where it was waited for, it did not roll forward")
@@ -12816,14 +13341,15 @@ def _awaiting_update(call: Call, status: int, update_id: str, wanted: str = "ROL
 
 
 def _chosen_update(call: Call) -> Any:
-    """The api.JobUpdateSummary of the update that the path names, or of the one in progress. Raises NotFound; Conflict where
-    the one that is named has ended."""
+    """The api.JobUpdateSummary of the update that the path names, or of the one in progress. Raises NotFound;
+    Conflict where the one that is named has ended."""
     if "id" not in call.args:
         return active_update(call.scheduler, call.key)
     details = update_details(call.scheduler, call.key, call.args["id"])
     summary = details.update.summary
     if summary.state.status not in api.ACTIVE_JOB_UPDATE_STATES:
-        raise Conflict("the update %s has ended as %s" % (call.args["id"], api.JobUpdateStatus.name_of(summary.state.status)),
+        raise Conflict("the update %s has ended as %s" %
+                       (call.args["id"], api.JobUpdateStatus.name_of(summary.state.status)),
                        code="UPDATE_ENDED", update=plain_update(call.key.cluster, details))
     return summary
 
@@ -12849,11 +13375,14 @@ def _steering_routes() -> None:
         for path, name, which in (("update", "%s_update", "the update in progress"),
                                   ("updates/{id}", "%s_one_update", "the update of this id")):
             answers: Any = {"a202": done, "a200": "rolled back"} if verb == "rollback" else {"a202": done}
-            route("POST", "/alpha/job/{key}/%s/%s" % (path, verb), group, gives="JobWritten", guards=_JOB_GUARDS,
+            route("POST", "/alpha/job/{key}/%s/%s" % (path, verb), group, gives="JobWritten",
+                  guards=_JOB_GUARDS,
                   params={"rollback": "message wait", "pulse": ""}.get(verb, "message"), name=name % verb,
                   summary="%s %s." % (does, which), **answers)(_steering(verb))
-    route("DELETE", "/alpha/job/{key}/update", "fix", params="message", gives="JobWritten", guards=_JOB_GUARDS,
-          name="cancel_job_update", summary="Cancel (abort) the update in progress; instances stay as they are.",
+    route("DELETE", "/alpha/job/{key}/update", "fix", params="message", gives="JobWritten",
+          guards=_JOB_GUARDS,
+          name="cancel_job_update",
+          summary="Cancel (abort) the update in progress; instances stay as they are.",
           a202="aborted")(_steering("abort"))
 
 
@@ -12879,11 +13408,13 @@ def _latest_update(call: Call) -> str:
 @route("GET", "/alpha/job/{key}/update", "watch", remembered=True, params="detail", gives="UpdateAnswer",
        a200="the update and how far it is")
 def get_update(call: Call) -> Any:
-    """The update in progress, else the latest one, and how far it is; detail=1 with configurations and events."""
+    """The update in progress, else the latest one, and how far it is; detail=1 with configurations and
+    events."""
     return _one_update(call, _latest_update(call))
 
 
-@route("GET", "/alpha/job/{key}/updates/{id}", "watch", remembered=True, params="detail", gives="UpdateAnswer",
+@route("GET", "/alpha/job/{key}/updates/{id}", "watch", remembered=True, params="detail",
+       gives="UpdateAnswer",
        a200="the update")
 def get_one_update(call: Call) -> Any:
     """One update and how far it is; detail=1 with configurations and all its events."""
@@ -12910,28 +13441,32 @@ def _update_list(call: Call, **query: Any) -> Response:
                         **({"next": start + limit} if more else {}))
 
 
-@route("GET", "/alpha/job/{key}/updates", "watch", remembered=True, params=_UPDATE_FILTERS, gives="UpdateList",
+@route("GET", "/alpha/job/{key}/updates", "watch", remembered=True, params=_UPDATE_FILTERS,
+       gives="UpdateList",
        a200="updates")
 def list_updates(call: Call) -> Any:
     """The updates a job has had."""
     return _update_list(call, jobKey=call.key.thrift)
 
 
-@route("GET", "/alpha/updates/{cluster}", "watch", remembered=True, params=_UPDATE_FILTERS, gives="UpdateList",
+@route("GET", "/alpha/updates/{cluster}", "watch", remembered=True, params=_UPDATE_FILTERS,
+       gives="UpdateList",
        a200="updates")
 def list_cluster_updates(call: Call) -> Any:
     """The updates of all jobs of a cluster."""
     return _update_list(call)
 
 
-@route("GET", "/alpha/updates/{cluster}/{role}", "watch", remembered=True, params=_UPDATE_FILTERS, gives="UpdateList",
+@route("GET", "/alpha/updates/{cluster}/{role}", "watch", remembered=True, params=_UPDATE_FILTERS,
+       gives="UpdateList",
        a200="updates")
 def list_role_updates(call: Call) -> Any:
     """The updates of a role's jobs."""
     return _update_list(call, role=call.args["role"])
 
 
-@route("GET", "/alpha/job/{key}/updates/{id}/events", "watch", gives="text/event-stream", a200="update and instance events")
+@route("GET", "/alpha/job/{key}/updates/{id}/events", "watch", gives="text/event-stream",
+       a200="update and instance events")
 def watch_update(call: Call) -> Any:
     """Events of one update from its beginning, and as they happen."""
     key, update_id = call.key, call.args["id"]
@@ -12941,8 +13476,10 @@ def watch_update(call: Call) -> Any:
         lambda: api.JobUpdateQuery(key=api.JobUpdateKey(job=key.thrift, id=update_id)), history=True))
 
 
-@route("PUT", "/alpha/job/{key}/restart", "fix", params="shards instances batch_size watch_secs max_per_instance_failures "
-       "max_total_failures time_limit wait", operates="always", gives="JobWritten", guards=_JOB_GUARDS, a202="restarting",
+@route("PUT", "/alpha/job/{key}/restart", "fix",
+       params="shards instances batch_size watch_secs max_per_instance_failures "
+       "max_total_failures time_limit wait", operates="always", gives="JobWritten", guards=_JOB_GUARDS,
+       a202="restarting",
        a200="waited for, and restarted", a409="being updated; or, where it was waited for, it failed")
 def restart_job(call: Call) -> Any:
     """Restart instances, rolling: batch by batch, each watched. batch_size=all restarts all at once."""
@@ -12983,7 +13520,8 @@ def kill_job(call: Call) -> Any:
     shards, active = call.shards, instances_of(_dying(call, call.shards))
     if not active:
         _require_job(call)
-        raise NotFound("job %s has no %s" % (call.key, "such active instances" if shards else "active instances"))
+        raise NotFound("job %s has no %s" % (call.key, "such active instances" if shards
+                                             else "active instances"))
     call.notes["instances"] = active
     # What is being killed already is waited for, too; the scheduler says then that there is nothing to kill.
     messages = messages_of(call.write("killTasks", call.key.thrift, set(shards) or None, call.message))
@@ -13003,14 +13541,17 @@ def _kill_in_batches(call: Call) -> Union[Response, Later]:
 
 
 @route("POST", "/alpha/job/{key}/wait", "watch", access="read", params="until shards instances count wait",
-       gives="JobWritten", a200="reached", a202="not reached when the time was up", a409="cannot be reached any more")
+       gives="JobWritten", a200="reached", a202="not reached when the time was up",
+       a409="cannot be reached any more")
 def wait_for_job(call: Call) -> Any:
-    """Wait until a job runs (until=running, of which count=N or shards=… instances), or until it is gone (until=gone)."""
+    """Wait until a job runs (until=running, of which count=N or shards=… instances), or until it is gone
+    (until=gone)."""
     call.params.setdefault("wait", 60.0)
     shards, count = call.shards, call.get("count")
     _require_job(call)
     if call.get("until", "running") == "gone":
-        return call.outcome(200, ("tasks", call.key), lambda: query_tasks(call.scheduler, call.key, reasons=True),
+        return call.outcome(200, ("tasks", call.key),
+                            lambda: query_tasks(call.scheduler, call.key, reasons=True),
                             lambda tasks: judge_gone(tasks, shards))
     wanted: Optional[Sequence[int]] = shards or None
     if not shards and not count:
@@ -13025,16 +13566,20 @@ def _wait_for_update(call: Call) -> Any:
     return _awaiting_update(call, 200, call.args.get("id") or _latest_update(call))
 
 
-for _path, _named, _which in (("update", "wait_for_active_update", "the update in progress, or the latest one,"),
+for _path, _named, _which in (("update", "wait_for_active_update",
+                               "the update in progress, or the latest one,"),
                               ("updates/{id}", "wait_for_one_update", "the update of this id")):
-    route("POST", "/alpha/job/{key}/%s/wait" % _path, "watch", access="read", params="wait", gives="JobWritten",
+    route("POST", "/alpha/job/{key}/%s/wait" % _path, "watch", access="read", params="wait",
+          gives="JobWritten",
           name=_named, summary="Wait until %s has ended; anything but ROLLED_FORWARD is a failure." % _which,
           a200="rolled forward", a202="under way when the time was up, or paused by itself",
           a409="ended otherwise")(_wait_for_update)
 
 
-@route("POST", "/alpha/job/{key}/instances", "change", params="count like wait", gives="JobWritten", guards=_JOB_GUARDS,
-       a201="added", a202="added; not all run yet", a409="being updated; or, where it was waited for, tasks failed")
+@route("POST", "/alpha/job/{key}/instances", "change", params="count like wait", gives="JobWritten",
+       guards=_JOB_GUARDS,
+       a201="added", a202="added; not all run yet",
+       a409="being updated; or, where it was waited for, tasks failed")
 def add_instances(call: Call) -> Any:
     """Add instances that are like one of the job's, the one with the lowest number by default."""
     count, known = call.get("count", 1), _known_tasks(call)
@@ -13042,7 +13587,8 @@ def add_instances(call: Call) -> Any:
     return _awaiting(call, 201, added or None, known, count, added=added)
 
 
-@route("PUT", "/alpha/job/{key}/scale", "change", params="instances:size like message wait", gives="JobWritten",
+@route("PUT", "/alpha/job/{key}/scale", "change", params="instances:size like message wait",
+       gives="JobWritten",
        guards=_JOB_GUARDS, a202="scaling", a200="as it is already; or, where it was waited for, scaled",
        a409="being updated; or, where it was waited for, tasks failed")
 def scale_job(call: Call) -> Any:
@@ -13060,20 +13606,24 @@ def scale_job(call: Call) -> Any:
             tasks, killed), added=[], killed=killed)
     if added == []:
         return call.job_success(200, unchanged=True, added=[], killed=[])
-    unsaid = ["message= was not sent: the scheduler takes none where instances are added"] if call.get("message") else []
-    return _awaiting(call, 202, added or None, known, len(added or ()) or 1, added=added, killed=[], **_some(warnings=unsaid))
+    unsaid = ["message= was not sent: the scheduler takes none where instances are added"] if call.get(
+        "message") else []
+    return _awaiting(call, 202, added or None, known, len(added or ()) or 1, added=added, killed=[],
+                     **_some(warnings=unsaid))
 
 
 # --- handlers: cron -----------------------------------------------------------------------------------------
 
 
-@route("PUT", "/alpha/cron/{key}", "run", params="bind env file", body="config", gives="JobWritten", guards=["get_cron"],
+@route("PUT", "/alpha/cron/{key}", "run", params="bind env file", body="config", gives="JobWritten",
+       guards=["get_cron"],
        a201="scheduled", a409="a job of this name that is no cron job runs")
 def schedule_cron(call: Call) -> Any:
     """Schedule the body's cron job, or replace the one scheduled under this key."""
     job = call.job()
     if not job.is_cron:
-        raise Unprocessable("%s has no cron_schedule; create it with PUT /alpha/job/%s" % (call.key, call.key))
+        raise Unprocessable("%s has no cron_schedule; create it with PUT /alpha/job/%s" %
+                            (call.key, call.key))
     call.notes["job"] = plain_config(job.configuration)
     try:
         call.write("scheduleCronJob", job.configuration)
@@ -13087,8 +13637,10 @@ def _template(call: Call) -> Any:
     jobs = call.read("getJobs", call.key.role).result.getJobsResult.configs or ()
     found = [each for each in jobs if each.key == call.key.thrift and each.cronSchedule]
     if not found:
-        raise no_such("cron job", str(call.key), ["/".join((call.key.cluster, each.key.role, each.key.environment,
-                                                            each.key.name)) for each in jobs if each.cronSchedule])
+        raise no_such("cron job", str(call.key), ["/".join((call.key.cluster, each.key.role,
+                                                            each.key.environment,
+                                                            each.key.name)) for each in jobs
+                                                            if each.cronSchedule])
     return found[0]
 
 
@@ -13109,7 +13661,8 @@ def deschedule_cron(call: Call) -> Any:
     return call.job_success(200)
 
 
-@route("POST", "/alpha/cron/{key}/start", "run", params="wait", gives="JobWritten", guards=["get_cron"], a202="started",
+@route("POST", "/alpha/cron/{key}/start", "run", params="wait", gives="JobWritten", guards=["get_cron"],
+       a202="started",
        a200="waited for, and its tasks run or have finished", a409="where it was waited for: tasks failed")
 def start_cron(call: Call) -> Any:
     """Start a run of a cron job now."""
@@ -13118,12 +13671,14 @@ def start_cron(call: Call) -> Any:
     return _awaiting(call, 202, None, known, template.instanceCount or 1)
 
 
-@route("GET", "/alpha/cron/{cluster}/{role}", "watch", remembered=True, params="environment name limit offset",
+@route("GET", "/alpha/cron/{cluster}/{role}", "watch", remembered=True,
+       params="environment name limit offset",
        gives="CronList", a200="cron jobs")
 def list_cron(call: Call) -> Any:
     """The cron jobs of a role with their schedules and next runs."""
     globs = {name: glob(call.get(name)) for name in ("environment", "name") if call.get(name)}
-    return _job_list(call, [_summary(call.args["cluster"], each) for each in list_summaries(call.scheduler, call.args["role"])
+    return _job_list(call, [_summary(call.args["cluster"], each)
+                            for each in list_summaries(call.scheduler, call.args["role"])
                             if each["job"].get("cronSchedule") and _matches(each["job"]["key"], globs)])
 
 
@@ -13146,7 +13701,8 @@ def get_quota(call: Call) -> Any:
     """A role's quota, and what its production and other jobs consume."""
     result = call.read("getQuota", call.args["role"]).result.getQuotaResult
     return call.success(quota=_amounts(result.quota), consumption={
-        "production": _amounts(result.prodSharedConsumption), "other": _amounts(result.nonProdSharedConsumption),
+        "production": _amounts(result.prodSharedConsumption),
+        "other": _amounts(result.nonProdSharedConsumption),
         "production_dedicated": _amounts(result.prodDedicatedConsumption),
         "other_dedicated": _amounts(result.nonProdDedicatedConsumption)})
 
@@ -13154,10 +13710,12 @@ def get_quota(call: Call) -> Any:
 @route("PUT", "/alpha/quota/{cluster}/{role}", "operate", access="admin", params="increase", body="quota",
        gives="QuotaWritten", guards=["get_quota"], a200="set")
 def set_quota(call: Call) -> Any:
-    """Set a role's quota from {"cpu": cores, "ram_mb": MB, "disk_mb": MB}; increase=1 adds to it, naming any of them."""
+    """Set a role's quota from {"cpu": cores, "ram_mb": MB, "disk_mb": MB}; increase=1 adds to it, naming any
+    of them."""
     given = call.json_body()
     if not isinstance(given, dict) or set(given) - set(_QUOTA_FIELDS) or not all(
-            isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1 << 62 for v in given.values()):
+            isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1 << 62
+            for v in given.values()):
         raise BadRequest("the body has to be an object of numbers: %s" % ", ".join(_QUOTA_FIELDS))
     with locked("quota", call.args["cluster"], call.args["role"]):
         return _set_quota(call, given)
@@ -13186,7 +13744,8 @@ def _hosts(call: Call) -> List[str]:
 
 
 def _known_hosts(call: Call) -> Dict[str, str]:
-    """The modes of the hosts that the path names. Raises NotFound, which says which are not known, before anything is done."""
+    """The modes of the hosts that the path names. Raises NotFound, which says which are not known, before
+    anything is done."""
     hosts = _hosts(call)
     response = call.read("maintenanceStatus", api.Hosts(hostNames=set(hosts)))
     modes = {each.host: api.MaintenanceMode.name_of(each.mode)
@@ -13206,12 +13765,14 @@ def _host_list(call: Call, statuses: Any) -> List[Json]:
             for each in sorted(statuses or (), key=lambda each: each.host)]
 
 
-@route("GET", "/alpha/maintenance/{cluster}/{hosts}", "operate", access="read", remembered=True, gives="HostList",
+@route("GET", "/alpha/maintenance/{cluster}/{hosts}", "operate", access="read", remembered=True,
+       gives="HostList",
        a200="maintenance modes")
 def get_maintenance(call: Call) -> Any:
     """The maintenance mode of hosts."""
     modes = _known_hosts(call)
-    return call.success(count=len(modes), hosts=[{"host": host, "mode": mode} for host, mode in sorted(modes.items())])
+    return call.success(count=len(modes), hosts=[{"host": host, "mode": mode} for host,
+                                                 mode in sorted(modes.items())])
 
 
 def _maintaining(method: str) -> Callable[[Call], Any]:
@@ -13227,8 +13788,10 @@ def _maintaining(method: str) -> Callable[[Call], Any]:
 for _verb, _named, _method, _done, _does in (
         ("PUT", "start_maintenance", "startMaintenance", "scheduled for maintenance",
          "Put hosts into maintenance (host_deactivate): new tasks go elsewhere if they can."),
-        ("DELETE", "end_maintenance", "endMaintenance", "maintenance ended", "End the maintenance of hosts (host_activate).")):
-    route(_verb, "/alpha/maintenance/{cluster}/{hosts}", "operate", access="admin", gives="HostsWritten", name=_named,
+        ("DELETE", "end_maintenance", "endMaintenance", "maintenance ended",
+         "End the maintenance of hosts (host_activate).")):
+    route(_verb, "/alpha/maintenance/{cluster}/{hosts}", "operate", access="admin", gives="HostsWritten",
+          name=_named,
           guards=["get_maintenance"], summary=_does, a200=_done)(_maintaining(_method))
 
 
@@ -13242,16 +13805,20 @@ def _probed(call: Call, hosts: Optional[Sequence[str]]) -> List[Json]:
 
 
 @route("POST", "/alpha/maintenance/{cluster}/{hosts}/drain", "operate", access="admin", operates="always",
-       params="percentage duration min_instances force time_limit wait", gives="JobWritten", guards=["get_maintenance"],
-       a202="draining", a200="waited for, and drained", a409="jobs would fall below; or, where it was waited for, not drained")
+       params="percentage duration min_instances force time_limit wait", gives="JobWritten",
+       guards=["get_maintenance"],
+       a202="draining", a200="waited for, and drained",
+       a409="jobs would fall below; or, where it was waited for, not drained")
 def drain(call: Call) -> Any:
-    """Drain hosts (host_drain): checks first that jobs keep 95 % of their instances up for 30 min; force=1 does not."""
+    """Drain hosts (host_drain): checks first that jobs keep 95 % of their instances up for 30 min; force=1
+    does not."""
     _known_hosts(call)
     hosts = _hosts(call)
     if not call.get("force"):
         probed = _probed(call, hosts)
         if not all(each["safe"] for each in probed):
-            raise Conflict("draining these hosts would take jobs below their SLA; force=1 drains nevertheless",
+            raise Conflict(
+                "draining these hosts would take jobs below their SLA; force=1 drains nevertheless",
                            code="SLA_UNSAFE", hosts=probed)
     response = call.write("drainHosts", api.Hosts(hostNames=set(hosts)))
     return _draining(call, response.result.drainHostsResult.statuses, 300.0)
@@ -13262,21 +13829,25 @@ def _draining(call: Call, statuses: Any, time_limit: float) -> Union[Response, L
     names, limit = [each["host"] for each in hosts], call.get("time_limit", time_limit)
     operation = call.start("drain", len(names), lambda op: wait_until_drained(
         call.scheduler, names, limit, call.service.poll_interval, op))
-    return call.operated(operation, lambda: {"count": len(hosts), "hosts": operation.result.get("hosts", hosts)})
+    return call.operated(operation, lambda: {"count": len(hosts),
+                                             "hosts": operation.result.get("hosts", hosts)})
 
 
 @route("POST", "/alpha/maintenance/{cluster}/{hosts}/sla-drain", "operate", access="admin", operates="always",
        params="percentage duration count_up coordinator timeout time_limit wait", gives="JobWritten",
-       guards=["get_maintenance"], a202="draining", a200="waited for, and drained", a409="where it was waited for: not drained")
+       guards=["get_maintenance"], a202="draining", a200="waited for, and drained",
+       a409="where it was waited for: not drained")
 def sla_drain(call: Call) -> Any:
-    """Drain hosts as far as SLAs allow (sla_host_drain): jobs' own, else 95 % up for 30 min; forced after 7 days."""
+    """Drain hosts as far as SLAs allow (sla_host_drain): jobs' own, else 95 % up for 30 min; forced after 7
+    days."""
     _known_hosts(call)
     seconds = int(call.get("duration", 1800))
     if call.get("coordinator"):
         policy = api.SlaPolicy(coordinatorSlaPolicy=api.CoordinatorSlaPolicy(
             coordinatorUrl=call.get("coordinator"), statusKey="drain"))
     elif "count_up" in call.params:
-        policy = api.SlaPolicy(countSlaPolicy=api.CountSlaPolicy(count=call.get("count_up"), durationSecs=seconds))
+        policy = api.SlaPolicy(countSlaPolicy=api.CountSlaPolicy(count=call.get("count_up"),
+                durationSecs=seconds))
     else:
         policy = api.SlaPolicy(percentageSlaPolicy=api.PercentageSlaPolicy(
             percentage=call.get("percentage", 95.0), durationSecs=seconds))
@@ -13295,9 +13866,11 @@ def probe(call: Call) -> Any:
 
 
 @route("GET", "/alpha/maintenance/{cluster}", "operate", access="read",
-       params="percentage duration min_instances host limit offset", gives="HostList", a200="hosts that may go")
+       params="percentage duration min_instances host limit offset", gives="HostList",
+       a200="hosts that may go")
 def list_safe_hosts(call: Call) -> Any:
-    """The hosts with tasks that could be drained one at a time with jobs staying above their SLA (sla_list_safe_domain)."""
+    """The hosts with tasks that could be drained one at a time with jobs staying above their SLA
+    (sla_list_safe_domain)."""
     probed = [each for each in _probed(call, None) if not call.get("host") or any(
         glob(pattern)(each["host"]) for pattern in call.get("host"))]
     shown, headers = call.page([each for each in probed if each["safe"]])
@@ -13314,19 +13887,21 @@ def list_backups(call: Call) -> Any:
 _QUERY_PARAMS = "role environment name shards instances state host"
 
 
-_EXACT_PARAMS = ("role:exact_role environment:exact_environment name:exact_name host:exact_host shards instances "
+_EXACT_PARAMS = ("role:exact_role environment:exact_environment name:exact_name host:exact_host shards "
+                 "instances "
                  "state:%s")
 
 
 def _task_query(call: Call, exact: bool = True) -> Any:
-    """The TaskQuery of the parameters. exact: where tasks are deleted, which takes no patterns; else what is a glob is left
-    to `_passes`."""
+    """The TaskQuery of the parameters. exact: where tasks are deleted, which takes no patterns; else what is
+    a glob is left to `_passes`."""
     prefix = "exact_" if exact else ""
     given = {name: call.get(prefix + name) for name in ("role", "environment", "name", "host")}
     for name, text in given.items():
         if text and re.search(r"[*?\[]", "".join(text)):
             if exact:
-                raise BadRequest("%s: a pattern is not possible here, where tasks are deleted; name them" % "".join(text)[:80])
+                raise BadRequest("%s: a pattern is not possible here, where tasks are deleted; name them" %
+                                 "".join(text)[:80])
             given[name] = None
     return api.TaskQuery(role=given["role"], environment=given["environment"], jobName=given["name"],
                          slaveHosts=set(given["host"] or ()) or None, instanceIds=set(call.shards) or None,
@@ -13344,7 +13919,8 @@ def _passes(call: Call, task: Any) -> bool:
 def _task_list(call: Call, found: Sequence[Any], start: int, limit: int) -> Response:
     """The first of the tasks that were found from `start` on, and where to go on if there are more."""
     more = len(found) > limit
-    tasks = sorted((_plain_task(call.args["cluster"], "", each) for each in found[:limit]), key=lambda task: task["id"])
+    tasks = sorted((_plain_task(call.args["cluster"], "", each) for each in found[:limit]),
+                   key=lambda task: task["id"])
     return call.success(200, call.link(start + limit) if more else [], count=len(tasks), tasks=tasks,
                         **({"next": start + limit} if more else {}))
 
@@ -13357,34 +13933,40 @@ def _task_limit(call: Call) -> int:
     return limit
 
 
-@route("GET", "/alpha/tasks/{cluster}", "operate", access="read", remembered=True, params=_QUERY_PARAMS + " limit offset",
+@route("GET", "/alpha/tasks/{cluster}", "operate", access="read", remembered=True, params=_QUERY_PARAMS +
+       " limit offset",
        gives="TaskList", a200="tasks")
 def query_cluster_tasks(call: Call) -> Any:
-    """Tasks of a cluster by role, environment, name, instance, state and host (aurora_admin query): a thousand, or limit=
-    of them; `next` is the offset of what follows."""
+    """Tasks of a cluster by role, environment, name, instance, state and host (aurora_admin query): a
+    thousand, or limit= of them; `next` is the offset of what follows."""
     start, limit = call.get("offset", 0), _task_limit(call)
     query = _task_query(call, exact=False)
-    globs = any(re.search(r"[*?\[]", "".join(call.get(name) or "")) for name in ("role", "environment", "name", "host"))
+    globs = any(re.search(r"[*?\[]", "".join(call.get(name) or ""))
+                for name in ("role", "environment", "name", "host"))
     if not globs:
         query = query.replace(limit=limit + 1, offset=start)
     response = call.read("getTasksWithoutConfigs", query, projection=projection("cluster tasks"))
     found = response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", [])
     if globs:
-        found = sorted((task for task in found if _passes(call, task)), key=lambda task: task["assignedTask"]["taskId"])[start:]
+        found = sorted((task for task in found if _passes(call, task)),
+                       key=lambda task: task["assignedTask"]["taskId"])[start:]
     return _task_list(call, found, start, limit)
 
 
-@route("DELETE", "/alpha/tasks/{cluster}", "operate", access="admin", params=_EXACT_PARAMS % "ended_state" + " limit",
+@route("DELETE", "/alpha/tasks/{cluster}", "operate", access="admin", params=_EXACT_PARAMS % "ended_state" +
+       " limit",
        a200="pruned")
 def prune_tasks(call: Call) -> Any:
-    """Delete ended tasks from the scheduler's history; all of them where no filter is given. They are looked for first, and
-    deleted by their ids: a prune that matched nothing would make the scheduler delete every task of the cluster."""
+    """Delete ended tasks from the scheduler's history; all of them where no filter is given. They are looked
+    for first, and deleted by their ids: a prune that matched nothing would make the scheduler delete every
+    task of the cluster."""
     response = call.write("pruneTasks", _task_query(call).replace(limit=call.get("limit")))
     return call.success(messages=messages_of(response))
 
 
 def _recovery(call: Call, work: Callable[[], Any]) -> Any:
-    """What the scheduler answers with ERROR for a recovery that is not staged, or staged twice, is the caller's."""
+    """What the scheduler answers with ERROR for a recovery that is not staged, or staged twice, is the
+    caller's."""
     try:
         return work()
     except SchedulerFailed as error:
@@ -13416,13 +13998,15 @@ def _plain_routes() -> None:
             ("DELETE", "recovery/{cluster}", "unload_recovery", "unloadRecovery", 200, "unloaded",
              "Forget the staged backup.")):
         answers: Any = {"a%d" % status: done}
-        route(verb, "/alpha/" + path, "operate", access="admin", name=name, summary=does, **answers)(_plainly(method, status))
+        route(verb, "/alpha/" + path, "operate", access="admin", name=name, summary=does,
+              **answers)(_plainly(method, status))
 
 
 _plain_routes()
 
 
-@route("GET", "/alpha/recovery/{cluster}/tasks", "operate", access="admin", params=_QUERY_PARAMS + " limit offset",
+@route("GET", "/alpha/recovery/{cluster}/tasks", "operate", access="admin", params=_QUERY_PARAMS +
+       " limit offset",
        gives="TaskList", a200="tasks", a409="no backup is staged")
 def query_recovery(call: Call) -> Any:
     """The tasks of the staged backup: a thousand, or limit= of them; `next` is the offset of what follows."""
@@ -13431,10 +14015,12 @@ def query_recovery(call: Call) -> Any:
                                                  projection=projection("recovery tasks")))
     tasks = [task for task in response.get("result", {}).get("queryRecoveryResult", {}).get("tasks", ())
              if _passes(call, task)]
-    return _task_list(call, sorted(tasks, key=lambda task: task["assignedTask"]["taskId"])[start:], start, limit)
+    return _task_list(call, sorted(tasks, key=lambda task: task["assignedTask"]["taskId"])[start:], start,
+                      limit)
 
 
-@route("DELETE", "/alpha/recovery/{cluster}/tasks", "operate", access="admin", params=_EXACT_PARAMS % "state" + " force",
+@route("DELETE", "/alpha/recovery/{cluster}/tasks", "operate", access="admin", params=_EXACT_PARAMS %
+       "state" + " force",
        a200="deleted", a409="no backup is staged")
 def delete_recovery_tasks(call: Call) -> Any:
     """Delete tasks from the staged backup; force=1 where no filter is given, which deletes all."""
@@ -13446,9 +14032,11 @@ def delete_recovery_tasks(call: Call) -> Any:
 
 @route("POST", "/alpha/reconcile/{cluster}", "operate", access="admin", params="kind batch", a202="triggered")
 def reconcile(call: Call) -> Any:
-    """Reconcile the scheduler's tasks with Mesos: kind=implicit (the default) or explicit, batch=N tasks at once."""
+    """Reconcile the scheduler's tasks with Mesos: kind=implicit (the default) or explicit, batch=N tasks at
+    once."""
     if call.get("kind", "implicit") == "explicit":
-        call.write("triggerExplicitTaskReconciliation", api.ExplicitReconciliationSettings(batchSize=call.get("batch")))
+        call.write("triggerExplicitTaskReconciliation",
+                   api.ExplicitReconciliationSettings(batchSize=call.get("batch")))
     elif "batch" in call.params:
         raise BadRequest("batch= is for kind=explicit")
     else:
@@ -13456,7 +14044,8 @@ def reconcile(call: Call) -> Any:
     return call.success(202)
 
 
-@route("PUT", "/alpha/tasks/{cluster}/{task}/state", "operate", access="admin", params="to_state", gives="StateForced",
+@route("PUT", "/alpha/tasks/{cluster}/{task}/state", "operate", access="admin", params="to_state",
+       gives="StateForced",
        a202="forced")
 def force_state(call: Call) -> Any:
     """Force a task into a state; the scheduler ignores what is no legal transition."""
@@ -13474,14 +14063,17 @@ def force_state(call: Call) -> Any:
         tasks = after.result.scheduleStatusResult.tasks or []
         fields["state"] = api.ScheduleStatus.name_of(tasks[0].status) if tasks else None
         told = len(before[0].taskEvents or ())
-        fields["forced"] = not tasks or any(event.status == wanted for event in (tasks[0].taskEvents or [])[told:])
+        fields["forced"] = not tasks or any(event.status == wanted
+                                            for event in (tasks[0].taskEvents or [])[told:])
     return call.success(202, **fields)
 
 
-@route("POST", "/alpha/rpc/{cluster}/{method}", "operate", access="read", params="dry_run", body="json", judges=True,
+@route("POST", "/alpha/rpc/{cluster}/{method}", "operate", access="read", params="dry_run", body="json",
+       judges=True,
        gives="RpcAnswer", a200="the whole Response")
 def post_rpc(call: Call) -> Any:
-    """Call any of the Thrift methods: a JSON object keyed by its parameters' names; the whole Response comes back."""
+    """Call any of the Thrift methods: a JSON object keyed by its parameters' names; the whole Response comes
+    back."""
     method = api.method(call.args["method"])
     given = call.json_body()
     try:
@@ -13489,10 +14081,12 @@ def post_rpc(call: Call) -> Any:
     except PlainError as error:
         raise BadRequest(str(error)) from None
     try:
-        response = call.scheduler.call(method.name, *[getattr(arguments, field) for field in arguments.fields])
+        response = call.scheduler.call(method.name,
+                                       *[getattr(arguments, field) for field in arguments.fields])
     except AuroraError as error:
         if error.response is not None:
-            error.details["response"] = error.response.to_plain() if isinstance(error.response, ThriftStruct) else {
+            error.details["response"] = error.response.to_plain() if isinstance(error.response,
+                    ThriftStruct) else {
                 "responseCode": api.ResponseCode.name_of(error.response["responseCode"]),
                 "details": [{"message": text} for text in error.messages]}
         raise
@@ -13505,14 +14099,16 @@ def list_operations(call: Call) -> Any:
     """The operations of this server, running and ended, newest first."""
     found = call.service.operations.all()
     shown, headers = call.page(found, 100)
-    return call.success(200, headers, count=len(shown), total=len(found), operations=[each.to_plain() for each in shown])
+    return call.success(200, headers, count=len(shown), total=len(found),
+                        operations=[each.to_plain() for each in shown])
 
 
 @route("GET", "/alpha/operations/{id}", "watch", gives="OperationAnswer", a200="the operation")
 def get_operation(call: Call) -> Any:
     """An operation: state, progress, steps with their times, outcome. wait= waits for its end."""
     operation = call.service.operations[call.args["id"]]
-    return call.await_operation(operation, lambda: call.success(key=operation.key, operation=operation.to_plain()))
+    return call.await_operation(operation, lambda: call.success(key=operation.key,
+                                                                operation=operation.to_plain()))
 
 
 @route("DELETE", "/alpha/operations/{id}", "fix", judges=True, gives="OperationWritten",
@@ -13521,7 +14117,8 @@ def cancel_operation(call: Call) -> Any:
     """Cancel an operation between two of its steps."""
     operation = call.service.operations[call.args["id"]]
     if call.service.access.forward and not call.user.known:
-        raise Unauthorized("cancelling an operation takes credentials", headers=[("WWW-Authenticate", "Basic")])
+        raise Unauthorized("cancelling an operation takes credentials",
+                           headers=[("WWW-Authenticate", "Basic")])
     if call.owner is not None and call.owner != operation.owner:
         raise Forbidden("an operation is cancelled with the credentials that it was started with")
     call.service.require(call.user, *operation.needs)
@@ -13532,7 +14129,8 @@ def cancel_operation(call: Call) -> Any:
     return call.success(202, key=operation.key, operation=operation.to_plain())
 
 
-@route("GET", "/alpha/operations/{id}/events", "watch", gives="text/event-stream", a200="step and state events")
+@route("GET", "/alpha/operations/{id}/events", "watch", gives="text/event-stream",
+       a200="step and state events")
 def watch_operation(call: Call) -> Any:
     """Events of an operation as they happen."""
     operation = call.service.operations[call.args["id"]]
@@ -13546,9 +14144,12 @@ def watch_operation(call: Call) -> Any:
             events.append(("gap", {"reason": "%d steps are not known any more" % (stepped - told - fresh)}))
         events += [("step", step) for step in steps[len(steps) - fresh:]]
         if now != state:
-            events.append(("state", {name: value for name, value in operation.to_plain().items() if name != "steps"}))
-        return b"".join(event_bytes("%s-%d" % (operation.id, stepped), *each) for each in events), (stepped, now)
-    last = re.fullmatch(re.escape(operation.id) + r"-(\d{1,9})", call.request.headers.get("last-event-id", ""), re.ASCII)
+            events.append(("state", {name: value for name, value in operation.to_plain().items()
+                                     if name != "steps"}))
+        return b"".join(event_bytes("%s-%d" % (operation.id, stepped), *each) for each in events), (stepped,
+                now)
+    last = re.fullmatch(re.escape(operation.id) + r"-(\d{1,9})",
+                        call.request.headers.get("last-event-id", ""), re.ASCII)
     return Stream(operation, since, (int(last.group(1)) if last else 0, ""))
 
 
@@ -13571,7 +14172,8 @@ def _request_body(body: str) -> Json:
         return {"required": body == "quota", "content": {JSON_TYPE: {"schema": _BODIES[body]}}}
     source = {"schema": {"type": "string", "description": "an .aurora file"}, "example": _EXAMPLE}
     files = {"type": "object", "required": ["file"], "properties": {"file": {
-        "type": "array", "items": {"type": "string", "format": "binary"}, "description": "the first is the root"}}}
+        "type": "array", "items": {"type": "string", "format": "binary"},
+        "description": "the first is the root"}}}
     return {"required": True, "content": {
         "text/plain": source, "application/octet-stream": {"schema": {
             "type": "string", "format": "binary", "description": "the same"}},
@@ -13589,18 +14191,21 @@ def _parameters(each: Route, path: str) -> List[Json]:
         if name == "method":
             schema = {"type": "string", "enum": list(api.method_names)}
         text, example = _PATH_PARAMS[name]
-        found.append(dict({"name": name, "in": "path", "required": True, "description": text, "schema": schema},
+        found.append(dict({"name": name, "in": "path", "required": True, "description": text,
+                           "schema": schema},
                           **_some(example=example)))
     for name, row in each.params.items():
         param = PARAMS[row]
         many = param.kind.join is not None
-        shown: Json = {"name": name, "in": "query", "required": row in ("size", "to_state"), "description": param.help,
+        shown: Json = {"name": name, "in": "query", "required": row in ("size", "to_state"),
+                       "description": param.help,
                        "schema": {"type": "array", "items": param.kind.schema} if many else param.kind.schema}
         if param.example is not None:
             shown["example"] = [param.example] if many else param.example
         found.append(shown)
     for name, text, there in (
-            ("If-None-Match", "an ETag: 304 where it is still that", each.method == "GET" and not each.is_stream),
+            ("If-None-Match", "an ETag: 304 where it is still that", each.method == "GET"
+             and not each.is_stream),
             ("Last-Event-ID", "the id of the last event that arrived", each.is_stream),
             ("Prefer", "wait=N, as the parameter", "wait" in each.params),
             ("Idempotency-Key", "a write with it is done once", each.writes),
@@ -13621,19 +14226,23 @@ def _openapi_operation(each: Route, path: str, schemas: Schemas) -> Json:
         if status >= 400:
             content = {JSON_TYPE: {"schema": schemas.ref("Failure")}}
         elif "/" in each.gives:
-            content = {each.gives: {"schema": {"type": "object", "additionalProperties": True} if each.gives == JSON_TYPE else {
+            content = {each.gives: {"schema": {"type": "object", "additionalProperties": True}
+                                    if each.gives == JSON_TYPE else {
                 "type": "string"}}}
         else:
             content = {JSON_TYPE: {"schema": schemas.ref(each.gives)}}
         told = [("ETag", "what If-None-Match and If-Match take", status == 200 and each.method == "GET"),
-                ("Location", "what was begun", status == 202 and (each.operates or "{id}" in each.path or "update" in each.path)),
+                ("Location", "what was begun", status == 202
+                 and (each.operates or "{id}" in each.path or "update" in each.path)),
                 ("Link", 'rel="next": the next page', status == 200 and "offset" in each.params)]
         answers[str(status)] = dict({"description": text, "content": content}, **_some(headers={
-            name: {"description": text, "schema": {"type": "string"}} for name, text, there in told if there}))
+            name: {"description": text, "schema": {"type": "string"}} for name, text, there in told
+            if there}))
     if each.method == "GET" and not each.is_stream:
         answers["304"] = {"description": "not modified"}
     answers["default"] = {"$ref": "#/components/responses/Failure"}
-    made: Json = {"operationId": each.name, "summary": each.summary, "tags": [each.group], "responses": answers,
+    made: Json = {"operationId": each.name, "summary": each.summary, "tags": [each.group],
+                  "responses": answers,
                   "description": "Needs %s access." % each.access, "parameters": _parameters(each, path)}
     if each.body:
         made["requestBody"] = _request_body(each.body)
@@ -13655,12 +14264,15 @@ def openapi_text() -> bytes:
         paths.setdefault(path, {})[each.method.lower()] = _openapi_operation(each, path, schemas)
     failure = {"description": "it was refused, or failed: `code` says why", "content": {JSON_TYPE: {
         "schema": schemas.ref("Failure"),
-        "example": {"status": "failure", "code": "NOT_FOUND", "errors": ["there is no job …"], "count": 0}}}}
+        "example": {"status": "failure", "code": "NOT_FOUND", "errors": ["there is no job …"],
+                    "count": 0}}}}
     return json.dumps({
         "openapi": "3.1.0", "info": {"title": "aurora_rest", "version": __version__,
                                      "summary": "Apache Aurora over plain HTTP",
-                                     "description": "Times are milliseconds since 1970, durations seconds; a job is "
-                                     "cluster/role/environment/name. A client that reads whole bodies is of no use for "
+                                     "description": "Times are milliseconds since 1970, durations seconds; "
+                                                    "a job is "
+                                     "cluster/role/environment/name. A client that reads whole bodies is of "
+                                     "no use for "
                                      "text/event-stream.",
                                      "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"}},
         "servers": [{"url": "/"}], "tags": [{"name": name, "description": text}
@@ -13668,17 +14280,18 @@ def openapi_text() -> bytes:
         "security": [{}, {"token": []}, {"basic": []}],
         "components": {"schemas": schemas.made, "responses": {"Failure": failure}, "securitySchemes": {
             "token": {"type": "http", "scheme": "bearer", "description": "a token of --tokens"},
-            "basic": {"type": "http", "scheme": "basic", "description": "the token as password; or, with --forward-auth, "
+            "basic": {"type": "http", "scheme": "basic",
+                      "description": "the token as password; or, with --forward-auth, "
                       "the scheduler's own credentials"}}}}).encode()
 
 
 # ============================================================================================================
 # 7. Demo scheduler
 #
-# A simulated Aurora scheduler behind a real Thrift /api: tasks, updates, cron, quota, maintenance, backups as Aurora
-# does them, in memory. Time passes when somebody looks: every call first does what was due since the last one, so
-# nothing runs in the background and tests can turn the clock by hand. Uses rooms 1 to 6. j/ in the comments is
-# src/main/java/org/apache/aurora/scheduler.
+# A simulated Aurora scheduler behind a real Thrift /api: tasks, updates, cron, quota, maintenance, backups as
+# Aurora does them, in memory. Time passes when somebody looks: every call first does what was due since the
+# last one, so nothing runs in the background and tests can turn the clock by hand. Uses rooms 1 to 6. j/ in
+# the comments is src/main/java/org/apache/aurora/scheduler.
 # ============================================================================================================
 
 JobTuple = Tuple[str, str, str]         # a job's role, environment and name
@@ -13697,15 +14310,18 @@ _TRANSITIONS = {_S.values[name]: frozenset(_S.values[each] for each in targets.s
     "KILLING": "FINISHED FAILED KILLED LOST PARTITIONED",
     "FINISHED": "", "FAILED": "", "KILLED": "", "LOST": ""}.items()}
 _TIMED = frozenset([_S.ASSIGNED, _S.KILLING, _S.RESTARTING, _S.PREEMPTING, _S.DRAINING])
-_EXECUTOR_TEXTS = {_S.KILLED: "Instructed to kill task.", _S.FINISHED: "Task finished.", _S.FAILED: "Task failed."}
+_EXECUTOR_TEXTS = {_S.KILLED: "Instructed to kill task.", _S.FINISHED: "Task finished.",
+                   _S.FAILED: "Task failed."}
 _BEING_REPLACED = frozenset([_S.RESTARTING, _S.DRAINING, _S.PREEMPTING])
 _WAITING = frozenset([_S.PENDING, _S.THROTTLED])
 _PENDING_STATS = frozenset([_S.INIT, _S.PENDING, _S.THROTTLED])
 _ROLLING = frozenset([_U.ROLLING_FORWARD, _U.ROLLING_BACK])
 _BACKWARDS = frozenset([_U.ROLLING_BACK, _U.ROLL_BACK_PAUSED, _U.ROLL_BACK_AWAITING_PULSE])
-_UPDATE_TRANSITIONS = {_U.values[name]: frozenset(_U.values[each] for each in targets.split()) for name, targets in {
+_UPDATE_TRANSITIONS = {_U.values[name]: frozenset(_U.values[each] for each in targets.split()) for name,
+                       targets in {
     # j/updater/JobUpdateStateMachine.java
-    "ROLLING_FORWARD": "ROLLING_BACK ROLL_FORWARD_PAUSED ROLL_FORWARD_AWAITING_PULSE ROLLED_FORWARD ABORTED ERROR FAILED",
+    "ROLLING_FORWARD": "ROLLING_BACK ROLL_FORWARD_PAUSED ROLL_FORWARD_AWAITING_PULSE ROLLED_FORWARD ABORTED "
+                       "ERROR FAILED",
     "ROLLING_BACK": "ROLL_BACK_PAUSED ROLL_BACK_AWAITING_PULSE ROLLED_BACK ABORTED ERROR FAILED",
     "ROLL_FORWARD_PAUSED": "ROLLING_BACK ROLLING_FORWARD ROLL_FORWARD_AWAITING_PULSE ABORTED ERROR",
     "ROLL_BACK_PAUSED": "ROLLING_BACK ROLL_BACK_AWAITING_PULSE ABORTED ERROR",
@@ -13730,7 +14346,8 @@ class DemoClock:
 
 
 class _Refusal(Exception):
-    """A response code other than OK, with its message; None where Aurora sends none. result: what goes with it."""
+    """A response code other than OK, with its message; None where Aurora sends none. result: what goes with
+    it."""
 
     def __init__(self, message: Optional[str], code: str = "INVALID_REQUEST", result: Any = None) -> None:
         super().__init__(message)
@@ -13741,7 +14358,8 @@ class _Refusal(Exception):
 
 class DemoTask:
     """One task. events: (milliseconds, status, message); key: role, environment, name."""
-    __slots__ = ("id", "key", "instance", "config", "status", "events", "failures", "ancestor", "host", "ports",
+    __slots__ = ("id", "key", "instance", "config", "status", "events", "failures", "ancestor", "host",
+                 "ports",
                  "partitions", "vetoes")
 
     def __init__(self, task_id: str, key: JobTuple, instance: int, config: Any) -> None:
@@ -13776,7 +14394,8 @@ class DemoTask:
 class DemoHost:
     """A machine of the demo cluster: resources in cores and MB, attributes, maintenance."""
 
-    def __init__(self, name: str, number: int, cpu: float, ram: int, disk: int, attributes: Dict[str, Set[str]]) -> None:
+    def __init__(self, name: str, number: int, cpu: float, ram: int, disk: int,
+                 attributes: Dict[str, Set[str]]) -> None:
         self.name = name
         self.slave_id = "demo-agent-%d" % number
         self.total = (cpu, ram, disk)
@@ -13856,13 +14475,15 @@ class DemoUpdate:
     def summary(self, with_state: bool = True) -> Any:
         state = api.JobUpdateState(status=self.status, createdTimestampMs=self.events[0].timestampMs,
                                    lastModifiedTimestampMs=self.modified) if with_state else None
-        return api.JobUpdateSummary(user=self.user, state=state, key=self.update_key(), metadata=self.metadata)
+        return api.JobUpdateSummary(user=self.user, state=state, key=self.update_key(),
+                                    metadata=self.metadata)
 
     def details(self) -> Any:
         groups: List[Tuple[Any, List[int]]] = []
         for instance, config in sorted(self.initial.items()):
             _group(groups, config, instance)
-        desired = api.InstanceTaskConfig(task=self.config, instances=to_ranges(self.desired)) if self.desired else None
+        desired = api.InstanceTaskConfig(task=self.config,
+                                         instances=to_ranges(self.desired)) if self.desired else None
         instructions = api.JobUpdateInstructions(
             initialState={api.InstanceTaskConfig(task=config, instances=to_ranges(numbers))
                           for config, numbers in groups}, desiredState=desired, settings=self.settings)
@@ -13926,15 +14547,16 @@ def amounts(config: Any) -> Tuple[float, float, float]:
 
 def _aggregate(values: Sequence[float]) -> Any:
     return api.ResourceAggregate(resources={
-        api.Resource(numCpus=float(values[0])), api.Resource(ramMb=int(values[1])), api.Resource(diskMb=int(values[2]))})
+        api.Resource(numCpus=float(values[0])), api.Resource(ramMb=int(values[1])),
+        api.Resource(diskMb=int(values[2]))})
 
 
 RESOURCE_NAMES = (("CPU", "core(s)", 16.0), ("RAM", "MB", 24576.0), ("disk", "MB", 460800.0))
 
 
 class Crontab:
-    """A cron schedule as j/../common/CrontabEntry reads it: five fields, no names for whole schedules, 0 is Sunday.
-    Raises ValueError."""
+    """A cron schedule as j/../common/CrontabEntry reads it: five fields, no names for whole schedules, 0 is
+    Sunday. Raises ValueError."""
     _FIELDS = ((0, 59, ()), (0, 23, ()), (1, 31, ()),
                (1, 12, ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")),
                (0, 6, ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")))
@@ -13984,15 +14606,17 @@ class Crontab:
         return None
 
 
-_QUICK_COMMANDS = frozenset("echo true : cd export mkdir ls date cat printf test touch rm cp mv chmod set ln".split())
+_QUICK_COMMANDS = frozenset(
+    "echo true : cd export mkdir ls date cat printf test touch rm cp mv chmod set ln".split())
 
 
 @lru_cache(maxsize=1024)
 def command_fate(command: str) -> Tuple[Optional[float], bool]:
-    """How a demo process with this command lives: (seconds until it ends, or None if it runs on; whether it fails).
+    """How a demo process with this command lives: (seconds until it ends, or None if it runs on; whether it
+    fails).
 
-    `exit N`, `false` and `true` do what they say, `sleep N` takes N seconds, a few harmless commands take none, loops and
-    any other program run on. Statements are separated by ; && || or lines.
+    `exit N`, `false` and `true` do what they say, `sleep N` takes N seconds, a few harmless commands take
+    none, loops and any other program run on. Statements are separated by ; && || or lines.
     """
     seconds, failed = 0.0, False
     for statement in re.split(r";|&&|\|\||\n", command):
@@ -14017,8 +14641,8 @@ def command_fate(command: str) -> Tuple[Optional[float], bool]:
 
 
 def task_fate(config: Any) -> Tuple[Optional[float], bool]:
-    """The same for a whole task: its processes one after the other where they are ordered, else side by side. A service
-    of which no process ends by sleep, exit or false runs on."""
+    """The same for a whole task: its processes one after the other where they are ordered, else side by side.
+    A service of which no process ends by sleep, exit or false runs on."""
     try:
         data = json.loads(config.executorConfig.data)
         processes = [p for p in data["task"]["processes"] if not p.get("final")]
@@ -14045,8 +14669,8 @@ def task_fate(config: Any) -> Tuple[Optional[float], bool]:
 
 
 class _DemoTime:
-    """The demo's time: what is due, and the work that changes post. A subclass is a layer on top, down to Demo. Everything
-    happens with _lock held, which guards all that the layers have."""
+    """The demo's time: what is due, and the work that changes post. A subclass is a layer on top, down to
+    Demo. Everything happens with _lock held, which guards all that the layers have."""
 
     def __init__(self, speed: float) -> None:
         self.clock = DemoClock(speed)
@@ -14153,7 +14777,8 @@ class _DemoTasks(_DemoTime):
 
     def _new_task(self, config: Any, instance: int) -> DemoTask:
         key = _tuple(config.job)
-        task_id = re.sub(r"[^\w-]", "-", "%s-%d-%s" % ("-".join(key), instance, uuid.UUID(int=self._random.getrandbits(128),
+        task_id = re.sub(r"[^\w-]", "-", "%s-%d-%s" %
+                         ("-".join(key), instance, uuid.UUID(int=self._random.getrandbits(128),
                                                                                           version=4)))
         task = DemoTask(task_id, key, instance, config)
         self._store(task)
@@ -14192,7 +14817,8 @@ class _DemoTasks(_DemoTime):
                     self._roles.pop(task.key[0], None)
 
     def _change(self, task: DemoTask, status: int, message: Optional[str] = None) -> bool:
-        """A state change with its side effects. False where it is no change or not allowed; then nothing happens."""
+        """A state change with its side effects. False where it is no change or not allowed; then nothing
+        happens."""
         if self._tasks.get(task.id) is not task or status == task.status or (
                 status not in _TRANSITIONS.get(task.status, ())):
             return False
@@ -14254,7 +14880,8 @@ class _DemoTasks(_DemoTime):
         self._after(self._penalty(replacement), release)
 
     def _penalty(self, task: DemoTask) -> float:
-        """j/scheduling/RescheduleCalculator.java: grows with each ancestor in a row that ended soon after it started."""
+        """j/scheduling/RescheduleCalculator.java: grows with each ancestor in a row that ended soon after it
+        started."""
         penalty = 0.0
         ancestor = self._tasks.get(task.ancestor or "")
         least, most = self.PENALTY
@@ -14294,13 +14921,15 @@ class _DemoTasks(_DemoTime):
             seconds, failed = task_fate(task.config)
             if seconds is not None:
                 since = min(moment for moment, each, _ in task.events if each == _S.RUNNING) / 1000.0
-                later(max(0.0, seconds + self.END - (self._now - since)), _S.FAILED if failed else _S.FINISHED)
+                later(max(0.0, seconds + self.END - (self._now - since)), _S.FAILED if failed
+                      else _S.FINISHED)
         elif status in _BEING_REPLACED or status == _S.KILLING:
             later(self.KILL, _S.KILLED)
         elif status == _S.PARTITIONED:
             policy = task.config.partitionPolicy
             if policy is None or policy.reschedule is not False:
-                later(float(policy.delaySecs or 0) if policy else 0.0, _S.LOST, "Task partitioned for too long.")
+                later(float(policy.delaySecs or 0) if policy else 0.0, _S.LOST,
+                      "Task partitioned for too long.")
         elif status == _S.THROTTLED and old == status:
             later(self._penalty(task), _S.PENDING)
         elif status in api.TERMINAL_STATES:
@@ -14342,12 +14971,15 @@ class _DemoHosts(_DemoTasks):
         super().__init__(speed)
         self.revocable = revocable
         self._schedule_at: Optional[float] = None
-        self._groups: Dict[int, Tuple[Any, float, float]] = {}      # by id of a TaskConfig: it, its back-off, until when
+        # by id of a TaskConfig: it, its back-off, until when
+        self._groups: Dict[int, Tuple[Any, float, float]] = {}
         self.hosts: Dict[str, DemoHost] = {}
         for number in range(max(6, jobs // 100)):
-            self._add_host("demo-%02d" % (number + 1), 16.0 if not jobs else 256.0, 65536 << (4 if jobs else 0),
+            self._add_host("demo-%02d" % (number + 1), 16.0 if not jobs else 256.0,
+                           65536 << (4 if jobs else 0),
                            1 << 20 << (4 if jobs else 0), {"rack": {"rack-%s" % "abc"[number % 3]}})
-        self._add_host("demo-dedicated", 16.0, 65536, 1 << 20, {"rack": {"rack-a"}, "dedicated": {"www-data/web"}})
+        self._add_host("demo-dedicated", 16.0, 65536, 1 << 20,
+                       {"rack": {"rack-a"}, "dedicated": {"www-data/web"}})
 
     def _add_host(self, name: str, cpu: float, ram: int, disk: int, attributes: Dict[str, Set[str]]) -> None:
         self.hosts[name] = DemoHost(name, len(self.hosts) + 1, cpu, ram, disk, dict(attributes, host={name}))
@@ -14359,8 +14991,9 @@ class _DemoHosts(_DemoTasks):
             self._after(moment - self._now, self._schedule)
 
     def _schedule(self) -> None:
-        """j/scheduling/TaskGroups.java: tasks of one configuration are tried together; where they fit nowhere they are tried
-        again after a back-off that grows, and not when room is made. So many attempts a second, in all."""
+        """j/scheduling/TaskGroups.java: tasks of one configuration are tried together; where they fit nowhere
+        they are tried again after a back-off that grows, and not when room is made. So many attempts a
+        second, in all."""
         if self._schedule_at is None or self._now < self._schedule_at - 1e-6:
             return          # another look comes sooner
         self._schedule_at = None
@@ -14415,8 +15048,10 @@ class _DemoHosts(_DemoTasks):
         self._change(task, _S.ASSIGNED)
 
     def _veto(self, task: DemoTask, host: DemoHost) -> Optional[Tuple[float, str]]:
-        """Why the task cannot run on the host, with a score that is lower the nearer it is; None if it can."""
-        constraints = sorted(task.config.constraints or (), key=lambda c: (c.constraint.value is None, c.name))
+        """Why the task cannot run on the host, with a score that is lower the nearer it is; None if it
+        can."""
+        constraints = sorted(task.config.constraints or (),
+                             key=lambda c: (c.constraint.value is None, c.name))
         if "dedicated" in host.attributes and all(each.name != "dedicated" for each in constraints):
             return 1e6, "Host is dedicated"
         if host.mode == api.MaintenanceMode.DRAINING:
@@ -14434,13 +15069,15 @@ class _DemoHosts(_DemoTasks):
                 return 1e4, "Constraint not satisfied: " + each.name
             for value in values:
                 count = sum(t.status in api.SLAVE_ASSIGNED_STATES and t.host is not None and
-                            value in t.host.attributes.get(each.name, ()) for t in self._jobs[task.key].values())
+                            value in t.host.attributes.get(each.name, ())
+                            for t in self._jobs[task.key].values())
                 if count >= (rule.limit.limit or 0):
                     return 1e4, "Limit not satisfied: " + each.name
         if task.config.tier == "revocable" and not self.revocable:
             return 1000.0, "Insufficient: CPU"      # of which no offer has revocable ones
         lacking, score = [], 0.0
-        for (name, _, span), need, total, used in zip(RESOURCE_NAMES, amounts(task.config), host.total, host.used):
+        for (name, _, span), need, total, used in zip(RESOURCE_NAMES, amounts(task.config), host.total,
+                                                      host.used):
             if need > total - used + 1e-9:
                 lacking.append("Insufficient: " + name)
                 score += min(1000.0, 1000 * (need - (total - used)) // span)
@@ -14448,7 +15085,8 @@ class _DemoHosts(_DemoTasks):
         return (score, ",".join(sorted(lacking, key=order.index))) if lacking else None
 
     def _sla_allows(self, task: DemoTask, policy: Any) -> bool:
-        """j/sla/SlaManager.java: whether the task may go. A coordinator is not asked by the demo; it always agrees."""
+        """j/sla/SlaManager.java: whether the task may go. A coordinator is not asked by the demo; it always
+        agrees."""
         if policy.coordinatorSlaPolicy is not None or task.status not in api.SLAVE_ASSIGNED_STATES:
             return True
         active = list(self._active.get(task.key, {}).values())
@@ -14460,7 +15098,8 @@ class _DemoHosts(_DemoTasks):
                  self._ms - each.events[-1][0] > (rule.durationSecs or 0) * 1000 for each in active)
         if policy.countSlaPolicy is not None:
             return up >= min(rule.count, total - 1)
-        percentage = rule.percentage if int((1 - rule.percentage / 100) * total) >= 1 else (total - 1) / total * 100
+        percentage = rule.percentage if int((1 - rule.percentage / 100) * total) >= 1 else (
+            total - 1) / total * 100
         return up / total * 100 >= percentage
 
     def _known_hosts(self, hosts: Any) -> List[DemoHost]:
@@ -14474,7 +15113,8 @@ class _DemoHosts(_DemoTasks):
         found = self._known_hosts(hosts)
         for host in found:
             host.mode = api.MaintenanceMode.SCHEDULED
-        return api.Result(startMaintenanceResult=api.StartMaintenanceResult(statuses=self._statuses(found))), None
+        return api.Result(startMaintenanceResult=api.StartMaintenanceResult(statuses=self._statuses(
+            found))), None
 
     def drainHosts(self, hosts: Any) -> Any:
         found = self._known_hosts(hosts)
@@ -14544,7 +15184,8 @@ class _DemoUpdater(_DemoHosts):
     def _set_update(self, update: DemoUpdate, status: int, message: Optional[str] = None,
                     user: Optional[str] = None) -> None:
         update.status = status
-        update.events.append(api.JobUpdateEvent(status=status, timestampMs=self._ms, user=user, message=message))
+        update.events.append(api.JobUpdateEvent(status=status, timestampMs=self._ms, user=user,
+                                                message=message))
         update.generation += 1
         if status in _ROLLING:
             self._start_rolling(update)
@@ -14575,12 +15216,14 @@ class _DemoUpdater(_DemoHosts):
         return limit > 0 and (self._now - update.last_pulse) * 1000 >= limit
 
     def _evaluate(self, update: DemoUpdate, changed: Dict[int, Optional[DemoTask]]) -> None:
-        """One step of OneWayJobUpdater: judge the instances that changed, start the next ones, note what happened."""
+        """One step of OneWayJobUpdater: judge the instances that changed, start the next ones, note what
+        happened."""
         if update.status not in _ROLLING or self._rolling.get(update.key) is not update:
             return
         forward = update.forward
         if self._pulse_expired(update):
-            self._set_update(update, _U.ROLL_FORWARD_AWAITING_PULSE if forward else _U.ROLL_BACK_AWAITING_PULSE,
+            self._set_update(update, _U.ROLL_FORWARD_AWAITING_PULSE if forward
+                             else _U.ROLL_BACK_AWAITING_PULSE,
                              "Pulses from external service have timed out.")
             return
         effects: Dict[int, List[str]] = {}
@@ -14644,7 +15287,8 @@ class _DemoUpdater(_DemoHosts):
             return "SUCCEEDED" if self._ms - task.events[-1][0] >= wait else "watch"
         if task.status in api.TERMINAL_STATES:
             update.failures[instance] += 1
-            return "FAILED" if update.failures[instance] > (update.settings.maxPerInstanceFailures or 0) else "wait"
+            return "FAILED" if update.failures[instance] > (update.settings.maxPerInstanceFailures
+                                                            or 0) else "wait"
         return "wait"
 
     @staticmethod
@@ -14674,7 +15318,8 @@ class _DemoUpdater(_DemoHosts):
                     update.recorded.add((instance, names[state]))
                     self._instance_event(update, instance, names[state])
 
-    def _instance_event(self, update: DemoUpdate, instance: int, action: int, message: Optional[str] = None) -> None:
+    def _instance_event(self, update: DemoUpdate, instance: int, action: int,
+                        message: Optional[str] = None) -> None:
         update.instance_events.append(api.JobInstanceUpdateEvent(
             instanceId=instance, timestampMs=self._ms, action=action, message=message))
 
@@ -14686,7 +15331,8 @@ class _DemoUpdater(_DemoHosts):
                 self._insert(update.wanted(instance), [instance])
         elif action == "watch":
             generation = update.generation
-            self._after((update.settings.minWaitInInstanceRunningMs or 0) / 1000.0 + 0.001, lambda: self._posts.append(
+            self._after((update.settings.minWaitInInstanceRunningMs or 0) / 1000.0 + 0.001,
+                        lambda: self._posts.append(
                 lambda: self._evaluate(update, {instance: self._active_task(update.key, instance)})
                 if update.generation == generation else None))
 
@@ -14726,7 +15372,8 @@ class _DemoChecks(_DemoUpdater):
         if not _is_key(job.key):
             raise _Refusal("Job key %s is invalid." % _java_key(job.key))
         if not self.ENVIRONMENTS.fullmatch(job.key.environment):
-            raise _Refusal("Job environment %s doesn't match: ^(prod|devel|test|staging\\d*)$" % job.key.environment)
+            raise _Refusal("Job environment %s doesn't match: ^(prod|devel|test|staging\\d*)$" %
+                           job.key.environment)
         if job.owner is not None and not _is_identifier(job.owner.user):
             raise _Refusal("Job user contains illegal characters: %s" % job.owner.user)
         job = job.replace(taskConfig=self._checked_task(job.taskConfig, job.instanceCount))
@@ -14775,7 +15422,8 @@ class _DemoChecks(_DemoUpdater):
             links = {port: "http://%%host%%:%%port:%s%%" % port for port in ports}
         policy = task.partitionPolicy
         return task.replace(
-            tier=tier, production=production, container=container, taskLinks=links, isService=bool(task.isService),
+            tier=tier, production=production, container=container, taskLinks=links,
+            isService=bool(task.isService),
             priority=task.priority or 0, maxTaskFailures=task.maxTaskFailures or 0,
             constraints=set(task.constraints or ()), metadata=set(task.metadata or ()),
             mesosFetcherUris=set(task.mesosFetcherUris or ()),
@@ -14821,17 +15469,22 @@ class _DemoChecks(_DemoUpdater):
         if policy.coordinatorSlaPolicy is not None:
             return
         if count < self.SLA[0]:
-            raise _Refusal("Job with fewer than %d instances cannot have Percentage/Count SlaPolicy." % self.SLA[0])
-        rule, name = (policy.countSlaPolicy, "Count") if policy.countSlaPolicy else (policy.percentageSlaPolicy,
+            raise _Refusal("Job with fewer than %d instances cannot have Percentage/Count SlaPolicy." %
+                           self.SLA[0])
+        rule, name = (policy.countSlaPolicy,
+                      "Count") if policy.countSlaPolicy else (policy.percentageSlaPolicy,
                                                                                     "Percentage")
         if policy.countSlaPolicy and count - rule.count < 1:
-            raise _Refusal("Current CountSlaPolicy: count=%d will not allow any instances to be killed. Must be less than "
+            raise _Refusal("Current CountSlaPolicy: count=%d will not allow any instances to be killed. "
+                           "Must be less than "
                            "instanceCount=%d." % (rule.count, count))
         if not policy.countSlaPolicy and count - count * rule.percentage / 100 < 1:
-            raise _Refusal("Current PercentageSlaPolicy: percentage=%f will not allow any instances to be killed. Must be "
+            raise _Refusal("Current PercentageSlaPolicy: percentage=%f will not allow any instances to be "
+                           "killed. Must be "
                            "less than %f." % (rule.percentage, (count - 1) / count * 100))
         if (rule.durationSecs or 0) > self.SLA[1]:
-            raise _Refusal("%sSlaPolicy: durationSecs=%d must be less than cluster-wide maximum of %d secs." % (
+            raise _Refusal("%sSlaPolicy: durationSecs=%d must be less than cluster-wide maximum of %d secs." %
+                           (
                 name, rule.durationSecs, self.SLA[1]))
 
     def _check_limits(self, total: int, lacking: Sequence[float]) -> None:
@@ -14873,7 +15526,8 @@ class _DemoChecks(_DemoUpdater):
             tasks = list(self._active.get(key, {}).values())
             template, changing = self._cron.get(key), updates.get(key)
             if template is not None:
-                parts.append([max(pair) for pair in zip(total([(template.taskConfig, template.instanceCount)]),
+                parts.append([max(pair) for pair in zip(total([(template.taskConfig,
+                                                                template.instanceCount)]),
                                                         total((t.config, 1) for t in tasks))])
                 continue
             if changing is not None:
@@ -14900,7 +15554,8 @@ class _DemoReads(_DemoChecks):
     def __init__(self, name: str, speed: float, jobs: int, revocable: bool, docker: bool) -> None:
         super().__init__(speed, jobs, revocable, docker)
         self.name = name
-        self._bare: Dict[int, Tuple[Any, Any]] = {}     # by id of a TaskConfig: it, and it without executor data
+        # by id of a TaskConfig: it, and it without executor data
+        self._bare: Dict[int, Tuple[Any, Any]] = {}
 
     def _matching(self, query: Any, among: Optional[Iterable[DemoTask]] = None) -> List[DemoTask]:
         """The tasks that a query finds, of all that are stored or of those given."""
@@ -14918,7 +15573,8 @@ class _DemoReads(_DemoChecks):
         elif keys is not None:
             candidates = [t for key in sorted(keys) for t in self._jobs.get(key, {}).values()]
         elif role is not None:
-            candidates = [t for key in sorted(self._roles.get(role, ())) for t in self._jobs.get(key, {}).values()]
+            candidates = [t for key in sorted(self._roles.get(role, ()))
+                          for t in self._jobs.get(key, {}).values()]
         else:
             candidates = list(self._tasks.values())
         return [t for t in candidates
@@ -14944,15 +15600,19 @@ class _DemoReads(_DemoChecks):
             if known is None or known[0] is not config:
                 if len(self._bare) > 200000:
                     self._bare.clear()
-                known = (config, config.replace(executorConfig=api.ExecutorConfig(name=config.executorConfig.name)))
+                known = (config,
+                         config.replace(executorConfig=api.ExecutorConfig(name=config.executorConfig.name)))
                 self._bare[id(config)] = known
             config = known[1]
         return api.ScheduledTask(
             assignedTask=api.AssignedTask(
                 taskId=task.id, task=config, instanceId=task.instance, assignedPorts=task.ports,
-                slaveId=task.host.slave_id if task.host else None, slaveHost=task.host.name if task.host else None),
-            status=task.status, failureCount=task.failures, ancestorId=task.ancestor, timesPartitioned=task.partitions,
-            taskEvents=[api.TaskEvent(timestamp=moment, status=status, message=message, scheduler="demo-scheduler")
+                slaveId=task.host.slave_id if task.host else None, slaveHost=task.host.name if task.host
+                else None),
+            status=task.status, failureCount=task.failures, ancestorId=task.ancestor,
+            timesPartitioned=task.partitions,
+            taskEvents=[api.TaskEvent(timestamp=moment, status=status, message=message,
+                                      scheduler="demo-scheduler")
                         for moment, status, message in task.events])
 
     def getTasksStatus(self, query: Any) -> Any:
@@ -15005,7 +15665,8 @@ class _DemoReads(_DemoChecks):
             if not tasks and self._template(key, role) is None:
                 continue
             counts = collections.Counter(
-                "pending" if t.status in _PENDING_STATS else "finished" if t.status in (_S.KILLED, _S.FINISHED) else
+                "pending" if t.status in _PENDING_STATS else "finished"
+                if t.status in (_S.KILLED, _S.FINISHED) else
                 "failed" if t.status in (_S.LOST, _S.FAILED) else "active" for t in tasks)
             job, run = self._template(key, role), None
             if job is not None:
@@ -15088,7 +15749,8 @@ class _DemoUpdates(_DemoReads):
                 "The key argument is deprecated, use the query argument instead")
 
     def _difference(self, request: Any) -> Tuple[Dict[int, Any], Dict[int, Any], Set[int]]:
-        """(current configurations by instance, those to be replaced or removed, instances to get the new one)."""
+        """(current configurations by instance, those to be replaced or removed, instances to get the new
+        one)."""
         for each in request.settings.updateOnlyTheseInstances or ():
             if each.last < each.first:
                 raise ValueError("Invalid range: [%d..%d]" % (each.first, each.last))
@@ -15121,7 +15783,8 @@ class _DemoUpdates(_DemoReads):
             return {api.ConfigGroup(config=c, instances=to_ranges(numbers)) for c, numbers in found}
         return api.Result(getJobUpdateDiffResult=api.GetJobUpdateDiffResult(
             add=groups(desired - set(replaced)), remove=groups(set(replaced) - desired),
-            update=groups(set(replaced) & desired), unchanged=groups(set(current) - set(replaced) - desired))), None
+            update=groups(set(replaced) & desired),
+            unchanged=groups(set(current) - set(replaced) - desired))), None
 
     def startJobUpdate(self, request: Any, message: Optional[str]) -> Any:
         if not request.taskConfig.isService:
@@ -15137,7 +15800,8 @@ class _DemoUpdates(_DemoReads):
         if scope:
             strangers = sorted(scope - set(current) - set(range(request.instanceCount)))
             if strangers:
-                raise _Refusal("The update request attempted to update specific instances, but some are irrelevant to "
+                raise _Refusal("The update request attempted to update specific instances, but some are "
+                               "irrelevant to "
                                "the update and current job state: %s" % strangers)
             replaced = {i: c for i, c in replaced.items() if i in scope}
             desired &= scope
@@ -15151,7 +15815,8 @@ class _DemoUpdates(_DemoReads):
         active = self._rolling.get(key)
         if active is not None:
             raise _Refusal(
-                "An active update already exists for this job, please terminate it before starting another. Active "
+                "An active update already exists for this job, please terminate it before starting another. "
+                "Active "
                 "updates are those in states [%s]" % ", ".join(_U.name_of(each) for each in (
                     _U.ROLLING_FORWARD, _U.ROLLING_BACK, _U.ROLL_FORWARD_PAUSED, _U.ROLL_BACK_PAUSED,
                     _U.ROLL_FORWARD_AWAITING_PULSE, _U.ROLL_BACK_AWAITING_PULSE)),
@@ -15187,7 +15852,8 @@ class _DemoUpdates(_DemoReads):
         if (settings.maxFailedInstances or 0) < 0:
             raise _Refusal("maxFailedInstances must be non-negative.")
         if (settings.maxPerInstanceFailures or 0) * (request.instanceCount or 0) > self.MAX_FAILURES:
-            raise _Refusal("Your update allows too many failures to occur, consider decreasing the per-instance failures "
+            raise _Refusal("Your update allows too many failures to occur, consider decreasing the "
+                           "per-instance failures "
                            "or maxFailedInstances.")
         if (settings.minWaitInInstanceRunningMs or 0) < 0:
             raise _Refusal("minWaitInInstanceRunningMs must be non-negative.")
@@ -15195,7 +15861,8 @@ class _DemoUpdates(_DemoReads):
             raise _Refusal("blockIfNoPulsesAfterMs must be positive.")
         if settings.slaAware and request.taskConfig.slaPolicy is None:
             raise _Refusal("slaAware is true, but no task slaPolicy is specified.")
-        return settings.replace(updateStrategy=strategy, blockIfNoPulsesAfterMs=settings.blockIfNoPulsesAfterMs or 0,
+        return settings.replace(updateStrategy=strategy,
+                                blockIfNoPulsesAfterMs=settings.blockIfNoPulsesAfterMs or 0,
                                 slaAware=bool(settings.slaAware),
                                 updateOnlyTheseInstances=settings.updateOnlyTheseInstances or set())
 
@@ -15216,8 +15883,10 @@ class _DemoUpdates(_DemoReads):
 
     def pauseJobUpdate(self, key: Any, message: Optional[str]) -> Any:
         forward, back = _U.ROLL_FORWARD_PAUSED, _U.ROLL_BACK_PAUSED
-        return self._steer(key, {_U.ROLLING_FORWARD: forward, _U.ROLL_FORWARD_AWAITING_PULSE: forward, forward: forward,
-                                 _U.ROLLING_BACK: back, _U.ROLL_BACK_AWAITING_PULSE: back, back: back}, message)
+        return self._steer(key, {_U.ROLLING_FORWARD: forward, _U.ROLL_FORWARD_AWAITING_PULSE: forward,
+                                 forward: forward,
+                                 _U.ROLLING_BACK: back, _U.ROLL_BACK_AWAITING_PULSE: back, back: back},
+                                 message)
 
     def resumeJobUpdate(self, key: Any, message: Optional[str]) -> Any:
         update = self._updates.get(key.id)
@@ -15239,7 +15908,8 @@ class _DemoUpdates(_DemoReads):
         self._not_blank(key.id)
         update = self._updates.get(key.id)
         status = api.JobUpdatePulseStatus.FINISHED
-        if update is not None and update.key == _tuple(key.job) and update.settings.blockIfNoPulsesAfterMs and (
+        if update is not None and update.key == _tuple(
+            key.job) and update.settings.blockIfNoPulsesAfterMs and (
                 update.status in api.ACTIVE_JOB_UPDATE_STATES):
             status = api.JobUpdatePulseStatus.OK
             update.last_pulse = self._now
@@ -15332,7 +16002,8 @@ class _DemoJobs(_DemoUpdates):
         self._cron[key] = job.replace(taskConfig=self._intern(job.taskConfig))
         self._roles.setdefault(key[0], set()).add(key)
         self._cron_runs[key] += 1
-        if schedule.next(self._now) is None:        # only Quartz finds that out, when the template is stored already
+        # only Quartz finds that out, when the template is stored already
+        if schedule.next(self._now) is None:
             raise _Refusal("org.quartz.SchedulerException: Based on configured schedule, the given trigger "
                            "'DEFAULT.6da64b5bd2ee-%s' will never fire." % uuid.uuid4())
         self._await_cron(key, schedule, self._cron_runs[key])
@@ -15365,7 +16036,8 @@ class _DemoJobs(_DemoUpdates):
 
         def again(pause: float) -> None:
             if any(t.active for t in active if t.id in self._tasks):
-                longer = min(60.0, pause + self._random.random() * pause)   # -cron_start_initial_backoff, -…_max_backoff
+                # -cron_start_initial_backoff, -…_max_backoff
+                longer = min(60.0, pause + self._random.random() * pause)
                 self._after(longer, lambda: again(longer))
                 return
             self._cron_waiting.discard(key)
@@ -15395,7 +16067,8 @@ class _DemoJobs(_DemoUpdates):
         key = self._valid(job)
         if key not in self._cron:
             raise _Refusal("Failed to start cron job - No cron job found for %s." % "/".join(key))
-        self._after(self.SCHEDULE, lambda: self._trigger_cron(key))     # it answers before the job's thread runs
+        # it answers before the job's thread runs
+        self._after(self.SCHEDULE, lambda: self._trigger_cron(key))
 
 
 class _DemoAdmin(_DemoJobs):
@@ -15425,7 +16098,8 @@ class _DemoAdmin(_DemoJobs):
             raise _Refusal("Negative values in: " + shown)
         used = self._consumption(ownerRole, True, False)
         if any(value < need - 1e-9 for value, need in zip(values, used)):
-            raise _Refusal("Quota: %s is less then current prod reservation: ResourceBag{resourceVectors={CPUS=%s, "
+            raise _Refusal("Quota: %s is less then current prod reservation: "
+                           "ResourceBag{resourceVectors={CPUS=%s, "
                            "RAM_MB=%s, DISK_MB=%s}}" % (shown, *used))
         self._quotas[ownerRole] = values        # type: ignore[assignment]
 
@@ -15477,7 +16151,8 @@ class _DemoAdmin(_DemoJobs):
             del self._staged_tasks()[task.id]
 
     def commitRecovery(self) -> Any:
-        """Aurora shuts down then, and whoever starts it again starts it from what was staged: for a moment nobody leads."""
+        """Aurora shuts down then, and whoever starts it again starts it from what was staged: for a moment
+        nobody leads."""
         staged = self._staged_tasks()
         for task in list(self._tasks.values()):
             self._release(task)
@@ -15535,15 +16210,18 @@ class _DemoAdmin(_DemoJobs):
 
 
 class Demo(_DemoAdmin):
-    """The simulated scheduler. Its Thrift methods are methods of their own names; `invoke` calls one as the wire does.
+    """The simulated scheduler. Its Thrift methods are methods of their own names; `invoke` calls one as the
+    wire does.
 
-    name: the cluster's; speed: of its clock; jobs: how many to fill it with for load tests (ten instances each);
-    samples: start with a few sample jobs; users: name → (password, role pattern), to want Basic credentials for writes;
-    docker: Docker containers may be used (-allowed_container_types); revocable: there are offers for revocable tasks.
+    name: the cluster's; speed: of its clock; jobs: how many to fill it with for load tests (ten instances
+    each); samples: start with a few sample jobs; users: name → (password, role pattern), to want Basic
+    credentials for writes; docker: Docker containers may be used (-allowed_container_types); revocable: there
+    are offers for revocable tasks.
     """
 
     def __init__(self, name: str = "devcluster", speed: float = 1.0, jobs: int = 0, samples: bool = True,
-                 users: Optional[Dict[str, Tuple[str, str]]] = None, docker: bool = False, revocable: bool = False) -> None:
+                 users: Optional[Dict[str, Tuple[str, str]]] = None, docker: bool = False,
+                 revocable: bool = False) -> None:
         super().__init__(name, speed, jobs, revocable, docker)
         self.users = users
         self.redirect: Optional[str] = None     # another leader's URL: answer 307
@@ -15557,7 +16235,8 @@ class Demo(_DemoAdmin):
             self._fill(jobs)
 
     def invoke(self, name: str, arguments: Any, user: str = "UNSECURE") -> Any:
-        """Call a Thrift method with its arguments struct; the Response. Never raises for what a caller can cause."""
+        """Call a Thrift method with its arguments struct; the Response. Never raises for what a caller can
+        cause."""
         with self._lock:
             self.calls[name] += 1
             self._catch_up()
@@ -15568,7 +16247,8 @@ class Demo(_DemoAdmin):
                 response = api.Response(responseCode=api.ResponseCode.OK, result=result, details=[
                     api.ResponseDetail(message=message)] if message else [])
             except _Refusal as refusal:
-                response = api.Response(responseCode=api.ResponseCode.values[refusal.code], result=refusal.result,
+                response = api.Response(responseCode=api.ResponseCode.values[refusal.code],
+                                        result=refusal.result,
                                         details=[api.ResponseDetail(message=refusal.message)])
             except Exception as error:
                 # What is an exception inside Aurora's handlers is one inside these.
@@ -15579,7 +16259,8 @@ class Demo(_DemoAdmin):
             response.serverInfo = api.ServerInfo(clusterName=self.name, statsUrlPrefix="")
             return response
 
-    def authenticate(self, method: Method, arguments: Any, header: str) -> Tuple[Optional[str], Optional[Any]]:
+    def authenticate(self, method: Method, arguments: Any, header: str) -> Tuple[Optional[str],
+            Optional[Any]]:
         """(the user, None), or (None, the denial); (None, None) where credentials are missing."""
         if self.users is None:
             return "UNSECURE", None
@@ -15595,7 +16276,8 @@ class Demo(_DemoAdmin):
         if not role:
             return None, None
         key = _named_key(arguments)
-        if method.access == "admin" and role != "*" or key is not None and not fnmatch.fnmatchcase(key.role or "", role):
+        if method.access == "admin" and role != "*" or key is not None and not fnmatch.fnmatchcase(key.role
+                or "", role):
             text = ("Subject %s lacks permission UnscopedRpcPermission{domain=thrift.AuroraAdmin, rpc=%s}" % (
                 name, method.name) if key is None else
                 "Subject %s is not permitted to JobScopedRpcPermission{rpc=%s, permittedJob=%s}." % (
@@ -15634,13 +16316,15 @@ class Demo(_DemoAdmin):
     def _sample_task(self, role: str, environment: str, name: str, command: str, service: bool = True,
                      cpu: float = 0.5, ram: int = 128, disk: int = 128, padding: int = 0) -> Any:
         key = api.JobKey(role=role, environment=environment, name=name)
-        data = {"cluster": self.name, "role": role, "environment": environment, "name": name, "service": service,
+        data = {"cluster": self.name, "role": role, "environment": environment, "name": name,
+                "service": service,
                 "task": {"name": name, "processes": [{"name": name, "cmdline": command, "max_failures": 1}],
                          "resources": {"cpu": cpu, "ram": ram << 20, "disk": disk << 20}}}
         if padding:
             data["metadata"] = [{"key": "padding", "value": "x" * padding}]
         return api.TaskConfig(
-            job=key, owner=api.Identity(user=role), isService=service, priority=0, maxTaskFailures=1, tier="preemptible",
+            job=key, owner=api.Identity(user=role), isService=service, priority=0, maxTaskFailures=1,
+            tier="preemptible",
             resources={api.Resource(numCpus=cpu), api.Resource(ramMb=ram), api.Resource(diskMb=disk)},
             executorConfig=api.ExecutorConfig(name=EXECUTOR_NAME, data=json.dumps(data, sort_keys=True)))
 
@@ -15666,7 +16350,8 @@ class Demo(_DemoAdmin):
         start = self._ms - 3600000
         numbers = itertools.count()
         for job in range(jobs):
-            config = self._checked_task(self._sample_task("load-%03d" % (job // 50), "prod", "job-%05d" % job, "serve",
+            config = self._checked_task(self._sample_task("load-%03d" % (job // 50), "prod", "job-%05d" % job,
+                                                          "serve",
                                                           cpu=0.01, ram=1, disk=1, padding=1500), 10)
             for instance in range(10):
                 task = self._new_task(config, instance)
@@ -15725,7 +16410,8 @@ def _java_update_key(key: Any) -> str:
 
 
 def _named_key(arguments: Any) -> Any:
-    """The api.JobKey that a call's arguments name, as the scheduler's own authorization looks it up; None without."""
+    """The api.JobKey that a call's arguments name, as the scheduler's own authorization looks it up; None
+    without."""
     for field in arguments.fields:
         for path in ((), ("key",), ("jobKey",), ("job",), ("taskConfig", "job")):
             found = getattr(arguments, field)
@@ -15738,9 +16424,11 @@ def _named_key(arguments: Any) -> Any:
 
 class DemoApp(App):
     """The demo scheduler's HTTP side: /api, /apibeta and what else clients ask a scheduler for."""
-    _READ_TYPES = {"": TJSON, "application/x-thrift": TJSON, "application/json": TJSON, TJSON: TJSON, BINARY: BINARY,
+    _READ_TYPES = {"": TJSON, "application/x-thrift": TJSON, "application/json": TJSON, TJSON: TJSON,
+                   BINARY: BINARY,
                    TJSON + "; charset=utf-8": TJSON}
-    _LEADER_PATHS = ("/agents", "/api", "/cron", "/maintenance", "/mname", "/offers", "/pendingtasks", "/quotas", "/slaves",
+    _LEADER_PATHS = ("/agents", "/api", "/cron", "/maintenance", "/mname", "/offers", "/pendingtasks",
+                     "/quotas", "/slaves",
                      "/state", "/tiers", "/utilization", "/scheduler", "/updates")
 
     def __init__(self, demo: Demo) -> None:
@@ -15753,7 +16441,8 @@ class DemoApp(App):
         demo = self.demo
         if request.path.startswith(self._LEADER_PATHS) and "bypass-leader-redirect" not in request.headers:
             if demo.away:
-                return Response(503, body=b"<html><head><title>Aurora</title></head><body><h2>No Leader Found</h2>"
+                return Response(503,
+                                body=b"<html><head><title>Aurora</title></head><body><h2>No Leader Found</h2>"
                                 b"</body></html>", content_type="text/html")
             if demo.redirect:
                 target = demo.redirect + request.path + ("?" + request.raw_query if request.raw_query else "")
@@ -15768,9 +16457,11 @@ class DemoApp(App):
         kind = request.headers.get("content-type", "").lower()
         media = self._READ_TYPES.get(kind)
         if media is None:
-            return Response(415, body=("Unsupported Content-Type: " + request.headers["content-type"]).encode(),
+            return Response(415, body=("Unsupported Content-Type: " +
+                                       request.headers["content-type"]).encode(),
                             content_type="text/plain")
-        answer_media = BINARY if request.headers.get("accept", "").split(",")[0].strip().lower() == BINARY else TJSON
+        answer_media = BINARY if request.headers.get("accept",
+                                                     "").split(",")[0].strip().lower() == BINARY else TJSON
         try:
             name, sequence, protocol = decode_call(media, request.body)
             if name not in api.method_names:
@@ -15783,7 +16474,8 @@ class DemoApp(App):
         response = self._authorized(request, method, arguments)
         if isinstance(response, Response):
             return response
-        return Response(200, body=encode_reply(answer_media, name, sequence, response), content_type=answer_media)
+        return Response(200, body=encode_reply(answer_media, name, sequence, response),
+                        content_type=answer_media)
 
     def _authorized(self, request: Request, method: Method, arguments: Any) -> Any:
         """The Thrift Response, or the HTTP answer that wants credentials."""
@@ -15799,7 +16491,8 @@ class DemoApp(App):
     def _unknown_method(name: str, sequence: int, media: str) -> Response:
         protocol = _protocol(media)
         protocol.writeMessageBegin(name, TMessageType.EXCEPTION, sequence)
-        TApplicationException(TApplicationException.UNKNOWN_METHOD, "Invalid method name: '%s'" % name).write(protocol)
+        TApplicationException(TApplicationException.UNKNOWN_METHOD, "Invalid method name: '%s'" %
+                              name).write(protocol)
         protocol.writeMessageEnd()
         return Response(200, body=protocol.trans.getvalue(), content_type=media)
 
@@ -15816,7 +16509,8 @@ class DemoApp(App):
             return problem(400, "Request data must be a JSON object of method parameters.")
         method = api.method(name)
         try:
-            arguments = method.arguments.from_plain({k: v for k, v in given.items() if k in method.arguments.fields})
+            arguments = method.arguments.from_plain({k: v for k, v in given.items()
+                                                     if k in method.arguments.fields})
         except PlainError as error:
             return problem(400, "Failed to parse parameter %s" % error)
         response = self._authorized(request, method, arguments)
@@ -15830,7 +16524,8 @@ class DemoApp(App):
         if path == "/health":
             return text("OK\n")
         if path == "/leaderhealth":
-            lines = {200: "200: This is the leading scheduler.", 503: "503: Another instance is the leading scheduler.",
+            lines = {200: "200: This is the leading scheduler.",
+                     503: "503: Another instance is the leading scheduler.",
                      502: "502: There is no leading scheduler or the leader is unknown."}
             status = 502 if demo.away else 503 if demo.redirect else 200
             return text("Current status: %s\n\nThe response codes are:\n%s" % (
@@ -15855,7 +16550,8 @@ class DemoApp(App):
                 return Response(200, {
                     "DRAINED": sorted(h.name for h in demo.hosts.values() if h.mode == modes.DRAINED),
                     "SCHEDULED": sorted(h.name for h in demo.hosts.values() if h.mode == modes.SCHEDULED),
-                    "DRAINING": {h.name: sorted(h.tasks) for h in demo.hosts.values() if h.mode == modes.DRAINING}})
+                    "DRAINING": {h.name: sorted(h.tasks) for h in demo.hosts.values()
+                                 if h.mode == modes.DRAINING}})
             if path == "/quotas":
                 return Response(200, {role: {"cpu_cores": q[0], "ram_mb": int(q[1]), "disk_mb": int(q[2])}
                                       for role, q in demo._quotas.items()})
@@ -15878,7 +16574,8 @@ class DemoApp(App):
                     {"name": "ports", "type": "RANGES", "role": "*",
                      "ranges": {"range": [{"begin": 31000, "end": 32000}]}}],
                 "attributes": [{"name": name, "type": "TEXT", "text": {"value": value}}
-                               for name, values in sorted(host.attributes.items()) for value in sorted(values)]}
+                               for name, values in sorted(host.attributes.items())
+                               for value in sorted(values)]}
 
 
 # --- the demo's observer ------------------------------------------------------------------------------------
@@ -16302,13 +16999,16 @@ PAGE = """\
 <style>
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 1080px; padding: 1rem; }
-header { display: flex; gap: 1rem; align-items: baseline; flex-wrap: wrap; border-bottom: 1px solid var(--line); }
+header { display: flex; gap: 1rem; align-items: baseline; flex-wrap: wrap;
+  border-bottom: 1px solid var(--line); }
 h1 { font-size: 1.2rem; margin: .4rem 0; } h2 { font-size: 1.05rem; margin: 1.2rem 0 .3rem; }
 table { border-collapse: collapse; width: 100%; }
 td, th { text-align: left; padding: .25rem .5rem; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; } code, pre { font-family: ui-monospace, monospace; font-size: .9em; }
-pre { background: var(--soft); padding: .6rem; overflow: auto; } a { color: inherit; } nav a { margin-right: .8rem; }
-.RUNNING, .ROLLED_FORWARD { color: #18803c; } .FAILED, .LOST, .ROLLED_BACK { color: #c02626; } .PENDING { color: #a16207; }
+pre { background: var(--soft); padding: .6rem; overflow: auto; } a { color: inherit;
+  } nav a { margin-right: .8rem; }
+.RUNNING, .ROLLED_FORWARD { color: #18803c; } .FAILED, .LOST, .ROLLED_BACK { color: #c02626;
+  } .PENDING { color: #a16207; }
 #problem { color: #c02626; } small { opacity: .7; }
 </style></head><body>
 <header><h1>aurora_rest</h1><nav id="clusters"></nav><small><a href="/openapi.json">openapi.json</a> ·
@@ -16386,7 +17086,8 @@ addEventListener("hashchange", show);
 show();
 """
 _PAGE_HEADERS = [
-    ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; "
+    ("Content-Security-Policy",
+     "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; "
      "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
     ("X-Content-Type-Options", "nosniff"), ("X-Frame-Options", "DENY"), ("Referrer-Policy", "no-referrer"),
     ("Cross-Origin-Opener-Policy", "same-origin")]
@@ -16401,20 +17102,23 @@ def get_page(call: Call) -> Any:
 @route("GET", "/page.js", "server", quick=True, gives="text/javascript", a200="the page's script")
 def get_page_script(call: Call) -> Any:
     """The script of the page."""
-    return Response(200, body=PAGE_SCRIPT.encode(), content_type="text/javascript; charset=utf-8", headers=_PAGE_HEADERS)
+    return Response(200, body=PAGE_SCRIPT.encode(), content_type="text/javascript; charset=utf-8",
+                    headers=_PAGE_HEADERS)
 
 
 class Log:
     """Lines to a stream, each with the time; a line never has control characters in it.
 
-    Who logs never waits for who reads: lines go into a queue, and a thread of its own writes what has gathered. Where nobody
-    reads, or the disk is full, the queue fills up and further lines are counted instead of kept; how many were lost is the
-    next line that gets through. For any thread; _lock guards _lines, _size, lost and _told.
+    Who logs never waits for who reads: lines go into a queue, and a thread of its own writes what has
+    gathered. Where nobody reads, or the disk is full, the queue fills up and further lines are counted
+    instead of kept; how many were lost is the next line that gets through. For any thread; _lock guards
+    _lines, _size, lost and _told.
     """
     ROOM = 4 << 20          # characters that may wait
 
     def __init__(self, stream: Any = None) -> None:
-        self.stream = stream if stream is not None else sys.stderr     # None where it was closed before the start
+        # None where it was closed before the start
+        self.stream = stream if stream is not None else sys.stderr
         self.lost = 0
         self._told = 0
         self._lock = threading.Lock()
@@ -16478,10 +17182,11 @@ class Log:
 class Server:
     """A whole aurora_rest in a script: serves in the background from `start` (or `with`) to `stop`.
 
-    clusters: name → URL or URLs, or a list of Cluster; what the command line finds without options if None. demo: also
-    run a simulated scheduler, as cluster `devcluster`, or under the name given, or the Demo given. port: 0 for any free
-    one. credentials: gives the Authorization for a cluster's scheduler, as Scheduler takes it. Further keywords are those of
-    Service, HttpServer (tls, sock), Evaluator (evaluator) and Scheduler (scheduler: a dict of its options).
+    clusters: name → URL or URLs, or a list of Cluster; what the command line finds without options if None.
+    demo: also run a simulated scheduler, as cluster `devcluster`, or under the name given, or the Demo given.
+    port: 0 for any free one. credentials: gives the Authorization for a cluster's scheduler, as Scheduler
+    takes it. Further keywords are those of Service, HttpServer (tls, sock), Evaluator (evaluator) and
+    Scheduler (scheduler: a dict of its options).
     """
 
     def __init__(self, port: int = 8888, host: str = "127.0.0.1", *, demo: Union[bool, str, Demo] = False,
@@ -16499,13 +17204,15 @@ class Server:
             options.setdefault("max_answer", int(limit["answer"]))
         known: List[Cluster] = []
         if isinstance(clusters, dict):
-            known = [Cluster(name, (urls,) if isinstance(urls, str) else tuple(urls)) for name, urls in clusters.items()]
+            known = [Cluster(name, (urls,) if isinstance(urls, str) else tuple(urls)) for name,
+                     urls in clusters.items()]
         elif clusters is not None:
             known = list(clusters)
         elif not demo:
             known = default_clusters()
         if demo:
-            self.demo = demo if isinstance(demo, Demo) else Demo(demo if isinstance(demo, str) else "devcluster")
+            self.demo = demo if isinstance(demo, Demo) else Demo(demo if isinstance(demo, str)
+                    else "devcluster")
             known.append(Cluster(self.demo.name, (self.demo.start(),)))
 
         # One cluster whose scheduler hangs must not take the threads that the others need.
@@ -16581,17 +17288,25 @@ OPTIONS = [
     _Option("executor", "serving", "how the scheduler is called; internal: direct Thrift calls", "internal"),
     _Option("application", "serving", "kind of server; thread", "thread"),
     _Option("parallel", "serving", "simultaneous calls to one cluster's scheduler", 4, int, "N", least=1),
-    _Option("drain-timeout", "serving", "seconds that requests may finish in when asked to stop", 10.0, float, "SECONDS"),
-    _Option("poll-interval", "serving", "seconds between looks at a watched job", 1.0, float, "SECONDS", least=0.01),
-    _Option("quiet", "serving", "no access log", False, bool),
-    _Option("scheduler", "clusters", "a cluster and where its schedulers listen; repeatable", [], str, "NAME=URL[,URL…]",
-            True),
-    _Option("clusters", "clusters", "a clusters.json; default: where the aurora client looks", None, str, "FILE"),
-    _Option("timeout", "clusters", "seconds for a scheduler call, attempts included", 20.0, float, "SECONDS", least=0.01),
-    _Option("connect-timeout", "clusters", "seconds to connect to a scheduler", 3.0, float, "SECONDS", least=0.01),
-    _Option("retry-for", "clusters", "seconds during which a call that failed harmlessly is tried again", 3.0, float,
+    _Option("drain-timeout", "serving", "seconds that requests may finish in when asked to stop", 10.0, float,
             "SECONDS"),
-    _Option("scheduler-auth", "clusters", "file with USER:PASSWORD for the schedulers of a cluster, repeatable; FILE alone "
+    _Option("poll-interval", "serving", "seconds between looks at a watched job", 1.0, float, "SECONDS",
+            least=0.01),
+    _Option("quiet", "serving", "no access log", False, bool),
+    _Option("scheduler", "clusters", "a cluster and where its schedulers listen; repeatable", [], str,
+            "NAME=URL[,URL…]",
+            True),
+    _Option("clusters", "clusters", "a clusters.json; default: where the aurora client looks", None, str,
+            "FILE"),
+    _Option("timeout", "clusters", "seconds for a scheduler call, attempts included", 20.0, float, "SECONDS",
+            least=0.01),
+    _Option("connect-timeout", "clusters", "seconds to connect to a scheduler", 3.0, float, "SECONDS",
+            least=0.01),
+    _Option("retry-for", "clusters", "seconds during which a call that failed harmlessly is tried again", 3.0,
+            float,
+            "SECONDS"),
+    _Option("scheduler-auth", "clusters",
+            "file with USER:PASSWORD for the schedulers of a cluster, repeatable; FILE alone "
             "where there is one cluster; default: ~/.netrc, by host, where clusters.json says BASIC", [], str,
             "[NAME=]FILE", True),
     _Option("scheduler-ca", "clusters", "certificates to trust for https schedulers", None, str, "FILE"),
@@ -16613,27 +17328,37 @@ OPTIONS = [
     _Option("demo", "demo", "run a simulated scheduler as cluster NAME (devcluster)", None, "demo", "NAME"),
     _Option("demo-port", "demo", "port of the simulated scheduler; 0 for any", 0, int, "PORT"),
     _Option("demo-speed", "demo", "how many times as fast its time runs", 1.0, float, "N"),
-    _Option("demo-docker", "demo", "let it take Docker containers, as -allowed_container_types does", False, bool),
+    _Option("demo-docker", "demo", "let it take Docker containers, as -allowed_container_types does", False,
+            bool),
     _Option("demo-revocable", "demo", "let it have offers for revocable tasks", False, bool),
     _Option("demo-jobs", "demo", "fill it with N jobs of ten instances each", 0, int, "N"),
-    _Option("tokens", "access", "file of tokens: NAME LEVEL ROLES HASH a line; reloaded on SIGHUP", None, str, "FILE"),
+    _Option("tokens", "access", "file of tokens: NAME LEVEL ROLES HASH a line; reloaded on SIGHUP", None, str,
+            "FILE"),
     _Option("new-token", "access", "print a new token and its line for --tokens, and exit", None, str,
             "NAME:LEVEL[:ROLES]"),
     _Option("forward-auth", "access", "pass callers' Authorization on; the scheduler decides", False, bool),
     _Option("allow-anonymous", "access", "listen beyond loopback with no credentials asked for", False, bool),
-    _Option("cors", "access", "an origin whose pages may read and write; repeatable", [], str, "ORIGIN", True),
-    _Option("host-name", "access", "a further Host header to accept on loopback; repeatable", [], str, "NAME", True),
-    _Option("tls-cert", "access", "certificate chain to serve https with; reloaded on SIGHUP", None, str, "FILE"),
+    _Option("cors", "access", "an origin whose pages may read and write; repeatable", [], str, "ORIGIN",
+            True),
+    _Option("host-name", "access", "a further Host header to accept on loopback; repeatable", [], str, "NAME",
+            True),
+    _Option("tls-cert", "access", "certificate chain to serve https with; reloaded on SIGHUP", None, str,
+            "FILE"),
     _Option("tls-key", "access", "its private key", None, str, "FILE"),
     _Option("client-ca", "access", "want client certificates signed by this", None, str, "FILE"),
-    _Option("include-root", "configuration", "folder of shared files that configurations may include()", None, str, "DIR"),
+    _Option("include-root", "configuration", "folder of shared files that configurations may include()", None,
+            str, "DIR"),
     _Option("config-workers", "configuration", "evaluator processes at the most", 4, int, "N", least=1),
-    _Option("trust-configs", "configuration", "do not check what configurations say, and evaluate them also where they "
+    _Option("trust-configs", "configuration",
+            "do not check what configurations say, and evaluate them also where they "
             "cannot be shut in; the limits stay", False, bool),
-    _Option("config-cpu", "configuration", "processor seconds for one configuration", 5, int, "SECONDS", least=1),
-    _Option("config-memory", "configuration", "MB of memory for one configuration", 512, int, "MB", least=128),
+    _Option("config-cpu", "configuration", "processor seconds for one configuration", 5, int, "SECONDS",
+            least=1),
+    _Option("config-memory", "configuration", "MB of memory for one configuration", 512, int, "MB",
+            least=128),
 ] + [_Option("limit-" + name.replace("_", "-"), "limits", "%s (%s)" % (limit.help, limit.unit),
-             int(limit.default) if limit.default == int(limit.default) else limit.default, float, "N", least=limit.least)
+             int(limit.default) if limit.default == int(limit.default) else limit.default, float, "N",
+             least=limit.least)
      for name, limit in LIMITS.items()]
 
 
@@ -16649,7 +17374,8 @@ class _Parser(argparse.ArgumentParser):
 def parse_command_line(arguments: Sequence[str], environment: Dict[str, str]) -> argparse.Namespace:
     """The options, from the command line or else from AURORA_REST_… variables. Raises UsageError."""
     parser = _Parser(prog="aurora_rest.py", description="Apache Aurora over plain HTTP.", allow_abbrev=False,
-                     epilog="Every option can be given as an environment variable too: AURORA_REST_PORT for --port.")
+                     epilog="Every option can be given as an environment variable too: AURORA_REST_PORT for "
+                            "--port.")
     parser.add_argument("--version", action="version", version="aurora_rest " + __version__)
     groups: Json = {}
     for option in OPTIONS:
@@ -16658,23 +17384,28 @@ def parse_command_line(arguments: Sequence[str], environment: Dict[str, str]) ->
         default, kind = option.default, option.kind
         text = environment.get("AURORA_REST_" + option.name.upper().replace("-", "_"))
         shown = "" if default in (None, False, []) else " (default: %s)" % default
-        named: Json = {"help": (option.help + shown).replace("%", "%%"), "dest": option.name.replace("-", "_")}
+        named: Json = {"help": (option.help + shown).replace("%", "%%"),
+                       "dest": option.name.replace("-", "_")}
         if kind is bool:
             if text is not None:
                 if text.lower() not in ("1", "true", "yes", "0", "false", "no", ""):
-                    raise UsageError("AURORA_REST_%s: expected 1 or 0" % option.name.upper().replace("-", "_"))
+                    raise UsageError("AURORA_REST_%s: expected 1 or 0" %
+                                     option.name.upper().replace("-", "_"))
                 default = text.lower() in ("1", "true", "yes")
             group.add_argument("--" + option.name, action="store_true", default=default, **named)
             continue
         if text is not None:
             default = text.split() if option.many else _converted(option, text)
         if kind == "demo":
-            group.add_argument("--demo", nargs="?", const="devcluster", default=default, metavar="NAME", **named)
+            group.add_argument("--demo", nargs="?", const="devcluster", default=default, metavar="NAME",
+                               **named)
         elif option.many:
-            group.add_argument("--" + option.name, action="append", default=None, metavar=option.metavar, **named)
+            group.add_argument("--" + option.name, action="append", default=None, metavar=option.metavar,
+                               **named)
             parser.set_defaults(**{named["dest"]: None, "_" + named["dest"]: default})
         else:
-            group.add_argument("--" + option.name, type=kind, default=default, metavar=option.metavar, **named)
+            group.add_argument("--" + option.name, type=kind, default=default, metavar=option.metavar,
+                               **named)
     options = parser.parse_args(list(arguments))
     for option in OPTIONS:
         if option.many:
@@ -16711,7 +17442,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError("--client-ca needs --tls-cert")
     decided = options.tokens or options.forward_auth or options.client_ca or options.allow_anonymous
     if options.host not in ("127.0.0.1", "::1", "localhost") and not decided:
-        raise UsageError("--host=%s would let anyone who reaches it change jobs; add --tokens FILE, --forward-auth, "
+        raise UsageError("--host=%s would let anyone who reaches it change jobs; add --tokens FILE, "
+                         "--forward-auth, "
                          "--client-ca FILE, or --allow-anonymous if that is what you want" % options.host)
     for each in options.scheduler:
         name, equals, urls = each.partition("=")
@@ -16735,9 +17467,9 @@ def new_token(text: str) -> Tuple[str, str]:
 
 
 def own_credentials(options: argparse.Namespace, clusters: Sequence[Cluster]) -> Callable[[Cluster], Any]:
-    """What gives a cluster's own Authorization: a header from its file or the environment; or, where clusters.json says
-    BASIC, a function that finds that of a host in netrc. Never from the command line, which everybody on the machine can
-    read. Raises UsageError, OSError."""
+    """What gives a cluster's own Authorization: a header from its file or the environment; or, where
+    clusters.json says BASIC, a function that finds that of a host in netrc. Never from the command line,
+    which everybody on the machine can read. Raises UsageError, OSError."""
     names = {cluster.name for cluster in clusters}
     texts: Dict[Optional[str], str] = {}
     for each in options.scheduler_auth:
@@ -16752,7 +17484,8 @@ def own_credentials(options: argparse.Namespace, clusters: Sequence[Cluster]) ->
     given = os.environ.get("AURORA_REST_SCHEDULER_CREDENTIALS")
     if given and not texts:
         if len(clusters) != 1:
-            raise UsageError("AURORA_REST_SCHEDULER_CREDENTIALS is for one cluster; there are %d: use --scheduler-auth "
+            raise UsageError("AURORA_REST_SCHEDULER_CREDENTIALS is for one cluster; there are %d: use "
+                             "--scheduler-auth "
                              "NAME=FILE" % len(clusters))
         texts[clusters[0].name] = given
     headers = {cluster_name: _basic(text, "the schedulers'") for cluster_name, text in texts.items()}
@@ -16808,8 +17541,8 @@ def _read_file(option: str, path: str) -> str:
 
 
 def make_tls(cert: Optional[str], key: Optional[str], client_ca: str = "") -> Any:
-    """A new ssl.SSLContext for serving, or None. client_ca: certificates, in PEM, one of which callers' must be signed by.
-    Raises UsageError."""
+    """A new ssl.SSLContext for serving, or None. client_ca: certificates, in PEM, one of which callers' must
+    be signed by. Raises UsageError."""
     if not cert:
         return None
     import ssl
@@ -16852,11 +17585,13 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
         raise UsageError("--scheduler-ca=%s is no file" % options.scheduler_ca)
     if options.include_root and not os.path.isdir(options.include_root):
         raise UsageError("--include-root=%s is no folder" % options.include_root)
-    access = Access(tokens, options.forward_auth, anonymous=not (tokens or options.forward_auth or options.client_ca)
+    access = Access(tokens, options.forward_auth, anonymous=not (tokens or options.forward_auth
+            or options.client_ca)
                     or options.allow_anonymous, client_certificates=bool(options.client_ca))
     limits = {name: getattr(options, "limit_" + name) for name in LIMITS}
     evaluator = Evaluator(options.config_workers, ConfigLimits(
-        cpu_seconds=options.config_cpu, wall_seconds=options.config_cpu + 3.0, memory_bytes=options.config_memory << 20),
+        cpu_seconds=options.config_cpu, wall_seconds=options.config_cpu + 3.0,
+        memory_bytes=options.config_memory << 20),
         options.trust_configs, options.include_root)
     options.client_ca_text = _read_file("client-ca", options.client_ca) if options.client_ca else ""
     tls = make_tls(options.tls_cert, options.tls_key, options.client_ca_text)
@@ -16875,14 +17610,16 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
                 options.demo_port, _reason(error))) from None
     try:
         return Server(
-            options.port, options.host, demo=demo, clusters=clusters, evaluator=evaluator, access=access, limits=limits,
+            options.port, options.host, demo=demo, clusters=clusters, evaluator=evaluator, access=access,
+            limits=limits,
             tls=tls, sock=activated, credentials=credentials, drain_timeout=options.drain_timeout, log=log,
             poll_interval=options.poll_interval, cors=options.cors, hosts=options.host_name,
             access_log=not options.quiet, observer=make_observer(options), scheduler=dict(
                 timeout=options.timeout, connect_timeout=options.connect_timeout, retry_for=options.retry_for,
                 parallel=options.parallel, ca_file=options.scheduler_ca))
     except OSError as error:
-        raise UsageError("cannot listen on --host=%s --port=%d: %s" % (options.host, options.port, _reason(error))) from None
+        raise UsageError("cannot listen on --host=%s --port=%d: %s" %
+                         (options.host, options.port, _reason(error))) from None
 
 
 def _activated_socket() -> Optional[socket.socket]:
@@ -16915,15 +17652,16 @@ def _raise_descriptor_limit() -> int:
 
 
 def _share_memory() -> None:
-    """Have all threads take memory from one pool, as they run one at a time anyway: glibc would give each its own, and large
-    replies would leave their room behind in every one. To be called before there are threads."""
+    """Have all threads take memory from one pool, as they run one at a time anyway: glibc would give each its
+    own, and large replies would leave their room behind in every one. To be called before there are
+    threads."""
     with contextlib.suppress(ImportError, OSError, AttributeError):
         _libc().mallopt(-8, 1)      # M_ARENA_MAX
 
 
 def _settle_memory() -> None:
-    """Give back what starting took. What is left lives as long as the process, so the garbage collector need not look at it
-    again."""
+    """Give back what starting took. What is left lives as long as the process, so the garbage collector need
+    not look at it again."""
     gc.collect()
     gc.freeze()
     with contextlib.suppress(ImportError, OSError, AttributeError):
@@ -16934,7 +17672,8 @@ def _greet(server: Server, log: Log) -> None:
     demo = server.demo
     names = server.service.clusters._known
     unnamed = len(server.service.clusters.schedulers()) - len(names)
-    log("serving %s for %s" % (server.url, ", ".join(sorted(names)) or "the scheduler on this host" if not unnamed else
+    log("serving %s for %s" % (server.url, ", ".join(sorted(names)) or "the scheduler on this host"
+                               if not unnamed else
                                "the scheduler on this host"))
     if demo is not None:
         log("demo scheduler at %s; try:" % demo.url)
@@ -16963,8 +17702,10 @@ def _look_at_isolation(server: Server, log: Log) -> None:
         return
     log("configurations are shut in by: %s" % (", ".join(layers) or "nothing"))
     if not isolates(layers):
-        log("warning: %s" % ("configurations can reach what this process can, as --trust-configs allows" if evaluator.trusted
-                             else "configurations are refused: this machine has neither the system call filter nor "
+        log("warning: %s" % ("configurations can reach what this process can, as --trust-configs allows"
+                             if evaluator.trusted
+                             else "configurations are refused: this machine has neither the system call "
+                                  "filter nor "
                              "namespaces with an empty root to shut them in"))
 
 
@@ -17000,8 +17741,8 @@ def _begin(arguments: Sequence[str], log: Log) -> Union[int, Tuple[Server, argpa
         options = parse_command_line(arguments, dict(os.environ))
         if options.new_token:
             token, line = new_token(options.new_token)
-            print("token (give it to its owner; it is stored nowhere):\n  %s\nline for the tokens file:\n  %s" % (
-                token, line))
+            print("token (give it to its owner; it is stored nowhere):\n  %s" % token)
+            print("line for the tokens file:\n  %s" % line)
             return 0
         check_options(options)
         _share_memory()
@@ -17065,7 +17806,8 @@ def _supervise(server: Server, options: argparse.Namespace, log: Log, signals: i
 
 
 def _reload(server: Server, options: argparse.Namespace, log: Log) -> None:
-    """Read again what may have changed, each for itself: what cannot be read or used stays as it was, whole."""
+    """Read again what may have changed, each for itself: what cannot be read or used stays as it was,
+    whole."""
     def tokens() -> None:
         if server.service.access.tokens:
             server.service.access.tokens.load()
@@ -17075,9 +17817,11 @@ def _reload(server: Server, options: argparse.Namespace, log: Log) -> None:
         if text == options.client_ca_text:
             return
         import ssl
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=text)      # raises for what is none
+        # raises for what is none
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=text)
         options.client_ca_text = text
-        if server.http.tls is not None:     # added at once, also where the certificate cannot be read just now
+        # added at once, also where the certificate cannot be read just now
+        if server.http.tls is not None:
             server.http.tls.load_verify_locations(cadata=text)
 
     def certificate() -> None:

@@ -2,7 +2,8 @@
 
     python -m unittest test_aurora_rest        all tests (pytest runs them too)
     python test_aurora_rest.py --bench         benchmarks; see --bench --help
-    python test_aurora_rest.py --mutants       breaks one behaviour after the other, and expects tests to see it
+    python test_aurora_rest.py --mutants       breaks one behaviour after the other, and expects tests to see
+    it
 """
 import base64
 import collections
@@ -75,11 +76,13 @@ def misfits(schema, value, where="answer"):
     if "anyOf" in schema:
         found = [list(misfits(each, value, where)) for each in schema["anyOf"]]
         return [] if not all(found) else found[0]
-    kinds = {"string": str, "boolean": bool, "null": type(None), "object": dict, "array": list, "integer": int,
+    kinds = {"string": str, "boolean": bool, "null": type(None), "object": dict, "array": list,
+             "integer": int,
              "number": (int, float)}
     wanted = schema.get("type", [])
     wanted = [wanted] if isinstance(wanted, str) else wanted
-    if wanted and not any(isinstance(value, kinds[each]) and (not isinstance(value, bool) or each == "boolean")
+    if wanted and not any(isinstance(value, kinds[each])
+                          and (not isinstance(value, bool) or each == "boolean")
                           for each in wanted):
         return ["%s: %r is no %s" % (where, value, " or ".join(wanted))]
     wrong = []
@@ -93,7 +96,8 @@ def misfits(schema, value, where="answer"):
     if isinstance(value, dict):
         properties, others = schema.get("properties", {}), schema.get("additionalProperties", {})
         others = {} if others is True else others
-        wrong += ["%s.%s is missing" % (where, name) for name in schema.get("required", ()) if name not in value]
+        wrong += ["%s.%s is missing" % (where, name) for name in schema.get("required", ())
+                  if name not in value]
         for name, each in value.items():
             inner = properties.get(name, others)
             # What nobody described is as wrong as what does not fit.
@@ -114,7 +118,8 @@ def undescribed(method, path, answer):
     if chosen is None or method == "HEAD" or not answer.body or not kind.startswith("application/json") or (
             "content-encoding" in answer.headers):
         return []
-    described = DESCRIPTION["paths"][chosen.path.replace("{key}", "{cluster}/{role}/{environment}/{name}")][method.lower()]
+    described = DESCRIPTION["paths"][chosen.path.replace("{key}",
+            "{cluster}/{role}/{environment}/{name}")][method.lower()]
     stated = described["responses"].get(str(answer.status))
     if stated is None and answer.status < 400:
         return ["%d is no answer of %s %s" % (answer.status, method, chosen.path)]
@@ -143,7 +148,8 @@ def ask(server, method, path, body=None, timeout=30, **headers):
     """One request on a connection of its own. Header names have _ for -."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout)
     try:
-        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        connection.request(method, path, body, {name.replace("_", "-"): value for name,
+                                                value in headers.items()})
         answer = connection.getresponse()
         made = Answer(answer.status, answer.getheaders(), answer.read())
     finally:
@@ -206,7 +212,8 @@ def cron_config(name):
 
 
 def update_request(job, count=None, **settings):
-    given = dict(updateGroupSize=1, maxPerInstanceFailures=0, maxFailedInstances=0, minWaitInInstanceRunningMs=1000,
+    given = dict(updateGroupSize=1, maxPerInstanceFailures=0, maxFailedInstances=0,
+                 minWaitInInstanceRunningMs=1000,
                  rollbackOnFailure=True)
     given.update(settings)
     return api.JobUpdateRequest(taskConfig=job.taskConfig, instanceCount=count or job.instanceCount,
@@ -225,7 +232,8 @@ class Serving(unittest.TestCase):
     def setUpClass(cls):
         cls.lines = []
         cls.demo = aurora_rest.Demo(speed=cls.SPEED)
-        cls.server = aurora_rest.Server(port=0, demo=cls.demo, evaluator=cls.evaluator(), log=cls.lines.append,
+        cls.server = aurora_rest.Server(port=0, demo=cls.demo, evaluator=cls.evaluator(),
+                                        log=cls.lines.append,
                                         **dict({"poll_interval": 0.05}, **cls.OPTIONS)).start()
         cls.scheduler = cls.server.service.clusters["devcluster"]
         cls.demo.advance(10)
@@ -256,7 +264,8 @@ class Serving(unittest.TestCase):
         self.assertEqual(answer.status, status, answer)
         plain = answer.json
         self.assertEqual(plain["status"], "failure")
-        self.assertTrue(plain["errors"] and all(isinstance(each, str) and each for each in plain["errors"]), plain)
+        self.assertTrue(plain["errors"] and all(isinstance(each, str) and each for each in plain["errors"]),
+                        plain)
         self.assertNotIn("Traceback", answer.body.decode())
         if code:
             self.assertEqual(plain["code"], code)
@@ -266,13 +275,14 @@ class Serving(unittest.TestCase):
 
     def states(self, name, active=True):
         """Names of the states of a job's tasks, by instance."""
-        tasks = aurora_rest.query_tasks(self.scheduler, aurora_rest.Key("devcluster", "www-data", "devel", name))
+        tasks = aurora_rest.query_tasks(self.scheduler,
+                                        aurora_rest.Key("devcluster", "www-data", "devel", name))
         return [S.name_of(task["status"]) for task in tasks if aurora_rest.is_active(task) or not active]
 
 
 class FakeScheduler:
-    """A real socket that misbehaves as told: `script` gets (socket, request body) for each request that arrives; it
-    answers, and returns True to go on with the connection. Counts what arrived."""
+    """A real socket that misbehaves as told: `script` gets (socket, request body) for each request that
+    arrives; it answers, and returns True to go on with the connection. Counts what arrived."""
 
     def __init__(self, script, tls=None):
         self.script = script
@@ -295,7 +305,8 @@ class FakeScheduler:
             threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
     def _serve(self, sock):
-        with contextlib.suppress(OSError), self.tls.wrap_socket(sock, server_side=True) if self.tls else sock as sock:
+        with contextlib.suppress(OSError), self.tls.wrap_socket(sock,
+                server_side=True) if self.tls else sock as sock:
             while True:
                 data = b""
                 while b"\r\n\r\n" not in data:
@@ -350,7 +361,8 @@ def answering(make):
 def large_reply(filling, end=0):
     """The bytes of a getJobs reply of 600 kB."""
     jobs = [config("job", filling.decode() * 600000, 1), config("end", "x", end + 1)]
-    return aurora_rest.encode_reply(BINARY, "getJobs", 0, api.Response(responseCode=1, details=[], result=api.Result(
+    return aurora_rest.encode_reply(BINARY, "getJobs", 0,
+                                    api.Response(responseCode=1, details=[], result=api.Result(
         getJobsResult=api.GetJobsResult(configs=jobs))))
 
 
@@ -362,8 +374,10 @@ def tiers_answer(body):
 def certificate(folder):
     """Paths of a new certificate for localhost and its key."""
     cert, key = os.path.join(folder, "cert"), os.path.join(folder, "key")
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "1",
-                    "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert,
+                    "-days", "1",
+                    "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"], check=True,
+                    capture_output=True)
     return cert, key
 
 
@@ -425,7 +439,8 @@ class ThriftTest(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             with open(os.path.join(folder, "api.thrift"), "w", encoding="utf-8") as stream:
                 stream.write(aurora_rest.IDL)
-            subprocess.run(["thrift", "--gen", "py", "-o", folder, os.path.join(folder, "api.thrift")], check=True)
+            subprocess.run(["thrift", "--gen", "py", "-o", folder, os.path.join(folder, "api.thrift")],
+                           check=True)
             sys.path.insert(0, os.path.join(folder, "gen-py"))
             try:
                 ttypes = importlib.import_module("aurora.ttypes")
@@ -450,7 +465,8 @@ class ThriftTest(unittest.TestCase):
             self.assertEqual(again, value)
 
     def _translate(self, value, ttypes):
-        """Our struct as one of the compiler's classes, which cannot be put in a set: lists encode as sets do."""
+        """Our struct as one of the compiler's classes, which cannot be put in a set: lists encode as sets
+        do."""
         if isinstance(value, aurora_rest.ThriftStruct):
             cls = getattr(ttypes, type(value).__name__)
             return cls(**{f: self._translate(getattr(value, f), ttypes) for f in value.fields})
@@ -475,7 +491,8 @@ class ThriftTest(unittest.TestCase):
                 ({"instanceCount": 1 << 31}, "description.instanceCount: does not fit into 32 bits"),
                 ({"nonsense": 1}, "description.nonsense: unknown field"),
                 ({"cronCollisionPolicy": "MAYBE"}, "description.cronCollisionPolicy: expected one of"),
-                ({"taskConfig": {"resources": [{"numCpus": 1, "ramMb": 2}]}}, r"resources\[0\]: expected an object with one"),
+                ({"taskConfig": {"resources": [{"numCpus": 1, "ramMb": 2}]}},
+                 r"resources\[0\]: expected an object with one"),
                 ({"key": []}, "description.key: expected an object")):
             with self.assertRaisesRegex(aurora_rest.PlainError, says):
                 api.JobConfiguration.from_plain(plain, "description")
@@ -497,7 +514,8 @@ class ThriftTest(unittest.TestCase):
 
 class SchedulerTest(unittest.TestCase):
     def scheduler(self, *urls, **options):
-        made = aurora_rest.Scheduler(list(urls), "fake", **dict({"timeout": 2.0, "retry_for": 0.5}, **options))
+        made = aurora_rest.Scheduler(list(urls), "fake",
+                                     **dict({"timeout": 2.0, "retry_for": 0.5}, **options))
         self.addCleanup(made.close)
         return made
 
@@ -521,7 +539,8 @@ class SchedulerTest(unittest.TestCase):
         self.addCleanup(demo.stop)
         demo.advance(5)
         running = len(demo._tasks)
-        for query in (api.TaskQuery(role="nobody"), api.TaskQuery(), api.TaskQuery(role="www-data", statuses={S.FAILED}), None):
+        for query in (api.TaskQuery(role="nobody"), api.TaskQuery(),
+                      api.TaskQuery(role="www-data", statuses={S.FAILED}), None):
             answer = scheduler.pruneTasks(query)
             self.assertIn("nothing was sent", answer.details[0].message)
         for limit in (0, -1):
@@ -541,8 +560,10 @@ class SchedulerTest(unittest.TestCase):
         fake = self.fake(answering(thrift_answer))
         scheduler = self.scheduler(fake.url)
         key = aurora_rest.Key("c", "r", "e", "n")
-        for write in (lambda: scheduler.killTasks(key.thrift, set(), None), lambda: scheduler.killTasks(key.thrift, [], None),
-                      lambda: scheduler.restartShards(key.thrift, set()), lambda: scheduler.call("killTasks", instances=())):
+        for write in (lambda: scheduler.killTasks(key.thrift, set(), None),
+                      lambda: scheduler.killTasks(key.thrift, [], None),
+                      lambda: scheduler.restartShards(key.thrift, set()),
+                      lambda: scheduler.call("killTasks", instances=())):
             with self.assertRaisesRegex(aurora_rest.BadRequest, "empty set"):
                 write()
         for size in (0, -1):
@@ -594,25 +615,33 @@ class SchedulerTest(unittest.TestCase):
                 return True
             fake = self.fake(script)
             return fake
-        later = (lambda body: thrift_answer(body, api.ResponseCode.INVALID_REQUEST, details=["Not all shards are active."]),
-                 lambda body: http_answer(503), lambda body: http_answer(401), lambda body: thrift_answer(body, 6))
+        later = (lambda body: thrift_answer(body, api.ResponseCode.INVALID_REQUEST,
+                                            details=["Not all shards are active."]),
+                 lambda body: http_answer(503), lambda body: http_answer(401),
+                 lambda body: thrift_answer(body, 6))
         for answer in later:
             with self.assertRaises(aurora_rest.AuroraError) as caught:
                 self.scheduler(first_then(answer).url).restartShards(api.JobKey(), {1})
             self.assertEqual(caught.exception.details.get("done"), "unknown", caught.exception)
-        nonsense = (lambda body: http_answer(200, b"<html>"), lambda body: http_answer(200, b""), lambda body: http_answer(404),
-                    lambda body: http_answer(500), lambda body: http_answer(502), lambda body: thrift_answer(body, 99),
+        nonsense = (lambda body: http_answer(200, b"<html>"), lambda body: http_answer(200, b""),
+                    lambda body: http_answer(404),
+                    lambda body: http_answer(500), lambda body: http_answer(502),
+                    lambda body: thrift_answer(body, 99),
                     lambda body: http_answer(200, thrift_answer(body).split(b"\r\n\r\n", 1)[1][:-9]))
         for answer in nonsense:
-            error = self.fails(aurora_rest.AuroraError, self.fake(answering(answer)), "killTasks", api.JobKey(), None, None)
+            error = self.fails(aurora_rest.AuroraError, self.fake(answering(answer)), "killTasks",
+                               api.JobKey(), None, None)
             self.assertEqual(error.details.get("done"), "unknown", error)
             self.assertIn("killTasks may still take effect", error.messages[-1])
         for answer in later[1:]:        # the scheduler says that nothing was done
-            error = self.fails(aurora_rest.AuroraError, self.fake(answering(answer)), "killTasks", api.JobKey(), None, None)
+            error = self.fails(aurora_rest.AuroraError, self.fake(answering(answer)), "killTasks",
+                               api.JobKey(), None, None)
             self.assertNotIn("done", error.details)
-        refused = self.fails(aurora_rest.AuroraError, self.fake(answering(later[0])), "killTasks", api.JobKey(), None, None)
+        refused = self.fails(aurora_rest.AuroraError, self.fake(answering(later[0])), "killTasks",
+                             api.JobKey(), None, None)
         self.assertNotIn("done", refused.details)
-        nobody = self.fails(aurora_rest.SchedulerUnreachable, "http://127.0.0.1:%d" % free_port(), "killTasks", api.JobKey())
+        nobody = self.fails(aurora_rest.SchedulerUnreachable, "http://127.0.0.1:%d" % free_port(),
+                            "killTasks", api.JobKey())
         self.assertNotIn("done", nobody.details)
 
     def test_a_repeated_update_finds_its_own_before_it_says_unchanged(self):
@@ -625,11 +654,14 @@ class SchedulerTest(unittest.TestCase):
                 arguments.read(protocol)
                 requests.append(arguments.request)
                 if len(requests) == 1:
-                    return False        # did it, and its answer is lost; it is over before the second one comes
+                    # did it, and its answer is lost; it is over before the second one comes
+                    return False
                 sock.sendall(thrift_answer(body, details=["Job is unchanged by proposed update."]))
                 return True
-            summary = api.JobUpdateSummary(key=api.JobUpdateKey(job=config().key, id="mine"), metadata=requests[0].metadata)
-            sock.sendall(thrift_answer(body, result=api.Result(getJobUpdateSummariesResult=api.GetJobUpdateSummariesResult(
+            summary = api.JobUpdateSummary(key=api.JobUpdateKey(job=config().key, id="mine"),
+                                           metadata=requests[0].metadata)
+            sock.sendall(thrift_answer(body,
+                    result=api.Result(getJobUpdateSummariesResult=api.GetJobUpdateSummariesResult(
                 updateSummaries=[summary]))))
             return True
         fake = self.fake(script)
@@ -651,7 +683,8 @@ class SchedulerTest(unittest.TestCase):
         def script(sock, body):
             reply = thrift_answer(body).split(b"\r\n\r\n", 1)[1]
             sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nLink: x\r\n\r\n"
-                         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x;a=b\r\n%s\r\n0\r\nX-Sum: 1\r\nY: 2\r\n\r\n" % (
+                         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x;a=b\r\n%s\r\n0\r\nX-Sum: "
+                         b"1\r\nY: 2\r\n\r\n" % (
                              len(reply), reply))
             return True
         fake = self.fake(script)
@@ -674,7 +707,8 @@ class SchedulerTest(unittest.TestCase):
         for each in threads:
             each.start()
         wait_for(lambda: scheduler.network.circuit_breaks)
-        with self.assertRaisesRegex(aurora_rest.SchedulerUnreachable, "127.0.0.1:%d failed . times in a row, at last with: "
+        with self.assertRaisesRegex(aurora_rest.SchedulerUnreachable,
+                                    "127.0.0.1:%d failed . times in a row, at last with: "
                                     ".*refused" % port):
             scheduler.getTierConfigs()      # who comes now fails at once, and is told why
         demo = aurora_rest.Demo(samples=False)
@@ -709,7 +743,8 @@ class SchedulerTest(unittest.TestCase):
         for _ in range(3):
             scheduler.getTierConfigs()
         self.assertEqual(asked, ["west"])
-        answers[0] = RuntimeError("away")       # ZooKeeper is gone; a leader that fails once is found by the last answer
+        # ZooKeeper is gone; a leader that fails once is found by the last answer
+        answers[0] = RuntimeError("away")
         scheduler.getTierConfigs()
         scheduler._forget_leader()
         scheduler.getTierConfigs()
@@ -735,7 +770,8 @@ class SchedulerTest(unittest.TestCase):
             hang.wait(10)
             return []
         self.addCleanup(hang.set)
-        scheduler = self.scheduler(locate=aurora_rest.ZooKeeperLocator(aurora_rest.Cluster("west", zk="zk:1"), ask_zookeeper),
+        scheduler = self.scheduler(locate=aurora_rest.ZooKeeperLocator(aurora_rest.Cluster("west", zk="zk:1"),
+                ask_zookeeper),
                                    timeout=0.3, parallel=8)
         errors = []
         threads = [threading.Thread(target=lambda: errors.append(type(self.fails_with(
@@ -776,11 +812,15 @@ class SchedulerTest(unittest.TestCase):
     def test_odd_members_of_the_schedulers_group_are_passed_over(self):
         def member(**more):
             return json.dumps(dict({"serviceEndpoint": {"host": "sched", "port": 8081}}, **more)).encode()
-        for data, url in ((member(), "http://sched:8081"), (b"garbage", None), (b"[]", None), (b"null", None), (b"\xff", None),
+        for data, url in ((member(), "http://sched:8081"), (b"garbage", None), (b"[]", None), (b"null", None),
+                          (b"\xff", None),
                           (member(additionalEndpoints={"https": {"host": "s", "port": 1}}), "https://s:1"),
-                          (member(additionalEndpoints={"http": {"host": "::1", "port": 80}}), "http://[::1]:80"),
-                          (member(serviceEndpoint={"host": "a b", "port": 1}), None), (member(serviceEndpoint={}), None),
-                          (member(serviceEndpoint={"host": "s", "port": "8081"}), "http://s:8081"), (b"[" * 100000, None),
+                          (member(additionalEndpoints={"http": {"host": "::1", "port": 80}}),
+                           "http://[::1]:80"),
+                          (member(serviceEndpoint={"host": "a b", "port": 1}), None),
+                          (member(serviceEndpoint={}), None),
+                          (member(serviceEndpoint={"host": "s", "port": "8081"}), "http://s:8081"),
+                          (b"[" * 100000, None),
                           (member(serviceEndpoint={"host": "s", "port": 0}), None)):
             self.assertEqual(aurora_rest.member_url(data), url, data[:80])
 
@@ -810,7 +850,8 @@ class SchedulerTest(unittest.TestCase):
         semaphore.enter(1)
         lock = mock.Mock()
         lock.acquire.side_effect = [True, KeyboardInterrupt]
-        with mock.patch.object(aurora_rest.threading, "Lock", return_value=lock), self.assertRaises(KeyboardInterrupt):
+        with mock.patch.object(aurora_rest.threading, "Lock",
+                               return_value=lock), self.assertRaises(KeyboardInterrupt):
             semaphore.enter(1)
         semaphore.leave()
         self.assertEqual((semaphore.inside, semaphore.waiting), (0, 0))
@@ -877,14 +918,17 @@ class SchedulerTest(unittest.TestCase):
 
     def test_http_failures_become_their_own_errors(self):
         for status, error, code in ((401, aurora_rest.Unauthorized, 401), (403, aurora_rest.AuthFailed, 403),
-                                    (500, aurora_rest.BadAnswer, 502), (502, aurora_rest.SchedulerUnreachable, 502),
+                                    (500, aurora_rest.BadAnswer, 502),
+                                    (502, aurora_rest.SchedulerUnreachable, 502),
                                     (503, aurora_rest.NoLeader, 503)):
             fake = self.fake(answering(lambda body, status=status: http_answer(status, b"<html>no</html>")))
             self.assertEqual(self.fails(error, fake).http, code)
 
     def test_response_codes_become_their_own_errors(self):
-        for name, error, code in (("INVALID_REQUEST", aurora_rest.Refused, 422), ("ERROR", aurora_rest.SchedulerFailed, 502),
-                                  ("AUTH_FAILED", aurora_rest.AuthFailed, 403), ("JOB_UPDATING_ERROR", aurora_rest.JobUpdating, 409),
+        for name, error, code in (("INVALID_REQUEST", aurora_rest.Refused, 422),
+                                  ("ERROR", aurora_rest.SchedulerFailed, 502),
+                                  ("AUTH_FAILED", aurora_rest.AuthFailed, 403),
+                                  ("JOB_UPDATING_ERROR", aurora_rest.JobUpdating, 409),
                                   ("ERROR_TRANSIENT", aurora_rest.SchedulerTransient, 503)):
             fake = self.fake(answering(lambda body, name=name: thrift_answer(
                 body, api.ResponseCode.values[name], details=["because"])))
@@ -897,22 +941,27 @@ class SchedulerTest(unittest.TestCase):
                 (http_answer(200, b""), aurora_rest.BadAnswer),
                 (b"garbage\r\n\r\n", aurora_rest.SchedulerUnreachable),
                 (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf", aurora_rest.SchedulerUnreachable),
-                (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999\r\n\r\n", aurora_rest.SchedulerUnreachable),
-                (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", aurora_rest.SchedulerUnreachable),
+                (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999\r\n\r\n",
+                 aurora_rest.SchedulerUnreachable),
+                (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+                 aurora_rest.SchedulerUnreachable),
                 (b"X" * 100000, aurora_rest.SchedulerUnreachable)):
             fake = self.fake(lambda sock, body, data=data: sock.sendall(data))
             self.assertEqual(self.fails(error, fake).http, 502)
-        empty = aurora_rest.encode_reply(BINARY, "getTierConfigs", 0, api.Response(responseCode=1, details=[]))
+        empty = aurora_rest.encode_reply(BINARY, "getTierConfigs", 0,
+                                         api.Response(responseCode=1, details=[]))
         fake = self.fake(lambda sock, body: sock.sendall(http_answer(200, empty)))
         self.assertRegex(str(self.fails(aurora_rest.BadAnswer, fake)), "OK and no getTierConfigResult")
 
     def test_a_chunked_answer_is_read(self):
         def script(sock, body):
             whole = tiers_answer(body).partition(b"\r\n\r\n")[2]
-            chunks = b"".join(b"%x;x=y\r\n%s\r\n" % (len(whole[i:i + 7]), whole[i:i + 7]) for i in range(0, len(whole), 7))
+            chunks = b"".join(b"%x;x=y\r\n%s\r\n" % (len(whole[i:i + 7]), whole[i:i + 7])
+                              for i in range(0, len(whole), 7))
             sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
             return True
-        self.assertEqual(self.scheduler(self.fake(script).url).getTierConfigs().serverInfo.clusterName, "fake")
+        self.assertEqual(self.scheduler(self.fake(script).url).getTierConfigs().serverInfo.clusterName,
+                         "fake")
 
     def test_an_answer_that_ends_with_the_connection_is_read(self):
         def script(sock, body):
@@ -922,7 +971,8 @@ class SchedulerTest(unittest.TestCase):
             self.assertEqual(scheduler.getTierConfigs().serverInfo.clusterName, "fake")
 
     def test_a_reply_that_is_known_is_neither_stored_nor_decoded_again(self):
-        replies = [large_reply(b"a"), large_reply(b"a"), large_reply(b"b"), large_reply(b"b", 1), large_reply(b"b", 1)]
+        replies = [large_reply(b"a"), large_reply(b"a"), large_reply(b"b"), large_reply(b"b", 1),
+                   large_reply(b"b", 1)]
         given = iter(replies)
         fake = self.fake(answering(lambda body: http_answer(200, next(given))))
         scheduler = self.scheduler(fake.url)
@@ -940,25 +990,30 @@ class SchedulerTest(unittest.TestCase):
     def test_a_reply_that_differs_anywhere_is_taken_whole(self):
         reply = large_reply(b"a")
         for at in [0, 1, 500, 65535, 65536, 70000, 1 << 18, (1 << 18) + 1, len(reply) - 1]:
-            for known in (reply[:at] + bytes([reply[at] ^ 1]) + reply[at + 1:], reply[:at], reply + b"x", b""):
+            for known in (reply[:at] + bytes([reply[at] ^ 1]) + reply[at + 1:], reply[:at], reply + b"x",
+                          b""):
                 fake = self.fake(answering(lambda body: http_answer(200, reply)))
-                got, response = self.scheduler(fake.url).ask(aurora_rest.Scheduler.prepare("getJobs")._replace(
+                got, response = self.scheduler(fake.url).ask(aurora_rest.Scheduler.prepare(
+                    "getJobs")._replace(
                     known=aurora_rest.Known(known)))
                 self.assertEqual(got, reply)
                 self.assertEqual(response.responseCode, 1)
 
     def test_a_reply_in_chunks_or_until_the_end_is_compared_too(self):
         reply, other = large_reply(b"a"), large_reply(b"b")
-        chunked = {cut: b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (reply[i:i + cut] for i in range(0, len(reply), cut)))
+        chunked = {cut: b"".join(b"%x\r\n%s\r\n" % (len(part), part)
+                                 for part in (reply[i:i + cut] for i in range(0, len(reply), cut)))
                    for cut in (50000, 1 << 20)}
-        forms = [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + each + b"0\r\n\r\n" for each in chunked.values()]
+        forms = [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + each + b"0\r\n\r\n"
+                 for each in chunked.values()]
         for data in forms + [b"HTTP/1.1 200 OK\r\n\r\n" + reply]:
             scheduler = self.scheduler(self.fake(lambda sock, body, data=data: sock.sendall(data)).url)
             ask = scheduler.prepare("getJobs")
             for known in (reply, reply[:-1], reply + b"x", reply[:-1] + b"x", other, b""):
                 lent = aurora_rest.Known(known)
                 got, response = scheduler.ask(ask._replace(known=lent))
-                self.assertEqual((got == reply, got is known, response is None), (True, known is reply, known is reply))
+                self.assertEqual((got == reply, got is known, response is None),
+                                 (True, known is reply, known is reply))
                 self.assertEqual(lent.reply, known if known is reply else b"")
 
     def test_an_empty_answer_is_never_the_known_reply(self):
@@ -994,15 +1049,19 @@ class SchedulerTest(unittest.TestCase):
             self.assertIs(scheduler.ask(ask._replace(known=aurora_rest.Known(got)))[0], got)
             self.assertEqual(fake.connections, 1)
             self.assertIn("certificate", self.fails(aurora_rest.SchedulerUnreachable, url).messages[0])
-            wordy = FakeScheduler(answering(lambda body: http_answer(200, reply) + http_answer(200, b"left over")), context)
+            wordy = FakeScheduler(answering(lambda body: http_answer(200, reply) +
+                                            http_answer(200, b"left over")), context)
             self.addCleanup(wordy.close)
-            scheduler = self.scheduler(wordy.url.replace("http://127.0.0.1", "https://localhost"), ca_file=cert)
+            scheduler = self.scheduler(wordy.url.replace("http://127.0.0.1", "https://localhost"),
+                                       ca_file=cert)
             self.assertEqual([scheduler.ask(ask)[0] == reply for _ in range(2)], [True, True])
-            self.assertEqual(wordy.connections, 2)      # what is left over in one is no answer to the next call
+            # what is left over in one is no answer to the next call
+            self.assertEqual(wordy.connections, 2)
             silent = FakeScheduler(lambda sock, body: threading.Event().wait(2), context)
             self.addCleanup(silent.close)
             with self.assertRaises(aurora_rest.SchedulerTimeout):
-                self.scheduler(silent.url.replace("http://127.0.0.1", "https://localhost"), ca_file=cert, timeout=0.5).getJobs("x")
+                self.scheduler(silent.url.replace("http://127.0.0.1", "https://localhost"), ca_file=cert,
+                               timeout=0.5).getJobs("x")
 
     def test_nobody_listening_is_unreachable(self):
         failure = self.fails(aurora_rest.SchedulerUnreachable, "http://127.0.0.1:%d" % free_port())
@@ -1023,9 +1082,11 @@ class SchedulerTest(unittest.TestCase):
         for method, arguments, times in (
                 ("killTasks", (api.JobKey(), None, None), 1), ("createJob", (config(),), 1),
                 ("setQuota", ("x", api.ResourceAggregate()), 1), ("getJobs", ("x",), 3),
-                ("restartShards", (api.JobKey(), {1}), 3), ("startJobUpdate", (update_request(config()), None), 3)):
+                ("restartShards", (api.JobKey(), {1}), 3),
+                ("startJobUpdate", (update_request(config()), None), 3)):
             fake = self.fake(lambda sock, body: False)      # takes the request, closes
-            error = self.fails(aurora_rest.SchedulerUnreachable, fake, method, *arguments, retry_for=0.6, timeout=10.0)
+            error = self.fails(aurora_rest.SchedulerUnreachable, fake, method, *arguments, retry_for=0.6,
+                               timeout=10.0)
             self.assertEqual(len(fake.requests), times, method)
             write = method != "getJobs"
             self.assertEqual((error.details.get("done"), "may still take effect" in str(error)),
@@ -1042,7 +1103,8 @@ class SchedulerTest(unittest.TestCase):
 
     def test_proxies_of_the_environment_are_not_used(self):
         fake = self.fake(answering(tiers_answer))
-        with mock.patch.dict(os.environ, {"http_proxy": "http://127.0.0.1:1", "HTTP_PROXY": "http://127.0.0.1:1"}):
+        with mock.patch.dict(os.environ, {"http_proxy": "http://127.0.0.1:1",
+                                          "HTTP_PROXY": "http://127.0.0.1:1"}):
             self.scheduler(fake.url).getTierConfigs()
 
     def test_a_dead_scheduler_opens_the_circuit_and_a_live_one_closes_it(self):
@@ -1120,7 +1182,8 @@ class SchedulerTest(unittest.TestCase):
                 with open(path, "w", encoding="utf-8") as stream:
                     json.dump(value, stream)
                 return aurora_rest.read_clusters(path)
-            found = written([{"name": "a", "scheduler_uri": "http://x:1"}, {"name": "b", "zk": "z1,z2", "zk_port": 9,
+            found = written([{"name": "a", "scheduler_uri": "http://x:1"},
+                             {"name": "b", "zk": "z1,z2", "zk_port": 9,
                                                                             "scheduler_zk_path": "/s"}])
             self.assertEqual(found[0].urls, ("http://x:1",))
             self.assertEqual((found[1].zk, found[1].zk_path), ("z1:9,z2:9", "/s"))
@@ -1150,11 +1213,13 @@ class SchedulerTest(unittest.TestCase):
 
     def test_each_cluster_has_its_own_credentials(self):
         Cluster = aurora_rest.Cluster
-        clusters = [Cluster("west", ("http://127.0.0.1:1",), basic=True), Cluster("east", ("http://localhost:2",)),
+        clusters = [Cluster("west", ("http://127.0.0.1:1",), basic=True),
+                    Cluster("east", ("http://localhost:2",)),
                     Cluster("far", zk="zk:1", basic=True)]
         with tempfile.TemporaryDirectory() as folder:
             with open(os.path.join(folder, ".netrc"), "w", encoding="utf-8") as stream:
-                stream.write("machine 127.0.0.1 login root password sesame\nmachine sched login f password g\n"
+                stream.write("machine 127.0.0.1 login root password sesame\nmachine sched login f password "
+                             "g\n"
                              "default login d password e\n")
             os.chmod(stream.name, 0o600)
             secret = os.path.join(folder, "secret")
@@ -1170,7 +1235,8 @@ class SchedulerTest(unittest.TestCase):
                 return "Basic " + base64.b64encode(text.encode()).decode()
             with mock.patch.dict(os.environ, {"HOME": folder}):
                 west, east, far = found()
-                self.assertEqual((west("127.0.0.1"), west("localhost"), east), (basic("root:sesame"), None, None))
+                self.assertEqual((west("127.0.0.1"), west("localhost"), east),
+                                 (basic("root:sesame"), None, None))
                 self.assertEqual((far("sched"), far("elsewhere")), (basic("f:g"), None))
                 self.assertEqual(found("east=" + secret)[1:2], [basic("u:p")])
                 self.assertEqual(found(secret, among=clusters[1:2]), [basic("u:p")])
@@ -1185,7 +1251,8 @@ class SchedulerTest(unittest.TestCase):
     def test_zookeeper_without_kazoo_says_what_to_install(self):
         with mock.patch.dict(sys.modules, {"kazoo": None, "kazoo.client": None}):
             locate = aurora_rest.ZooKeeperLocator(aurora_rest.Cluster("far", zk="zk:2181", zk_path="/s"))
-            with self.assertRaisesRegex(aurora_rest.SchedulerUnreachable, "pip install kazoo.*--scheduler far=URL"):
+            with self.assertRaisesRegex(aurora_rest.SchedulerUnreachable,
+                                        "pip install kazoo.*--scheduler far=URL"):
                 aurora_rest.Scheduler(locate=locate).getTierConfigs()
 
     def test_a_cluster_without_a_name_takes_its_schedulers(self):
@@ -1231,19 +1298,22 @@ class ConfigTest(unittest.TestCase):
             "updateStrategy": {"queueStrategy": {"groupSize": 1}}})
 
     def test_tier_and_production_follow_one_another(self):
-        for extra, tier, production in (("production=True", "preferred", True), ("tier='revocable'", "revocable", False),
+        for extra, tier, production in (("production=True", "preferred", True),
+                                        ("tier='revocable'", "revocable", False),
                                         ("tier='preferred'", "preferred", True), ("", "preemptible", False)):
             task = load(source(extra=extra)).configuration.taskConfig
             self.assertEqual((task.tier, task.production), (tier, production))
             self.assertEqual(json.loads(task.executorConfig.data)["production"], production)
 
     def test_references_are_bound_or_stay_for_the_executor(self):
-        text = source(command="{{mesos.instance}} {{mesos.hostname}} {{thermos.ports[http]}} {{thermos.task_id}} "
+        text = source(command="{{mesos.instance}} {{mesos.hostname}} {{thermos.ports[http]}} "
+                              "{{thermos.task_id}} "
                       "{{mesos.role}} {{mesos.cluster}} {{thermos.user}} {{mine}}")
         job = load(text, bindings={"mine": "1"})
         data = json.loads(job.configuration.taskConfig.executorConfig.data)
         self.assertEqual(data["task"]["processes"][0]["cmdline"],
-                         "{{mesos.instance}} {{mesos.hostname}} {{thermos.ports[http]}} {{thermos.task_id}} www-data "
+                         "{{mesos.instance}} {{mesos.hostname}} {{thermos.ports[http]}} {{thermos.task_id}} "
+                         "www-data "
                          "devcluster www-data 1")
         self.assertIn(api.Resource(namedPort="http"), job.configuration.taskConfig.resources)
         self.refused(text, "mine")
@@ -1253,15 +1323,19 @@ class ConfigTest(unittest.TestCase):
                 ("batch_size=3", {"queueStrategy": {"groupSize": 3}}, 3, False),
                 ("batch_size=3, wait_for_batch_completion=True",
                  {"batchStrategy": {"groupSize": 3, "autopauseAfterBatch": False}}, 3, True),
-                ("update_strategy=QueueUpdateStrategy(batch_size=4)", {"queueStrategy": {"groupSize": 4}}, 4, False),
+                ("update_strategy=QueueUpdateStrategy(batch_size=4)", {"queueStrategy": {"groupSize": 4}}, 4,
+                 False),
                 ("update_strategy=BatchUpdateStrategy(batch_size=2, autopause_after_batch=True)",
                  {"batchStrategy": {"groupSize": 2, "autopauseAfterBatch": True}}, 2, True),
                 ("update_strategy=VariableBatchUpdateStrategy(batch_sizes=[1, 2])",
                  {"varBatchStrategy": {"groupSizes": [1, 2], "autopauseAfterBatch": False}}, 1, False)):
-            plain = load(source(extra="instances=9, update_config=UpdateConfig(%s)" % settings)).settings.to_plain()
-            self.assertEqual((plain["updateStrategy"], plain["updateGroupSize"], plain["waitForBatchCompletion"]),
+            plain = load(source(extra="instances=9, update_config=UpdateConfig(%s)" %
+                                settings)).settings.to_plain()
+            self.assertEqual((plain["updateStrategy"], plain["updateGroupSize"],
+                              plain["waitForBatchCompletion"]),
                              (strategy, size, wait))
-        job = load(source(extra="update_config=UpdateConfig(batch_size=2, update_strategy=QueueUpdateStrategy())"))
+        job = load(source(extra="update_config=UpdateConfig(batch_size=2, "
+                                "update_strategy=QueueUpdateStrategy())"))
         self.assertRegex(job.problems[0], "Ambiguous")
         with self.assertRaises(aurora_rest.InvalidConfig):
             job.update_request()
@@ -1280,22 +1354,28 @@ class ConfigTest(unittest.TestCase):
                 ("announce=Announcer(portmap={'a': 'b', 'b': 'a'})", "cycle"),
                 ("instances=100, constraints={'dedicated': 'www-data/x'}", "2%"),
                 ("cron_schedule='* * * * *', cron_collision_policy='X'", "cron_collision_policy"),
-                ("constraints={'a': 'limit:x'}", "limit"), ("colour='red'", "colour"), ("instances='many'", "many"),
-                ("container=Container()", "docker"), ("priority='{{x}}'", "x"), ("contact='{{nowhere}}'", "nowhere")):
+                ("constraints={'a': 'limit:x'}", "limit"), ("colour='red'", "colour"),
+                ("instances='many'", "many"),
+                ("container=Container()", "docker"), ("priority='{{x}}'", "x"),
+                ("contact='{{nowhere}}'", "nowhere")):
             self.refused(source(extra=extra), says)
         self.refused("jobs = []", "No job defined")
         self.refused("x = 1", "No job defined")
         self.refused("jobs = [1]", "jobs holds a int")
         self.refused(source("other"), "Could not find job .*Candidates are: devcluster/www-data/devel/other")
         self.refused(source() + "jobs = jobs * 2", "Multiple jobs match")
-        self.refused(source().replace("processes=[p]", "processes=[p], constraints=order(p, 'ghost')").replace(
+        self.refused(source().replace("processes=[p]",
+                                      "processes=[p], constraints=order(p, 'ghost')").replace(
             "SequentialTask", "Task"), "Invalid process dependencies")
 
     def test_errors_say_file_line_and_all_that_is_wrong(self):
-        self.assertEqual(self.refused("jobs = [\nJub()]", "Jub").messages, ["job.aurora, line 2: name 'Jub' is not defined"])
+        self.assertEqual(self.refused("jobs = [\nJub()]", "Jub").messages,
+                         ["job.aurora, line 2: name 'Jub' is not defined"])
         self.assertRegex(self.refused("a = 1\nb = (", "line 2").messages[0], r"^job\.aurora, line 2: ")
-        text = ("jobs = [Job(cluster='devcluster', role='www-data', environment='devel', name='hello', task=Task("
-                "name='t', processes=[Process(name='web'), Process(cmdline='x')], resources=Resources(cpu=1)))]")
+        text = ("jobs = [Job(cluster='devcluster', role='www-data', environment='devel', name='hello', "
+                "task=Task("
+                "name='t', processes=[Process(name='web'), Process(cmdline='x')], "
+                "resources=Resources(cpu=1)))]")
         self.assertEqual(sorted(self.refused(text, "web").messages), [
             "Process 'web': cmdline is required", "Process: name is required", "Resources: disk is required",
             "Resources: ram is required"])
@@ -1304,17 +1384,23 @@ class ConfigTest(unittest.TestCase):
         text = ("import json, math, re, hashlib, itertools, getpass, collections, time, random, string\n"
                 "from functools import partial\n"
                 "class Profile(Struct):\n  size = Default(Integer, 2)\n"
-                "class Plain(object):\n  def __init__(self, x): self.x = x\n  def double(self): return self.x * 2\n"
-                "def make(n, **kw):\n  try:\n    return Process(name='p%d' % n, **kw)\n  except ValueError as e:\n    raise\n"
-                "ps = [make(n, cmdline='{0}-{who}-{0!r}'.format(n, who=getpass.getuser())) for n in range(3) if n]\n"
+                "class Plain(object):\n  def __init__(self, x): self.x = x\n  def double(self): return "
+                "self.x * 2\n"
+                "def make(n, **kw):\n  try:\n    return Process(name='p%d' % n, **kw)\n  except ValueError "
+                "as e:\n    raise\n"
+                "ps = [make(n, cmdline='{0}-{who}-{0!r}'.format(n, who=getpass.getuser())) for n in "
+                "range(3) if n]\n"
                 "ps += [Process(name=f'{x}', cmdline='%s' % Plain(4).double()) for x in sorted({'a', 'b'})]\n"
-                "half = 5\nhalf /= 2\nassert half == 2 and hashlib.md5('x') and time.strptime('1', '%d') and {1: 2}.keys()[0] == 1\n"
+                "half = 5\nhalf /= 2\nassert half == 2 and hashlib.md5('x') and time.strptime('1', '%d') "
+                "and {1: 2}.keys()[0] == 1\n"
                 "assert range(2) + [5] == [0, 1, 5] and map(str, [1]) == ['1']\ntype = 3\nassert type == 3\n"
                 "assert 5 / 2 == 2 and {'a': 1}.has_key('a') and list({'a': 1}.iteritems()) == [('a', 1)]\n"
                 "total = sum(map(lambda x: x ** 2, xrange(4)))\n"
                 "while total > 10: total -= 1\n"
-                "jobs = [Job(cluster='devcluster', role='www-data', environment='devel', name='hello', instances=total - 8,\n"
-                "  task=SequentialTask(processes=ps, resources=Resources(cpu=1, ram=GB / 4, disk=GB))).bind(p=Profile())]")
+                "jobs = [Job(cluster='devcluster', role='www-data', environment='devel', name='hello', "
+                "instances=total - 8,\n"
+                "  task=SequentialTask(processes=ps, resources=Resources(cpu=1, ram=GB / 4, "
+                "disk=GB))).bind(p=Profile())]")
         job = load(text)
         self.assertEqual(job.configuration.instanceCount, 2)
         data = json.loads(job.configuration.taskConfig.executorConfig.data)
@@ -1324,17 +1410,22 @@ class ConfigTest(unittest.TestCase):
     def test_helpers_combine_tasks(self):
         text = ("a, b = Process(name='a', cmdline='1'), Process(name='b', cmdline='2')\n"
                 "ta = Task(processes=[a], resources=Resources(cpu=1, ram=GB, disk=GB), finalization_wait=5)\n"
-                "tb = Task(name='tb', processes=[b], resources=Resources(cpu=2, ram=MB, disk=2*GB), finalization_wait=7)\n"
+                "tb = Task(name='tb', processes=[b], resources=Resources(cpu=2, ram=MB, disk=2*GB), "
+                "finalization_wait=7)\n"
                 "opts = java_options('a', {'b': 23}) + '|' + python_options('a', boo='foo')\n"
-                "def job(n, t): return Job(cluster='devcluster', role='www-data', environment='devel', name=n, task=t, contact=opts)\n"
+                "def job(n, t): return Job(cluster='devcluster', role='www-data', environment='devel', "
+                "name=n, task=t, contact=opts)\n"
                 "jobs = [job('hello', combine_tasks(ta, tb)), job('concat', concat_tasks(ta, tb)),\n"
                 "        job('simple', SimpleTask('x', 'true'))]")
         combined = load(text).configuration
         task = json.loads(combined.taskConfig.executorConfig.data)["task"]
-        self.assertEqual(task["resources"], {"cpu": 3.0, "ram": (1 << 30) + (1 << 20), "disk": 3 << 30, "gpu": 0})
-        self.assertEqual((task["finalization_wait"], sorted(p["name"] for p in task["processes"])), (7, ["a", "b"]))
+        self.assertEqual(task["resources"], {"cpu": 3.0, "ram": (1 << 30) + (1 << 20), "disk": 3 << 30,
+                                             "gpu": 0})
+        self.assertEqual((task["finalization_wait"], sorted(p["name"] for p in task["processes"])),
+                         (7, ["a", "b"]))
         self.assertEqual(combined.taskConfig.contactEmail, "-a -b 23|-a --boo foo")
-        task = json.loads(load(text, "devcluster/www-data/devel/concat").configuration.taskConfig.executorConfig.data)["task"]
+        task = json.loads(load(text,
+                "devcluster/www-data/devel/concat").configuration.taskConfig.executorConfig.data)["task"]
         self.assertEqual((task["resources"]["cpu"], task["finalization_wait"]), (2.0, 12))
         self.assertEqual(task["constraints"], [{"order": ["a", "b"]}])
 
@@ -1358,16 +1449,19 @@ class ConfigTest(unittest.TestCase):
             os.symlink(os.path.join(folder, "secret"), os.path.join(folder, "site", "link.aurora"))
             evaluator = aurora_rest.Evaluator(include_root=os.path.join(folder, "site"))
             try:
-                job = aurora_rest.load_job("include('base.aurora')", "devcluster/www-data/devel/hello", evaluator=evaluator)
+                job = aurora_rest.load_job("include('base.aurora')", "devcluster/www-data/devel/hello",
+                                           evaluator=evaluator)
                 self.assertEqual(job.configuration.key.name, "hello")
                 for path in ("link.aurora", "../secret", "none.aurora"):
                     with self.assertRaisesRegex(aurora_rest.InvalidConfig, "include"):
-                        aurora_rest.load_job("include(%r)" % path, "devcluster/www-data/devel/hello", evaluator=evaluator)
+                        aurora_rest.load_job("include(%r)" % path, "devcluster/www-data/devel/hello",
+                                             evaluator=evaluator)
             finally:
                 evaluator.close()
 
     def test_json_jobs_are_read(self):
-        plain = {"cluster": "devcluster", "role": "www-data", "environment": "devel", "name": "hello", "service": True,
+        plain = {"cluster": "devcluster", "role": "www-data", "environment": "devel", "name": "hello",
+                 "service": True,
                  "task": {"processes": [{"name": "p", "cmdline": "x"}],
                           "resources": {"cpu": 1, "ram": 1 << 27, "disk": 1 << 27}}}
         for text in (json.dumps(plain), json.dumps({"jobs": [plain]})):
@@ -1382,7 +1476,8 @@ class ConfigTest(unittest.TestCase):
             handler.send_response(200 if "/v2/lib/app/manifests/" in handler.path else 404)
             handler.send_header("Docker-Content-Digest", "sha256:abc")
             handler.end_headers()
-        registry = http.server.HTTPServer(("127.0.0.1", 0), type("Registry", (http.server.BaseHTTPRequestHandler,), {
+        registry = http.server.HTTPServer(("127.0.0.1", 0),
+                                          type("Registry", (http.server.BaseHTTPRequestHandler,), {
             "do_HEAD": script, "log_message": lambda *_: None}))
         threading.Thread(target=registry.serve_forever, daemon=True).start()
         self.addCleanup(registry.server_close)
@@ -1401,7 +1496,8 @@ class ConfigTest(unittest.TestCase):
         data = json.loads(job.configuration.taskConfig.executorConfig.data)
         text = json.dumps(dict(reversed(list(data.items()))), indent=1)
         running = job.configuration.taskConfig.replace(
-            owner=api.Identity(user="somebody"), executorConfig=api.ExecutorConfig(name="AuroraExecutor", data=text))
+            owner=api.Identity(user="somebody"), executorConfig=api.ExecutorConfig(name="AuroraExecutor",
+                    data=text))
         self.assertNotEqual(running, job.configuration.taskConfig)
         self.assertEqual(aurora_rest.align(job, [(running, [0])]).configuration.taskConfig, running)
         changed = load(source(command="other"))
@@ -1411,28 +1507,44 @@ class ConfigTest(unittest.TestCase):
 
     def test_attacks_are_refused_and_the_next_request_is_served(self):
         attacks = [
-            "import os\nos.system('true')", "from os import system", "import subprocess", "import ctypes", "import socket", "import pickle",
-            "__import__('os').system('true')", "open('/etc/passwd')", "eval('1')", "exec('import subprocess')", "compile('1', '', 'exec')",
-            "().__class__.__mro__[1].__subclasses__()", "'{0.__globals__}'.format(order)", "'{0.__class__}'.format_map({})",
+            "import os\nos.system('true')", "from os import system", "import subprocess", "import ctypes",
+            "import socket", "import pickle",
+            "__import__('os').system('true')", "open('/etc/passwd')", "eval('1')",
+            "exec('import subprocess')", "compile('1', '', 'exec')",
+            "().__class__.__mro__[1].__subclasses__()", "'{0.__globals__}'.format(order)",
+            "'{0.__class__}'.format_map({})",
             "f = '{0.__class__}'.format\nf(1)", "x = f'{order.__globals__}'", "(x for x in ()).gi_frame",
-            "def f(): yield\nf().gi_frame.f_back", "type(1).__subclasses__()", "type('X', (), {})", "getattr(order, '__glo' + 'bals__')",
-            "setattr(order, 'x', 1)", "vars(order)", "globals()['__builtins__']", "locals()['__builtins__']", "dir()", "breakpoint()", "input()",
+            "def f(): yield\nf().gi_frame.f_back", "type(1).__subclasses__()", "type('X', (), {})",
+            "getattr(order, '__glo' + 'bals__')",
+            "setattr(order, 'x', 1)", "vars(order)", "globals()['__builtins__']", "locals()['__builtins__']",
+            "dir()", "breakpoint()", "input()",
             "@staticmethod.__class__\ndef f(): pass", "class X(object, metaclass=Struct): pass",
             "class X(Struct.__class__): pass", "class X(object):\n  def __reduce__(self): return 1",
             "try:\n  1 / 0\nexcept Exception as e:\n  e.__traceback__.tb_frame", "order.func_globals",
-            "Process.check = None", "json = 1\nimport json\njson.codecs", "import random\nrandom._os.system('true')",
+            "Process.check = None", "json = 1\nimport json\njson.codecs",
+            "import random\nrandom._os.system('true')",
             "import re\nre.enum.sys", "import string\nstring.Formatter()", "with open('x') as f: pass",
             "async def f(): pass", "del Process.get", "raise SystemExit", "import sys\nsys.exit()", "exit()",
-            "'' . format . __self__", "match ():\n  case object(__class__=c): pass", "def f():\n  global __builtins__",
-            "match order:\n  case {**__builtins__}: pass", "Struct.__init_subclass__()", "from pystachio import sys", "from math import __loader__",
-            "def g(): yield\nf = lambda self: self.gi_frame", "[self.f_back for self in ()]", "if (self := g):\n  self.tb_frame",
-            "class A(object):\n  self = order\n  x = self.func_code", "class A(object):\n  def f(self): return self.mro()",
-            "class A(object):\n  def f(self): return self.gi_code", "self = order\nself._x", "self = order\nself.x = 1",
-            "class A(Struct):\n  def f(self): return self._schema_data", "class A(Struct):\n  def f(self): return self.TYPEMAP",
-            "class A(object):\n  def f(self): self.TYPEMAP = 1", "class A(object):\n  def f(self): self.__dict__",
-            "class A(object):\n  def f(this):\n    self = this\n    return self._x", "def f(self): return self._x",
-            "class A(object):\n  def f(self): return self.format_map({})", "class A(object):\n  def f(self): return self._values",
-            "class A(object):\n  def f(self): return lambda: self.cr_frame", "{k: self.ag_frame for k, self in ()}"]
+            "'' . format . __self__", "match ():\n  case object(__class__=c): pass",
+            "def f():\n  global __builtins__",
+            "match order:\n  case {**__builtins__}: pass", "Struct.__init_subclass__()",
+            "from pystachio import sys", "from math import __loader__",
+            "def g(): yield\nf = lambda self: self.gi_frame", "[self.f_back for self in ()]",
+            "if (self := g):\n  self.tb_frame",
+            "class A(object):\n  self = order\n  x = self.func_code",
+            "class A(object):\n  def f(self): return self.mro()",
+            "class A(object):\n  def f(self): return self.gi_code", "self = order\nself._x",
+            "self = order\nself.x = 1",
+            "class A(Struct):\n  def f(self): return self._schema_data",
+            "class A(Struct):\n  def f(self): return self.TYPEMAP",
+            "class A(object):\n  def f(self): self.TYPEMAP = 1",
+            "class A(object):\n  def f(self): self.__dict__",
+            "class A(object):\n  def f(this):\n    self = this\n    return self._x",
+            "def f(self): return self._x",
+            "class A(object):\n  def f(self): return self.format_map({})",
+            "class A(object):\n  def f(self): return self._values",
+            "class A(object):\n  def f(self): return lambda: self.cr_frame",
+            "{k: self.ag_frame for k, self in ()}"]
         for attack in attacks:
             with self.subTest(attack=attack):
                 self.refused(attack + "\n" + source(), "")
@@ -1441,7 +1553,8 @@ class ConfigTest(unittest.TestCase):
     def test_methods_may_have_private_names(self):
         text = ("class Counter(object):\n  def __init__(self): self._n = 1; self.m = 2\n"
                 "  def both(self):\n    def inner(): return self._n + self.m\n    return inner()\n")
-        self.assertEqual(load(text + source(extra="instances=Counter().both()")).configuration.instanceCount, 3)
+        self.assertEqual(load(text + source(extra="instances=Counter().both()")).configuration.instanceCount,
+                         3)
 
     def isolated_by(self, *layers, **options):
         evaluator = aurora_rest.Evaluator(**options)
@@ -1453,7 +1566,8 @@ class ConfigTest(unittest.TestCase):
         return evaluator
 
     def test_source_is_not_evaluated_where_nothing_shuts_it_in(self):
-        for layers in ((), ("namespaces",), ("empty root", "no capabilities"), ("landlock",), ("namespaces", "empty root")):
+        for layers in ((), ("namespaces",), ("empty root", "no capabilities"), ("landlock",),
+                       ("namespaces", "empty root")):
             with self.assertRaisesRegex(aurora_rest.IsolationUnavailable, "--trust-configs") as caught:
                 load(source(), evaluator=self.isolated_by(*layers))
             self.assertEqual((caught.exception.http, caught.exception.code), (503, "ISOLATION_UNAVAILABLE"))
@@ -1462,8 +1576,10 @@ class ConfigTest(unittest.TestCase):
             load(source(), evaluator=self.isolated_by(*layers))
 
     def test_the_filter_knows_its_machines(self):
-        for machine, pointer, name in (("x86_64", 8, "x86_64"), ("x86_64", 4, "i386"), ("i686", 4, "i386"), ("armv7l", 4, "armv7"),
-                                       ("aarch64", 4, "armv7"), ("ppc64le", 8, "ppc64le"), ("riscv64", 8, "riscv64")):
+        for machine, pointer, name in (("x86_64", 8, "x86_64"), ("x86_64", 4, "i386"), ("i686", 4, "i386"),
+                                       ("armv7l", 4, "armv7"),
+                                       ("aarch64", 4, "armv7"), ("ppc64le", 8, "ppc64le"),
+                                       ("riscv64", 8, "riscv64")):
             with mock.patch.object(os, "uname", return_value=mock.Mock(machine=machine)), \
                     mock.patch.object(aurora_rest.struct, "calcsize", return_value=pointer):
                 self.assertEqual(aurora_rest._machine(), name)
@@ -1487,7 +1603,8 @@ class ConfigTest(unittest.TestCase):
         evaluator = aurora_rest.Evaluator(2, aurora_rest.ConfigLimits(cpu_seconds=1, wall_seconds=2.0))
         self.addCleanup(evaluator.close)
         loops = [threading.Thread(target=lambda: self.assertRaises(
-            aurora_rest.AuroraError, load, "while True: pass", evaluator=evaluator, caller="loud")) for _ in range(3)]
+            aurora_rest.AuroraError, load, "while True: pass", evaluator=evaluator, caller="loud"))
+            for _ in range(3)]
         for each in loops:
             each.start()
         wait_for(lambda: evaluator._semaphore.waiting == 2)
@@ -1497,7 +1614,8 @@ class ConfigTest(unittest.TestCase):
         self.assertEqual((evaluator._semaphore.inside, evaluator._semaphore.waiting), (0, 0))
 
     def test_an_include_that_failed_leaves_the_next_one_where_it_was(self):
-        files = {"a.aurora": "try:\n  include('d/bad.aurora')\nexcept Exception: pass\ninclude('x.aurora')\n" + source(extra="instances=N"),
+        catching = "try:\n  include('d/bad.aurora')\nexcept Exception: pass\ninclude('x.aurora')\n"
+        files = {"a.aurora": catching + source(extra="instances=N"),
                  "d/bad.aurora": "1 / 0", "x.aurora": "N = 1", "d/x.aurora": "N = 2"}
         self.assertEqual(load(files).configuration.instanceCount, 1)
 
@@ -1522,10 +1640,13 @@ class ConfigTest(unittest.TestCase):
     def test_attacks_on_the_limits_end_within_them(self):
         evaluator = aurora_rest.Evaluator(limits=aurora_rest.ConfigLimits(cpu_seconds=1, wall_seconds=3.0))
         self.addCleanup(evaluator.close)
-        attacks = ["while True: pass", "x = 10**10**10", "x = 'a' * 10**11", "x = [0] * (50 << 20)", "x = list(range(10**9))",
-                   "def f(): return f()\nf()", "x = " + "(" * 5000 + ")" * 5000, "x = " + "[" * 90 + "]" * 90 + "\n" + "-" * 100000 + "1",
+        attacks = ["while True: pass", "x = 10**10**10", "x = 'a' * 10**11", "x = [0] * (50 << 20)",
+                   "x = list(range(10**9))",
+                   "def f(): return f()\nf()", "x = " + "(" * 5000 + ")" * 5000, "x = " + "[" * 90 +
+                   "]" * 90 + "\n" + "-" * 100000 + "1",
                    "import re\nre.match('(a+)+$', 'a' * 60 + 'b')",
-                   "x = '{{x}}{{x}}'\nc = Process(name='{{a}}', cmdline='').bind(a='{{a}}{{a}}').name().get()",
+                   "x = '{{x}}{{x}}'\n"
+                    "c = Process(name='{{a}}', cmdline='').bind(a='{{a}}{{a}}').name().get()",
                    "def f(n):\n  while True: n = [n]\nf(1)", "print('x' * 10**6 * 10**3)"]
         for attack in attacks:
             with self.subTest(attack=attack[:60]):
@@ -1539,16 +1660,22 @@ class ConfigTest(unittest.TestCase):
 
     @unittest.skipUnless(sys.platform.startswith("linux"), "the second line of defence is Linux's")
     def test_trusted_source_still_has_no_file_network_process_or_environment(self):
-        evaluator = aurora_rest.Evaluator(trusted=True, limits=aurora_rest.ConfigLimits(cpu_seconds=1, wall_seconds=3.0))
+        evaluator = aurora_rest.Evaluator(trusted=True,
+                                          limits=aurora_rest.ConfigLimits(cpu_seconds=1, wall_seconds=3.0))
         self.addCleanup(evaluator.close)
-        aurora_rest.load_job("import sys\n" + source(), "devcluster/www-data/devel/hello", evaluator=evaluator)
+        aurora_rest.load_job("import sys\n" + source(), "devcluster/www-data/devel/hello",
+                             evaluator=evaluator)
         for attack in ("open('/etc/passwd')", "import os\nos.listdir('/')", "import socket\nsocket.socket()",
-                       "import os\nos.fork()", "import os\nos.kill(os.getppid(), 9)\nassert 0", "import os\nassert os.environ",
-                       "import os, signal\nos.killpg(0, 9)\nassert 0", "import os\nos.execv('/bin/true', ['true'])",
+                       "import os\nos.fork()", "import os\nos.kill(os.getppid(), 9)\nassert 0",
+                       "import os\nassert os.environ",
+                       "import os, signal\nos.killpg(0, 9)\nassert 0",
+                       "import os\nos.execv('/bin/true', ['true'])",
                        "import os\nos.open('/proc/self/mem', os.O_RDWR)",
-                       "import os\nfor fd in range(256):\n  try: os.write(fd, b'{\"job\": {}}')\n  except OSError: pass\nos._exit(0)"):
+                       "import os\nfor fd in range(256):\n  try: os.write(fd, b'{\"job\": {}}')\n  except "
+                       "OSError: pass\nos._exit(0)"):
             with self.subTest(attack=attack), self.assertRaises(aurora_rest.InvalidConfig):
-                aurora_rest.load_job(attack + "\n" + source(), "devcluster/www-data/devel/hello", evaluator=evaluator)
+                aurora_rest.load_job(attack + "\n" + source(), "devcluster/www-data/devel/hello",
+                                     evaluator=evaluator)
         aurora_rest.load_job(source(), "devcluster/www-data/devel/hello", evaluator=evaluator)
 
     def test_a_source_that_hangs_up_or_answers_early_holds_up_nobody(self):
@@ -1556,35 +1683,49 @@ class ConfigTest(unittest.TestCase):
         self.addCleanup(evaluator.close)
         load(source(), evaluator=evaluator)
         started = time.monotonic()
-        forged = "for fd in range(3, 64):\n  try: os.write(fd, b'{\"errors\": [\"early\"]}')\n  except OSError: pass\n"
+        forged = ("for fd in range(3, 64):\n"
+                  "  try: os.write(fd, b'{\"errors\": [\"early\"]}')\n"
+                  "  except OSError: pass\n")
         for attack in ("", forged):
             with self.assertRaises(aurora_rest.InvalidConfig):
-                load("import os, time\n" + attack + "os.closerange(3, 64)\ntime.sleep(20)\n" + source(), evaluator=evaluator)
+                load("import os, time\n" + attack + "os.closerange(3, 64)\ntime.sleep(20)\n" + source(),
+                     evaluator=evaluator)
             load(source(), evaluator=evaluator)
         self.assertLess(time.monotonic() - started, 10)
 
     def test_the_quickened_pystachio_finds_what_pystachio_finds(self):
-        texts = ["{{x}}", "{{role}}-{{&x}}", "{{self.name}}{{super.name}}", "{{mesos.instance}}{{thermos.ports[a]}}", "{{y}}", "{{{{x}}}}",
+        texts = ["{{x}}", "{{role}}-{{&x}}", "{{self.name}}{{super.name}}",
+                 "{{mesos.instance}}{{thermos.ports[a]}}", "{{y}}", "{{{{x}}}}",
                  "{{n}}", "{{self.contact}}", "{{super.super.name}}", "plain"]
-        tail = ["", "jobs = [j.bind(x='{{role}}', y='{{x}}') for j in jobs]", "jobs = [j(task=j.task()(name='{{x}}')).bind(x='q') for j in jobs]",
+        tail = ["", "jobs = [j.bind(x='{{role}}', y='{{x}}') for j in jobs]",
+                "jobs = [j(task=j.task()(name='{{x}}')).bind(x='q') for j in jobs]",
                 "jobs = [j(instances='{{n}}', priority='1').bind(n=2) for j in jobs]",
                 "jobs = [jobs[0](contact='{{name}}', constraints={'{{x}}': '{{x}}'})]",
-                "t = jobs[0].task(); print(t.get(), t.check().ok(), t == t(), t.processes()[0].name(), '1' in t.processes()); jobs = jobs * 1",
+                "t = jobs[0].task(); print(t.get(), t.check().ok(), t == t(), t.processes()[0].name(), '1' "
+                "in t.processes()); jobs = jobs * 1",
                 "t = jobs[0].task().bind(z='1'); j = jobs[0](task=t)\n"
-                "print(j.task()(name='{{z}}').name(), (j % {}).task()(name='{{z}}').name(), j.interpolate()[0].task()(name='{{z}}').name())",
-                "j = jobs[0](task=jobs[0].task()(processes=[p.bind(z='1') for p in jobs[0].task().processes()]))\n"
-                "print((j % {}).task().processes()[0](cmdline='{{z}}').cmdline(), j.task()(name='{{z}}').processes()[0](name='{{z}}').name())",
-                "jobs = [jobs[0](instances='x')]", "jobs = [jobs[0](task=jobs[0].task()(resources=Resources(cpu='{{n}}', ram=1, disk='2')))]"]
-        requests = [{"files": {"job.aurora": source(command=text, extra="health_check_config=HealthCheckConfig(interval_secs=%r)" % (
-            "{{n}}" if "n" in text else 7)) + end}, "key": ["devcluster", "www-data", "devel", "hello"], "bindings": bindings}
+                "print(j.task()(name='{{z}}').name(), (j % {}).task()(name='{{z}}').name(), "
+                "j.interpolate()[0].task()(name='{{z}}').name())",
+                "j = jobs[0](task=jobs[0].task()(processes=[p.bind(z='1') for p in "
+                "jobs[0].task().processes()]))\n"
+                "print((j % {}).task().processes()[0](cmdline='{{z}}').cmdline(), "
+                "j.task()(name='{{z}}').processes()[0](name='{{z}}').name())",
+                "jobs = [jobs[0](instances='x')]",
+                "jobs = [jobs[0](task=jobs[0].task()(resources=Resources(cpu='{{n}}', ram=1, disk='2')))]"]
+        requests = [{"files": {"job.aurora": source(command=text,
+                extra="health_check_config=HealthCheckConfig(interval_secs=%r)" % (
+            "{{n}}" if "n" in text else 7)) + end}, "key": ["devcluster", "www-data", "devel", "hello"],
+            "bindings": bindings}
             for text in texts for end in tail for bindings in ([], [["x", "1"], ["n", "3"]])]
         program = ("import json, sys; sys.path[:0] = [%r]; import aurora_rest as a\n"
                    "if sys.argv[1] == 'stock': a._quicken_pystachio = lambda: None\n"
                    "[__import__(name) for name, given in a._MODULES.items() if given != '*']\n"
                    "schema = a._schema()\n"
                    "for each in json.load(sys.stdin):\n"
-                   "    print(json.dumps(a._Evaluation(schema, dict(a._WARM_UP, tiers=a.DEFAULT_TIERS, **each)).run(), sort_keys=True))" % HERE)
-        runs = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", program, kind], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                   "    print(json.dumps(a._Evaluation(schema, dict(a._WARM_UP, tiers=a.DEFAULT_TIERS, "
+                   "**each)).run(), sort_keys=True))" % HERE)
+        runs = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", program, kind], stdin=subprocess.PIPE,
+                                 stdout=subprocess.PIPE, text=True,
                                  env=dict(os.environ, PYTHONHASHSEED="1")) for kind in ("stock", "quick")]
         stock, quick = (each.communicate(json.dumps(requests))[0].split("\n") for each in runs)
         self.assertEqual(len(stock), len(requests) + 1)
@@ -1594,7 +1735,8 @@ class ConfigTest(unittest.TestCase):
 
     def test_a_forged_result_for_another_job_is_refused(self):
         forged = {"job": {"key": {"role": "root", "environment": "prod", "name": "x"}, "instanceCount": 1,
-                          "taskConfig": {"job": {"role": "root", "environment": "prod", "name": "x"}}}, "warnings": []}
+                          "taskConfig": {"job": {"role": "root", "environment": "prod", "name": "x"}}},
+                          "warnings": []}
         for answer in (forged, {"job": 1}, {}, {"job": {"key": 3}}, {"job": {"instanceCount": "1"}}):
             with mock.patch.object(EVALUATOR, "_ask", return_value=answer), \
                     self.assertRaises(aurora_rest.InvalidConfig):
@@ -1612,7 +1754,8 @@ class ConfigTest(unittest.TestCase):
 
 
 def find_python2():
-    for each in glob.glob(os.path.expanduser("~/.pyenv/versions/2.7*/bin/python2.7")) + [shutil.which("python2.7")]:
+    for each in glob.glob(os.path.expanduser("~/.pyenv/versions/2.7*/bin/python2.7")) + [shutil.which(
+        "python2.7")]:
         if each and subprocess.run([each, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0:
             return each
     return None
@@ -1626,16 +1769,20 @@ def python2(program, text):
         path = os.path.join(folder, "x.py")
         with open(path, "w", encoding="utf-8") as stream:
             stream.write("# coding: utf-8\n" + program)
-        return subprocess.run([PYTHON2, path], input=text, stdout=subprocess.PIPE, check=True, text=True, env={"LC_ALL": "C"}).stdout
+        return subprocess.run([PYTHON2, path], input=text, stdout=subprocess.PIPE, check=True, text=True,
+                              env={"LC_ALL": "C"}).stdout
 
 
 def expression(rng, depth=0):
     """One that Python 2 and 3 write alike."""
     if depth > 3 or rng.random() < 0.3:
-        return rng.choice(["x", "y.z", "12", "0", "1.5", "0x1F", "1e3", "'a'", '"b\\n"', "'''c\nd'''", "r'\\d'", "None", "f(1, *a, **k)", "[]"])
+        return rng.choice(["x", "y.z", "12", "0", "1.5", "0x1F", "1e3", "'a'", '"b\\n"', "'''c\nd'''",
+                           "r'\\d'", "None", "f(1, *a, **k)", "[]"])
     inner = partial(expression, rng, depth + 1)
-    return rng.choice(["(%s + %s)", "[%s, %s]", "{%s: %s}", "(%s if 1 else %s)", "(lambda a, b=%s: %s)", "x[%s:%s]", "f(%s, k=%s)",
-                       "(%s and not %s)", "[%s for i in %s if i]", "(%s == %s)", "(%s,\n  %s)", "(%s # c\n, %s)"]) % (inner(), inner())
+    return rng.choice(["(%s + %s)", "[%s, %s]", "{%s: %s}", "(%s if 1 else %s)", "(lambda a, b=%s: %s)",
+                       "x[%s:%s]", "f(%s, k=%s)",
+                       "(%s and not %s)", "[%s for i in %s if i]", "(%s == %s)", "(%s,\n  %s)",
+                       "(%s # c\n, %s)"]) % (inner(), inner())
 
 
 def python3_source(rng):
@@ -1644,10 +1791,14 @@ def python3_source(rng):
     for number in range(rng.randint(3, 12)):
         value = expression(rng)
         lines.append(rng.choice([
-            "x = %s", "x += %s; y = 1", "if %s: pass", "for i in %s:\n    x = i\nelse:\n    pass", "def f(a, *, b=2, **k):\n    return %s",
-            "print(%s)", "print('a', %s, sep='', end='')", "x: int = %s", "s = f'{x!r:>{y}} {z}' + str(%s)", "try:\n    x = %s\nexcept (A, B) as e:\n    raise",
-            "raise X(%s) from None", "assert %s, 'm'", "@deco\ndef g(a: int = 1) -> str:\n    nonlocal_ = %s", "class C(object):\n    a = %s",
-            "while %s:\n    break", "x = y = %s  # print x, 0755", "lambda a, b: %s", "del x[%s]", "return_ = (yield_) = %s"]) % value)
+            "x = %s", "x += %s; y = 1", "if %s: pass", "for i in %s:\n    x = i\nelse:\n    pass",
+            "def f(a, *, b=2, **k):\n    return %s",
+            "print(%s)", "print('a', %s, sep='', end='')", "x: int = %s", "s = f'{x!r:>{y}} {z}' + str(%s)",
+            "try:\n    x = %s\nexcept (A, B) as e:\n    raise",
+            "raise X(%s) from None", "assert %s, 'm'", "@deco\ndef g(a: int = 1) -> str:\n    nonlocal_ = %s",
+            "class C(object):\n    a = %s",
+            "while %s:\n    break", "x = y = %s  # print x, 0755", "lambda a, b: %s", "del x[%s]",
+            "return_ = (yield_) = %s"]) % value)
     return "\n".join(lines) + "\n"
 
 
@@ -1655,12 +1806,17 @@ def python2_source(rng):
     """Statements as Python 2 writes them, some of them wrong."""
     lines = []
     for _ in range(rng.randint(1, 5)):
-        value = rng.choice([expression(rng), "0755", "10L", "`x`", "ur'\\u0041'", "'\\U&'", "1 <> 2", "lambda (a, b), c: a", "08"])
+        value = rng.choice([expression(rng), "0755", "10L", "`x`", "ur'\\u0041'", "'\\U&'", "1 <> 2",
+                            "lambda (a, b), c: a", "08"])
         lines.append(rng.choice([
-            "print %s", "print %s,", "print >>f, %s", "print >>f", "print", "if x: print %s; print", "print (%s), 1", "print('%%s') %% (%s)",
-            "exec %s", "exec %s in d", "exec 'x' in d, {'k': %s}", "raise X, %s", "raise X, %s, t", "try: pass\nexcept X, e: print %s",
-            "def f((a, b), c=%s): return a", "def f(a, (b, (c, d))=(1, %s)):\n    print a", "x = %s", "async = %s", "def g(await=1): return %s",
-            "class A: x = %s", "for x in %s: print x,", "if 1:\n        x = %s\n\ty = 2", "x = lambda (a, b)=%s: a"]).replace(
+            "print %s", "print %s,", "print >>f, %s", "print >>f", "print", "if x: print %s; print",
+            "print (%s), 1", "print('%%s') %% (%s)",
+            "exec %s", "exec %s in d", "exec 'x' in d, {'k': %s}", "raise X, %s", "raise X, %s, t",
+            "try: pass\nexcept X, e: print %s",
+            "def f((a, b), c=%s): return a", "def f(a, (b, (c, d))=(1, %s)):\n    print a", "x = %s",
+            "async = %s", "def g(await=1): return %s",
+            "class A: x = %s", "for x in %s: print x,", "if 1:\n        x = %s\n\ty = 2",
+            "x = lambda (a, b)=%s: a"]).replace(
                 "%s", value).replace("%%", "%"))
     return "\n".join(lines) + "\n"
 
@@ -1686,24 +1842,32 @@ class Python2Test(Serving):
 
     def test_syntax(self):
         self.table((
-            ("try: int('z')\nexcept (KeyError, ValueError), e: X = e.message[:7]", "X + repr(e)[:10]", "invalidValueError"),
+            ("try: int('z')\nexcept (KeyError, ValueError), e: X = e.message[:7]", "X + repr(e)[:10]",
+             "invalidValueError"),
             ("try: raise ValueError, ('a', 'b')\nexcept ValueError, e: pass", "e", "('a', 'b')"),
             ("try: raise KeyError('k'), None\nexcept KeyError, e: pass", "e", "'k'"),
-            ("", "(0755, 10L, 0xFFL, 00, 0o17, 1 <> 2, `1, 'a'`)", "(493, 10, 255, 0, 15, True, \"(1, 'a')\")"),
+            ("", "(0755, 10L, 0xFFL, 00, 0o17, 1 <> 2, `1, 'a'`)",
+             "(493, 10, 255, 0, 15, True, \"(1, 'a')\")"),
             ("", r"ur'\u0041\n'", "A\\n"), ("", r"ur'\'x'", "\\'x"),
-            ("", r"'s/x/\U&/ \u0041 \N{DASH}' + '\\u0041' + u'\u0041' + '\x41'", "s/x/\\U&/ \\u0041 \\N{DASH}\\u0041AA"),
-            ("from __future__ import unicode_literals", r"'\u0041'", "A"), ("", r"'caf\xc3\xa9' == 'café'", "True"),
-            ("exec 'X = 1'\nexec 'Y = X + 1' in globals()\nd = {'z': 5}\nexec 'w = z' in d", "X + Y + d['w']", "8"),
+            ("", r"'s/x/\U&/ \u0041 \N{DASH}' + '\\u0041' + u'\u0041' + '\x41'",
+             "s/x/\\U&/ \\u0041 \\N{DASH}\\u0041AA"),
+            ("from __future__ import unicode_literals", r"'\u0041'", "A"),
+            ("", r"'caf\xc3\xa9' == 'café'", "True"),
+            ("exec 'X = 1'\nexec 'Y = X + 1' in globals()\nd = {'z': 5}\nexec 'w = z' in d", "X + Y + d['w']",
+             "8"),
             ("def f((a, (b, c)), d=(1, 2)): return a, b, c, d\nX = f((1, (2, 3)))", "X", "(1, 2, 3, (1, 2))"),
             ("X = map(lambda (k, v), n=1: k * v + n, [(1, 2), (3, 4)])", "X", "[3, 13]"),
             ("", "[a in b for a in 1, 2 for b in [[1], [3]] if a]", "[True, False, False, False]"),
             ("if True:\n        a = 'x'\n\tb = 'y'", "a + b", "xy"),
-            ("def run(async=False, await=1): return async, await\nnonlocal = 3", "run(async=True) + (nonlocal,)", "(True, 1, 3)"),
+            ("def run(async=False, await=1): return async, await\nnonlocal = 3",
+             "run(async=True) + (nonlocal,)", "(True, 1, 3)"),
             ("X = {'print': 1}['print']\ndef f(x, *, y=2): return x + y", "f'{X}' + str(f(1))", "13")))
 
     def test_print(self):
-        text = ("import sys, StringIO\nprint 'a', 1\nprint 'b',\nprint 'c'\nprint\nprint ('x'), 'y'\nprint ('%s') % 1; print -1\n"
-                "if 1: print [1][0]\nelse: print 2\nprint >>sys.stderr, 'e', 0.1 + 0.2\nprint('k', 2, sep='-')\nprint 1e11 # c\n"
+        text = ("import sys, StringIO\nprint 'a', 1\nprint 'b',\nprint 'c'\nprint\nprint ('x'), 'y'\nprint "
+                "('%s') % 1; print -1\n"
+                "if 1: print [1][0]\nelse: print 2\nprint >>sys.stderr, 'e', 0.1 + 0.2\nprint('k', 2, "
+                "sep='-')\nprint 1e11 # c\n"
                 "o = StringIO.StringIO()\nprint >>o, 'in'\nprint o.getvalue()\nprint 'not', \\\n  'done',")
         error = self.refused(text + "\nraise ValueError, 'stop'", "stop")
         self.assertEqual(error.details["output"], [
@@ -1718,29 +1882,43 @@ class Python2Test(Serving):
             ("", "(round(2.5), round(-0.5), round(2.25, 1), round(2.675, 2), round(25, -1), int(round(2.5)))",
              "(3.0, -1.0, 2.3, 2.67, 30.0, 3)"),
             ("", "(sum([0.1] * 10), sum([1, 2.5], 3))", "(0.9999999999999999, 6.5)"),
-            ("import math", "(math.floor(7.9), math.ceil(7.1), oct(8), oct(0), hex(2**70), 7 / 2, -7 / 2, 2**63)",
+            ("import math",
+             "(math.floor(7.9), math.ceil(7.1), oct(8), oct(0), hex(2**70), 7 / 2, -7 / 2, 2**63)",
              "(7.0, 8.0, '010', '0', '0x400000000000000000L', 3, -4, 9223372036854775808L)"),
             ("d = {'a': 7}\nd['a'] /= 2\ns = '%s!'\ns %= 0.1 + 0.2", "(d, s)", "({'a': 3}, '0.3!')"),
-            ("", "(5 > None, '10' > 5, [] < '', (1,) > 'x', 1 < 'a' < (1,), max([1, None]), cmp([1, 'a'], [1, 2]), cmp({1: 2}, {1: 3}))",
+            ("", "(5 > None, '10' > 5, [] < '', (1,) > 'x', 1 < 'a' < (1,), max([1, None]), cmp([1, 'a'], "
+                 "[1, 2]), cmp({1: 2}, {1: 3}))",
              "(True, True, True, True, True, 1, 1, -1)"),
             ("", "sorted([3, 'a', None, 1.5, (1,), [2], u'b'])", "[None, 1.5, 3, [2], 'a', (1,), u'b']"),
-            ("n = ['b', 'aa', 'c']\nn.sort(cmp=lambda a, b: cmp(len(b), len(a)))", "n + sorted('ba', lambda a, b: cmp(b, a))", "['aa', 'b', 'c', 'b', 'a']"),
-            ("", "(apply(max, (1, 2)), intern('x'), unichr(97), coerce(1, 2.0), map(None, [1, 2], [3]), zip('ab', [1]))",
+            ("n = ['b', 'aa', 'c']\nn.sort(cmp=lambda a, b: cmp(len(b), len(a)))",
+             "n + sorted('ba', lambda a, b: cmp(b, a))", "['aa', 'b', 'c', 'b', 'a']"),
+            ("", "(apply(max, (1, 2)), intern('x'), unichr(97), coerce(1, 2.0), map(None, [1, 2], [3]), "
+                 "zip('ab', [1]))",
              "(2, 'x', u'a', (1.0, 2.0), [(1, 3), (2, None)], [('a', 1)])"),
-            ("", "(filter(str.isdigit, 'a1'), filter(None, (0, 1)), map(lambda a, b: b, [1], [2, 3]))", "('1', (1,), [2, 3])"),
-            ("it = iter('ab')\nY = [z for z in range(3)]\nclass E(Exception): pass", "(it.next(), z, E('m').message, E.__name__)",
+            ("", "(filter(str.isdigit, 'a1'), filter(None, (0, 1)), map(lambda a, b: b, [1], [2, 3]))",
+             "('1', (1,), [2, 3])"),
+            ("it = iter('ab')\nY = [z for z in range(3)]\nclass E(Exception): pass",
+             "(it.next(), z, E('m').message, E.__name__)",
              "('a', 2, 'm', 'E')"),
-            ("def g():\n  [y for y in 'abc']\n  return y", "(g(), g.func_name, E if 0 else 1)", "('c', 'g', 1)"),
-            ("import string", "(string.join(['a', 'b'], '-'), string.letters[:2], 'hello'.translate(string.maketrans('el', 'ip')))",
+            ("def g():\n  [y for y in 'abc']\n  return y", "(g(), g.func_name, E if 0 else 1)",
+             "('c', 'g', 1)"),
+            ("import string",
+             "(string.join(['a', 'b'], '-'), string.letters[:2], 'hello'.translate(string.maketrans('el', "
+             "'ip')))",
              "('a-b', 'ab', 'hippo')"),
-            ("import itertools as i", "(list(i.izip('ab', (1, 2))), list(i.izip_longest([1], [2, 3])), list(i.imap(None, [1], [2])))",
+            ("import itertools as i",
+             "(list(i.izip('ab', (1, 2))), list(i.izip_longest([1], [2, 3])), list(i.imap(None, [1], [2])))",
              "([('a', 1), ('b', 2)], [(1, 2), (None, 3)], [(1, 2)])"),
-            ("import random\nrandom.seed(11)\nl = range(10)\nX = random.random(), random.randint(1, 10000), random.choice('abcdef')",
+            ("import random\nrandom.seed(11)\nl = range(10)\nX = random.random(), random.randint(1, 10000), "
+             "random.choice('abcdef')",
              "'%s %s %s' % X", "0.45237955351 5598 f"),
-            ("import random\nrandom.seed('probe')", "(random.randint(1, 1000), random.randrange(2, 20, 3))", "(144, 11)"),
-            ("import json\nx = json.loads('[\"a\", {\"k\": 1}]')", "(x, isinstance(x[0], str), isinstance(x[0], unicode), type('a') is str)",
+            ("import random\nrandom.seed('probe')", "(random.randint(1, 1000), random.randrange(2, 20, 3))",
+             "(144, 11)"),
+            ("import json\nx = json.loads('[\"a\", {\"k\": 1}]')",
+             "(x, isinstance(x[0], str), isinstance(x[0], unicode), type('a') is str)",
              "([u'a', {u'k': 1}], False, True, True)"),
-            ("class A:\n  def __cmp__(self, o): return -1\n  def __nonzero__(self): return False\n  def __unicode__(self): return u'u'",
+            ("class A:\n  def __cmp__(self, o): return -1\n  def __nonzero__(self): return False\n  def "
+             "__unicode__(self): return u'u'",
              "(A() < A(), bool(A()), unicode(A()), repr('é'), repr(u'é'), set([1]), ValueError('a'))",
              "(True, False, u'u', \"'\\\\xc3\\\\xa9'\", \"u'\\\\xe9'\", set([1]), ValueError('a',))")))
         job = load(source(command="{{x}} {{y}}") + "jobs = [j.bind(x=0.1 * 3, y=Float(1.0)) for j in jobs]\n")
@@ -1750,45 +1928,62 @@ class Python2Test(Serving):
         self.table((
             ("import json", "json.dumps({'zone': 'n', 'app': 'probe', 'tier': 'gold', 'host': 'h1'})",
              '{"tier": "gold", "app": "probe", "host": "h1", "zone": "n"}'),
-            ("", "','.join(set(['north', 'south', 'east', 'west', 'centre']))", "west,east,north,south,centre"),
-            ("", "({3, 11, 19}, {19, 11, 3}, frozenset('hello'))", "(set([11, 19, 3]), set([11, 3, 19]), frozenset(['h', 'e', 'l', 'o']))"),
+            ("", "','.join(set(['north', 'south', 'east', 'west', 'centre']))",
+             "west,east,north,south,centre"),
+            ("", "({3, 11, 19}, {19, 11, 3}, frozenset('hello'))",
+             "(set([11, 19, 3]), set([11, 3, 19]), frozenset(['h', 'e', 'l', 'o']))"),
             ("def f(**kw): return kw.keys()", "(f(zone=1, app=2, tier=3, host=4), dict(a=1, i=2, q=3, y=4))",
              "(['tier', 'app', 'host', 'zone'], {'y': 4, 'q': 3, 'i': 2, 'a': 1})"),
-            ("", "(hash('probe'), hash(-1), hash(2**63), hash(1.5), hash((1, 'a')), hash(frozenset([1, 2, 3])), hash(''))",
-             "(-1221833637537758197, -2, -9223372036854775808, 1610645504, 3703129313087942906, -7699079583225461316, 0)"),
-            ("d = {}\nfor k in 'qwertyuiop': d[k] = 1\ndel d['q'], d['w']\nd['zz'] = 2", "(d.keys(), d.popitem())",
+            ("", "(hash('probe'), hash(-1), hash(2**63), hash(1.5), hash((1, 'a')), hash(frozenset([1, 2, "
+                 "3])), hash(''))",
+             "(-1221833637537758197, -2, -9223372036854775808, 1610645504, 3703129313087942906, "
+             "-7699079583225461316, 0)"),
+            ("d = {}\nfor k in 'qwertyuiop': d[k] = 1\ndel d['q'], d['w']\nd['zz'] = 2",
+             "(d.keys(), d.popitem())",
              "(['e', 'i', 'o', 'p', 'r', 'u', 't', 'zz', 'y'], ('e', 1))")))
-        job = load("a = [Task(name=n, processes=[Process(name=n, cmdline='do ' + n)]) for n in ('pack', 'sync', 'tail')]\n" + source() +
+        job = load("a = [Task(name=n, processes=[Process(name=n, cmdline='do ' + n)]) for n in ('pack', "
+                   "'sync', 'tail')]\n" + source() +
                    "jobs = [j(task=Tasks.combine(t, *a)) for j in jobs]")
         data = job.configuration.taskConfig.executorConfig.data
         self.assertEqual(re.findall('"cmdline": "([^"]*)"', data), ["do pack", "do tail", "serve", "do sync"])
         self.assertTrue(data.startswith('{"environment": "devel", '), data[:100])
-        self.assertEqual([load(source(extra="contact=','.join(set('abcdef'))")).configuration for _ in range(3)][1:],
+        self.assertEqual([load(source(extra="contact=','.join(set('abcdef'))")).configuration
+                          for _ in range(3)][1:],
                          [load(source(extra="contact='a,c,b,e,d,f'")).configuration] * 2)
 
     def test_order_of_processes_has_no_meaning(self):
         def made(names, constraints):
-            text = json.dumps({"task": {"processes": [{"name": n} for n in names], "constraints": constraints}})
-            return config().taskConfig.replace(executorConfig=api.ExecutorConfig(name="AuroraExecutor", data=text))
+            text = json.dumps({"task": {"processes": [{"name": n} for n in names],
+                                        "constraints": constraints}})
+            return config().taskConfig.replace(executorConfig=api.ExecutorConfig(name="AuroraExecutor",
+                    data=text))
         orders = [{"order": ["a", "b"]}, {"order": ["b", "c"]}]
         self.assertTrue(aurora_rest.same_meaning(made("abc", orders), made("cab", orders[::-1])))
         self.assertFalse(aurora_rest.same_meaning(made("abc", orders), made("abd", orders)))
-        self.assertFalse(aurora_rest.same_meaning(made("abc", orders), made("abc", [{"order": ["b", "a"]}, orders[1]])))
+        self.assertFalse(aurora_rest.same_meaning(made("abc", orders),
+                                                  made("abc", [{"order": ["b", "a"]}, orders[1]])))
 
     def test_modules(self):
         self.table((
-            ("import os", "(os.environ.get('X', 'q'), os.getenv('USER'), os.path.join('/a', 'b'), os.sep, 'X' in os.environ)",
+            ("import os",
+             "(os.environ.get('X', 'q'), os.getenv('USER'), os.path.join('/a', 'b'), os.sep, 'X' in "
+             "os.environ)",
              "('q', 'www-data', '/a/b', '/', False)"),
-            ("import os.path, sys\nfrom os.path import basename as b", "(os.path.splitext('a.b'), b('x/y'), sys.maxint, sys.version_info[:2])",
+            ("import os.path, sys\nfrom os.path import basename as b",
+             "(os.path.splitext('a.b'), b('x/y'), sys.maxint, sys.version_info[:2])",
              "(('a', '.b'), 'y', 9223372036854775807, (2, 7))"),
-            ("import base64, urllib, urlparse, pipes, hashlib, md5", "(base64.b64encode('moon'), urllib.quote('a b~/'), pipes.quote('a b'))",
+            ("import base64, urllib, urlparse, pipes, hashlib, md5",
+             "(base64.b64encode('moon'), urllib.quote('a b~/'), pipes.quote('a b'))",
              "('bW9vbg==', 'a%20b%7E/', \"'a b'\")"),
-            ("import md5, hashlib\nh = hashlib.md5()\nh.update('v1')", "(md5.new('v1').hexdigest() == h.hexdigest(), hashlib.new('sha1', 'a').hexdigest()[:4])",
+            ("import md5, hashlib\nh = hashlib.md5()\nh.update('v1')",
+             "(md5.new('v1').hexdigest() == h.hexdigest(), hashlib.new('sha1', 'a').hexdigest()[:4])",
              "(True, '86f7')"),
-            ("import urllib, urlparse", "(urllib.urlencode({'zone': 'x y', 'b': 0.1 + 0.2}), urlparse.urlparse('http://h:1/p').netloc)",
+            ("import urllib, urlparse",
+             "(urllib.urlencode({'zone': 'x y', 'b': 0.1 + 0.2}), urlparse.urlparse('http://h:1/p').netloc)",
              "('b=0.3&zone=x+y', 'h:1')"),
             ("import operator as o, decimal, fractions, struct, uuid, types, contextlib",
-             "(o.itemgetter(1)('ab'), o.attrgetter('real')(3), decimal.Decimal('1.1') + 1, struct.unpack('<H', 'ab'))",
+             "(o.itemgetter(1)('ab'), o.attrgetter('real')(3), decimal.Decimal('1.1') + 1, "
+             "struct.unpack('<H', 'ab'))",
              "('b', 3, Decimal('2.1'), (25185,))"),
             ("import types, collections\nd = collections.defaultdict(list)\nd['b'].append(1)",
              "(isinstance('a', types.StringTypes), d, collections.Counter('aab').most_common(1))",
@@ -1800,10 +1995,12 @@ class Python2Test(Serving):
         self.refused("import os\nos.listdir('.')", "os.listdir is not available")
 
     def test_includes(self):
-        files = {"root.aurora": "include('../../template/base.aurora')\n" + source(extra="instances=N"), "base.aurora": "N = 3"}
+        files = {"root.aurora": "include('../../template/base.aurora')\n" + source(extra="instances=N"),
+                 "base.aurora": "N = 3"}
         self.assertEqual(load(files).configuration.instanceCount, 3)
         with self.assertRaisesRegex(aurora_rest.InvalidConfig, "filename=template/base.aurora"):
-            load(dict({"root.aurora": files["root.aurora"]}, **{"a/base.aurora": "N = 1", "b/base.aurora": "N = 2"}))
+            load(dict({"root.aurora": files["root.aurora"]},
+                      **{"a/base.aurora": "N = 1", "b/base.aurora": "N = 2"}))
 
     @staticmethod
     def tar(files, **special):
@@ -1821,71 +2018,102 @@ class Python2Test(Serving):
         inspect = JOB + "hello/inspect"
         text = "import os\n" + source(command="x").replace("'x'", "os.environ['STAGE'] + os.environ['USER']")
         answer = self.good("POST", inspect + "?env=STAGE=a%3Db&env=X=1", text)
-        self.assertIn('"cmdline": "a=bwww-data"', json.dumps(answer["job"]["taskConfig"]["executorConfig"]["data"]))
+        self.assertIn('"cmdline": "a=bwww-data"',
+                      json.dumps(answer["job"]["taskConfig"]["executorConfig"]["data"]))
         self.bad(400, "POST", inspect, text, says="env=STAGE=VALUE")
         self.bad(400, "POST", inspect + "?env=STAGE", text, says="env=STAGE: expected NAME=VALUE")
-        files = {"./deploy/x/root.aurora": b"include('../../template/base.aurora')\n" + source(extra="instances=N").encode(),
+        files = {"./deploy/x/root.aurora": b"include('../../template/base.aurora')\n" +
+                 source(extra="instances=N").encode(),
                  "./template/base.aurora": b"N = 3", "./logo.png": b"\xff\xfe\x00"}
         body = self.tar(files)
-        for data, headers in ((body, {}), (gzip.compress(body), {}), (gzip.compress(body), {"Content_Encoding": "gzip"})):
-            answer = self.good("POST", inspect + "?file=deploy/x/root.aurora", data, Content_Type="application/x-tar", **headers)
+        for data, headers in ((body, {}), (gzip.compress(body), {}),
+                              (gzip.compress(body), {"Content_Encoding": "gzip"})):
+            answer = self.good("POST", inspect + "?file=deploy/x/root.aurora", data,
+                               Content_Type="application/x-tar", **headers)
             self.assertEqual(answer["job"]["instanceCount"], 3)
         for data, query, says in (
-                (body, "", "file= has to name"), (body, "?file=nowhere", "no such file"), (body[:700], "?file=a", "."), (b"x" * 2000, "?file=a", "tar"),
-                (self.tar({"../a": b""}), "?file=a", "outside"), (self.tar({"/a": b""}), "?file=a", "outside"), (self.tar({"a/" * 40 + "b": b""}), "?file=b", "deep"),
+                (body, "", "file= has to name"), (body, "?file=nowhere", "no such file"),
+                (body[:700], "?file=a", "."), (b"x" * 2000, "?file=a", "tar"),
+                (self.tar({"../a": b""}), "?file=a", "outside"),
+                (self.tar({"/a": b""}), "?file=a", "outside"),
+                (self.tar({"a/" * 40 + "b": b""}), "?file=b", "deep"),
                 (self.tar({"a": b""}, type=tarfile.SYMTYPE, linkname="/etc/passwd"), "?file=a", "links"),
                 (self.tar({"a": b""}, type=tarfile.LNKTYPE, linkname="b"), "?file=a", "links"),
-                (self.tar({"a": b""}, type=tarfile.CHRTYPE), "?file=a", "links"), (self.tar({"a": b""}, type=tarfile.FIFOTYPE), "?file=a", "links"),
+                (self.tar({"a": b""}, type=tarfile.CHRTYPE), "?file=a", "links"),
+                (self.tar({"a": b""}, type=tarfile.FIFOTYPE), "?file=a", "links"),
                 (self.tar({"a": b""}, type=tarfile.GNUTYPE_SPARSE), "?file=a", "."),
                 (self.tar({"f%d" % n: b"" for n in range(400)}), "?file=f1", "more than 300")):
             self.bad(400, "POST", inspect + query, data, says=says, Content_Type="application/x-tar")
         boundary = "BB"
-        parts = "".join('--BB\r\nContent-Disposition: form-data; name="f"; filename="%s"\r\n\r\n%s\r\n' % pair for pair in (
-            ("base.aurora", "N = 2"), ("root.aurora", files["./deploy/x/root.aurora"].decode()))) + "--BB--\r\n"
-        answer = self.good("POST", inspect + "?file=root.aurora", parts, Content_Type="multipart/form-data; boundary=" + boundary)
+        parts = "".join('--BB\r\nContent-Disposition: form-data; name="f"; filename="%s"\r\n\r\n%s\r\n' %
+                        pair for pair in (
+            ("base.aurora", "N = 2"), ("root.aurora",
+                                       files["./deploy/x/root.aurora"].decode()))) + "--BB--\r\n"
+        answer = self.good("POST", inspect + "?file=root.aurora", parts,
+                           Content_Type="multipart/form-data; boundary=" + boundary)
         self.assertEqual(answer["job"]["instanceCount"], 2)
 
     def test_bytes(self):
         self.table((
-            ("import json\nn = json.loads('{\"n\": \"probe\"}')['n'].encode('utf-8')", "('go ' + n, type(n) is str)", "('go probe', True)"),
-            ("", "('abc'.encode('hex'), '616263'.decode('hex'), 'YQ==\\n'.decode('base64'), b'x' + 'y', 'a'.decode('utf-8'))",
+            ("import json\nn = json.loads('{\"n\": \"probe\"}')['n'].encode('utf-8')",
+             "('go ' + n, type(n) is str)", "('go probe', True)"),
+            ("", "('abc'.encode('hex'), '616263'.decode('hex'), 'YQ==\\n'.decode('base64'), b'x' + 'y', "
+                 "'a'.decode('utf-8'))",
              "('616263', 'abc', 'a', 'xy', u'a')")))
         self.refused("X = 1\nimport hashlib\ndef f(): return hashlib.md5('a').digest()\n" +
-                     source(extra="contact=f()") + "jobs2 = jobs\n" + source("hello").replace("'serve'", "f()") + "raise ValueError(1)", "1")
+                     source(extra="contact=f()") + "jobs2 = jobs\n" +
+                     source("hello").replace("'serve'", "f()") + "raise ValueError(1)", "1")
 
     def test_built_in_names(self):
         self.table((
-            ("zone = 'n'", "'{zone}'.format(**vars()) + '%(zone)s' % globals() + '%(zone)s' % locals()", "nnn"),
-            ("def f(a):\n  b = 2\n  return '%(a)s%(b)s' % locals()\nglobals()['made'] = 5", "(f(1), made)", "('12', 5)"),
-            ("", "(getattr('GO', 'lower')(), getattr('a', 'no', 3), hasattr('a', 'upper'), hasattr('a', '__iter__'), type(1).__name__)",
+            ("zone = 'n'", "'{zone}'.format(**vars()) + '%(zone)s' % globals() + '%(zone)s' % locals()",
+             "nnn"),
+            ("def f(a):\n  b = 2\n  return '%(a)s%(b)s' % locals()\nglobals()['made'] = 5", "(f(1), made)",
+             "('12', 5)"),
+            ("", "(getattr('GO', 'lower')(), getattr('a', 'no', 3), hasattr('a', 'upper'), hasattr('a', "
+                 "'__iter__'), type(1).__name__)",
              "('go', 3, True, False, 'int')"),
-            ("def loud(n):\n  return lambda f: lambda: f() * n\n@loud(2)\ndef say(): return 'go'", "say()", "gogo")))
+            ("def loud(n):\n  return lambda f: lambda: f() * n\n@loud(2)\ndef say(): return 'go'", "say()",
+             "gogo")))
         self.refused("X = 1\nwith open('x') as f: pass", "line 2, column 1: .*bind= or send several files")
         self.refused("x = 1_0", "1_0 is not a number; write 10 .column 5")
-        for extra in ("priority='1_0'", "instances='1_0'", "health_check_config=HealthCheckConfig(interval_secs='1_0.5')"):
+        for extra in ("priority='1_0'", "instances='1_0'",
+                      "health_check_config=HealthCheckConfig(interval_secs='1_0.5')"):
             with self.assertRaisesRegex(aurora_rest.InvalidConfig, "1_0"):
                 load(source(extra=extra))
 
     def test_hooks_are_named_in_a_warning(self):
         text = "class Tag(object):\n  def pre_create_job(self, config): return True\nhooks = [Tag()]\n"
         self.assertEqual(load(text + source()).warnings, [])
-        self.assertRegex(load(text + source(extra="enable_hooks=True")).warnings[0], r"hooks are not run .*Tag\.pre_create_job")
+        self.assertRegex(load(text + source(extra="enable_hooks=True")).warnings[0],
+                         r"hooks are not run .*Tag\.pre_create_job")
 
     def test_what_is_new_leads_nowhere(self):
         attacks = [
             "getattr(order, 'func_globals')", "class S(str): pass\nS.format('{0.__globals__}', order)",
             "class S(str):\n  def f(self): return super(S, self).format(order)\nS('{0.__globals__}').f()",
-            "str.format('{0.__globals__}', order)", "getattr('{0.__globals__}', 'format')(order)", "map('{0.__globals__}'.format, [order])",
-            "import operator\noperator.attrgetter('__globals__')(order)", "import operator\noperator.methodcaller('format', order)('{0.__class__}')",
-            "globals()['__builtins__']", "locals()['__builtins__']", "vars()['__builtins__']", "vars(order)", "vars(Process)",
-            "class K(str):\n  def startswith(self, p): return False\nglobals()[K('__builtins__')] = {}\nexec 'X = 1' in 5",
-            "exec 'import subprocess'", "exec '().__class__'", "exec 'X = open' in {'__builtins__': {}}", "exec '__builtins__' in {}",
-            "def f((__builtins__, b)): pass", "def f((\uff3f\uff3fbuiltins\uff3f\uff3f, b)): pass", "type(type(1))('Y', (object,), {})",
-            "import types\ntypes.FunctionType(1, 2)", "type(order)(1, {})", "import sys\nsys.modules", "import sys\nsys.exit.im_self",
-            "import os\nos.system('true')", "import os.path\nos.path.os", "import os.path as p\np.genericpath", "import urllib\nurllib.request",
-            "import uuid\nuuid.os", "import decimal\ndecimal.sys", "@order.__globals__.get\ndef f(): pass", "print >>order.__globals__, 1",
-            "raise order.__globals__, 1", "`order.__globals__`", "(lambda (a, b): a.__globals__)((order, 1))", "order.__init__.__globals__",
-            "await = __import__", "getattr(int, ':make')", "try: 1/0\nexcept Exception, e: pass\ngetattr(e, '__traceback__')"]
+            "str.format('{0.__globals__}', order)", "getattr('{0.__globals__}', 'format')(order)",
+            "map('{0.__globals__}'.format, [order])",
+            "import operator\noperator.attrgetter('__globals__')(order)",
+            "import operator\noperator.methodcaller('format', order)('{0.__class__}')",
+            "globals()['__builtins__']", "locals()['__builtins__']", "vars()['__builtins__']", "vars(order)",
+            "vars(Process)",
+            "class K(str):\n  def startswith(self, p): return False\nglobals()[K('__builtins__')] = "
+            "{}\nexec 'X = 1' in 5",
+            "exec 'import subprocess'", "exec '().__class__'", "exec 'X = open' in {'__builtins__': {}}",
+            "exec '__builtins__' in {}",
+            "def f((__builtins__, b)): pass", "def f((\uff3f\uff3fbuiltins\uff3f\uff3f, b)): pass",
+            "type(type(1))('Y', (object,), {})",
+            "import types\ntypes.FunctionType(1, 2)", "type(order)(1, {})", "import sys\nsys.modules",
+            "import sys\nsys.exit.im_self",
+            "import os\nos.system('true')", "import os.path\nos.path.os",
+            "import os.path as p\np.genericpath", "import urllib\nurllib.request",
+            "import uuid\nuuid.os", "import decimal\ndecimal.sys", "@order.__globals__.get\ndef f(): pass",
+            "print >>order.__globals__, 1",
+            "raise order.__globals__, 1", "`order.__globals__`", "(lambda (a, b): a.__globals__)((order, 1))",
+            "order.__init__.__globals__",
+            "await = __import__", "getattr(int, ':make')",
+            "try: 1/0\nexcept Exception, e: pass\ngetattr(e, '__traceback__')"]
         for attack in attacks:
             with self.subTest(attack=attack):
                 self.refused(attack, "")
@@ -1898,7 +2126,8 @@ class Python2Test(Serving):
 
     def test_the_reading_of_broken_source_ends(self):
         rng = random.Random(3)
-        bits = ["(", ")", "[", "]", "`", "print ", "exec ", "raise ", "except ", "lambda ", "def ", ":", ",", ";", "\n", " in ", " for ", '"', '\"\"\"',
+        bits = ["(", ")", "[", "]", "`", "print ", "exec ", "raise ", "except ", "lambda ", "def ", ":", ",",
+                ";", "\n", " in ", " for ", '"', '\"\"\"',
                 "'", "\\", ">>", "0", "L", "async ", "\t", "#", "ur'", "x"]
         for _ in range(3000):
             with contextlib.suppress(SyntaxError):
@@ -1908,7 +2137,8 @@ class Python2Test(Serving):
     def test_what_python_2_compiles_is_read(self):
         rng = random.Random(61)
         texts = [python2_source(rng) for _ in range(300)]
-        program = ("import json, sys\nfor text in json.load(sys.stdin):\n  try: compile(text.encode('utf-8'), 'x', 'exec'); print 1\n"
+        program = ("import json, sys\nfor text in json.load(sys.stdin):\n  try: "
+                   "compile(text.encode('utf-8'), 'x', 'exec'); print 1\n"
                    "  except SyntaxError: print 0\n")
         verdicts = python2(program, json.dumps(texts)).split()
         self.assertGreater(verdicts.count("1"), 200)
@@ -1926,17 +2156,23 @@ class Python2Test(Serving):
         rng = random.Random(27)
 
         def key():
-            return rng.choice([repr(rng.randint(-20, 60)), repr("".join(rng.choice("abcdef_") for _ in range(rng.randint(1, 6)))),
-                               "(%d, 'x')" % rng.randint(0, 9), repr(rng.random() * 10), repr(rng.randint(-2 ** 80, 2 ** 80))])
+            return rng.choice([repr(rng.randint(-20, 60)),
+                               repr("".join(rng.choice("abcdef_") for _ in range(rng.randint(1, 6)))),
+                               "(%d, 'x')" % rng.randint(0, 9), repr(rng.random() * 10),
+                               repr(rng.randint(-2 ** 80, 2 ** 80))])
         lines = ["out, d, s = [], {}, set()"]
         for _ in range(150):
             keys = [key() for _ in range(rng.randint(1, 12))]
             pairs = ", ".join("%s: %d" % (each, number) for number, each in enumerate(keys))
             lines += [rng.choice([
-                "d = {%s}" % pairs, "d.update({%s})" % pairs, "d = dict(d)", "s = {%s}" % ", ".join(keys), "s |= set(d)",
-                "s ^= set([%s])" % ", ".join(keys), "s = s & set(d)", "\n".join("d.pop(%s, None)" % each for each in keys),
-                "\n".join("s.add(%s); d[%s] = 1" % (each, each) for each in keys), "if d: out.append(repr(d.popitem()))",
-                "out.append('%%s %%s' %% (%r, round(%r, %d)))" % (rng.uniform(-1e3, 1e12), rng.uniform(-10, 10), rng.randint(0, 4))])]
+                "d = {%s}" % pairs, "d.update({%s})" % pairs, "d = dict(d)", "s = {%s}" % ", ".join(keys),
+                "s |= set(d)",
+                "s ^= set([%s])" % ", ".join(keys), "s = s & set(d)",
+                "\n".join("d.pop(%s, None)" % each for each in keys),
+                "\n".join("s.add(%s); d[%s] = 1" % (each, each) for each in keys),
+                "if d: out.append(repr(d.popitem()))",
+                "out.append('%%s %%s' %% (%r, round(%r, %d)))" %
+                (rng.uniform(-1e3, 1e12), rng.uniform(-10, 10), rng.randint(0, 4))])]
             lines.append("out.append('%s %s %s' % (d, s, hash(frozenset(s))))")
         text = "\n".join(lines)
         expected = python2(text + "\nprint '\\n'.join(out)", "")
@@ -1951,12 +2187,14 @@ class OperationsTest(unittest.TestCase):
     @staticmethod
     def task(instance, state, identity, *events):
         return {"assignedTask": {"instanceId": instance, "taskId": identity}, "status": S.values[state],
-                "taskEvents": [{"timestamp": n, "status": 0, "message": text} for n, text in enumerate(events)]}
+                "taskEvents": [{"timestamp": n, "status": 0, "message": text} for n,
+                               text in enumerate(events)]}
 
     def test_running_is_judged_by_the_youngest_task_of_each_instance(self):
         judge = aurora_rest.judge_running
         restarted = [self.task(1, "KILLED", "a"), self.task(1, "RUNNING", "b"), self.task(4, "RUNNING", "c")]
-        self.assertTrue(judge(restarted, [1, 4]).reached)               # with a gap in the numbers, and during a restart
+        # with a gap in the numbers, and during a restart
+        self.assertTrue(judge(restarted, [1, 4]).reached)
         self.assertTrue(judge(restarted, None, count=2).reached)
         self.assertIsNone(judge(restarted[:1] + [self.task(1, "PENDING", "b")], [1]).reached)
         self.assertEqual(judge(restarted, [1, 4, 5])[:4], (None, 2, 0, 3))
@@ -2040,7 +2278,8 @@ class OperationsTest(unittest.TestCase):
                 return {}
         operation = aurora_rest.Operation("kill", "k", "u")
         operation._stop.wait = lambda seconds: False
-        operation.run(lambda op: aurora_rest.batched_kill(Scheduler(), "c/r/e/n", [0], 1, 30.0, 0.0, operation=op))
+        operation.run(lambda op: aurora_rest.batched_kill(Scheduler(), "c/r/e/n", [0], 1, 30.0, 0.0,
+                                                          operation=op))
         self.assertEqual((operation.state, calls.count("killTasks")), ("succeeded", 3), operation.errors)
 
     def test_a_write_without_an_answer_is_a_step_and_is_not_repeated(self):
@@ -2053,14 +2292,17 @@ class OperationsTest(unittest.TestCase):
                 error.doubt(method)
                 raise error
         operation = aurora_rest.Operation("kill", "k", "u")
-        operation.run(lambda op: aurora_rest.batched_kill(Scheduler(), "c/r/e/n", [0, 1], 2, 9.0, 0.0, operation=op))
-        self.assertEqual((operation.state, calls, operation.result["done"]), ("failed", ["killTasks"], "unknown"))
+        operation.run(lambda op: aurora_rest.batched_kill(Scheduler(), "c/r/e/n", [0, 1], 2, 9.0, 0.0,
+                                                          operation=op))
+        self.assertEqual((operation.state, calls, operation.result["done"]),
+                         ("failed", ["killTasks"], "unknown"))
         self.assertEqual(operation.steps[-1]["instances"], [0, 1])
 
     def test_instances_are_numbers_and_ranges_and_nothing_else(self):
         self.assertEqual(aurora_rest.parse_instances(["1,3-5", "0"]), [0, 1, 3, 4, 5])
         self.assertEqual(aurora_rest.parse_instances(["0-3999"]), list(range(4000)))
-        for text in ("", ",", "1,", "3-1", "-1", "abc", "1-", "1--2", "1.5", "1-99999999", "4000", "0-4000", "1 2", "٣", "1;2", "0x1",
+        for text in ("", ",", "1,", "3-1", "-1", "abc", "1-", "1--2", "1.5", "1-99999999", "4000", "0-4000",
+                     "1 2", "٣", "1;2", "0x1",
                      "1" * 30):
             with self.subTest(text=text), self.assertRaises(aurora_rest.BadRequest):
                 aurora_rest.parse_instances([text])
@@ -2069,23 +2311,28 @@ class OperationsTest(unittest.TestCase):
         old = {"a": 1, "b": {"c": [1], "same": 0}, "executorConfig": {"data": {"x": 1, "y": 2}}}
         new = {"a": 2, "b": {"c": [2], "same": 0}, "executorConfig": {"data": {"y": 2, "x": 3}}, "d": 4}
         self.assertEqual(aurora_rest.field_changes(old, new), [
-            {"path": "a", "old": 1, "new": 2}, {"path": "b.c", "old": [1], "new": [2]}, {"path": "d", "old": None, "new": 4},
+            {"path": "a", "old": 1, "new": 2}, {"path": "b.c", "old": [1], "new": [2]},
+            {"path": "d", "old": None, "new": 4},
             {"path": "executorConfig.data.x", "old": 1, "new": 3}])
 
     def test_sla_figures_follow_the_clients_formulas(self):
         def task(seconds, status="RUNNING"):
             return {"status": S.values[status], "taskEvents": [
-                {"timestamp": 1000 * (1000 - seconds), "status": S.RUNNING}, {"timestamp": 10 ** 6, "status": S.RUNNING}]}
-        ups = aurora_rest.uptimes([task(100), task(200), task(300), task(400), task(999, "FAILED"), {"status": S.RUNNING}], 1000)
+                {"timestamp": 1000 * (1000 - seconds), "status": S.RUNNING},
+                {"timestamp": 10 ** 6, "status": S.RUNNING}]}
+        ups = aurora_rest.uptimes([task(100), task(200), task(300), task(400), task(999, "FAILED"),
+                                   {"status": S.RUNNING}], 1000)
         self.assertEqual(ups, [100, 200, 300, 400])
-        self.assertEqual([aurora_rest.job_uptime(ups, p) for p in (0, 25, 50, 75, 99, 100)], [400, 300, 200, 100, 100, 0])
+        self.assertEqual([aurora_rest.job_uptime(ups, p) for p in (0, 25, 50, 75, 99, 100)],
+                         [400, 300, 200, 100, 100, 0])
         self.assertEqual([aurora_rest.up_count(ups, s) for s in (0, 200, 201, 500)], [100.0, 75.0, 50.0, 0.0])
         self.assertEqual((aurora_rest.job_uptime([], 50), aurora_rest.up_count([], 1)), (0, 0.0))
 
     def test_operations_are_bounded_and_the_oldest_ended_forgotten(self):
         operations = aurora_rest.Operations(running=2, kept=3)
         release = threading.Event()
-        first = [operations.start(aurora_rest.Operation("x", "k", "u"), lambda op: release.wait(10)) for _ in range(2)]
+        first = [operations.start(aurora_rest.Operation("x", "k", "u"), lambda op: release.wait(10))
+                 for _ in range(2)]
         with self.assertRaises(aurora_rest.Overloaded):
             operations.start(aurora_rest.Operation("x", "k", "u"), lambda op: None)
         release.set()
@@ -2107,7 +2354,8 @@ class OperationsTest(unittest.TestCase):
 
         def crash(op):
             raise ZeroDivisionError
-        for work, state, says in ((lambda op: None, "succeeded", ""), (fail, "failed", "no quota"), (cancel, "cancelled", ""),
+        for work, state, says in ((lambda op: None, "succeeded", ""), (fail, "failed", "no quota"),
+                                  (cancel, "cancelled", ""),
                                   (crash, "failed", "internal error: ZeroDivisionError")):
             operation = aurora_rest.Operation("x", "k", "u")
             operation.run(work)
@@ -2139,7 +2387,8 @@ class RestartTest(Serving):
         key = self.create("rolling")
         before = self.ids(key)
         operation = self.restart(key, batch_size=2)
-        self.assertEqual((operation.state, operation.done, operation.failed), ("succeeded", 3, 0), operation.errors)
+        self.assertEqual((operation.state, operation.done, operation.failed), ("succeeded", 3, 0),
+                         operation.errors)
         after = self.ids(key)
         self.assertTrue(all(before[n] != after[n] for n in before))
         batches = [step["instances"] for step in operation.steps if step["text"] == "restarted"]
@@ -2170,7 +2419,8 @@ class RestartTest(Serving):
         key = self.create("cancelled", 3)
         operation = aurora_rest.Operation("restart", str(key), "u")
         operation.listen(lambda: operation.done and operation.stop())
-        operation.run(lambda op: aurora_rest.rolling_restart(self.scheduler, key, [], aurora_rest.RestartOptions(
+        operation.run(lambda op: aurora_rest.rolling_restart(self.scheduler, key, [],
+                                                             aurora_rest.RestartOptions(
             watch_secs=0.05, poll_secs=0.02), op))
         self.assertEqual((operation.state, operation.done), ("cancelled", 1))
 
@@ -2194,21 +2444,27 @@ class RestartTest(Serving):
         good = self.good("PUT", path + "?wait=20", source("awaited"), 201)
         self.assertTrue(good["reached"])
         self.assertEqual(good["progress"], {"done": 1, "failed": 0, "active": 0, "total": 1})
-        update = self.good("PUT", path + "/update?wait=20", source("awaited", "other", "instances=2, update_config="
+        update = self.good("PUT", path + "/update?wait=20",
+                           source("awaited", "other", "instances=2, update_config="
                                                                  "UpdateConfig(watch_secs=1)"))
         self.assertTrue(update["reached"], update)
         self.assertEqual(self.good("GET", path + "/update")["update"]["state"], "ROLLED_FORWARD")
-        broken = self.bad(409, "PUT", path + "/update?wait=20", source("awaited", "exit 1", "instances=2"), "ROLLED_BACK",
+        broken = self.bad(409, "PUT", path + "/update?wait=20", source("awaited", "exit 1", "instances=2"),
+                          "ROLLED_BACK",
                           "ROLLED_BACK: Latest failure: instance 0 exited")
         self.assertIs(broken["reached"], False)
         self.assertTrue(self.good("PUT", path + "/restart?wait=20&watch_secs=0&shards=1")["reached"])
         self.assertTrue(self.good("DELETE", path + "?wait=20")["reached"])
-        self.assertTrue(self.good("PUT", path + "?wait=20", source("awaited"), 201)["reached"])     # despite its history
+        # despite its history
+        self.assertTrue(self.good("PUT", path + "?wait=20", source("awaited"), 201)["reached"])
         failing = self.bad(409, "PUT", "/alpha/job/devcluster/www-data/devel/failing?wait=20",
-                           source("failing", "exit 1", kind="Job"), "TASKS_FAILED", "instance 0 ended as FAILED")
-        self.assertEqual((failing["reached"], [(each["instance"], each["state"]) for each in failing["endings"]]),
+                           source("failing", "exit 1", kind="Job"), "TASKS_FAILED",
+                           "instance 0 ended as FAILED")
+        self.assertEqual((failing["reached"], [(each["instance"], each["state"])
+                                               for each in failing["endings"]]),
                          (False, [(0, "FAILED")]))
-        late = self.good("PUT", "/alpha/job/devcluster/www-data/devel/late?wait=0.3", source("late", extra="instances=1").replace(
+        late = self.good("PUT", "/alpha/job/devcluster/www-data/devel/late?wait=0.3",
+                         source("late", extra="instances=1").replace(
             "cpu=0.1", "cpu=1000"), 202)
         self.assertEqual((late["reached"], late["why"]),
                          (False, "0 of 1 run; instance 0 is PENDING: Insufficient: CPU"))
@@ -2217,13 +2473,15 @@ class RestartTest(Serving):
         key = str(self.create("gaps", 3))
         self.good("DELETE", "/alpha/job/%s?shards=0&wait=20" % key)
         path = "/alpha/job/%s/wait" % key
-        self.assertEqual(self.good("POST", path + "?wait=20")["progress"], {"done": 2, "failed": 0, "active": 0, "total": 2})
+        self.assertEqual(self.good("POST", path + "?wait=20")["progress"],
+                         {"done": 2, "failed": 0, "active": 0, "total": 2})
         self.assertTrue(self.good("POST", path + "?count=2&wait=20")["reached"])
         self.good("PUT", "/alpha/job/%s/restart?batch_size=all&watch_secs=0" % key, status=202)
         self.assertTrue(self.good("POST", path + "?until=running&wait=20")["reached"])
         self.assertEqual(self.good("POST", path + "?count=3&wait=0.3", status=202)["why"], "2 of 3 run")
         self.good("DELETE", "/alpha/job/%s" % key)
-        self.assertTrue(self.good("DELETE", "/alpha/job/%s?wait=20" % key)["reached"])       # it is dying already
+        # it is dying already
+        self.assertTrue(self.good("DELETE", "/alpha/job/%s?wait=20" % key)["reached"])
         self.assertTrue(self.good("POST", path + "?until=gone&wait=20")["reached"])
         self.bad(404, "DELETE", "/alpha/job/%s?wait=20" % key)
 
@@ -2235,9 +2493,12 @@ class RestartTest(Serving):
         socks = [socket.create_connection(("127.0.0.1", self.server.port)) for _ in range(30)]
         for sock in socks:
             sock.sendall(b"POST %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode())
-        wait_for(lambda: service.waits.count == 30 and any(poll.waiters == 30 for poll in list(service.watched._polls.values())))
-        polls = [poll for name, poll in service.watched._polls.items() if name[0] == "outcome" and poll.waiters]
-        self.assertEqual([(poll.waiters, len(service.operations.all())) for poll in polls], [(30, operations)])
+        wait_for(lambda: service.waits.count == 30
+                 and any(poll.waiters == 30 for poll in list(service.watched._polls.values())))
+        polls = [poll for name, poll in service.watched._polls.items() if name[0] == "outcome"
+                 and poll.waiters]
+        self.assertEqual([(poll.waiters, len(service.operations.all())) for poll in polls],
+                         [(30, operations)])
         for sock in socks[1:]:
             sock.close()
         wait_for(lambda: service.waits.count == 1)
@@ -2251,9 +2512,11 @@ class RestartTest(Serving):
         path = "/alpha/job/%s" % key
         service = self.server.service
         with mock.patch.dict(service.limits, {"waits": 0}):
-            for method, what, body in (("PUT", "/alpha/job/devcluster/www-data/devel/never?wait=1", source("never")),
+            for method, what, body in (("PUT", "/alpha/job/devcluster/www-data/devel/never?wait=1",
+                                        source("never")),
                                        ("POST", path + "/instances?count=1&wait=1", None),
-                                       ("PUT", path + "/scale?instances=5&wait=1", None), ("DELETE", path + "?wait=1", None),
+                                       ("PUT", path + "/scale?instances=5&wait=1", None),
+                                       ("DELETE", path + "?wait=1", None),
                                        ("PUT", path + "/update?wait=1", source("full", "other"))):
                 self.bad(503, method, what, body, "OVERLOADED", Idempotency_Key="before")
         taken = []
@@ -2288,7 +2551,8 @@ class RestartTest(Serving):
         answers = []
 
         def at_once(count, *request):
-            threads = [threading.Thread(target=lambda: answers.append(self.ask(*request))) for _ in range(count)]
+            threads = [threading.Thread(target=lambda: answers.append(self.ask(*request)))
+                       for _ in range(count)]
             for each in threads:
                 each.start()
             for each in threads:
@@ -2312,12 +2576,14 @@ class RestartTest(Serving):
         for _ in range(10):
             at_once(1, "PUT", "/alpha/quota/devcluster/nobody?increase=1", '{"cpu": 1}')
         at_once(10, "PUT", "/alpha/quota/devcluster/nobody?increase=1", '{"cpu": 1}')
-        self.assertEqual((before, self.good("GET", "/alpha/quota/devcluster/nobody")["quota"]["cpu"]), (0, 21))
+        self.assertEqual((before, self.good("GET", "/alpha/quota/devcluster/nobody")["quota"]["cpu"]),
+                         (0, 21))
 
     def test_instances_that_are_dying_do_not_count(self):
         key = str(self.create("dying", 3))
         path = "/alpha/job/%s" % key
-        with mock.patch.object(aurora_rest.Demo, "KILL", 3600.0):       # a graceful shutdown that takes its time
+        # a graceful shutdown that takes its time
+        with mock.patch.object(aurora_rest.Demo, "KILL", 3600.0):
             self.assertEqual(self.good("PUT", path + "/scale?instances=0", status=202)["killed"], [0, 1, 2])
             self.assertEqual(self.good("PUT", path + "/scale?instances=2", status=202)["added"], [3, 4])
             wait_for(lambda: self.states("dying").count("RUNNING") == 2)
@@ -2330,19 +2596,23 @@ class RestartTest(Serving):
 
     def test_a_batched_kill_is_an_operation(self):
         self.create("many", 4)
-        answer = self.ask("DELETE", "/alpha/job/devcluster/www-data/devel/many?batch_size=2&shards=0-2&wait=20")
+        answer = self.ask("DELETE",
+                          "/alpha/job/devcluster/www-data/devel/many?batch_size=2&shards=0-2&wait=20")
         self.assertEqual((answer.status, answer.json["reached"]), (200, True))
         operation = answer.json["operation"]
-        self.assertEqual((operation["state"], operation["progress"]), ("succeeded", {"done": 3, "failed": 0, "active": 0, "total": 3}))
+        self.assertEqual((operation["state"], operation["progress"]),
+                         ("succeeded", {"done": 3, "failed": 0, "active": 0, "total": 3}))
         self.assertEqual(answer.headers["location"], "/alpha/operations/" + operation["id"])
         self.assertEqual(self.states("many"), ["RUNNING"])
 
     def test_hosts_are_drained_as_an_operation(self):
         key = self.create("drained", 2)
-        host = aurora_rest.query_tasks(self.scheduler, key, [0], api.ACTIVE_STATES)[0]["assignedTask"]["slaveHost"]
+        host = aurora_rest.query_tasks(self.scheduler, key, [0],
+                                       api.ACTIVE_STATES)[0]["assignedTask"]["slaveHost"]
         answer = self.ask("POST", "/alpha/maintenance/devcluster/%s/drain?wait=20" % host)
         self.assertEqual((answer.status, answer.json["operation"]["state"]), (200, "succeeded"), answer)
-        self.assertEqual((answer.json["reached"], answer.json["hosts"]), (True, [{"host": host, "mode": "DRAINED"}]))
+        self.assertEqual((answer.json["reached"], answer.json["hosts"]),
+                         (True, [{"host": host, "mode": "DRAINED"}]))
         self.assertEqual(self.good("GET", "/alpha/maintenance/devcluster/" + host)["hosts"],
                          [{"host": host, "mode": "DRAINED"}])
         wait_for(lambda: self.states("drained") == ["RUNNING"] * 2)
@@ -2360,7 +2630,8 @@ class OriginalEndpointsTest(Serving):
     """The seven endpoints, to the letter."""
 
     def test_version(self):
-        self.assertEqual(self.good("GET", "/alpha/version"), {"status": "success", "version": aurora_rest.__version__})
+        self.assertEqual(self.good("GET", "/alpha/version"),
+                         {"status": "success", "version": aurora_rest.__version__})
 
     def test_list(self):
         for path in ("/alpha/jobs/devcluster/www-data", "/alpha/job/devcluster/www-data"):
@@ -2383,7 +2654,8 @@ class OriginalEndpointsTest(Serving):
             self.assertEqual(set(update) - set(expected), {"update"})
             conflict = self.bad(409, "PUT", path + "/update", source("seven", "third"), "UPDATE_IN_PROGRESS")
             self.assertEqual(conflict["update"], update["update"])
-            for method, what in (("PUT", "/restart"), ("DELETE", ""), ("PUT", "/scale?instances=3"), ("POST", "/instances")):
+            for method, what in (("PUT", "/restart"), ("DELETE", ""), ("PUT", "/scale?instances=3"),
+                                 ("POST", "/instances")):
                 refused = self.bad(409, method, path + what, code="JOB_UPDATING_ERROR")
                 self.assertEqual(refused["update"]["id"], update["update"]["id"], what)
             self.assertEqual(self.good("DELETE", path + "/update", status=202)["job"], key)
@@ -2395,7 +2667,8 @@ class OriginalEndpointsTest(Serving):
             self.demo.advance(5)
             restart = self.ask("PUT", path + "/restart?shards=0&watch_secs=0&time_limit=1")
             self.assertEqual((restart.status, restart.json["job"]), (202, key))
-            self.assertEqual(restart.headers["location"], "/alpha/operations/" + restart.json["operation"]["id"])
+            self.assertEqual(restart.headers["location"], "/alpha/operations/" +
+                             restart.json["operation"]["id"])
             self.assertEqual(self.good("DELETE", path + "?shards=0"), dict(expected, killed=[0]))
             self.demo.advance(5)
             self.bad(404, "DELETE", path)
@@ -2404,8 +2677,10 @@ class OriginalEndpointsTest(Serving):
         writes = ("killTasks", "restartShards", "startJobUpdate")
         before = collections_of(self.demo.calls, *writes)
         for text in ("3-1", "", "-1", "abc", "1-99999999", "1,,2", "4000"):
-            for method, path in (("DELETE", JOB + "x"), ("PUT", JOB + "x/restart"), ("PUT", JOB + "x/update")):
-                self.bad(400, method, "%s?shards=%s" % (path, text), source() if "update" in path else None, "BAD_REQUEST")
+            for method, path in (("DELETE", JOB + "x"), ("PUT", JOB + "x/restart"),
+                                 ("PUT", JOB + "x/update")):
+                self.bad(400, method, "%s?shards=%s" % (path, text), source() if "update" in path else None,
+                         "BAD_REQUEST")
             self.bad(400, "DELETE", JOB + "x?instances=" + text)
         self.bad(400, "DELETE", JOB + "x?shard=1", says="unknown parameter shard")
         self.assertEqual(collections_of(self.demo.calls, *writes), before)
@@ -2417,25 +2692,32 @@ class OriginalEndpointsTest(Serving):
         self.bad(422, "PUT", "/alpha/cron/devcluster/www-data/devel/hello", source(), says="/alpha/job")
         self.bad(400, "PUT", JOB + "x", "", "INVALID_CONFIG")
         self.bad(400, "PUT", JOB + "x", "import sys\nsys.exit()", "INVALID_CONFIG")
-        self.bad(400, "PUT", JOB + "x", source("y"), "INVALID_CONFIG", "Candidates are: devcluster/www-data/devel/y")
+        self.bad(400, "PUT", JOB + "x", source("y"), "INVALID_CONFIG",
+                 "Candidates are: devcluster/www-data/devel/y")
         self.bad(400, "PUT", JOB + "x", b"\xff\xfe", "INVALID_CONFIG", "UTF-8")
         self.bad(400, "PUT", JOB + "x", "{", "INVALID_CONFIG", Content_Type="application/json")
         self.bad(415, "PUT", JOB + "x", "x", Content_Encoding="br")
-        self.bad(422, "PUT", "/alpha/job/devcluster/www-data/qa/x", source("x", environment="qa"), "INVALID_REQUEST",
+        self.bad(422, "PUT", "/alpha/job/devcluster/www-data/qa/x", source("x", environment="qa"),
+                 "INVALID_REQUEST",
                  "environment qa doesn't match")
-        self.bad(422, "PUT", JOB + "big", source("big", extra="tier='preferred', instances=4000"), "INVALID_REQUEST", "quota")
+        self.bad(422, "PUT", JOB + "big", source("big", extra="tier='preferred', instances=4000"),
+                 "INVALID_REQUEST", "quota")
 
     def test_bodies_in_all_their_forms(self):
         plain = {"cluster": "devcluster", "role": "www-data", "environment": "devel", "name": "forms",
-                 "task": {"processes": [{"name": "p", "cmdline": "x"}], "resources": {"cpu": 1, "ram": 1 << 27, "disk": 1 << 27}}}
+                 "task": {"processes": [{"name": "p", "cmdline": "x"}],
+                          "resources": {"cpu": 1, "ram": 1 << 27, "disk": 1 << 27}}}
         boundary = "XX"
-        parts = "".join('--XX\r\nContent-Disposition: form-data; name="file"; filename="%s"\r\n\r\n%s\r\n' % pair for pair in (
+        parts = "".join('--XX\r\nContent-Disposition: form-data; name="file"; filename="%s"\r\n\r\n%s\r\n' %
+                        pair for pair in (
             ("a.aurora", "include('b.aurora')"), ("b.aurora", source("forms")))) + "--XX--\r\n"
         inspect = JOB + "forms/inspect"
-        for body, headers in ((source("forms"), {"Content_Type": "application/x-www-form-urlencoded"}), (source("forms"), {}),
+        for body, headers in ((source("forms"), {"Content_Type": "application/x-www-form-urlencoded"}),
+                              (source("forms"), {}),
                               (json.dumps(plain), {"Content_Type": "application/json; charset=utf-8"}),
                               (parts, {"Content_Type": "multipart/form-data; boundary=" + boundary}),
-                              (__import__("gzip").compress(source("forms").encode()), {"Content_Encoding": "gzip"})):
+                              (__import__("gzip").compress(source("forms").encode()),
+                               {"Content_Encoding": "gzip"})):
             self.assertEqual(self.good("POST", inspect, body, **headers)["job"]["key"]["name"], "forms")
         bound = self.good("POST", inspect + "?bind=c=a%3Db&bind=d=1", source("forms", "{{c}} {{d}}"))
         self.assertIn("a=b 1", json.dumps(bound["job"]["taskConfig"]["executorConfig"]["data"]))
@@ -2455,10 +2737,12 @@ class RoutesTest(Serving):
     def test_status_shows_tasks_with_their_events(self):
         path = self.create("status", 2)
         answer = self.good("GET", path)
-        self.assertEqual((answer["count"], answer["stats"], answer["cron"], answer["update"]), (2, {"RUNNING": 2}, None, None))
+        self.assertEqual((answer["count"], answer["stats"], answer["cron"], answer["update"]),
+                         (2, {"RUNNING": 2}, None, None))
         task = answer["tasks"]["active"][1]
         self.assertEqual((task["instance"], task["state"]), (1, "RUNNING"))
-        self.assertEqual([event["state"] for event in task["events"]], ["PENDING", "ASSIGNED", "STARTING", "RUNNING"])
+        self.assertEqual([event["state"] for event in task["events"]],
+                         ["PENDING", "ASSIGNED", "STARTING", "RUNNING"])
         self.assertTrue(task["host"].startswith("demo-"))
         self.bad(404, "GET", JOB + "nonesuch")
         self.assertEqual(self.good("GET", path + "/tasks?state=running&shards=1")["count"], 1)
@@ -2468,13 +2752,17 @@ class RoutesTest(Serving):
     def test_lists_filter_and_page_in_a_stable_order(self):
         for name in ("list-c", "list-a", "list-b"):
             self.create(name)
-        self.assertEqual(list(self.good("GET", "/alpha/jobs/devcluster/www-data/devel?name=list-*&limit=2")["jobs"].values()),
+        self.assertEqual(list(self.good("GET",
+                "/alpha/jobs/devcluster/www-data/devel?name=list-*&limit=2")["jobs"].values()),
                          ["devcluster/www-data/devel/list-a", "devcluster/www-data/devel/list-b"])
         page = self.good("GET", "/alpha/jobs/devcluster?role=www-*&name=list-*&limit=2&offset=2")
-        self.assertEqual((page["count"], page["total"], page["jobs"]), (1, 3, {"1": "devcluster/www-data/devel/list-c"}))
+        self.assertEqual((page["count"], page["total"], page["jobs"]),
+                         (1, 3, {"1": "devcluster/www-data/devel/list-c"}))
         detail = self.good("GET", "/alpha/jobs/devcluster/www-data?name=list-a&detail=1")["jobs"]["1"]
-        self.assertEqual((detail["key"], detail["active"], detail["service"]), ("devcluster/www-data/devel/list-a", 1, True))
-        self.assertEqual(self.good("GET", "/alpha/clusters")["clusters"], {"devcluster": {"leader": self.demo.url}})
+        self.assertEqual((detail["key"], detail["active"], detail["service"]),
+                         ("devcluster/www-data/devel/list-a", 1, True))
+        self.assertEqual(self.good("GET", "/alpha/clusters")["clusters"],
+                         {"devcluster": {"leader": self.demo.url}})
         self.assertIn("batch", self.good("GET", "/alpha/roles/devcluster")["roles"])
         self.assertEqual(self.good("GET", "/alpha/tiers/devcluster")["default"], "preemptible")
 
@@ -2492,28 +2780,33 @@ class RoutesTest(Serving):
         path = self.create("planned", 3)
         text = source("planned", "other", "instances=4")
         plan = self.good("POST", path + "/diff", text)
-        self.assertEqual((plan["add"], plan["remove"], plan["update"], plan["unchanged"]), ([3], [], [0, 1, 2], []))
+        self.assertEqual((plan["add"], plan["remove"], plan["update"], plan["unchanged"]),
+                         ([3], [], [0, 1, 2], []))
         self.assertEqual(plan["changes"][0]["instances"], [0, 1, 2])
         fields = {each["path"]: (each["old"], each["new"]) for each in plan["changes"][0]["fields"]}
         self.assertEqual(fields["executorConfig.data.task.processes[p].cmdline"], ("serve", "other"), fields)
-        before = collections_of(self.demo.calls, "startJobUpdate", "killTasks", "restartShards", "createJob", "addInstances")
+        before = collections_of(self.demo.calls, "startJobUpdate", "killTasks", "restartShards", "createJob",
+                                "addInstances")
         for method, what, body in (("PUT", "/update", text), ("DELETE", "", None), ("PUT", "/restart", None),
                                    ("PUT", "/scale?instances=1", None), ("POST", "/instances?count=2", None)):
             would = self.good(method, path + what + ("&" if "?" in what else "?") + "dry_run=1", body)
             self.assertTrue(would["dry_run"] and would["would"], would)
         self.good("PUT", JOB + "fresh?dry_run=1", source("fresh"))
-        self.assertEqual(before, collections_of(self.demo.calls, "startJobUpdate", "killTasks", "restartShards", "createJob",
+        self.assertEqual(before, collections_of(self.demo.calls, "startJobUpdate", "killTasks",
+                                                "restartShards", "createJob",
                                                 "addInstances"))
 
     def test_an_unchanged_job_of_the_old_client_is_not_rolled(self):
-        job = load(source("old", extra="announce=Announcer(), constraints={'rack': 'limit:9'}"), JOB[11:] + "old").configuration
+        job = load(source("old", extra="announce=Announcer(), constraints={'rack': 'limit:9'}"), JOB[11:] +
+                   "old").configuration
         data = json.loads(job.taskConfig.executorConfig.data)
         text = json.dumps(dict(sorted(data.items(), reverse=True)), separators=(" , ", " : "))
         owner = api.Identity(user="python2")
         self.scheduler.createJob(job.replace(owner=owner, taskConfig=job.taskConfig.replace(
             owner=owner, executorConfig=api.ExecutorConfig(name="AuroraExecutor", data=text))))
         self.demo.advance(3)
-        answer = self.good("PUT", JOB + "old/update", source("old", extra="announce=Announcer(), constraints={'rack': 'limit:9'}"))
+        answer = self.good("PUT", JOB + "old/update",
+                           source("old", extra="announce=Announcer(), constraints={'rack': 'limit:9'}"))
         self.assertTrue(answer["unchanged"])
         changed = self.good("PUT", JOB + "old/update", source("old", "v2", "announce=Announcer()"), 202)
         details = aurora_rest.update_details(self.scheduler, aurora_rest.Key(*(JOB[11:] + "old").split("/")),
@@ -2534,7 +2827,8 @@ class RoutesTest(Serving):
     def test_updates_are_steered_and_their_history_kept(self):
         path = self.create("steered", 3)
         update = self.good("PUT", path + "/update", source("steered", "v2", "instances=3"), 202)["update"]
-        for verb, state in (("pause", "ROLL_FORWARD_PAUSED"), ("resume", "ROLLING_FORWARD"), ("rollback", "ROLLING_BACK"),
+        for verb, state in (("pause", "ROLL_FORWARD_PAUSED"), ("resume", "ROLLING_FORWARD"),
+                            ("rollback", "ROLLING_BACK"),
                             ("abort", "ABORTED")):
             told = self.good("POST", "%s/update/%s?message=why" % (path, verb), status=202)["update"]
             self.assertEqual((told["id"], told["state"]), (update["id"], state))
@@ -2542,8 +2836,10 @@ class RoutesTest(Serving):
             self.assertEqual((shown["id"], shown["state"]), (update["id"], state))
             self.assertEqual(shown["events"][-1]["message"], "why")
         self.bad(404, "POST", path + "/update/pause")
-        self.assertEqual(self.good("GET", path + "/updates?status=inactive")["updates"][0]["state"], "ABORTED")
-        self.assertEqual(self.good("GET", path + "/updates/" + update["id"])["update"]["progress"]["total"], 3)
+        self.assertEqual(self.good("GET", path + "/updates?status=inactive")["updates"][0]["state"],
+                         "ABORTED")
+        self.assertEqual(self.good("GET", path + "/updates/" + update["id"])["update"]["progress"]["total"],
+                         3)
         self.bad(404, "GET", path + "/updates/unknown")
         self.assertTrue(self.good("GET", "/alpha/updates/devcluster/www-data?status=all&limit=1")["count"])
 
@@ -2563,38 +2859,47 @@ class RoutesTest(Serving):
         for method, what in (("DELETE", ""), ("GET", ""), ("POST", "/start")):
             self.bad(404, method, path + what)
         self.demo.advance(60)
-        self.bad(422, "PUT", path, source("nightly", extra="cron_schedule='nonsense'", kind="Job"), says="Invalid cron schedule")
+        self.bad(422, "PUT", path, source("nightly", extra="cron_schedule='nonsense'", kind="Job"),
+                 says="Invalid cron schedule")
 
     def test_quota_is_set_raised_and_shown(self):
         path = "/alpha/quota/devcluster/quotarole"
         self.good("PUT", path, json.dumps({"cpu": 4, "ram_mb": 1024, "disk_mb": 2048}))
         self.good("PUT", path + "?increase=1", json.dumps({"cpu": 1.5}))
         self.assertEqual(self.good("GET", path)["quota"], {"cpu": 5.5, "ram_mb": 1024, "disk_mb": 2048})
-        for body in ("{}", "[]", '{"cpu": "x"}', '{"cpu": 1, "gpu": 2}', '{"cpu": NaN}', '{"cpu": 1, "cpu": 2}'):
+        for body in ("{}", "[]", '{"cpu": "x"}', '{"cpu": 1, "gpu": 2}', '{"cpu": NaN}',
+                     '{"cpu": 1, "cpu": 2}'):
             self.bad(400, "PUT", path, body)
         self.bad(422, "PUT", path, json.dumps({"cpu": -1, "ram_mb": 1, "disk_mb": 1}))
 
     def test_pending_reasons_name_constraint_or_resource(self):
-        rack = api.Constraint(name="rack", constraint=api.TaskConstraint(value=api.ValueConstraint(negated=False, values={"x"})))
+        rack = api.Constraint(name="rack",
+                constraint=api.TaskConstraint(value=api.ValueConstraint(negated=False, values={"x"})))
         path = self.create("homeless", constraints={rack})
         self.assertEqual(self.good("GET", path + "/pending")["pending"][0]["reasons"],
                          [{"kind": "Constraint not satisfied", "what": "rack"}])
-        path = self.create("huge", resources={api.Resource(numCpus=999.0), api.Resource(ramMb=1), api.Resource(diskMb=1)})
-        self.assertEqual(self.good("GET", path + "/pending")["pending"][0]["reasons"], [{"kind": "Insufficient", "what": "CPU"}])
+        path = self.create("huge", resources={api.Resource(numCpus=999.0), api.Resource(ramMb=1),
+                                              api.Resource(diskMb=1)})
+        self.assertEqual(self.good("GET", path + "/pending")["pending"][0]["reasons"],
+                         [{"kind": "Insufficient", "what": "CPU"}])
 
     def test_sla_figures_are_served(self):
         path = self.create("sla", 2)
         key = path.replace("/alpha/job/", "/alpha/sla/")
         self.assertEqual(set(self.good("GET", key + "/uptime?percentile=50,90")["uptime"]), {"50", "90"})
-        self.assertEqual(self.good("GET", key + "/up-count?duration=0s&duration=1d")["up_count"], {"0": 100.0, "86400": 0.0})
+        self.assertEqual(self.good("GET", key + "/up-count?duration=0s&duration=1d")["up_count"],
+                         {"0": 100.0, "86400": 0.0})
         self.assertTrue(self.good("GET", "/alpha/maintenance/devcluster/demo-01/safe")["safe"])
-        for query, policy in (("count_up=3&duration=1m", ("countSlaPolicy", 3, 60)), ("", ("percentageSlaPolicy", 95.0, 1800)),
+        for query, policy in (("count_up=3&duration=1m", ("countSlaPolicy", 3, 60)),
+                              ("", ("percentageSlaPolicy", 95.0, 1800)),
                               ("percentage=90", ("percentageSlaPolicy", 90.0, 1800))):
-            would = self.good("POST", "/alpha/maintenance/devcluster/demo-01/sla-drain?dry_run=1&" + query)["would"]["arguments"]
+            would = self.good("POST", "/alpha/maintenance/devcluster/demo-01/sla-drain?dry_run=1&" +
+                              query)["would"]["arguments"]
             (kind, rule), = would["defaultSlaPolicy"].items()
             self.assertEqual((kind, rule.get("count", rule.get("percentage")), rule["durationSecs"]), policy)
             self.assertEqual(would["timeoutSecs"], 604800)
-        self.assertIn("demo-01", [each["host"] for each in self.good("GET", "/alpha/maintenance/devcluster")["hosts"]])
+        self.assertIn("demo-01", [each["host"] for each in self.good("GET",
+                "/alpha/maintenance/devcluster")["hosts"]])
 
     def test_maintenance_backup_recovery_and_the_rest_of_an_operators_day(self):
         hosts = "/alpha/maintenance/devcluster/demo-06"
@@ -2626,20 +2931,28 @@ class RoutesTest(Serving):
 
     def test_no_request_brings_the_scheduler_to_delete_everything(self):
         before = self.good("GET", "/alpha/tasks/devcluster?limit=10000")["count"]
-        self.assertIn("nothing was sent", self.good("DELETE", "/alpha/tasks/devcluster?role=nobody")["messages"][0])
-        self.assertTrue(self.good("DELETE", "/alpha/tasks/devcluster?role=nobody&dry_run=1")["would"]["nothing"])
-        for query in ('{"role": "nobody"}', '{"role": "nobody", "statuses": ["FAILED"]}', '{"taskIds": ["x"]}'):
+        self.assertIn("nothing was sent", self.good("DELETE",
+                                                    "/alpha/tasks/devcluster?role=nobody")["messages"][0])
+        self.assertTrue(self.good("DELETE",
+                                  "/alpha/tasks/devcluster?role=nobody&dry_run=1")["would"]["nothing"])
+        for query in ('{"role": "nobody"}', '{"role": "nobody", "statuses": ["FAILED"]}',
+                      '{"taskIds": ["x"]}'):
             self.good("POST", "/alpha/rpc/devcluster/pruneTasks", '{"query": %s}' % query)
-        self.bad(400, "POST", "/alpha/rpc/devcluster/pruneTasks", '{"query": {"limit": 0}}', says="delete all")
-        failed = self.bad(502, "POST", "/alpha/rpc/devcluster/pruneTasks", '{"query": {"jobKeys": [{"role": "x"}]}}')
+        self.bad(400, "POST", "/alpha/rpc/devcluster/pruneTasks", '{"query": {"limit": 0}}',
+                 says="delete all")
+        failed = self.bad(502, "POST", "/alpha/rpc/devcluster/pruneTasks",
+                          '{"query": {"jobKeys": [{"role": "x"}]}}')
         self.assertEqual(failed["response"]["responseCode"], "ERROR")
         self.bad(400, "DELETE", "/alpha/tasks/devcluster?limit=0")
         self.assertEqual(self.good("GET", "/alpha/tasks/devcluster?limit=10000")["count"], before)
 
     def test_a_filter_that_is_empty_is_refused(self):
-        for method, path in (("GET", "/alpha/tasks/devcluster?role="), ("DELETE", "/alpha/tasks/devcluster?role=%20"),
-                             ("DELETE", "/alpha/recovery/devcluster/tasks?role="), ("GET", "/alpha/jobs/devcluster?name="),
-                             ("GET", "/alpha/jobs/devcluster?role=%09"), ("DELETE", "/alpha/tasks/devcluster?host="),
+        for method, path in (("GET", "/alpha/tasks/devcluster?role="),
+                             ("DELETE", "/alpha/tasks/devcluster?role=%20"),
+                             ("DELETE", "/alpha/recovery/devcluster/tasks?role="),
+                             ("GET", "/alpha/jobs/devcluster?name="),
+                             ("GET", "/alpha/jobs/devcluster?role=%09"),
+                             ("DELETE", "/alpha/tasks/devcluster?host="),
                              ("GET", "/alpha/updates/devcluster?user="), ("DELETE", JOB + "x?shards="),
                              ("GET", "/alpha/tasks/devcluster?state="), ("PUT", JOB + "x/scale?instances=")):
             self.bad(400, method, path, says="is empty")
@@ -2649,7 +2962,8 @@ class RoutesTest(Serving):
         job.key = api.JobKey(role="www-data", environment="devel", name="other")
         for method, parameter in (("createJob", "description"), ("scheduleCronJob", "description"),
                                   ("replaceCronTemplate", "config")):
-            self.bad(400, "POST", "/alpha/rpc/devcluster/" + method, json.dumps({parameter: job.to_plain()}), says="different jobs")
+            self.bad(400, "POST", "/alpha/rpc/devcluster/" + method, json.dumps({parameter: job.to_plain()}),
+                     says="different jobs")
         self.bad(400, "POST", "/alpha/rpc/devcluster/killTasks", "{}", says="needs a job key")
 
     def test_the_tasks_of_a_cluster_come_in_pieces(self):
@@ -2666,7 +2980,8 @@ class RoutesTest(Serving):
     def test_lists_with_and_without_details_have_the_same_jobs(self):
         self.scheduler.createJob(config("ended", "true", service=False))
         self.demo.advance(30)
-        plain, detailed = (self.good("GET", "/alpha/jobs/devcluster" + query)["jobs"] for query in ("", "?detail=1"))
+        plain, detailed = (self.good("GET", "/alpha/jobs/devcluster" + query)["jobs"]
+                           for query in ("", "?detail=1"))
         self.assertEqual(list(plain.values()), [job["key"] for job in detailed.values()])
 
     def test_a_forced_state_that_is_ignored_is_told(self):
@@ -2681,9 +2996,12 @@ class RoutesTest(Serving):
         path = self.create("settled")
         service = self.server.service
         kept, under_way = len(service.idempotency.answers._kept), service.idempotency._under_way
-        for _ in range(2):      # nothing is sent by a dry run, a refusal of ours, a read that fails before the write
-            self.assertNotIn("idempotency-replayed", self.ask("POST", path + "/instances?dry_run=1", Idempotency_Key="d").headers)
-            self.assertNotIn("idempotency-replayed", self.ask("POST", path + "/instances?like=9", Idempotency_Key="e").headers)
+        # nothing is sent by a dry run, a refusal of ours, a read that fails before the write
+        for _ in range(2):
+            self.assertNotIn("idempotency-replayed",
+                             self.ask("POST", path + "/instances?dry_run=1", Idempotency_Key="d").headers)
+            self.assertNotIn("idempotency-replayed",
+                             self.ask("POST", path + "/instances?like=9", Idempotency_Key="e").headers)
         self.assertEqual((len(service.idempotency.answers._kept), under_way), (kept, {}))
         self.demo.leaderless = True
         self.addCleanup(setattr, self.demo, "leaderless", False)
@@ -2692,22 +3010,28 @@ class RoutesTest(Serving):
         self.demo.leaderless = False
         self.good("POST", path + "/instances", status=201, Idempotency_Key="f")
         first, again = (self.ask("DELETE", path + "?shards=0", Idempotency_Key="g") for _ in range(2))
-        self.assertEqual((first.status, again.headers.get("idempotency-replayed"), again.body), (200, "true", first.body))
+        self.assertEqual((first.status, again.headers.get("idempotency-replayed"), again.body),
+                         (200, "true", first.body))
 
     def test_a_wait_with_an_idempotency_key_keeps_its_place_and_lets_go_when_it_is_over(self):
         path = self.create("keyed")
         service = self.server.service
         sock = socket.create_connection(("127.0.0.1", self.server.port))
-        sock.sendall(("DELETE %s?wait=30 HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: w\r\n\r\n" % path).encode())
-        wait_for(lambda: self.states("keyed") == ["KILLING"] and any(c.waiting for c in list(self.server.http.connections)))
+        sock.sendall(("DELETE %s?wait=30 HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: w\r\n\r\n" %
+                      path).encode())
+        wait_for(lambda: self.states("keyed") == ["KILLING"]
+                 and any(c.waiting for c in list(self.server.http.connections)))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.close()
         wait_for(lambda: not any(c.waiting for c in list(self.server.http.connections)))
-        self.assertEqual((service.waits.count, len(service.idempotency._under_way)), (1, 1))     # what comes of it is to be kept
+        # what comes of it is to be kept
+        self.assertEqual((service.waits.count, len(service.idempotency._under_way)), (1, 1))
         self.demo.advance(5)
         wait_for(lambda: not service.waits.count and not service.idempotency._under_way)
-        wait_for(lambda: not any("Later.expire" in repr(each[2]) for each in list(self.server.http.loop._timers)))
-        self.assertEqual(self.ask("DELETE", path + "?wait=30", Idempotency_Key="w").headers.get("idempotency-replayed"), "true")
+        wait_for(lambda: not any("Later.expire" in repr(each[2])
+                                 for each in list(self.server.http.loop._timers)))
+        self.assertEqual(self.ask("DELETE", path + "?wait=30",
+                                  Idempotency_Key="w").headers.get("idempotency-replayed"), "true")
 
     def test_answers_for_idempotency_keys_are_bounded_in_bytes_and_those_under_way_are_kept(self):
         path = self.create("bounded")
@@ -2718,15 +3042,18 @@ class RoutesTest(Serving):
                 self.good("POST", path + "/instances", status=201, Idempotency_Key="b%d" % number)
             self.assertTrue(answers.size <= 5000 and len(answers._kept) < 20)
         self.assertEqual(answers.size, sum(each.size for each, _ in answers._kept.values()))
-        waiting = [threading.Thread(target=lambda: self.ask("DELETE", path + "?wait=20", Idempotency_Key="slow"))]
+        waiting = [threading.Thread(target=lambda: self.ask("DELETE", path + "?wait=20",
+                                                            Idempotency_Key="slow"))]
         waiting[0].start()
         wait_for(lambda: service.idempotency._under_way and set(self.states("bounded")) == {"KILLING"})
         with mock.patch.dict(service.limits, {"idempotency_bytes": 0, "idempotency_keys": 0}):
-            self.bad(400, "PUT", "/alpha/quota/devcluster/x?increase=1", '{"ram_mb": 0.5}', Idempotency_Key="other")
+            self.bad(400, "PUT", "/alpha/quota/devcluster/x?increase=1", '{"ram_mb": 0.5}',
+                     Idempotency_Key="other")
             self.assertEqual(len(service.idempotency._under_way), 1)
         self.demo.advance(5)
         waiting[0].join()
-        self.assertEqual(self.ask("DELETE", path + "?wait=20", Idempotency_Key="slow").headers.get("idempotency-replayed"), "true")
+        self.assertEqual(self.ask("DELETE", path + "?wait=20",
+                                  Idempotency_Key="slow").headers.get("idempotency-replayed"), "true")
 
     def test_globs_are_matched_in_linear_time(self):
         self.create("a" * 60)
@@ -2734,11 +3061,15 @@ class RoutesTest(Serving):
         self.assertEqual(self.good("GET", "/alpha/jobs/devcluster?name=" + stars)["count"], 0)
         self.assertEqual(self.good("GET", "/alpha/jobs/devcluster?role=www*&name=*a*a?a*")["count"], 1)
         self.bad(400, "GET", "/alpha/jobs/devcluster?name=" + "a" * 256, says="255")
-        for odd in ("%5Bz-a%5D", "*%5Bz-a%5D*", "%5Ba--%5D*?*"):       # no range: older Pythons refuse it, newer match nothing
+        # no range: older Pythons refuse it, newer match nothing
+        for odd in ("%5Bz-a%5D", "*%5Bz-a%5D*", "%5Ba--%5D*?*"):
             self.assertIn(self.ask("GET", "/alpha/jobs/devcluster?role=" + odd).status, (200, 400))
-        for pattern, text, matches in (("a*b*c", "abc", True), ("a*b*c", "aXbYc", True), ("a*b*c", "acb", False), ("**", "", True),
-                                       ("*[0-9]*x?", "ab3cxy", True), ("*[!0-9]*[!a]", "1a", False), ("*.*.*", "a.b.c", True),
-                                       ("*a*", "", False), ("?*?*?", "ab", False), ("*[[]*]*", "a[b]c", True), ("x*y*", "xzy", True)):
+        for pattern, text, matches in (("a*b*c", "abc", True), ("a*b*c", "aXbYc", True),
+                                       ("a*b*c", "acb", False), ("**", "", True),
+                                       ("*[0-9]*x?", "ab3cxy", True), ("*[!0-9]*[!a]", "1a", False),
+                                       ("*.*.*", "a.b.c", True),
+                                       ("*a*", "", False), ("?*?*?", "ab", False), ("*[[]*]*", "a[b]c", True),
+                                       ("x*y*", "xzy", True)):
             self.assertEqual(aurora_rest.glob(pattern)(text), matches, (pattern, text))
 
     def test_every_thrift_method_is_a_request(self):
@@ -2746,12 +3077,14 @@ class RoutesTest(Serving):
             answer = self.ask("POST", "/alpha/rpc/devcluster/" + name, "{}")
             self.assertIn(answer.status, (200, 400, 404, 422, 502), (name, answer))
             if answer.status != 200:
-                self.assertIn(answer.json["code"], ("ERROR", "INVALID_REQUEST", "BAD_REQUEST"), (name, answer))
+                self.assertIn(answer.json["code"], ("ERROR", "INVALID_REQUEST", "BAD_REQUEST"),
+                              (name, answer))
         answer = self.good("POST", "/alpha/rpc/devcluster/getJobs", '{"ownerRole": "batch"}')
         self.assertEqual(answer["response"]["responseCode"], "OK")
         self.assertTrue(answer["response"]["result"]["getJobsResult"]["configs"])
         self.bad(404, "POST", "/alpha/rpc/devcluster/nonsense", "{}")
-        self.bad(400, "POST", "/alpha/rpc/devcluster/createJob", '{"description": {"taskConfig": {"priority": "x"}}}',
+        self.bad(400, "POST", "/alpha/rpc/devcluster/createJob",
+                 '{"description": {"taskConfig": {"priority": "x"}}}',
                  says=r"description\.taskConfig\.priority: expected an integer")
         self.bad(400, "POST", "/alpha/rpc/devcluster/killTasks",
                  '{"job": {"role": "r", "environment": "e", "name": "n"}, "instances": []}', says="empty set")
@@ -2764,13 +3097,15 @@ class RoutesTest(Serving):
         again = self.ask("POST", path + "/instances?count=1", Idempotency_Key="k1")
         self.assertEqual((first.status, again.status, first.body), (201, 201, again.body))
         self.assertEqual(again.headers["idempotency-replayed"], "true")
-        self.bad(422, "POST", path + "/instances?count=2", code="IDEMPOTENCY_KEY_REUSED", Idempotency_Key="k1")
+        self.bad(422, "POST", path + "/instances?count=2", code="IDEMPOTENCY_KEY_REUSED",
+                 Idempotency_Key="k1")
         self.demo.advance(3)
         self.assertEqual(len(self.states("once")), 2)
         failed = [self.ask("PUT", JOB + "once", source("once"), Idempotency_Key="k2") for _ in range(2)]
         self.assertEqual([(f.status, f.json["code"]) for f in failed], [(409, "JOB_EXISTS")] * 2)
         answers = []
-        body = json.dumps({"key": {"jobKey": {"role": "www-data", "environment": "devel", "name": "once"}, "instanceId": 0},
+        body = json.dumps({"key": {"jobKey": {"role": "www-data", "environment": "devel", "name": "once"},
+                                   "instanceId": 0},
                            "count": 1})
         threads = [threading.Thread(target=lambda: answers.append(self.ask(
             "POST", "/alpha/rpc/devcluster/addInstances", body, Idempotency_Key="k3"))) for _ in range(8)]
@@ -2789,7 +3124,8 @@ class RoutesTest(Serving):
         self.assertEqual((unchanged.status, unchanged.body), (304, b""))
         self.assertEqual(self.ask("GET", path + "?wait=0.2", If_None_Match=etag).status, 304)
         answers = []
-        waiting = [threading.Thread(target=lambda: answers.append(self.ask("GET", path + "?wait=20", If_None_Match=etag)))
+        waiting = [threading.Thread(target=lambda: answers.append(self.ask("GET", path + "?wait=20",
+                If_None_Match=etag)))
                    for _ in range(5)]
         for each in waiting:
             each.start()
@@ -2802,31 +3138,40 @@ class RoutesTest(Serving):
         wait_for(lambda: self.server.service.watched.count == 0)
 
     def repeats(self):
-        return int(re.search(r"repeated_answers_total (\d+)", self.ask("GET", "/metrics").body.decode()).group(1))
+        return int(re.search(r"repeated_answers_total (\d+)",
+                             self.ask("GET", "/metrics").body.decode()).group(1))
 
     def test_the_same_replies_make_the_same_answer_without_being_decoded(self):
         path = self.create("same", 2)
         self.scheduler.scheduleCronJob(cron_config("same-cron"))
-        reads = ["/alpha/roles/devcluster", "/alpha/tiers/devcluster", "/alpha/jobs/devcluster?name=same*", "/alpha/jobs/devcluster/www-data",
-                 "/alpha/jobs/devcluster/www-data?detail=1", "/alpha/jobs/devcluster/www-data/devel", path, path + "/tasks?shards=1",
-                 path + "/config", path + "/pending", path + "/updates", "/alpha/updates/devcluster", "/alpha/updates/devcluster/www-data",
-                 "/alpha/cron/devcluster/www-data/devel/same-cron", "/alpha/cron/devcluster/www-data", "/alpha/quota/devcluster/www-data",
+        reads = ["/alpha/roles/devcluster", "/alpha/tiers/devcluster", "/alpha/jobs/devcluster?name=same*",
+                 "/alpha/jobs/devcluster/www-data",
+                 "/alpha/jobs/devcluster/www-data?detail=1", "/alpha/jobs/devcluster/www-data/devel", path,
+                 path + "/tasks?shards=1",
+                 path + "/config", path + "/pending", path + "/updates", "/alpha/updates/devcluster",
+                 "/alpha/updates/devcluster/www-data",
+                 "/alpha/cron/devcluster/www-data/devel/same-cron", "/alpha/cron/devcluster/www-data",
+                 "/alpha/quota/devcluster/www-data",
                  "/alpha/maintenance/devcluster/demo-01", "/alpha/tasks/devcluster?role=www-data"]
         for read in reads:
             first, calls, before = self.ask("GET", read), dict(self.demo.calls), self.repeats()
             self.assertEqual(first.status, 200, read)
             with mock.patch.object(aurora_rest, "decode_reply", side_effect=AssertionError("decoded")):
                 again = self.ask("GET", read)
-            self.assertEqual((again.status, again.body, again.headers["etag"]), (200, first.body, first.headers["etag"]), read)
+            self.assertEqual((again.status, again.body, again.headers["etag"]),
+                             (200, first.body, first.headers["etag"]), read)
             self.assertEqual(self.repeats(), before + 1, read)
-            self.assertGreater(sum(self.demo.calls.values()), sum(calls.values()), read)   # asked all the same
+            # asked all the same
+            self.assertGreater(sum(self.demo.calls.values()), sum(calls.values()), read)
 
     def test_a_reply_that_changed_makes_another_answer_and_nothing_is_asked_twice(self):
         path = self.create("changing")
         self.scheduler.startJobUpdate(update_request(config("changing", "other", 2)), None)
-        for change in (lambda: self.demo.advance(1), lambda: self.scheduler.pauseJobUpdate(self.update_key(path), None), lambda: None,
+        for change in (lambda: self.demo.advance(1),
+                       lambda: self.scheduler.pauseJobUpdate(self.update_key(path), None), lambda: None,
                        lambda: self.scheduler.abortJobUpdate(self.update_key(path), None),
-                       lambda: self.scheduler.killTasks(config("changing").key, None, None), lambda: self.demo.advance(60)):
+                       lambda: self.scheduler.killTasks(config("changing").key, None, None),
+                       lambda: self.demo.advance(60)):
             change()
             before = collections_of(self.demo.calls, "getTasksWithoutConfigs", "getJobUpdateDetails")
             answer = self.ask("GET", path)
@@ -2845,7 +3190,8 @@ class RoutesTest(Serving):
         self.bad(400, "PUT", path + "/scale?instances=x", says="^instances=x: expected a whole number$")
         self.bad(400, "PUT", path + "/scale?instances=5000", says="^instances=5000: expected 0 to 4000$")
         self.bad(400, "GET", path + "?wait=-1", says="^wait=-1: expected a time in seconds, or such as 30s")
-        self.bad(400, "PUT", path + "/restart", code="BAD_REQUEST", says="Idempotency-Key", Idempotency_Key="")
+        self.bad(400, "PUT", path + "/restart", code="BAD_REQUEST", says="Idempotency-Key",
+                 Idempotency_Key="")
 
     def test_operations_are_listed_shown_and_cancelled(self):
         path = self.create("long")
@@ -2869,27 +3215,32 @@ class OutcomeTest(Serving):
 
     def test_the_outcome_is_in_the_status(self):
         path = JOB + "deploy"
-        created = self.good("PUT", path, source("deploy", extra="instances=2"), 201, Prefer="respond-async, wait=20")
+        created = self.good("PUT", path, source("deploy", extra="instances=2"), 201,
+                            Prefer="respond-async, wait=20")
         self.assertEqual((created["reached"], created["progress"]["done"]), (True, 2))
         with mock.patch.object(self.demo, "RUN", 60.0):
             late = self.good("POST", path + "/instances?count=1&wait=0.2s", status=202)
         self.assertEqual((late["reached"], late["added"]), (False, [2]))
         self.assertIn("0 of 1 run", late["why"])
-        broken = self.bad(409, "PUT", path + "/update?wait=1m", source("deploy", "exit 1", "instances=3"), "ROLLED_BACK",
+        broken = self.bad(409, "PUT", path + "/update?wait=1m", source("deploy", "exit 1", "instances=3"),
+                          "ROLLED_BACK",
                           "instance 0 exited")
         self.assertEqual((broken["reached"], broken["update"]["state"], broken["endings"][0]["message"]),
                          (False, "ROLLED_BACK", "Task failed."))
         self.assertTrue(self.good("PUT", path + "/scale?instances=1&wait=20")["reached"])
         restarted = self.good("PUT", path + "/restart?wait=20&watch_secs=0")
-        self.assertEqual((restarted["reached"], restarted["instances"], restarted["progress"]["done"]), (True, [0], 1))
+        self.assertEqual((restarted["reached"], restarted["instances"], restarted["progress"]["done"]),
+                         (True, [0], 1))
         killed = self.good("DELETE", path + "?batch_size=1&wait=20")
         self.assertEqual((killed["reached"], killed["killed"]), (True, [0]))
-        self.bad(409, "PUT", JOB + "fails?wait=20", source("fails", "exit 3", kind="Job"), "TASKS_FAILED", "ended as FAILED")
+        self.bad(409, "PUT", JOB + "fails?wait=20", source("fails", "exit 3", kind="Job"), "TASKS_FAILED",
+                 "ended as FAILED")
 
     def test_a_restart_that_fails_tells_how_its_tasks_stand(self):
         path = self.create("restless", 1)
         with mock.patch.object(self.demo, "RUN", 3600.0):
-            failed = self.bad(409, "PUT", path + "/restart?wait=20&watch_secs=0&time_limit=1s", None, "TASKS_FAILED", "time limit")
+            failed = self.bad(409, "PUT", path + "/restart?wait=20&watch_secs=0&time_limit=1s", None,
+                              "TASKS_FAILED", "time limit")
         self.assertEqual([(each["instance"], each["state"]) for each in failed["endings"]], [(0, "STARTING")])
         self.assertEqual(failed["operation"]["state"], "failed")
 
@@ -2899,12 +3250,14 @@ class OutcomeTest(Serving):
         run = self.good("POST", "/alpha/cron/devcluster/www-data/devel/night/start?wait=30")
         self.assertEqual((run["reached"], run["progress"]["done"]), (True, 2))
         path = self.create("back", 2)
-        update = self.good("PUT", path + "/update", source("back", "other", "instances=2, update_config=UpdateConfig("
+        update = self.good("PUT", path + "/update",
+                           source("back", "other", "instances=2, update_config=UpdateConfig("
                                                            "watch_secs=60)"), 202)["update"]
         wait_for(lambda: self.good("GET", path + "/update")["update"]["instances"].get("updating"))
         back = self.good("POST", path + "/updates/%s/rollback?wait=30" % update["id"])
         self.assertEqual((back["reached"], back["update"]["state"]), (True, "ROLLED_BACK"))
-        self.bad(409, "POST", path + "/updates/%s/pause" % update["id"], code="UPDATE_ENDED", says="ended as ROLLED_BACK")
+        self.bad(409, "POST", path + "/updates/%s/pause" % update["id"], code="UPDATE_ENDED",
+                 says="ended as ROLLED_BACK")
         ended = self.bad(409, "POST", path + "/update/wait", code="ROLLED_BACK")       # after the end, too
         self.assertEqual(ended["update"]["id"], update["id"])
         self.bad(409, "POST", path + "/updates/%s/wait" % update["id"], code="ROLLED_BACK")
@@ -2912,8 +3265,10 @@ class OutcomeTest(Serving):
 
     def test_an_update_that_pauses_itself_ends_the_wait(self):
         path = self.create("batches", 2)
-        paused = self.good("PUT", path + "/update?wait=1m", source("batches", "other", "instances=2, update_config=UpdateConfig("
-                           "watch_secs=1, update_strategy=BatchUpdateStrategy(batch_size=1, autopause_after_batch=True))"), 202)
+        paused = self.good("PUT", path + "/update?wait=1m",
+                           source("batches", "other", "instances=2, update_config=UpdateConfig("
+                           "watch_secs=1, update_strategy=BatchUpdateStrategy(batch_size=1, "
+                           "autopause_after_batch=True))"), 202)
         self.assertIn("ROLL_FORWARD_PAUSED: Update auto paused", paused["why"])
         self.good("POST", path + "/update/resume?message=go", status=202)
         self.good("POST", path + "/update/pause?message=lunch", status=202)
@@ -2930,17 +3285,23 @@ class OutcomeTest(Serving):
 
     def test_what_does_not_exist_is_404_with_the_nearest_names(self):
         self.create("there")
-        for method, path in (("GET", JOB + "ther"), ("GET", JOB + "ther/pending"), ("GET", JOB + "ther/tasks"), ("GET", JOB + "ther/config"),
-                             ("GET", JOB + "ther/events"), ("GET", JOB + "ther/updates"), ("GET", JOB + "ther/update"),
-                             ("GET", "/alpha/sla/devcluster/www-data/devel/ther/uptime"), ("POST", JOB + "ther/wait"),
-                             ("GET", "/alpha/sla/devcluster/www-data/devel/ther/up-count"), ("DELETE", JOB + "ther"),
+        for method, path in (("GET", JOB + "ther"), ("GET", JOB + "ther/pending"),
+                             ("GET", JOB + "ther/tasks"), ("GET", JOB + "ther/config"),
+                             ("GET", JOB + "ther/events"), ("GET", JOB + "ther/updates"),
+                             ("GET", JOB + "ther/update"),
+                             ("GET", "/alpha/sla/devcluster/www-data/devel/ther/uptime"),
+                             ("POST", JOB + "ther/wait"),
+                             ("GET", "/alpha/sla/devcluster/www-data/devel/ther/up-count"),
+                             ("DELETE", JOB + "ther"),
                              ("DELETE", JOB + "ther?dry_run=1")):
             self.bad(404, method, path, says="did you mean devcluster/www-data/devel/there")
-        for method, path in (("GET", ""), ("GET", "/safe"), ("PUT", ""), ("DELETE", ""), ("POST", "/drain"), ("POST", "/sla-drain"),
+        for method, path in (("GET", ""), ("GET", "/safe"), ("PUT", ""), ("DELETE", ""), ("POST", "/drain"),
+                             ("POST", "/sla-drain"),
                              ("POST", "/drain?dry_run=1")):
             told = self.bad(404, method, "/alpha/maintenance/devcluster/demo-01,demo-O1" + path)
             self.assertRegex(told["errors"][0], "^there is no host demo-O1(; did you mean .*)?$")
-        self.assertEqual(self.good("GET", "/alpha/maintenance/devcluster/demo-01")["hosts"][0]["mode"], "NONE")
+        self.assertEqual(self.good("GET", "/alpha/maintenance/devcluster/demo-01")["hosts"][0]["mode"],
+                         "NONE")
         self.bad(404, "GET", "/alpha/jobs/devclustr", says="known: devcluster")
         self.bad(404, "POST", "/alpha/rpc/devcluster/getJobz", "{}", says="did you mean getJobs")
         self.bad(404, "GET", "/alpha/clusters/", says="without the slash")
@@ -2948,7 +3309,8 @@ class OutcomeTest(Serving):
 
     def test_if_match_holds_on_every_write(self):
         path, quota = self.create("held", 2), "/alpha/quota/devcluster/held"
-        for method, what, body in (("DELETE", "", None), ("PUT", "/restart", None), ("PUT", "/scale?instances=1", None),
+        for method, what, body in (("DELETE", "", None), ("PUT", "/restart", None),
+                                   ("PUT", "/scale?instances=1", None),
                                    ("POST", "/instances", None), ("PUT", "/update", source("held", "x"))):
             self.bad(412, method, path + what, body, If_Match='"old"')
         self.assertEqual(self.states("held"), ["RUNNING"] * 2)
@@ -2963,7 +3325,8 @@ class OutcomeTest(Serving):
         self.good("PUT", host, If_Match='"x", %s' % tag)
         self.bad(412, "POST", host + "/drain", If_Match=tag)
         self.good("DELETE", host, If_Match="*")
-        self.bad(412, "POST", "/alpha/backups/devcluster", If_Match="*", says="nothing that this changes has an ETag")
+        self.bad(412, "POST", "/alpha/backups/devcluster", If_Match="*",
+                 says="nothing that this changes has an ETag")
         self.bad(412, "PUT", JOB + "absent", source("absent"), If_Match="*")
         cron = "/alpha/cron/devcluster/www-data/devel/held-cron"
         text = source("held-cron", "sleep 1", "cron_schedule='0 4 * * *'", kind="Job")
@@ -2974,12 +3337,15 @@ class OutcomeTest(Serving):
         self.good("DELETE", cron, If_Match=self.ask("GET", cron).headers["etag"])
 
     def test_lists_filter_alike_and_lead_to_their_next_page(self):
-        docker = api.Container(mesos=api.MesosContainer(image=api.Image(docker=api.DockerImage(name="nginx", tag="1.2"))))
+        docker = api.Container(mesos=api.MesosContainer(image=api.Image(docker=api.DockerImage(name="nginx",
+                tag="1.2"))))
         self.create("red", metadata={api.Metadata(key="team", value="red")})
         self.create("blue", metadata={api.Metadata(key="team", value="blue")}, container=docker)
         base = "/alpha/jobs/devcluster/www-data?environment=devel"
-        for query, names in (("&metadata=team=r*", ["red"]), ("&metadata=team=*", ["blue", "red"]), ("&image=nginx:*", ["blue"]),
-                             ("&tier=preempt*&name=bl*", ["blue"]), ("&tier=preferred", []), ("&has=failed&name=red", []),
+        for query, names in (("&metadata=team=r*", ["red"]), ("&metadata=team=*", ["blue", "red"]),
+                             ("&image=nginx:*", ["blue"]),
+                             ("&tier=preempt*&name=bl*", ["blue"]), ("&tier=preferred", []),
+                             ("&has=failed&name=red", []),
                              ("&has=active&name=[br]??*&metadata=team=*", ["blue", "red"])):
             found = self.good("GET", base + query)["jobs"].values()
             self.assertEqual([key.rsplit("/", 1)[1] for key in found], names, query)
@@ -3003,11 +3369,13 @@ class OutcomeTest(Serving):
                                     evaluator=self.evaluator(), scheduler={"retry_for": 0.1}).start()
         self.addCleanup(server.stop, 1.0)
         answer = ask(server, "GET", "/alpha/jobs?role=batch").json
-        self.assertEqual((answer["jobs"]["1"].split("/")[:2], list(answer["unanswered"])), (["alive", "batch"], ["dead"]))
+        self.assertEqual((answer["jobs"]["1"].split("/")[:2], list(answer["unanswered"])),
+                         (["alive", "batch"], ["dead"]))
         self.assertEqual(answer["unanswered"]["dead"]["code"], "SCHEDULER_UNREACHABLE")
 
     def test_bodies_that_are_no_configuration_are_told_what_they_look_like(self):
-        for body, says in (('{"name": "x"}', "looks like JSON, which takes Content-Type"), ("hello.aurora", "--data-binary @hello.aurora"),
+        for body, says in (('{"name": "x"}', "looks like JSON, which takes Content-Type"),
+                           ("hello.aurora", "--data-binary @hello.aurora"),
                            ("# licence " + source().replace("\n", ""), "-d drops line ends")):
             self.bad(400, "PUT", JOB + "x", body, "INVALID_CONFIG", says)
 
@@ -3024,13 +3392,17 @@ class OutcomeTest(Serving):
         path = self.create("shape", 2)
         self.good("PUT", path + "/update", source("shape", "other", "instances=2"), 202)
         shown = self.good("GET", path)["update"]
-        for other in (self.good("GET", path + "/update")["update"], self.good("GET", path + "/updates")["updates"][0],
+        for other in (self.good("GET", path + "/update")["update"],
+                      self.good("GET", path + "/updates")["updates"][0],
                       self.good("GET", path + "/updates/" + shown["id"])["update"],
                       self.bad(409, "DELETE", path, code="JOB_UPDATING_ERROR")["update"],
-                      self.bad(409, "PUT", path + "/update", source("shape", "third"), "UPDATE_IN_PROGRESS")["update"]):
-            self.assertEqual((set(other), other["id"], other["job"]), (set(shown), shown["id"], path[len("/alpha/job/"):]))
+                      self.bad(409, "PUT", path + "/update", source("shape", "third"),
+                               "UPDATE_IN_PROGRESS")["update"]):
+            self.assertEqual((set(other), other["id"], other["job"]),
+                             (set(shown), shown["id"], path[len("/alpha/job/"):]))
         whole = self.good("GET", path + "/update?detail=1")["update"]
-        self.assertEqual(whole["after"]["config"]["executorConfig"]["data"]["task"]["processes"][0]["cmdline"], "other")
+        self.assertEqual(whole["after"]["config"]["executorConfig"]["data"]["task"]["processes"][0][
+            "cmdline"], "other")
         self.good("DELETE", path + "/update", status=202)
         task = self.good("GET", path)["tasks"]["active"][0]
         other = self.good("GET", "/alpha/tasks/devcluster?name=shape&state=active")["tasks"][0]
@@ -3049,8 +3421,10 @@ class OutcomeTest(Serving):
 
     def test_scripts_have_it_in_one_call(self):
         key = self.create("script", 2)[len("/alpha/job/"):]
-        steps = [step["text"] for step in aurora_rest.begin(aurora_rest.rolling_restart, self.scheduler, key, (),
-                                                            aurora_rest.RestartOptions(watch_secs=0, poll_secs=0.05))]
+        steps = [step["text"] for step in aurora_rest.begin(aurora_rest.rolling_restart, self.scheduler, key,
+                                                            (),
+                                                            aurora_rest.RestartOptions(watch_secs=0,
+                                                                    poll_secs=0.05))]
         self.assertEqual(steps, ["restarted", "healthy"] * 2)
         with self.assertRaises(aurora_rest.AuroraError) as failed:
             list(aurora_rest.begin(aurora_rest.wait_until_gone, self.scheduler, key, (), 0.1, 0.05))
@@ -3073,7 +3447,8 @@ class Events:
 
     def __init__(self, server, path, **headers):
         self.connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
-        self.connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        self.connection.request("GET", path, headers={name.replace("_", "-"): value for name,
+                                                      value in headers.items()})
         self.answer = self.connection.getresponse()
 
     def next(self):
@@ -3159,7 +3534,8 @@ class EventsTest(Serving):
         while not standing or standing[-1][0] is None:
             standing.append(newcomer.next())
         self.assertEqual(sorted((each[2]["instance"], each[2]["state"]) for each in standing),
-                         [(0, "KILLED"), (0, "KILLED"), (0, "RUNNING"), (1, "KILLED"), (1, "KILLED"), (1, "RUNNING")])
+                         [(0, "KILLED"), (0, "KILLED"), (0, "RUNNING"), (1, "KILLED"), (1, "KILLED"),
+                          (1, "RUNNING")])
         self.assertEqual(standing[-1][0], seen[-1][0])      # and goes on where the others are
         self.scheduler.killTasks(config("stands").key, {1}, None)
         self.assertEqual(newcomer.next(), first.next())
@@ -3172,7 +3548,8 @@ class EventsTest(Serving):
             first = watcher.next()
             self.scheduler.restartShards(config("gapped").key, {0})
             self.demo.advance(5)
-            poll = next(p for name, p in self.server.service.watched._polls.items() if name[:1] == ("job",) and name[1].name == "gapped")
+            poll = next(p for name, p in self.server.service.watched._polls.items() if name[:1] == ("job",)
+                        and name[1].name == "gapped")
             wait_for(lambda: poll._number >= 7)
             late = self.events(JOB + "gapped/events", Last_Event_ID=first[0])
             self.assertEqual(late.next()[1], "gap")
@@ -3185,19 +3562,24 @@ class EventsTest(Serving):
                 status=status, createdTimestampMs=1, lastModifiedTimestampMs=modified))
 
         class Stub:
-            updates = {"old": [summary("old", U.ROLL_FORWARD_PAUSED, 10), [(U.ROLLING_FORWARD, 5), (U.ROLL_FORWARD_PAUSED, 10)]]}
+            updates = {"old": [summary("old", U.ROLL_FORWARD_PAUSED, 10),
+                               [(U.ROLLING_FORWARD, 5), (U.ROLL_FORWARD_PAUSED, 10)]]}
 
             def call(self, method, *arguments, **named):
                 query = arguments[-1]
-                found = [pair for pair in self.updates.values() if (not query.updateStatuses or pair[0].state.status in
+                found = [pair for pair in self.updates.values()
+                         if (not query.updateStatuses or pair[0].state.status in
                          query.updateStatuses) and (query.key is None or pair[0].key == query.key)]
                 found.sort(key=lambda pair: -pair[0].state.lastModifiedTimestampMs)
                 if method == "getJobUpdateSummaries":
                     page = [pair[0] for pair in found][query.offset or 0:][:query.limit]
-                    return api.Response(result=api.Result(getJobUpdateSummariesResult=api.GetJobUpdateSummariesResult(
+                    return api.Response(result=api.Result(
+                        getJobUpdateSummariesResult=api.GetJobUpdateSummariesResult(
                         updateSummaries=page)))
-                details = [api.JobUpdateDetails(update=api.JobUpdate(summary=pair[0]), instanceEvents=[], updateEvents=[
-                    api.JobUpdateEvent(status=status, timestampMs=when) for status, when in pair[1]]) for pair in found]
+                details = [api.JobUpdateDetails(update=api.JobUpdate(summary=pair[0]), instanceEvents=[],
+                                                updateEvents=[
+                    api.JobUpdateEvent(status=status, timestampMs=when) for status, when in pair[1]])
+                    for pair in found]
                 return api.Response(result=api.Result(getJobUpdateDetailsResult=api.GetJobUpdateDetailsResult(
                     detailsList=details)))
         stub = Stub()
@@ -3207,7 +3589,8 @@ class EventsTest(Serving):
         changes = aurora_rest.TaskChanges(stub, "c", None, lambda: api.JobUpdateQuery(role="r"))
         told = [[(name, plain["update"], plain["state"]) for name, plain in changes()] for _ in range(2)]
         self.assertEqual(told, [[("update", "old", "ROLL_FORWARD_PAUSED")], []])
-        stub.updates["old"] = [summary("old", U.ROLLED_FORWARD, 999), stub.updates["old"][1] + [(U.ROLLED_FORWARD, 999)]]
+        stub.updates["old"] = [summary("old", U.ROLLED_FORWARD, 999), stub.updates["old"][1] +
+                               [(U.ROLLED_FORWARD, 999)]]
         self.assertEqual([plain["state"] for _, plain in changes()], ["ROLLED_FORWARD"])
 
     def test_a_newcomer_in_the_middle_of_a_look_is_told_nothing_twice(self):
@@ -3232,7 +3615,8 @@ class EventsTest(Serving):
         stream = self.events("/alpha/events/devcluster/www-data")
         while stream.next()[2]["job"] != "devcluster/www-data/devel/roled":
             pass
-        wait_for(lambda: any(name[0] == "role" and poll.asked for name, poll in self.server.service.watched._polls.items()))
+        wait_for(lambda: any(name[0] == "role" and poll.asked for name,
+                             poll in self.server.service.watched._polls.items()))
         with self.demo._lock:       # begins and ends between two looks
             self.demo.invoke("startJobUpdate", api.method("startJobUpdate").arguments(
                 update_request(config("roled", "other"), minWaitInInstanceRunningMs=0), "quick"))
@@ -3258,7 +3642,8 @@ class EventsTest(Serving):
         streams = [self.events(JOB + "popular/events") for _ in range(40)]
         for each in streams:
             self.assertEqual(each.next()[2]["state"], "RUNNING")
-        channel = next(c for k, c in self.server.service.watched._polls.items() if k[0] == "job" and k[1].name == "popular")
+        channel = next(c for k, c in self.server.service.watched._polls.items() if k[0] == "job"
+                       and k[1].name == "popular")
         self.assertEqual(channel.waiters, 40)
         before, started = self.demo.calls["getTasksWithoutConfigs"], time.monotonic()
         wait_for(lambda: self.demo.calls["getTasksWithoutConfigs"] >= before + 5)
@@ -3274,7 +3659,8 @@ class EventsTest(Serving):
     def test_a_role_and_an_operation_have_events(self):
         stream = self.events("/alpha/events/devcluster/batch")
         self.assertTrue(stream.next()[2]["job"].startswith("devcluster/batch/"))
-        operation = self.good("PUT", "/alpha/job/devcluster/batch/prod/indexer/restart?watch_secs=500", status=202)["operation"]
+        operation = self.good("PUT", "/alpha/job/devcluster/batch/prod/indexer/restart?watch_secs=500",
+                              status=202)["operation"]
         watched = self.events("/alpha/operations/%s/events" % operation["id"])
         kinds = {watched.next()[1] for _ in range(2)}
         self.assertEqual(kinds, {"step", "state"})
@@ -3453,7 +3839,7 @@ class LogsTest(Serving):
     def test_a_log_is_read_from_its_end_or_in_parts(self):
         lines = "".join("echo line %d; " % number for number in range(250))
         path = self.job("read",
-                        ("p q/ü".replace("/", "-"), lines + "echo ünd >&2; sleep 9999")) + "/instances/0/logs"
+                        ("p q-ü", lines + "echo ünd >&2; sleep 9999")) + "/instances/0/logs"
         log = path + "/p%20q-%C3%BC"
         self.assertEqual(self.ask("GET", path).status,
                          502)         # the observer cannot: its name is not ASCII
@@ -3618,7 +4004,8 @@ class LogsTest(Serving):
         with mock.patch.object(aurora_rest.Feed, "ROOM", 3000):
             stream = self.stream(path + "?follow=1&tail=1")
             first = stream.next()
-            feed = next(p for k, p in self.server.service.watched._polls.items() if k[0] == "log" and k[1] == key)
+            feed = next(p for k, p in self.server.service.watched._polls.items() if k[0] == "log"
+                        and k[1] == key)
             text = first[2]["text"]
             follower = aurora_rest.Follower(feed, 1, None, lambda: None)
             self.addCleanup(follower.leave)
@@ -3963,8 +4350,10 @@ class ParserTest(unittest.TestCase):
         thrift = b"Content-Type: application/x-thrift"
         self.assertEqual(parse(thrift, thrift)["content-type"], "application/x-thrift")
         self.assertEqual(parse(b"Accept: a", b"Accept: a")["accept"], "a, a")
-        for lines in ((thrift, b"Content-Type: text/plain"), (b"Content-Length: 1",) * 2, (b"Host: x",), (b"Authorization: a",
-                      b"Authorization: b"), (b"Transfer-Encoding: chunked",) * 2, (b"Content-Length: 1", b"Transfer-Encoding: chunked")):
+        for lines in ((thrift, b"Content-Type: text/plain"), (b"Content-Length: 1",) * 2, (b"Host: x",),
+                      (b"Authorization: a",
+                      b"Authorization: b"), (b"Transfer-Encoding: chunked",) * 2,
+                      (b"Content-Length: 1", b"Transfer-Encoding: chunked")):
             with self.assertRaises(aurora_rest.BadRequest):
                 parse(*lines)
 
@@ -3976,7 +4365,8 @@ class ParserTest(unittest.TestCase):
 
     def test_a_files_name_does_not_reach_outside(self):
         for name in ("../b", "a/../../b", "/etc/b", "..", "a\\..\\..\\b"):
-            body = b'--X\r\nContent-Disposition: form-data; name="f"; filename="%s"\r\n\r\n1\r\n--X--\r\n' % name.encode()
+            body = (b'--X\r\nContent-Disposition: form-data; name="f"; filename="%s"\r\n\r\n'
+                    b'1\r\n--X--\r\n' % name.encode())
             with self.assertRaises(aurora_rest.BadRequest, msg=name):
                 aurora_rest.parse_multipart(body, "X")
 
@@ -3989,7 +4379,8 @@ class ParserTest(unittest.TestCase):
 
     def test_a_budget_is_for_all_and_a_quarter_of_it_for_one(self):
         budget = aurora_rest.Budget(100, 10)
-        self.assertEqual([budget.add("a", 25), budget.add("a", 1), budget.add("a", -1), budget.add("b", 20, 6)],
+        self.assertEqual([budget.add("a", 25), budget.add("a", 1), budget.add("a", -1),
+                          budget.add("b", 20, 6)],
                          ["", "caller", "", "caller"])
         self.assertEqual([budget.add(each, 25) for each in "cd"], ["", ""])
         self.assertEqual(budget.add("e", 6), "all")
@@ -3998,27 +4389,32 @@ class ParserTest(unittest.TestCase):
         self.assertEqual((budget.all, dict(budget.by_caller)), (0, {}))
 
     def test_codings_are_weighed(self):
-        for header, zipped in (("gzip", True), ("*;q=0, gzip", True), ("gzip;q=0, *", False), ("*", True), ("br", False), ("", False),
+        for header, zipped in (("gzip", True), ("*;q=0, gzip", True), ("gzip;q=0, *", False), ("*", True),
+                               ("br", False), ("", False),
                                ("GZIP;q=0.5", True), ("*;q=0", False)):
             self.assertEqual(aurora_rest._accepts_gzip(header), zipped, header)
 
     def test_parameters_of_header_fields_are_read_in_one_pass(self):
         for text, parameters in (("a; b=c", {"b": "c"}), ('a; B="c; d=e" ; f=g', {"b": "c; d=e", "f": "g"}),
-                                 ('a;b="c\\"d"', {"b": 'c"d'}), ('a;b="open', {"b": "open"}), ("a;;=;b", {"": ""}),
+                                 ('a;b="c\\"d"', {"b": 'c"d'}), ('a;b="open', {"b": "open"}),
+                                 ("a;;=;b", {"": ""}),
                                  ('a; b="C:\\d"', {"b": "C:\\d"}), ("a; b = c ", {"b": "c"})):
             self.assertEqual(aurora_rest.parse_content_type(text)[1], parameters, text)
         # Each of these took a regular expression minutes, by the square of its length.
-        for text in ("x;" + "a" * 3000000, "x;" + "a;" * 1000000, 'x;a="' + "b" * 3000000, "x;" + "=" * 3000000, "x;" + '"' * 1000000):
+        for text in ("x;" + "a" * 3000000, "x;" + "a;" * 1000000, 'x;a="' + "b" * 3000000, "x;" +
+                     "=" * 3000000, "x;" + '"' * 1000000):
             self.assertEqual(aurora_rest.parse_content_type(text)[0], "x")
 
     def test_a_multipart_body_is_read_in_one_pass(self):
         def body(*heads):
             return b"".join(b"--B\r\n%s\r\n\r\ncontent\r\n" % head for head in heads) + b"--B--\r\n"
         named = b'Content-Disposition: form-data; name="f"; filename="%s"'
-        self.assertEqual(aurora_rest.parse_multipart(body(named % b"a/b.aurora", b"X: y\r\ncontent-disposition:form-data;name=c"), "B"),
+        self.assertEqual(aurora_rest.parse_multipart(body(named % b"a/b.aurora",
+                b"X: y\r\ncontent-disposition:form-data;name=c"), "B"),
                          {"a/b.aurora": b"content", "c": b"content"})
         long = b"content-disposition:" + b" filename" * 400000
-        for heads in ((long,), (b"x" * 4000000,), (b"content-disposition: form-data",), (named % b"../x",), (named % b"a",) * 2,
+        for heads in ((long,), (b"x" * 4000000,), (b"content-disposition: form-data",), (named % b"../x",),
+                      (named % b"a",) * 2,
                       (named % b"a",) * 301):
             with self.assertRaises(aurora_rest.BadRequest):
                 aurora_rest.parse_multipart(body(*heads), "B")
@@ -4040,15 +4436,21 @@ class ParserTest(unittest.TestCase):
         for head, status in (
                 (b"", 400), (b"GET /", 400), (b"GET  / HTTP/1.1\r\nHost: x", 400), (b"GET / HTTP/1.1", 400),
                 (b"GET / HTTP/1.1\r\nHost: x\r\nHost: y", 400), (b"GET / HTTP/1.1\r\nHost: x y", 400),
-                (b"GET / HTTP/2.0\r\nHost: x", 505), (b"GET / http/1.1\r\nHost: x", 400), (b"G@T / HTTP/1.1\r\nHost: x", 400),
-                (b"GET /\x00 HTTP/1.1\r\nHost: x", 400), (b"GET /\xff HTTP/1.1\r\nHost: x", 400), (b"GET /#a HTTP/1.1\r\nHost: x", 400),
-                (good + b"\r\nContent-Length: 1\r\nContent-Length: 1", 400), (good + b"\r\nContent-Length: 1, 1", 400),
+                (b"GET / HTTP/2.0\r\nHost: x", 505), (b"GET / http/1.1\r\nHost: x", 400),
+                (b"G@T / HTTP/1.1\r\nHost: x", 400),
+                (b"GET /\x00 HTTP/1.1\r\nHost: x", 400), (b"GET /\xff HTTP/1.1\r\nHost: x", 400),
+                (b"GET /#a HTTP/1.1\r\nHost: x", 400),
+                (good + b"\r\nContent-Length: 1\r\nContent-Length: 1", 400),
+                (good + b"\r\nContent-Length: 1, 1", 400),
                 (good + b"\r\nContent-Length: +1", 400), (good + b"\r\nContent-Length: -1", 400),
-                (good + b"\r\nContent-Length: 0x1", 400), (good + b"\r\nContent-Length: 9999999999999999999", 400),
+                (good + b"\r\nContent-Length: 0x1", 400),
+                (good + b"\r\nContent-Length: 9999999999999999999", 400),
                 (good + b"\r\nContent-Length: 1\r\nTransfer-Encoding: chunked", 400),
-                (good + b"\r\nTransfer-Encoding: gzip, chunked", 501), (good + b"\r\nTransfer-Encoding: xchunked", 501),
+                (good + b"\r\nTransfer-Encoding: gzip, chunked", 501),
+                (good + b"\r\nTransfer-Encoding: xchunked", 501),
                 (good + b"\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked", 400),
-                (b"GET / HTTP/1.0\r\nTransfer-Encoding: chunked", 400), (good + b"\r\nA : b", 400), (good + b"\r\n A: b", 400),
+                (b"GET / HTTP/1.0\r\nTransfer-Encoding: chunked", 400), (good + b"\r\nA : b", 400),
+                (good + b"\r\n A: b", 400),
                 (good + b"\r\nA: b\r\n\tfolded", 400), (good + b"\r\nnocolon", 400), (good + b"\r\n: b", 400),
                 (good + b"\r\nA: b\x00c", 400), (good + b"\nA: b", 400), (good + b"\r\nA: b\rX: y", 400),
                 (good + b"\r\nExpect: 200-ok", 417), (good + b"\r\nA: b" * 101, 431),
@@ -4059,7 +4461,8 @@ class ParserTest(unittest.TestCase):
                 self.assertEqual(caught.exception.http, status)
 
     def test_keep_alive_follows_version_and_connection(self):
-        for line, connection, kept in ((b"1.1", b"", True), (b"1.1", b"\r\nConnection: foo, Close", False), (b"1.0", b"", False),
+        for line, connection, kept in ((b"1.1", b"", True), (b"1.1", b"\r\nConnection: foo, Close", False),
+                                       (b"1.0", b"", False),
                                        (b"1.0", b"\r\nConnection: keep-alive", True)):
             head = aurora_rest.parse_head(b"GET / HTTP/" + line + b"\r\nHost: x" + connection)
             self.assertEqual(head.keep_alive, kept)
@@ -4075,8 +4478,10 @@ class ParserTest(unittest.TestCase):
             self.assertEqual((b"".join(body.parts), bytes(buffer)), (b"Wikipedia", b"NEXT"))
 
     def test_chunks_that_are_none_are_refused(self):
-        for data, error in ((b"x\r\n", 400), (b"-1\r\n", 400), (b"+1\r\n", 400), (b"0x1\r\n", 400), (b"1\r\nabcd", 400), (b"1\nab", 400),
-                            (b"\r\n", 400), (b"1;\x00\r\n", 400), (b"f" * 16 + b"\r\n", 400), (b"65\r\n", 413), (b"1" * 2000, 400),
+        for data, error in ((b"x\r\n", 400), (b"-1\r\n", 400), (b"+1\r\n", 400), (b"0x1\r\n", 400),
+                            (b"1\r\nabcd", 400), (b"1\nab", 400),
+                            (b"\r\n", 400), (b"1;\x00\r\n", 400), (b"f" * 16 + b"\r\n", 400),
+                            (b"65\r\n", 413), (b"1" * 2000, 400),
                             (b"1\r\na\r\n" * 2000, 400),
                             (b"0\r\n" + b"A: b\r\n" * 3000, 400), (b" 1\r\n", 400)):
             with self.subTest(data=data[:40]), self.assertRaises(aurora_rest.AuroraError) as caught:
@@ -4103,7 +4508,8 @@ class Echo(App):
         if request.path == "/later":
             return Later(self.source, 0.2, lambda: None, lambda: Response(200, {"late": True}))
         if request.path == "/stream":
-            return Stream(self.source, lambda mark: (b"", mark) if mark else (event_bytes("1", "hello", {}), 1))
+            hello = event_bytes("1", "hello", {})
+            return Stream(self.source, lambda mark: (b"", mark) if mark else (hello, 1))
         if request.path == "/defect":
             raise KeyError("a defect")
         return Response(200, {"path": request.path, "size": len(request.body), "query": request.query})
@@ -4122,7 +4528,8 @@ class RoomTest(unittest.TestCase):
             text = stream.read()
         imports = text[text.index("from __future__"):text.index("\ntry:\n    from thrift")]
         room = text[text.index("# 1. HTTP\n"):text.index("# 2. Thrift API\n")]
-        assert not re.search("aurora|thrift|scheduler|cluster", room.replace("knows nothing of Aurora", ""), re.IGNORECASE)
+        assert not re.search("aurora|thrift|scheduler|cluster", room.replace("knows nothing of Aurora", ""),
+                             re.IGNORECASE)
         cls.room = type(sys)("http_room")
         sys.modules["http_room"] = cls.room
         exec(compile(imports + room + ROOM_APP, "http_room.py", "exec"), cls.room.__dict__)
@@ -4133,7 +4540,8 @@ class RoomTest(unittest.TestCase):
         del sys.modules["http_room"]
 
     def serve(self, **limits):
-        server = self.room.HttpServer(("127.0.0.1", 0), self.room.Echo(), dict({"header_time": 0.5, "idle_time": 0.5}, **limits))
+        server = self.room.HttpServer(("127.0.0.1", 0), self.room.Echo(),
+                                      dict({"header_time": 0.5, "idle_time": 0.5}, **limits))
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         self.addCleanup(lambda: (server.shutdown(), thread.join(10), server.server_close()))
@@ -4149,7 +4557,8 @@ class RoomTest(unittest.TestCase):
 
     def test_it_serves_requests_waits_and_streams(self):
         server = self.serve()
-        self.assertEqual(ask(server, "PUT", "/a?b=%20c", b"12345").json, {"path": "/a", "size": 5, "query": [["b", " c"]]})
+        self.assertEqual(ask(server, "PUT", "/a?b=%20c", b"12345").json,
+                         {"path": "/a", "size": 5, "query": [["b", " c"]]})
         self.assertEqual(ask(server, "GET", "/quick").status, 200)
         self.assertEqual(ask(server, "GET", "/later").json, {"late": True})
         self.assertEqual(Events(server, "/stream").next(), ("1", "hello", {}))
@@ -4158,12 +4567,14 @@ class RoomTest(unittest.TestCase):
 
     def test_it_reads_the_wire_however_it_is_cut(self):
         server = self.serve(header_time=5)
-        data = b"POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\nGET /y HTTP/1.0\r\n\r\n"
+        data = (b"POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+                b"GET /y HTTP/1.0\r\n\r\n")
         for cut in range(1, len(data)):
             with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
                 sock.sendall(data[:cut])
                 sock.sendall(data[cut:])
-                self.assertEqual(statuses(b"".join(iter(lambda sock=sock: sock.recv(65536), b""))), [200, 200])
+                self.assertEqual(statuses(b"".join(iter(lambda sock=sock: sock.recv(65536), b""))),
+                                 [200, 200])
 
     def test_what_had_arrived_before_it_drains_is_answered(self):
         server = self.serve(header_time=5, idle_time=30)
@@ -4191,11 +4602,15 @@ class RoomTest(unittest.TestCase):
 
     def test_it_refuses_with_its_own_answers(self):
         server = self.serve(url=50, headers=300, body=10, bodies=20, header_count=5)
-        for data, status in ((b"nonsense\r\n\r\n", 400), (b"GET /" + b"x" * 99 + b" HTTP/1.1\r\nHost: h\r\n\r\n", 414),
-                             (b"GET / HTTP/1.1\r\nHost: h\r\nA: " + b"x" * 400 + b"\r\n\r\n", 431), (b"GET / HTTP/2.0\r\n\r\n", 505),
-                             (b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 11\r\n\r\n", 413), (b"GET / HT", 408),
+        for data, status in ((b"nonsense\r\n\r\n", 400),
+                             (b"GET /" + b"x" * 99 + b" HTTP/1.1\r\nHost: h\r\n\r\n", 414),
+                             (b"GET / HTTP/1.1\r\nHost: h\r\nA: " + b"x" * 400 + b"\r\n\r\n", 431),
+                             (b"GET / HTTP/2.0\r\n\r\n", 505),
+                             (b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 11\r\n\r\n", 413),
+                             (b"GET / HT", 408),
                              (b"PUT /forbidden HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n", 403),
-                             (b"GET / HTTP/1.1\r\nHost: h\r\nExpect: x\r\n\r\n", 417), (b"GET / HTTP/1.1\r\n\r\n", 400)):
+                             (b"GET / HTTP/1.1\r\nHost: h\r\nExpect: x\r\n\r\n", 417),
+                             (b"GET / HTTP/1.1\r\n\r\n", 400)):
             self.assertEqual(statuses(raw(server, data)), [status], data[:60])
         wait_for(lambda: not server.connections and not server.bodies.all)
 
@@ -4209,12 +4624,15 @@ class WireTest(Serving):
         last = one.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
         data = raw(self.server, one + listing + b"\r\n" + one + listing + last)
         self.assertEqual(statuses(data), [200] * 5)
-        self.assertEqual(re.findall(rb'"(version|count)"', data), [b"version", b"count", b"version", b"count", b"version"])
+        self.assertEqual(re.findall(rb'"(version|count)"', data),
+                         [b"version", b"count", b"version", b"count", b"version"])
 
     def test_a_request_that_comes_byte_by_byte_is_answered(self):
         with socket.create_connection(("127.0.0.1", self.server.port), timeout=10) as sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for byte in b"POST %sx/inspect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nConnection: close\r\n\r\nx=1" % JOB.encode():
+            asked = (b"POST %sx/inspect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n"
+                     b"Connection: close\r\n\r\nx=1" % JOB.encode())
+            for byte in asked:
                 sock.sendall(bytes([byte]))
             self.assertTrue(sock.recv(65536).startswith(b"HTTP/1.1 400 "))
 
@@ -4237,15 +4655,21 @@ class WireTest(Serving):
 
     def test_header_fields_have_a_limit_of_their_own(self):
         for size, status in ((32000, 200), (33000, 431), (50000, 431)):
-            data = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX: %s\r\n\r\n" % (b"x" * size)
+            data = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX: %s\r\n\r\n" % (
+                b"x" * size)
             self.assertEqual(statuses(raw(self.server, data)), [status])
 
     def test_malformed_requests_get_their_status_and_the_connection_closes(self):
-        for data, status in ((b"GARBAGE\r\n\r\n", 400), (b"GET / HTTP/1.1\nHost: x\n\n", 400), (b"GET /alpha/version HTTP/1.1\r\n\r\n", 400),
-                             (b"PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n", 413),
-                             (b"PUT %sx HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n" % JOB.encode(), 400),
-                             (b"GET /" + b"x" * 50000, 414), (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 50000, 431),
-                             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505), (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400)):
+        for data, status in ((b"GARBAGE\r\n\r\n", 400), (b"GET / HTTP/1.1\nHost: x\n\n", 400),
+                             (b"GET /alpha/version HTTP/1.1\r\n\r\n", 400),
+                             (b"PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n",
+                              413),
+                             (b"PUT %sx HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: "
+                              b"chunked\r\n\r\nzz\r\n" % JOB.encode(), 400),
+                             (b"GET /" + b"x" * 50000, 414),
+                             (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 50000, 431),
+                             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+                             (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400)):
             with self.subTest(data=data[:50]):
                 answer = raw(self.server, data + b"GET /alpha/version HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 self.assertEqual(statuses(answer), [status])
@@ -4253,35 +4677,47 @@ class WireTest(Serving):
         self.good("GET", "/alpha/version")
 
     def test_paths_are_decoded_checked_and_never_normalised(self):
-        for path, status in (("/alpha/jobs/devcluster/%77ww-data", 200), ("/alpha/jobs/devcluster/www%2Fdata", 400),
-                             ("/alpha/jobs/devcluster/..", 400), ("/alpha/jobs/devcluster/%2e%2e", 400), ("/alpha/jobs/devcluster/a%00b", 400),
-                             ("/alpha/jobs/devcluster/a%0d%0ab", 400), ("/alpha/jobs/devcluster/%zz", 400), ("/alpha/jobs/devcluster/%ff", 400),
-                             ("/alpha/jobs/devcluster/" + "a" * 300, 400), ("/alpha/../alpha/version", 404), ("/alpha/version/", 404),
-                             ("//alpha/version", 404), ("/alpha/jobs/devcluster/a%20b", 400), ("/alpha/version?%zz", 400),
-                             ("/alpha/version?a=%ff", 400), ("http://localhost/alpha/version", 200), ("gopher://x/", 400), ("*", 404)):
+        for path, status in (("/alpha/jobs/devcluster/%77ww-data", 200),
+                             ("/alpha/jobs/devcluster/www%2Fdata", 400),
+                             ("/alpha/jobs/devcluster/..", 400), ("/alpha/jobs/devcluster/%2e%2e", 400),
+                             ("/alpha/jobs/devcluster/a%00b", 400),
+                             ("/alpha/jobs/devcluster/a%0d%0ab", 400), ("/alpha/jobs/devcluster/%zz", 400),
+                             ("/alpha/jobs/devcluster/%ff", 400),
+                             ("/alpha/jobs/devcluster/" + "a" * 300, 400), ("/alpha/../alpha/version", 404),
+                             ("/alpha/version/", 404),
+                             ("//alpha/version", 404), ("/alpha/jobs/devcluster/a%20b", 400),
+                             ("/alpha/version?%zz", 400),
+                             ("/alpha/version?a=%ff", 400), ("http://localhost/alpha/version", 200),
+                             ("gopher://x/", 400), ("*", 404)):
             with self.subTest(path=path):
-                data = raw(self.server, ("GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path).encode())
+                data = raw(self.server, ("GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" %
+                                         path).encode())
                 self.assertEqual(statuses(data), [status], data)
                 self.assertNotIn(b"Traceback", data)
 
     def test_http_1_0_closes_unless_asked_to_stay(self):
         self.assertIn(b"Connection: close", raw(self.server, b"GET /alpha/version HTTP/1.0\r\n\r\n"))
-        data = raw(self.server, b"GET /alpha/version HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET /alpha/version HTTP/1.0\r\n\r\n")
+        data = raw(self.server,
+                b"GET /alpha/version HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET /alpha/version "
+                b"HTTP/1.0\r\n\r\n")
         self.assertEqual(statuses(data), [200, 200])
 
     def test_head_and_options_work_where_get_does(self):
         get, head = self.ask("GET", "/alpha/version"), self.ask("HEAD", "/alpha/version")
-        self.assertEqual((head.status, head.body, head.headers["content-length"]), (200, b"", get.headers["content-length"]))
+        self.assertEqual((head.status, head.body, head.headers["content-length"]),
+                         (200, b"", get.headers["content-length"]))
         options = self.ask("OPTIONS", JOB + "x")
         self.assertEqual((options.status, options.headers["allow"]), (204, "DELETE, GET, HEAD, OPTIONS, PUT"))
         wrong = self.ask("POST", "/alpha/version")
         self.assertEqual((wrong.status, wrong.headers["allow"]), (405, "GET, HEAD, OPTIONS"))
-        self.assertEqual([self.ask(m, "/alpha/version").status for m in ("PATCH", "TRACE", "FROB")], [405, 405, 501])
+        self.assertEqual([self.ask(m, "/alpha/version").status for m in ("PATCH", "TRACE", "FROB")],
+                         [405, 405, 501])
 
     def test_a_body_is_asked_for_with_100_continue(self):
         with socket.create_connection(("127.0.0.1", self.server.port), timeout=10) as sock:
             body = source("x").encode()
-            sock.sendall(b"POST %sx/inspect HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: %d\r\n"
+            sock.sendall(b"POST %sx/inspect HTTP/1.1\r\nHost: localhost\r\nExpect: "
+                         b"100-continue\r\nContent-Length: %d\r\n"
                          b"Connection: close\r\n\r\n" % (JOB.encode(), len(body)))
             self.assertEqual(sock.recv(25), b"HTTP/1.1 100 Continue\r\n\r\n")
             sock.sendall(body)
@@ -4289,16 +4725,19 @@ class WireTest(Serving):
 
     def test_a_half_closed_socket_still_gets_its_answer(self):
         for path in ("/alpha/version", "/alpha/jobs/devcluster/www-data"):
-            data = raw(self.server, b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode(), half_close=True)
+            data = raw(self.server, b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode(),
+                       half_close=True)
             self.assertEqual(statuses(data), [200])
 
     def test_answers_are_compressed_when_asked_for_and_worth_it(self):
-        plain, small = self.ask("GET", "/openapi.json"), self.ask("GET", "/alpha/version", Accept_Encoding="gzip")
+        plain, small = self.ask("GET", "/openapi.json"), self.ask("GET", "/alpha/version",
+                Accept_Encoding="gzip")
         packed = self.ask("GET", "/openapi.json", Accept_Encoding="br;q=1, gzip")
         self.assertEqual(packed.headers["content-encoding"], "gzip")
         self.assertEqual(__import__("gzip").decompress(packed.body), plain.body)
         self.assertNotIn("content-encoding", small.headers)
-        self.assertNotIn("content-encoding", self.ask("GET", "/openapi.json", Accept_Encoding="gzip;q=0").headers)
+        self.assertNotIn("content-encoding", self.ask("GET", "/openapi.json",
+                                                      Accept_Encoding="gzip;q=0").headers)
 
     def test_an_answer_has_its_own_head_in_each_of_its_forms(self):
         path = "/alpha/jobs/devcluster/www-data?detail=1"
@@ -4306,29 +4745,40 @@ class WireTest(Serving):
             self.scheduler.createJob(config("form-%d" % _))
         etag = self.ask("GET", path).headers["etag"]
         packed = etag[:-1] + '-gzip"'
-        forms = [("GET", {}, 200, etag), ("GET", {"Accept_Encoding": "gzip"}, 200, packed), ("HEAD", {}, 200, etag),
-                 ("HEAD", {"Accept_Encoding": "gzip"}, 200, packed), ("GET", {"If_None_Match": etag}, 304, etag),
-                 ("GET", {"If_None_Match": "W/%s, \"x\"" % etag}, 304, etag), ("GET", {"If_None_Match": '"x"'}, 200, etag),
-                 ("GET", {"If_None_Match": packed, "Accept_Encoding": "gzip"}, 304, packed), ("GET", {"Connection": "close"}, 200, etag),
+        forms = [("GET", {}, 200, etag), ("GET", {"Accept_Encoding": "gzip"}, 200, packed),
+                 ("HEAD", {}, 200, etag),
+                 ("HEAD", {"Accept_Encoding": "gzip"}, 200, packed),
+                 ("GET", {"If_None_Match": etag}, 304, etag),
+                 ("GET", {"If_None_Match": "W/%s, \"x\"" % etag}, 304, etag),
+                 ("GET", {"If_None_Match": '"x"'}, 200, etag),
+                 ("GET", {"If_None_Match": packed, "Accept_Encoding": "gzip"}, 304, packed),
+                 ("GET", {"Connection": "close"}, 200, etag),
                  ("HEAD", {"If_None_Match": "*", "Connection": "close"}, 304, etag)]
         size = {}
         for method, headers, status, tag in forms * 2:
             answer = self.ask(method, path, **headers)
-            self.assertEqual((answer.status, answer.headers["etag"], answer.headers["vary"]), (status, tag, "Accept-Encoding"))
+            self.assertEqual((answer.status, answer.headers["etag"], answer.headers["vary"]),
+                             (status, tag, "Accept-Encoding"))
             self.assertEqual(answer.headers.get("connection"), headers.get("Connection"))
             self.assertEqual("content-encoding" in answer.headers, status == 200 and tag == packed)
             self.assertEqual("content-length" in answer.headers, status == 200)
             self.assertEqual(bool(answer.body), status == 200 and method == "GET")
             if status == 200:
-                self.assertEqual(size.setdefault(tag, answer.headers["content-length"]), answer.headers["content-length"])
+                self.assertEqual(size.setdefault(tag, answer.headers["content-length"]),
+                                 answer.headers["content-length"])
                 self.assertIn(len(answer.body), (0, int(size[tag])))
-        old = raw(self.server, b"GET %s HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET %s HTTP/1.0\r\n\r\n" % ((path.encode(),) * 2))
-        self.assertEqual((statuses(old), old.count(b"Connection: keep-alive"), old.count(b"Connection: close")), ([200, 200], 1, 1))
+        old = raw(self.server, b"GET %s HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET %s HTTP/1.0\r\n\r\n" %
+                  ((path.encode(),) * 2))
+        self.assertEqual((statuses(old), old.count(b"Connection: keep-alive"),
+                          old.count(b"Connection: close")), ([200, 200], 1, 1))
 
     def test_a_request_id_is_taken_or_made_returned_and_logged(self):
-        self.assertEqual(self.ask("GET", "/alpha/version", X_Request_Id="mine-1").headers["x-request-id"], "mine-1")
-        wait_for(lambda: any("id=mine-1 " in line and "route=get_version status=200" in line for line in list(self.lines)))
-        self.assertRegex(self.ask("GET", "/alpha/version", X_Request_Id="a b").headers["x-request-id"], r"^[\w-]+$")
+        self.assertEqual(self.ask("GET", "/alpha/version", X_Request_Id="mine-1").headers["x-request-id"],
+                         "mine-1")
+        wait_for(lambda: any("id=mine-1 " in line and "route=get_version status=200" in line
+                             for line in list(self.lines)))
+        self.assertRegex(self.ask("GET", "/alpha/version", X_Request_Id="a b").headers["x-request-id"],
+                         r"^[\w-]+$")
 
     def test_large_bodies_and_answers_pass_whole(self):
         comment = "#" + "x" * (3 << 20) + "\n"
@@ -4357,7 +4807,8 @@ class WireTest(Serving):
         self.assertEqual((page.status, page.headers["content-type"]), (200, "text/html; charset=utf-8"))
         self.assertIn("frame-ancestors 'none'", page.headers["content-security-policy"])
         self.assertEqual(page.headers["x-content-type-options"], "nosniff")
-        self.assertEqual(self.ask("GET", "/page.js").headers["content-type"], "text/javascript; charset=utf-8")
+        self.assertEqual(self.ask("GET", "/page.js").headers["content-type"],
+                         "text/javascript; charset=utf-8")
 
     def test_a_read_that_begins_after_a_write_was_answered_sees_it(self):
         stop, problems = threading.Event(), []
@@ -4367,13 +4818,15 @@ class WireTest(Serving):
                 ask(self.server, "GET", path)
         self.scheduler.createJob(config("fresh", count=30))
         role, job = "/alpha/jobs/devcluster/www-data", JOB + "fresh"
-        readers = [threading.Thread(target=read, args=(path,)) for path in (role, job, job + "/tasks") for _ in range(3)]
+        readers = [threading.Thread(target=read, args=(path,)) for path in (role, job, job + "/tasks")
+                   for _ in range(3)]
         for each in readers:
             each.start()
         try:
             for number in range(25):
                 self.scheduler.createJob(config("fresh-%d" % number))
-                if "devcluster/www-data/devel/fresh-%d" % number not in self.good("GET", role)["jobs"].values():
+                if "devcluster/www-data/devel/fresh-%d" % number not in self.good("GET",
+                        role)["jobs"].values():
                     problems.append(("created", number))
                 etag = self.ask("GET", job).headers["etag"]
                 self.scheduler.killTasks(config("fresh").key, {number}, None)
@@ -4391,7 +4844,8 @@ class WireTest(Serving):
     def test_identical_reads_that_wait_together_share_one_call(self):
         before = self.demo.calls["getJobs"]
         with self.demo._lock:       # the demo answers nobody for a while
-            threads = [threading.Thread(target=ask, args=(self.server, "GET", "/alpha/jobs/devcluster/batch")) for _ in range(20)]
+            threads = [threading.Thread(target=ask,
+                    args=(self.server, "GET", "/alpha/jobs/devcluster/batch")) for _ in range(20)]
             for each in threads:
                 each.start()
             wait_for(lambda: sum(c.busy for c in list(self.server.http.connections)) >= 20)
@@ -4403,7 +4857,8 @@ class WireTest(Serving):
         self.assertFalse(set(aurora_rest._objects()) & set(api.type_names))
         for name, schema in DESCRIPTION["components"]["schemas"].items():
             for field, inner in schema.get("properties", {}).items():
-                self.assertTrue(inner.get("description") or schema["description"].startswith("Thrift"), (name, field))
+                self.assertTrue(inner.get("description") or schema["description"].startswith("Thrift"),
+                                (name, field))
         for path, methods in DESCRIPTION["paths"].items():
             for method, operation in methods.items():
                 for each in operation["parameters"]:
@@ -4414,8 +4869,10 @@ class WireTest(Serving):
     def test_openapi_describes_every_route(self):
         document = self.ask("GET", "/openapi.json").json
         self.assertEqual(document["openapi"], "3.1.0")
-        described = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
-        expected = {(r.method, r.path.replace("{key}", "{cluster}/{role}/{environment}/{name}")) for r in aurora_rest.ROUTES}
+        described = {(method.upper(), path) for path, methods in document["paths"].items()
+                     for method in methods}
+        expected = {(r.method, r.path.replace("{key}", "{cluster}/{role}/{environment}/{name}"))
+                    for r in aurora_rest.ROUTES}
         self.assertEqual(described, expected)
         names = [o["operationId"] for methods in document["paths"].values() for o in methods.values()]
         self.assertEqual(len(names), len(set(names)))
@@ -4427,11 +4884,15 @@ class WireTest(Serving):
         self.ask("GET", "/alpha/jobs/devcluster/www-data")
         self.ask("GET", '/alpha/jobs/no"such/x')
         text = self.ask("GET", "/metrics").body.decode()
-        sample = re.compile(r'[a-z_]+(\{[a-z_]+="(\\.|[^"\\])*"(,[a-z_]+="(\\.|[^"\\])*")*\})? [0-9.e+-]+(inf)?')
+        sample = re.compile(r'[a-z_]+(\{[a-z_]+="(\\.|[^"\\])*"(,[a-z_]+="(\\.|[^"\\])*")*\})? '
+                            r'[0-9.e+-]+(inf)?')
         for line in text.strip().split("\n"):
             self.assertTrue(line.startswith("# ") or sample.fullmatch(line), line)
-        self.assertRegex(text, r'aurora_rest_http_requests_total\{route="list_role_jobs",method="GET",code="200"\} [1-9]')
-        self.assertRegex(text, r'aurora_rest_scheduler_calls_total\{cluster="devcluster",method="getJobs",outcome="OK"\} [1-9]')
+        self.assertRegex(text,
+                r'aurora_rest_http_requests_total\{route="list_role_jobs",method="GET",code="200"\} [1-9]')
+        self.assertRegex(text,
+                r'aurora_rest_scheduler_calls_total\{cluster="devcluster",method="getJobs",outcome="OK"\} '
+                r'[1-9]')
         with contextlib.suppress(ImportError):
             parser = importlib.import_module("prometheus_client.parser")
             self.assertGreater(len(list(parser.text_string_to_metric_families(text))), 15)
@@ -4442,7 +4903,8 @@ class AccessTest(unittest.TestCase):
 
     def serve(self, demo=None, **options):
         self.lines = []
-        server = aurora_rest.Server(port=0, demo=demo or aurora_rest.Demo(speed=0), evaluator=Serving.evaluator(),
+        server = aurora_rest.Server(port=0, demo=demo or aurora_rest.Demo(speed=0),
+                                    evaluator=Serving.evaluator(),
                                     log=self.lines.append, **options).start()
         self.addCleanup(server.stop, 1.0)
         return server
@@ -4469,7 +4931,8 @@ class AccessTest(unittest.TestCase):
         mine = {"role": "a-b", "environment": "prod", "name": "x"}
         theirs = dict(mine, role="www-data")
         job = config().to_plain()
-        for key, task, expected in ((mine, mine, 200), (theirs, theirs, 403), (mine, theirs, 400), (theirs, mine, 400)):
+        for key, task, expected in ((mine, mine, 200), (theirs, theirs, 403), (mine, theirs, 400),
+                                    (theirs, mine, 400)):
             made = dict(job, key=key, taskConfig=dict(job["taskConfig"], job=task))
             self.assertEqual(status("bob", "createJob", description=made), expected, (key, task))
         request = update_request(config()).to_plain()
@@ -4477,16 +4940,20 @@ class AccessTest(unittest.TestCase):
         self.assertEqual(status("bob", "addInstances", key={"jobKey": theirs, "instanceId": 0}, count=1), 403)
         self.assertEqual(status("bob", "pauseJobUpdate", key={"job": theirs, "id": "x"}), 403)
         self.assertEqual(status("bob", "killTasks", job=theirs), 403)
-        for query, expected in (({"role": "a-b"}, 200), ({"jobKeys": [mine]}, 200), ({}, 403), ({"role": " "}, 403),
-                                ({"jobKeys": [mine, theirs]}, 403), ({"role": "a-b", "jobKeys": [theirs]}, 403), ({"taskIds": ["x"]}, 403)):
+        for query, expected in (({"role": "a-b"}, 200), ({"jobKeys": [mine]}, 200), ({}, 403),
+                                ({"role": " "}, 403),
+                                ({"jobKeys": [mine, theirs]}, 403),
+                                ({"role": "a-b", "jobKeys": [theirs]}, 403), ({"taskIds": ["x"]}, 403)):
             self.assertEqual(status("ops", "pruneTasks", query=query), expected, query)
             self.assertEqual(status("boss", "pruneTasks", query=query), 200)
-        self.assertEqual([status("ops", "setQuota", ownerRole=role, quota={"resources": []}) for role in ("a-b", "www-data")], [502, 403])
+        self.assertEqual([status("ops", "setQuota", ownerRole=role, quota={"resources": []})
+                          for role in ("a-b", "www-data")], [502, 403])
         self.assertEqual(status("ops", "snapshot"), 403)
 
     def test_an_operation_is_cancelled_with_what_it_took_to_begin_it(self):
         secrets, lines = {}, []
-        for text in ("writer:write:*", "hosts:write:demo-*", "www:write:www-data", "batch:write:batch", "boss:admin"):
+        for text in ("writer:write:*", "hosts:write:demo-*", "www:write:www-data", "batch:write:batch",
+                     "boss:admin"):
             token, line = aurora_rest.new_token(text)
             secrets[text.split(":")[0]] = token
             lines.append(line)
@@ -4496,12 +4963,16 @@ class AccessTest(unittest.TestCase):
         def status(who, method, path):
             answer = ask(server, method, path, Authorization="Bearer " + secrets[who])
             return answer.status if method == "DELETE" else answer.json["operation"]["id"]
-        path = "/alpha/operations/" + status("boss", "POST", "/alpha/maintenance/devcluster/demo-01/drain?force=1")
-        self.assertEqual([status(who, "DELETE", path + query) for who in ("writer", "hosts", "www") for query in ("", "?dry_run=1")],
+        path = "/alpha/operations/" + status("boss", "POST",
+                                             "/alpha/maintenance/devcluster/demo-01/drain?force=1")
+        self.assertEqual([status(who, "DELETE", path + query) for who in ("writer", "hosts", "www")
+                          for query in ("", "?dry_run=1")],
                          [403] * 6)
         self.assertEqual(status("boss", "DELETE", path), 202)
-        path = "/alpha/operations/" + status("www", "PUT", "/alpha/job/devcluster/www-data/prod/hello/restart?watch_secs=500")
-        self.assertEqual([status(who, "DELETE", path) for who in ("batch", "hosts", "writer")], [403, 403, 202])
+        path = "/alpha/operations/" + status("www", "PUT",
+                "/alpha/job/devcluster/www-data/prod/hello/restart?watch_secs=500")
+        self.assertEqual([status(who, "DELETE", path) for who in ("batch", "hosts", "writer")],
+                         [403, 403, 202])
 
     def test_nothing_is_evaluated_from_what_anothers_credentials_fetched(self):
         demo = aurora_rest.Demo(speed=0, users={"alice": ("pw", "*")})
@@ -4511,12 +4982,14 @@ class AccessTest(unittest.TestCase):
             credentials = base64.b64encode(("alice:" + password).encode()).decode()
             return ask(server, method, path, source(), Authorization="Basic " + credentials).status
         for method, path in (("POST", JOB + "hello/inspect"), ("PUT", JOB + "hello?dry_run=1")):
-            self.assertEqual([status(password, method, path) for password in ("pw", "wrong", "pw")], [200, 401, 200])
+            self.assertEqual([status(password, method, path) for password in ("pw", "wrong", "pw")],
+                             [200, 401, 200])
 
     def test_tokens_carry_a_level_and_roles(self):
         secrets = {}
         lines = []
-        for name, level, roles in (("reader", "read", "*"), ("writer", "write", "www-*,batch"), ("boss", "admin", "*")):
+        for name, level, roles in (("reader", "read", "*"), ("writer", "write", "www-*,batch"),
+                                   ("boss", "admin", "*")):
             secrets[name], line = aurora_rest.new_token("%s:%s:%s" % (name, level, roles))
             lines.append(line)
             self.assertNotIn(secrets[name], line)
@@ -4527,7 +5000,8 @@ class AccessTest(unittest.TestCase):
             return ask(server, method, path, body, **headers).status
         self.assertEqual(status("", "GET", "/alpha/clusters"), 401)
         self.assertEqual(status("wrong", "GET", "/alpha/clusters"), 401)
-        self.assertEqual([status("", "GET", p) for p in ("/alpha/version", "/health", "/metrics", "/")], [200] * 4)
+        self.assertEqual([status("", "GET", p) for p in ("/alpha/version", "/health", "/metrics", "/")],
+                         [200] * 4)
         self.assertEqual(status("reader", "GET", "/alpha/jobs/devcluster/www-data"), 200)
         self.assertEqual(status("reader", "PUT", JOB + "hello", source()), 403)
         self.assertEqual(status("writer", "PUT", JOB + "hello", source()), 201)
@@ -4538,25 +5012,30 @@ class AccessTest(unittest.TestCase):
         self.assertEqual(status("reader", "POST", "/alpha/rpc/devcluster/snapshot", "{}"), 403)
         kill = '{"job": {"role": "other", "environment": "devel", "name": "x"}}'
         self.assertEqual(status("writer", "POST", "/alpha/rpc/devcluster/killTasks", kill), 403)
-        self.assertEqual(status("writer", "POST", "/alpha/rpc/devcluster/killTasks", kill.replace("other", "batch")), 200)
+        self.assertEqual(status("writer", "POST", "/alpha/rpc/devcluster/killTasks",
+                                kill.replace("other", "batch")), 200)
         basic = base64.b64encode(("any:" + secrets["boss"]).encode()).decode()
         self.assertEqual(ask(server, "GET", "/alpha/clusters", Authorization="Basic " + basic).status, 200)
         audit = [line for line in self.lines if line.startswith("audit") and "did=create_job" in line]
         self.assertRegex(audit[-1], "user=writer .*key=devcluster/www-data/devel/hello outcome=201")
-        self.assertRegex(audit[-1], "did=create_job path=/alpha/job/devcluster/www-data/devel/hello shards=- ")
+        self.assertRegex(audit[-1],
+                         "did=create_job path=/alpha/job/devcluster/www-data/devel/hello shards=- ")
         for secret in secrets.values():
             self.assertFalse([line for line in self.lines if secret in line])
 
     def test_a_refusal_says_what_credentials_are_wanted(self):
-        server = self.serve(access=aurora_rest.Access(self.tokens(aurora_rest.new_token("a:read")[1]), anonymous=False))
+        server = self.serve(access=aurora_rest.Access(self.tokens(aurora_rest.new_token("a:read")[1]),
+                                                      anonymous=False))
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic !!"}):
             answer = ask(server, "GET", "/alpha/clusters", **headers)
-            self.assertEqual((answer.status, answer.headers["www-authenticate"]), (401, 'Bearer realm="aurora_rest"'))
+            self.assertEqual((answer.status, answer.headers["www-authenticate"]),
+                             (401, 'Bearer realm="aurora_rest"'))
 
     def test_what_makes_two_reads_the_same_is_who_asks_too(self):
         service = self.serve().service
         shares = []
-        for line in (b"", b"\r\nAuthorization: Bearer a", b"\r\nAuthorization: Bearer b", b"\r\nOrigin: http://x"):
+        for line in (b"", b"\r\nAuthorization: Bearer a", b"\r\nAuthorization: Bearer b",
+                     b"\r\nOrigin: http://x"):
             request = aurora_rest.Request(aurora_rest.parse_head(
                 b"GET /alpha/jobs/devcluster HTTP/1.1\r\nHost: localhost" + line), b"", "peer", "id")
             service.prepare(request)
@@ -4570,7 +5049,8 @@ class AccessTest(unittest.TestCase):
         answer = ask(server, "DELETE", "/alpha/job/devcluster/www-data/prod/hello?message=cleanup",
                      Authorization="Bearer " + token)
         self.assertEqual(answer.status, 200)
-        tasks = server.service.clusters["devcluster"].getTasksStatus(api.TaskQuery(role="www-data", jobName="hello"))
+        tasks = server.service.clusters["devcluster"].getTasksStatus(api.TaskQuery(role="www-data",
+                jobName="hello"))
         self.assertIn("cleanup (alice)", tasks.result.scheduleStatusResult.tasks[0].taskEvents[-1].message)
 
     def test_a_tokens_file_that_is_wrong_names_its_line(self):
@@ -4590,13 +5070,16 @@ class AccessTest(unittest.TestCase):
         server = self.serve(demo, access=aurora_rest.Access(forward=True))
 
         def status(who, method, path, body=None):
-            headers = {"Authorization": "Basic " + base64.b64encode(("%s:pw" % who).encode()).decode()} if who else {}
+            headers = {"Authorization": "Basic " +
+                       base64.b64encode(("%s:pw" % who).encode()).decode()} if who else {}
             return ask(server, method, path, body, **headers)
         self.assertEqual(status("", "GET", "/alpha/jobs/devcluster/www-data").status, 200)
         self.assertEqual(status("alice", "GET", "/alpha/jobs/devcluster/www-data").status, 200)
-        self.assertEqual(len({question[2] for question in server.service.memory._kept}), 2)    # each has asked as himself
+        # each has asked as himself
+        self.assertEqual(len({question[2] for question in server.service.memory._kept}), 2)
         missing = status("", "PUT", JOB + "hello", source())
-        self.assertEqual((missing.status, missing.headers["www-authenticate"]), (401, 'BASIC realm="Apache Aurora Scheduler"'))
+        self.assertEqual((missing.status, missing.headers["www-authenticate"]),
+                         (401, 'BASIC realm="Apache Aurora Scheduler"'))
         self.assertEqual(status("mallory", "PUT", JOB + "hello", source()).status, 401)
         self.assertEqual(status("alice", "PUT", JOB + "hello", source()).status, 201)
         denied = status("alice", "DELETE", "/alpha/job/devcluster/batch/prod/indexer")
@@ -4606,7 +5089,8 @@ class AccessTest(unittest.TestCase):
         demo.advance(5)
         started = status("alice", "PUT", JOB + "hello/restart?watch_secs=500")
         path = "/alpha/operations/" + started.json["operation"]["id"]
-        self.assertEqual([status(who, "DELETE", path).status for who in ("", "mallory", "root", "alice")], [401, 403, 403, 202])
+        self.assertEqual([status(who, "DELETE", path).status for who in ("", "mallory", "root", "alice")],
+                         [401, 403, 403, 202])
         picky = FakeScheduler(answering(lambda body: http_answer(401)))
         self.addCleanup(picky.close)
         other = aurora_rest.Server(port=0, clusters={"c": picky.url}, evaluator=Serving.evaluator()).start()
@@ -4615,22 +5099,28 @@ class AccessTest(unittest.TestCase):
 
     def test_cors_opens_named_origins(self):
         server = self.serve(cors=["https://dash.example"])
-        preflight = ask(server, "OPTIONS", JOB + "x", Origin="https://dash.example", Access_Control_Request_Method="DELETE")
-        self.assertEqual((preflight.status, preflight.headers["access-control-allow-origin"]), (204, "https://dash.example"))
+        preflight = ask(server, "OPTIONS", JOB + "x", Origin="https://dash.example",
+                        Access_Control_Request_Method="DELETE")
+        self.assertEqual((preflight.status, preflight.headers["access-control-allow-origin"]),
+                         (204, "https://dash.example"))
         self.assertEqual(ask(server, "DELETE", JOB + "nonesuch", Origin="https://dash.example").status, 404)
         self.assertEqual(ask(server, "DELETE", JOB + "nonesuch", Origin="https://other.example").status, 403)
-        self.assertNotIn("access-control-allow-origin", ask(server, "GET", "/alpha/clusters", Origin="https://other.example").headers)
+        self.assertNotIn("access-control-allow-origin",
+                         ask(server, "GET", "/alpha/clusters", Origin="https://other.example").headers)
 
     def test_who_may_listen_where(self):
         def check(*arguments):
             aurora_rest.check_options(aurora_rest.parse_command_line(arguments, {}))
         check("--host=127.0.0.1")
         check("--host=0.0.0.0", "--allow-anonymous")
-        for arguments in (("--host=0.0.0.0",), ("--host=::",), ("--executor=external",), ("--application=tornado",), ("--parallel=0",),
-                          ("--port=70000",), ("--scheduler=x",), ("--scheduler=x=ftp://y",), ("--tls-key=x",)):
+        for arguments in (("--host=0.0.0.0",), ("--host=::",), ("--executor=external",),
+                          ("--application=tornado",), ("--parallel=0",),
+                          ("--port=70000",), ("--scheduler=x",), ("--scheduler=x=ftp://y",),
+                          ("--tls-key=x",)):
             with self.assertRaises(aurora_rest.UsageError):
                 check(*arguments)
-        for arguments, environment in ((("--nonsense",), {}), (("--port=x",), {}), ((), {"AURORA_REST_PORT": "x"})):
+        for arguments, environment in ((("--nonsense",), {}), (("--port=x",), {}),
+                                       ((), {"AURORA_REST_PORT": "x"})):
             with self.assertRaises(aurora_rest.UsageError):
                 aurora_rest.parse_command_line(arguments, environment)
 
@@ -4640,7 +5130,8 @@ class AccessTest(unittest.TestCase):
 class LimitsTest(unittest.TestCase):
     def serve(self, **limits):
         given = dict({"header_time": 0.5, "idle_time": 0.5, "send_time": 1}, **limits)
-        server = aurora_rest.Server(port=0, demo=aurora_rest.Demo(speed=0), evaluator=Serving.evaluator(), limits=given).start()
+        server = aurora_rest.Server(port=0, demo=aurora_rest.Demo(speed=0), evaluator=Serving.evaluator(),
+                                    limits=given).start()
         self.addCleanup(server.stop, 0.5)
         return server
 
@@ -4649,13 +5140,15 @@ class LimitsTest(unittest.TestCase):
         started = time.monotonic()
         self.assertEqual(statuses(raw(server, b"GET /alpha/version HTT")), [408])
         self.assertEqual(statuses(raw(server, b"")), [])
-        self.assertEqual(statuses(raw(server, b"GET /alpha/version HTTP/1.1\r\nHost: localhost\r\n\r\n")), [200])
+        self.assertEqual(statuses(raw(server, b"GET /alpha/version HTTP/1.1\r\nHost: localhost\r\n\r\n")),
+                         [200])
         self.assertLess(time.monotonic() - started, 8)
 
     def test_a_slow_body_is_408(self):
         server = self.serve(body_rate=1e9)
         server.http.GRACE = 0.2
-        data = raw(server, b"PUT %sx HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nabc" % JOB.encode())
+        data = raw(server, b"PUT %sx HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nabc" %
+                   JOB.encode())
         self.assertEqual(statuses(data), [408])
 
     def test_a_body_that_trickles_is_408(self):
@@ -4681,7 +5174,8 @@ class LimitsTest(unittest.TestCase):
             each.getresponse().read()
         self.assertEqual(ask(server, "GET", "/health").status, 200)
         self.assertEqual(server.http.refusals["idle"], 1)
-        with self.assertRaises((http.client.HTTPException, OSError)):       # the one that was idle for longest
+        # the one that was idle for longest
+        with self.assertRaises((http.client.HTTPException, OSError)):
             idle[0].request("GET", "/health")
             idle[0].getresponse()
 
@@ -4697,7 +5191,8 @@ class LimitsTest(unittest.TestCase):
         self.assertEqual(ask(server, "POST", JOB + "hello/inspect", source()).status, 200)
         held[0].sendall(b"y" * 8000)
         wait_for(lambda: server.http.bodies.all > 8000)
-        self.assertEqual(statuses(raw(server, head + b"Content-Length: 5000\r\n\r\n")), [503])      # over the caller's quarter
+        # over the caller's quarter
+        self.assertEqual(statuses(raw(server, head + b"Content-Length: 5000\r\n\r\n")), [503])
         for each in held:
             each.close()
         wait_for(lambda: not server.http.bodies.all and not server.http.bodies.by_caller)
@@ -4708,7 +5203,8 @@ class LimitsTest(unittest.TestCase):
             sock = socket.create_connection(("127.0.0.1", server.port))
             self.addCleanup(sock.close)
             body = json.dumps({"ownerRole": "x" * 5000}).encode()
-            sock.sendall(b"POST /alpha/rpc/devcluster/getJobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(
+            sock.sendall(b"POST /alpha/rpc/devcluster/getJobs HTTP/1.1\r\nHost: "
+                         b"localhost\r\nContent-Length: %d\r\n\r\n" % len(
                 body) + body)
             wait_for(lambda: any(c.busy for c in list(server.http.connections)))
             self.assertGreaterEqual(server.http.bodies.all, 5000)
@@ -4756,11 +5252,13 @@ class LimitsTest(unittest.TestCase):
         ask(server, "GET", "/alpha/version")
         wait_for(lambda: server.http.workers._idle <= 1)
         with mock.patch.object(server.http.workers, "_add", return_value=False), server.demo._lock:
-            hanging = [threading.Thread(target=ask, args=(server, "GET", "/alpha/jobs/devcluster/role%d" % n)) for n in range(6)]
+            hanging = [threading.Thread(target=ask,
+                    args=(server, "GET", "/alpha/jobs/devcluster/role%d" % n)) for n in range(6)]
             for each in hanging:
                 each.start()
             answer = ask(server, "GET", "/alpha/jobs/devcluster/late")
-            self.assertEqual((answer.status, answer.json["errors"]), (503, ["no thread was free in time; try again"]))
+            self.assertEqual((answer.status, answer.json["errors"]),
+                             (503, ["no thread was free in time; try again"]))
             self.assertEqual(ask(server, "GET", "/health").status, 200)
         for each in hanging:
             each.join()
@@ -4769,7 +5267,8 @@ class LimitsTest(unittest.TestCase):
 
     def test_a_thread_that_cannot_be_started_is_told(self):
         lines = []
-        server = aurora_rest.Server(port=0, demo=aurora_rest.Demo(speed=0), evaluator=Serving.evaluator(), log=lines.append,
+        server = aurora_rest.Server(port=0, demo=aurora_rest.Demo(speed=0), evaluator=Serving.evaluator(),
+                                    log=lines.append,
                                     limits={"queue_time": 1.0}).start()
         self.addCleanup(server.stop, 0.5)
         ask(server, "GET", "/alpha/version")
@@ -4794,14 +5293,16 @@ class LimitsTest(unittest.TestCase):
             answers = []
             requests = [(path, {"body": "x"}), (path, {}), (path + "?w%61it=0.3", {"If_None_Match": etag}),
                         (path + "?w%61it=0.3", {"If_None_Match": etag})] * 5
-            threads = [threading.Thread(target=lambda path=path, more=more: answers.append((bool(more.get("body")), "?" in path, ask(
+            threads = [threading.Thread(target=lambda path=path,
+                                        more=more: answers.append((bool(more.get("body")), "?" in path, ask(
                 server, "GET", path, **more).status))) for path, more in requests]
             for each in threads:
                 each.start()
             wait_for(lambda: len(answers) == 5 and sum(c.busy for c in list(server.http.connections)) == 15)
         for each in threads:
             each.join()
-        self.assertEqual(sorted(answers), sorted([(True, False, 400), (False, False, 200), (False, True, 304), (False, True, 304)] * 5))
+        self.assertEqual(sorted(answers), sorted([(True, False, 400), (False, False, 200), (False, True, 304),
+                                                  (False, True, 304)] * 5))
 
     def test_ready_is_known_within_a_second_whatever_the_clusters_and_however_busy_the_slots(self):
         hang = FakeScheduler(lambda sock, body: threading.Event().wait(2))
@@ -4809,7 +5310,8 @@ class LimitsTest(unittest.TestCase):
         good = FakeScheduler(answering(tiers_answer))
         self.addCleanup(good.close)
         clusters = dict({"dead%d" % n: hang.url for n in range(6)}, good=good.url)
-        server = aurora_rest.Server(port=0, clusters=clusters, evaluator=Serving.evaluator(), scheduler={"parallel": 1}).start()
+        server = aurora_rest.Server(port=0, clusters=clusters, evaluator=Serving.evaluator(),
+                                    scheduler={"parallel": 1}).start()
         self.addCleanup(server.stop, 0.5)
         scheduler = server.service.clusters["good"]
         scheduler.semaphore.enter(1)
@@ -4817,7 +5319,8 @@ class LimitsTest(unittest.TestCase):
         answer = ask(server, "GET", "/ready")
         self.assertLess(time.monotonic() - started, 2.5)
         scheduler.semaphore.leave()
-        self.assertEqual((answer.status, answer.json["clusters"]["good"]["ready"], answer.json["clusters"]["dead1"]["ready"]),
+        self.assertEqual((answer.status, answer.json["clusters"]["good"]["ready"],
+                          answer.json["clusters"]["dead1"]["ready"]),
                          (200, True, False))
         asked = len(good.requests)
         for _ in range(20):
@@ -4828,7 +5331,8 @@ class LimitsTest(unittest.TestCase):
         server = self.serve(connections=3, idle_time=30)
         held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
         wait_for(lambda: len(server.http.connections) == 3)
-        self.assertEqual(statuses(raw(server, b"GET /alpha/version HTTP/1.1\r\nHost: localhost\r\n\r\n")), [503])
+        self.assertEqual(statuses(raw(server, b"GET /alpha/version HTTP/1.1\r\nHost: localhost\r\n\r\n")),
+                         [503])
         for each in held:
             each.sendall(b"GET /alpha/version HTTP/1.1\r\nHost: localhost\r\n\r\n")
             self.assertTrue(each.recv(4096).startswith(b"HTTP/1.1 200"))
@@ -4854,7 +5358,8 @@ class LimitsTest(unittest.TestCase):
     def test_many_requests_on_one_connection_leave_room_for_others(self):
         server, turns = self.serve(), []
         soon = server.http.loop.soon
-        with mock.patch.object(server.http.loop, "soon", lambda function, *more: (turns.append(function.__name__), soon(
+        with mock.patch.object(server.http.loop, "soon", lambda function,
+                               *more: (turns.append(function.__name__), soon(
                 function, *more))):
             data = raw(server, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 99 +
                        b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n")
@@ -4877,7 +5382,8 @@ class LimitsTest(unittest.TestCase):
         busy.join()
         drain.join()
         with self.assertRaises(aurora_rest.ShuttingDown):
-            request = aurora_rest.Request(aurora_rest.parse_head(b"PUT %sx HTTP/1.1\r\nHost: localhost" % JOB.encode()), b"", "p", "i")
+            request = aurora_rest.Request(aurora_rest.parse_head(b"PUT %sx HTTP/1.1\r\nHost: localhost" %
+                    JOB.encode()), b"", "p", "i")
             server.service.prepare(request)
             server.service.answer(request, request.route)
 
@@ -4928,12 +5434,14 @@ class LimitsTest(unittest.TestCase):
         scheduler = server.service.clusters["devcluster"]
         scheduler.createJob(config("gone"))
         server.demo.advance(5)
-        update = scheduler.startJobUpdate(update_request(config("gone", "other")), None).result.startJobUpdateResult.key.id
+        update = scheduler.startJobUpdate(update_request(config("gone", "other")),
+                                          None).result.startJobUpdateResult.key.id
         path = JOB + "gone/updates/" + update
         server.demo.advance(120)
         self.assertEqual([ask(server, "GET", path).status for _ in range(2)], [200, 200])
         refusal = aurora_rest._Refusal("Invalid update")
-        with mock.patch.object(aurora_rest.Demo, "getJobUpdateDetails", side_effect=refusal):     # as some schedulers say it
+        # as some schedulers say it
+        with mock.patch.object(aurora_rest.Demo, "getJobUpdateDetails", side_effect=refusal):
             self.assertEqual([ask(server, "GET", path).status for _ in range(2)], [404, 404])
         self.assertEqual(ask(server, "GET", path).status, 200)
         with server.demo._lock:
@@ -4952,7 +5460,8 @@ class LimitsTest(unittest.TestCase):
         self.addCleanup(go_on.set)
         real = server.http.workers.queue
 
-        class SlowToSay:        # a queue whose takers are held up before they can say that they are idle no more
+        # a queue whose takers are held up before they can say that they are idle no more
+        class SlowToSay:
             def put(self, item):
                 real.put(item)
 
@@ -4967,7 +5476,8 @@ class LimitsTest(unittest.TestCase):
                 return item
         ask(server, "GET", "/alpha/jobs/devcluster/www-data")
         server.http.workers.queue = SlowToSay()
-        ask(server, "GET", "/alpha/jobs/devcluster/www-data")       # whoever was waiting in the other queue is through now
+        # whoever was waiting in the other queue is through now
+        ask(server, "GET", "/alpha/jobs/devcluster/www-data")
         ask(server, "GET", "/alpha/jobs/devcluster/www-data")
         held = threading.Event()
         server.http.run_in_worker(lambda: held.wait(5))
@@ -4990,7 +5500,8 @@ class LimitsTest(unittest.TestCase):
 
     def test_a_body_is_refused_before_it_is_held(self):
         server = self.serve(bodies=1000)
-        for line, status in ((b"PUT /nope", 404), (b"PUT /alpha/version", 405), (b"PUT %sx" % JOB.encode(), 503)):
+        for line, status in ((b"PUT /nope", 404), (b"PUT /alpha/version", 405),
+                             (b"PUT %sx" % JOB.encode(), 503)):
             data = raw(server, line + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n")
             self.assertEqual(statuses(data), [status])
         self.assertEqual(ask(server, "POST", JOB + "hello/inspect", source()).status, 200)
@@ -5010,7 +5521,8 @@ class LimitsTest(unittest.TestCase):
         done = threading.Event()
         for _ in range(3):
             done.clear()
-            server.http.loop._timers[:] = [aurora_rest.Timer((when + 3600, serial, function)) for when, serial, function in server.http.loop._timers]
+            server.http.loop._timers[:] = [aurora_rest.Timer((when + 3600, serial, function)) for when,
+                                           serial, function in server.http.loop._timers]
             server.http.call_soon(done.set)     # no timer will wake it; only this
             self.assertTrue(done.wait(10))
 
@@ -5054,9 +5566,11 @@ class LimitsTest(unittest.TestCase):
 
     def test_a_repeated_request_is_answered_although_the_first_caller_was_reset(self):
         demo = aurora_rest.Demo(speed=20)
-        server = aurora_rest.Server(port=0, demo=demo, evaluator=Serving.evaluator(), poll_interval=0.05).start()
+        server = aurora_rest.Server(port=0, demo=demo, evaluator=Serving.evaluator(),
+                                    poll_interval=0.05).start()
         self.addCleanup(server.stop, 0.5)
-        wait_for(lambda: ask(server, "GET", "/alpha/job/devcluster/www-data/prod/hello").json["stats"] == {"RUNNING": 2})
+        wait_for(lambda: ask(server, "GET",
+                             "/alpha/job/devcluster/www-data/prod/hello").json["stats"] == {"RUNNING": 2})
         path = "/alpha/job/devcluster/www-data/prod/hello/restart?shards=0&watch_secs=0.3&wait=20"
         sock = socket.create_connection(("127.0.0.1", server.port))
         sock.sendall(("PUT %s HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: z\r\n\r\n" % path).encode())
@@ -5064,7 +5578,8 @@ class LimitsTest(unittest.TestCase):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.close()
         again = ask(server, "PUT", path, Idempotency_Key="z")
-        self.assertEqual((again.status, again.json["reached"], again.headers["idempotency-replayed"]), (200, True, "true"))
+        self.assertEqual((again.status, again.json["reached"], again.headers["idempotency-replayed"]),
+                         (200, True, "true"))
         self.assertEqual(len(server.service.operations.all()), 1)
 
     def test_waiting_reads_that_are_the_same_are_all_answered(self):
@@ -5073,7 +5588,8 @@ class LimitsTest(unittest.TestCase):
         path = "/alpha/job/devcluster/www-data/prod/hello/config"
         etag = ask(server, "GET", path).headers["etag"]
         answers = []
-        threads = [threading.Thread(target=lambda: answers.append(ask(server, "GET", path + "?wait=0.5", If_None_Match=etag).status))
+        threads = [threading.Thread(target=lambda: answers.append(ask(server, "GET", path + "?wait=0.5",
+                If_None_Match=etag).status))
                    for _ in range(20)]
         for each in threads:
             each.start()
@@ -5092,12 +5608,17 @@ class FaultTest(unittest.TestCase):
         def hang(sock, body):
             threading.Event().wait(2)
         faults = (
-            (reset, 502), (lambda sock, body: None, 502), (hang, 504), (answering(lambda body: http_answer(500, b"<html>")), 502),
-            (answering(lambda body: http_answer(503, b"<html>")), 503), (answering(lambda body: http_answer(401)), 401),
-            (answering(lambda body: http_answer(403)), 403), (answering(lambda body: http_answer(200, b"<html>hi</html>")), 502),
+            (reset, 502), (lambda sock, body: None, 502), (hang, 504),
+            (answering(lambda body: http_answer(500, b"<html>")), 502),
+            (answering(lambda body: http_answer(503, b"<html>")), 503),
+            (answering(lambda body: http_answer(401)), 401),
+            (answering(lambda body: http_answer(403)), 403),
+            (answering(lambda body: http_answer(200, b"<html>hi</html>")), 502),
             (answering(lambda body: http_answer(200, tiers_answer(body)[-40:-20])), 502),
-            (answering(lambda body: thrift_answer(body, 6)), 503), (answering(lambda body: thrift_answer(body, 2)), 502),
-            (answering(lambda body: http_answer(200, b"\x80\x01\0\x02\0\0\0\x07getJobs\0\0\0\0" + b"\x0c\0\x02" * 20000)), 502))
+            (answering(lambda body: thrift_answer(body, 6)), 503),
+            (answering(lambda body: thrift_answer(body, 2)), 502),
+            (answering(lambda body: http_answer(200, b"\x80\x01\0\x02\0\0\0\x07getJobs\0\0\0\0" +
+                                                b"\x0c\0\x02" * 20000)), 502))
         for script, status in faults:
             with FakeScheduler(script) as fake, aurora_rest.Server(
                     port=0, clusters={"far": fake.url}, evaluator=Serving.evaluator(),
@@ -5108,7 +5629,8 @@ class FaultTest(unittest.TestCase):
                 kill = ask(server, "DELETE", "/alpha/job/far/www-data/devel/x")
                 self.assertEqual(kill.status, status, kill)
                 self.assertLess(time.monotonic() - started, 5)
-                self.assertLessEqual(sum(b"killTasks" in body for _, body in fake.requests), 4 if status == 503 else 1, status)
+                self.assertLessEqual(sum(b"killTasks" in body for _, body in fake.requests), 4
+                                     if status == 503 else 1, status)
                 gate = server.service.clusters["far"].semaphore
                 self.assertEqual((gate.inside, gate.waiting), (0, 0))
                 self.assertEqual(ask(server, "GET", "/health").status, 200)
@@ -5128,11 +5650,13 @@ class FaultTest(unittest.TestCase):
             wait_for(lambda: ask(server, "GET", "/alpha/jobs/late/www-data").status == 200)
             self.assertEqual(ask(server, "GET", "/ready").json["clusters"]["late"]["ready"], True)
             missing = ask(server, "GET", "/alpha/jobs/early/www-data")
-            self.assertEqual((missing.status, missing.json["errors"]), (404, ["unknown cluster early; known: late"]))
+            self.assertEqual((missing.status, missing.json["errors"]),
+                             (404, ["unknown cluster early; known: late"]))
 
     def test_a_scheduler_that_comes_back_without_a_leader_closes_the_circuit(self):
         leaderless = [True]
-        with FakeScheduler(answering(lambda body: http_answer(503) if leaderless[0] else tiers_answer(body))) as fake:
+        with FakeScheduler(answering(lambda body: http_answer(503) if leaderless[0]
+                                     else tiers_answer(body))) as fake:
             scheduler = aurora_rest.Scheduler(fake.url, retry_for=0.0)
             scheduler.network.circuit(scheduler._named[0]).failures = 10
             with self.assertRaises(aurora_rest.NoLeader):
@@ -5145,10 +5669,14 @@ class FaultTest(unittest.TestCase):
         import random
         chance = random.Random(20)
         times = int(os.environ.get("AURORA_REST_FUZZ", "1"))
-        seeds = [b"GET /alpha/jobs/devcluster/www-data?limit=1 HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n",
-                 b"PUT /alpha/job/devcluster/www-data/devel/x?shards=1-3 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nabcde",
-                 b"POST /alpha/rpc/devcluster/getJobs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"]
-        pieces = [b"\r\n", b"\n", b"\0", b" ", b":", b"%", b"chunked", b"Content-Length: 3\r\n", b"\xff", b"9" * 30, b"HTTP/1.1", b"/",
+        seeds = [b"GET /alpha/jobs/devcluster/www-data?limit=1 HTTP/1.1\r\nHost: "
+                 b"localhost\r\nAccept-Encoding: gzip\r\n\r\n",
+                 b"PUT /alpha/job/devcluster/www-data/devel/x?shards=1-3 HTTP/1.1\r\nHost: "
+                 b"localhost\r\nContent-Length: 5\r\n\r\nabcde",
+                 b"POST /alpha/rpc/devcluster/getJobs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: "
+                 b"chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"]
+        pieces = [b"\r\n", b"\n", b"\0", b" ", b":", b"%", b"chunked", b"Content-Length: 3\r\n", b"\xff",
+                  b"9" * 30, b"HTTP/1.1", b"/",
                   b"Expect: 100-continue\r\n", b"wait=0.01&", b"If-None-Match: *\r\n"]
 
         def mutated(data):
@@ -5164,7 +5692,8 @@ class FaultTest(unittest.TestCase):
                     del data[at:at + chance.randint(1, 20)]
             return bytes(data)
         lines = []
-        with aurora_rest.Server(port=0, demo=aurora_rest.Demo(speed=0), evaluator=Serving.evaluator(), log=lines.append) as server:
+        with aurora_rest.Server(port=0, demo=aurora_rest.Demo(speed=0), evaluator=Serving.evaluator(),
+                                log=lines.append) as server:
             for _ in range(25 * times):
                 with socket.create_connection(("127.0.0.1", server.port), timeout=5) as sock:
                     with contextlib.suppress(OSError):
@@ -5180,7 +5709,8 @@ class FaultTest(unittest.TestCase):
             self.assertEqual(ask(server, "GET", "/alpha/jobs/devcluster/www-data").status, 200)
         self.assertFalse([line for line in lines if line.startswith("error") or "status=500" in line])
         good = aurora_rest.encode_reply(BINARY, "getJobs", 0, api.Response(
-            responseCode=1, details=[], result=api.Result(getJobsResult=api.GetJobsResult(configs={config().replace()}))))
+            responseCode=1, details=[],
+            result=api.Result(getJobsResult=api.GetJobsResult(configs={config().replace()}))))
         for _ in range(2000 * times):
             data = mutated(good)
             for wanted in (None, aurora_rest.projection("job keys")):
@@ -5193,9 +5723,11 @@ class ProcessTest(unittest.TestCase):
 
     def start(self, *arguments, **environment):
         clean = {name: value for name, value in os.environ.items() if not name.startswith("AURORA_")}
-        process = subprocess.Popen([sys.executable, os.path.join(HERE, "aurora_rest.py"), *arguments], stderr=subprocess.PIPE,
+        process = subprocess.Popen([sys.executable, os.path.join(HERE, "aurora_rest.py"), *arguments],
+                                   stderr=subprocess.PIPE,
                                    stdout=subprocess.PIPE, text=True, env=dict(clean, **environment))
-        self.addCleanup(lambda: (process.kill(), process.wait(), process.stdout.close(), process.stderr.close()))
+        self.addCleanup(lambda: (process.kill(), process.wait(), process.stdout.close(),
+                                 process.stderr.close()))
         return process
 
     def serve(self, *arguments, **environment):
@@ -5211,7 +5743,8 @@ class ProcessTest(unittest.TestCase):
         return process, made, lines
 
     def test_the_original_command_line_serves_and_sigterm_ends_it_with_0(self):
-        process, server, _ = self.serve("--executor=internal", "--application=thread", "--parallel=4", "--demo")
+        process, server, _ = self.serve("--executor=internal", "--application=thread", "--parallel=4",
+                                        "--demo")
         self.assertEqual(ask(server, "GET", "/alpha/jobs/devcluster/www-data").json["count"], 2)
         self.assertEqual(ask(server, "PUT", JOB + "hello", source()).status, 201)
         process.send_signal(signal.SIGTERM)
@@ -5220,8 +5753,10 @@ class ProcessTest(unittest.TestCase):
 
     def test_stopping_lets_requests_finish_ends_streams_and_tells_of_operations(self):
         process, server, _ = self.serve("--demo", "--poll-interval=0.1")
-        wait_for(lambda: ask(server, "GET", "/alpha/job/devcluster/www-data/prod/hello").json["stats"] == {"RUNNING": 2})
-        operation = ask(server, "PUT", "/alpha/job/devcluster/www-data/prod/hello/restart?watch_secs=100&wait=1&shards=0")
+        wait_for(lambda: ask(server, "GET",
+                             "/alpha/job/devcluster/www-data/prod/hello").json["stats"] == {"RUNNING": 2})
+        operation = ask(server, "PUT",
+                        "/alpha/job/devcluster/www-data/prod/hello/restart?watch_secs=100&wait=1&shards=0")
         self.assertEqual(operation.status, 202) if operation.json.get("reached") else None
         stream = Events(server, "/alpha/job/devcluster/www-data/prod/hello/events")
         stream.next()
@@ -5233,12 +5768,15 @@ class ProcessTest(unittest.TestCase):
                 kinds.append(stream.next()[1])
         self.assertEqual(kinds[-1], "end")
         self.assertEqual(process.wait(20), 0)
-        self.assertRegex(process.stderr.read(), r"operation id=\S+ kind=restart key=devcluster/www-data/prod/hello interrupted: 0 of 2 done")
+        self.assertRegex(process.stderr.read(),
+                r"operation id=\S+ kind=restart key=devcluster/www-data/prod/hello interrupted: 0 of 2 done")
         stream.close()
 
     def test_options_that_cannot_be_followed_are_one_line_and_exit_2(self):
-        for arguments in (("--executor=mesos",), ("--application=tornado",), ("--host=0.0.0.0",), ("--nonsense",), ("--port=x",),
-                          ("--tokens=/nonexistent",), ("--clusters=/nonexistent",), ("--demo=a b",), ("--parallel=0",)):
+        for arguments in (("--executor=mesos",), ("--application=tornado",), ("--host=0.0.0.0",),
+                          ("--nonsense",), ("--port=x",),
+                          ("--tokens=/nonexistent",), ("--clusters=/nonexistent",), ("--demo=a b",),
+                          ("--parallel=0",)):
             process = self.start(*arguments)
             out, err = process.communicate(timeout=20)
             self.assertEqual((process.returncode, out, err.count("\n")), (2, "", 1), (arguments, err))
@@ -5274,7 +5812,8 @@ class ProcessTest(unittest.TestCase):
         self.addCleanup(os.close, source_end)
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        process = subprocess.Popen([sys.executable, os.path.join(HERE, "aurora_rest.py"), "--demo", "--port=%d" % port],
+        process = subprocess.Popen([sys.executable, os.path.join(HERE, "aurora_rest.py"), "--demo",
+                                    "--port=%d" % port],
                                    stderr=target_end, stdout=subprocess.DEVNULL)
         self.addCleanup(lambda: (process.kill(), process.wait()))
         os.close(target_end)
@@ -5286,7 +5825,8 @@ class ProcessTest(unittest.TestCase):
         wait_for(answers)
         padding = "x" * 7000
         for _ in range(1500):       # ten times what a pipe and the log's own room hold
-            self.assertEqual(statuses(raw(server, b"GET /alpha/version HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: %s\r\n"
+            self.assertEqual(statuses(raw(server,
+                    b"GET /alpha/version HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: %s\r\n"
                                           b"Connection: close\r\n\r\n" % padding[:128].encode())), [200])
         process.send_signal(signal.SIGTERM)
         self.assertEqual(process.wait(20), 0)
@@ -5325,7 +5865,8 @@ class ProcessTest(unittest.TestCase):
     def test_it_serves_with_a_closed_standard_error(self):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        command = "exec %s %s --demo --port=%d 2>&-" % (sys.executable, os.path.join(HERE, "aurora_rest.py"), port)
+        command = "exec %s %s --demo --port=%d 2>&-" % (sys.executable, os.path.join(HERE, "aurora_rest.py"),
+                                                        port)
         process = subprocess.Popen(["sh", "-c", command], stdout=subprocess.DEVNULL)
         self.addCleanup(lambda: (process.kill(), process.wait()))
         server = type("Running", (), {"port": port})()
@@ -5340,17 +5881,21 @@ class ProcessTest(unittest.TestCase):
     def test_a_loop_that_dies_ends_the_process_with_a_reason(self):
         code = ("import sys, aurora_rest\n"
                 "def turn(self): raise OSError('select failed')\n"
-                "aurora_rest._greet = lambda server, log: setattr(aurora_rest.Loop, 'turn', turn) or server.http.loop.soon(print)\n"
+                "aurora_rest._greet = lambda server, log: setattr(aurora_rest.Loop, 'turn', turn) or "
+                "server.http.loop.soon(print)\n"
                 "sys.exit(aurora_rest.main(['--demo', '--port=0']))\n")
-        done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, timeout=30)
+        done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True,
+                              timeout=30)
         self.assertEqual(done.returncode, 1, done.stderr)
         self.assertIn("select failed", done.stderr)
         self.assertNotIn("Traceback", done.stderr)
 
     def test_an_error_of_ours_at_the_start_is_one_line(self):
-        code = ("import sys, aurora_rest\ndef broken(*_): raise KeyError('x')\naurora_rest._supervise = broken\n"
+        code = ("import sys, aurora_rest\ndef broken(*_): raise KeyError('x')\naurora_rest._supervise = "
+                "broken\n"
                 "sys.exit(aurora_rest.main(['--demo', '--port=0', '--quiet']))\n")
-        done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, timeout=30)
+        done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True,
+                              timeout=30)
         self.assertEqual(done.returncode, 1)
         self.assertRegex(done.stderr, "error KeyError: 'x' at line")
 
@@ -5369,11 +5914,13 @@ class ProcessTest(unittest.TestCase):
                 shutil.copy(os.path.join(old, part), live[part])
             tokens = os.path.join(folder, "tokens")
             open(tokens, "w").close()
-            process, server, lines = self.serve("--demo", "--tls-cert", live["cert"], "--tls-key", live["key"], "--tokens", tokens)
+            process, server, lines = self.serve("--demo", "--tls-cert", live["cert"], "--tls-key",
+                                                live["key"], "--tokens", tokens)
 
             def trusted(which):
                 context = ssl.create_default_context(cafile=os.path.join(which, "cert"))
-                connection = http.client.HTTPSConnection("localhost", server.port, context=context, timeout=10)
+                connection = http.client.HTTPSConnection("localhost", server.port, context=context,
+                                                         timeout=10)
                 try:
                     connection.request("GET", "/alpha/version")
                     return connection.getresponse().status == 200
@@ -5388,7 +5935,8 @@ class ProcessTest(unittest.TestCase):
                     lines.append(process.stderr.readline())
                 return lines.pop()
             self.assertTrue(trusted(old))
-            shutil.copy(os.path.join(new, "cert"), live["cert"])        # renewed, and its key is not there yet
+            # renewed, and its key is not there yet
+            shutil.copy(os.path.join(new, "cert"), live["cert"])
             token, line = aurora_rest.new_token("a:read")
             with open(tokens, "w", encoding="utf-8") as stream:
                 stream.write(line)
@@ -5409,7 +5957,8 @@ class ProcessTest(unittest.TestCase):
             cert, key = certificate(folder)
             _, server, _ = self.serve("--demo", "--tls-cert", cert, "--tls-key", key)
             context = ssl.create_default_context(cafile=cert)
-            for request in (b"GET /alpha/version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", b"nonsense\r\n\r\n"):
+            for request in (b"GET /alpha/version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+                            b"nonsense\r\n\r\n"):
                 with socket.create_connection(("127.0.0.1", server.port)) as sock, context.wrap_socket(
                         sock, server_hostname="localhost", suppress_ragged_eofs=False) as tls:
                     tls.sendall(request)
@@ -5428,17 +5977,21 @@ class ProcessTest(unittest.TestCase):
                 stream.write("")
             process, server, _ = self.serve("--demo", "--tokens", path)
             token, line = aurora_rest.new_token("a:read")
-            self.assertEqual(ask(server, "GET", "/alpha/clusters", Authorization="Bearer " + token).status, 401)
+            self.assertEqual(ask(server, "GET", "/alpha/clusters", Authorization="Bearer " + token).status,
+                             401)
             with open(path, "w", encoding="utf-8") as stream:
                 stream.write(line)
             process.send_signal(signal.SIGHUP)
-            wait_for(lambda: ask(server, "GET", "/alpha/clusters", Authorization="Bearer " + token).status == 200)
+            wait_for(lambda: ask(server, "GET", "/alpha/clusters", Authorization="Bearer " +
+                                 token).status == 200)
 
     def test_systemd_is_told_and_its_socket_used(self):
-        with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX,
+                socket.SOCK_DGRAM) as told:
             told.bind(os.path.join(folder, "notify"))
             told.settimeout(20)
-            process, _, _ = self.serve("--demo", NOTIFY_SOCKET=os.path.join(folder, "notify"), WATCHDOG_USEC="200000")
+            process, _, _ = self.serve("--demo", NOTIFY_SOCKET=os.path.join(folder, "notify"),
+                                       WATCHDOG_USEC="200000")
             self.assertEqual([told.recv(100), told.recv(100)], [b"READY=1", b"WATCHDOG=1"])
             process.send_signal(signal.SIGTERM)
             self.assertEqual(process.wait(15), 0)
@@ -5455,7 +6008,8 @@ class ProcessTest(unittest.TestCase):
                 connection.request("GET", path)
                 self.assertEqual(connection.getresponse().read()[:1], b"{")
             connection.close()
-            plain = raw(server, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")      # not TLS: closed, and the server lives
+            # not TLS: closed, and the server lives
+            plain = raw(server, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             self.assertNotIn(b"HTTP/1.1 200", plain)
 
     @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate")
@@ -5468,7 +6022,8 @@ class ProcessTest(unittest.TestCase):
                 context = ssl.create_default_context(cafile=cert)
                 if own:
                     context.load_cert_chain(cert, key)
-                connection = http.client.HTTPSConnection("localhost", server.port, context=context, timeout=10)
+                connection = http.client.HTTPSConnection("localhost", server.port, context=context,
+                                                         timeout=10)
                 try:
                     connection.request("GET", "/alpha/jobs/devcluster/www-data")
                     served = connection.getresponse().status == 200
@@ -5503,7 +6058,8 @@ class DemoTest(unittest.TestCase):
 
     def tasks(self, name="hello", **query):
         found = self.ok("getTasksStatus", api.TaskQuery(jobName=name, **query)).scheduleStatusResult.tasks
-        return sorted(found, key=lambda t: (t.assignedTask.instanceId, t.taskEvents[0].timestamp, -len(t.taskEvents)))
+        return sorted(found, key=lambda t: (t.assignedTask.instanceId, t.taskEvents[0].timestamp,
+                                            -len(t.taskEvents)))
 
     def states(self, name="hello", **query):
         return [S.name_of(task.status) for task in self.tasks(name, **query)]
@@ -5520,20 +6076,24 @@ class DemoTest(unittest.TestCase):
         return result.startJobUpdateResult.key
 
     def details(self, key):
-        return self.ok("getJobUpdateDetails", None, api.JobUpdateQuery(key=key)).getJobUpdateDetailsResult.detailsList[0]
+        return self.ok("getJobUpdateDetails", None,
+                       api.JobUpdateQuery(key=key)).getJobUpdateDetailsResult.detailsList[0]
 
     def status(self, key):
         return U.name_of(self.details(key).update.summary.state.status)
 
     def actions(self, key):
-        return [(event.instanceId, api.JobUpdateAction.name_of(event.action)) for event in self.details(key).instanceEvents]
+        return [(event.instanceId, api.JobUpdateAction.name_of(event.action))
+                for event in self.details(key).instanceEvents]
 
     def test_docker_and_revocable_offers_are_there_only_where_the_cluster_has_them(self):
         docker = api.Container(docker=api.DockerContainer(image="x"))
         text = "This scheduler is not configured to allow the container type DOCKER"
         self.refused("INVALID_REQUEST", text, "createJob", config(container=docker))
-        parameters = api.Container(docker=api.DockerContainer(image="x", parameters=[api.DockerParameter(name="a", value="b")]))
-        self.refused("INVALID_REQUEST", "configured to disallow Docker parameters.", "createJob", config(container=parameters))
+        parameters = api.Container(docker=api.DockerContainer(image="x",
+                parameters=[api.DockerParameter(name="a", value="b")]))
+        self.refused("INVALID_REQUEST", "configured to disallow Docker parameters.", "createJob",
+                     config(container=parameters))
         self.create("spare", tier="revocable")
         self.assertEqual(self.states("spare"), ["PENDING"])
         reasons = self.ok("getPendingReason", api.TaskQuery(jobName="spare")).getPendingReasonResult.reasons
@@ -5542,7 +6102,8 @@ class DemoTest(unittest.TestCase):
         self.create("boxed", container=docker)
         self.create("spare", tier="revocable")
         self.assertEqual(self.states("boxed") + self.states("spare"), ["RUNNING"] * 2)
-        self.refused("INVALID_REQUEST", "disallow Docker parameters", "createJob", config("p", container=parameters))
+        self.refused("INVALID_REQUEST", "disallow Docker parameters", "createJob",
+                     config("p", container=parameters))
 
     def test_what_fits_nowhere_waits_for_its_back_off(self):
         hosts = api.Hosts(hostNames=set(self.demo.hosts))
@@ -5567,9 +6128,12 @@ class DemoTest(unittest.TestCase):
     def test_thrifts_go_client_is_understood(self):
         url = self.demo.start()
         self.addCleanup(self.demo.stop)
-        body = aurora_rest.encode_message(aurora_rest.TJSON, "getTierConfigs", 1, 7, api.method("getTierConfigs").arguments())
-        head = ("POST /api HTTP/1.1\r\nHost: localhost\r\nAccept: application/vnd.apache.thrift.json\r\nConnection: close\r\n"
-                "Content-Type: application/x-thrift\r\nContent-Type: application/x-thrift\r\nContent-Length: %d\r\n\r\n" % len(body))
+        body = aurora_rest.encode_message(aurora_rest.TJSON, "getTierConfigs", 1, 7,
+                                          api.method("getTierConfigs").arguments())
+        head = ("POST /api HTTP/1.1\r\nHost: localhost\r\nAccept: "
+                "application/vnd.apache.thrift.json\r\nConnection: close\r\n"
+                "Content-Type: application/x-thrift\r\nContent-Type: "
+                "application/x-thrift\r\nContent-Length: %d\r\n\r\n" % len(body))
         server = type("Running", (), {"port": int(url.rsplit(":", 1)[1])})()
         self.assertEqual(statuses(raw(server, head.encode() + body)), [200])
 
@@ -5577,13 +6141,17 @@ class DemoTest(unittest.TestCase):
         self.create("blank")
         self.ok("scheduleCronJob", cron_config("later"))
         for role in ("", " "):
-            self.assertEqual({job.key.name for job in self.ok("getJobs", role).getJobsResult.configs}, {"blank"})
-            self.assertEqual({each.job.key.name for each in self.ok("getJobSummary", role).jobSummaryResult.summaries}, {"blank"})
-        self.assertEqual({job.key.name for job in self.ok("getJobs", None).getJobsResult.configs}, {"blank", "later"})
+            self.assertEqual({job.key.name for job in self.ok("getJobs", role).getJobsResult.configs},
+                             {"blank"})
+            self.assertEqual({each.job.key.name for each in self.ok("getJobSummary",
+                    role).jobSummaryResult.summaries}, {"blank"})
+        self.assertEqual({job.key.name for job in self.ok("getJobs", None).getJobsResult.configs},
+                         {"blank", "later"})
 
     def test_what_is_due_and_fails_is_nobodys_call(self):
         job = cron_config("odd")
-        job.key = api.JobKey(role="www-data", environment="devel", name="other")        # its tasks collide at the second run
+        # its tasks collide at the second run
+        job.key = api.JobKey(role="www-data", environment="devel", name="other")
         job.cronSchedule = "* * * * *"
         self.ok("scheduleCronJob", job)
         for _ in range(4):
@@ -5609,8 +6177,10 @@ class DemoTest(unittest.TestCase):
         self.ok("restartShards", config().key, {0})
         self.demo.advance(2)
         old, new = self.tasks()
-        self.assertEqual(self.events(old)[-2:], [("RESTARTING", "Restarted by UNSECURE"), ("KILLED", "Instructed to kill task.")])
-        self.assertEqual((self.events(new)[0], new.ancestorId), (("PENDING", "Rescheduled"), old.assignedTask.taskId))
+        self.assertEqual(self.events(old)[-2:], [("RESTARTING", "Restarted by UNSECURE"),
+                                                 ("KILLED", "Instructed to kill task.")])
+        self.assertEqual((self.events(new)[0], new.ancestorId),
+                         (("PENDING", "Rescheduled"), old.assignedTask.taskId))
 
     def test_a_pending_task_that_is_killed_disappears(self):
         self.create(constraints={api.Constraint(name="rack", constraint=api.TaskConstraint(
@@ -5618,7 +6188,8 @@ class DemoTest(unittest.TestCase):
         self.assertEqual(self.states(), ["PENDING"])
         self.ok("killTasks", config().key, None, "bye")
         self.assertEqual(self.states(), [])
-        self.assertEqual(self.call("killTasks", config().key, None, None).details[0].message, "No tasks to kill.")
+        self.assertEqual(self.call("killTasks", config().key, None, None).details[0].message,
+                         "No tasks to kill.")
 
     def test_failures_are_counted_and_retried_within_max_task_failures(self):
         job = config(command="exit 1", service=False, maxTaskFailures=2)
@@ -5668,7 +6239,8 @@ class DemoTest(unittest.TestCase):
         self.assertEqual(self.states(), [])
 
     def test_constraints_and_capacity_decide_where_tasks_go(self):
-        limit = {api.Constraint(name="host", constraint=api.TaskConstraint(limit=api.LimitConstraint(limit=1)))}
+        limit = {api.Constraint(name="host",
+                                constraint=api.TaskConstraint(limit=api.LimitConstraint(limit=1)))}
         self.create("spread", 7, constraints=limit)
         hosts = [task.assignedTask.slaveHost for task in self.tasks("spread") if task.status == S.RUNNING]
         self.assertEqual((len(hosts), len(set(hosts))), (6, 6))
@@ -5676,11 +6248,13 @@ class DemoTest(unittest.TestCase):
         self.assertEqual([r.reason for r in reasons], ["Limit not satisfied: host"])
         self.create("apart", 2, constraints={api.Constraint(name="rack", constraint=api.TaskConstraint(
             value=api.ValueConstraint(negated=True, values={"rack-a", "rack-b"})))})
-        self.assertTrue(all(self.demo.hosts[t.assignedTask.slaveHost].attributes["rack"] == {"rack-c"} for t in self.tasks("apart")))
+        self.assertTrue(all(self.demo.hosts[t.assignedTask.slaveHost].attributes["rack"] == {"rack-c"}
+                            for t in self.tasks("apart")))
         self.create("web", constraints={api.Constraint(name="dedicated", constraint=api.TaskConstraint(
             value=api.ValueConstraint(negated=False, values={"www-data/web"})))})
         self.assertEqual(self.tasks("web")[0].assignedTask.slaveHost, "demo-dedicated")
-        self.create("huge", resources={api.Resource(numCpus=99.0), api.Resource(ramMb=1 << 30), api.Resource(diskMb=1)})
+        self.create("huge", resources={api.Resource(numCpus=99.0), api.Resource(ramMb=1 << 30),
+                                       api.Resource(diskMb=1)})
         reasons = self.ok("getPendingReason", api.TaskQuery(jobName="huge")).getPendingReasonResult.reasons
         self.assertEqual({r.reason for r in reasons}, {"Insufficient: RAM,Insufficient: CPU"})
 
@@ -5700,21 +6274,26 @@ class DemoTest(unittest.TestCase):
         self.demo.advance(60)
         details = self.details(back)
         self.assertEqual([(U.name_of(e.status), e.message) for e in details.updateEvents], [
-            ("ROLLING_FORWARD", "go"), ("ROLLING_BACK", "Latest failure: instance 0 exited."), ("ROLLED_BACK", None)])
-        self.assertEqual(self.actions(back), [(0, "INSTANCE_UPDATING"), (0, "INSTANCE_UPDATE_FAILED"), (0, "INSTANCE_ROLLING_BACK"),
+            ("ROLLING_FORWARD", "go"), ("ROLLING_BACK", "Latest failure: instance 0 exited."),
+            ("ROLLED_BACK", None)])
+        self.assertEqual(self.actions(back), [(0, "INSTANCE_UPDATING"), (0, "INSTANCE_UPDATE_FAILED"),
+                                              (0, "INSTANCE_ROLLING_BACK"),
                                               (0, "INSTANCE_ROLLED_BACK")])
         stopped = self.update(config(command="exit 1", count=2), rollbackOnFailure=False)
         self.demo.advance(60)
         self.assertEqual(self.status(stopped), "FAILED")
-        tolerant = self.update(config(command="exit 1", count=2), maxPerInstanceFailures=1, maxFailedInstances=2)
+        tolerant = self.update(config(command="exit 1", count=2), maxPerInstanceFailures=1,
+                               maxFailedInstances=2)
         self.demo.advance(600)
         self.assertEqual(self.status(tolerant), "ROLLED_FORWARD")
 
     def test_strategies_group_instances(self):
         for strategy, groups in (
                 (api.JobUpdateStrategy(queueStrategy=api.QueueJobUpdateStrategy(groupSize=2)), [2]),
-                (api.JobUpdateStrategy(batchStrategy=api.BatchJobUpdateStrategy(groupSize=3, autopauseAfterBatch=False)), [3]),
-                (api.JobUpdateStrategy(varBatchStrategy=api.VariableBatchJobUpdateStrategy(groupSizes=[1, 2], autopauseAfterBatch=False)),
+                (api.JobUpdateStrategy(batchStrategy=api.BatchJobUpdateStrategy(groupSize=3,
+                        autopauseAfterBatch=False)), [3]),
+                (api.JobUpdateStrategy(varBatchStrategy=api.VariableBatchJobUpdateStrategy(groupSizes=[1, 2],
+                        autopauseAfterBatch=False)),
                  [1, 2])):
             name = "group%d" % groups[0]
             self.create(name, 5)
@@ -5752,10 +6331,12 @@ class DemoTest(unittest.TestCase):
 
     def test_autopause_pauses_between_batches(self):
         self.create(count=3)
-        strategy = api.JobUpdateStrategy(batchStrategy=api.BatchJobUpdateStrategy(groupSize=2, autopauseAfterBatch=True))
+        strategy = api.JobUpdateStrategy(batchStrategy=api.BatchJobUpdateStrategy(groupSize=2,
+                autopauseAfterBatch=True))
         key = self.update(config(command="v2", count=3), updateStrategy=strategy)
         self.demo.advance(60)
-        self.assertEqual((self.status(key), self.details(key).updateEvents[-1].message), ("ROLL_FORWARD_PAUSED", "Update auto paused"))
+        self.assertEqual((self.status(key), self.details(key).updateEvents[-1].message),
+                         ("ROLL_FORWARD_PAUSED", "Update auto paused"))
         self.ok("resumeJobUpdate", key, None)
         self.demo.advance(60)
         self.assertEqual(self.status(key), "ROLLED_FORWARD")
@@ -5765,16 +6346,19 @@ class DemoTest(unittest.TestCase):
         key = self.update(config(command="v2"), blockIfNoPulsesAfterMs=60000)
         self.demo.advance(300)
         self.assertEqual(self.status(key), "ROLL_FORWARD_AWAITING_PULSE")
-        self.assertEqual(self.ok("pulseJobUpdate", key).pulseJobUpdateResult.status, api.JobUpdatePulseStatus.OK)
+        self.assertEqual(self.ok("pulseJobUpdate", key).pulseJobUpdateResult.status,
+                         api.JobUpdatePulseStatus.OK)
         self.demo.advance(10)
         self.assertEqual(self.status(key), "ROLLED_FORWARD")
-        self.assertEqual(self.ok("pulseJobUpdate", key).pulseJobUpdateResult.status, api.JobUpdatePulseStatus.FINISHED)
+        self.assertEqual(self.ok("pulseJobUpdate", key).pulseJobUpdateResult.status,
+                         api.JobUpdatePulseStatus.FINISHED)
 
     def test_updates_are_steered_by_the_state_machine(self):
         self.create(count=2)
         key = self.update(config(command="v2", count=2))
         self.refused("JOB_UPDATING_ERROR", "Job is currently updating", "killTasks", config().key, None, None)
-        self.refused("JOB_UPDATING_ERROR", "Job is currently updating", "addInstances", api.InstanceKey(config().key, 0), 1)
+        self.refused("JOB_UPDATING_ERROR", "Job is currently updating", "addInstances",
+                     api.InstanceKey(config().key, 0), 1)
         self.refused("INVALID_REQUEST", "An active update already exists", "startJobUpdate",
                      update_request(config(command="v3", count=2)), None)
         self.ok("pauseJobUpdate", key, None)
@@ -5784,15 +6368,20 @@ class DemoTest(unittest.TestCase):
         self.ok("rollbackJobUpdate", key, None)
         self.demo.advance(60)
         self.assertEqual(self.status(key), "ROLLED_BACK")
-        self.refused("INVALID_REQUEST", "Cannot transition update from ROLLED_BACK to ABORTED", "abortJobUpdate", key, None)
-        self.refused("INVALID_REQUEST", "Cannot transition update from ROLLED_BACK to null", "pauseJobUpdate", key, None)
-        self.refused("INVALID_REQUEST", "Update does not exist", "resumeJobUpdate", api.JobUpdateKey(job=config().key, id="x"), None)
+        self.refused("INVALID_REQUEST", "Cannot transition update from ROLLED_BACK to ABORTED",
+                     "abortJobUpdate", key, None)
+        self.refused("INVALID_REQUEST", "Cannot transition update from ROLLED_BACK to null", "pauseJobUpdate",
+                     key, None)
+        self.refused("INVALID_REQUEST", "Update does not exist", "resumeJobUpdate",
+                     api.JobUpdateKey(job=config().key, id="x"), None)
         same = self.call("startJobUpdate", update_request(config(count=2)), None)
-        self.assertEqual((same.result, same.details[0].message), (None, "Job is unchanged by proposed update."))
+        self.assertEqual((same.result, same.details[0].message),
+                         (None, "Job is unchanged by proposed update."))
 
     def test_an_update_of_some_instances_leaves_the_others(self):
         self.create(count=3)
-        key = self.update(config(command="v2", count=3), updateOnlyTheseInstances={api.Range(first=1, last=1)})
+        key = self.update(config(command="v2", count=3),
+                          updateOnlyTheseInstances={api.Range(first=1, last=1)})
         self.demo.advance(60)
         self.assertEqual({i for i, _ in self.actions(key)}, {1})
         self.refused("INVALID_REQUEST", "irrelevant", "startJobUpdate", update_request(
@@ -5802,20 +6391,25 @@ class DemoTest(unittest.TestCase):
 
     def test_cron_jobs_run_at_their_time_by_their_policy(self):
         job = config("cron", "sleep 5000", service=False)
-        self.ok("scheduleCronJob", job.replace(cronSchedule="*/5 * * * *", cronCollisionPolicy=api.CronCollisionPolicy.CANCEL_NEW))
+        self.ok("scheduleCronJob", job.replace(cronSchedule="*/5 * * * *",
+                                               cronCollisionPolicy=api.CronCollisionPolicy.CANCEL_NEW))
         self.demo.advance(301)
         self.assertEqual(len(self.states("cron")), 1)
         self.ok("startCronJob", job.key)
         self.demo.advance(5)
         self.assertEqual(len(self.states("cron")), 1)
-        self.ok("scheduleCronJob", job.replace(cronSchedule="0 0 1 1 *", cronCollisionPolicy=api.CronCollisionPolicy.KILL_EXISTING))
+        self.ok("scheduleCronJob", job.replace(cronSchedule="0 0 1 1 *",
+                                               cronCollisionPolicy=api.CronCollisionPolicy.KILL_EXISTING))
         self.ok("startCronJob", job.key)
         self.demo.advance(10)
-        self.assertEqual([t.taskEvents[-2].message for t in self.tasks("cron") if t.status == S.KILLED], ["Killed by cronScheduler"])
+        self.assertEqual([t.taskEvents[-2].message for t in self.tasks("cron") if t.status == S.KILLED],
+                         ["Killed by cronScheduler"])
         self.assertEqual(self.states("cron", statuses=set(api.ACTIVE_STATES)), ["RUNNING"])
-        for schedule, text in (("x", "Invalid cron schedule: x"), ("* * * * 7", "Invalid"), ("* * 1 * 1", "Invalid"), ("* * * *", "Invalid"),
+        for schedule, text in (("x", "Invalid cron schedule: x"), ("* * * * 7", "Invalid"),
+                               ("* * 1 * 1", "Invalid"), ("* * * *", "Invalid"),
                                ("", "empty cron schedule"), ("0 0 30 2 *", "never fire")):
-            self.refused("INVALID_REQUEST", text, "scheduleCronJob", config("c2", service=False).replace(cronSchedule=schedule))
+            self.refused("INVALID_REQUEST", text, "scheduleCronJob",
+                         config("c2", service=False).replace(cronSchedule=schedule))
         self.refused("INVALID_REQUEST", "RUN_OVERLAP", "scheduleCronJob", config("c2", service=False).replace(
             cronSchedule="* * * * *", cronCollisionPolicy=api.CronCollisionPolicy.RUN_OVERLAP))
         self.refused("INVALID_REQUEST", "No cron job found for www-data/devel/c3", "replaceCronTemplate",
@@ -5825,50 +6419,65 @@ class DemoTest(unittest.TestCase):
 
     def test_crontab_finds_the_next_time(self):
         start = 1700000000      # 2023-11-14 22:13:20 GMT, a Tuesday
-        for text, expected in (("* * * * *", "2023-11-14 22:14"), ("0 4 * * *", "2023-11-15 04:00"), ("30 1 * * MON-FRI", "2023-11-15 01:30"),
-                               ("0 0 1 JAN *", "2024-01-01 00:00"), ("0 0 29 2 *", "2024-02-29 00:00"), ("5-20/15 22 * * *", "2023-11-14 22:20")):
-            self.assertEqual(time.strftime("%Y-%m-%d %H:%M", time.gmtime(aurora_rest.Crontab(text).next(start))), expected, text)
+        for text, expected in (("* * * * *", "2023-11-14 22:14"), ("0 4 * * *", "2023-11-15 04:00"),
+                               ("30 1 * * MON-FRI", "2023-11-15 01:30"),
+                               ("0 0 1 JAN *", "2024-01-01 00:00"), ("0 0 29 2 *", "2024-02-29 00:00"),
+                               ("5-20/15 22 * * *", "2023-11-14 22:20")):
+            self.assertEqual(time.strftime("%Y-%m-%d %H:%M",
+                    time.gmtime(aurora_rest.Crontab(text).next(start))), expected, text)
 
     def test_quota_is_checked_for_production_jobs(self):
         self.ok("setQuota", "www-data", api.ResourceAggregate(resources={
             api.Resource(numCpus=1.0), api.Resource(ramMb=1024), api.Resource(diskMb=1024)}))
         prod = config("prod", count=11, tier="preferred")
-        self.refused("INVALID_REQUEST", "Insufficient resource quota: CPU quota exceeded by 0.10 core(s)", "createJob", prod)
+        self.refused("INVALID_REQUEST", "Insufficient resource quota: CPU quota exceeded by 0.10 core(s)",
+                     "createJob", prod)
         self.ok("createJob", prod.replace(instanceCount=10))
         self.ok("createJob", config("other", count=50))
         result = self.ok("getQuota", "www-data").getQuotaResult
         self.assertIn(api.Resource(ramMb=320), result.prodSharedConsumption.resources)
         self.assertIn(api.Resource(ramMb=1600), result.nonProdSharedConsumption.resources)
-        self.refused("INVALID_REQUEST", "is less then current prod reservation", "setQuota", "www-data", api.ResourceAggregate(
+        self.refused("INVALID_REQUEST", "is less then current prod reservation", "setQuota", "www-data",
+                     api.ResourceAggregate(
             resources={api.Resource(numCpus=0.5), api.Resource(ramMb=1024), api.Resource(diskMb=1024)}))
-        self.refused("ERROR", "Quota resources must be exactly", "setQuota", "x", api.ResourceAggregate(resources={api.Resource(ramMb=1)}))
+        self.refused("ERROR", "Quota resources must be exactly", "setQuota", "x",
+                     api.ResourceAggregate(resources={api.Resource(ramMb=1)}))
 
     def test_refusals_have_aurora_s_texts(self):
         key = api.JobKey(role="www-data", environment="qa", name="x")
         for job, text in (
                 (config().replace(taskConfig=None), "Job configuration must have taskConfig set."),
                 (config().replace(instanceCount=0), "Instance count must be positive."),
-                (config().replace(instanceCount=4001), "Instance count must be between 1 and 4000 inclusive."),
-                (config().replace(key=key), "Job environment qa doesn't match: ^(prod|devel|test|staging\\d*)$"),
+                (config().replace(instanceCount=4001),
+                 "Instance count must be between 1 and 4000 inclusive."),
+                (config().replace(key=key),
+                 "Job environment qa doesn't match: ^(prod|devel|test|staging\\d*)$"),
                 (config().replace(key=api.JobKey(role="a b", environment="devel", name="x")),
                  "Job key IJobKey{role=a b, environment=devel, name=x} is invalid."),
-                (config(tier="x"), "Invalid tier 'x' in TaskConfig."), (config(executorConfig=None), "Configuration may not be null."),
+                (config(tier="x"), "Invalid tier 'x' in TaskConfig."),
+                (config(executorConfig=None), "Configuration may not be null."),
                 (config(resources={api.Resource(numCpus=1.0)}), "ram_mb must be greater than 0.0"),
-                (config(resources={api.Resource(numCpus=1.0), api.Resource(numCpus=2.0)}), "Multiple resource values are not supported for CPU"),
-                (config().replace(cronSchedule="* * * * *"), "A service task may not be run on a cron schedule"),
-                (config(service=False).replace(cronSchedule="* * * * *"), "Cron jobs may only be created/updated by calling scheduleCronJob.")):
+                (config(resources={api.Resource(numCpus=1.0), api.Resource(numCpus=2.0)}),
+                 "Multiple resource values are not supported for CPU"),
+                (config().replace(cronSchedule="* * * * *"),
+                 "A service task may not be run on a cron schedule"),
+                (config(service=False).replace(cronSchedule="* * * * *"),
+                 "Cron jobs may only be created/updated by calling scheduleCronJob.")):
             self.refused("INVALID_REQUEST", text, "createJob", job)
         self.create()
         self.refused("INVALID_REQUEST", "Job www-data/devel/hello already exists", "createJob", config())
-        self.refused("INVALID_REQUEST", "Not all requested shards are active.", "restartShards", config().key, {7})
-        self.refused("INVALID_REQUEST", "No active task found for a given instance ID.", "addInstances", api.InstanceKey(config().key, 9), 1)
+        self.refused("INVALID_REQUEST", "Not all requested shards are active.", "restartShards", config().key,
+                     {7})
+        self.refused("INVALID_REQUEST", "No active task found for a given instance ID.", "addInstances",
+                     api.InstanceKey(config().key, 9), 1)
         self.refused("ERROR", "Argument cannot be blank", "restartShards", config().key, set())
         self.refused("ERROR", None, "killTasks", api.JobKey(role="a b"), None, None)
         self.refused("INVALID_REQUEST", "Updates are not supported for non-service tasks.", "startJobUpdate",
                      update_request(config(service=False)), None)
         self.refused("INVALID_REQUEST", "Update results in no instance being modified.", "startJobUpdate",
                      update_request(config(), updateGroupSize=0), None)
-        self.refused("ERROR", "Tasks in non-terminal state cannot be pruned.", "pruneTasks", api.TaskQuery(statuses={S.RUNNING}))
+        self.refused("ERROR", "Tasks in non-terminal state cannot be pruned.", "pruneTasks",
+                     api.TaskQuery(statuses={S.RUNNING}))
 
     def test_hosts_are_drained_with_regard_to_slas(self):
         policy = api.SlaPolicy(percentageSlaPolicy=api.PercentageSlaPolicy(percentage=90.0, durationSecs=60))
@@ -5878,11 +6487,14 @@ class DemoTest(unittest.TestCase):
         self.demo.advance(100)
         task = next(iter(self.demo._tasks.values()))
         for percentage, allowed in ((94.0, True), (95.0, True), (96.0, True), (100.0, True)):
-            strict = api.SlaPolicy(percentageSlaPolicy=api.PercentageSlaPolicy(percentage=percentage, durationSecs=60))
-            self.assertEqual(self.demo._sla_allows(task, strict), allowed, percentage)      # one may always go
+            strict = api.SlaPolicy(percentageSlaPolicy=api.PercentageSlaPolicy(percentage=percentage,
+                    durationSecs=60))
+            # one may always go
+            self.assertEqual(self.demo._sla_allows(task, strict), allowed, percentage)
         other = [each for each in self.demo._tasks.values() if each is not task][0]
         with mock.patch.object(other, "status", S.RESTARTING):
-            self.assertFalse(self.demo._sla_allows(task, policy.replace(percentageSlaPolicy=api.PercentageSlaPolicy(
+            self.assertFalse(self.demo._sla_allows(task,
+                                                   policy.replace(percentageSlaPolicy=api.PercentageSlaPolicy(
                 percentage=95.0, durationSecs=60))))
         self.demo.advance(100)
         host = self.tasks()[0].assignedTask.slaveHost
@@ -5895,7 +6507,8 @@ class DemoTest(unittest.TestCase):
         self.demo.advance(4000)
         mode = self.ok("maintenanceStatus", hosts).maintenanceStatusResult.statuses
         self.assertEqual([s.mode for s in mode], [api.MaintenanceMode.DRAINED])
-        self.assertNotIn(host, [t.assignedTask.slaveHost for t in self.tasks(statuses=set(api.ACTIVE_STATES))])
+        self.assertNotIn(host, [t.assignedTask.slaveHost
+                                for t in self.tasks(statuses=set(api.ACTIVE_STATES))])
         self.ok("endMaintenance", hosts)
 
     def test_a_recovery_brings_back_what_was_and_nothing_runs_twice(self):
@@ -5920,29 +6533,36 @@ class DemoTest(unittest.TestCase):
         url = self.demo.start()
         self.addCleanup(self.demo.stop)
         made = type("Running", (), {"port": int(url.rsplit(":", 1)[1])})
-        calls = {media: aurora_rest.encode_message(media, "getTierConfigs", 1, 7, api.method("getTierConfigs").arguments())
+        calls = {media: aurora_rest.encode_message(media, "getTierConfigs", 1, 7,
+                                                   api.method("getTierConfigs").arguments())
                  for media in (BINARY, aurora_rest.TJSON)}
-        for kind, accept, answered in ((BINARY, BINARY, BINARY), (BINARY, None, aurora_rest.TJSON), (aurora_rest.TJSON, BINARY, BINARY),
-                                       ("application/json", "*/*", aurora_rest.TJSON), (None, None, aurora_rest.TJSON),
+        for kind, accept, answered in ((BINARY, BINARY, BINARY), (BINARY, None, aurora_rest.TJSON),
+                                       (aurora_rest.TJSON, BINARY, BINARY),
+                                       ("application/json", "*/*", aurora_rest.TJSON),
+                                       (None, None, aurora_rest.TJSON),
                                        ("application/x-thrift", None, aurora_rest.TJSON)):
             headers = {name: value for name, value in (("Content_Type", kind), ("Accept", accept)) if value}
-            answer = ask(made, "POST", "/api", calls[BINARY if kind == BINARY else aurora_rest.TJSON], **headers)
+            answer = ask(made, "POST", "/api", calls[BINARY if kind == BINARY else aurora_rest.TJSON],
+                         **headers)
             self.assertEqual((answer.status, answer.headers["content-type"]), (200, answered))
             reply = aurora_rest.decode_reply(answered, "getTierConfigs", answer.body)
             self.assertEqual(reply.result.getTierConfigResult.defaultTierName, "preemptible")
         for kind in ("application/json; charset=utf-8", "text/plain"):
             self.assertEqual(ask(made, "POST", "/api", b"x", Content_Type=kind).status, 415)
-        unknown = aurora_rest.encode_message(BINARY, "nonsense", 1, 0, api.method("getTierConfigs").arguments())
+        unknown = aurora_rest.encode_message(BINARY, "nonsense", 1, 0,
+                                             api.method("getTierConfigs").arguments())
         answer = ask(made, "POST", "/api", unknown, Content_Type=BINARY, Accept=BINARY)
         with self.assertRaisesRegex(aurora_rest.BadMessage, "Invalid method name: 'nonsense'"):
             aurora_rest.decode_reply(BINARY, "nonsense", answer.body)
         self.assertEqual(ask(made, "POST", "/apibeta/getJobs", "{}").json["responseCode"], "OK")
         self.assertEqual(ask(made, "POST", "/apibeta/nonsense", "{}").status, 404)
         self.assertEqual(ask(made, "POST", "/apibeta/getJobs", "[").status, 400)
-        self.assertEqual([ask(made, "GET", path).status for path in ("/health", "/vars", "/vars.json", "/leaderhealth", "/offers", "/nope")],
+        self.assertEqual([ask(made, "GET", path).status
+                for path in ("/health", "/vars", "/vars.json", "/leaderhealth", "/offers", "/nope")],
                          [200, 200, 200, 200, 200, 404])
         self.demo.redirect = "http://127.0.0.1:1"
-        self.assertEqual((ask(made, "POST", "/api", b"").status, ask(made, "GET", "/leaderhealth").status), (307, 503))
+        self.assertEqual((ask(made, "POST", "/api", b"").status, ask(made, "GET", "/leaderhealth").status),
+                         (307, 503))
 
     def test_a_hundred_clients_keep_it_consistent(self):
         self.demo.clock.speed = 50.0
@@ -5974,7 +6594,8 @@ class DemoTest(unittest.TestCase):
         for each in threads:
             each.join()
         self.assertEqual(problems, [])
-        active = [task.assignedTask.instanceId for task in self.tasks("shared", statuses=set(api.ACTIVE_STATES))]
+        active = [task.assignedTask.instanceId for task in self.tasks("shared",
+                statuses=set(api.ACTIVE_STATES))]
         self.assertEqual(len(active), len(set(active)))
         running = self.ok("getJobUpdateSummaries", api.JobUpdateQuery(
             updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES))).getJobUpdateSummariesResult.updateSummaries
@@ -5983,7 +6604,8 @@ class DemoTest(unittest.TestCase):
     def test_filled_with_jobs_a_list_of_one_role_stays_small(self):
         demo = aurora_rest.Demo(speed=0, jobs=200, samples=False)
         self.assertEqual(len(demo._tasks), 2000)
-        found = demo.invoke("getJobs", api.method("getJobs").arguments("load-001")).result.getJobsResult.configs
+        found = demo.invoke("getJobs",
+                            api.method("getJobs").arguments("load-001")).result.getJobsResult.configs
         self.assertEqual(len(found), 50)
 
 
@@ -5995,7 +6617,8 @@ def options_table():
     for option in aurora_rest.OPTIONS:
         default = "" if option.default in (None, False, []) else "`%s`" % option.default
         shown = "--" + option.name + (" " + option.metavar if option.metavar else "")
-        lines.append("| `%s` | %s | %s |" % (shown.replace("|", "\\|"), default, option.help.replace("|", "\\|")))
+        lines.append("| `%s` | %s | %s |" % (shown.replace("|", "\\|"), default,
+                                             option.help.replace("|", "\\|")))
     return "\n".join(lines)
 
 
@@ -6041,7 +6664,8 @@ class ReadmeTest(Serving):
         blocks = re.findall(r"```\n(.*?)```", section, re.DOTALL)
         self.assertEqual([line for line in "".join(blocks).splitlines() if re.search(r"(^|\s)#", line)], [])
         script = "\n".join(blocks)
-        script = script.replace("localhost:8888", "localhost:%d" % self.server.port).replace("--max-time 3", "--max-time 0.5")
+        script = script.replace("localhost:8888", "localhost:%d" % self.server.port).replace("--max-time 3",
+                "--max-time 0.5")
         self.ask("DELETE", JOB + "hello_world?wait=20")
         failures = []
         with tempfile.TemporaryDirectory() as folder:
@@ -6050,7 +6674,8 @@ class ReadmeTest(Serving):
             if line.startswith('{"status"') and '"failure"' in line[:30]:
                 failures.append(json.loads(line)["errors"])
         self.assertEqual(failures, [
-            ["the update ended as ROLLED_BACK: Latest failure: instance 0 exited.; instance 0 ended as FAILED: Task failed."],
+            ["the update ended as ROLLED_BACK: Latest failure: instance 0 exited.; instance 0 ended as "
+             "FAILED: Task failed."],
             ["no active update of job devcluster/www-data/devel/hello_world"]], done.stdout[-3000:])
         self.assertIn('"reached": true', done.stdout)
         self.assertGreater(done.stdout.count('"status": "success"'), 25)
@@ -6067,101 +6692,170 @@ class ReadmeTest(Serving):
         self.assertLessEqual({each for each in found if not each.endswith(".aurora")} - {"bin"}, allowed)
 
 
-# --- mutations: python test_aurora_rest.py --mutants ---------------------------------------------------------
-# Each breaks one behaviour in a copy of the file; the tests named have to fail then. (what is broken, the text, what takes
-# its place, tests.) Blanks and line ends in the text do not count, so that a line may be broken elsewhere.
+# --- mutations: python test_aurora_rest.py --mutants
+# --------------------------------------------------------- Each breaks one behaviour in a copy of the file;
+# the tests named have to fail then. (what is broken, the text, what takes its place, tests.) Blanks and line
+# ends in the text do not count, so that a line may be broken elsewhere.
 
 MUTANTS = [
     # 1. HTTP
-    ("credentials of two callers are joined", 'if framing or key in _SINGLE_FIELDS and text != headers[key]:', 'if framing:', "ParserTest"),
+    ("credentials of two callers are joined", 'if framing or key in _SINGLE_FIELDS and text != headers[key]:',
+     'if framing:', "ParserTest"),
     ("HTTP/1.0 keeps alive by itself", '(version == 1 or "keep-alive" in options)', 'True', "ParserTest"),
-    ("a length and chunks go together", 'if "content-length" in headers: raise BadRequest("content-length and transfer',
+    ("a length and chunks go together",
+     'if "content-length" in headers: raise BadRequest("content-length and transfer',
      'if False: raise BadRequest("content-length and transfer', "ParserTest"),
     ("# is allowed in a target", 'or b"#" in words[1]', '', "ParserTest"),
     ("chunk sizes may be signed", 'rb"([0-9A-Fa-f]{1,15})', 'rb"([+\\-0-9A-Fa-f]{1,15})', "ParserTest"),
-    ("a chunked body has no limit", 'if self.size > self.limit: raise BodyTooLarge("the body is larger than %d bytes" % self.limit) if size:',
+    ("a chunked body has no limit",
+     'if self.size > self.limit: '
+     'raise BodyTooLarge("the body is larger than %d bytes" % self.limit) if size:',
      'if size:', "ParserTest"),
     ("only the first member of gzip is read", 'data = decoder.unused_data', 'data = b""', "ParserTest"),
-    ("file names may climb", 'path.startswith(("/", "../")) or path == ".." or "\\0" in path', '"\\0" in path', "ParserTest"),
+    ("file names may climb", 'path.startswith(("/", "../")) or path == ".." or "\\0" in path',
+     '"\\0" in path', "ParserTest"),
     ("numbers of any length", 'if len(digits) > MAX_DIGITS:', 'if False:', "ParserTest"),
-    ("weak tags hold for If-Match", 'any((weak or not mark) and', 'any((True or not mark) and', "WireTest RoutesTest OutcomeTest"),
-    ("a Later answers although nothing is ready", 'answer = self.ready() if self._send else None', 'answer = self.otherwise() if self._send else None',
+    ("weak tags hold for If-Match", 'any((weak or not mark) and', 'any((True or not mark) and',
+     "WireTest RoutesTest OutcomeTest"),
+    ("a Later answers although nothing is ready", 'answer = self.ready() if self._send else None',
+     'answer = self.otherwise() if self._send else None',
      "RestartTest.test_waits_tell_whether_they_were_reached"),
-    ("an expiry before the start is lost", 'self._late = True       # first', 'self._late = False       # first', "ParserTest"),
-    ("listeners are not forgotten", 'left = self._listeners.pop(listener, self) is self or bool(self._listeners)', 'left = True',
+    ("an expiry before the start is lost", 'self._late = True       # first',
+     'self._late = False       # first', "ParserTest"),
+    ("listeners are not forgotten",
+     'left = self._listeners.pop(listener, self) is self or bool(self._listeners)', 'left = True',
      "LimitsTest.test_hostile_streams_and_head_do_not_leak_watchers RestartTest EventsTest"),
-    ("a poll never ends", 'self.ended = not self._listeners and started - self._left >= self.linger', 'self.ended = False', "RestartTest"),
+    ("a poll never ends", 'self.ended = not self._listeners and started - self._left >= self.linger',
+     'self.ended = False', "RestartTest"),
     ("a gap is not told", 'gap = event_bytes("", "gap"', 'event_bytes("", "gap"', "EventsTest"),
-    ("a newcomer gets the history", 'mark = oldest if self._found is None else (self._stand(), 0, self._number)', 'mark = oldest', "EventsTest"),
+    ("a newcomer gets the history",
+     'mark = oldest if self._found is None else (self._stand(), 0, self._number)', 'mark = oldest',
+     "EventsTest"),
     ("streams have no heartbeat", 'connection.push(waiting.beat)', 'pass', "EventsTest"),
-    ("what is held is not freed at the close", 'self.count(0) waiting, self.waiting', 'waiting, self.waiting', "LimitsTest"),
-    ("a caller has no share of bodies", 'else "caller" if mine + wanted > self.share else ""', 'else ""', "LimitsTest"),
-    ("unread answers are not bounded", 'self.server.refusals["unsent"] += 1 self.server.loop.soon(self.close)', 'pass', "LimitsTest"),
-    ("a slow reader is kept", 'late = late or self.taken < self.server.limits["send_rate"]', 'late = late and self.taken < self.server.limits["send_rate"]', "LimitsTest"),
-    ("a slow body is kept", 'late = late or seconds > self.server.GRACE and incoming.held', 'late = late and seconds > self.server.GRACE and incoming.held', "LimitsTest"),
-    ("waiting for a thread has no limit", 'late = [run for run in self._queued if now - run.since > self.limits["queue_time"]]', 'late = []', "LimitsTest"),
-    ("the queue has no limit", 'if self.workers.queue.qsize() >= self.limits["queue"]:', 'if False:', "LimitsTest"),
-    ("connections have no limit", 'if len(self.connections) > self.limits["connections"] and not self._evict():', 'if False:', "LimitsTest"),
+    ("what is held is not freed at the close", 'self.count(0) waiting, self.waiting', 'waiting, self.waiting',
+     "LimitsTest"),
+    ("a caller has no share of bodies", 'else "caller" if mine + wanted > self.share else ""', 'else ""',
+     "LimitsTest"),
+    ("unread answers are not bounded",
+     'self.server.refusals["unsent"] += 1 self.server.loop.soon(self.close)', 'pass', "LimitsTest"),
+    ("a slow reader is kept", 'late = late or self.taken < self.server.limits["send_rate"]',
+     'late = late and self.taken < self.server.limits["send_rate"]', "LimitsTest"),
+    ("a slow body is kept", 'late = late or seconds > self.server.GRACE and incoming.held',
+     'late = late and seconds > self.server.GRACE and incoming.held', "LimitsTest"),
+    ("waiting for a thread has no limit",
+     'late = [run for run in self._queued if now - run.since > self.limits["queue_time"]]', 'late = []',
+     "LimitsTest"),
+    ("the queue has no limit", 'if self.workers.queue.qsize() >= self.limits["queue"]:', 'if False:',
+     "LimitsTest"),
+    ("connections have no limit",
+     'if len(self.connections) > self.limits["connections"] and not self._evict():', 'if False:',
+     "LimitsTest"),
     ("a read joins one that has begun", 'self._pending.pop(key, None)', 'pass', "WireTest"),
     ("many requests at once leave no room for others", 'if turn >= 8:', 'if turn >= 8000000:', "LimitsTest"),
-    ("a drain keeps idle connections", 'for connection in list(self.connections): if not (connection.busy or connection.out or connection.incoming.buffer or connection.request): connection.close()',
+    ("a drain keeps idle connections",
+     'for connection in list(self.connections): if not (connection.busy or connection.out or '
+     'connection.incoming.buffer or connection.request): connection.close()',
      'pass', "LimitsTest"),
     ("a drain leaves those who wait",  'self.workers.put(waiting.expire)', 'pass', "ProcessTest"),
-    ("TLS ends without a word", 'with contextlib.suppress(OSError, ValueError): unwrap()', 'pass', "ProcessTest"),
-    ("a dead loop is no failure", 'self.failure = self.workers.failure or', 'self.failure = "" and', "ProcessTest"),
+    ("TLS ends without a word", 'with contextlib.suppress(OSError, ValueError): unwrap()', 'pass',
+     "ProcessTest"),
+    ("a dead loop is no failure", 'self.failure = self.workers.failure or', 'self.failure = "" and',
+     "ProcessTest"),
     # 2. Thrift API
-    ("32 bits may be more", 'if not -(1 << _INTEGER_BITS[kind]) <= value < 1 << _INTEGER_BITS[kind]:', 'if False:', "ThriftTest"),
+    ("32 bits may be more", 'if not -(1 << _INTEGER_BITS[kind]) <= value < 1 << _INTEGER_BITS[kind]:',
+     'if False:', "ThriftTest"),
     ("a union may have two fields", 'if cls.is_union and len(value) != 1:', 'if False:', "ThriftTest"),
     # 3. Scheduler
-    ("the semaphore lets one more in", 'if not self._free or who is not None', 'if self._free < -1 or who is not None', "SchedulerTest"),
-    ("a caller with his share holds up the others", 'if self._grant(turn[1]): self._line.remove(turn) turn[0].release()',
-     'if not self._grant(turn[1]): return\n            self._line.remove(turn)\n            turn[0].release()', "SchedulerTest"),
-    ("the circuit never opens", 'if self.failures >= self.AFTER: first', 'if False:\n                first', "SchedulerTest FaultTest"),
-    ("writes are sent twice", '(repeatable or not broken.sent)', '(True or not broken.sent)', "SchedulerTest"),
-    ("the doubt of an attempt is forgotten", 'failure.sent = sent raise failure from None', 'raise failure from None', "SchedulerTest"),
-    ("credentials go anywhere", 'if authorization and not self._is_named(location):', 'if False:', "SchedulerTest"),
-    ("a prune of nothing is sent", 'if not found: return None return scheduler.prepare("pruneTasks"', 'return scheduler.prepare("pruneTasks"', "SchedulerTest RoutesTest"),
-    ("an empty set of instances is sent", 'if field and getattr(made, field) is not None and not getattr(made, field):', 'if False:', "SchedulerTest"),
-    ("an OK without its result is one", 'if field and (field not in result if projection else', 'if False and (field not in result if projection else', "SchedulerTest"),
+    ("the semaphore lets one more in", 'if not self._free or who is not None',
+     'if self._free < -1 or who is not None', "SchedulerTest"),
+    ("a caller with his share holds up the others",
+     'if self._grant(turn[1]): self._line.remove(turn) turn[0].release()',
+     'if not self._grant(turn[1]): return\n'
+     '            self._line.remove(turn)\n            turn[0].release()',
+     "SchedulerTest"),
+    ("the circuit never opens", 'if self.failures >= self.AFTER: first', 'if False:\n                first',
+     "SchedulerTest FaultTest"),
+    ("writes are sent twice", '(repeatable or not broken.sent)', '(True or not broken.sent)',
+     "SchedulerTest"),
+    ("the doubt of an attempt is forgotten", 'failure.sent = sent raise failure from None',
+     'raise failure from None', "SchedulerTest"),
+    ("credentials go anywhere", 'if authorization and not self._is_named(location):', 'if False:',
+     "SchedulerTest"),
+    ("a prune of nothing is sent", 'if not found: return None return scheduler.prepare("pruneTasks"',
+     'return scheduler.prepare("pruneTasks"', "SchedulerTest RoutesTest"),
+    ("an empty set of instances is sent",
+     'if field and getattr(made, field) is not None and not getattr(made, field):', 'if False:',
+     "SchedulerTest"),
+    ("an OK without its result is one", 'if field and (field not in result if projection else',
+     'if False and (field not in result if projection else', "SchedulerTest"),
     # 4. Job configuration
-    ("private names are allowed", 'if _REFUSED_ATTRIBUTE.fullmatch(node.attr) and not own and not special:', 'if False:', "ConfigTest"),
-    ("source is evaluated where nothing shuts it in", 'if not self.trusted and not isolates(worker.isolation):', 'if False:', "ConfigTest"),
-    ("a forged result passes", 'if job.key != wanted or job.taskConfig is None or job.taskConfig.job != wanted:', 'if False:', "ConfigTest"),
-    ("equal meaning is no equality", 'return bool(meaning(ours.data) == meaning(theirs.data))', 'return bool(ours.data == theirs.data)', "RoutesTest ConfigTest"),
+    ("private names are allowed", 'if _REFUSED_ATTRIBUTE.fullmatch(node.attr) and not own and not special:',
+     'if False:', "ConfigTest"),
+    ("source is evaluated where nothing shuts it in",
+     'if not self.trusted and not isolates(worker.isolation):', 'if False:', "ConfigTest"),
+    ("a forged result passes",
+     'if job.key != wanted or job.taskConfig is None or job.taskConfig.job != wanted:', 'if False:',
+     "ConfigTest"),
+    ("equal meaning is no equality", 'return bool(meaning(ours.data) == meaning(theirs.data))',
+     'return bool(ours.data == theirs.data)', "RoutesTest ConfigTest"),
     # 5. Operations
     ("a dry run sends", 'if self.dry_run: left', 'if False:\n            left', "RoutesTest"),
     ("no one asks whether he may", 'self.permit(ask.method, ask.arguments)', 'pass', "AccessTest"),
     ("two callers scale at once", 'with locked("instances", key): tasks', 'if True:\n        tasks',
      "RestartTest.test_callers_at_once_scale_to_what_they_say"),
-    ("the dying are counted", 'return instances_of(task for task in tasks if task["status"] != api.ScheduleStatus.KILLING)', 'return instances_of(tasks)', "RestartTest"),
-    ("a slot is taken after the effect", 'call.slot = None if call.get("dry_run") else self.operations.take()', 'call.slot = None', "RestartTest"),
+    ("the dying are counted",
+     'return instances_of(task for task in tasks if task["status"] != api.ScheduleStatus.KILLING)',
+     'return instances_of(tasks)', "RestartTest"),
+    ("a slot is taken after the effect",
+     'call.slot = None if call.get("dry_run") else self.operations.take()', 'call.slot = None',
+     "RestartTest"),
     ("a restart watches nobody", 'elif now - since >= options.watch_secs:', 'elif True:', "RestartTest"),
     ("failures are not counted", 'run.failed += 1 if run.failed', 'if run.failed', "RestartTest"),
-    ("killed by others is running", 'ended += [task for task in latest.values() if task["status"] in (status.FAILED, status.LOST, status.KILLED)]', '', "OperationsTest RestartTest"),
+    ("killed by others is running",
+     'ended += [task for task in latest.values() if task["status"] in (status.FAILED, status.LOST, '
+     'status.KILLED)]', '', "OperationsTest RestartTest"),
     ("an update that pauses itself is waited for", 'paused and not last.user)', 'False)', "OutcomeTest"),
     # 6. Service
-    ("wrong instances mean all", 'if name not in known: raise BadRequest("unknown parameter', 'if name not in known: continue\n            if False: raise BadRequest("unknown parameter', "OriginalEndpointsTest RoutesTest"),
+    ("wrong instances mean all", 'if name not in known: raise BadRequest("unknown parameter',
+     'if name not in known: continue\n            if False: raise BadRequest("unknown parameter',
+     "OriginalEndpointsTest RoutesTest"),
     ("an empty filter is none", 'if not all(each.strip() for each in values):', 'if False:', "RoutesTest"),
-    ("callers share answers whatever their credentials", 'return (request.path, query, headers.get("authorization"), headers.get("host")', 'return (request.path, query, headers.get("host")', "AccessTest"),
-    ("If-Match is passed over", 'if "if-match" in request.headers and chosen.writes:', 'if False:', "OutcomeTest"),
-    ("writes are taken while it stops", 'if self.draining and chosen.method in _WRITES:', 'if False:', "LimitsTest"),
-    ("a key is settled by the status", 'if call.sent: limits', 'if True:\n                limits', "RoutesTest"),
+    ("callers share answers whatever their credentials",
+     'return (request.path, query, headers.get("authorization"), headers.get("host")',
+     'return (request.path, query, headers.get("host")', "AccessTest"),
+    ("If-Match is passed over", 'if "if-match" in request.headers and chosen.writes:', 'if False:',
+     "OutcomeTest"),
+    ("writes are taken while it stops", 'if self.draining and chosen.method in _WRITES:', 'if False:',
+     "LimitsTest"),
+    ("a key is settled by the status", 'if call.sent: limits', 'if True:\n                limits',
+     "RoutesTest"),
     ("two different requests with one key are one", 'if first.asked != asked:', 'if False:', "RoutesTest"),
-    ("a wait for an outcome has no share", 'if self.count >= most or self._taken[caller] >= share:', 'if self.count >= most:', "RestartTest"),
-    ("what was asked before the caller came is new", 'if poll.asked <= began or answer is None:', 'if answer is None:', "RestartTest OutcomeTest"),
-    ("a 401 says nothing of what it wants", 'raise Unauthorized("the token is not known here", headers=self.challenge())', 'raise Unauthorized("the token is not known here")', "AccessTest"),
-    ("count_up is passed over", 'elif "count_up" in call.params:', 'elif False:', "RoutesTest.test_sla_figures_are_served"),
+    ("a wait for an outcome has no share", 'if self.count >= most or self._taken[caller] >= share:',
+     'if self.count >= most:', "RestartTest"),
+    ("what was asked before the caller came is new", 'if poll.asked <= began or answer is None:',
+     'if answer is None:', "RestartTest OutcomeTest"),
+    ("a 401 says nothing of what it wants",
+     'raise Unauthorized("the token is not known here", headers=self.challenge())',
+     'raise Unauthorized("the token is not known here")', "AccessTest"),
+    ("count_up is passed over", 'elif "count_up" in call.params:', 'elif False:',
+     "RoutesTest.test_sla_figures_are_served"),
     ("an unknown host is safe", 'if unknown: query', 'if False:\n        query', "OutcomeTest"),
-    ("refused writes leave no line", 'self.audit(request, response.code or response.status)', 'pass', "OutcomeTest"),
+    ("refused writes leave no line", 'self.audit(request, response.code or response.status)', 'pass',
+     "OutcomeTest"),
     # 7. Demo
     ("SLAs always allow", 'return up / total * 100 >= percentage', 'return True', "DemoTest"),
     ("backups are kept for ever", 'for old in sorted(self._backups)[:-48]:', 'for old in ():', "DemoTest"),
-    ("batches go the wrong way back", 'return idle[:left % sizes[-1] or sizes[-1]]', 'return idle[:sizes[0]]', "DemoTest"),
+    ("batches go the wrong way back", 'return idle[:left % sizes[-1] or sizes[-1]]', 'return idle[:sizes[0]]',
+     "DemoTest"),
     # 8. Server
-    ("a reload leaves the certificate", 'server.http.tls = make_tls(options.tls_cert, options.tls_key, options.client_ca_text)', 'pass', "ProcessTest"),
-    ("client certificates are not wanted", 'context.verify_mode = ssl.CERT_REQUIRED', 'pass', "ProcessTest AccessTest"),
+    ("a reload leaves the certificate",
+     'server.http.tls = make_tls(options.tls_cert, options.tls_key, options.client_ca_text)', 'pass',
+     "ProcessTest"),
+    ("client certificates are not wanted", 'context.verify_mode = ssl.CERT_REQUIRED', 'pass',
+     "ProcessTest AccessTest"),
     ("netrc is passed over", 'if entry: return "Basic "', 'if False: return "Basic "', "SchedulerTest"),
-    ("the log waits for its reader", 'if self._size + len(text) > self.ROOM or not self._running():', 'if not self._running():', "ProcessTest"),
+    ("the log waits for its reader", 'if self._size + len(text) > self.ROOM or not self._running():',
+     'if not self._running():', "ProcessTest"),
 ]
 
 
@@ -6197,7 +6891,8 @@ def _mutants_main(arguments):
                     stream.write(mutant)
                 try:
                     done = subprocess.run([sys.executable, "-W", "ignore", "-m", "unittest", "-f", *(
-                        "test_aurora_rest." + each for each in names)], cwd=folder, capture_output=True, timeout=150)
+                        "test_aurora_rest." + each for each in names)], cwd=folder, capture_output=True,
+                        timeout=150)
                     killed = done.returncode != 0
                 except subprocess.TimeoutExpired:
                     killed = True
@@ -6216,19 +6911,22 @@ def _mutants_main(arguments):
 # --- benchmarks: python test_aurora_rest.py --bench ---------------------------------------------------------
 
 def _pre_encoded(jobs, tasks=0, variant=0):
-    """The bytes of a getJobs answer with `jobs` jobs of real size, and of a getTasksWithoutConfigs answer. Those of two
-    variants differ at their end."""
+    """The bytes of a getJobs answer with `jobs` jobs of real size, and of a getTasksWithoutConfigs answer.
+    Those of two variants differ at their end."""
     padding = "x" * 2000
     configs = [config("job-%05d" % number, "serve " + padding, 3) for number in range(jobs - 1)]
     configs.append(config("job-last", "serve " + padding, 3 + variant))
-    listing = api.Response(responseCode=1, details=[], serverInfo=api.ServerInfo(clusterName="bench", statsUrlPrefix=""),
+    listing = api.Response(responseCode=1, details=[],
+                           serverInfo=api.ServerInfo(clusterName="bench", statsUrlPrefix=""),
                            result=api.Result(getJobsResult=api.GetJobsResult(configs=configs)))
     bare = config("job").taskConfig.replace(executorConfig=api.ExecutorConfig(name="AuroraExecutor"))
     states = [api.ScheduledTask(
-        assignedTask=api.AssignedTask(taskId="www-data-devel-job-%d-%s" % (i, "0" * 36), slaveId="agent-%d" % i, slaveHost="host-%d" % i,
+        assignedTask=api.AssignedTask(taskId="www-data-devel-job-%d-%s" % (i, "0" * 36), slaveId="agent-%d" %
+                                      i, slaveHost="host-%d" % i,
                                       task=bare, assignedPorts={"http": 31000 + i}, instanceId=i),
         status=S.RUNNING, failureCount=variant, timesPartitioned=0,
-        taskEvents=[api.TaskEvent(timestamp=1700000000000 + j, status=s, scheduler="scheduler") for j, s in enumerate((0, 9, 1, 2))])
+        taskEvents=[api.TaskEvent(timestamp=1700000000000 + j, status=s, scheduler="scheduler") for j,
+                    s in enumerate((0, 9, 1, 2))])
         for i in range(tasks)]
     status = api.Response(responseCode=1, details=[], result=api.Result(
         scheduleStatusResult=api.ScheduleStatusResult(tasks=states)))
@@ -6237,11 +6935,12 @@ def _pre_encoded(jobs, tasks=0, variant=0):
 
 
 class _BenchScheduler(aurora_rest.App):
-    """Answers from bytes made beforehand, with those of each of `variants` in turn; what it has not is asked of a demo.
-    delay: seconds each call takes."""
+    """Answers from bytes made beforehand, with those of each of `variants` in turn; what it has not is asked
+    of a demo. delay: seconds each call takes."""
 
     def __init__(self, variants, delay=0.0):
-        self.answers = {name: itertools.cycle([aurora_rest.Response(200, body=each[name], content_type=BINARY) for each in variants])
+        self.answers = {name: itertools.cycle([aurora_rest.Response(200, body=each[name],
+                content_type=BINARY) for each in variants])
                         for name in variants[0]}
         self.delay = delay
         self.demo = aurora_rest.DemoApp(aurora_rest.Demo("bench"))
@@ -6258,7 +6957,8 @@ class _BenchScheduler(aurora_rest.App):
 
 
 def _bench_scheduler_main(jobs, tasks, delay, variants):
-    app = _BenchScheduler([_pre_encoded(int(jobs), int(tasks), each) for each in range(int(variants))], float(delay))
+    app = _BenchScheduler([_pre_encoded(int(jobs), int(tasks), each) for each in range(int(variants))],
+                          float(delay))
     server = aurora_rest.HttpServer(("127.0.0.1", 0), app, {"threads": 64})
     print(server.port, flush=True)
     server.serve_forever()
@@ -6287,16 +6987,19 @@ def _plain_main(kind):
 
 
 def _rest_main(*arguments):
-    os.execv(sys.executable, [sys.executable, os.path.join(HERE, "aurora_rest.py"), "--quiet", "--port", "0", *arguments])
+    os.execv(sys.executable, [sys.executable, os.path.join(HERE, "aurora_rest.py"), "--quiet", "--port", "0",
+                              *arguments])
 
 
 def _direct_main(port, kind, seconds):
-    """(a) direct: the same Thrift call in a loop over one kept connection, decoded whole; (b) floor: the same bytes, undecoded."""
+    """(a) direct: the same Thrift call in a loop over one kept connection, decoded whole; (b) floor: the same
+    bytes, undecoded."""
     import resource
     connection = http.client.HTTPConnection("127.0.0.1", int(port))
     connection.connect()
     connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    name, arguments = ("getJobs", ("www-data",)) if "list" in kind else ("getTasksWithoutConfigs", (api.TaskQuery(
+    name, arguments = ("getJobs", ("www-data",)) if "list" in kind else ("getTasksWithoutConfigs",
+            (api.TaskQuery(
         jobKeys={api.JobKey(role="www-data", environment="devel", name="job")}),))
     message = aurora_rest.encode_message(BINARY, name, 1, 0, api.method(name).arguments(*arguments))
     headers = {"Content-Type": BINARY, "Accept": BINARY}
@@ -6314,8 +7017,9 @@ def _direct_main(port, kind, seconds):
 
 
 def _pair_main(port, path, etag, seconds, pid):
-    """One connection that asks for the same without and with If-None-Match, a hundred times each in turn, so that drift
-    touches both: the median time of each, and the processor time that the server (pid) took for one."""
+    """One connection that asks for the same without and with If-None-Match, a hundred times each in turn, so
+    that drift touches both: the median time of each, and the processor time that the server (pid) took for
+    one."""
     sock = socket.create_connection(("127.0.0.1", int(port)))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -6328,7 +7032,8 @@ def _pair_main(port, path, etag, seconds, pid):
     clock = time.perf_counter
     kinds = []
     for extra in ("", "If-None-Match: %s\r\n" % etag):
-        request = ("GET %s HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: pair\r\n%s\r\n" % (path, extra)).encode()
+        request = ("GET %s HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: pair\r\n%s\r\n" %
+                   (path, extra)).encode()
         sock.sendall(request)
         data = b""
         while b"\r\n\r\n" not in data:
@@ -6352,15 +7057,18 @@ def _pair_main(port, path, etag, seconds, pid):
             costs.append((processor() - used) / 1e5)
     (full, same), (full_cost, same_cost) = (
         [sorted(kind[which])[len(kind[which]) // 2] for kind in kinds] for which in (2, 3))
-    print(json.dumps({"full_us": full * 1e6, "same_us": same * 1e6, "cost": same_cost / full_cost, "full_cost_us": full_cost,
-                      "same_cost_us": same_cost, "full_bytes": kinds[0][1], "same_bytes": kinds[1][1]}), flush=True)
+    print(json.dumps({"full_us": full * 1e6, "same_us": same * 1e6, "cost": same_cost / full_cost,
+                      "full_cost_us": full_cost,
+                      "same_cost_us": same_cost, "full_bytes": kinds[0][1], "same_bytes": kinds[1][1]}),
+                      flush=True)
 
 
 def _load_main(port, path, connections, seconds, *headers):
     """A load generator: keeps one request under way on each connection, from one thread."""
     import select
     extra = "".join(each + "\r\n" for each in headers)
-    requests = [("GET %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n" % (each, extra)).encode() for each in path.split("|")]
+    requests = [("GET %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n" % (each, extra)).encode()
+                for each in path.split("|")]
     poll, socks = select.epoll(), {}
     for number in range(int(connections)):
         sock = socket.create_connection(("127.0.0.1", int(port)))
@@ -6396,7 +7104,8 @@ def _load_main(port, path, connections, seconds, *headers):
             each[0].sendall(each[1])
     elapsed = clock() - started
     times.sort()
-    print(json.dumps({"rate": len(times) / elapsed, "median": times[len(times) // 2], "p99": times[int(len(times) * 0.99)],
+    print(json.dumps({"rate": len(times) / elapsed, "median": times[len(times) // 2],
+                      "p99": times[int(len(times) * 0.99)],
                       "mean": sum(times) / len(times), "failures": failures}), flush=True)
 
 
@@ -6411,7 +7120,8 @@ class Bench:
 
     def start(self, role, *arguments):
         """A helper process; the port that it prints or logs."""
-        process = subprocess.Popen([sys.executable, os.path.join(HERE, "test_aurora_rest.py"), "--bench-role", role, *map(str, arguments)],
+        process = subprocess.Popen([sys.executable, os.path.join(HERE, "test_aurora_rest.py"), "--bench-role",
+                                    role, *map(str, arguments)],
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.processes.append(process)
         if role == "rest":
@@ -6425,7 +7135,8 @@ class Bench:
         return process, int(process.stdout.readline())
 
     def run(self, role, *arguments):
-        done = subprocess.run([sys.executable, os.path.join(HERE, "test_aurora_rest.py"), "--bench-role", role, *map(str, arguments)],
+        done = subprocess.run([sys.executable, os.path.join(HERE, "test_aurora_rest.py"), "--bench-role",
+                               role, *map(str, arguments)],
                               stdout=subprocess.PIPE, text=True, check=True)
         return json.loads(done.stdout)
 
@@ -6465,33 +7176,39 @@ class Bench:
             return {"ratio": ours / theirs, "ours": ours, "theirs": theirs, "p99_ms": at64["p99"] * 1e3,
                     "spread": at64["p99"] / at64["median"]}
         found = self.median(measure)
-        self.row("GET /alpha/version, 16 connections", "%(ratio).2f x plain (%(ours).0f/s beside %(theirs).0f/s)", ">= 3 x plain", found)
-        self.row("  p99 at 64 connections", "%(spread).1f x median (%(p99_ms).2f ms)", "<= 10 x median", found)
+        self.row("GET /alpha/version, 16 connections",
+                 "%(ratio).2f x plain (%(ours).0f/s beside %(theirs).0f/s)", ">= 3 x plain", found)
+        self.row("  p99 at 64 connections", "%(spread).1f x median (%(p99_ms).2f ms)", "<= 10 x median",
+                 found)
         self.stop(plain, rest)
 
     def start_and_memory(self):
         def measure():
             port, started = free_port(), time.perf_counter()
-            rest = subprocess.Popen([sys.executable, os.path.join(HERE, "aurora_rest.py"), "--quiet", "--port", str(port), "--scheduler",
+            rest = subprocess.Popen([sys.executable, os.path.join(HERE, "aurora_rest.py"), "--quiet",
+                                     "--port", str(port), "--scheduler",
                                      "bench=http://127.0.0.1:1"], stderr=subprocess.DEVNULL)
             self.processes.append(rest)
             answered = b""
             while b" 200 " not in answered:
                 with contextlib.suppress(OSError):
-                    answered = raw(type("Running", (), {"port": port}), b"GET /alpha/version HTTP/1.0\r\n\r\n")
+                    answered = raw(type("Running", (), {"port": port}),
+                                   b"GET /alpha/version HTTP/1.0\r\n\r\n")
             seconds = time.perf_counter() - started
             time.sleep(1.5)     # it gives memory back a second after its start
             memory = self.memory(rest)
             self.stop(rest)
             return {"seconds": seconds, "memory": memory}
-        self.row("start to first answer; resident", "%(seconds).2f s; %(memory).0f MB", "<= 0.25 s; <= 35 MB", self.median(measure))
+        self.row("start to first answer; resident", "%(seconds).2f s; %(memory).0f MB", "<= 0.25 s; <= 35 MB",
+                 self.median(measure))
 
     @staticmethod
     def memory(process):
         with open("/proc/%d/statm" % process.pid, encoding="ascii") as stream:
             return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
-    LIST_TARGETS = {(3, 1): ">= 0.6 x direct", (100, 1): ">= 1.5 x direct, >= 0.5 x floor", (100, 16): ">= 4 x direct",
+    LIST_TARGETS = {(3, 1): ">= 0.6 x direct", (100, 1): ">= 1.5 x direct, >= 0.5 x floor",
+                    (100, 16): ">= 4 x direct",
                     (100, 64): ">= 4 x direct", (5000, 1): ">= 1.5 x direct"}
 
     def lists(self):
@@ -6501,7 +7218,8 @@ class Bench:
             self.list(jobs, [1], variants=2)
 
     def list(self, jobs, connections, variants=1):
-        """A list of so many jobs; variants=2: the scheduler never gives the reply that it gave just before."""
+        """A list of so many jobs; variants=2: the scheduler never gives the reply that it gave just
+        before."""
         scheduler, scheduler_port = self.start("scheduler", jobs, 0, 0, variants)
         rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:%d" % scheduler_port)
         path = "/alpha/jobs/bench/www-data"
@@ -6522,17 +7240,20 @@ class Bench:
         found["memory"] = self.memory(rest)
         for number in connections:
             self.row("%s, %d connection%s" % (work, number, "s" * (number > 1)),
-                     "%(by direct N).2f x direct, %(by floor N).2f x floor (%(rate N).0f/s; direct %(direct).0f/s)".replace("N", str(number)),
+                     "%(by direct N).2f x direct, %(by floor N).2f x floor (%(rate N).0f/s; direct "
+                     "%(direct).0f/s)".replace("N", str(number)),
                      self.LIST_TARGETS[jobs, number], found)
         if variants == 1:
-            self.row("  not modified; memory", "%(cost).3f x the processor time, %(same_us).0f of %(full_us).0f us, "
+            self.row("  not modified; memory",
+                     "%(cost).3f x the processor time, %(same_us).0f of %(full_us).0f us, "
                      "%(same_bytes)d of %(full_bytes)d bytes; %(memory).0f MB", "< 1; < 80 MB", found)
         else:
             self.row("  memory", "%(memory).0f MB", "< 80 MB", found)
         self.stop(scheduler, rest)
 
     def status(self):
-        for variants, work in ((1, "status of a job with 1,000 tasks"), (2, "  the same, each reply another")):
+        for variants, work in ((1, "status of a job with 1,000 tasks"),
+                               (2, "  the same, each reply another")):
             scheduler, scheduler_port = self.start("scheduler", 3, 1000, 0, variants)
             rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:%d" % scheduler_port)
 
@@ -6540,19 +7261,22 @@ class Bench:
                 ours = self.run("load", port, "/alpha/job/bench/www-data/devel/job", 1, self.seconds)["rate"]
                 direct = self.run("direct", scheduler_port, "status", self.seconds)["rate"]
                 return {"ratio": ours / direct, "ours": ours, "direct": direct, "memory": self.memory(rest)}
-            self.row(work, "%(ratio).2f x direct (%(ours).0f/s; direct %(direct).0f/s); %(memory).0f MB", ">= 0.8 x direct",
+            self.row(work, "%(ratio).2f x direct (%(ours).0f/s; direct %(direct).0f/s); %(memory).0f MB",
+                     ">= 0.8 x direct",
                      self.median(measure))
             self.stop(scheduler, rest)
 
     def gate(self):
         scheduler, scheduler_port = self.start("scheduler", 3, 0, 0.05, 1)
-        rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:%d" % scheduler_port, "--parallel", "4")
+        rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:%d" % scheduler_port,
+                                "--parallel", "4")
         paths = "|".join("/alpha/jobs/bench/role%d" % number for number in range(64))
 
         def measure():
             found = self.run("load", port, paths, 64, max(3.0, self.seconds))
             return {"share": found["rate"] / 80.0, "spread": found["p99"] / found["mean"]}
-        self.row("--parallel 4, 64 clients, 50 ms a call", "%(share).2f of 4 / 50 ms; p99 %(spread).1f x mean", "0.9 to 1.1; <= 3 x mean",
+        self.row("--parallel 4, 64 clients, 50 ms a call",
+                 "%(share).2f of 4 / 50 ms; p99 %(spread).1f x mean", "0.9 to 1.1; <= 3 x mean",
                  self.median(measure))
         self.stop(scheduler, rest)
 
@@ -6563,7 +7287,8 @@ class Bench:
             connection = http.client.HTTPConnection("127.0.0.1", port)
             for _ in range(count):
                 name = "bench-%d" % next(names)
-                request = ("PUT", JOB + name, source(name)) if create else ("POST", JOB + "hello/inspect", source("hello"))
+                request = ("PUT", JOB + name, source(name)) if create else ("POST", JOB + "hello/inspect",
+                        source("hello"))
                 started = time.perf_counter()
                 connection.request(*request)
                 assert connection.getresponse().read().startswith(b'{"status": "success"')
@@ -6571,12 +7296,14 @@ class Bench:
             connection.close()
 
         def measure(create):
-            rest, port = self.start("rest", "--demo")       # a new one each time: a full demo cluster takes its time to schedule
+            # a new one each time: a full demo cluster takes its time to schedule
+            rest, port = self.start("rest", "--demo")
             alone, together, count = [], [], 60 if self.rounds == 1 else 120
             client(port, False, [], 20)
             client(port, create, alone, count)
             started = time.perf_counter()
-            threads = [threading.Thread(target=client, args=(port, create, together, count)) for _ in range(4)]
+            threads = [threading.Thread(target=client, args=(port, create, together, count))
+                       for _ in range(4)]
             for each in threads:
                 each.start()
             for each in threads:
@@ -6585,14 +7312,16 @@ class Bench:
             self.stop(rest)
             return {"median": sorted(alone)[len(alone) // 2] * 1e3, "rate": len(together) / seconds}
         for create, work in ((False, "inspect of hello_world"), (True, "create of hello_world")):
-            self.row(work, "median %(median).1f ms at 1; %(rate).0f/s at 4", "< 10 ms; >= 100/s", self.median(partial(measure, create)))
+            self.row(work, "median %(median).1f ms at 1; %(rate).0f/s at 4", "< 10 ms; >= 100/s",
+                     self.median(partial(measure, create)))
         rest, port = self.start("rest", "--demo")
         running = type("Running", (), {"port": port})
         big = source("hello") + "jobs = [jobs[0](name='j%d' % i) for i in range(500)]"
         assert ask(running, "POST", JOB + "hello/inspect", source("hello")).status == 200
         started = time.perf_counter()
         assert ask(running, "POST", JOB + "j77/inspect", big).status == 200
-        self.row("inspect of a file with 500 jobs", "%(seconds).2f s", "< 2 s", {"seconds": time.perf_counter() - started})
+        self.row("inspect of a file with 500 jobs", "%(seconds).2f s", "< 2 s",
+                 {"seconds": time.perf_counter() - started})
         self.stop(rest)
 
     def watchers(self):
@@ -6602,7 +7331,8 @@ class Bench:
         sockets = []
         for _ in range(1000):
             sock = socket.create_connection(("127.0.0.1", port))
-            sock.sendall(b"GET /alpha/job/devcluster/www-data/prod/hello/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            sock.sendall(b"GET /alpha/job/devcluster/www-data/prod/hello/events HTTP/1.1\r\nHost: "
+                         b"localhost\r\n\r\n")
             sockets.append(sock)
 
         def processor():
@@ -6618,7 +7348,8 @@ class Bench:
         calls, used, started = demo.calls["getTasksWithoutConfigs"], processor(), time.perf_counter()
         time.sleep(5)
         seconds = time.perf_counter() - started
-        polls, share = (demo.calls["getTasksWithoutConfigs"] - calls) / seconds, (processor() - used) / seconds
+        polls, share = (demo.calls["getTasksWithoutConfigs"] - calls) / seconds, (processor(
+            ) - used) / seconds
         import selectors
         selector = selectors.DefaultSelector()
         for sock in sockets:
@@ -6632,9 +7363,12 @@ class Bench:
                 if b"RESTARTING" in key.fileobj.recv(65536):
                     arrived.append(time.perf_counter())
                     selector.unregister(key.fileobj)
-        self.row("1,000 event streams of one job", "%(polls).1f polls/s; %(core).1f %% of a core; %(reached)d reached within %(ms).0f ms",
-                 "1/s; < 5 %; 1000 within 250 ms", {"polls": polls, "core": share * 100, "reached": len(arrived),
-                                                    "ms": (arrived[-1] - arrived[0]) * 1e3 if arrived else -1.0})
+        self.row("1,000 event streams of one job",
+                 "%(polls).1f polls/s; %(core).1f %% of a core; %(reached)d reached within %(ms).0f ms",
+                 "1/s; < 5 %; 1000 within 250 ms",
+                 {"polls": polls, "core": share * 100, "reached": len(arrived),
+                                                    "ms": (arrived[-1] - arrived[0]) * 1e3 if arrived
+                                                    else -1.0})
         for sock in sockets:
             sock.close()
         self.stop(rest)
@@ -6646,7 +7380,8 @@ def bench_main(arguments):
     parser = argparse.ArgumentParser(prog="test_aurora_rest.py --bench")
     parser.add_argument("--quick", action="store_true", help="one short round of each")
     parser.add_argument("--json", metavar="FILE", help="write the rows as JSON too")
-    parser.add_argument("--only", metavar="NAME", help="one of: version, start_and_memory, lists, status, gate, configurations, watchers")
+    parser.add_argument("--only", metavar="NAME",
+            help="one of: version, start_and_memory, lists, status, gate, configurations, watchers")
     options = parser.parse_args(arguments)
     bench = Bench(options.quick)
     try:
