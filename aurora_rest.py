@@ -974,6 +974,7 @@ class Events(Poll):
     """
     KEPT = 2000
     PIECE = 256         # events given at once
+    NEXT = "next"
 
     def __init__(self, runner: Any, ask: Any, interval: float) -> None:
         super().__init__(runner, ask, interval, linger=30.0)
@@ -987,11 +988,13 @@ class Events(Poll):
         self._failing = False
         self._standing: Tuple[int, List[bytes]] = (-1, [])      # how things stood after so many events
 
-    def mark(self, last_id: str) -> Any:
-        """Where a caller that has this Last-Event-ID goes on; None: with how things stand."""
+    def mark(self, last_id: str, whole: bool = True) -> Any:
+        """Where a caller that has this Last-Event-ID goes on; None: with how things stand; NEXT: with what
+        comes next, where he does not want the whole."""
         epoch, _, number = last_id.partition("-")
         if not last_id:
-            return None
+            with self._lock:
+                return None if whole else self.NEXT if self._first is None else self._number
         return int(number) if epoch == self.epoch and re.fullmatch(r"\d{1,15}", number, re.ASCII) else -1
 
     def since(self, mark: Any) -> Tuple[bytes, Any]:
@@ -1001,6 +1004,7 @@ class Events(Poll):
         with self._lock:
             if self._first is None:
                 return b"", mark
+            mark = max(self._first, 0) if mark == self.NEXT else mark
             oldest, gap = self._number - len(self._history), b""
             if isinstance(mark, int) and not oldest <= mark <= self._number:
                 gap = event_bytes("", "gap", {"reason": "the events in between are not known any more"})
@@ -10864,6 +10868,10 @@ PARAMS: Dict[str, Param] = {
     "to_state": Param(choice(*api.ScheduleStatus.values), "the state to force"),
     "increase": Param(FLAG, "add to the quota instead of replacing it"),
     "force": Param(FLAG, "do it although a check speaks against it"),
+    "brief": Param(FLAG, "of the events only the last"),
+    "snapshot": Param(FLAG, "0: only what happens from now on, without how things stand"),
+    "version": Param(Kind(str, {"type": "string", "pattern": "^[0-9a-f]{12}$"}),
+                     "the id of a configuration in history"),
 }
 
 
@@ -11024,6 +11032,32 @@ Reason: one of its reasons
  what string?: of what
 PendingList(Success): tasks that wait
  pending [Waiting]: each
+WaitingTask: a task that waits for a host
+ id string: its id
+ job string: its job
+ instance integer: its number
+ state =ScheduleStatus: its state
+ since integer?: since when it waits
+ reason string: why, in the scheduler's words
+WaitingList(Success): tasks that wait
+ pending [WaitingTask]: each
+ total integer: how many there are
+Me(Success): who asks
+ name string: what this server calls the caller
+ level string: read, write or admin
+ roles [string]: patterns of the roles that the caller may change
+ by string: how that is known: token, certificate, scheduler (which judges the credentials) or nobody
+HistoryEntry: a configuration that a job has had
+ id string: a short hash of what it means
+ when integer?: when it was last begun, if that is known
+ user string?: who began it
+ message string?: what was said then
+ update string?: the id of the update that brought it
+ running [integer]: the instances that have it now
+ config TaskConfig: the configuration
+History(Success): configurations
+ versions [HistoryEntry]: each, the one begun last first
+ total integer: how many there are
 UptimeAnswer(Success): uptimes
  uptime {integer}: by percentile, the seconds that so many percent of the instances have been up at least
 UpCountAnswer(Success): who is up
@@ -11181,6 +11215,7 @@ HostJob: what a job would keep without a host
 Host: a host
  host string: its name
  mode? =MaintenanceMode: whether it is in maintenance
+ tasks? integer: how many tasks are there
  safe? boolean: whether it could go
  jobs? [HostJob]: what that would do to jobs
 HostList(Success): hosts
@@ -12275,8 +12310,10 @@ class Service(Reception):
     def __init__(self, clusters: Clusters, evaluator: Evaluator, access: Access = Access(),
                  limits: Optional[Dict[str, float]] = None, log: Callable[[str], None] = lambda line: None,
                  poll_interval: float = 1.0, cors: Sequence[str] = (), hosts: Sequence[str] = (),
-                 loopback: bool = True, access_log: bool = True, observer: Optional[Observer] = None) -> None:
+                 loopback: bool = True, access_log: bool = True, observer: Optional[Observer] = None,
+                 page: str = "full") -> None:
         super().__init__(access, log, access_log, cors, hosts, loopback)
+        self.page = page                # what the page at / may do: full, read, or off for no page
         self.clusters = clusters
         self.evaluator = evaluator
         self.observer = observer or Observer()
@@ -12442,10 +12479,10 @@ class Service(Reception):
 
     def stream(self, call: Call, key: Any, make: Callable[[], TaskChanges]) -> Stream:
         """The events of a watched thing, after the caller's Last-Event-ID."""
-        last = call.request.headers.get("last-event-id", "")
-        made: Stream = self.watched.watch((*key, call.auth),
-                                          lambda: Events(self.runner, make(), self.poll_interval),
-                                          lambda events: Stream(events, events.since, events.mark(last)))
+        last, whole = call.request.headers.get("last-event-id", ""), call.get("snapshot", True)
+        made: Stream = self.watched.watch(
+            (*key, call.auth), lambda: Events(self.runner, make(), self.poll_interval),
+            lambda events: Stream(events, events.since, events.mark(last, whole)))
         return made
 
     def tiers(self, scheduler: Scheduler, authorization: Optional[str] = None) -> Json:
@@ -12842,13 +12879,14 @@ def get_job(call: Call) -> Any:
 
 
 @route("GET", "/alpha/job/{key}/tasks", "watch", remembered=True,
-       params="shards instances state host limit offset",
-       gives="TaskList", a200="tasks")
+       params="shards instances state host brief limit offset", gives="TaskList", a200="tasks")
 def list_tasks(call: Call) -> Any:
     """The tasks of a job, filtered by instance, state and host."""
     found = query_tasks(call.scheduler, call.key, call.shards, call.get("state"), reasons=True)
     if not found:
         _require_job(call)
+    if call.get("brief"):
+        found = [dict(task, taskEvents=task.get("taskEvents", [])[-1:]) for task in found]
     tasks = [_plain_task("", str(call.key), task) for task in found]
     if call.get("host"):
         tasks = [task for task in tasks if any(glob(each)(task["host"] or "") for each in call.get("host"))]
@@ -12885,7 +12923,7 @@ def list_pending(call: Call) -> Any:
     return call.success(200, headers, count=len(shown), pending=shown)
 
 
-@route("GET", "/alpha/job/{key}/events", "watch", gives="text/event-stream",
+@route("GET", "/alpha/job/{key}/events", "watch", params="snapshot", gives="text/event-stream",
        a200="task, instance and update events")
 def watch_job(call: Call) -> Any:
     """Events of a job as they happen: task, update, instance; resumes at Last-Event-ID."""
@@ -12893,7 +12931,7 @@ def watch_job(call: Call) -> Any:
     return call.service.stream(call, ("job", call.key), lambda: changes_of(call.scheduler, call.key))
 
 
-@route("GET", "/alpha/events/{cluster}/{role}", "watch", gives="text/event-stream",
+@route("GET", "/alpha/events/{cluster}/{role}", "watch", params="snapshot", gives="text/event-stream",
        a200="task, instance and update events")
 def watch_role(call: Call) -> Any:
     """Events of all jobs of a role as they happen."""
@@ -14153,6 +14191,186 @@ def watch_operation(call: Call) -> Any:
     return Stream(operation, since, (int(last.group(1)) if last else 0, ""))
 
 
+# --- handlers: what the page asks ---------------------------------------------------------------------------
+
+
+@route("GET", "/alpha/me", "server", quick=True, gives="Me", a200="who asks")
+def get_me(call: Call) -> Any:
+    """Who the caller is to this server, and what he may do."""
+    user = call.user
+    by = "nobody" if not user.known else "certificate" if user.name == call.request.certificate else "token"
+    return call.success(name=user.name, level=user.level, roles=list(user.roles),
+                        by="scheduler" if call.auth is not None else by)
+
+
+@route("GET", "/alpha/pending/{cluster}", "watch", remembered=True, params="role limit offset",
+       gives="WaitingList", a200="tasks that wait, the one that has waited longest first")
+def list_waiting(call: Call) -> Any:
+    """The tasks of a cluster that wait for a host, and why."""
+    query = api.TaskQuery(statuses=set(_NOT_PLACED))
+    response = call.read("getTasksWithoutConfigs", query, projection=projection("cluster tasks"))
+    tasks = response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", [])
+    known = pending_reasons(call.scheduler, api.TaskQuery()) if tasks else {}
+    wanted = glob(call.get("role", "*"))
+    found: List[Json] = []
+    for task in tasks:
+        plain = _plain_task(call.args["cluster"], "", task)
+        last = plain["events"][-1] if plain["events"] else {}
+        if wanted(plain["job"].split("/")[1]):
+            found.append({name: plain[name] for name in ("id", "job", "instance", "state")})
+            reason = known.get(plain["id"]) or last.get("message") or ""
+            found[-1].update(since=last.get("time"), reason=reason)
+    found.sort(key=lambda each: (each["since"] or 0, each["id"]))
+    shown, headers = call.page(found)
+    return call.success(200, headers, count=len(shown), total=len(found), pending=shown)
+
+
+@route("GET", "/alpha/hosts/{cluster}", "watch", remembered=True, params="host limit offset",
+       gives="HostList", a200="hosts by name")
+def list_hosts(call: Call) -> Any:
+    """The hosts on which tasks are, and those that host= names in full: how many tasks, and the mode."""
+    states = api.ScheduleStatus
+    query = api.TaskQuery(statuses=set(api.LIVE_STATES) | {states.ASSIGNED, states.STARTING})
+    response = call.read("getTasksWithoutConfigs", query, projection=projection("hosts"))
+    tasks = response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", ())
+    counts = collections.Counter(task["assignedTask"].get("slaveHost") for task in tasks)
+    wanted = call.get("host") or ["*"]
+    modes = _modes(call, [each for each in wanted if each not in counts and not re.search(r"[*?\[]", each)])
+    globs = [glob(each) for each in wanted]
+    names = sorted({host for host in counts if host and any(fits(host) for fits in globs)} | set(modes))
+    shown, headers = call.page(names)
+    modes.update(_modes(call, [host for host in shown if host in counts]))
+    return call.success(200, headers, count=len(shown), total=len(names), hosts=[
+        dict({"host": host, "tasks": counts[host]}, **_some(mode=modes.get(host))) for host in shown])
+
+
+def _modes(call: Call, hosts: Sequence[str]) -> Dict[str, str]:
+    """The mode of each of the hosts that the scheduler knows."""
+    if not hosts:
+        return {}
+    result = call.read("maintenanceStatus", api.Hosts(hostNames=set(hosts))).result.maintenanceStatusResult
+    return {each.host: api.MaintenanceMode.name_of(each.mode) for each in result.statuses or ()}
+
+
+@route("GET", "/alpha/events/{cluster}", "watch", params="snapshot", gives="text/event-stream",
+       a200="task, instance and update events")
+def watch_cluster(call: Call) -> Any:
+    """Events of all jobs of a cluster as they happen."""
+    cluster = call.args["cluster"]
+    return call.service.stream(call, ("cluster", cluster), lambda: TaskChanges(
+        call.scheduler, cluster, api.TaskQuery, api.JobUpdateQuery))
+
+
+class Version(NamedTuple):
+    """A configuration that a job has had. when: it was last begun, if known; instances: how many had it."""
+    config: Any
+    when: Optional[int]
+    user: Optional[str]
+    message: Optional[str]
+    update: Optional[str]
+    instances: int
+    settings: Any = None
+
+
+def _config_id(config: Any) -> str:
+    """A short hash of what a configuration means: equal for what `same_meaning` takes for the same."""
+    data: Any = config.executorConfig.data if config.executorConfig else None
+    with contextlib.suppress(TypeError, ValueError):
+        data = load_json(data)
+    name = config.executorConfig.name if config.executorConfig else None
+    plain = _significant(config.replace(executorConfig=None, owner=None, taskLinks=None).to_plain())
+    return hashlib.sha256(json.dumps([plain, name, data], sort_keys=True).encode()).hexdigest()[:12]
+
+
+_ENDED_READ = 200       # ended tasks that are looked at for configurations: each comes with its own
+# Those of the aurora client, where the job has had no update whose settings could be taken.
+_ROLLBACK_SETTINGS = api.JobUpdateSettings(
+    updateGroupSize=1, maxPerInstanceFailures=0, maxFailedInstances=0, minWaitInInstanceRunningMs=45000,
+    rollbackOnFailure=True, updateOnlyTheseInstances=set(), waitForBatchCompletion=False)
+
+
+def _versions(call: Call) -> Dict[str, Version]:
+    """The configurations that the scheduler still knows of a job, by id, the one begun last first."""
+    found: Dict[str, Version] = {}
+
+    def note(version: Version) -> None:
+        identity = _config_id(version.config)
+        known = found.get(identity)
+        if known is None or (version.when or 0) > (known.when or 0):
+            found[identity] = version
+    for details in find_updates(call.scheduler, api.JobUpdateQuery(jobKey=call.key.thrift)):
+        update, instructions = details.update.summary, details.update.instructions
+        said = next((each.message for each in details.updateEvents or () if each.message), None)
+        desired, settings = instructions.desiredState, instructions.settings
+        if desired:
+            note(Version(desired.task, update.state.createdTimestampMs, update.user, said, update.key.id,
+                         len(from_ranges(desired.instances)), settings))
+        for each in instructions.initialState or ():
+            note(Version(each.task, None, None, None, None, len(from_ranges(each.instances)), settings))
+    for config, numbers in call.running:
+        note(Version(config, None, None, None, None, len(numbers)))
+    query = api.TaskQuery(jobKeys={call.key.thrift}, statuses=set(api.TERMINAL_STATES), limit=_ENDED_READ)
+    ended = call.read("getTasksStatus", query).result.scheduleStatusResult.tasks or ()
+    for task in ended:
+        first = min((event.timestamp for event in task.taskEvents or ()), default=None)
+        version = found.get(_config_id(task.assignedTask.task))
+        if version is None or version.update is None:       # an update tells who; a task only when
+            note(Version(task.assignedTask.task, first, None, None, None, 1))
+    return dict(sorted(found.items(), key=lambda pair: pair[1].when or 0, reverse=True))
+
+
+@route("GET", "/alpha/job/{key}/history", "watch", remembered=True, params="limit offset", gives="History",
+       a200="configurations, the one begun last first")
+def list_history(call: Call) -> Any:
+    """The configurations that the scheduler still knows of a job, from updates and tasks: for rollback."""
+    versions = _versions(call)
+    if not versions:
+        _require_job(call)
+    running: Dict[str, List[int]] = {}
+    for config, numbers in call.running:
+        running.setdefault(_config_id(config), []).extend(numbers)
+    shown, headers = call.page(list(versions.items()))
+    return call.success(200, headers, count=len(shown), total=len(versions), versions=[
+        {"id": identity, "when": each.when, "user": each.user, "message": each.message, "update": each.update,
+         "running": sorted(running.get(identity, ())), "config": plain_config(each.config)}
+        for identity, each in shown])
+
+
+@route("POST", "/alpha/job/{key}/rollback", "change", params="to:version message wait", gives="JobWritten",
+       guards=_JOB_GUARDS, a202="started",
+       a200="unchanged: it runs that already; or, where it was waited for, rolled forward",
+       a409="an update is in progress; or, where it was waited for, it did not roll forward")
+def rollback_job(call: Call) -> Any:
+    """Start a rolling update to a configuration that the job has had, of history, without any file."""
+    if "version" not in call.params:
+        raise BadRequest("rollback needs to=ID; GET /alpha/job/%s/history lists them" % (call.key,))
+    versions = _versions(call)
+    if not versions:
+        _require_job(call)
+    version = versions.get(call.get("version"))
+    if version is None:
+        raise no_such("configuration", call.get("version"), versions)
+    if not version.config.isService and _cron_of(call) is not None:
+        raise Unprocessable("%s is a cron job; replace it with PUT /alpha/cron/%s" % (call.key, call.key))
+    if call.running and {_config_id(config) for config, _ in call.running} == {call.get("version")}:
+        said = "all instances have this configuration already"
+        return call.job_success(200, unchanged=True, messages=[said])
+    known = [each.settings for each in (version, *versions.values()) if each.settings]
+    settings = known[0] if known else _ROLLBACK_SETTINGS
+    count = sum(len(numbers) for _, numbers in call.running) or version.instances
+    configuration = api.JobConfiguration(key=call.key.thrift, owner=version.config.owner,
+                                         taskConfig=version.config, instanceCount=count)
+    job = align(Job(str(call.key), configuration, settings, [], []), call.running)
+    if call.get("dry_run"):
+        call.notes["plan"] = plan_update(call.scheduler, job, (), call.running)
+    message = call.message or "back to %s" % call.get("version")
+    call.intend("startJobUpdate", job.update_request(), message)
+    started = start_update(call.scheduler, job, (), message)
+    if not started.id:
+        return call.job_success(200, unchanged=True, messages=started.messages)
+    return _awaiting_update(call, 202, started.id)
+
+
 # --- OpenAPI ------------------------------------------------------------------------------------------------
 
 _BODIES: Dict[str, Json] = {
@@ -14197,8 +14415,8 @@ def _parameters(each: Route, path: str) -> List[Json]:
     for name, row in each.params.items():
         param = PARAMS[row]
         many = param.kind.join is not None
-        shown: Json = {"name": name, "in": "query", "required": row in ("size", "to_state"),
-                       "description": param.help,
+        required = row in ("size", "to_state", "version")
+        shown: Json = {"name": name, "in": "query", "required": required, "description": param.help,
                        "schema": {"type": "array", "items": param.kind.schema} if many else param.kind.schema}
         if param.example is not None:
             shown["example"] = [param.example] if many else param.example
@@ -16994,116 +17212,1539 @@ class DemoObserver(App):
 
 PAGE = """\
 <!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>aurora_rest</title>
+<html lang="en" data-page="full" data-logs="no">
+<meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-:root { color-scheme: light dark; --line: #8884; --soft: #8882; }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 1080px; padding: 1rem; }
-header { display: flex; gap: 1rem; align-items: baseline; flex-wrap: wrap;
-  border-bottom: 1px solid var(--line); }
-h1 { font-size: 1.2rem; margin: .4rem 0; } h2 { font-size: 1.05rem; margin: 1.2rem 0 .3rem; }
-table { border-collapse: collapse; width: 100%; }
-td, th { text-align: left; padding: .25rem .5rem; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; } code, pre { font-family: ui-monospace, monospace; font-size: .9em; }
-pre { background: var(--soft); padding: .6rem; overflow: auto; } a { color: inherit;
-  } nav a { margin-right: .8rem; }
-.RUNNING, .ROLLED_FORWARD { color: #18803c; } .FAILED, .LOST, .ROLLED_BACK { color: #c02626;
-  } .PENDING { color: #a16207; }
-#problem { color: #c02626; } small { opacity: .7; }
-</style></head><body>
-<header><h1>aurora_rest</h1><nav id="clusters"></nav><small><a href="/openapi.json">openapi.json</a> ·
-<a href="/metrics">metrics</a> · <a href="/ready">ready</a></small></header>
-<p id="problem" role="alert"></p><main id="main" aria-live="polite"></main>
-<script src="/page.js"></script></body></html>
+<meta name="color-scheme" content="light dark">
+<title>Aurora</title>
+<link rel="stylesheet" href="page.css">
+<script type="module" src="page.js"></script>
+<body>
+<a class="skip" href="#main">Skip to content</a>
+<header id="top" class="row"></header>
+<div id="notice"></div>
+<main id="main" tabindex="-1"><noscript>This page needs JavaScript. The data is at /alpha.</noscript></main>
+<section id="tray" aria-label="Operations" hidden></section>
+<div id="say" class="vh" role="status" aria-live="polite"></div>
 """
 
-PAGE_SCRIPT = """\
-"use strict";
-const main = document.getElementById("main"), problem = document.getElementById("problem");
-let stream = null;
-function el(tag, text, attrs) {
-  const e = document.createElement(tag);
-  if (text !== undefined && text !== null) e.textContent = text;
-  for (const [k, v] of Object.entries(attrs || {})) e.setAttribute(k, v);
-  return e;
+PAGE_STYLE = r"""
+/* Type    12 label, 13 text, 15 section, 20 title; weights 400 500 600; lines of 20, title 28.
+   Space   4 8 12 16 24 32. Row 32, control 28 (narrow: 36).
+   Colour  ink, dim, link, states: 4.5:1 on bg, raised, sunken and tints, light and dark; edge: 3:1.
+           Hue for trouble, progress, links, focus; healthy is quiet. */
+:root {
+  color-scheme: light dark;
+  --t1: .75rem; --t2: .8125rem; --t3: .9375rem; --t4: 1.25rem;
+  --1: .25rem; --2: .5rem; --3: .75rem; --4: 1rem; --5: 1.5rem; --6: 2rem;
+  --ctl: 1.75rem; --bar: 3rem; --r: .375rem;
+  --bg: light-dark(#fcfcfb, #121316); --raised: light-dark(#fff, #1a1c20);
+  --sunken: light-dark(#f4f4f2, #1e2025);
+  --ink: light-dark(#1b1c1f, #e8e9eb); --dim: light-dark(#5d6067, #a0a5ad);
+  --edge: light-dark(#888b91, #71767f);
+  --rule: light-dark(#e4e4e0, #2b2e34); --line: 1px solid var(--rule); --link: light-dark(#2353c4, #8db2ff);
+  --ok: light-dark(#1c6e40, #63c58d); --go: light-dark(#0b6584, #62bfdc);
+  --wait: light-dark(#85560a, #dcae56);
+  --bad: light-dark(#b4231f, #ff8b80); --lost: light-dark(#74389f, #cba3f2);
 }
-function link(text, hash) { return el("a", text, {href: "#" + hash}); }
-async function get(path) {
-  const answer = await fetch(path, {headers: {Accept: "application/json"}});
-  const plain = await answer.json();
-  if (plain.status !== "success") throw new Error(plain.errors.join("; "));
-  return plain;
+*, ::before, ::after { box-sizing: border-box; margin: 0; padding: 0 }
+html { scroll-padding: 6rem 0 4rem }
+body {
+  min-height: 100dvh; display: flex; flex-direction: column; background: var(--bg); color: var(--ink);
+  font: var(--t2)/1.25rem system-ui, sans-serif; font-variant-numeric: tabular-nums
 }
-function table(heads, rows) {
-  const t = el("table"), r = t.createTHead().insertRow();
-  heads.forEach(h => r.append(el("th", h, {scope: "col"})));
-  const body = t.createTBody();
-  rows.forEach(cells => { const row = body.insertRow();
-    cells.forEach(c => row.insertCell().append(c instanceof Node ? c : el("span", c ?? "–", {class: String(c)}))); });
-  return t;
+h1, .at { font-size: var(--t4); line-height: 1.75rem; overflow-wrap: anywhere } h2 { font-size: var(--t3) }
+h1, h2, b { font-weight: 600 }
+.lab, th, dt, label, kbd { font-size: var(--t1); font-weight: 500; color: var(--dim) }
+ul, ol { list-style: none } [hidden] { display: none !important }
+a { color: inherit; text-decoration: none; &:hover { text-decoration: underline } }
+.link { color: var(--link) }
+:focus-visible { outline: 2px solid var(--link); outline-offset: 2px }
+[tabindex="-1"] { outline: 0 } nav a { outline-offset: -2px }
+.vh, .skip:not(:focus) { position: absolute; width: 1px; height: 1px; overflow: hidden;
+  clip-path: inset(50%) }
+.dim, .off, .count, .at nav { color: var(--dim); font-weight: 400 } .sep { flex: 1 }
+.row, .chips, .facts { display: flex; flex-wrap: wrap; align-items: center; gap: var(--2) }
+.legend { gap: var(--1) var(--4) }
+.stack, .panel, dialog[open], form { display: grid; gap: var(--3); align-content: start; min-width: 0 }
+.far { gap: var(--6) } .stack > * { min-width: 0 } dd { overflow-wrap: anywhere }
+
+/* Controls */
+button, .btn, input, select, textarea {
+  min-height: var(--ctl); padding: 0 var(--2); border: var(--line); border-radius: var(--r);
+  background: var(--raised); color: inherit; font: inherit; max-width: 100%
 }
-async function show() {
-  if (stream) { stream.close(); stream = null; }
-  problem.textContent = "";
-  const parts = decodeURIComponent(location.hash.slice(1)).split("/").filter(Boolean);
-  try {
-    const clusters = (await get("/alpha/clusters")).clusters;
-    document.getElementById("clusters").replaceChildren(...Object.keys(clusters).map(c => link(c, c)));
-    const path = parts.map(encodeURIComponent).join("/");
-    if (!parts.length) { const names = Object.keys(clusters); if (names.length) location.hash = names[0]; return; }
-    if (parts.length === 1) {
-      const roles = (await get("/alpha/roles/" + path)).roles;
-      main.replaceChildren(el("h2", "Roles of " + parts[0]), table(["role", "jobs", "cron jobs"],
-        Object.entries(roles).map(([r, n]) => [link(r, parts[0] + "/" + r), n.jobs, n.cron])));
-    } else if (parts.length < 4) {
-      const jobs = Object.values((await get("/alpha/jobs/" + path + "?detail=1")).jobs);
-      main.replaceChildren(el("h2", "Jobs of " + parts.join("/")),
-        table(["job", "active", "pending", "failed", "tier", "cron"], jobs.map(j =>
-          [link(j.key.split("/").slice(2).join("/"), j.key), j.active, j.pending, j.failed, j.tier, j.cron])));
-    } else {
-      const draw = async () => {
-        const job = await get("/alpha/job/" + path), key = parts.join("/"), nodes = [el("h2", key)];
-        if (job.cron) nodes.push(el("p", "cron " + job.cron.schedule + ", next run " +
-          new Date(job.cron.next_run).toISOString()));
-        if (job.update) nodes.push(el("p", "update " + job.update.id + ": " + job.update.status));
-        const last = t => t.events[t.events.length - 1] || {};
-        for (const [title, tasks] of Object.entries(job.tasks)) if (tasks.length)
-          nodes.push(el("h2", title), table(["instance", "state", "host", "since", "message"], tasks.slice(0, 500).map(t =>
-            [t.instance, t.state, t.host, last(t).time && new Date(last(t).time).toLocaleString(), last(t).message])));
-        nodes.push(el("h2", "With curl"), el("pre", ["", "/config", "/pending", "/updates"].map(p =>
-          "curl -s " + location.origin + "/alpha/job/" + path + p).join("\\n")));
-        main.replaceChildren(...nodes);
-      };
-      await draw();
-      stream = new EventSource("/alpha/job/" + path + "/events");
-      let timer = 0;
-      for (const kind of ["task", "update", "instance"]) stream.addEventListener(kind, () => {
-        clearTimeout(timer); timer = setTimeout(() => draw().catch(e => problem.textContent = e.message), 150); });
-    }
-  } catch (e) { problem.textContent = e.message; main.replaceChildren(); }
+button, .btn {
+  display: inline-flex; align-items: center; gap: var(--1); padding: 0 var(--3); font-weight: 500;
+  white-space: nowrap;
+  &:hover { background: var(--sunken); text-decoration: none }
 }
-addEventListener("hashchange", show);
-show();
+button:disabled { color: var(--dim); background: none }
+input, textarea { border-color: var(--edge); &::placeholder { color: var(--dim); opacity: 1 } }
+[type=checkbox] { min-height: 0; padding: 0; width: 1rem; height: 1rem; accent-color: var(--ink);
+  vertical-align: middle }
+.main:not(:disabled) {
+  background: var(--ink); border-color: var(--ink); color: var(--bg); &:hover { background: var(--dim) }
+  &.bad { background: var(--bad); border-color: var(--bad); color: var(--bg) }
+}
+.quiet, .bare { border-color: transparent; background: none; padding: 0 var(--2) }
+.bare { padding: 0; font-weight: inherit; min-height: 1.5rem }
+.chips { gap: var(--1); button { padding: 0 var(--2); font-weight: 400 } }
+[aria-pressed=true] { border-color: var(--ink); background: var(--sunken) }
+pre, kbd, textarea, .mono, .log, .diff dd {
+  font: var(--t1)/1.25rem ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
+  font-variant-ligatures: none
+}
+kbd { border: var(--line); border-radius: 4px; padding: 0 var(--1) }
+
+/* States */
+.g { width: .75rem; height: .75rem; flex: none }
+.line { fill: none; stroke: currentColor; stroke-width: 1.6; stroke-linecap: round; stroke-linejoin: round }
+.full { fill: currentColor }
+.st {
+  display: inline-flex; align-items: center; gap: var(--2); font-weight: 500; white-space: nowrap;
+  vertical-align: top
+}
+.ok { color: var(--ok); > span { color: var(--ink); font-weight: 400 } }
+.go { color: var(--go) } .wait { color: var(--wait) } .fail, .bad:enabled { color: var(--bad) }
+.lost { color: var(--lost) }
+.bar { display: block; width: 100%; height: .375rem; margin: var(--1) 0 }
+.rest { color: var(--rule) } .w, .used { color: var(--edge) }
+:is(.bar, .grid) .ok { color: color-mix(in srgb, var(--ok) 74%, var(--bg)) }
+
+/* Frame */
+#top {
+  position: sticky; top: 0; z-index: 2; flex-wrap: nowrap; min-height: var(--bar); padding: 0 var(--5);
+  background: var(--bg); border-bottom: var(--line)
+}
+#top nav, .tabs {
+  display: flex; gap: 1.25rem; margin: 0 var(--3); overflow-x: auto; white-space: nowrap;
+  scrollbar-width: none;
+  a:not(:hover, [aria-current]) { color: var(--dim) } [aria-current] { font-weight: 500 }
+  a { padding: var(--1) 0 }
+}
+.find { width: 14rem; padding: 0 var(--2); color: var(--dim); font-weight: 400 }
+.fresh { min-width: 6.5rem }
+#notice .row { padding: var(--2) var(--5) }
+main { flex: 1; min-height: 0; min-width: 0; padding: var(--5) }
+.head { margin-bottom: var(--4) }
+.facts { gap: var(--2) var(--6); margin-bottom: var(--5); .bar { width: 10rem } }
+.tabs { margin: 0 0 var(--3); border-bottom: var(--line) }
+.tabs a { padding: var(--2) 0; font-weight: 500 } .tabs [aria-current] { box-shadow: inset 0 -2px var(--ink) }
+.tools { margin-bottom: var(--2); > [type=search] { width: 16rem } > input { width: 6rem } }
+.many { columns: 20rem; a { display: inline-block; line-height: 1.5rem } }
+.panel, .log, #tray > * { border: var(--line); border-radius: var(--r); background: var(--raised);
+  padding: var(--3) var(--4) }
+.panel + nav { margin-top: var(--4) } .detail + section { margin-top: var(--5) }
+.cols, .detail { display: grid; grid-template-columns: minmax(0, 1fr); gap: var(--6) }
+.old :is(.panel, td) { border-bottom-style: dashed }
+#tray {
+  position: fixed; right: var(--5); bottom: var(--4); z-index: 3; width: 22rem; max-width: calc(100% - 2rem);
+  display: grid; gap: var(--2)
+}
+#tray > * { border-color: var(--edge) }
+
+/* Tables */
+table { width: 100%; border-collapse: collapse; table-layout: fixed }
+th, td {
+  height: 2rem; padding: 0 var(--5) 0 0; border-bottom: var(--line); text-align: left; white-space: nowrap;
+  overflow: hidden; text-overflow: ellipsis;
+  &:last-child { padding-right: var(--2) } &:has([type=checkbox]) { padding-left: var(--2) }
+}
+.num { text-align: right } i { font-style: normal }
+td i { display: inline-block; width: 1.75rem; text-align: left }
+.w0 { width: 2.5rem } .w1 { width: 6rem } .w2 { width: 8.5rem } .w3 { width: 13.5rem } .w4 { width: 20rem }
+thead th { position: sticky; top: var(--bar); z-index: 1; background: var(--bg) }
+tbody tr:is(:hover, :focus-within, .on, .more) { background: var(--sunken) }
+.on td { border-color: var(--sunken) }
+.gap td { padding: 0; border: 0 } tr.gap:hover { background: none }
+td:has(.turn) { padding-left: 2px; overflow: visible }
+.turn { color: var(--dim) } [aria-expanded=true] .turn { transform: rotate(90deg) }
+.more > td { padding: var(--2) var(--4) var(--4) 2.5rem; white-space: normal; height: auto;
+  text-overflow: clip }
+.events, .pairs {
+  display: grid; grid-template-columns: auto auto minmax(0, 1fr); align-items: start; gap: 0 var(--4);
+  overflow-wrap: anywhere; li { display: contents }
+  div { display: contents }
+}
+.pairs { grid-template-columns: auto minmax(0, 1fr); gap: var(--1) var(--4) }
+
+/* Parts */
+.diff { display: grid; gap: var(--2);
+  dd { padding: 0 var(--2); overflow-wrap: anywhere; white-space: pre-wrap } }
+.add { background: color-mix(in srgb, var(--ok) 12%, var(--bg)); &::before { content: '+ ' } }
+.del, #notice .row { background: color-mix(in srgb, var(--bad) 10%, var(--bg)) }
+.del::before { content: '− ' }
+body:has(.log) { height: 100dvh; :is(main, .view) { display: flex; flex-direction: column }
+  .view { flex: 1; min-height: 0 } .facts, .panel { display: none } }
+.logs { display: flex; flex-direction: column; flex: 1; min-height: 0 }
+.log {
+  flex: 1; min-height: 12rem; overflow: auto; margin-bottom: var(--2);
+  p { display: flex; white-space: pre; min-height: 1.25rem; height: 1.25rem }
+  b { flex: 0 0 4.5rem; &:empty { display: none } }
+  &.wrap p { height: auto; white-space: pre-wrap; overflow-wrap: anywhere }
+}
+.grid { display: block; .line { fill: none; stroke-width: 1.6 }
+  text { fill: var(--dim); font-size: var(--t1) } .x { color: var(--bg) } }
+
+/* Dialogs */
+dialog {
+  margin: auto; width: 36rem; max-width: calc(100% - 2rem); padding: var(--5); border: var(--line);
+  border-radius: .5rem; background: var(--raised); color: var(--ink); &::backdrop { background: #0006 }
+}
+label > :is(input:not([type=checkbox]), select) {
+  display: block; width: 100%; margin-top: var(--1); color: var(--ink); font-size: var(--t2)
+}
+textarea { height: 26rem; padding: var(--3); width: 100% }
+pre { word-break: break-all; white-space: pre-wrap }
+dialog pre { max-height: 14rem; overflow: auto }
+.palette {
+  margin-top: 12vh; padding: var(--2); #hits { max-height: 55vh; overflow: auto }
+  [role=option], .lab { padding: 6px var(--2); border-radius: var(--r); overflow-wrap: anywhere }
+  [aria-selected=true] { background: var(--sunken) }
+}
+
+@media (width >= 64rem) {
+  .cols { grid-template-columns: minmax(0, 1fr) 20rem } .half { grid-template-columns: 1fr 1fr }
+  .detail { grid-template-columns: 5fr 4fr 3fr }
+}
+@media (width >= 48rem) {
+  :is(.more, .panel) .diff > div { display: grid; grid-template-columns: 15rem minmax(0, 1fr);
+    dt { grid-row: 1 / 3 } }
+}
+@media (width < 48rem) {
+  :root { --ctl: 2.25rem; --bar: 0 }
+  #top, #notice .row { position: static; flex-wrap: wrap; gap: var(--1); padding: var(--1) var(--4) }
+  #top nav { order: 1; width: 100%; margin: 0 } .find { width: auto; flex: 1 } .fresh { min-width: 0 }
+  #top select { width: 6.5rem } #top > button:last-child { max-width: 5.5rem; overflow: hidden }
+  .row > :is(button, .btn) { padding: 0 var(--2) }
+  kbd, .opt, .flow thead, #top time { display: none }
+  main { padding: var(--2) var(--4) var(--4) } .head { margin-bottom: var(--2) }
+  .facts { gap: var(--1) var(--5); margin-bottom: var(--3) }
+  .tools > [type=search] { flex: 1 0 100% }
+  .chips { flex-wrap: nowrap; overflow-x: auto; scrollbar-width: none }
+  .flow, .flow tbody { display: block }
+  .flow tr { display: flex; flex-wrap: wrap; align-items: center; gap: 0 var(--3); padding: var(--2) 0;
+    border-bottom: var(--line) }
+  .flow tr[data-i] { height: 4rem; overflow: hidden }
+  .flow:has(.wide.msg, .wide ~ .msg) tr[data-i] { height: 5.25rem }
+  .flow td { height: auto; padding: 0; border: 0 }
+  .flow :is(.msg, .wide) { order: 1; width: 100% }
+  .flow .num:not(.opt) { margin-left: auto; ~ .num { margin: 0 } } .flow .more td { width: 100% }
+  .flow .gap { padding: 0; border: 0 } dialog { padding: var(--4) } #tray { right: var(--4) }
+  .events { gap: 0 var(--2) }
+}
+@media (forced-colors: active) {
+  [aria-pressed=true], [aria-selected=true], [aria-current] { outline: 2px solid Highlight;
+    outline-offset: -2px }
+}
 """
+
+PAGE_SCRIPT = r"""
+/* ---- Elements: made anew, then morphed into those shown, so that focus, clicks and scrolling stay ---- */
+const fire = e => e.currentTarget.on[e.type]?.(e)
+const flat = kids => kids.flat(9).filter(k => k && k !== true)
+const make = ns => (tag, props, ...kids) => {
+  const e = document.createElementNS(ns, tag)
+  for (const [k, v] of Object.entries(props || {})) {
+    if (typeof v == 'function') { (e.on ||= {})[k] = v; e.addEventListener(k, fire) }
+    else if (v != null && v !== false && v !== '') e.setAttribute(k, v === true ? '' : v)
+  }
+  e.append(...flat(kids))
+  return e
+}
+const h = make('http://www.w3.org/1999/xhtml'), s = make('http://www.w3.org/2000/svg')
+const $ = q => document.querySelector(q)
+const like = (a, b) => a.nodeName == b.nodeName && a.dataset?.k == b.dataset?.k && !a.own && !b.own
+function morph(a, b) {
+  if (a.nodeType == 3) { if (a.data != b.data) a.data = b.data; return }
+  for (const {name} of [...a.attributes]) if (!b.hasAttribute(name)) a.removeAttribute(name)
+  for (const {name, value} of b.attributes) if (a.getAttribute(name) != value) a.setAttribute(name, value)
+  for (const k in b.on) if (!a.on?.[k]) a.addEventListener(k, fire)
+  a.on = b.on
+  if (a.type == 'checkbox') a.checked = b.checked
+  fill(a, ...b.childNodes)
+  if (a.nodeName == 'SELECT') a.value = b.value
+}
+// Gives an element these children. What is `own` keeps itself; what has a key moves with it.
+function fill(el, ...kids) {
+  const keyed = new Map([...el.children].map(c => [c.dataset.k, c]))
+  kids = flat(kids)
+  kids.forEach((kid, i) => {
+    if (!kid.nodeType) kid = document.createTextNode(kid)
+    const now = el.childNodes[i], old = kid.dataset?.k ? keyed.get(kid.dataset.k) : now
+    if (now === kid) return
+    if (!old || !like(old, kid)) { el.insertBefore(kid, now || null); return }
+    morph(old, kid)
+    if (old != now) el.insertBefore(old, now)
+  })
+  while (el.childNodes.length > kids.length) el.lastChild.remove()
+}
+
+/* ---- States: glyph + word + colour. A glyph is [stroke, fill] on a 12 × 12 field. ---- */
+const ring = 'M6 1.5a4.5 4.5 0 1 1 0 9a4.5 4.5 0 1 1 0-9z'
+const G = {
+  disc: ['', ring], half: [ring, 'M6 1.5a4.5 4.5 0 0 1 0 9z'], ring: [ring],
+    clock: [ring + 'M6 3.75V6l1.75 1'],
+  cross: ['M2.25 2.25l7.5 7.5M9.75 2.25l-7.5 7.5'], slash: [ring + 'M3 9l6-6'],
+  ask: ['M3.6 4.1a2.4 2.4 0 1 1 3.7 2C6.4 6.7 6 7.1 6 8M6 10.6v.01'], check: ['M1.75 6.5l3 3L10.25 3'],
+  pause: ['M4 2v8M8 2v8'], fwd: ['', 'M2.5 1.25l8 4.75-8 4.75z'], back: ['', 'M9.5 1.25l-8 4.75 8 4.75z'],
+  undo: ['M4.5 1.75L2 4.25l2.5 2.5M2 4.25h5.25a2.9 2.9 0 0 1 0 5.8H4.5'],
+  down: ['M6 1.75v8M2.75 6.5L6 9.75 9.25 6.5'], open: ['M4 2.25L8 6 4 9.75'],
+}
+const glyph = (name, cls = '') => s('svg', {class: 'g ' + cls, viewBox: '0 0 12 12', 'aria-hidden': 'true'},
+  G[name].map((d, i) => d && s('path', {d, class: i ? 'full' : 'line'})))
+// The worst first, which is how tasks are sorted.
+const STATE = Object.fromEntries(`FAILED cross fail, LOST ask lost, PARTITIONED ask lost,
+THROTTLED clock wait, PENDING ring wait, INIT ring wait, PREEMPTING half go, KILLING half go,
+  RESTARTING half go, DRAINING down go,
+ASSIGNED half go, STARTING half go, RUNNING disc ok, KILLED slash off, FINISHED check off, ERROR cross fail,
+ROLLING_FORWARD fwd go, ROLLING_BACK back wait, ROLL_FORWARD_PAUSED pause wait, ROLL_BACK_PAUSED pause wait,
+ROLL_FORWARD_AWAITING_PULSE clock wait, ROLL_BACK_AWAITING_PULSE clock wait, ROLLED_FORWARD check ok,
+ROLLED_BACK undo wait, ABORTED slash off, updated disc ok, rolled_back undo wait, updating half go,
+rolling_back half wait, failed cross fail, waiting ring off, running half go, succeeded check ok,
+cancelled slash off, interrupted slash wait, NONE disc ok, SCHEDULED pause wait,
+  DRAINED down off`.split(/,\s/).map(
+  (x, i) => [x.split(' ')[0], [...x.split(' ').slice(1), i]]))
+const rank = x => STATE[x]?.[2] ?? 99
+const WORDS = {NONE: 'In service', SCHEDULED: 'Deactivated'}
+const word = x => WORDS[x] || x.replace(/^ROLL_\w+?_/, '').toLowerCase().replace(/_/g, ' ').replace(/^./,
+  c => c.toUpperCase())
+const state = (x, text = word(x)) => {
+  const [icon, cls] = STATE[x] || ['ask', 'off']
+  return h('span', {class: 'st ' + cls}, glyph(icon), h('span', null, text))
+}
+
+/* ---- Settings, numbers, times ---- */
+const kept = (k, v) => {        // in sessionStorage, where there is one
+  try { return v == null ? sessionStorage.getItem(k) || '' : sessionStorage.setItem(k, v) } catch {
+    return '' }
+}
+const PAGE = document.documentElement.dataset
+const S = {auth: kept('auth'), local: kept('local'), quiet: kept('quiet'), read: kept('read'), me: null,
+  clusters: [],
+  paused: false, down: 0, sick: '', seen: Date.now(), skew: 0, streams: 0, tries: 0, ops: [],
+    shown: new Set()}
+const now = () => Date.now() + S.skew
+const num = n => Number(n).toLocaleString('en').replace(/,/g, '\u202f')
+const some = (n, one) => `${num(n)} ${one}${n == 1 ? '' : 's'}`
+const stamp = (t, local = S.local) => local ?
+  new Date(t).toLocaleString('sv') : new Date(t).toISOString().replace('T', ' ').slice(0, 19)
+const parts = ms => {
+  const [n, unit] = ms < 6e4 ? [ms / 1e3, 's'] : ms < 36e5 ? [ms / 6e4, 'min'] : ms < 1728e5 ? [ms / 36e5,
+    'h'] : [ms / 864e5, 'd']
+  return [Math.max(0, Math.floor(n)) + ' ', unit]
+}
+const took = ms => parts(ms).join('')
+const time = (t, props, ...text) => t ? h('time', {datetime: new Date(t).toISOString(), title: stamp(t,
+  '') + ' UTC', ...props}, ...text) : ''
+const age = (t, cls) => { const [n, unit] = parts(now() - t); return time(t, {'data-t': t, class: cls}, n,
+  h('i', null, unit)) }
+const at = t => time(t, null, now() - t > 864e5 ? stamp(t).slice(0, 10) : stamp(t).slice(11))
+const mb = n => n >= 1024 ? +(n / 1024).toFixed(1) + ' GiB' : num(n) + ' MiB'
+const ranges = list => {        // 0-3,7: as the API takes instances
+  const out = []
+  for (const n of [...list].sort((a, b) => a - b)) out.at(-1)?.[1] == n - 1 ?
+    out.at(-1)[1] = n : out.push([n, n])
+  return out.map(([a, b]) => a == b ? a : a + '-' + b).join()
+}
+const say = text => { $('#say').textContent = text }
+
+/* ---- Small parts ---- */
+const button = (text, click, cls, more) => h('button', {type: 'button', class: cls, click, ...more}, text)
+const link = (href, text, cls) => h('a', {href, class: cls}, text)
+const toggle = (text, on, click, cls) => button(text, click, cls, {'aria-pressed': String(!!on)})
+const plain = (...text) => h('p', {class: 'dim'}, ...text)
+const row = (...kids) => h('div', {class: 'row'}, ...kids)
+const gap = () => h('span', {class: 'sep'})
+const lab = text => h('h2', {class: 'lab'}, text)
+const section = (name, ...kids) => h('section', {class: 'stack'}, h('h2', null, name), ...kids)
+const bar = (total, ...pieces) => {
+  let x = 0
+  return s('svg', {class: 'bar', viewBox: `0 0 ${total || 1} 6`, preserveAspectRatio: 'none',
+    'aria-hidden': 'true'},
+    [...pieces, ['rest', total]].map(([cls, n]) => {
+      const width = Math.max(0, Math.min(n, total - x) - total / 400)
+      x += n
+      return s('rect', {class: cls, fill: 'currentColor', x: x - n, width, height: 6})
+    }))
+}
+const pairs = (list, cls = 'pairs') => h('dl', {class: cls}, list.map(x => x &&
+  h('div', {class: x[0][0] == '*' && 'opt'},
+  h('dt', null, x[0].replace('*', '')), h('dd', null, ...x.slice(1)))))
+const facts = (...list) => pairs(list, 'facts')
+const title = (path, text) => h('div', {class: 'at row'}, path[0] && h('nav', {'aria-label': 'Path'},
+  path.map(([name, href]) => [link(href, name), ' / '])), h('h1', {tabindex: -1}, text))
+const oops = e => h('div', {role: 'alert', class: 'stack'}, h('p', {class: 'st fail'}, glyph('cross'),
+  h('span', null, e.code || 'Error')),
+  (e.errors || [e.message]).map(t => h('p', null, t)))
+const show = x => typeof x == 'string' ? x : JSON.stringify(x)
+const words = x => !x || typeof x != 'object' ? String(x) : Array.isArray(x) ? x.map(words).join(', ') :
+  Object.entries(x).map(([k, y]) => k + ' ' + words(y)).join(' ')
+const changes = fields => fields[0] ? h('dl', {class: 'diff'}, fields.map(x => h('div', null, h('dt', null,
+  x.path),
+  [['del', 'was ', x.old], ['add', 'becomes ', x.new]].map(([cls, said, value]) => value != null &&
+    h('dd', {class: cls}, h('span', {class: 'vh'}, said), show(value)))))) : plain('No field differs.')
+const named = x => Array.isArray(x) && x[0]?.constructor == Object ? Object.fromEntries(x.map((y, i) =>
+  [y.name ?? y.key ?? (Object.keys(y).length == 1 ? Object.keys(y)[0] : i), y])) : x?.constructor == Object ?
+    x : null
+const blank = x => x == null || typeof x == 'object' &&
+  !Object.keys(x).length     // unset and empty mean the same
+// The same that POST diff tells, for two configurations that are here already.
+function differences(a, b, path = '') {
+  const [x, y] = [named(a), named(b)]
+  if (!x || !y) return JSON.stringify(a) == JSON.stringify(b) || blank(a) && blank(b) ? [] : [{path, old: a,
+    new: b}]
+  return [...new Set([...Object.keys(x), ...Object.keys(y)])].sort().flatMap(k =>
+    differences(x[k], y[k], a == x ? path && path + '.' + k || k : `${path}[${k}]`))
+}
+
+/* ---- Place: the hash is the view and its filters ---- */
+function place() {
+  const [path, query] = location.hash.replace(/^#\/?/, '').split('?')
+  const clean = x => { try { return decodeURIComponent(x) } catch { return x } }
+  return {path: path.split('/').filter(Boolean).map(clean), q: new URLSearchParams(query || '')}
+}
+function put(key, value) {
+  const {path, q} = place()
+  value ? q.set(key, value) : q.delete(key)
+  history.replaceState(null, '', `#/${path.join('/')}${String(q) && '?' + q}`)
+}
+const arg = (key, otherwise = '') => place().q.get(key) || otherwise
+const flip = key => put(key, arg(key) ? '' : '1')
+
+/* ---- The server ---- */
+class Refused extends Error {
+  constructor(status, told) {
+    super(told.errors?.[0] || 'The answer was ' + status)
+    Object.assign(this, {status, code: told.code || 'HTTP ' + status, errors: told.errors})
+  }
+}
+const sent = more => ({...S.auth && {Authorization: S.auth}, ...more})
+async function request(method, path, {body, headers, signal, quiet} = {}) {
+  let answer, told
+  try {
+    answer = await fetch(path, {method, body, signal, headers: sent({Accept: 'application/json',
+      ...headers})})
+    told = await answer.json().catch(e => { if (answer.ok) throw e; return {} })
+  } catch (e) {
+    if (signal?.aborted) throw e
+    beat()
+    throw new Refused(0, {code: 'UNREACHABLE', errors: ['The server does not answer.']})
+  }
+  met(answer)
+  if (answer.ok) return Object.assign(told, {etag: answer.headers.get('ETag')})
+  if (answer.status == 401 && !quiet) login(told.errors?.[0])
+  throw new Refused(answer.status, told)
+}
+const url = (...words) => 'alpha/' + words.map(encodeURIComponent).join('/')
+// Something came from the server: it is there, and its clock tells ours.
+function met(answer) {
+  const date = Date.parse(answer.headers.get('Date'))
+  S.seen = Date.now()
+  if (date && Math.abs(date - S.seen) > 3e3) S.skew = date - S.seen
+  if (S.down) { S.down = S.tries = 0; wake() }
+}
+async function beat() {
+  if (beat.busy || document.hidden) return
+  beat.busy = true
+  clearTimeout(beat.timer)
+  try { met(await fetch('alpha/version', {signal: AbortSignal.timeout(1800), cache: 'no-store'})) } catch {
+    if (!S.down) say('The server does not answer')
+    S.down ||= S.seen
+    S.tries++
+  }
+  beat.busy = false
+  beat.timer = setTimeout(beat, S.down ? Math.min(3e4, 500 * 2 ** S.tries) : S.streams ? 15e3 : 2e3)
+  frame()
+  if (S.down) V?.draw()
+}
+const bus = new EventTarget(), resting = () => S.paused || document.hidden
+function wake() { bus.dispatchEvent(new Event('wake')); V?.again() }
+// Events of a path until the view closes: by fetch, since EventSource takes no header. It goes on where it
+// was cut, or says `refused`. Returns when it is open.
+function follow(v, path, on) {
+  let id = '', wait = 1e3, cut
+  v.signal.addEventListener('abort', () => cut?.abort())
+  v.cuts.push(() => cut?.abort())
+  const pause = ms => new Promise(done => { bus.addEventListener('wake', done, {once: true}); ms &&
+    setTimeout(done, ms) })
+  const once = async ready => {
+    cut = new AbortController()
+    const answer = await fetch(path, {signal: cut.signal, headers: sent({Accept: 'text/event-stream',
+      ...id && {'Last-Event-ID': id}})})
+    if (!answer.ok) throw new Refused(answer.status, await answer.json())
+    met(answer)
+    ready()
+    wait = 1e3
+    const reader = answer.body.getReader(),
+      text = new TextDecoder()    // a character may be split between two pieces
+    let left = '', name
+    S.streams++
+    try {
+      for (let piece; !(piece = await reader.read()).done;) {
+        S.seen = Date.now()
+        const all = (left + text.decode(piece.value, {stream: true})).split('\n')
+        left = all.pop()
+        for (const line of all) {
+          if (line.startsWith('id: ')) id = line.slice(4)
+          if (line.startsWith('event: ')) name = line.slice(7)
+          if (line.startsWith('data: ') && !v.signal.aborted) on(name, JSON.parse(line.slice(6)))
+        }
+      }
+    } finally { S.streams-- }
+  }
+  const run = async ready => {
+    while (!v.signal.aborted) {
+      if (resting()) { await pause(); continue }
+      const error = await once(ready).catch(e => e)
+      if (v.signal.aborted) return
+      if (error?.status) { on('refused', error); if (error.status < 500 && error.status != 429) return }
+      if (!resting()) { beat(); await pause(wait) }
+      wait = Math.min(3e4, wait * 2)
+    }
+  }
+  return new Promise(run)
+}
+
+/* ---- Who may ---- */
+const LEVELS = ['read', 'write', 'admin']
+const globbed = (pattern, text) => RegExp('^' + pattern.replace(/[.+^$]/g, '\\$&').replace(/\*/g,
+  '.*').replace(/\?/g, '.') + '$').test(text)
+const may = (level, role) => PAGE.page == 'full' && !S.read && S.me &&
+  LEVELS.indexOf(S.me.level) >= LEVELS.indexOf(level) &&
+  (S.me.roles.includes('*') || role && S.me.roles.some(p => globbed(p, role)))
+
+/* ---- Views: one at a time; load() fetches, draw() shows what was fetched ---- */
+let V
+class View {
+  constructor() {
+    this.ctl = new AbortController()
+    this.cuts = []
+    Object.assign(this, place(), {signal: this.ctl.signal, draw() {}})
+    this.base = '#/' + this.path.join('/')
+    this.api = url('job', ...this.path.slice(0, 4))
+  }
+  get(path) { return request('GET', path, {signal: this.signal}) }
+  // What may be absent, or refused.
+  maybe(path) { return this.get(path).catch(e => { if (!e.status || e.status >= 500) throw e }) }
+  follow(path, on) { return follow(this, path, on) }
+  // Loads and draws; never twice at a time, and the more rarely the longer it takes.
+  async again(wait = 0) {
+    if (this.signal.aborted || this.ready && resting()) return
+    if (this.busy || wait) {
+      this.timer ||= setTimeout(() => { this.timer = 0; this.again() }, Math.max(wait, 3 * (this.took ||
+        100)))
+      return
+    }
+    const began = Date.now()
+    this.busy = true
+    try {
+      await this.load()
+      S.sick = ''
+      this.ready = true
+    } catch (e) {
+      if (this.signal.aborted) return
+      if (this.ready) S.sick = e.message
+      else fill(this.node, title([], 'Aurora'), oops(e), row(button('Try again', () => this.again()),
+        link('#/', 'Overview', 'btn')))
+      if (!e.status || e.status > 499) setTimeout(() => this.again(), 4e3)
+    }
+    this.busy = false
+    this.took = Date.now() - began
+    if (this.ready && !this.signal.aborted) this.draw()
+    frame()
+  }
+  every(ms) { const t = setInterval(() => this.again(), ms); this.signal.addEventListener('abort', () =>
+    clearInterval(t)) }
+}
+// At most four times a second.
+function calm(draw) {
+  let timer = 0
+  return () => { timer ||= setTimeout(() => { timer = 0; draw() }, 250) }
+}
+
+const NAV = ['Overview', 'Jobs', 'Hosts', 'Cron', 'Pending', 'Operations']
+const cluster = () => place().path[0] || S.clusters[0] || ''
+const off = () => S.down || S.sick || V.locked
+function frame() {
+  const c = cluster(), {path} = place(), busy = S.ops.filter(o => o.state == 'running').length
+  const here = path[1] ? NAV.find(n => n.toLowerCase() == path[1]) || 'Jobs' : 'Overview'
+  const [icon, cls, text] = S.paused ? ['pause', 'wait', 'Paused'] : S.down ? ['cross', 'fail',
+    'Reconnecting'] :
+    S.sick ? ['cross', 'fail', 'Old'] : ['disc', 'ok', 'Live']
+  fill($('#top'), h('b', {class: 'opt'}, link('#/' + c, 'Aurora')),
+    h('select', {'aria-label': 'Cluster', change: e => { location.hash = '#/' + e.target.value }},
+      S.clusters.map(x => h('option', {value: x, selected: x == c}, x))),
+    h('nav', {'aria-label': 'Cluster'}, NAV.map(n =>
+      h('a', {href: `#/${c}${n == NAV[0] ? '' : '/' + n.toLowerCase()}`,
+      'aria-current': n == here && 'page'}, n, n == NAV[5] && busy && h('span', {class: 'count'},
+        ' ' + busy)))), gap(),
+    button(['Search', gap(), h('kbd', null, '/')], palette, 'find', {'aria-keyshortcuts': '/'}),
+    button([glyph(icon), h('span', null, text), !S.paused && age(S.seen + S.skew, 'count')], pause,
+      'quiet fresh st ' + cls,
+      {'aria-keyshortcuts': 'p', title: `Press to ${S.paused ? 'go on' : 'pause'} (p)`}),
+    button(!S.me ? 'Log in' : S.me.by == 'nobody' ? 'Anonymous' : S.me.name, () => S.me ? about() : login(),
+      'quiet'))
+  document.body.classList.toggle('old', !!(S.down || S.sick))
+  fill($('#notice'), (S.down || S.sick) && h('div', {role: 'alert', class: 'row'}, h('span',
+    {class: 'st fail'}, glyph('cross'),
+    S.down ? 'The server does not answer' : 'Not up to date'), S.down ? h('span', null, 'Shown as of ',
+    at(S.down + S.skew), ', ', age(S.down + S.skew), ' ago. Actions are off.') : S.sick, gap(),
+  button('Try now', () => { beat(); V.again() })))
+}
+function pause() {
+  S.paused = !S.paused
+  S.paused ? V.cuts.forEach(cut => cut()) : wake()
+  say(S.paused ? 'Paused' : 'Live')
+  frame()
+}
+
+/* ---- Lists: only the rows in sight are in the document ---- */
+// o: name, cols [id, text, class], key(r), cells(r), by {id: value(r)}, hay(r) for the filter, more(r): what
+// an open row shows, picked: Set of keys, filter(): a test of rows, empty: what is said where there is none.
+function list(v, o) {
+  const width = o.cols.length + (o.picked ? 1 : 0), head = h('tr', {role: 'row'}), open = new Map()
+  const body = h('tbody', {role: 'rowgroup'}), node = h('table', {class: 'flow', role: 'table'},
+    h('caption', {class: 'vh'}, o.name), h('thead', {role: 'rowgroup'}, head), body)
+  const pad = [0, 1].map(() => h('tr', {class: 'gap', 'aria-hidden': 'true'}, h('td', {colspan: width})))
+  let all = [], rows = [], high = 32, focus = -1
+  node.own = pad[0].own = pad[1].own = true
+  arg('open').split(',').forEach(k => k && open.set(k, 0))
+  const key = r => String(o.key(r)), value = id => o.by?.[id] || (r => r[id])
+  function draw() {
+    const text = arg('q').toLowerCase(), by = arg('sort', o.sort || o.cols[0][0]), sign = by[0] == '-' ?
+      -1 : 1
+    const id = by.replace('-', ''), of = value(id), fits = o.filter?.() || (() => true)
+    if (all.by != by) {
+      all = all.map(r => [of(r), r]).sort(([a], [b]) => a === b ? 0 : a == null || a === '' ? 1 :
+        b == null || b === '' ? -1 : a < b ? -sign : sign).map(x => x[1])
+      all.by = by
+    }
+    rows = all.filter(r => (!text || (r.hay ||= o.hay(r).toLowerCase()).includes(text)) && fits(r))
+    node.setAttribute('aria-rowcount', rows.length + 1)
+    fill(head, o.picked && h('th', {class: 'w0', role: 'columnheader'}, h('input', {type: 'checkbox',
+      'aria-label': 'Select all that match',
+      checked: !!rows[0] && rows.every(r => o.picked.has(key(r))),
+      change: e => { o.picked.clear(); if (e.target.checked) rows.forEach(r => o.picked.add(key(r)));
+        v.draw() }})),
+    o.cols.map(([col, name, cls]) => h('th', {class: cls, role: 'columnheader', 'aria-sort': col == id ?
+      sign > 0 ? 'ascending' : 'descending' : null},
+      name ? button(name + (col == id ? sign > 0 ? ' ↑' : ' ↓' : ''), () => { put('sort', by == col ?
+        '-' + col : col); draw() }, 'bare') :
+        h('span', {class: 'vh'}, 'Actions'))))
+    paint()
+  }
+  function one(r, i) {
+    const k = key(r), on = open.has(k), cells = o.cells(r)
+    const turn = () => { on ? open.delete(k) : open.set(k, 0); put('open', [...open.keys()].join()); paint() }
+    if (o.more) cells[0] = button([glyph('open', 'turn'), cells[0]], turn, 'bare',
+      {'aria-expanded': String(on)})
+    return [h('tr', {role: 'row', class: on && 'on', 'data-k': k, 'data-i': i, 'aria-rowindex': i + 2},
+      o.picked && h('td', {role: 'cell'}, h('input', {type: 'checkbox',
+      'aria-label': 'Select ' + k, checked: o.picked.has(k), change: () => { o.picked.delete(k) ||
+        o.picked.add(k); v.draw() }})),
+    cells.map((c, n) => h('td', {role: 'cell', class: o.cols[n][2]?.replace(/\bw\d/, ''),
+      title: c?.length > 20 && c}, c))),
+    on && h('tr', {role: 'row', class: 'more', 'data-k': k + '+'}, h('td', {role: 'cell', colspan: width},
+      o.more(r)))]
+  }
+  function paint() {
+    if (!rows.length) {
+      return fill(body, h('tr', null, h('td', {colspan: width, class: 'msg'}, all.length ? ['None matches. ',
+        button('Clear the filter',
+        () => { put('q'); put('state'); route() }, 'bare link')] : o.empty || 'There is none.')))
+    }
+    const opened = [...open].map(([k, tall]) => [rows.findIndex(r => key(r) == k), tall]).filter(x =>
+      x[0] >= 0)
+    const y = i => i * high + opened.reduce((sum, [j, tall]) => sum + (j < i ? tall : 0), 0)
+    const top = -body.getBoundingClientRect().top
+    let first = Math.max(0, Math.min(rows.length - 1, Math.floor(top / high) - 6)), last = first
+    while (first && y(first) > top - 6 * high) first--
+    while (last < rows.length && y(last) < top + innerHeight + 6 * high) last++
+    pad[0].firstChild.style.height = y(first) + 'px'
+    pad[1].firstChild.style.height = y(rows.length) - y(last) + 'px'
+    fill(body, first && pad[0], rows.slice(first, last).map((r, i) => one(r, first + i)),
+      last < rows.length && pad[1])
+    const tall = body.querySelector('[data-i]').offsetHeight || high, wrong = tall != high
+    high = tall
+    for (const tr of body.querySelectorAll('.more')) open.set(tr.dataset.k.slice(0, -1), tr.offsetHeight)
+    if (wrong) paint()
+  }
+  function step(n) {       // j and k
+    focus = Math.max(0, Math.min(rows.length - 1,
+      Number(document.activeElement.closest('[data-i]')?.dataset.i ?? focus) + n))
+    const y = body.getBoundingClientRect().top + focus * high
+    if (y < 99 || y > innerHeight - 99) scrollBy(0, y - innerHeight / 2)
+    paint()
+    body.querySelector(`[data-i="${focus}"] :is(td button, a)`)?.focus({preventScroll: true})
+  }
+  for (const kind of ['scroll', 'resize']) addEventListener(kind, () => requestAnimationFrame(paint),
+    {signal: v.signal})
+  v.list = {node, draw, step, set(x) { all = [...x]; draw() }, get rows() { return rows }}
+  return v.list
+}
+const search = (text, draw) => h('input', {type: 'search', placeholder: text, 'aria-label': text,
+  value: arg('q'),
+  input: e => { put('q', e.target.value); draw() }})
+
+/* ---- Dialogs ---- */
+const labelled = (text, field) => h('label', null, text, field)
+const ticked = (field, text) => h('label', {class: 'row'}, field, text)
+function dialog(cls, name, ...kids) {
+  if ($('dialog[open]')) return
+  const back = document.activeElement
+  const d = h('dialog', {class: cls, 'aria-label': name, close() { d.remove(); back.focus() }, click(e) {
+    if (e.target == d) d.close() }},
+    h('h2', null, name), ...kids)
+  document.body.append(d)
+  d.showModal()
+  return d
+}
+const close = e => $('dialog')?.close(), cancel = () => button('Cancel', close)
+// Ask before anything is sent: the exact request, a message, a dry run; what is large has to be named.
+function act({name, text, verb, bad, method, path, query, fields = [], message, body, headers, type, done}) {
+  const key = [...crypto.getRandomValues(new Uint8Array(12))].map(x => x.toString(16).padStart(2,
+    '0')).join('')
+  const field = props => h('input', {autocomplete: 'off', input: refresh, ...props})
+  const inputs = fields.map(f => [f, field({type: 'number', min: 0, value: f.value})]), typed = type &&
+    field()
+  if (message) inputs.push([{id: 'message', text: 'Message for the audit trail'},
+    field({placeholder: 'Optional'})])
+  const go = h('button', {type: 'submit', class: 'main ' + (bad ? 'bad' : '')}, verb),
+    dry = button('Dry run', () => send(1))
+  const line = h('pre'), same = h('pre'), result = h('div', {class: 'stack'}), all = {...headers,
+    'Idempotency-Key': key}
+  let busy = false
+  const target = trial => {
+    const q = new URLSearchParams()
+    for (const [k, x] of [...Object.entries(query || {}), ...inputs.map(([f, e]) => [f.id, e.value]),
+      ['dry_run', trial]]) if (x) q.append(k, x)
+    return path + (String(q) && '?' + q).replace(/%2C/g, ',')
+  }
+  function refresh() {
+    const to = target()
+    const full = new URL(to, document.baseURI)
+    line.replaceChildren(h('b', null, method), ' ' + full.pathname + full.search)
+    same.textContent = [`curl -X ${method}`, S.auth && `-H 'Authorization: ${S.auth.split(' ')[0]} …'`,
+      ...Object.entries(all).map(
+      ([k, x]) => `-H '${k}: ${x}'`), body && '--data-binary @FILE', `'${full}'`].filter(Boolean).join(' ')
+    dry.disabled = busy || !!S.down
+    go.disabled = dry.disabled || type && typed.value != type
+  }
+  async function send(trial) {
+    if (busy || !trial && go.disabled) return
+    busy = true
+    refresh()
+    try {
+      const told = await request(method, target(trial), {body, headers: trial ? headers : all})
+      if (trial) fill(result, ...tried(told))
+      else {
+        d.close()
+        say(told.unchanged ? 'Nothing to change' : verb + ': done')
+        if (told.operation) { S.shown.add(told.operation.id); operations() }
+        done?.(told)
+        V.again(200)
+      }
+    } catch (e) { fill(result, oops(e)) }
+    busy = false
+    refresh()
+  }
+  const d = dialog('', name, h('p', null, text), h('form', {submit(e) { e.preventDefault(); send() }},
+    h('div', {class: 'panel'}, lab('Request'), line, row(lab('The same with curl'), gap(),
+      button('Copy', () => navigator.clipboard.writeText(same.textContent), 'bare')), same),
+    inputs.map(([f, e]) => labelled(f.text, e)), type && h('label', null, 'Type ', h('b', null, type),
+      ' to confirm', typed),
+    row(dry, gap(), cancel(), go), result))
+  ;(typed || inputs[0]?.[1] || go).focus()
+  refresh()
+}
+function tried(a) {
+  const says = a.unchanged || a.would.nothing ? 'nothing would change' : 'it would be done'
+  return [h('p', {class: 'st ok'}, glyph('check'), h('span', null, `Dry run: ${says}. Nothing was sent.`)),
+    a.would?.plan && planned(a.would.plan), h('pre', null, JSON.stringify(a.would || a, null, 1))]
+}
+const planned = p => [h('ul', {class: 'row legend'}, [['add', p.add], ['remove', p.remove], ['change',
+  p.update], ['leave', p.unchanged]].map(
+  ([k, n]) => h('li', {class: !n[0] && 'dim'}, h('b', null, num(n.length)), ' to ' + k))),
+p.changes.map(c => h('div', null, lab('Instances ' + ranges(c.instances)), changes(c.fields)))]
+
+function login(why = 'With a token; with a name and password where the scheduler asks for them.') {
+  const name = h('input', {autocomplete: 'username'}), secret = h('input', {type: 'password',
+    autocomplete: 'off', required: true})
+  const stay = h('input', {type: 'checkbox'}), result = h('div')
+  dialog('', 'Log in', h('form', {async submit(e) {
+    e.preventDefault()
+    const before = S.auth, bytes = new TextEncoder().encode(name.value + ':' + secret.value)
+    S.auth = name.value ? 'Basic ' + btoa(String.fromCharCode(...bytes)) : 'Bearer ' + secret.value.trim()
+    try {
+      await request('GET', 'alpha/me', {quiet: true})
+      kept('auth', stay.checked ? S.auth : '')
+      close()
+      start()
+    } catch (e) {
+      S.auth = before
+      fill(result, oops(e))
+    }
+  }}, h('p', null, why), labelled('Name, where it is no token', name), labelled('Token or password', secret),
+    result,
+  ticked(stay, 'Keep until this tab closes'), plain('It stays in this page and is sent only to this server.'),
+  row(gap(), cancel(), h('button', {type: 'submit', class: 'main'}, 'Log in'))))
+  secret.focus()
+}
+function about() {
+  const box = (key, text) => ticked(h('input', {type: 'checkbox', checked: S[key], change(e) {
+    kept(key, S[key] = e.target.checked ? '1' : '')
+    V.draw()
+  }}), text)
+  dialog('', S.me.name, pairs([['May', `${S.me.level}, roles ${S.me.roles.join(', ')}`], ['Known by',
+    S.me.by]]), box('read', 'Read only (r)'),
+    box('local', 'Local times instead of UTC'), box('quiet', 'No single-letter keys'),
+      pairs(Object.entries({'/': 'search', 'j k': 'next, previous row', x: 'select',
+      'l c u': 'logs, config, updates', 'g h': 'overview', p: 'pause', '?': 'this'}).map(([k, t]) => [k, t])),
+    row(button(S.auth ? 'Log out' : 'Log in', () => { close(); if (S.auth) { kept('auth', S.auth = '');
+      start() } else login() }), gap(), button('Close', close)))
+}
+
+/* ---- Search: names are fetched when it opens ---- */
+async function palette() {
+  const c = cluster(), hits = h('div', {id: 'hits', role: 'listbox', 'aria-label': 'Found'})
+  let all = [], found = [], at = 0
+  const open = x => { close(); location.hash = x[2] }
+  const box = h('input', {role: 'combobox', autocomplete: 'off', 'aria-label': 'Search',
+    'aria-expanded': 'true', 'aria-controls': 'hits',
+    placeholder: 'Job, role, host or task', input() { at = 0; draw() }, keydown(e) {
+      const step = {ArrowDown: 1, ArrowUp: -1}[e.key]
+      if (step) { e.preventDefault(); at = (at + step + found.length) % found.length || 0; draw() }
+      if (e.key == 'Enter' && found[at]) { e.preventDefault(); open(found[at]) }
+    }})
+  function draw() {
+    const text = box.value.trim().toLowerCase(), hit = x => x[1].toLowerCase().includes(text)
+    // A task's id is role-environment-name-instance-uuid.
+    const tasks = all.flatMap(x => text.startsWith(x[3] + '-') ?
+      [['Task', x[1] + '/' + parseInt(text.slice(x[3].length + 1)),
+      x[2] + '/' + parseInt(text.slice(x[3].length + 1))]] : [])
+    found = [...tasks, ...all.filter(hit)].slice(0, 50)
+    fill(hits, found.map((x, i) => h('div', {role: 'option', id: 'hit' + i, class: 'row',
+      'aria-selected': String(i == at), click() { open(x) }},
+      h('span', null, x[1]), gap(), h('span', {class: 'dim'}, x[0]))), !found[0] && plain('Nothing found.'))
+    box.setAttribute('aria-activedescendant', 'hit' + at)
+    $('#hit' + at)?.scrollIntoView({block: 'nearest'})
+  }
+  if (!dialog('palette', 'Search', box, hits)) return
+  box.focus()
+  const told = await Promise.all(['jobs', 'hosts'].map(x => request('GET', url(x, c)))).catch(e => fill(hits,
+    oops(e)))
+  if (!told) return
+  const jobs = Object.values(told[0].jobs).map(k => k.split('/').slice(1))
+  all = [...new Set(jobs.map(k => k[0]))].map(r => ['Role', r, `#/${c}/${r}`]).concat(jobs.map(k =>
+    ['Job', k.join('/'), `#/${c}/${k.join('/')}`, k.join('-').toLowerCase()]),
+    told[1].hosts.map(x => ['Host', x.host, `#/${c}/hosts?q=${x.host}&open=${x.host}`]))
+  draw()
+}
+
+/* ---- Operations of this server; a tray for those that were begun here ---- */
+async function operations() {
+  clearTimeout(operations.timer)
+  if (S.me && !resting() && !S.down) S.ops = (await request('GET', 'alpha/operations',
+    {quiet: true}).catch(() => S)).operations || S.ops
+  const mine = S.ops.filter(o => S.shown.has(o.id))
+  $('#tray').hidden = !mine[0]
+  fill($('#tray'), mine.map(o => h('div', {'data-k': o.id}, work(o), row(gap(), stopper(o), button('Close',
+    () => { S.shown.delete(o.id); operations() })))))
+  frame()
+  operations.timer = setTimeout(operations, S.ops.some(o => o.state == 'running') ? 1e3 : 15e3)
+}
+const count = p => h('span', {class: 'dim num'}, `${num(p.done)} of ${num(p.total)}`)
+const progress = p => bar(p.total, ['ok', p.done], ['fail', p.failed], ['go', p.active])
+const keyed = key => link('#/' + (key.split('/')[3] ? key : key.split('/')[0] + '/hosts'),
+  key.split('/').slice(1).join('/'))
+const work = o => h('div', null, row(state(o.state, `${word(o.kind)}: ${word(o.state).toLowerCase()}`),
+  gap(), count(o.progress)), keyed(o.key), progress(o.progress),
+  plain(o.errors[0] || o.steps.at(-1)?.text))
+const stopper = o => o.state == 'running' && may('write', '') && button('Cancel…', () =>
+  act({name: `Cancel the ${o.kind} of ${o.key}?`, verb: 'Cancel it',
+  text: 'It stops before its next step; what is done stays done.', method: 'DELETE', path: url('operations',
+    o.id), done: operations}))
+
+/* ---- Tasks ---- */
+const last = t => t.events.at(-1) || {}
+const oneOf = t => link(`#/${t.job}/${t.instance}`, t.job.split('/').slice(1).join('/') + ' ' + t.instance)
+const hostly = (v, x) => x && link(`#/${v.path[0]}/hosts?q=${x}&open=${x}`, x)
+const events = (list, time, text) => h('ol', {class: 'events'}, list.map(e => h('li', null, time(e),
+  e.state ? state(e.state) : h('span'), plain(text(e)))))
+// What is known of one instance: the events of its task, its earlier runs, what can be done to it.
+function detail(v, tasks, more) {
+  const [t, ...old] = tasks, base = '#/' + v.path.slice(0, 4).join('/'), i = t.instance
+  return h('div', {class: 'detail'}, h('div', null, lab('Events'), events(t.events, e => at(e.time), e =>
+    e.message || '')),
+    h('div', null, lab('Earlier runs'), old[0] ? events(old.slice(0, 9), e => age(last(e).time), e =>
+      [e.host, last(e).message].filter(Boolean).join(': ')) : plain('None known')),
+    h('div', {class: 'stack'}, h('div', null, lab('Task'), h('p', {class: 'mono'}, t.id),
+      Object.entries(t.ports).map(([k, n]) => [link(`http://${t.host}:${n}/`, `${k} ${n}`, 'link'), ' '])),
+      row(link(`${base}?tab=logs&i=${i}`, 'Logs', 'btn'), more && link(`${base}/${i}`, 'Instance', 'btn'),
+        may('write', v.path[1]) && ['restart', 'kill'].map(x => button(word(x) + '…', () => killOrRestart(v,
+        x, [i]), x == 'kill' && 'bad',
+          {disabled: !!off()})))))
+}
+const newest = list => list.sort((a, b) => (last(b).time || 0) - (last(a).time || 0))
+// Its name has to be typed where the whole job, production or many instances are meant.
+const grave = (path, n, all) => all || n > 10 || /^(prod|stag)/.test(path[2]) ? path[3] : ''
+function killOrRestart(v, what, ids, all) {
+  const n = some(ids.length, 'instance'), kill = what == 'kill', name = v.path[3]
+  act({name: `${word(what)} ${all ? 'all ' : ''}${n} of ${name}?`, verb: `${word(what)} ${n}`, bad: kill,
+    message: kill, type: grave(v.path, ids.length, all),
+    text: !kill ? 'One batch after another; it stops when an instance does not come back.' : all ?
+      'The job ends and leaves the cluster.' : 'The other instances go on.',
+    method: kill ? 'DELETE' : 'PUT', path: v.api + (kill ? '' : '/restart'), query: !all &&
+      {shards: ranges(ids)}, fields: kill ? [] : [{id: 'batch_size', text: 'Instances at once', value: 1}]})
+}
+
+/* ---- Job ---- */
+const head = (v, name, ...actions) => h('div', {class: 'row head'}, title(v.path.slice(1, Math.min(4,
+  v.path.length - 1)).map((p, i) => [p, '#/' + v.path.slice(0, i + 2).join('/')]), name),
+  gap(), h('div', {class: 'row', role: 'group', 'aria-label': 'Actions'}, actions))
+const isActive = u => /^ROLL(ING|_)/.test(u.state)
+const nextRun = c => time(c.next_run, {title: stamp(c.next_run, '') + ' UTC; here ' + stamp(c.next_run, 1)},
+  stamp(c.next_run).slice(0, 16), !S.local && ' UTC')
+function steer(u) {
+  const key = u.job.split('/'), one = (verb, text, says, type) => button(text + '…', () =>
+    act({name: `${text} the update of ${key[3]}?`, text: says, verb: text, bad: verb == 'abort',
+    message: verb != 'pulse',
+    method: 'POST', path: url('job', ...key, 'updates', u.id, verb), type: type && grave(key,
+      u.progress.total)}), verb == 'abort' ? 'bad' : '', {disabled: !!(S.down || S.sick)})
+  return isActive(u) && may('write', key[1]) && [/PULSE/.test(u.state) && one('pulse', 'Pulse',
+    'It goes on until it waits for the next pulse.'),
+    /PAUSED/.test(u.state) ? one('resume', 'Resume', 'It goes on where it stopped.') : one('pause', 'Pause',
+      'What is under way is finished; nothing more begins.'),
+    /FORWARD/.test(u.state) && one('rollback', 'Roll back',
+      'Instances that were updated go back to what they were.', 1), one('abort', 'Abort',
+      'Instances stay as they are now, old and new.', 1)]
+}
+const legend = u => h('ul', {class: 'row legend'}, Object.entries(u.instances).map(([x, list]) =>
+  h('li', null, state(x, `${num(list.length)} ${word(x).toLowerCase()}`))))
+const cronActions = (v, key, disabled) => [button('Start now…', () => act({name: `Start ${key[3]} now?`,
+  text: 'A run beside its schedule.', verb: 'Start', method: 'POST', path: url('cron', ...key, 'start')}),
+  '', {disabled}),
+  button('Deschedule…', () => act({name: `Deschedule ${key[3]}?`,
+    text: 'It runs no more; a run that goes on is not ended.', verb: 'Deschedule', bad: true,
+    method: 'DELETE', path: url('cron', ...key), type: key[3]}), 'bad', {disabled})]
+const TABS = {tasks: ['Tasks', taskTab], logs: ['Logs', logTab], config: ['Config', configTab],
+  updates: ['Updates', updateTab], sla: ['SLA', slaTab]}
+function jobView(v) {
+  const [c, role, , name] = v.path, tab = TABS[arg('tab')] ? arg('tab') : 'tasks',
+    tasks = v.tasks = new Map(), part = TABS[tab][1](v), soon = calm(() => v.draw())
+  const take = list => list.forEach(t => {      // of an instance's tasks the newest counts
+    const e = last(t), old = tasks.get(t.instance)
+    if (!old || old.id == t.id || old.since <= e.time) tasks.set(t.instance, {ports: {},
+      failures: old?.failures, ...t, i: t.instance, since: e.time, message: t.pending || e.message})
+  })
+  let config, job, u, quota
+  v.load = async () => {
+    v.open ||= v.follow(v.api + '/events?snapshot=0', (kind, e) => {
+      if (kind == 'task' && e.state != 'DELETED') {
+        take([{...e, events: [e]}])
+        soon()
+        if (e.state == 'PENDING') v.again(2e3)      // for the reason
+      }
+      else if (kind == 'error') { S.sick = e.errors[0]; frame() }
+      else if (kind != 'task') v.again(500)
+    })
+    await Promise.race([v.open, new Promise(done => setTimeout(done, 300))])
+    const rest = [v.api + '/config', `${url('jobs', c, role, v.path[2])}?detail=1&name=${name}`,
+      v.api + '/updates?limit=1', url('quota', c, role)].map(x => v.maybe(x))
+    rest.forEach(x => x.catch(() => {}))
+    // The first rows of a large job come at once, as the scheduler itself cuts them.
+    const few = `${url('tasks', c)}?role=${role}&environment=${v.path[2]}&name=${name}&limit=200`
+    if (!v.ready) v.maybe(few).then(t => {
+      if (!v.ready && t?.count == 200) { take(t.tasks); v.draw() }
+    }, () => {})
+    const all = await v.get(v.api + '/tasks?brief=1')
+    tasks.clear()
+    take(all.tasks)
+    if (!v.ready) v.draw()
+    ;[config, job, u, quota] = await Promise.all(rest)
+    v.config = config?.configs || []
+    job = Object.values(job?.jobs || {})[0]
+    u = u?.updates[0]
+    v.locked = u && isActive(u)
+    await part.load?.()
+  }
+  v.draw = () => {
+    const rows = [...tasks.values()], ids = rows.filter(t => rank(t.state) < 13 &&
+      rank(t.state) > 2).map(t => t.i), bad = rows.filter(t => rank(t.state) < 3).length
+    const up = rows.filter(t => t.state == 'RUNNING').length
+    const one = v.config?.[0]?.config, amount = k => one.resources.find(x => k in x)?.[k], disabled = !!off()
+    fill(v.node, head(v, name, may('write', role) && [disabled && h('span', {class: 'dim'}, S.down ||
+      S.sick ? 'Off until it answers' : 'Locked while an update is active'), job?.cron && cronActions(v,
+      v.path, disabled),
+      ids[0] != null && [button('Restart…', () => killOrRestart(v, 'restart', ids, 1), '', {disabled}),
+        button('Scale…', () => act({name: `Scale ${name}`, verb: 'Scale', message: true, type: grave(v.path,
+        ids.length), method: 'PUT',
+        text: 'New instances are like the first; those with the highest numbers go.', path: v.api + '/scale',
+          fields: [{id: 'instances', text: 'Instances', value: ids.length}]}), '', {disabled}),
+      button('Kill…', () => killOrRestart(v, 'kill', ids, 1), 'bad', {disabled})], disabled ||
+        link(v.base + '/deploy', 'Deploy…', 'btn main')]),
+    facts(['Instances', `${num(up)} of ${num(ids.length)} running`, bad && h('span', {class: 'fail'},
+      `, ${bad} failing`)], job && ['*Kind', job.cron ? 'Cron' : job.service ? 'Service' : 'Job',
+      ', ' + job.tier],
+      one && ['*Each', `${amount('numCpus')} CPU, ${mb(amount('ramMb'))} RAM, ${mb(amount('diskMb'))} disk`],
+        quota && ['*Quota of ' + role,
+        `${+quota.consumption.production.cpu.toFixed(1)} of ${num(quota.quota.cpu)} CPU`],
+      job?.cron && ['Schedule', job.cron.schedule, ', next ', nextRun(job.cron)], u && ['*Last update',
+        age(u.modified), ` ago${u.user ? ' by ' + u.user : ''}, ${word(u.state).toLowerCase()}`]),
+    v.locked && h('section', {class: 'panel', 'aria-label': 'Active update'}, row(state(u.state),
+      count(u.progress), h('span', {class: 'dim'}, [u.message, u.user].filter(Boolean).join(', by '), ', ',
+      age(u.created)), gap(), steer(u), link(`${v.base}/update/${u.id}`, 'Details', 'btn')),
+      progress(u.progress), h('div', {class: 'opt'}, legend(u))), h('nav', {class: 'tabs',
+        'aria-label': 'Parts of the job'}, Object.keys(TABS).map(x => h('a', {href: `${v.base}?tab=${x}`,
+        'aria-current': x == tab && 'page'}, TABS[x][0],
+      x == 'tasks' && h('span', {class: 'count'}, ' ' + num(rows.length))))), part.draw(rows))
+  }
+  v.every(6e4)
+}
+function taskTab(v) {
+  const known = new Map(), picked = new Set()
+  const l = list(v, {name: 'Tasks, the newest of each instance', key: t => t.i, sort: 'state', picked,
+    hay: t => `${t.i} ${t.host} ${t.message}`, filter: (x = arg('state')) => t => !x || t.state == x,
+    empty: 'The job has no tasks.',
+    cols: [['i', 'Instance', 'w1'], ['state', 'State', 'w2'], ['since', 'Since', 'num w1'], ['host', 'Host',
+      'opt w3'], ['failures', 'Failures', 'num opt w1'], ['message', 'Message', 'msg']],
+    by: {state: t => rank(t.state) * 1e4 + t.i, since: t => -t.since}, cells: t => [String(t.i),
+      state(t.state), age(t.since), hostly(v, t.host), num(t.failures || 0), t.message], more: t => {
+      const mark = t.id + t.state
+      if (known.get(t.i)?.mark != mark) {
+        known.set(t.i, {mark, tasks: known.get(t.i)?.tasks})
+        v.get(`${v.api}/tasks?shards=${t.i}`).then(a => { known.set(t.i, {mark, tasks: newest(a.tasks)});
+          l.draw() }, () => {})
+      }
+      return known.get(t.i).tasks ? detail(v, known.get(t.i).tasks, 1) : plain('…')
+    }}), box = search('Filter instance, host, message', () => { l.draw(); soon() }), soon = calm(() =>
+      v.draw())
+  return {draw(rows) {
+    const counts = {}, want = arg('state'), ids = [...picked].map(Number), turn = x =>
+      { put('state', want == x ? '' : x); v.draw() }, n = x => h('span', {class: 'count'}, ' ' + num(x))
+    rows.forEach(t => { counts[t.state] = (counts[t.state] || 0) + 1 })
+    l.set(rows)
+    return h('div', null, h('div', {class: 'row tools'}, box, h('div', {class: 'chips', role: 'group',
+      'aria-label': 'State'}, toggle(['All', n(rows.length)], !want, () => turn('')),
+      Object.keys(counts).sort((a, b) => rank(a) - rank(b)).map(
+      x => toggle([state(x), n(counts[x])], want == x, () => turn(x)))), gap(),
+        l.rows.length < rows.length && plain(num(l.rows.length), ' of ', num(rows.length)), ids[0] != null &&
+        may('write', v.path[1]) && [h('b', null, num(ids.length), ' selected'),
+      ['restart', 'kill'].map(x => button(word(x) + '…', () => killOrRestart(v, x, ids), x == 'kill' &&
+        'bad', {disabled: off()}))]), l.node)
+  }}
+}
+const processes = c => (c.executorConfig?.data?.task?.processes || []).map(p => h('div', null,
+  lab('Process ' + p.name), h('pre', {class: 'panel'}, p.cmdline)))
+const config = c => [pairs(Object.entries(c).map(([k, x]) => k != 'executorConfig' && k != 'job' &&
+  words(x) && [k, words(x)])), processes(c), h('details', null, h('summary', null, 'As JSON'), h('pre', null,
+  JSON.stringify(c, null, 1)))]
+function configTab(v) {
+  const pick = (k, otherwise) => h('select', {'aria-label': 'Group', change: e => { put(k, e.target.value);
+    v.draw() }}, v.config.map((g, i) => h('option', {value: i, selected: i == arg(k, otherwise)},
+    ranges(g.instances))))
+  return {draw: () => v.config && h('div', {class: 'stack far'}, v.config[1] && section('Compare',
+    row(pick('a', 0), 'with', pick('b', 1)), changes(differences(v.config[arg('a', 0)].config,
+    v.config[arg('b', 1)].config))),
+    v.config.map(g => section('Instances ' + ranges(g.instances), config(g.config))), !v.config[0] &&
+      plain('No instance is active.'))}
+}
+function updateTab(v) {
+  let known = [], updates = []
+  const l = list(v, {name: 'Configurations, the newest first', key: x => x.id, sort: '-when', hay: x =>
+    `${x.id} ${x.user} ${x.message}`, cols: [['id', 'Configuration', 'w3 mono'], ['when', 'Begun', 'num w1'],
+    ['user', 'By', 'opt w2'], ['message', 'Message', 'msg'], ['runs', 'Runs', 'num opt w1'],
+    ['', '', 'num w3']],
+    by: {runs: x => x.running.length}, cells: x => [x.id, age(x.when), x.user, x.message,
+      num(x.running.length), may('write', v.path[1]) && button('Roll back to this…', () =>
+      act({name: `Roll ${v.path[3]} back to ${x.id}?`, verb: 'Roll back',
+      text: 'Starts an update to this configuration, as gently as the last update.', message: true,
+        method: 'POST', path: v.api + '/rollback', query: {to: x.id}, type: grave(v.path, v.tasks.size),
+        done: a => { if (a.update) location.hash = `${v.base}/update/${a.update.id}` }}), 'bare link',
+        {disabled: !!off()})],
+    more: x => v.config[0] ? [lab('From what runs now'), changes(differences(v.config[0].config,
+      x.config))] : config(x.config)}), u = updateList(v)
+  return {async load() { [known, updates] = await Promise.all([v.maybe(v.api + '/history'),
+    v.maybe(v.api + '/updates')]) }, draw() {
+    l.set(known?.versions || [])
+    u.set(updates?.updates || [])
+    return h('div', {class: 'stack far'}, section('Configurations', l.node), section('Updates', u.node))
+  }}
+}
+const updateList = v => list(v, {name: 'Updates', key: u => u.id, sort: '-created', hay: u =>
+  u.job + u.message, cols: [['id', 'Update', 'w2'], ['state', 'Status', 'w3'], ['n', 'Instances',
+  'num opt w2'], ['user', 'By', 'opt w2'], ['message', 'Message', 'msg'], ['created', 'Started', 'num w1']],
+  cells: u => [link(`#/${u.job}/update/${u.id}`, u.id.slice(0, 8), 'link mono'), state(u.state),
+    count(u.progress), u.user, u.message, age(u.created)]})
+function slaTab(v) {
+  let up, many
+  const sla = url('sla', ...v.path)
+  return {async load() { [up, many] = await Promise.all([v.maybe(sla + '/uptime'),
+    v.maybe(sla + '/up-count')]) }, draw: () => up && h('div', {class: 'cols half'},
+    section('Uptime', pairs(Object.entries(up.uptime).map(([p, x]) => [p + ' % of the instances',
+      'have been up for ' + took(x * 1e3)]))), section('Up for so long',
+      pairs(Object.entries(many.up_count).map(([x, p]) => [took(x * 1e3), p + ' %',
+      bar(100, ['used', p])]))))}
+}
+
+/* ---- Logs: a ring of lines, of which those in sight are in the document ---- */
+function logTab(v) {
+  if (PAGE.logs != 'yes') return {draw: () => plain('This server does not offer logs.')}
+  const lines = [], left = {}, ids = arg('i', '0').split(',').filter(x => /^\d+$/.test(x)),
+    stream = arg('stream', 'stdout'), soon = calm(() => paint())
+  const at = k => ['go', 'lost', 'wait', 'ok'][ids.indexOf(String(k)) % 4]
+  const view = h('div', {class: 'log', role: 'log', 'aria-live': 'off', 'aria-label': 'Lines', tabindex: 0,
+    scroll() { stick = view.scrollHeight - view.scrollTop - view.clientHeight < 30; if (stick) fresh = 0;
+    soon() }})
+  let size = 0, stick = true, fresh = 0, names = [], process, seen = lines
+  view.own = true
+  const add = (i, text, mark) => {
+    lines.push({i, text, mark})
+    size += text.length
+    if (!stick) fresh++
+    while (lines.length > 5e3 || size > 2e6) size -= lines.shift().text.length
+  }
+  function paint() {
+    const q = arg('q').toLowerCase(), wrap = arg('wrap'), n = Math.ceil(view.clientHeight / 20) + 20
+    let test = x => x.text.toLowerCase().includes(q)
+    if (q && arg('regex')) try { const re = RegExp(arg('q'), 'i'); test = x => re.test(x.text) } catch {
+      /* not finished yet */ }
+    seen = lines.filter(x => x.mark || test(x))
+    const end = wrap || stick ? seen.length : Math.min(seen.length, Math.floor(view.scrollTop / 20) + n),
+      begin = Math.max(0, end - (wrap ? 400 : 2 * n))
+    const pad = k => { const e = h('div'); e.style.height = (wrap ? 0 : k * 20) + 'px'; return e }
+    view.classList.toggle('wrap', !!wrap)
+    view.replaceChildren(pad(begin), ...seen.slice(begin, end).map(x => h('p', {class: x.mark && 'dim'},
+      h('b', {class: at(x.i)}, x.mark ? '—' : ids[1] && String(x.i)), h('span', null, x.text))),
+      pad(seen.length - end))
+    if (stick) view.scrollTop = 1e9
+    v.draw()
+  }
+  function on(kind, e) {
+    const k = e.instance ?? ids[0]
+    if (kind == 'log') {
+      const all = ((left[k] || '') + e.text).split('\n')
+      left[k] = all.pop()
+      all.forEach(x => add(k, x))
+    } else add(k, [word(kind), e.reason, e.errors, e.run != null && 'run ' + e.run,
+      e.task].flat().filter(Boolean).join(' '), 1)
+    soon()
+  }
+  const where = () => ids[1] ?
+    `${v.api}/logs/${process}?shards=${ids}&` : `${v.api}/instances/${ids[0]}/logs/${process}?`
+  const other = (k, x) => { put(k, x); route() }, box = search('Filter lines', () => paint())
+  async function save() {
+    const href = URL.createObjectURL(await (await fetch(where() + `stream=${stream}&tail=100000`,
+      {headers: sent()})).blob())
+    h('a', {href, download: `${v.path[3]}-${ids}-${process}.${stream}`}).click()
+    URL.revokeObjectURL(href)
+  }
+  return {async load() {
+    if (process) return
+    names = (await v.get(`${v.api}/instances/${ids[0]}/processes`)).processes.map(p => p.name)
+    process = names.includes(arg('process')) ? arg('process') : names[0]
+    v.follow(where() + `stream=${stream}&tail=200&follow=1`, on)
+  }, draw: () => h('div', {class: 'logs'}, h('div', {class: 'row tools'}, h('select',
+    {'aria-label': 'Process', change(e) { other('process', e.target.value) }}, names.map(x => h('option',
+    {value: x, selected: x == process}, x))),
+    h('div', {class: 'chips'}, ['stdout', 'stderr'].map(x => toggle(x, stream == x, () => other('stream',
+      x)))), h('input', {'aria-label': 'Instances', title: 'Instances, as 0,2,5', value: ids.join(),
+      change(e) { other('i', e.target.value) }}), box,
+    toggle('Regex', arg('regex'), () => { flip('regex'); paint() }, 'opt'), toggle('Wrap', arg('wrap'), () =>
+      { flip('wrap'); paint() }), toggle('Follow', stick, () => { stick = !stick; paint() }),
+      button('Download', save, 'opt')), view,
+  row(plain(`${num(seen.length)} of ${num(lines.length)} lines; 5\u202f000 are kept`), gap(), fresh &&
+    button(`${num(fresh)} new lines ↓`, () => { stick = true; paint() }, 'main')))}
+}
+
+/* ---- Deploy: a file, what it would change, then the question ---- */
+function deployView(v) {
+  const role = v.path[1], job = v.path.slice(0, 4), key = h('input', {'aria-label': 'Job',
+    value: job.slice(1, 4).join('/'), placeholder: 'role/environment/name'})
+  const text = h('textarea', {'aria-label': 'Configuration', spellcheck: 'false', input() { plan = null;
+    v.draw() }}), bind = h('input', {'aria-label': 'Bindings',
+    placeholder: 'Bindings: NAME=VALUE NAME=VALUE', input() { plan = null }})
+  const pick = h('input', {type: 'file', multiple: true, hidden: true, change(e) { take(e.target.files) }})
+  let files = [], plan, found, etag, wrong
+  text.own = key.own = bind.own = pick.own = true
+  async function take(list) {
+    files = [...list]
+    text.value = files[0] ? await files[0].text() : ''
+    read()
+  }
+  const body = () => { if (!files[1]) return text.value; const form = new FormData(); files.forEach(f =>
+    form.append('file', f)); return form }
+  const type = () => files[1] ? {} : {'Content-Type': /^\s*\{/.test(text.value) ?
+    'application/json' : 'text/plain'}
+  const query = () => { const q = new URLSearchParams(); bind.value.split(/\s+/).forEach(x => x &&
+    q.append('bind', x)); return q }
+  async function read() {
+    plan = found = wrong = etag = null
+    v.api = url('job', v.path[0], ...key.value.split('/'))
+    const ask = what => request('POST', `${v.api}/${what}?${query()}`, {body: body(), headers: type()})
+    try {
+      found = await ask('inspect')
+      etag = (await v.maybe(v.api + '/config'))?.etag
+      if (etag) plan = await ask('diff')
+    } catch (e) { wrong = e }
+    v.draw()
+  }
+  function go() {
+    const name = key.value.split('/')[2], path = [v.path[0], ...key.value.split('/')], cron = found.cron,
+      n = found.job.instanceCount || 1, q = String(query())
+    act({name: `${cron ? 'Schedule' : plan ? 'Update' : 'Create'} ${name}?`, verb: cron ? 'Schedule' : plan ?
+      'Start update' : 'Create', text: plan ?
+      'Refused (412) if the job has changed since the plan was made.' : `With ${some(n, 'instance')}.`,
+      message: !!plan && !cron,
+      method: 'PUT', path: (cron ? url('cron', ...path) : v.api + (plan ? '/update' : '')) + (q && '?' + q),
+        body: body(), headers: {...type(), ...etag && !cron && {'If-Match': etag}}, type: grave(path, n),
+      done: a => { location.hash = '#/' + path.join('/') + (a.update ? '/update/' + a.update.id : '') }})
+  }
+  for (const kind of ['dragover', 'drop']) addEventListener(kind, e => { e.preventDefault();
+    if (kind == 'drop') take(e.dataTransfer.files) }, {signal: v.signal})
+  v.load = async () => {}
+  v.draw = () => fill(v.node, head(v, 'Deploy'), h('div', {class: 'cols half'}, h('div', {class: 'stack'},
+    row(key, bind, gap(), button('Choose file…', () => pick.click()), pick), text,
+    plain('Drop a .aurora file anywhere, or paste. Nothing goes to the scheduler yet.')),
+    h('div', {class: 'stack'}, row(h('h2', null, 'Plan'), gap(), button('Read', read)), wrong && oops(wrong),
+      plan ? planned(plan) : found && [plain(found.cron ?
+      'Its schedule would be set.' : 'The job would be new.'), config(found.job.taskConfig)],
+      found?.warnings.map(x => plain(x)), found?.update_errors?.map(x => plain(x)),
+      !found && !wrong && plain('What would change is shown here.'), found && may('write', role || '') &&
+        row(gap(), button(plan ? 'Start update…' : 'Create…', go, 'main', {disabled: !!S.down || plan &&
+        !(plan.add[0] ?? plan.remove[0] ?? plan.update[0] ?? false) && plan.count == 0})))))
+}
+
+/* ---- Update: a square an instance ---- */
+function updateView(v) {
+  const id = v.path[5], host = h('div')
+  let u, chosen = Number(arg('i')), of
+  host.own = true
+  v.api += '/updates/' + id
+  v.load = async () => {
+    v.open ||= v.follow(v.api + '/events', () => v.again(500))
+    u = (await v.get(v.api + '?detail=1')).update
+    of = new Map(Object.entries(u.instances).flatMap(([x, list]) => list.map(i => [i, x])))
+  }
+  addEventListener('resize', () => v.draw(), {signal: v.signal})
+  const pick = i => { const all = [...of.keys()]; chosen = all[Math.max(0, Math.min(all.length - 1, i))];
+    put('i', String(chosen)); v.draw() }
+  function grid() {
+    const all = [...of.keys()].sort((a, b) => a - b), n = all.length, wide = (host.clientWidth || 740) - 36,
+      size = n > 200 ? 14 : 28, cols = Math.max(10, Math.floor(wide / size / 10) * 10), d = {},
+      side = size - (n > 200 ? 3 : 6)
+    const box = (x, y, w, t = w) => `M${x} ${y}h${w}v${t}h-${w}z`, add = (k, path) =>
+      { d[k] = (d[k] || '') + path }
+    all.forEach((i, j) => {
+      const x = 36 + j % cols * size, y = 3 + Math.floor(j / cols) * size, [icon, cls] = STATE[of.get(i)],
+        m = side * .3
+      add(icon == 'ring' ? 'w' : icon == 'half' ? cls + ' line' : cls, icon == 'ring' ?
+        box(x + side / 2 - 2.5, y + side / 2 - 2.5, 5) : box(x, y, side))
+      if (icon == 'half') add(cls, box(x, y + side / 2, side, side / 2))
+      const l = side - 2 * m
+      if (icon == 'cross') add('x line', `M${x + m} ${y + m}l${l} ${l}M${x + m + l} ${y + m}l-${l} ${l}`)
+    })
+    const j = Math.max(0, all.indexOf(chosen)), lines = Math.ceil(n / cols)
+    fill(host, s('svg', {class: 'grid', width: 36 + cols * size, height: lines * size + 6, tabindex: 0,
+      role: 'slider', 'aria-label': 'Instance', 'aria-valuemin': 0, 'aria-valuemax': n - 1,
+      'aria-valuenow': j, 'aria-valuetext': `instance ${all[j]}: ${word(of.get(all[j]))}`,
+      keydown(e) { const go = {ArrowRight: 1, ArrowLeft: -1, ArrowDown: cols, ArrowUp: -cols, Home: -n,
+        End: n}[e.key]; if (go) { e.preventDefault(); pick(j + go) } },
+      click(e) { const b = e.currentTarget.getBoundingClientRect(),
+        x = Math.floor((e.clientX - b.x - 36) / size), y = Math.floor((e.clientY - b.y) / size);
+        if (x >= 0 && x < cols && y * cols + x < n) pick(y * cols + x) }},
+    Array.from({length: lines}, (_, r) => s('text', {x: 0, y: r * size + side / 2 + 7},
+      String(all[r * cols]))), Object.entries(d).map(([cls, path]) => s('path', {class: cls, d: path,
+      fill: 'currentColor'})),
+    s('path', {class: 'line', d: box(33.5 + j % cols * size, .5 + Math.floor(j / cols) * size, side + 5)})))
+    return all[j]
+  }
+  v.draw = () => {
+    const i = grid(), group = u.before.find(g => g.instances.includes(i)) || u.before[0],
+      mine = u.instance_events.filter(e => e.instance == i), p = u.settings || {}
+    fill(v.node, head(v, u.message || 'Update ' + id.slice(0, 8), steer(u)),
+      facts(['Status', state(u.state)], ['Instances', count(u.progress)], u.user && ['*By', u.user],
+      ['Started', age(u.created), ' ago'], !isActive(u) && ['Took', took(u.modified - u.created)],
+      ['*Id', id.slice(0, 8)]),
+      h('div', {class: 'cols'}, h('div', {class: 'stack far'}, section('Instances', legend(u), host),
+        section('History', events(u.events.toReversed(), e => at(e.time), e => [e.message,
+        e.user].filter(Boolean).join(', by ')))),
+        h('div', {class: 'stack far'}, section('Instance ' + i, state(of.get(i)), h('ol', {class: 'pairs'},
+          mine.map(e => h('li', null, at(e.time), h('span', null, word(e.action.replace('INSTANCE_', '')),
+          e.message && ': ' + e.message)))), row(link('#/' + u.job + '/' + i, 'Instance', 'btn'),
+          link(`#/${u.job}?tab=logs&i=${i}`, 'Logs', 'btn'))),
+          section('Settings', pairs([['At once', show(p.updateGroupSize)], ['Watch time',
+            took(p.minWaitInInstanceRunningMs || 0)], ['Failures of one', show(p.maxPerInstanceFailures)],
+            ['Failures in all', show(p.maxFailedInstances)], ['On failure', p.rollbackOnFailure ?
+            'Roll back' : 'Stop'], ['SLA-aware', p.slaAware ? 'Yes' : 'No']].filter(x => x[1]))),
+          section('Changes', group && u.after ? changes(differences(group.config,
+            u.after.config)) : plain('All instances are new, or go.')))))
+  }
+}
+/* ---- Instance ---- */
+function instanceView(v) {
+  const [c, , , , i] = v.path
+  let tasks, near
+  v.load = async () => {
+    v.open ||= v.follow(v.api + '/events?snapshot=0', (kind, e) => { if (e.instance == i) v.again(300) })
+    tasks = newest((await v.get(`${v.api}/tasks?shards=${i}`)).tasks)
+    near = tasks[0]?.host &&
+      (await v.maybe(`${url('tasks', c)}?host=${tasks[0].host}&state=RUNNING&limit=100`))?.tasks
+  }
+  v.draw = () => fill(v.node, head(v, 'Instance ' + i), tasks[0] ? [facts(['State', state(tasks[0].state)],
+    ['Since', age(last(tasks[0]).time)], ['Host', hostly(v, tasks[0].host)], tasks[0].pending &&
+    ['Why', tasks[0].pending]), detail(v, tasks),
+    near?.[1] && h('section', null, h('h2', null, 'On the same host'), h('div', {class: 'many'},
+      near.filter(t => t.id != tasks[0].id).map(t => h('p', null,
+      oneOf(t)))))] : plain('There is no such instance.'))
+}
+
+/* ---- Cluster ---- */
+function overview(v) {
+  const c = v.path[0]
+  let jobs, updates, waiting, failed, roles, ops
+  v.load = async () => {
+    [jobs, updates, waiting, failed, roles] = await Promise.all([v.get(url('jobs', c) + '?detail=1'),
+      v.get(url('updates', c) + '?status=active'), v.get(url('pending', c)), v.get(url('tasks',
+      c) + '?state=FAILED,LOST&limit=1000'), v.get(url('roles', c))])
+  }
+  v.every(5e3)
+  v.draw = () => {
+    const eyes = new Map(), all = Object.values(jobs.jobs), sum = {}
+    const note = (x, job, since, why) => { const k = x + job, old = eyes.get(k); eyes.set(k,
+      {x, job, n: (old?.n || 0) + 1, since: old && x[0] != 'F' ? Math.min(old.since,
+      since) : Math.max(old?.since || 0, since), why: why || old?.why}) }
+    failed.tasks.forEach(t => { if (now() - last(t).time < 36e5) note(t.state, t.job, last(t).time,
+      last(t).message) })
+    waiting.pending.forEach(t => note(t.state, t.job, t.since, t.reason))
+    all.forEach(j => { const r = sum[j.key.split('/')[1]] ||= [0, 0]; r[0] += j.active; r[1] += j.pending })
+    const worst = [...eyes.values()].sort((a, b) => rank(a.x) - rank(b.x) || b.since - a.since),
+      busy = S.ops.filter(o => o.state == 'running')
+    fill(v.node, head(v, c, may('write', '') && link(`#/${c}/deploy`, 'Deploy…', 'btn main')),
+      facts(['Jobs', num(all.length)], ['Tasks', num(all.reduce((n, j) => n + j.instances, 0))], ['Waiting',
+      num(waiting.total)], ['', link(`#/${c}/tiers`, 'Tiers', 'link')]), h('div', {class: 'cols'},
+      h('div', {class: 'stack far'},
+      section('Needs attention', flow('What needs attention, the worst first', [['State', 'w2'],
+        ['Job', 'w4 wide'], ['Tasks', 'num opt w1'], ['Why', 'msg'], ['For', 'num w1']], worst.slice(0,
+        50).map(e => [state(e.x), keyed(e.job), num(e.n), e.why, age(e.since)]),
+        'Nothing waits, and nothing has failed within an hour.')),
+      section('Roles', flow('Roles', [['Role', 'w3'], ['Jobs', 'num opt'], ['Cron', 'num opt'], ['Active',
+        'num'], ['Pending', 'num']], Object.entries(roles.roles).map(([r, x]) => [link(`#/${c}/${r}`, r),
+        num(x.jobs), num(x.cron), num(sum[r]?.[0] || 0), sum[r]?.[1] ? state('PENDING',
+        num(sum[r][1])) : '0'])))),
+    h('div', {class: 'stack far'}, section('Updates in progress', updates.updates.map(u => h('div', null,
+      row(state(u.state), gap(), count(u.progress)), link(`#/${u.job}/update/${u.id}`,
+      u.job.split('/').slice(1).join('/')), progress(u.progress), plain(u.message))), !updates.count &&
+      plain('None')),
+      section('Operations', busy.map(work), !busy[0] && plain('None')))))
+  }
+}
+// A table of few rows, drawn whole.
+const flow = (name, cols, rows, empty) => rows[0] ? h('table', {class: 'flow', role: 'table'}, h('caption',
+  {class: 'vh'}, name), h('thead', {role: 'rowgroup'}, h('tr', {role: 'row'}, cols.map(([text, cls]) =>
+  h('th', {class: cls, scope: 'col', role: 'columnheader'}, text)))),
+  h('tbody', {role: 'rowgroup'}, rows.map(cells => h('tr', {role: 'row'}, cells.map((x, i) =>
+    h('td', {class: cols[i][1]?.replace(/\bw\d/, ''), role: 'cell', title: x?.length > 20 && x},
+    x)))))) : plain(empty)
+// What has a title, a filter and one list.
+function listView(v, name, path, pick, o, above) {
+  let all = []
+  const l = list(v, o), box = search('Filter', () => v.draw())
+  v.load = async () => { all = pick(await v.get(path.call ? path() : path)); above && await above.load() }
+  v.draw = () => { l.set(all); fill(v.node, head(v, name, o.picked?.size && o.actions?.([...o.picked])),
+    above && above.draw(), h('div', {class: 'row tools'}, box, gap(), plain(l.rows.length < all.length &&
+    num(l.rows.length) + ' of ', num(all.length))), l.node) }
+  v.every(5e3)
+}
+function jobsView(v, cron) {
+  const [c, role, env] = v.path, own = role && role != 'jobs' && !cron, path = own ? url('jobs',
+    ...v.path) : url('jobs', c)
+  let quota
+  const amounts = {cpu: 'CPU', ram_mb: 'RAM', disk_mb: 'Disk'}, text = (k, n) => k == 'cpu' ?
+    +n.toFixed(1) + '' : mb(n)
+  const above = own && {async load() { quota = await v.maybe(url('quota', c, role)) }, draw: () => quota &&
+    facts(...Object.entries(amounts).map(([k, name]) => ['Quota, ' + name,
+    text(k, quota.consumption.production[k]), ' of ', text(k, quota.quota[k]), bar(quota.quota[k],
+    ['used', quota.consumption.production[k]])]),
+    may('admin', '') && ['', button('Set quota…', () => ask())])}
+  const ask = () => {
+    const fields = Object.keys(amounts).map(k => [k, h('input', {type: 'number', value: quota.quota[k]})])
+    dialog('', 'Quota of ' + role, h('form', {submit(e) { e.preventDefault(); close();
+      act({name: `Set the quota of ${role}?`, verb: 'Set quota',
+      text: JSON.stringify(Object.fromEntries(fields.map(([k, e]) => [k, +e.value]))), method: 'PUT',
+      path: url('quota', c, role), headers: {'Content-Type': 'application/json'},
+      body: JSON.stringify(Object.fromEntries(fields.map(([k, e]) => [k, +e.value])))}) }},
+      fields.map(([k, e]) => labelled(k, e)), row(gap(), cancel(), h('button', {class: 'main'}, 'Next'))))
+  }
+  listView(v, cron ? 'Cron' : own ? v.path.at(-1) : 'Jobs', path + '?detail=1', a =>
+    Object.values(a.jobs).filter(j => !cron || j.cron), {name: 'Jobs', key: j => j.key, sort: 'key',
+    hay: j => j.key, by: {next: j => j.cron?.next_run, kind: j => j.cron ? 'Cron' : j.service ?
+    'Service' : 'Job'},
+    cols: [['key', 'Job', cron ? 'w4 wide' : 'wide'], ...cron ? [['schedule', 'Schedule', 'w2'],
+      ['next', 'Next run', 'w3'], ['', '', 'num']] : [['kind', 'Kind', 'opt w1'], ['tier', 'Tier', 'opt w2'],
+      ['active', 'Active', 'num w1'], ['pending', 'Pending', 'num w1'], ['failed', 'Failed', 'num opt w1'],
+      ['next', 'Next run', 'opt w3']]],
+    cells: j => { const k = j.key.split('/'), cells = [link('#/' + j.key,
+      (own ? k.slice(2) : k.slice(1)).join('/'))]; return cells.concat(cron ? [j.cron.schedule,
+      nextRun(j.cron), may('write', k[1]) && row(gap(), cronActions(v, k, !!off()))] : [j.cron ?
+      'Cron' : j.service ? 'Service' : 'Job', j.tier, num(j.active), j.pending ? state('PENDING',
+      num(j.pending)) : '0', num(j.failed), j.cron && nextRun(j.cron)]) }}, above)
+  if (own) { v.every = () => {}; v.follow(url('events', c, role) + '?snapshot=0', () => v.again(1e3)) }
+}
+function hostsView(v) {
+  const c = v.path[0], picked = new Set(), known = new Map(), where = x => url('maintenance', c, x.join())
+  const does = (text, says, method, path, bad) => button(text + '…', () =>
+    act({name: `${text} ${some(picked.size, 'host')}?`, text: says, verb: text, method,
+    path: where([...picked]) + path, bad, type: bad && c}), bad && 'bad', {disabled: !!off()})
+  // A host that is named whole is told of also where it has no tasks.
+  const path = () => url('hosts', c) + (arg('q') && '?host=*&host=' + encodeURIComponent(arg('q')))
+  listView(v, 'Hosts', path, a => a.hosts, {name: 'Hosts', key: x => x.host, hay: x => x.host, picked,
+    sort: 'host', cols: [['host', 'Host', 'w4'], ['mode', 'Mode', 'w3'], ['tasks', 'Tasks', 'num w1'],
+    ['', '', '']], by: {mode: x => -rank(x.mode || 'NONE')}, cells: x => [x.host, state(x.mode || 'NONE'),
+    num(x.tasks), ''],
+    actions: () => may('admin', '') && [h('b', null, num(picked.size), ' selected'), does('Deactivate',
+      'New tasks go elsewhere if they can.', 'PUT', ''), does('Drain',
+      'Tasks are moved away; refused where a job would fall below its SLA.', 'POST', '/drain', true),
+      does('Activate', 'Tasks may come again.', 'DELETE', '')],
+    more: x => {
+      const mark = x.tasks + (x.mode || '')
+      if (known.get(x.host)?.mark != mark) { known.set(x.host, {mark});
+        v.get(`${url('tasks', c)}?host=${x.host}&state=active&limit=200`).then(a => { known.set(x.host,
+        {mark, tasks: a.tasks}); v.draw() }) }
+      return h('div', {class: 'many'}, known.get(x.host).tasks?.map(t => h('p', {class: 'row'},
+        state(t.state), oneOf(t))))
+    }})
+}
+const pendingView = v => listView(v, 'Pending', url('pending', v.path[0]), a => a.pending,
+  {name: 'Tasks that wait', key: t => t.id, sort: 'since', hay: t => t.job + t.reason,
+  empty: 'No task waits for a host.', cols: [['state', 'State', 'w2'], ['job', 'Instance', 'w4 wide'],
+  ['since', 'For', 'num w1'], ['reason', 'Why', 'msg']],
+  cells: t => [state(t.state), oneOf(t), age(t.since), t.reason]})
+const operationsView = v => listView(v, 'Operations', 'alpha/operations', a => a.operations,
+  {name: 'Operations', key: o => o.id, sort: '-started', hay: o => o.key + o.kind + o.user,
+  empty: 'This server has run none since it was started.', cols: [['kind', 'Operation', 'w2'], ['state',
+  'State', 'w2'], ['key', 'Of', 'wide'], ['n', 'Done', 'num w2'], ['user', 'By', 'opt w2'], ['started',
+  'Began', 'num w1'], ['', '', 'num w2']],
+  cells: o => [word(o.kind), state(o.state), keyed(o.key), count(o.progress), o.user, age(o.started),
+    stopper(o)], more: o => [events(o.steps, e => at(e.time), e => e.text), o.errors.map(x =>
+    h('p', {class: 'fail'}, x))]})
+const tiersView = v => listView(v, 'Tiers', url('tiers', v.path[0]), a => Object.entries(a.tiers).map(([name,
+  t]) => ({name, ...t, chosen: name == a.default})), {name: 'Tiers', key: t => t.name, hay: t => t.name,
+  cols: [['name', 'Tier', 'w3'], ['preemptible', 'Preemptible'], ['revocable', 'Revocable'], ['chosen',
+  'Default']],
+  cells: t => [t.name, ...[t.preemptible, t.revocable, t.chosen].map(x => x ? 'Yes' : 'No')]})
+
+/* ---- Route ---- */
+const PLACES = {jobs: v => jobsView(v), hosts: hostsView, cron: v => jobsView(v, 1), pending: pendingView,
+  operations: operationsView, tiers: tiersView, deploy: deployView}
+function route(moved) {
+  V?.ctl.abort()
+  clearTimeout(V?.timer)
+  const {path} = place(), v = V = new View()
+  if (!path[0] && S.clusters[0]) { location.replace('#/' + S.clusters[0]); return }
+  v.node = h('div', {class: 'view'})
+  $('#main').replaceChildren(v.node)
+  const view = !path[1] ? overview : path[4] == 'update' && path[5] ? updateView : path[4] == 'deploy' ?
+    deployView : path[4] ? instanceView : path[3] ? jobView : PLACES[path[1]] || jobsView
+  S.sick = ''
+  view(v)
+  const draw = v.draw
+  v.draw = () => { if (V == v && (v.ready || view == jobView)) { draw(); titled(moved); moved = false } }
+  document.title = [path.at(-1), 'Aurora'].join(' · ')
+  frame()
+  v.again()
+}
+function titled(moved) {
+  const h1 = $('h1')
+  document.title = [h1?.textContent, arg('tab'), 'Aurora'].filter(Boolean).join(' · ')
+  if (moved) h1?.focus({preventScroll: true})
+}
+async function start() {
+  try {
+    S.me = await request('GET', 'alpha/me')
+    S.clusters = Object.keys((await request('GET', 'alpha/clusters')).clusters)
+  } catch (e) {
+    S.me = null
+    if (!e.status) setTimeout(start, 2e3)
+    fill($('#main'), h('div', {class: 'stack'}, h('h1', null, 'Aurora'), oops(e)))
+    frame()
+    return
+  }
+  route()
+  operations()
+}
+
+/* ---- Keys ---- */
+const KEYS = {'/': palette, '?': () => S.me && about(), j: () => V.list?.step(1), k: () => V.list?.step(-1),
+  p: pause, x: () => document.activeElement.closest('tr')?.querySelector('[type=checkbox]')?.click(),
+  r() { kept('read', S.read = S.read ? '' : '1'); V.draw(); frame() },
+    h() { if (KEYS.before == 'g') location.hash = '#/' + cluster() }}
+for (const [k, tab] of [['l', 'logs'], ['c', 'config'], ['u', 'updates'], ['t', 'tasks']]) KEYS[k] = () =>
+  { if (V.path[3]) location.hash = `#/${V.path.slice(0, 4).join('/')}?tab=${tab}` }
+addEventListener('keydown', e => {
+  if (e.key == 'k' && (e.ctrlKey || e.metaKey)) { e.preventDefault(); palette(); return }
+  if (e.ctrlKey || e.metaKey || e.altKey || S.quiet || $('dialog') ||
+    /INPUT|TEXTAREA|SELECT/.test(e.target.tagName)) return
+  if (e.key == 'Escape') history.back()
+  if (Object.hasOwn(KEYS, e.key) && KEYS[e.key].call) { e.preventDefault(); KEYS[e.key]() }
+  KEYS.before = e.key
+})
+addEventListener('hashchange', () => route(true))
+document.addEventListener('visibilitychange', () => { if (document.hidden) V?.cuts.forEach(cut => cut());
+  else { wake(); beat(); operations() } })
+$('.skip').addEventListener('click', e => { e.preventDefault(); $('#main').focus() })
+setInterval(() => document.querySelectorAll('time[data-t]').forEach(e => {
+  const [n, unit] = parts(now() - (e.closest('.fresh') ? S.seen + S.skew : e.dataset.t))
+  e.firstChild.data = n
+  e.lastChild.textContent = unit
+}), 1e3)
+beat()
+start()
+"""
+
+_PAGE_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+                "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+                "require-trusted-types-for 'script'")
 _PAGE_HEADERS = [
-    ("Content-Security-Policy",
-     "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; "
-     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
-    ("X-Content-Type-Options", "nosniff"), ("X-Frame-Options", "DENY"), ("Referrer-Policy", "no-referrer"),
+    ("Content-Security-Policy", _PAGE_POLICY), ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"), ("Referrer-Policy", "no-referrer"),
     ("Cross-Origin-Opener-Policy", "same-origin")]
+
+
+@lru_cache(maxsize=8)
+def _page_text(text: str, kind: str) -> Response:
+    """A text of the page as it is sent: without indentation and comments, which only readers of this file
+    need."""
+    text = re.sub(r"\n *(?://.*|/\* -.*)?(?=\n)|(?<=\n) +", "", text.lstrip("\n"))
+    return Response(200, body=text.encode(), content_type=kind + "; charset=utf-8", headers=_PAGE_HEADERS)
+
+
+def _page(call: Call, text: str, kind: str) -> Response:
+    if call.service.page == "off":
+        raise NotFound("there is no page here: --page=off")
+    return _page_text(text, kind)
 
 
 @route("GET", "/", "server", quick=True, gives="text/html", a200="the page")
 def get_page(call: Call) -> Any:
-    """A page that shows clusters, roles, jobs and tasks, live."""
-    return Response(200, body=PAGE.encode(), content_type="text/html; charset=utf-8", headers=_PAGE_HEADERS)
+    """The page: jobs, updates, logs and hosts, live, with what the caller may do to them."""
+    logs = any(each.path.endswith("/processes") for each in ROUTES)
+    text = PAGE.replace("full", call.service.page).replace('"no"', '"yes"' if logs else '"no"')
+    return _page(call, text, "text/html")
+
+
+@route("GET", "/page.css", "server", quick=True, gives="text/css", a200="the page's style")
+def get_page_style(call: Call) -> Any:
+    """The style of the page."""
+    return _page(call, PAGE_STYLE, "text/css")
 
 
 @route("GET", "/page.js", "server", quick=True, gives="text/javascript", a200="the page's script")
 def get_page_script(call: Call) -> Any:
     """The script of the page."""
-    return Response(200, body=PAGE_SCRIPT.encode(), content_type="text/javascript; charset=utf-8",
-                    headers=_PAGE_HEADERS)
+    return _page(call, PAGE_SCRIPT, "text/javascript")
 
 
 class Log:
@@ -17293,6 +18934,8 @@ OPTIONS = [
     _Option("poll-interval", "serving", "seconds between looks at a watched job", 1.0, float, "SECONDS",
             least=0.01),
     _Option("quiet", "serving", "no access log", False, bool),
+    _Option("page", "serving", "the page at /: full, read (it offers no actions) or off", "full", str,
+            "WHICH"),
     _Option("scheduler", "clusters", "a cluster and where its schedulers listen; repeatable", [], str,
             "NAME=URL[,URL…]",
             True),
@@ -17430,6 +19073,8 @@ def check_options(options: argparse.Namespace) -> None:
     for name, known in (("executor", "internal"), ("application", "thread")):
         if getattr(options, name) != known:
             raise UsageError("--%s=%s is not supported; %s is" % (name, getattr(options, name), known))
+    if options.page not in ("full", "read", "off"):
+        raise UsageError("--page=%s: full, read or off" % options.page)
     for option in OPTIONS:
         value = getattr(options, option.name.replace("-", "_"))
         if option.kind in (int, float) and not (math.isfinite(value) and value >= option.least):
@@ -17614,7 +19259,7 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
             limits=limits,
             tls=tls, sock=activated, credentials=credentials, drain_timeout=options.drain_timeout, log=log,
             poll_interval=options.poll_interval, cors=options.cors, hosts=options.host_name,
-            access_log=not options.quiet, observer=make_observer(options), scheduler=dict(
+            access_log=not options.quiet, page=options.page, observer=make_observer(options), scheduler=dict(
                 timeout=options.timeout, connect_timeout=options.connect_timeout, retry_for=options.retry_for,
                 parallel=options.parallel, ca_file=options.scheduler_ca))
     except OSError as error:
