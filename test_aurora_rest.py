@@ -1544,11 +1544,60 @@ class ConfigTest(unittest.TestCase):
             "class A(object):\n  def f(self): return self.format_map({})",
             "class A(object):\n  def f(self): return self._values",
             "class A(object):\n  def f(self): return lambda: self.cr_frame",
-            "{k: self.ag_frame for k, self in ()}"]
+            "{k: self.ag_frame for k, self in ()}",
+            # A method is given what it should not have; its `self` is not an object of its class.
+            "class A(object):\n  def f(self): return self._into\nA.f(globals())",
+            "class A(object):\n  def f(self, o):\n    self = o\n    return self._into\nA().f(globals())",
+            "class A(object):\n  def f(self, o):\n    self = o\n    self.check = len\nA().f(Process)",
+            "class A(object):\n  def f(self, o):\n    for self in [o]: self.check = len\nA().f(Process)",
+            "class A(object):\n  def f(self, o):\n    self = o\n    del self.check\nA().f(Process)",
+            "class A(object):\n  def f(self, o):\n    self = o\n    self.x += 1\nA().f(Process)",
+            "class A(object):\n  def f(self, o):\n    self = o\n    self.x /= 1\nA().f(Process)",
+            "class A(object):\n  def f(self): return (lambda self: self._made)(hashlib.md5())\n"
+            "import hashlib\nA().f()",
+            "import copy\nmemo = {}\ncopy.deepcopy(include, memo)", "class A[T]: pass",
+            "type X = int", "def f[T](): pass", "import simplejson", "try: import simplejson\nfinally: pass"]
         for attack in attacks:
             with self.subTest(attack=attack):
                 self.refused(attack + "\n" + source(), "")
         self.assertEqual(load(source()).configuration.key.name, "hello")
+
+    def test_nothing_that_source_has_leads_to_the_evaluator(self):
+        """A method would lead to its object, and what _Older writes reads some attributes only."""
+        evaluation = aurora_rest._Evaluation(aurora_rest._schema(), {
+            "files": {}, "shared": {}, "key": "c/r/devel/n".split("/"), "env": [], "trusted": False})
+        names = dict(evaluation.environment["__builtins__"], **evaluation.environment)
+        for module in ("sys", "os", "getpass", "copy"):
+            names.update(vars(evaluation._import(module)))
+        names["write"] = evaluation._import("sys").stdout.write
+        owners = [name for name, each in names.items()
+                  if isinstance(getattr(each, "__self__", None), aurora_rest._Evaluation)]
+        self.assertEqual(owners, [])
+        self.assertNotIn("__builtins__", aurora_rest._schema())
+        with self.assertRaises(AttributeError):
+            names["__attribute__"](len, "__self__")
+
+    def test_an_answer_of_more_values_than_a_job_has_is_not_read(self):
+        forged = b'{"errors":[' + b"{}," * 300000 + b"1]}"
+        with mock.patch.object(aurora_rest, "load_json", side_effect=AssertionError):
+            worker = aurora_rest._Worker(aurora_rest.ConfigLimits())
+            self.addCleanup(worker.close)
+            ours, theirs = socket.socketpair()
+            given, kept = socket.socketpair()
+            socket.send_fds(ours, [b"x"], [given.fileno()]) if hasattr(socket, "send_fds") else ours.sendmsg(
+                [b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", given.fileno()))])
+            given.close()
+            writer = threading.Thread(target=lambda: (kept.sendall(forged), kept.close()))
+            writer.start()
+            real, worker.control = worker.control, theirs
+            try:
+                self.assertEqual(worker.ask(b"{}")["errors"], [
+                    "the configuration makes more values than a job has"])
+            finally:
+                worker.control = real
+                writer.join()
+                for each in (ours, theirs):
+                    each.close()
 
     def test_methods_may_have_private_names(self):
         text = ("class Counter(object):\n  def __init__(self): self._n = 1; self.m = 2\n"
@@ -2014,6 +2063,39 @@ class Python2Test(Serving):
                 archive.addfile(member, io.BytesIO(data))
         return packed.getvalue()
 
+    def bad_tars(self):
+        """Tars that lie, or ask for more than they hold, and what is said of them."""
+        def header(name, size, kind, data=b""):
+            member = tarfile.TarInfo(name)
+            member.size, member.type = size, kind
+            return member.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
+        end, one = bytes(1024), header("a", 1, b"0", b"x")
+        yield header("a", 0, b"0") + header("b", -1024, b"0") + end, "number"
+        yield header("a", 1 << 40, b"0") + end, "in the middle|number"
+        yield one, "its end is missing"
+        yield one[:100], "no tar"
+        yield bytes([one[0] ^ 1]) + one[1:] + end, "damaged"
+        yield header("x", 6, b"x", b"999999") + one + end, "cannot be read"
+        yield header("x", 4, b"x", b"0 a=") + one + end, "cannot be read"
+        yield header("x", 11, b"x", b"11 size=-1\n") + one + end, "number"
+        yield header("x", 2 << 20, b"g", bytes(2 << 20)) + one + end, "larger than 1 MB"
+        yield header("x", 22, b"x", b"22 GNU.sparse.major=1\n") + one + end, "no plain file"
+
+    def test_paths_of_every_format_of_tar_are_read(self):
+        long = "/".join(["folder%02d" % n for n in range(18)]) + "/caf\u00e9.aurora"
+        for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT):
+            packed = io.BytesIO()
+            with tarfile.open(fileobj=packed, mode="w", format=form, pax_headers={"comment": "c"}) as archive:
+                folder = tarfile.TarInfo("folder00")
+                folder.type = tarfile.DIRTYPE
+                archive.addfile(folder)
+                for name in (long, "b.aurora"):
+                    member = tarfile.TarInfo(name)
+                    member.size = 600
+                    archive.addfile(member, io.BytesIO(b"n" * 600))
+            self.assertEqual(aurora_rest.parse_tar(packed.getvalue()),
+                             {long: b"n" * 600, "b.aurora": b"n" * 600}, form)
+
     def test_environment_and_folders_come_with_a_request(self):
         inspect = JOB + "hello/inspect"
         text = "import os\n" + source(command="x").replace("'x'", "os.environ['STAGE'] + os.environ['USER']")
@@ -2044,6 +2126,8 @@ class Python2Test(Serving):
                 (self.tar({"a": b""}, type=tarfile.GNUTYPE_SPARSE), "?file=a", "."),
                 (self.tar({"f%d" % n: b"" for n in range(400)}), "?file=f1", "more than 300")):
             self.bad(400, "POST", inspect + query, data, says=says, Content_Type="application/x-tar")
+        for data, says in self.bad_tars():
+            self.bad(400, "POST", inspect + "?file=a", data, says=says, Content_Type="application/x-tar")
         boundary = "BB"
         parts = "".join('--BB\r\nContent-Disposition: form-data; name="f"; filename="%s"\r\n\r\n%s\r\n' %
                         pair for pair in (
@@ -2052,6 +2136,34 @@ class Python2Test(Serving):
         answer = self.good("POST", inspect + "?file=root.aurora", parts,
                            Content_Type="multipart/form-data; boundary=" + boundary)
         self.assertEqual(answer["job"]["instanceCount"], 2)
+
+    def test_what_is_called_in_a_target_is_called_once(self):
+        self.table((
+            ("n = []\ndef f():\n  n.append(1)\n  return 'k'\nd = {'k': 7}\nd[f()] /= 2\nd[f()] %= 2",
+             "(d, len(n))", "({'k': 1}, 2)"),
+            ("class A(object): x = 7\nn = []\ndef f():\n  n.append(1)\n  return n\nf()[0] /= 2", "n",
+             "[0]"),
+            ("def g():\n  d = {'k': {'l': 9}}\n  d['k'][str('l')] /= 2\n  return d", "g()", "{'k': {'l': 4}}")))
+
+    def test_names_that_leak_are_seen_by_functions_too(self):
+        self.table((
+            ("def f():\n  [x for x in range(3)]\n  def g(): return x\n  return g()", "f()", "2"),
+            ("def g(): return y\n[y for y in range(4)]", "g()", "3"),
+            ("[z for z in range(5)]\nclass A(object):\n  def m(self): return z", "A().m()", "4"),
+            ("", "sorted(k for k in globals().copy() if k in ('jobs', 'GB'))", "['GB']")))
+
+    def test_an_import_that_may_fail_fails_when_it_is_run(self):
+        self.table((
+            ("try:\n  import simplejson as json\nexcept ImportError:\n  import json", "json.dumps([1])", "[1]"),
+            ("try:\n  from yaml import load\nexcept (KeyError, ImportError), e:\n  X = 'none'", "X", "none")))
+
+    def test_text_filled_into_unicode_is_asked_for_as_unicode(self):
+        self.table((
+            ("class P(object):\n  def __unicode__(self): return u'u'\n  def __str__(self): return 's'",
+             "(u'%s' % P(), '%s' % P(), u'%s %s' % (1.5, None))", "(u'u', 's', u'1.5 None')"),))
+
+    def test_deep_nesting_is_refused(self):
+        self.refused("x = " + "[" * 150 + "]" * 150, "nested brackets")
 
     def test_bytes(self):
         self.table((
