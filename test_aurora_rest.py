@@ -33,6 +33,7 @@ import time
 import unittest
 import urllib.parse
 from functools import partial
+from typing import Any
 from unittest import mock
 
 import aurora_rest
@@ -45,13 +46,20 @@ U = api.JobUpdateStatus
 EVALUATOR = aurora_rest.Evaluator()
 
 
-def tearDownModule():
+def tearDownModule() -> None:
     EVALUATOR.close()
 
 
 # --- helpers ------------------------------------------------------------------------------------------------
 
-def wait_for(condition, seconds=20.0):
+def matched(pattern: Any, text: Any, flags: Any = 0) -> Any:
+    """Where a pattern is found; it has to be there."""
+    found = re.search(pattern, text, flags)
+    assert found is not None, (pattern, text)
+    return found
+
+
+def wait_for(condition: Any, seconds: Any = 20.0) -> Any:
     """The first true value of condition(); fails when there is none in time."""
     deadline = time.monotonic() + seconds
     while True:
@@ -66,7 +74,7 @@ def wait_for(condition, seconds=20.0):
 DESCRIPTION = json.loads(aurora_rest.openapi_text().decode())
 
 
-def misfits(schema, value, where="answer"):
+def misfits(schema: Any, value: Any, where: Any = "answer") -> Any:
     """Where a value does not fit a JSON schema, of which the parts that the description uses are known."""
     if "$ref" in schema:
         target = DESCRIPTION
@@ -76,7 +84,7 @@ def misfits(schema, value, where="answer"):
     if "anyOf" in schema:
         found = [list(misfits(each, value, where)) for each in schema["anyOf"]]
         return [] if not all(found) else found[0]
-    kinds = {"string": str, "boolean": bool, "null": type(None), "object": dict, "array": list,
+    kinds: Any = {"string": str, "boolean": bool, "null": type(None), "object": dict, "array": list,
              "integer": int,
              "number": (int, float)}
     wanted = schema.get("type", [])
@@ -107,7 +115,7 @@ def misfits(schema, value, where="answer"):
     return wrong
 
 
-def undescribed(method, path, answer):
+def undescribed(method: Any, path: Any, answer: Any) -> Any:
     """How an answer of the server departs from what the description says of its request."""
     try:
         routes, _ = aurora_rest._match(urllib.parse.unquote(path.partition("?")[0]))
@@ -131,20 +139,20 @@ def undescribed(method, path, answer):
 class Answer:
     """An HTTP answer: status, headers (lower case), body, and the body as JSON."""
 
-    def __init__(self, status, headers, body):
+    def __init__(self, status: Any, headers: Any, body: Any) -> None:
         self.status = status
         self.headers = {name.lower(): value for name, value in headers}
         self.body = body
 
     @property
-    def json(self):
+    def json(self) -> Any:
         return json.loads(self.body.decode())
 
-    def __repr__(self):
+    def __repr__(self) -> Any:
         return "%d %s" % (self.status, self.body[:400])
 
 
-def ask(server, method, path, body=None, timeout=30, **headers):
+def ask(server: Any, method: Any, path: Any, body: Any = None, timeout: Any = 30, **headers: Any) -> Any:
     """One request on a connection of its own. Header names have _ for -."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout)
     try:
@@ -161,7 +169,7 @@ def ask(server, method, path, body=None, timeout=30, **headers):
     return made
 
 
-def raw(server, data, half_close=False, timeout=10):
+def raw(server: Any, data: Any, half_close: Any = False, timeout: Any = 10) -> Any:
     """Send bytes as they are; everything that comes back until the server closes."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=timeout) as sock:
         sock.sendall(data)
@@ -177,23 +185,25 @@ def raw(server, data, half_close=False, timeout=10):
         return b"".join(parts)
 
 
-def statuses(data):
+def statuses(data: Any) -> Any:
     """The status codes in a raw exchange."""
     return [int(each) for each in re.findall(rb"^HTTP/1\.1 (\d+)", data, re.MULTILINE)]
 
 
-def source(name="hello", command="serve", extra="", role="www-data", environment="devel", kind="Service"):
+def source(name: Any = "hello", command: Any = "serve", extra: Any = "", role: Any = "www-data",
+           environment: Any = "devel", kind: Any = "Service") -> Any:
     return ("p = Process(name='p', cmdline=%r)\n"
             "t = SequentialTask(processes=[p], resources=Resources(cpu=0.1, ram=32*MB, disk=32*MB))\n"
             "jobs = [%s(cluster='devcluster', role=%r, environment=%r, name=%r, task=t%s)]\n" % (
                 command, kind, role, environment, name, ", " + extra if extra else ""))
 
 
-def load(text, key="devcluster/www-data/devel/hello", **options):
+def load(text: Any, key: Any = "devcluster/www-data/devel/hello", **options: Any) -> Any:
     return aurora_rest.load_job(text, key, **dict({"evaluator": EVALUATOR}, **options))
 
 
-def config(name="hello", command="serve", count=1, service=True, **changes):
+def config(name: Any = "hello", command: Any = "serve", count: Any = 1, service: Any = True,
+           **changes: Any) -> Any:
     """A JobConfiguration for the demo, without a detour through pystachio."""
     key = api.JobKey(role="www-data", environment="devel", name=name)
     data = {"task": {"processes": [{"name": "p", "cmdline": command}]}}
@@ -207,11 +217,11 @@ def config(name="hello", command="serve", count=1, service=True, **changes):
     return api.JobConfiguration(key=key, owner=task.owner, taskConfig=task, instanceCount=count)
 
 
-def cron_config(name):
+def cron_config(name: Any) -> Any:
     return config(name, service=False).replace(cronSchedule="0 3 * * *", cronCollisionPolicy=0)
 
 
-def update_request(job, count=None, **settings):
+def update_request(job: Any, count: Any = None, **settings: Any) -> Any:
     given = dict(updateGroupSize=1, maxPerInstanceFailures=0, maxFailedInstances=0,
                  minWaitInInstanceRunningMs=1000,
                  rollbackOnFailure=True)
@@ -226,10 +236,14 @@ LIMITS = {name: limit.default for name, limit in aurora_rest.LIMITS.items()}
 class Serving(unittest.TestCase):
     """A server on a demo scheduler, for a class of tests. SPEED 0: time stands still until demo.advance."""
     SPEED = 0.0
-    OPTIONS = {}
+    OPTIONS: Any = {}
+    demo: Any
+    server: Any
+    scheduler: Any
+    lines: Any
 
     @classmethod
-    def setUpClass(cls):
+    def setUpClass(cls) -> None:
         cls.lines = []
         cls.demo = aurora_rest.Demo(speed=cls.SPEED)
         cls.server = aurora_rest.Server(port=0, demo=cls.demo, evaluator=cls.evaluator(),
@@ -239,27 +253,28 @@ class Serving(unittest.TestCase):
         cls.demo.advance(10)
 
     @classmethod
-    def evaluator(cls):
+    def evaluator(cls) -> Any:
         """The shared one: a server that stops closes its evaluator, which must not end the others'."""
-        shared = aurora_rest.Evaluator.__new__(aurora_rest.Evaluator)
+        shared: Any = aurora_rest.Evaluator.__new__(aurora_rest.Evaluator)
         shared.__dict__ = dict(EVALUATOR.__dict__)
         shared.close = lambda: None
         shared.evaluate = EVALUATOR.evaluate
         return shared
 
     @classmethod
-    def tearDownClass(cls):
+    def tearDownClass(cls) -> None:
         cls.server.stop(1.0)
 
-    def ask(self, method, path, body=None, **headers):
+    def ask(self, method: Any, path: Any, body: Any = None, **headers: Any) -> Any:
         return ask(self.server, method, path, body, **headers)
 
-    def good(self, method, path, body=None, status=200, **headers):
+    def good(self, method: Any, path: Any, body: Any = None, status: Any = 200, **headers: Any) -> Any:
         answer = self.ask(method, path, body, **headers)
         self.assertEqual((answer.status, answer.json["status"]), (status, "success"), answer)
         return answer.json
 
-    def bad(self, status, method, path, body=None, code=None, says=None, **headers):
+    def bad(self, status: Any, method: Any, path: Any, body: Any = None, code: Any = None, says: Any = None,
+            **headers: Any) -> Any:
         answer = self.ask(method, path, body, **headers)
         self.assertEqual(answer.status, status, answer)
         plain = answer.json
@@ -273,7 +288,7 @@ class Serving(unittest.TestCase):
             self.assertRegex(" ".join(plain["errors"]), says)
         return plain
 
-    def states(self, name, active=True):
+    def states(self, name: Any, active: Any = True) -> Any:
         """Names of the states of a job's tasks, by instance."""
         tasks = aurora_rest.query_tasks(self.scheduler,
                                         aurora_rest.Key("devcluster", "www-data", "devel", name))
@@ -284,17 +299,17 @@ class FakeScheduler:
     """A real socket that misbehaves as told: `script` gets (socket, request body) for each request that
     arrives; it answers, and returns True to go on with the connection. Counts what arrived."""
 
-    def __init__(self, script, tls=None):
+    def __init__(self, script: Any, tls: Any = None) -> None:
         self.script = script
         self.tls = tls
-        self.requests = []
+        self.requests: Any = []
         self.connections = 0
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.url = "http://127.0.0.1:%d" % self.socket.getsockname()[1]
-        self._open = []
+        self._open: Any = []
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def _accept(self):
+    def _accept(self) -> None:
         while True:
             try:
                 sock, _ = self.socket.accept()
@@ -304,7 +319,7 @@ class FakeScheduler:
             self._open.append(sock)
             threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
-    def _serve(self, sock):
+    def _serve(self, sock: Any) -> None:
         with contextlib.suppress(OSError), self.tls.wrap_socket(sock,
                 server_side=True) if self.tls else sock as sock:
             while True:
@@ -315,14 +330,14 @@ class FakeScheduler:
                         return
                     data += part
                 head, _, body = data.partition(b"\r\n\r\n")
-                length = int(re.search(rb"Content-Length: (\d+)", head).group(1))
+                length = int(matched(rb"Content-Length: (\d+)", head).group(1))
                 while len(body) < length:
                     body += sock.recv(65536)
                 self.requests.append((head, body))
                 if not self.script(sock, body):
                     return
 
-    def close(self):
+    def close(self) -> None:
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)      # ends a waiting accept
         self.socket.close()
@@ -330,19 +345,19 @@ class FakeScheduler:
             with contextlib.suppress(OSError):
                 sock.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
 
-def http_answer(status, body=b"", *headers):
+def http_answer(status: Any, body: Any = b"", *headers: Any) -> Any:
     lines = ["HTTP/1.1 %d X" % status, "Content-Length: %d" % len(body)] + list(headers)
     return "\r\n".join(lines + ["", ""]).encode() + body
 
 
-def thrift_answer(body, code=1, result=None, details=()):
+def thrift_answer(body: Any, code: Any = 1, result: Any = None, details: Any = ()) -> Any:
     """A 200 answer to the Thrift call in `body`."""
     name, sequence, _ = aurora_rest.decode_call(BINARY, body)
     response = api.Response(responseCode=code, result=result, serverInfo=api.ServerInfo(clusterName="fake"),
@@ -350,15 +365,15 @@ def thrift_answer(body, code=1, result=None, details=()):
     return http_answer(200, aurora_rest.encode_reply(BINARY, name, sequence, response))
 
 
-def answering(make):
+def answering(make: Any) -> Any:
     """A script that answers every request with make(body)."""
-    def script(sock, body):
+    def script(sock: Any, body: Any) -> Any:
         sock.sendall(make(body))
         return True
     return script
 
 
-def large_reply(filling, end=0):
+def large_reply(filling: Any, end: Any = 0) -> Any:
     """The bytes of a getJobs reply of 600 kB."""
     jobs = [config("job", filling.decode() * 600000, 1), config("end", "x", end + 1)]
     return aurora_rest.encode_reply(BINARY, "getJobs", 0,
@@ -366,12 +381,12 @@ def large_reply(filling, end=0):
         getJobsResult=api.GetJobsResult(configs=jobs))))
 
 
-def tiers_answer(body):
+def tiers_answer(body: Any) -> Any:
     return thrift_answer(body, result=api.Result(getTierConfigResult=api.GetTierConfigResult.from_plain(
         aurora_rest.DEFAULT_TIERS)))
 
 
-def certificate(folder):
+def certificate(folder: Any) -> Any:
     """Paths of a new certificate for localhost and its key."""
     cert, key = os.path.join(folder, "cert"), os.path.join(folder, "key")
     subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert,
@@ -381,7 +396,7 @@ def certificate(folder):
     return cert, key
 
 
-def free_port():
+def free_port() -> Any:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]
@@ -389,7 +404,7 @@ def free_port():
 
 # --- 1. Thrift API ------------------------------------------------------------------------------------------
 
-def filled(cls, depth=0):
+def filled(cls: Any, depth: Any = 0) -> Any:
     """An instance with every field set; one element a container, so that the order of sets says nothing."""
     made = cls()
     for name, kind in cls.fields.items():
@@ -399,7 +414,7 @@ def filled(cls, depth=0):
     return made
 
 
-def filled_value(kind, name, depth):
+def filled_value(kind: Any, name: Any, depth: Any) -> Any:
     if kind.kind == "struct":
         return filled(kind.ref, depth + 1) if depth < 12 else None
     if kind.kind == "enum":
@@ -414,13 +429,13 @@ def filled_value(kind, name, depth):
 
 
 class ThriftTest(unittest.TestCase):
-    def test_the_idl_holds_96_types_and_45_methods(self):
+    def test_the_idl_holds_96_types_and_45_methods(self) -> None:
         self.assertEqual((len(api.type_names), len(api.method_names)), (96, 45))
         levels = [api.method(name).access for name in api.method_names]
         self.assertEqual([levels.count(each) for each in aurora_rest.LEVELS], [13, 0, 14, 18])
         self.assertIn("ipAddr", api.Resource.fields)
 
-    def test_every_struct_survives_both_protocols_and_plain_json(self):
+    def test_every_struct_survives_both_protocols_and_plain_json(self) -> None:
         for name in api.type_names:
             cls = getattr(api, name)
             if isinstance(cls, aurora_rest.Enum):
@@ -435,7 +450,7 @@ class ThriftTest(unittest.TestCase):
             self.assertEqual(cls.from_plain(json.loads(json.dumps(value.to_plain()))), value)
 
     @unittest.skipUnless(shutil.which("thrift"), "needs the Thrift compiler: apt-get install thrift-compiler")
-    def test_bytes_are_those_of_the_compilers_code(self):
+    def test_bytes_are_those_of_the_compilers_code(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             with open(os.path.join(folder, "api.thrift"), "w", encoding="utf-8") as stream:
                 stream.write(aurora_rest.IDL)
@@ -451,7 +466,7 @@ class ThriftTest(unittest.TestCase):
                 if not isinstance(cls, aurora_rest.Enum):
                     self._compare(cls, ttypes)
 
-    def _compare(self, cls, ttypes):
+    def _compare(self, cls: Any, ttypes: Any) -> None:
         value = filled(cls)
         theirs = self._translate(value, ttypes)
         for media in (BINARY, aurora_rest.TJSON):
@@ -464,7 +479,7 @@ class ThriftTest(unittest.TestCase):
             again.read(aurora_rest._protocol(media, other.trans.getvalue()))
             self.assertEqual(again, value)
 
-    def _translate(self, value, ttypes):
+    def _translate(self, value: Any, ttypes: Any) -> Any:
         """Our struct as one of the compiler's classes, which cannot be put in a set: lists encode as sets
         do."""
         if isinstance(value, aurora_rest.ThriftStruct):
@@ -474,7 +489,7 @@ class ThriftTest(unittest.TestCase):
             return [self._translate(each, ttypes) for each in value]
         return value
 
-    def test_a_projection_decodes_only_what_it_names_with_or_without_the_c_decoder(self):
+    def test_a_projection_decodes_only_what_it_names_with_or_without_the_c_decoder(self) -> None:
         jobs = {config("a").replace(instanceCount=3), config("b")}
         response = api.Response(responseCode=1, details=[], result=api.Result(
             getJobsResult=api.GetJobsResult(configs=jobs)))
@@ -484,7 +499,7 @@ class ThriftTest(unittest.TestCase):
             found = aurora_rest.decode_reply(media, "getJobs", data, aurora_rest.projection("job keys"))
             self.assertEqual(found["result"]["getJobsResult"]["configs"], wanted)
 
-    def test_plain_json_errors_name_the_field(self):
+    def test_plain_json_errors_name_the_field(self) -> None:
         for plain, says in (
                 ({"taskConfig": {"priority": "x"}}, "description.taskConfig.priority: expected an integer"),
                 ({"taskConfig": {"priority": True}}, "description.taskConfig.priority: expected an integer"),
@@ -497,7 +512,7 @@ class ThriftTest(unittest.TestCase):
             with self.assertRaisesRegex(aurora_rest.PlainError, says):
                 api.JobConfiguration.from_plain(plain, "description")
 
-    def test_hostile_bytes_are_refused_as_bad_messages(self):
+    def test_hostile_bytes_are_refused_as_bad_messages(self) -> None:
         good = aurora_rest.encode_reply(BINARY, "getJobs", 0, api.Response(responseCode=1))
         head = good[:good.index(b"\x0c")]
         for tail in (b"\x0c\0\0" + b"\x0c\0\x02" * 10000, b"\x0b\0\0" + struct.pack("!i", 2 ** 31 - 1),
@@ -513,18 +528,19 @@ class ThriftTest(unittest.TestCase):
 # --- 2. Scheduler -------------------------------------------------------------------------------------------
 
 class SchedulerTest(unittest.TestCase):
-    def scheduler(self, *urls, **options):
+    def scheduler(self, *urls: Any, **options: Any) -> Any:
         made = aurora_rest.Scheduler(list(urls), "fake",
                                      **dict({"timeout": 2.0, "retry_for": 0.5}, **options))
         self.addCleanup(made.close)
         return made
 
-    def fake(self, script):
+    def fake(self, script: Any) -> Any:
         made = FakeScheduler(script)
         self.addCleanup(made.close)
         return made
 
-    def fails(self, error, fake, method="getTierConfigs", *arguments, **options):
+    def fails(self, error: Any, fake: Any, method: Any = "getTierConfigs", *arguments: Any,
+              **options: Any) -> Any:
         scheduler = self.scheduler(fake.url if hasattr(fake, "url") else fake, **options)
         started = time.monotonic()
         with self.assertRaises(error) as caught:
@@ -533,7 +549,7 @@ class SchedulerTest(unittest.TestCase):
         self.assertEqual((scheduler.semaphore.inside, scheduler.semaphore.waiting), (0, 0))
         return caught.exception
 
-    def test_a_prune_that_matches_nothing_is_never_sent(self):
+    def test_a_prune_that_matches_nothing_is_never_sent(self) -> None:
         demo = aurora_rest.Demo(speed=0)
         scheduler = self.scheduler(demo.start())
         self.addCleanup(demo.stop)
@@ -556,7 +572,7 @@ class SchedulerTest(unittest.TestCase):
         demo.invoke("pruneTasks", api.method("pruneTasks").arguments(api.TaskQuery(role="nobody")))
         self.assertEqual(len(demo._tasks), 0)       # what Aurora itself does
 
-    def test_an_empty_set_of_instances_is_never_sent(self):
+    def test_an_empty_set_of_instances_is_never_sent(self) -> None:
         fake = self.fake(answering(thrift_answer))
         scheduler = self.scheduler(fake.url)
         key = aurora_rest.Key("c", "r", "e", "n")
@@ -568,17 +584,17 @@ class SchedulerTest(unittest.TestCase):
                 write()
         for size in (0, -1):
             operation = aurora_rest.Operation("kill", "k", "u")
-            operation.run(lambda op, size=size: aurora_rest.batched_kill(
+            operation.run(lambda op, size=size: aurora_rest.batched_kill(  # type: ignore[misc]
                 scheduler, key, [1, 2], size, 1.0, 0.01, operation=op))
             self.assertEqual(operation.state, "failed")
             options = aurora_rest.RestartOptions(batch_size=size)
             operation = aurora_rest.Operation("restart", "k", "u")
-            operation.run(lambda op, options=options: aurora_rest.rolling_restart(
+            operation.run(lambda op, options=options: aurora_rest.rolling_restart(  # type: ignore[misc]
                 scheduler, key, [1, 2], options, op))
             self.assertEqual(operation.state, "failed")
         self.assertEqual(fake.requests, [])
 
-    def test_credentials_go_only_to_schedulers_that_the_cluster_names(self):
+    def test_credentials_go_only_to_schedulers_that_the_cluster_names(self) -> None:
         stranger = self.fake(answering(tiers_answer))
         named = self.fake(answering(lambda body: http_answer(307, b"", "Location: %s/api" % stranger.url)))
         with self.assertRaisesRegex(aurora_rest.BadAnswer, "none of the cluster's schedulers"):
@@ -606,9 +622,9 @@ class SchedulerTest(unittest.TestCase):
         moved.getTierConfigs()          # ZooKeeper names another one now
         self.assertEqual(moved.leader, stranger.url)
 
-    def test_the_doubt_of_any_attempt_is_told(self):
-        def first_then(later):
-            def script(sock, body):
+    def test_the_doubt_of_any_attempt_is_told(self) -> None:
+        def first_then(later: Any) -> Any:
+            def script(sock: Any, body: Any) -> Any:
                 if len(fake.requests) == 1:
                     return False            # took it, perhaps did it, and says nothing
                 sock.sendall(later(body))
@@ -644,10 +660,10 @@ class SchedulerTest(unittest.TestCase):
                             "killTasks", api.JobKey())
         self.assertNotIn("done", nobody.details)
 
-    def test_a_repeated_update_finds_its_own_before_it_says_unchanged(self):
+    def test_a_repeated_update_finds_its_own_before_it_says_unchanged(self) -> None:
         requests = []
 
-        def script(sock, body):
+        def script(sock: Any, body: Any) -> Any:
             name, _, protocol = aurora_rest.decode_call(BINARY, body)
             if name == "startJobUpdate":
                 arguments = api.method(name).arguments()
@@ -669,18 +685,18 @@ class SchedulerTest(unittest.TestCase):
         job = aurora_rest.Job("c/www-data/devel/hello", config(), settings, [], [])
         self.assertEqual(aurora_rest.start_update(self.scheduler(fake.url), job).id, "mine")
 
-    def test_an_error_without_a_message_is_an_error_in_projected_reads_too(self):
+    def test_an_error_without_a_message_is_an_error_in_projected_reads_too(self) -> None:
         fake = self.fake(answering(lambda body: thrift_answer(body, 2, details=[None])))
         with self.assertRaises(aurora_rest.SchedulerFailed):
             aurora_rest.list_jobs(self.scheduler(fake.url))
 
-    def test_a_refusal_is_not_longer_than_can_be_read(self):
+    def test_a_refusal_is_not_longer_than_can_be_read(self) -> None:
         fake = self.fake(answering(lambda body: thrift_answer(body, 0, details=["x" * 9000])))
         error = self.fails(aurora_rest.Refused, fake)
         self.assertRegex(error.messages[0], "^x{1000} … .8000 characters more.$")
 
-    def test_interim_answers_and_trailers_are_passed_over(self):
-        def script(sock, body):
+    def test_interim_answers_and_trailers_are_passed_over(self) -> None:
+        def script(sock: Any, body: Any) -> Any:
             reply = thrift_answer(body).split(b"\r\n\r\n", 1)[1]
             sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nLink: x\r\n\r\n"
                          b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x;a=b\r\n%s\r\n0\r\nX-Sum: "
@@ -693,12 +709,13 @@ class SchedulerTest(unittest.TestCase):
             scheduler.killTasks(api.JobKey(), None, None)
         self.assertEqual(fake.connections, 1)
 
-    def test_an_outage_shorter_than_the_time_for_retries_is_not_seen_by_who_tried_before_it_ended(self):
+    def test_an_outage_shorter_than_the_time_for_retries_is_not_seen_by_who_tried_before_it_ended(
+        self) -> None:
         port = free_port()
         scheduler = self.scheduler("http://127.0.0.1:%d" % port, retry_for=5.0, timeout=10.0)
         outcomes = []
 
-        def work():
+        def work() -> None:
             try:
                 outcomes.append(scheduler.getTierConfigs() and "OK")
             except aurora_rest.AuroraError as error:
@@ -718,7 +735,7 @@ class SchedulerTest(unittest.TestCase):
             each.join()
         self.assertEqual(outcomes, ["OK"] * 4)
 
-    def test_the_circuit_opens_for_a_leader_that_is_dead_behind_a_follower(self):
+    def test_the_circuit_opens_for_a_leader_that_is_dead_behind_a_follower(self) -> None:
         dead = "http://127.0.0.1:%d" % free_port()
         follower = self.fake(answering(lambda body: http_answer(307, b"", "Location: %s/api" % dead)))
         scheduler = self.scheduler(follower.url, retry_for=0.0)
@@ -727,12 +744,12 @@ class SchedulerTest(unittest.TestCase):
                 scheduler.getTierConfigs()
         self.assertGreater(scheduler.network.circuit_breaks, 0)
 
-    def test_zookeeper_is_asked_only_when_no_leader_answers(self):
+    def test_zookeeper_is_asked_only_when_no_leader_answers(self) -> None:
         asked = []
         leader = self.fake(answering(tiers_answer))
-        answers = [[leader.url]]
+        answers: Any = [[leader.url]]
 
-        def ask_zookeeper(cluster):
+        def ask_zookeeper(cluster: Any) -> Any:
             asked.append(cluster.name)
             if isinstance(answers[0], Exception):
                 raise answers[0]
@@ -757,15 +774,15 @@ class SchedulerTest(unittest.TestCase):
         self.assertIn("RuntimeError", str(self.fails_with(aurora_rest.SchedulerUnreachable, self.scheduler(
             locate=aurora_rest.ZooKeeperLocator(aurora_rest.Cluster("east", zk="zk:1"), ask_zookeeper)))))
 
-    def fails_with(self, error, scheduler):
+    def fails_with(self, error: Any, scheduler: Any) -> Any:
         with self.assertRaises(error) as caught:
             scheduler.getTierConfigs()
         return caught.exception
 
-    def test_a_look_up_lasts_no_longer_than_the_call_and_many_share_it(self):
+    def test_a_look_up_lasts_no_longer_than_the_call_and_many_share_it(self) -> None:
         hang, asked = threading.Event(), []
 
-        def ask_zookeeper(cluster):
+        def ask_zookeeper(cluster: Any) -> Any:
             asked.append(1)
             hang.wait(10)
             return []
@@ -784,10 +801,10 @@ class SchedulerTest(unittest.TestCase):
         self.assertEqual((errors, len(asked)), (["SchedulerTimeout"] * 8, 1))
         self.assertLess(time.monotonic() - started, 5)
 
-    def test_a_look_up_that_hangs_is_given_up(self):
+    def test_a_look_up_that_hangs_is_given_up(self) -> None:
         hang, leader, asked = threading.Event(), self.fake(answering(tiers_answer)), []
 
-        def ask_zookeeper(cluster):
+        def ask_zookeeper(cluster: Any) -> Any:
             asked.append(1)
             if len(asked) == 1:
                 hang.wait(20)
@@ -802,15 +819,15 @@ class SchedulerTest(unittest.TestCase):
         time.sleep(0.05)
         self.assertEqual((locator._urls, len(asked)), ([leader.url], 2))
 
-    def test_a_prune_waits_for_another_no_longer_than_its_time(self):
+    def test_a_prune_waits_for_another_no_longer_than_its_time(self) -> None:
         fake = self.fake(answering(thrift_answer))
         scheduler = self.scheduler(fake.url, timeout=0.2)
         with aurora_rest.locked("prune", id(scheduler)), self.assertRaises(aurora_rest.Overloaded):
             scheduler.pruneTasks(api.TaskQuery())
         self.assertEqual(fake.requests, [])
 
-    def test_odd_members_of_the_schedulers_group_are_passed_over(self):
-        def member(**more):
+    def test_odd_members_of_the_schedulers_group_are_passed_over(self) -> None:
+        def member(**more: Any) -> Any:
             return json.dumps(dict({"serviceEndpoint": {"host": "sched", "port": 8081}}, **more)).encode()
         for data, url in ((member(), "http://sched:8081"), (b"garbage", None), (b"[]", None), (b"null", None),
                           (b"\xff", None),
@@ -824,14 +841,14 @@ class SchedulerTest(unittest.TestCase):
                           (member(serviceEndpoint={"host": "s", "port": 0}), None)):
             self.assertEqual(aurora_rest.member_url(data), url, data[:80])
 
-    def test_a_caller_with_his_share_is_passed_over(self):
+    def test_a_caller_with_his_share_is_passed_over(self) -> None:
         semaphore = aurora_rest.Semaphore(2, 10, share=1)
         semaphore.enter(1, "loud")
         with self.assertRaises(aurora_rest.Overloaded):
             semaphore.enter(0.01, "loud")
         order = []
 
-        def come(who):
+        def come(who: Any) -> None:
             semaphore.enter(10, who)
             order.append(who)
         loud = threading.Thread(target=come, args=("loud",))
@@ -845,32 +862,32 @@ class SchedulerTest(unittest.TestCase):
         semaphore.leave("loud")
         self.assertEqual((order, semaphore.inside, semaphore.waiting), (["loud"], 0, 0))
 
-    def test_a_caller_that_is_interrupted_leaves_neither_turn_nor_slot(self):
+    def test_a_caller_that_is_interrupted_leaves_neither_turn_nor_slot(self) -> None:
         semaphore = aurora_rest.Semaphore(1, 10)
         semaphore.enter(1)
         lock = mock.Mock()
         lock.acquire.side_effect = [True, KeyboardInterrupt]
-        with mock.patch.object(aurora_rest.threading, "Lock",
+        with mock.patch.object(threading, "Lock",
                                return_value=lock), self.assertRaises(KeyboardInterrupt):
             semaphore.enter(1)
         semaphore.leave()
         self.assertEqual((semaphore.inside, semaphore.waiting), (0, 0))
 
-    def test_a_connection_is_used_again(self):
+    def test_a_connection_is_used_again(self) -> None:
         fake = self.fake(answering(tiers_answer))
         scheduler = self.scheduler(fake.url)
         for _ in range(5):
             self.assertEqual(scheduler.getTierConfigs().serverInfo.clusterName, "fake")
         self.assertEqual((fake.connections, len(fake.requests)), (1, 5))
 
-    def test_a_kept_connection_that_was_closed_meanwhile_is_replaced(self):
+    def test_a_kept_connection_that_was_closed_meanwhile_is_replaced(self) -> None:
         fake = self.fake(lambda sock, body: sock.sendall(tiers_answer(body)))
         scheduler = self.scheduler(fake.url)
         for _ in range(3):
             scheduler.getTierConfigs()
         self.assertEqual(len(fake.requests), 3)
 
-    def test_redirects_are_followed_with_body_and_credentials_and_the_leader_remembered(self):
+    def test_redirects_are_followed_with_body_and_credentials_and_the_leader_remembered(self) -> None:
         leader = self.fake(answering(tiers_answer))
         other = self.fake(answering(lambda body: http_answer(307, b"", "Location: %s/api" % leader.url)))
         scheduler = self.scheduler(other.url, leader.url, authorization="Basic c2VjcmV0")
@@ -880,7 +897,7 @@ class SchedulerTest(unittest.TestCase):
         self.assertTrue(all(b"Authorization: Basic c2VjcmV0" in head for head, _ in leader.requests))
         self.assertEqual(scheduler.leader, leader.url)
 
-    def test_a_leader_that_fails_is_forgotten(self):
+    def test_a_leader_that_fails_is_forgotten(self) -> None:
         second = self.fake(answering(tiers_answer))
         first = self.fake(answering(tiers_answer))
         scheduler = self.scheduler(first.url, second.url)
@@ -889,7 +906,7 @@ class SchedulerTest(unittest.TestCase):
         scheduler.getTierConfigs()
         self.assertEqual(len(second.requests), 1)
 
-    def test_another_scheduler_is_asked_when_one_has_no_leader(self):
+    def test_another_scheduler_is_asked_when_one_has_no_leader(self) -> None:
         first = self.fake(answering(lambda body: http_answer(503)))
         second = self.fake(answering(tiers_answer))
         scheduler = self.scheduler(first.url, second.url)
@@ -897,14 +914,14 @@ class SchedulerTest(unittest.TestCase):
             scheduler.getTierConfigs()
         self.assertEqual((len(first.requests), scheduler.leader), (1, second.url))
 
-    def test_redirects_that_lead_nowhere_are_bad_answers(self):
+    def test_redirects_that_lead_nowhere_are_bad_answers(self) -> None:
         loop = self.fake(lambda sock, body: sock.sendall(http_answer(307, b"", "Location: /api")) or True)
         self.fails(aurora_rest.BadAnswer, loop)
         nowhere = self.fake(answering(lambda body: http_answer(307, b"", "Location: gopher://x")))
         self.fails(aurora_rest.BadAnswer, nowhere)
 
-    def speaks_only_tjson(self, before_415=lambda: None):
-        def script(sock, body):
+    def speaks_only_tjson(self, before_415: Any = lambda: None) -> Any:
+        def script(sock: Any, body: Any) -> Any:
             if body[:1] == b"\x80":
                 before_415()
                 sock.sendall(http_answer(415))
@@ -916,7 +933,7 @@ class SchedulerTest(unittest.TestCase):
             return True
         return self.fake(script)
 
-    def test_http_failures_become_their_own_errors(self):
+    def test_http_failures_become_their_own_errors(self) -> None:
         for status, error, code in ((401, aurora_rest.Unauthorized, 401), (403, aurora_rest.AuthFailed, 403),
                                     (500, aurora_rest.BadAnswer, 502),
                                     (502, aurora_rest.SchedulerUnreachable, 502),
@@ -924,7 +941,7 @@ class SchedulerTest(unittest.TestCase):
             fake = self.fake(answering(lambda body, status=status: http_answer(status, b"<html>no</html>")))
             self.assertEqual(self.fails(error, fake).http, code)
 
-    def test_response_codes_become_their_own_errors(self):
+    def test_response_codes_become_their_own_errors(self) -> None:
         for name, error, code in (("INVALID_REQUEST", aurora_rest.Refused, 422),
                                   ("ERROR", aurora_rest.SchedulerFailed, 502),
                                   ("AUTH_FAILED", aurora_rest.AuthFailed, 403),
@@ -935,7 +952,7 @@ class SchedulerTest(unittest.TestCase):
             failure = self.fails(error, fake)
             self.assertEqual((failure.http, failure.messages, failure.code), (code, ["because"], name))
 
-    def test_answers_that_are_none_are_bad_answers_or_unreachable(self):
+    def test_answers_that_are_none_are_bad_answers_or_unreachable(self) -> None:
         for data, error in (
                 (http_answer(200, b"<html>hello</html>"), aurora_rest.BadAnswer),
                 (http_answer(200, b""), aurora_rest.BadAnswer),
@@ -953,8 +970,8 @@ class SchedulerTest(unittest.TestCase):
         fake = self.fake(lambda sock, body: sock.sendall(http_answer(200, empty)))
         self.assertRegex(str(self.fails(aurora_rest.BadAnswer, fake)), "OK and no getTierConfigResult")
 
-    def test_a_chunked_answer_is_read(self):
-        def script(sock, body):
+    def test_a_chunked_answer_is_read(self) -> None:
+        def script(sock: Any, body: Any) -> Any:
             whole = tiers_answer(body).partition(b"\r\n\r\n")[2]
             chunks = b"".join(b"%x;x=y\r\n%s\r\n" % (len(whole[i:i + 7]), whole[i:i + 7])
                               for i in range(0, len(whole), 7))
@@ -963,14 +980,14 @@ class SchedulerTest(unittest.TestCase):
         self.assertEqual(self.scheduler(self.fake(script).url).getTierConfigs().serverInfo.clusterName,
                          "fake")
 
-    def test_an_answer_that_ends_with_the_connection_is_read(self):
-        def script(sock, body):
+    def test_an_answer_that_ends_with_the_connection_is_read(self) -> None:
+        def script(sock: Any, body: Any) -> None:
             sock.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + tiers_answer(body).partition(b"\r\n\r\n")[2])
         scheduler = self.scheduler(self.fake(script).url)
         for _ in range(2):
             self.assertEqual(scheduler.getTierConfigs().serverInfo.clusterName, "fake")
 
-    def test_a_reply_that_is_known_is_neither_stored_nor_decoded_again(self):
+    def test_a_reply_that_is_known_is_neither_stored_nor_decoded_again(self) -> None:
         replies = [large_reply(b"a"), large_reply(b"a"), large_reply(b"b"), large_reply(b"b", 1),
                    large_reply(b"b", 1)]
         given = iter(replies)
@@ -987,7 +1004,7 @@ class SchedulerTest(unittest.TestCase):
             known.append(got)
         self.assertIs(known[0], known[1])
 
-    def test_a_reply_that_differs_anywhere_is_taken_whole(self):
+    def test_a_reply_that_differs_anywhere_is_taken_whole(self) -> None:
         reply = large_reply(b"a")
         for at in [0, 1, 500, 65535, 65536, 70000, 1 << 18, (1 << 18) + 1, len(reply) - 1]:
             for known in (reply[:at] + bytes([reply[at] ^ 1]) + reply[at + 1:], reply[:at], reply + b"x",
@@ -999,7 +1016,7 @@ class SchedulerTest(unittest.TestCase):
                 self.assertEqual(got, reply)
                 self.assertEqual(response.responseCode, 1)
 
-    def test_a_reply_in_chunks_or_until_the_end_is_compared_too(self):
+    def test_a_reply_in_chunks_or_until_the_end_is_compared_too(self) -> None:
         reply, other = large_reply(b"a"), large_reply(b"b")
         chunked = {cut: b"".join(b"%x\r\n%s\r\n" % (len(part), part)
                                  for part in (reply[i:i + cut] for i in range(0, len(reply), cut)))
@@ -1016,7 +1033,7 @@ class SchedulerTest(unittest.TestCase):
                                  (True, known is reply, known is reply))
                 self.assertEqual(lent.reply, known if known is reply else b"")
 
-    def test_an_empty_answer_is_never_the_known_reply(self):
+    def test_an_empty_answer_is_never_the_known_reply(self) -> None:
         reply = large_reply(b"a")
         answers = iter([http_answer(503, b"no leader"), http_answer(200, b""), http_answer(200, b"")])
         scheduler = self.scheduler(self.fake(answering(lambda body: next(answers))).url, retry_for=5.0)
@@ -1024,7 +1041,7 @@ class SchedulerTest(unittest.TestCase):
             with self.assertRaises(aurora_rest.BadAnswer):
                 scheduler.ask(scheduler.prepare("getJobs")._replace(known=aurora_rest.Known(known)))
 
-    def test_a_known_reply_with_another_status_is_no_answer(self):
+    def test_a_known_reply_with_another_status_is_no_answer(self) -> None:
         reply = large_reply(b"a")
         fake = self.fake(answering(lambda body: http_answer(500, reply)))
         scheduler = self.scheduler(fake.url)
@@ -1032,7 +1049,7 @@ class SchedulerTest(unittest.TestCase):
             scheduler.ask(scheduler.prepare("getJobs")._replace(known=aurora_rest.Known(reply)))
 
     @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate")
-    def test_a_scheduler_behind_tls_is_asked(self):
+    def test_a_scheduler_behind_tls_is_asked(self) -> None:
         import ssl
         with tempfile.TemporaryDirectory() as folder:
             cert, key = certificate(folder)
@@ -1063,14 +1080,14 @@ class SchedulerTest(unittest.TestCase):
                 self.scheduler(silent.url.replace("http://127.0.0.1", "https://localhost"), ca_file=cert,
                                timeout=0.5).getJobs("x")
 
-    def test_nobody_listening_is_unreachable(self):
+    def test_nobody_listening_is_unreachable(self) -> None:
         failure = self.fails(aurora_rest.SchedulerUnreachable, "http://127.0.0.1:%d" % free_port())
         self.assertEqual(failure.http, 502)
 
-    def test_a_scheduler_that_hangs_or_trickles_is_a_timeout_within_the_deadline(self):
+    def test_a_scheduler_that_hangs_or_trickles_is_a_timeout_within_the_deadline(self) -> None:
         hanging = self.fake(lambda sock, body: threading.Event().wait(3))
 
-        def trickle(sock, body):
+        def trickle(sock: Any, body: Any) -> None:
             with contextlib.suppress(OSError):
                 for byte in tiers_answer(body):
                     sock.sendall(bytes([byte]))
@@ -1078,7 +1095,7 @@ class SchedulerTest(unittest.TestCase):
         for fake in (hanging, self.fake(trickle)):
             self.assertEqual(self.fails(aurora_rest.SchedulerTimeout, fake, timeout=0.5).http, 504)
 
-    def test_a_write_whose_bytes_may_have_arrived_is_not_sent_twice(self):
+    def test_a_write_whose_bytes_may_have_arrived_is_not_sent_twice(self) -> None:
         for method, arguments, times in (
                 ("killTasks", (api.JobKey(), None, None), 1), ("createJob", (config(),), 1),
                 ("setQuota", ("x", api.ResourceAggregate()), 1), ("getJobs", ("x",), 3),
@@ -1092,8 +1109,8 @@ class SchedulerTest(unittest.TestCase):
             self.assertEqual((error.details.get("done"), "may still take effect" in str(error)),
                              ("unknown" if write else None, write))
 
-    def test_transient_errors_are_retried_for_writes_too(self):
-        def script(sock, body):
+    def test_transient_errors_are_retried_for_writes_too(self) -> None:
+        def script(sock: Any, body: Any) -> Any:
             code = "ERROR_TRANSIENT" if len(fake.requests) < 3 else "OK"
             sock.sendall(thrift_answer(body, api.ResponseCode.values[code]))
             return True
@@ -1101,13 +1118,13 @@ class SchedulerTest(unittest.TestCase):
         self.scheduler(fake.url, retry_for=5.0).killTasks(api.JobKey(role="r"), None, None)
         self.assertEqual(len(fake.requests), 3)
 
-    def test_proxies_of_the_environment_are_not_used(self):
+    def test_proxies_of_the_environment_are_not_used(self) -> None:
         fake = self.fake(answering(tiers_answer))
         with mock.patch.dict(os.environ, {"http_proxy": "http://127.0.0.1:1",
                                           "HTTP_PROXY": "http://127.0.0.1:1"}):
             self.scheduler(fake.url).getTierConfigs()
 
-    def test_a_dead_scheduler_opens_the_circuit_and_a_live_one_closes_it(self):
+    def test_a_dead_scheduler_opens_the_circuit_and_a_live_one_closes_it(self) -> None:
         port = free_port()
         scheduler = self.scheduler("http://127.0.0.1:%d" % port, retry_for=0.0)
         for _ in range(aurora_rest.Circuit.AFTER):
@@ -1119,19 +1136,19 @@ class SchedulerTest(unittest.TestCase):
         demo.start(port)
         self.addCleanup(demo.stop)
 
-        def works():
+        def works() -> Any:
             with contextlib.suppress(aurora_rest.SchedulerUnreachable):
                 return scheduler.getTierConfigs()
         wait_for(works)
         scheduler.getTierConfigs()
 
-    def test_the_gate_lets_so_many_in_and_the_others_in_their_order(self):
+    def test_the_gate_lets_so_many_in_and_the_others_in_their_order(self) -> None:
         gate = aurora_rest.Semaphore(2, 3)
         gate.enter(1)
         gate.enter(1)
         order = []
 
-        def come(number):
+        def come(number: Any) -> None:
             gate.enter(10)
             order.append(number)
         threads = []
@@ -1154,13 +1171,13 @@ class SchedulerTest(unittest.TestCase):
             gate.enter(0.01)
         self.assertEqual(gate.waiting, 0)
 
-    def test_a_thousand_calls_of_many_threads_leave_pool_and_gate_whole(self):
+    def test_a_thousand_calls_of_many_threads_leave_pool_and_gate_whole(self) -> None:
         demo = aurora_rest.Demo()
         scheduler = self.scheduler(demo.start(), parallel=3)
         self.addCleanup(demo.stop)
         most = []
 
-        def work():
+        def work() -> None:
             for _ in range(50):
                 self.assertTrue(aurora_rest.list_jobs(scheduler, "www-data"))
                 most.append(scheduler.semaphore.inside)
@@ -1174,11 +1191,11 @@ class SchedulerTest(unittest.TestCase):
         self.assertEqual((scheduler.semaphore.inside, scheduler.semaphore.waiting), (0, 0))
         self.assertLessEqual(sum(map(len, scheduler.network._idle.values())), 3)
 
-    def test_clusters_json_is_read_and_its_defects_are_told(self):
+    def test_clusters_json_is_read_and_its_defects_are_told(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "clusters.json")
 
-            def written(value):
+            def written(value: Any) -> Any:
                 with open(path, "w", encoding="utf-8") as stream:
                     json.dump(value, stream)
                 return aurora_rest.read_clusters(path)
@@ -1187,7 +1204,8 @@ class SchedulerTest(unittest.TestCase):
                                                                             "scheduler_zk_path": "/s"}])
             self.assertEqual(found[0].urls, ("http://x:1",))
             self.assertEqual((found[1].zk, found[1].zk_path), ("z1:9,z2:9", "/s"))
-            for wrong in ({}, [{"x": 1}], [{"name": "a"}], [{"name": "a", "scheduler_uri": "ftp://x"}]):
+            bad: Any = ({}, [{"x": 1}], [{"name": "a"}], [{"name": "a", "scheduler_uri": "ftp://x"}])
+            for wrong in bad:
                 with self.assertRaises(ValueError):
                     written(wrong)
             written([{"name": "here", "scheduler_uri": "http://127.0.0.1:1"}])
@@ -1196,11 +1214,11 @@ class SchedulerTest(unittest.TestCase):
             with mock.patch.dict(os.environ, {"AURORA_CONFIG_ROOT": folder + "/no", "HOME": folder}):
                 self.assertEqual(aurora_rest.default_clusters()[0].urls, ("http://127.0.0.1:8081",))
 
-    def test_clusters_json_tells_zookeeper_before_a_url_and_what_credentials_are_for(self):
+    def test_clusters_json_tells_zookeeper_before_a_url_and_what_credentials_are_for(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "clusters.json")
 
-            def read(**entry):
+            def read(**entry: Any) -> Any:
                 with open(path, "w", encoding="utf-8") as stream:
                     json.dump([dict(entry, name="west")], stream)
                 return aurora_rest.read_clusters(path)[0]
@@ -1211,7 +1229,7 @@ class SchedulerTest(unittest.TestCase):
                 with self.assertRaisesRegex(ValueError, "zk_port"):
                     read(zk="a", zk_port=port)
 
-    def test_each_cluster_has_its_own_credentials(self):
+    def test_each_cluster_has_its_own_credentials(self) -> None:
         Cluster = aurora_rest.Cluster
         clusters = [Cluster("west", ("http://127.0.0.1:1",), basic=True),
                     Cluster("east", ("http://localhost:2",)),
@@ -1226,12 +1244,12 @@ class SchedulerTest(unittest.TestCase):
             with open(secret, "w", encoding="utf-8") as stream:
                 stream.write("u:p\n")
 
-            def found(*given, among=clusters):
+            def found(*given: Any, among: Any = clusters) -> Any:
                 options = aurora_rest.parse_command_line(["--scheduler-auth=" + each for each in given], {})
                 aurora_rest._from_netrc.cache_clear()
                 return [aurora_rest.own_credentials(options, among)(each) for each in among]
 
-            def basic(text):
+            def basic(text: Any) -> Any:
                 return "Basic " + base64.b64encode(text.encode()).decode()
             with mock.patch.dict(os.environ, {"HOME": folder}):
                 west, east, far = found()
@@ -1248,14 +1266,14 @@ class SchedulerTest(unittest.TestCase):
                     with self.assertRaises(aurora_rest.UsageError):
                         found()
 
-    def test_zookeeper_without_kazoo_says_what_to_install(self):
+    def test_zookeeper_without_kazoo_says_what_to_install(self) -> None:
         with mock.patch.dict(sys.modules, {"kazoo": None, "kazoo.client": None}):
             locate = aurora_rest.ZooKeeperLocator(aurora_rest.Cluster("far", zk="zk:2181", zk_path="/s"))
             with self.assertRaisesRegex(aurora_rest.SchedulerUnreachable,
                                         "pip install kazoo.*--scheduler far=URL"):
                 aurora_rest.Scheduler(locate=locate).getTierConfigs()
 
-    def test_a_cluster_without_a_name_takes_its_schedulers(self):
+    def test_a_cluster_without_a_name_takes_its_schedulers(self) -> None:
         port = free_port()
         clusters = aurora_rest.Clusters([aurora_rest.Cluster(None, ("http://127.0.0.1:%d" % port,))],
                                         lambda c: aurora_rest.Scheduler(list(c.urls), retry_for=0.0))
@@ -1272,13 +1290,13 @@ class SchedulerTest(unittest.TestCase):
 # --- 3. Job configuration -----------------------------------------------------------------------------------
 
 class ConfigTest(unittest.TestCase):
-    def refused(self, text, says, **options):
+    def refused(self, text: Any, says: Any, **options: Any) -> Any:
         with self.assertRaisesRegex(aurora_rest.InvalidConfig, says) as caught:
             load(text, **options)
         self.assertNotIn("Traceback", str(caught.exception))
         return caught.exception
 
-    def test_hello_world_becomes_a_job_configuration(self):
+    def test_hello_world_becomes_a_job_configuration(self) -> None:
         job = load(source(extra="instances=2"))
         plain = job.configuration.to_plain()
         self.assertEqual(plain["key"], {"role": "www-data", "environment": "devel", "name": "hello"})
@@ -1297,7 +1315,7 @@ class ConfigTest(unittest.TestCase):
             "minWaitInInstanceRunningMs": 45000, "rollbackOnFailure": True, "waitForBatchCompletion": False,
             "updateStrategy": {"queueStrategy": {"groupSize": 1}}})
 
-    def test_tier_and_production_follow_one_another(self):
+    def test_tier_and_production_follow_one_another(self) -> None:
         for extra, tier, production in (("production=True", "preferred", True),
                                         ("tier='revocable'", "revocable", False),
                                         ("tier='preferred'", "preferred", True), ("", "preemptible", False)):
@@ -1305,7 +1323,7 @@ class ConfigTest(unittest.TestCase):
             self.assertEqual((task.tier, task.production), (tier, production))
             self.assertEqual(json.loads(task.executorConfig.data)["production"], production)
 
-    def test_references_are_bound_or_stay_for_the_executor(self):
+    def test_references_are_bound_or_stay_for_the_executor(self) -> None:
         text = source(command="{{mesos.instance}} {{mesos.hostname}} {{thermos.ports[http]}} "
                               "{{thermos.task_id}} "
                       "{{mesos.role}} {{mesos.cluster}} {{thermos.user}} {{mine}}")
@@ -1318,7 +1336,7 @@ class ConfigTest(unittest.TestCase):
         self.assertIn(api.Resource(namedPort="http"), job.configuration.taskConfig.resources)
         self.refused(text, "mine")
 
-    def test_update_settings_follow_the_strategy(self):
+    def test_update_settings_follow_the_strategy(self) -> None:
         for settings, strategy, size, wait in (
                 ("batch_size=3", {"queueStrategy": {"groupSize": 3}}, 3, False),
                 ("batch_size=3, wait_for_batch_completion=True",
@@ -1340,12 +1358,12 @@ class ConfigTest(unittest.TestCase):
         with self.assertRaises(aurora_rest.InvalidConfig):
             job.update_request()
 
-    def test_instances_of_an_update_are_merged_into_ranges(self):
+    def test_instances_of_an_update_are_merged_into_ranges(self) -> None:
         ranges = load(source()).update_request([5, 1, 2, 3, 9, 8]).settings.updateOnlyTheseInstances
         self.assertEqual(sorted((r.first, r.last) for r in ranges), [(1, 3), (5, 5), (8, 9)])
         self.assertEqual(aurora_rest.from_ranges(ranges), [1, 2, 3, 5, 8, 9])
 
-    def test_what_the_client_refuses_is_refused(self):
+    def test_what_the_client_refuses_is_refused(self) -> None:
         for extra, says in (
                 ("update_config=UpdateConfig(max_total_failures=1)", "max_total_failures"),
                 ("update_config=UpdateConfig(watch_secs=-1)", "watch_secs"),
@@ -1368,7 +1386,7 @@ class ConfigTest(unittest.TestCase):
                                       "processes=[p], constraints=order(p, 'ghost')").replace(
             "SequentialTask", "Task"), "Invalid process dependencies")
 
-    def test_errors_say_file_line_and_all_that_is_wrong(self):
+    def test_errors_say_file_line_and_all_that_is_wrong(self) -> None:
         self.assertEqual(self.refused("jobs = [\nJub()]", "Jub").messages,
                          ["job.aurora, line 2: name 'Jub' is not defined"])
         self.assertRegex(self.refused("a = 1\nb = (", "line 2").messages[0], r"^job\.aurora, line 2: ")
@@ -1380,7 +1398,7 @@ class ConfigTest(unittest.TestCase):
             "Process 'web': cmdline is required", "Process: name is required", "Resources: disk is required",
             "Resources: ram is required"])
 
-    def test_ordinary_idioms_work(self):
+    def test_ordinary_idioms_work(self) -> None:
         text = ("import json, math, re, hashlib, itertools, getpass, collections, time, random, string\n"
                 "from functools import partial\n"
                 "class Profile(Struct):\n  size = Default(Integer, 2)\n"
@@ -1407,7 +1425,7 @@ class ConfigTest(unittest.TestCase):
         self.assertEqual([p["cmdline"] for p in data["task"]["processes"]],
                          ["1-www-data-1", "2-www-data-2", "8", "8"])
 
-    def test_helpers_combine_tasks(self):
+    def test_helpers_combine_tasks(self) -> None:
         text = ("a, b = Process(name='a', cmdline='1'), Process(name='b', cmdline='2')\n"
                 "ta = Task(processes=[a], resources=Resources(cpu=1, ram=GB, disk=GB), finalization_wait=5)\n"
                 "tb = Task(name='tb', processes=[b], resources=Resources(cpu=2, ram=MB, disk=2*GB), "
@@ -1429,7 +1447,7 @@ class ConfigTest(unittest.TestCase):
         self.assertEqual((task["resources"]["cpu"], task["finalization_wait"]), (2.0, 12))
         self.assertEqual(task["constraints"], [{"order": ["a", "b"]}])
 
-    def test_files_include_one_another_by_relative_path(self):
+    def test_files_include_one_another_by_relative_path(self) -> None:
         files = {"root.aurora": "include('sub/one.aurora')\njobs = [make('hello')]",
                  "sub/one.aurora": "include('two.aurora')\ninclude('../three.aurora')",
                  "sub/two.aurora": source().replace("jobs = [", "template = (").replace(")]\n", "))\n"),
@@ -1439,7 +1457,7 @@ class ConfigTest(unittest.TestCase):
             self.refused({"root.aurora": "include(%r)" % path}, "root.aurora, line 1: include")
         self.refused({"a.aurora": "include('a.aurora')"}, "without end|recursive")
 
-    def test_the_include_root_adds_site_files_and_nothing_else(self):
+    def test_the_include_root_adds_site_files_and_nothing_else(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             os.mkdir(os.path.join(folder, "site"))
             with open(os.path.join(folder, "site", "base.aurora"), "w", encoding="utf-8") as stream:
@@ -1459,7 +1477,7 @@ class ConfigTest(unittest.TestCase):
             finally:
                 evaluator.close()
 
-    def test_json_jobs_are_read(self):
+    def test_json_jobs_are_read(self) -> None:
         plain = {"cluster": "devcluster", "role": "www-data", "environment": "devel", "name": "hello",
                  "service": True,
                  "task": {"processes": [{"name": "p", "cmdline": "x"}],
@@ -1471,8 +1489,8 @@ class ConfigTest(unittest.TestCase):
         for text in ("[]", "{", '{"jobs": 3}', '{"jobs": [{"colour": 1}]}', "null"):
             self.refused(text, "", is_json=True)
 
-    def test_images_are_resolved_by_the_clusters_registry(self):
-        def script(handler):
+    def test_images_are_resolved_by_the_clusters_registry(self) -> None:
+        def script(handler: Any) -> None:
             handler.send_response(200 if "/v2/lib/app/manifests/" in handler.path else 404)
             handler.send_header("Docker-Content-Digest", "sha256:abc")
             handler.end_headers()
@@ -1491,7 +1509,7 @@ class ConfigTest(unittest.TestCase):
         self.refused(text % "lib/app", "docker registry .* cannot be asked",
                      docker_registry="http://127.0.0.1:%d" % free_port())
 
-    def test_running_text_and_owner_are_kept_where_the_meaning_is_the_same(self):
+    def test_running_text_and_owner_are_kept_where_the_meaning_is_the_same(self) -> None:
         job = load(source())
         data = json.loads(job.configuration.taskConfig.executorConfig.data)
         text = json.dumps(dict(reversed(list(data.items()))), indent=1)
@@ -1505,7 +1523,7 @@ class ConfigTest(unittest.TestCase):
         self.assertEqual(aligned.owner.user, "somebody")
         self.assertIn("other", aligned.executorConfig.data)
 
-    def test_attacks_are_refused_and_the_next_request_is_served(self):
+    def test_attacks_are_refused_and_the_next_request_is_served(self) -> None:
         attacks = [
             "import os\nos.system('true')", "from os import system", "import subprocess", "import ctypes",
             "import socket", "import pickle",
@@ -1562,7 +1580,7 @@ class ConfigTest(unittest.TestCase):
                 self.refused(attack + "\n" + source(), "")
         self.assertEqual(load(source()).configuration.key.name, "hello")
 
-    def test_nothing_that_source_has_leads_to_the_evaluator(self):
+    def test_nothing_that_source_has_leads_to_the_evaluator(self) -> None:
         """A method would lead to its object, and what _Older writes reads some attributes only."""
         evaluation = aurora_rest._Evaluation(aurora_rest._schema(), {
             "files": {}, "shared": {}, "key": "c/r/devel/n".split("/"), "env": [], "trusted": False})
@@ -1577,7 +1595,7 @@ class ConfigTest(unittest.TestCase):
         with self.assertRaises(AttributeError):
             names["__attribute__"](len, "__self__")
 
-    def test_an_answer_of_more_values_than_a_job_has_is_not_read(self):
+    def test_an_answer_of_more_values_than_a_job_has_is_not_read(self) -> None:
         forged = b'{"errors":[' + b"{}," * 300000 + b"1]}"
         with mock.patch.object(aurora_rest, "load_json", side_effect=AssertionError):
             worker = aurora_rest._Worker(aurora_rest.ConfigLimits())
@@ -1587,7 +1605,11 @@ class ConfigTest(unittest.TestCase):
             socket.send_fds(ours, [b"x"], [given.fileno()]) if hasattr(socket, "send_fds") else ours.sendmsg(
                 [b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", given.fileno()))])
             given.close()
-            writer = threading.Thread(target=lambda: (kept.sendall(forged), kept.close()))
+
+            def write() -> None:
+                kept.sendall(forged)
+                kept.close()
+            writer = threading.Thread(target=write)
             writer.start()
             real, worker.control = worker.control, theirs
             try:
@@ -1599,13 +1621,13 @@ class ConfigTest(unittest.TestCase):
                 for each in (ours, theirs):
                     each.close()
 
-    def test_methods_may_have_private_names(self):
+    def test_methods_may_have_private_names(self) -> None:
         text = ("class Counter(object):\n  def __init__(self): self._n = 1; self.m = 2\n"
                 "  def both(self):\n    def inner(): return self._n + self.m\n    return inner()\n")
         self.assertEqual(load(text + source(extra="instances=Counter().both()")).configuration.instanceCount,
                          3)
 
-    def isolated_by(self, *layers, **options):
+    def isolated_by(self, *layers: Any, **options: Any) -> Any:
         evaluator = aurora_rest.Evaluator(**options)
         self.addCleanup(evaluator.close)
         worker = aurora_rest._Worker(evaluator.limits)
@@ -1614,23 +1636,23 @@ class ConfigTest(unittest.TestCase):
         evaluator._reserving = True
         return evaluator
 
-    def test_source_is_not_evaluated_where_nothing_shuts_it_in(self):
+    def test_source_is_not_evaluated_where_nothing_shuts_it_in(self) -> None:
         for layers in ((), ("namespaces",), ("empty root", "no capabilities"), ("landlock",),
                        ("namespaces", "empty root")):
             with self.assertRaisesRegex(aurora_rest.IsolationUnavailable, "--trust-configs") as caught:
                 load(source(), evaluator=self.isolated_by(*layers))
             self.assertEqual((caught.exception.http, caught.exception.code), (503, "ISOLATION_UNAVAILABLE"))
             load(source(), evaluator=self.isolated_by(*layers, trusted=True))
-        for layers in (("system call filter",), ("namespaces", "empty root", "no capabilities")):
-            load(source(), evaluator=self.isolated_by(*layers))
+        for enough in (["system call filter"], ["namespaces", "empty root", "no capabilities"]):
+            load(source(), evaluator=self.isolated_by(*enough))
 
-    def test_the_filter_knows_its_machines(self):
+    def test_the_filter_knows_its_machines(self) -> None:
         for machine, pointer, name in (("x86_64", 8, "x86_64"), ("x86_64", 4, "i386"), ("i686", 4, "i386"),
                                        ("armv7l", 4, "armv7"),
                                        ("aarch64", 4, "armv7"), ("ppc64le", 8, "ppc64le"),
                                        ("riscv64", 8, "riscv64")):
             with mock.patch.object(os, "uname", return_value=mock.Mock(machine=machine)), \
-                    mock.patch.object(aurora_rest.struct, "calcsize", return_value=pointer):
+                    mock.patch.object(struct, "calcsize", return_value=pointer):
                 self.assertEqual(aurora_rest._machine(), name)
             self.assertIn(name, aurora_rest._SECCOMP)
         for name, (abi, calls) in aurora_rest._SECCOMP.items():
@@ -1638,17 +1660,17 @@ class ConfigTest(unittest.TestCase):
             self.assertTrue(abi & 0xC0000000 and 25 < len(calls) < 45, name)
 
     @unittest.skipUnless(sys.platform.startswith("linux"), "shut in by Linux's means")
-    def test_the_layers_are_found_out_and_told(self):
+    def test_the_layers_are_found_out_and_told(self) -> None:
         layers = EVALUATOR.look()
         self.assertTrue(aurora_rest.isolates(layers), layers)
         self.assertLessEqual(set(layers), set(aurora_rest.LAYERS))
 
-    def test_an_evaluator_that_cannot_start_says_why(self):
+    def test_an_evaluator_that_cannot_start_says_why(self) -> None:
         with mock.patch.object(aurora_rest, "_THIS_FILE", "/nonexistent/aurora_rest.py"), \
                 self.assertRaisesRegex(aurora_rest.AuroraError, "does not start: .*nonexistent"):
             aurora_rest._Worker(aurora_rest.ConfigLimits())
 
-    def test_a_caller_with_endless_loops_leaves_an_evaluator_to_others(self):
+    def test_a_caller_with_endless_loops_leaves_an_evaluator_to_others(self) -> None:
         evaluator = aurora_rest.Evaluator(2, aurora_rest.ConfigLimits(cpu_seconds=1, wall_seconds=2.0))
         self.addCleanup(evaluator.close)
         loops = [threading.Thread(target=lambda: self.assertRaises(
@@ -1662,20 +1684,20 @@ class ConfigTest(unittest.TestCase):
             each.join()
         self.assertEqual((evaluator._semaphore.inside, evaluator._semaphore.waiting), (0, 0))
 
-    def test_an_include_that_failed_leaves_the_next_one_where_it_was(self):
+    def test_an_include_that_failed_leaves_the_next_one_where_it_was(self) -> None:
         catching = "try:\n  include('d/bad.aurora')\nexcept Exception: pass\ninclude('x.aurora')\n"
         files = {"a.aurora": catching + source(extra="instances=N"),
                  "d/bad.aurora": "1 / 0", "x.aurora": "N = 1", "d/x.aurora": "N = 2"}
         self.assertEqual(load(files).configuration.instanceCount, 1)
 
-    def test_the_name_of_an_include_is_bounded(self):
+    def test_the_name_of_an_include_is_bounded(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             evaluator = aurora_rest.Evaluator(include_root=folder)
             self.addCleanup(evaluator.close)
             with self.assertRaisesRegex(aurora_rest.InvalidConfig, "at most 4096 characters"):
                 load("include('d/' + 'x' * 20000000)\n", evaluator=evaluator)
 
-    def test_numbers_of_a_million_digits_are_refused_and_not_reckoned(self):
+    def test_numbers_of_a_million_digits_are_refused_and_not_reckoned(self) -> None:
         digits = "1" * 5000000          # on Python 3.8 int() of them takes minutes
         for text in ('{"a": %s}' % digits, "[" * 100000, "NaN"):
             with self.assertRaises(ValueError):
@@ -1686,7 +1708,7 @@ class ConfigTest(unittest.TestCase):
         theirs.executorConfig = api.ExecutorConfig(name="AuroraExecutor", data="[%s ]" % digits)
         self.assertFalse(aurora_rest.same_meaning(mine, theirs))
 
-    def test_attacks_on_the_limits_end_within_them(self):
+    def test_attacks_on_the_limits_end_within_them(self) -> None:
         evaluator = aurora_rest.Evaluator(limits=aurora_rest.ConfigLimits(cpu_seconds=1, wall_seconds=3.0))
         self.addCleanup(evaluator.close)
         attacks = ["while True: pass", "x = 10**10**10", "x = 'a' * 10**11", "x = [0] * (50 << 20)",
@@ -1708,7 +1730,7 @@ class ConfigTest(unittest.TestCase):
         self.assertEqual(job.configuration.key.name, "hello")
 
     @unittest.skipUnless(sys.platform.startswith("linux"), "the second line of defence is Linux's")
-    def test_trusted_source_still_has_no_file_network_process_or_environment(self):
+    def test_trusted_source_still_has_no_file_network_process_or_environment(self) -> None:
         evaluator = aurora_rest.Evaluator(trusted=True,
                                           limits=aurora_rest.ConfigLimits(cpu_seconds=1, wall_seconds=3.0))
         self.addCleanup(evaluator.close)
@@ -1727,7 +1749,7 @@ class ConfigTest(unittest.TestCase):
                                      evaluator=evaluator)
         aurora_rest.load_job(source(), "devcluster/www-data/devel/hello", evaluator=evaluator)
 
-    def test_a_source_that_hangs_up_or_answers_early_holds_up_nobody(self):
+    def test_a_source_that_hangs_up_or_answers_early_holds_up_nobody(self) -> None:
         evaluator = aurora_rest.Evaluator(1, trusted=True, limits=aurora_rest.ConfigLimits(wall_seconds=30.0))
         self.addCleanup(evaluator.close)
         load(source(), evaluator=evaluator)
@@ -1742,7 +1764,7 @@ class ConfigTest(unittest.TestCase):
             load(source(), evaluator=evaluator)
         self.assertLess(time.monotonic() - started, 10)
 
-    def test_the_quickened_pystachio_finds_what_pystachio_finds(self):
+    def test_the_quickened_pystachio_finds_what_pystachio_finds(self) -> None:
         texts = ["{{x}}", "{{role}}-{{&x}}", "{{self.name}}{{super.name}}",
                  "{{mesos.instance}}{{thermos.ports[a]}}", "{{y}}", "{{{{x}}}}",
                  "{{n}}", "{{self.contact}}", "{{super.super.name}}", "plain"]
@@ -1782,7 +1804,7 @@ class ConfigTest(unittest.TestCase):
         for request, expected, found in zip(requests, stock, quick):
             self.assertEqual(expected, found, request)
 
-    def test_a_forged_result_for_another_job_is_refused(self):
+    def test_a_forged_result_for_another_job_is_refused(self) -> None:
         forged = {"job": {"key": {"role": "root", "environment": "prod", "name": "x"}, "instanceCount": 1,
                           "taskConfig": {"job": {"role": "root", "environment": "prod", "name": "x"}}},
                           "warnings": []}
@@ -1791,7 +1813,7 @@ class ConfigTest(unittest.TestCase):
                     self.assertRaises(aurora_rest.InvalidConfig):
                 load(source())
 
-    def test_an_evaluator_that_was_killed_is_replaced(self):
+    def test_an_evaluator_that_was_killed_is_replaced(self) -> None:
         load(source())
         with EVALUATOR._lock:
             victims = list(EVALUATOR._idle)
@@ -1802,7 +1824,7 @@ class ConfigTest(unittest.TestCase):
             self.assertEqual(load(source()).configuration.key.name, "hello")
 
 
-def find_python2():
+def find_python2() -> Any:
     for each in glob.glob(os.path.expanduser("~/.pyenv/versions/2.7*/bin/python2.7")) + [shutil.which(
         "python2.7")]:
         if each and subprocess.run([each, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0:
@@ -1813,7 +1835,7 @@ def find_python2():
 PYTHON2 = find_python2()
 
 
-def python2(program, text):
+def python2(program: Any, text: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "x.py")
         with open(path, "w", encoding="utf-8") as stream:
@@ -1822,7 +1844,7 @@ def python2(program, text):
                               env={"LC_ALL": "C"}).stdout
 
 
-def expression(rng, depth=0):
+def expression(rng: Any, depth: Any = 0) -> Any:
     """One that Python 2 and 3 write alike."""
     if depth > 3 or rng.random() < 0.3:
         return rng.choice(["x", "y.z", "12", "0", "1.5", "0x1F", "1e3", "'a'", '"b\\n"', "'''c\nd'''",
@@ -1834,10 +1856,10 @@ def expression(rng, depth=0):
                        "(%s # c\n, %s)"]) % (inner(), inner())
 
 
-def python3_source(rng):
+def python3_source(rng: Any) -> Any:
     """Statements that Python 3 reads, and that mean the same in Python 2 where that has them."""
     lines = ["import json"]
-    for number in range(rng.randint(3, 12)):
+    for _ in range(rng.randint(3, 12)):
         value = expression(rng)
         lines.append(rng.choice([
             "x = %s", "x += %s; y = 1", "if %s: pass", "for i in %s:\n    x = i\nelse:\n    pass",
@@ -1851,9 +1873,9 @@ def python3_source(rng):
     return "\n".join(lines) + "\n"
 
 
-def python2_source(rng):
+def python2_source(rng: Any) -> Any:
     """Statements as Python 2 writes them, some of them wrong."""
-    lines = []
+    lines: Any = []
     for _ in range(rng.randint(1, 5)):
         value = rng.choice([expression(rng), "0755", "10L", "`x`", "ur'\\u0041'", "'\\U&'", "1 <> 2",
                             "lambda (a, b), c: a", "08"])
@@ -1873,23 +1895,23 @@ def python2_source(rng):
 class Python2Test(Serving):
     """What a source means to Python 2.7, on which the client runs. The values are those of CPython 2.7.18."""
 
-    def said(self, lines, show="X", **options):
+    def said(self, lines: Any, show: Any = "X", **options: Any) -> Any:
         """What `show` is after the lines, as the command line of a job."""
         text = "%s\nRESULT = '%%s' %% (%s,)\n" % (lines, show) + source().replace("'serve'", "RESULT")
         data = load(text, **options).configuration.taskConfig.executorConfig.data
         return json.loads(data)["task"]["processes"][0]["cmdline"]
 
-    def refused(self, text, says, **options):
+    def refused(self, text: Any, says: Any, **options: Any) -> Any:
         with self.assertRaisesRegex(aurora_rest.InvalidConfig, says) as caught:
             load(text + "\n" + source(), **options)
         return caught.exception
 
-    def table(self, rows):
+    def table(self, rows: Any) -> None:
         for lines, show, expected in rows:
             with self.subTest(lines=lines, show=show):
                 self.assertEqual(self.said(lines, show), expected)
 
-    def test_syntax(self):
+    def test_syntax(self) -> None:
         self.table((
             ("try: int('z')\nexcept (KeyError, ValueError), e: X = e.message[:7]", "X + repr(e)[:10]",
              "invalidValueError"),
@@ -1912,7 +1934,7 @@ class Python2Test(Serving):
              "run(async=True) + (nonlocal,)", "(True, 1, 3)"),
             ("X = {'print': 1}['print']\ndef f(x, *, y=2): return x + y", "f'{X}' + str(f(1))", "13")))
 
-    def test_print(self):
+    def test_print(self) -> None:
         text = ("import sys, StringIO\nprint 'a', 1\nprint 'b',\nprint 'c'\nprint\nprint ('x'), 'y'\nprint "
                 "('%s') % 1; print -1\n"
                 "if 1: print [1][0]\nelse: print 2\nprint >>sys.stderr, 'e', 0.1 + 0.2\nprint('k', 2, "
@@ -1922,7 +1944,7 @@ class Python2Test(Serving):
         self.assertEqual(error.details["output"], [
             "a 1", "b c", "", "x y", "1", "-1", "1", "e 0.3", "k-2", "1e+11", "in", "", "not done "])
 
-    def test_numbers_and_text(self):
+    def test_numbers_and_text(self) -> None:
         self.table((
             ("", "(str(0.1 + 0.2), '%s' % (1/3.0), '{}|{:>6}'.format(2/3.0, 3.0), [0.1 + 0.2])",
              "('0.3', '0.333333333333', '0.666666666667|   3.0', [0.30000000000000004])"),
@@ -1973,7 +1995,7 @@ class Python2Test(Serving):
         job = load(source(command="{{x}} {{y}}") + "jobs = [j.bind(x=0.1 * 3, y=Float(1.0)) for j in jobs]\n")
         self.assertIn('"cmdline": "0.3 1.0"', job.configuration.taskConfig.executorConfig.data)
 
-    def test_order(self):
+    def test_order(self) -> None:
         self.table((
             ("import json", "json.dumps({'zone': 'n', 'app': 'probe', 'tier': 'gold', 'host': 'h1'})",
              '{"tier": "gold", "app": "probe", "host": "h1", "zone": "n"}'),
@@ -2000,8 +2022,8 @@ class Python2Test(Serving):
                           for _ in range(3)][1:],
                          [load(source(extra="contact='a,c,b,e,d,f'")).configuration] * 2)
 
-    def test_order_of_processes_has_no_meaning(self):
-        def made(names, constraints):
+    def test_order_of_processes_has_no_meaning(self) -> None:
+        def made(names: Any, constraints: Any) -> Any:
             text = json.dumps({"task": {"processes": [{"name": n} for n in names],
                                         "constraints": constraints}})
             return config().taskConfig.replace(executorConfig=api.ExecutorConfig(name="AuroraExecutor",
@@ -2012,7 +2034,7 @@ class Python2Test(Serving):
         self.assertFalse(aurora_rest.same_meaning(made("abc", orders),
                                                   made("abc", [{"order": ["b", "a"]}, orders[1]])))
 
-    def test_modules(self):
+    def test_modules(self) -> None:
         self.table((
             ("import os",
              "(os.environ.get('X', 'q'), os.getenv('USER'), os.path.join('/a', 'b'), os.sep, 'X' in "
@@ -2043,7 +2065,7 @@ class Python2Test(Serving):
         self.refused("import socket", "line 1, column 1: .*mesos.hostname")
         self.refused("import os\nos.listdir('.')", "os.listdir is not available")
 
-    def test_includes(self):
+    def test_includes(self) -> None:
         files = {"root.aurora": "include('../../template/base.aurora')\n" + source(extra="instances=N"),
                  "base.aurora": "N = 3"}
         self.assertEqual(load(files).configuration.instanceCount, 3)
@@ -2052,7 +2074,7 @@ class Python2Test(Serving):
                       **{"a/base.aurora": "N = 1", "b/base.aurora": "N = 2"}))
 
     @staticmethod
-    def tar(files, **special):
+    def tar(files: Any, **special: Any) -> Any:
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as archive:
             for name, data in files.items():
@@ -2063,9 +2085,9 @@ class Python2Test(Serving):
                 archive.addfile(member, io.BytesIO(data))
         return packed.getvalue()
 
-    def bad_tars(self):
+    def bad_tars(self) -> Any:
         """Tars that lie, or ask for more than they hold, and what is said of them."""
-        def header(name, size, kind, data=b""):
+        def header(name: Any, size: Any, kind: Any, data: Any = b"") -> Any:
             member = tarfile.TarInfo(name)
             member.size, member.type = size, kind
             return member.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
@@ -2081,7 +2103,7 @@ class Python2Test(Serving):
         yield header("x", 2 << 20, b"g", bytes(2 << 20)) + one + end, "larger than 1 MB"
         yield header("x", 22, b"x", b"22 GNU.sparse.major=1\n") + one + end, "no plain file"
 
-    def test_paths_of_every_format_of_tar_are_read(self):
+    def test_paths_of_every_format_of_tar_are_read(self) -> None:
         long = "/".join(["folder%02d" % n for n in range(18)]) + "/caf\u00e9.aurora"
         for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT):
             packed = io.BytesIO()
@@ -2096,7 +2118,7 @@ class Python2Test(Serving):
             self.assertEqual(aurora_rest.parse_tar(packed.getvalue()),
                              {long: b"n" * 600, "b.aurora": b"n" * 600}, form)
 
-    def test_environment_and_folders_come_with_a_request(self):
+    def test_environment_and_folders_come_with_a_request(self) -> None:
         inspect = JOB + "hello/inspect"
         text = "import os\n" + source(command="x").replace("'x'", "os.environ['STAGE'] + os.environ['USER']")
         answer = self.good("POST", inspect + "?env=STAGE=a%3Db&env=X=1", text)
@@ -2137,35 +2159,37 @@ class Python2Test(Serving):
                            Content_Type="multipart/form-data; boundary=" + boundary)
         self.assertEqual(answer["job"]["instanceCount"], 2)
 
-    def test_what_is_called_in_a_target_is_called_once(self):
+    def test_what_is_called_in_a_target_is_called_once(self) -> None:
         self.table((
             ("n = []\ndef f():\n  n.append(1)\n  return 'k'\nd = {'k': 7}\nd[f()] /= 2\nd[f()] %= 2",
              "(d, len(n))", "({'k': 1}, 2)"),
             ("class A(object): x = 7\nn = []\ndef f():\n  n.append(1)\n  return n\nf()[0] /= 2", "n",
              "[0]"),
-            ("def g():\n  d = {'k': {'l': 9}}\n  d['k'][str('l')] /= 2\n  return d", "g()", "{'k': {'l': 4}}")))
+            ("def g():\n  d = {'k': {'l': 9}}\n  d['k'][str('l')] /= 2\n  return d", "g()",
+             "{'k': {'l': 4}}")))
 
-    def test_names_that_leak_are_seen_by_functions_too(self):
+    def test_names_that_leak_are_seen_by_functions_too(self) -> None:
         self.table((
             ("def f():\n  [x for x in range(3)]\n  def g(): return x\n  return g()", "f()", "2"),
             ("def g(): return y\n[y for y in range(4)]", "g()", "3"),
             ("[z for z in range(5)]\nclass A(object):\n  def m(self): return z", "A().m()", "4"),
             ("", "sorted(k for k in globals().copy() if k in ('jobs', 'GB'))", "['GB']")))
 
-    def test_an_import_that_may_fail_fails_when_it_is_run(self):
+    def test_an_import_that_may_fail_fails_when_it_is_run(self) -> None:
         self.table((
-            ("try:\n  import simplejson as json\nexcept ImportError:\n  import json", "json.dumps([1])", "[1]"),
+            ("try:\n  import simplejson as json\nexcept ImportError:\n  import json", "json.dumps([1])",
+             "[1]"),
             ("try:\n  from yaml import load\nexcept (KeyError, ImportError), e:\n  X = 'none'", "X", "none")))
 
-    def test_text_filled_into_unicode_is_asked_for_as_unicode(self):
+    def test_text_filled_into_unicode_is_asked_for_as_unicode(self) -> None:
         self.table((
             ("class P(object):\n  def __unicode__(self): return u'u'\n  def __str__(self): return 's'",
              "(u'%s' % P(), '%s' % P(), u'%s %s' % (1.5, None))", "(u'u', 's', u'1.5 None')"),))
 
-    def test_deep_nesting_is_refused(self):
+    def test_deep_nesting_is_refused(self) -> None:
         self.refused("x = " + "[" * 150 + "]" * 150, "nested brackets")
 
-    def test_bytes(self):
+    def test_bytes(self) -> None:
         self.table((
             ("import json\nn = json.loads('{\"n\": \"probe\"}')['n'].encode('utf-8')",
              "('go ' + n, type(n) is str)", "('go probe', True)"),
@@ -2176,7 +2200,7 @@ class Python2Test(Serving):
                      source(extra="contact=f()") + "jobs2 = jobs\n" +
                      source("hello").replace("'serve'", "f()") + "raise ValueError(1)", "1")
 
-    def test_built_in_names(self):
+    def test_built_in_names(self) -> None:
         self.table((
             ("zone = 'n'", "'{zone}'.format(**vars()) + '%(zone)s' % globals() + '%(zone)s' % locals()",
              "nnn"),
@@ -2194,13 +2218,13 @@ class Python2Test(Serving):
             with self.assertRaisesRegex(aurora_rest.InvalidConfig, "1_0"):
                 load(source(extra=extra))
 
-    def test_hooks_are_named_in_a_warning(self):
+    def test_hooks_are_named_in_a_warning(self) -> None:
         text = "class Tag(object):\n  def pre_create_job(self, config): return True\nhooks = [Tag()]\n"
         self.assertEqual(load(text + source()).warnings, [])
         self.assertRegex(load(text + source(extra="enable_hooks=True")).warnings[0],
                          r"hooks are not run .*Tag\.pre_create_job")
 
-    def test_what_is_new_leads_nowhere(self):
+    def test_what_is_new_leads_nowhere(self) -> None:
         attacks = [
             "getattr(order, 'func_globals')", "class S(str): pass\nS.format('{0.__globals__}', order)",
             "class S(str):\n  def f(self): return super(S, self).format(order)\nS('{0.__globals__}').f()",
@@ -2230,13 +2254,13 @@ class Python2Test(Serving):
             with self.subTest(attack=attack):
                 self.refused(attack, "")
 
-    def test_a_source_that_python_3_reads_alike_is_left_alone(self):
+    def test_a_source_that_python_3_reads_alike_is_left_alone(self) -> None:
         rng = random.Random(16)
         for _ in range(300):
             text = python3_source(rng)
             self.assertEqual(aurora_rest._Reading(text).text, text)
 
-    def test_the_reading_of_broken_source_ends(self):
+    def test_the_reading_of_broken_source_ends(self) -> None:
         rng = random.Random(3)
         bits = ["(", ")", "[", "]", "`", "print ", "exec ", "raise ", "except ", "lambda ", "def ", ":", ",",
                 ";", "\n", " in ", " for ", '"', '\"\"\"',
@@ -2246,7 +2270,7 @@ class Python2Test(Serving):
                 aurora_rest._Reading("".join(rng.choice(bits) for _ in range(rng.randint(1, 25))))
 
     @unittest.skipUnless(PYTHON2, "there is no Python 2.7")
-    def test_what_python_2_compiles_is_read(self):
+    def test_what_python_2_compiles_is_read(self) -> None:
         rng = random.Random(61)
         texts = [python2_source(rng) for _ in range(300)]
         program = ("import json, sys\nfor text in json.load(sys.stdin):\n  try: "
@@ -2264,10 +2288,10 @@ class Python2Test(Serving):
                 self.assertLessEqual(verdict, read)
 
     @unittest.skipUnless(PYTHON2, "there is no Python 2.7")
-    def test_order_and_text_are_those_of_python_2(self):
+    def test_order_and_text_are_those_of_python_2(self) -> None:
         rng = random.Random(27)
 
-        def key():
+        def key() -> Any:
             return rng.choice([repr(rng.randint(-20, 60)),
                                repr("".join(rng.choice("abcdef_") for _ in range(rng.randint(1, 6)))),
                                "(%d, 'x')" % rng.randint(0, 9), repr(rng.random() * 10),
@@ -2297,12 +2321,12 @@ class Python2Test(Serving):
 
 class OperationsTest(unittest.TestCase):
     @staticmethod
-    def task(instance, state, identity, *events):
+    def task(instance: Any, state: Any, identity: Any, *events: Any) -> Any:
         return {"assignedTask": {"instanceId": instance, "taskId": identity}, "status": S.values[state],
                 "taskEvents": [{"timestamp": n, "status": 0, "message": text} for n,
                                text in enumerate(events)]}
 
-    def test_running_is_judged_by_the_youngest_task_of_each_instance(self):
+    def test_running_is_judged_by_the_youngest_task_of_each_instance(self) -> None:
         judge = aurora_rest.judge_running
         restarted = [self.task(1, "KILLED", "a"), self.task(1, "RUNNING", "b"), self.task(4, "RUNNING", "c")]
         # with a gap in the numbers, and during a restart
@@ -2318,16 +2342,16 @@ class OperationsTest(unittest.TestCase):
         self.assertIs(judge([self.task(0, "KILLED", "a", "Killed by x")], [0], strict=False).reached, False)
         self.assertTrue(judge([self.task(0, "FINISHED", "a")], [0]).reached)
 
-    def test_what_is_left_is_what_keeps_a_job_from_being_gone(self):
+    def test_what_is_left_is_what_keeps_a_job_from_being_gone(self) -> None:
         tasks = [self.task(0, "KILLING", "a"), self.task(1, "KILLED", "b"), self.task(2, "RUNNING", "c")]
         self.assertEqual(aurora_rest.judge_gone(tasks, [0, 1])[:3], (None, 1, 0))
         self.assertTrue(aurora_rest.judge_gone(tasks, [1]).reached)
         self.assertIsNone(aurora_rest.judge_gone(tasks).reached)
 
-    def test_a_lock_is_held_by_one_and_forgotten_when_nobody_wants_it(self):
+    def test_a_lock_is_held_by_one_and_forgotten_when_nobody_wants_it(self) -> None:
         locks, inside, most = aurora_rest.Locks(), [], []
 
-        def work():
+        def work() -> None:
             for _ in range(200):
                 with locks("job", 1):
                     inside.append(1)
@@ -2342,11 +2366,11 @@ class OperationsTest(unittest.TestCase):
             pass
         self.assertEqual((max(most), len(most), locks._known, locks._waiting), (1, 800, {}, 0))
 
-    def test_changes_of_a_scheduler_that_hangs_do_not_take_the_threads_of_the_others(self):
+    def test_changes_of_a_scheduler_that_hangs_do_not_take_the_threads_of_the_others(self) -> None:
         locks = aurora_rest.Locks(most=3)
         refused = []
 
-        def come():
+        def come() -> None:
             try:
                 with locks("job", seconds=0.5):
                     pass
@@ -2363,7 +2387,7 @@ class OperationsTest(unittest.TestCase):
                 each.join()
         self.assertEqual((len(refused), locks._known, locks._waiting), (9, {}, 0))
 
-    def test_an_operation_without_a_thread_is_refused_before_anything_is_done(self):
+    def test_an_operation_without_a_thread_is_refused_before_anything_is_done(self) -> None:
         operations = aurora_rest.Operations(running=2)
         with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")):
             for _ in range(5):
@@ -2379,38 +2403,41 @@ class OperationsTest(unittest.TestCase):
         wait_for(lambda: done and operations._slots._value == 2)
         self.assertEqual(len(operations.all()), 1)
 
-    def test_a_failover_between_two_batches_is_waited_for(self):
+    def test_a_failover_between_two_batches_is_waited_for(self) -> None:
         calls = []
 
         class Scheduler:
-            def call(self, method, *arguments, **named):
+            def call(self, method: Any, *arguments: Any, **named: Any) -> Any:
                 calls.append(method)
                 if method == "killTasks" and calls.count("killTasks") < 3:
                     raise aurora_rest.NoLeader("no leader")
                 return {}
+        scheduler: Any = Scheduler()
         operation = aurora_rest.Operation("kill", "k", "u")
-        operation._stop.wait = lambda seconds: False
-        operation.run(lambda op: aurora_rest.batched_kill(Scheduler(), "c/r/e/n", [0], 1, 30.0, 0.0,
+        stop: Any = operation._stop
+        stop.wait = lambda seconds: False
+        operation.run(lambda op: aurora_rest.batched_kill(scheduler, "c/r/e/n", [0], 1, 30.0, 0.0,
                                                           operation=op))
         self.assertEqual((operation.state, calls.count("killTasks")), ("succeeded", 3), operation.errors)
 
-    def test_a_write_without_an_answer_is_a_step_and_is_not_repeated(self):
+    def test_a_write_without_an_answer_is_a_step_and_is_not_repeated(self) -> None:
         calls = []
 
         class Scheduler:
-            def call(self, method, *arguments, **named):
+            def call(self, method: Any, *arguments: Any, **named: Any) -> None:
                 calls.append(method)
                 error = aurora_rest.SchedulerTimeout("late")
                 error.doubt(method)
                 raise error
+        scheduler: Any = Scheduler()
         operation = aurora_rest.Operation("kill", "k", "u")
-        operation.run(lambda op: aurora_rest.batched_kill(Scheduler(), "c/r/e/n", [0, 1], 2, 9.0, 0.0,
+        operation.run(lambda op: aurora_rest.batched_kill(scheduler, "c/r/e/n", [0, 1], 2, 9.0, 0.0,
                                                           operation=op))
         self.assertEqual((operation.state, calls, operation.result["done"]),
                          ("failed", ["killTasks"], "unknown"))
         self.assertEqual(operation.steps[-1]["instances"], [0, 1])
 
-    def test_instances_are_numbers_and_ranges_and_nothing_else(self):
+    def test_instances_are_numbers_and_ranges_and_nothing_else(self) -> None:
         self.assertEqual(aurora_rest.parse_instances(["1,3-5", "0"]), [0, 1, 3, 4, 5])
         self.assertEqual(aurora_rest.parse_instances(["0-3999"]), list(range(4000)))
         for text in ("", ",", "1,", "3-1", "-1", "abc", "1-", "1--2", "1.5", "1-99999999", "4000", "0-4000",
@@ -2419,7 +2446,7 @@ class OperationsTest(unittest.TestCase):
             with self.subTest(text=text), self.assertRaises(aurora_rest.BadRequest):
                 aurora_rest.parse_instances([text])
 
-    def test_field_changes_name_path_old_and_new(self):
+    def test_field_changes_name_path_old_and_new(self) -> None:
         old = {"a": 1, "b": {"c": [1], "same": 0}, "executorConfig": {"data": {"x": 1, "y": 2}}}
         new = {"a": 2, "b": {"c": [2], "same": 0}, "executorConfig": {"data": {"y": 2, "x": 3}}, "d": 4}
         self.assertEqual(aurora_rest.field_changes(old, new), [
@@ -2427,8 +2454,8 @@ class OperationsTest(unittest.TestCase):
             {"path": "d", "old": None, "new": 4},
             {"path": "executorConfig.data.x", "old": 1, "new": 3}])
 
-    def test_sla_figures_follow_the_clients_formulas(self):
-        def task(seconds, status="RUNNING"):
+    def test_sla_figures_follow_the_clients_formulas(self) -> None:
+        def task(seconds: Any, status: Any = "RUNNING") -> Any:
             return {"status": S.values[status], "taskEvents": [
                 {"timestamp": 1000 * (1000 - seconds), "status": S.RUNNING},
                 {"timestamp": 10 ** 6, "status": S.RUNNING}]}
@@ -2440,7 +2467,7 @@ class OperationsTest(unittest.TestCase):
         self.assertEqual([aurora_rest.up_count(ups, s) for s in (0, 200, 201, 500)], [100.0, 75.0, 50.0, 0.0])
         self.assertEqual((aurora_rest.job_uptime([], 50), aurora_rest.up_count([], 1)), (0, 0.0))
 
-    def test_operations_are_bounded_and_the_oldest_ended_forgotten(self):
+    def test_operations_are_bounded_and_the_oldest_ended_forgotten(self) -> None:
         operations = aurora_rest.Operations(running=2, kept=3)
         release = threading.Event()
         first = [operations.start(aurora_rest.Operation("x", "k", "u"), lambda op: release.wait(10))
@@ -2456,15 +2483,15 @@ class OperationsTest(unittest.TestCase):
         with self.assertRaises(aurora_rest.NotFound):
             operations[first[0].id]
 
-    def test_an_operation_ends_as_what_its_work_came_to(self):
-        def fail(op):
+    def test_an_operation_ends_as_what_its_work_came_to(self) -> None:
+        def fail(op: Any) -> None:
             raise aurora_rest.Refused("no quota")
 
-        def cancel(op):
+        def cancel(op: Any) -> None:
             op.stop("cancelled")
             op.pause(10)
 
-        def crash(op):
+        def crash(op: Any) -> None:
             raise ZeroDivisionError
         for work, state, says in ((lambda op: None, "succeeded", ""), (fail, "failed", "no quota"),
                                   (cancel, "cancelled", ""),
@@ -2479,23 +2506,23 @@ class RestartTest(Serving):
     """Operations against a demo whose time runs fast."""
     SPEED = 40.0
 
-    def create(self, name, count=3, command="serve"):
+    def create(self, name: Any, count: Any = 3, command: Any = "serve") -> Any:
         self.scheduler.createJob(config(name, command, count))
         wait_for(lambda: self.states(name) == ["RUNNING"] * count)
         return aurora_rest.Key("devcluster", "www-data", "devel", name)
 
-    def restart(self, key, instances=(), **options):
+    def restart(self, key: Any, instances: Any = (), **options: Any) -> Any:
         operation = aurora_rest.Operation("restart", str(key), "u")
         given = dict({"watch_secs": 0.1, "poll_secs": 0.02, "time_limit": 10.0}, **options)
         operation.run(lambda op: aurora_rest.rolling_restart(self.scheduler, key, instances,
                                                              aurora_rest.RestartOptions(**given), op))
         return operation
 
-    def ids(self, key):
+    def ids(self, key: Any) -> Any:
         return {t["assignedTask"]["instanceId"]: t["assignedTask"]["taskId"] for t in aurora_rest.query_tasks(
             self.scheduler, key, (), api.ACTIVE_STATES)}
 
-    def test_a_rolling_restart_replaces_every_task_batch_by_batch(self):
+    def test_a_rolling_restart_replaces_every_task_batch_by_batch(self) -> None:
         key = self.create("rolling")
         before = self.ids(key)
         operation = self.restart(key, batch_size=2)
@@ -2506,7 +2533,7 @@ class RestartTest(Serving):
         batches = [step["instances"] for step in operation.steps if step["text"] == "restarted"]
         self.assertEqual(batches, [[0, 1], [2]])
 
-    def test_an_instance_that_never_runs_ends_at_the_time_limit_as_a_failure(self):
+    def test_an_instance_that_never_runs_ends_at_the_time_limit_as_a_failure(self) -> None:
         key = self.create("stuck", 2)
         with self.demo._lock:
             for host in self.demo.hosts.values():
@@ -2521,37 +2548,46 @@ class RestartTest(Serving):
         self.assertEqual((operation.state, operation.done), ("failed", 0))
         self.assertRegex(operation.errors[0], "1 instances failed to restart, 0 may; .*time limit")
 
-    def test_failures_within_the_limits_are_tolerated_and_counted(self):
+    def test_failures_within_the_limits_are_tolerated_and_counted(self) -> None:
         key = self.create("flaky", 2, "sleep 30; exit 1")
         operation = self.restart(key, [0], watch_secs=3.0, max_total_failures=0, max_per_instance_failures=0)
         self.assertEqual(operation.state, "failed")
         self.assertRegex(operation.errors[0], "did not keep running")
 
-    def test_a_restart_that_is_cancelled_stops_between_steps(self):
+    def test_a_restart_that_is_cancelled_stops_between_steps(self) -> None:
         key = self.create("cancelled", 3)
         operation = aurora_rest.Operation("restart", str(key), "u")
-        operation.listen(lambda: operation.done and operation.stop())
+
+        def look() -> None:
+            if operation.done:
+                operation.stop()
+        operation.listen(look)
         operation.run(lambda op: aurora_rest.rolling_restart(self.scheduler, key, [],
                                                              aurora_rest.RestartOptions(
             watch_secs=0.05, poll_secs=0.02), op))
         self.assertEqual((operation.state, operation.done), ("cancelled", 1))
 
-    def test_a_leader_change_in_the_middle_is_survived(self):
+    def test_a_leader_change_in_the_middle_is_survived(self) -> None:
         key = self.create("failover", 3)
         operation = aurora_rest.Operation("restart", str(key), "u")
 
-        def flip():
+        def flip() -> None:
             self.demo.leaderless = True
             threading.Timer(0.3, lambda: setattr(self.demo, "leaderless", False)).start()
-        seen = []
-        operation.listen(lambda: (seen or operation.done != 1) or (seen.append(1), flip()))
+        seen: Any = []
+
+        def look() -> None:
+            if not seen and operation.done == 1:
+                seen.append(1)
+                flip()
+        operation.listen(look)
         patient = aurora_rest.Scheduler(self.demo.url, "devcluster", retry_for=5.0)
         self.addCleanup(patient.close)
         operation.run(lambda op: aurora_rest.rolling_restart(patient, key, [], aurora_rest.RestartOptions(
             watch_secs=0.05, poll_secs=0.02), op))
         self.assertEqual((operation.state, operation.done), ("succeeded", 3), operation.errors)
 
-    def test_waits_tell_whether_they_were_reached(self):
+    def test_waits_tell_whether_they_were_reached(self) -> None:
         path = "/alpha/job/devcluster/www-data/devel/awaited"
         good = self.good("PUT", path + "?wait=20", source("awaited"), 201)
         self.assertTrue(good["reached"])
@@ -2581,7 +2617,7 @@ class RestartTest(Serving):
         self.assertEqual((late["reached"], late["why"]),
                          (False, "0 of 1 run; instance 0 is PENDING: Insufficient: CPU"))
 
-    def test_waiting_ends_with_gaps_and_during_restarts(self):
+    def test_waiting_ends_with_gaps_and_during_restarts(self) -> None:
         key = str(self.create("gaps", 3))
         self.good("DELETE", "/alpha/job/%s?shards=0&wait=20" % key)
         path = "/alpha/job/%s/wait" % key
@@ -2597,7 +2633,7 @@ class RestartTest(Serving):
         self.assertTrue(self.good("POST", path + "?until=gone&wait=20")["reached"])
         self.bad(404, "DELETE", "/alpha/job/%s?wait=20" % key)
 
-    def test_waits_share_one_look_take_no_operation_and_end_with_their_callers(self):
+    def test_waits_share_one_look_take_no_operation_and_end_with_their_callers(self) -> None:
         key = str(self.create("shared", 1))
         path = "/alpha/job/%s/wait?until=gone&wait=60" % key
         service = self.server.service
@@ -2619,7 +2655,7 @@ class RestartTest(Serving):
         socks[0].close()
         wait_for(lambda: not service.waits.count and polls[0].ended)
 
-    def test_what_can_refuse_is_asked_before_the_effect(self):
+    def test_what_can_refuse_is_asked_before_the_effect(self) -> None:
         key = str(self.create("full", 1))
         path = "/alpha/job/%s" % key
         service = self.server.service
@@ -2648,7 +2684,7 @@ class RestartTest(Serving):
         self.bad(404, "GET", "/alpha/job/devcluster/www-data/devel/never")
         wait_for(lambda: service.operations._slots._value == service.operations.limit)
 
-    def test_a_caller_has_a_share_of_the_waits(self):
+    def test_a_caller_has_a_share_of_the_waits(self) -> None:
         with mock.patch.dict(self.server.service.limits, {"waits": 8}):
             places = [self.server.service.waits.take("loud") for _ in range(2)]
             with self.assertRaises(aurora_rest.Overloaded):
@@ -2658,11 +2694,11 @@ class RestartTest(Serving):
                 give()
         self.assertFalse(self.server.service.waits.count)
 
-    def test_callers_at_once_scale_to_what_they_say(self):
+    def test_callers_at_once_scale_to_what_they_say(self) -> None:
         key = str(self.create("scaled", 2))
-        answers = []
+        answers: Any = []
 
-        def at_once(count, *request):
+        def at_once(count: Any, *request: Any) -> None:
             threads = [threading.Thread(target=lambda: answers.append(self.ask(*request)))
                        for _ in range(count)]
             for each in threads:
@@ -2671,7 +2707,7 @@ class RestartTest(Serving):
                 each.join()
         slow, invoke = threading.Lock(), self.demo.invoke
 
-        def slowly(*arguments):
+        def slowly(*arguments: Any) -> Any:
             response = invoke(*arguments)
             with slow:
                 time.sleep(0.01)        # a scheduler some way off
@@ -2691,7 +2727,7 @@ class RestartTest(Serving):
         self.assertEqual((before, self.good("GET", "/alpha/quota/devcluster/nobody")["quota"]["cpu"]),
                          (0, 21))
 
-    def test_instances_that_are_dying_do_not_count(self):
+    def test_instances_that_are_dying_do_not_count(self) -> None:
         key = str(self.create("dying", 3))
         path = "/alpha/job/%s" % key
         # a graceful shutdown that takes its time
@@ -2706,7 +2742,7 @@ class RestartTest(Serving):
             self.good("DELETE", path)
             self.bad(404, "PUT", path + "/restart")
 
-    def test_a_batched_kill_is_an_operation(self):
+    def test_a_batched_kill_is_an_operation(self) -> None:
         self.create("many", 4)
         answer = self.ask("DELETE",
                           "/alpha/job/devcluster/www-data/devel/many?batch_size=2&shards=0-2&wait=20")
@@ -2717,7 +2753,7 @@ class RestartTest(Serving):
         self.assertEqual(answer.headers["location"], "/alpha/operations/" + operation["id"])
         self.assertEqual(self.states("many"), ["RUNNING"])
 
-    def test_hosts_are_drained_as_an_operation(self):
+    def test_hosts_are_drained_as_an_operation(self) -> None:
         key = self.create("drained", 2)
         host = aurora_rest.query_tasks(self.scheduler, key, [0],
                                        api.ACTIVE_STATES)[0]["assignedTask"]["slaveHost"]
@@ -2741,18 +2777,18 @@ JOB = "/alpha/job/devcluster/www-data/devel/"
 class OriginalEndpointsTest(Serving):
     """The seven endpoints, to the letter."""
 
-    def test_version(self):
+    def test_version(self) -> None:
         self.assertEqual(self.good("GET", "/alpha/version"),
                          {"status": "success", "version": aurora_rest.__version__})
 
-    def test_list(self):
+    def test_list(self) -> None:
         for path in ("/alpha/jobs/devcluster/www-data", "/alpha/job/devcluster/www-data"):
             answer = self.good("GET", path + "?name=[hw]e[lb]*")
             self.assertEqual(answer, {"status": "success", "key": "devcluster/www-data", "count": 2, "jobs": {
                 "1": "devcluster/www-data/devel/web", "2": "devcluster/www-data/prod/hello"}})
         self.assertEqual(self.good("GET", "/alpha/jobs/devcluster/nobody")["count"], 0)
 
-    def test_create_update_cancel_restart_kill(self):
+    def test_create_update_cancel_restart_kill(self) -> None:
         key = "devcluster/www-data/devel/seven"
         expected = {"status": "success", "key": key, "count": 1, "job": key}
         for prefix in ("/alpha/job/", "/alpha/jobs/"):
@@ -2785,7 +2821,7 @@ class OriginalEndpointsTest(Serving):
             self.demo.advance(5)
             self.bad(404, "DELETE", path)
 
-    def test_wrong_instances_never_reach_the_scheduler(self):
+    def test_wrong_instances_never_reach_the_scheduler(self) -> None:
         writes = ("killTasks", "restartShards", "startJobUpdate")
         before = collections_of(self.demo.calls, *writes)
         for text in ("3-1", "", "-1", "abc", "1-99999999", "1,,2", "4000"):
@@ -2797,7 +2833,7 @@ class OriginalEndpointsTest(Serving):
         self.bad(400, "DELETE", JOB + "x?shard=1", says="unknown parameter shard")
         self.assertEqual(collections_of(self.demo.calls, *writes), before)
 
-    def test_wrong_bodies_are_told_apart(self):
+    def test_wrong_bodies_are_told_apart(self) -> None:
         cron = source("cron", extra="cron_schedule='* * * * *'", kind="Job")
         self.bad(422, "PUT", JOB + "cron", cron, says="PUT /alpha/cron/devcluster/www-data/devel/cron")
         self.bad(422, "PUT", JOB + "cron/update", cron, says="/alpha/cron")
@@ -2815,7 +2851,7 @@ class OriginalEndpointsTest(Serving):
         self.bad(422, "PUT", JOB + "big", source("big", extra="tier='preferred', instances=4000"),
                  "INVALID_REQUEST", "quota")
 
-    def test_bodies_in_all_their_forms(self):
+    def test_bodies_in_all_their_forms(self) -> None:
         plain = {"cluster": "devcluster", "role": "www-data", "environment": "devel", "name": "forms",
                  "task": {"processes": [{"name": "p", "cmdline": "x"}],
                           "resources": {"cpu": 1, "ram": 1 << 27, "disk": 1 << 27}}}
@@ -2841,12 +2877,12 @@ class OriginalEndpointsTest(Serving):
 class RoutesTest(Serving):
     """What the other routes do."""
 
-    def create(self, name, count=1, **options):
+    def create(self, name: Any, count: Any = 1, **options: Any) -> Any:
         self.scheduler.createJob(config(name, count=count, **options))
         self.demo.advance(3)
         return JOB + name
 
-    def test_status_shows_tasks_with_their_events(self):
+    def test_status_shows_tasks_with_their_events(self) -> None:
         path = self.create("status", 2)
         answer = self.good("GET", path)
         self.assertEqual((answer["count"], answer["stats"], answer["cron"], answer["update"]),
@@ -2861,7 +2897,7 @@ class RoutesTest(Serving):
         self.assertEqual(self.good("GET", path + "/tasks?state=terminal")["count"], 0)
         self.bad(400, "GET", path + "/tasks?state=nonsense")
 
-    def test_lists_filter_and_page_in_a_stable_order(self):
+    def test_lists_filter_and_page_in_a_stable_order(self) -> None:
         for name in ("list-c", "list-a", "list-b"):
             self.create(name)
         self.assertEqual(list(self.good("GET",
@@ -2878,7 +2914,7 @@ class RoutesTest(Serving):
         self.assertIn("batch", self.good("GET", "/alpha/roles/devcluster")["roles"])
         self.assertEqual(self.good("GET", "/alpha/tiers/devcluster")["default"], "preemptible")
 
-    def test_config_and_if_match_guard_an_update(self):
+    def test_config_and_if_match_guard_an_update(self) -> None:
         path = self.create("guarded")
         etag = self.ask("GET", path + "/config").headers["etag"]
         text = source("guarded", "changed")
@@ -2888,7 +2924,7 @@ class RoutesTest(Serving):
         self.demo.advance(120)
         self.bad(412, "PUT", path + "/update", text + "\n", If_Match=etag)
 
-    def test_diff_and_dry_run_tell_what_would_change_and_change_nothing(self):
+    def test_diff_and_dry_run_tell_what_would_change_and_change_nothing(self) -> None:
         path = self.create("planned", 3)
         text = source("planned", "other", "instances=4")
         plan = self.good("POST", path + "/diff", text)
@@ -2908,7 +2944,7 @@ class RoutesTest(Serving):
                                                 "restartShards", "createJob",
                                                 "addInstances"))
 
-    def test_an_unchanged_job_of_the_old_client_is_not_rolled(self):
+    def test_an_unchanged_job_of_the_old_client_is_not_rolled(self) -> None:
         job = load(source("old", extra="announce=Announcer(), constraints={'rack': 'limit:9'}"), JOB[11:] +
                    "old").configuration
         data = json.loads(job.taskConfig.executorConfig.data)
@@ -2925,7 +2961,7 @@ class RoutesTest(Serving):
                                              changed["update"]["id"])
         self.assertEqual(details.update.instructions.desiredState.task.owner.user, "python2")
 
-    def test_scale_adds_like_one_or_kills_the_highest(self):
+    def test_scale_adds_like_one_or_kills_the_highest(self) -> None:
         path = self.create("scaled", 2)
         self.assertEqual(self.good("PUT", path + "/scale?instances=4", status=202)["added"], [2, 3])
         self.demo.advance(3)
@@ -2936,7 +2972,7 @@ class RoutesTest(Serving):
         self.bad(404, "POST", path + "/instances?like=77")
         self.bad(400, "PUT", path + "/scale")
 
-    def test_updates_are_steered_and_their_history_kept(self):
+    def test_updates_are_steered_and_their_history_kept(self) -> None:
         path = self.create("steered", 3)
         update = self.good("PUT", path + "/update", source("steered", "v2", "instances=3"), 202)["update"]
         for verb, state in (("pause", "ROLL_FORWARD_PAUSED"), ("resume", "ROLLING_FORWARD"),
@@ -2955,7 +2991,7 @@ class RoutesTest(Serving):
         self.bad(404, "GET", path + "/updates/unknown")
         self.assertTrue(self.good("GET", "/alpha/updates/devcluster/www-data?status=all&limit=1")["count"])
 
-    def test_cron_jobs_are_scheduled_shown_started_and_removed(self):
+    def test_cron_jobs_are_scheduled_shown_started_and_removed(self) -> None:
         path = "/alpha/cron/devcluster/www-data/devel/nightly"
         text = source("nightly", "sleep 5", "cron_schedule='30 4 * * *'", kind="Job")
         self.good("PUT", path, text, 201)
@@ -2974,7 +3010,7 @@ class RoutesTest(Serving):
         self.bad(422, "PUT", path, source("nightly", extra="cron_schedule='nonsense'", kind="Job"),
                  says="Invalid cron schedule")
 
-    def test_quota_is_set_raised_and_shown(self):
+    def test_quota_is_set_raised_and_shown(self) -> None:
         path = "/alpha/quota/devcluster/quotarole"
         self.good("PUT", path, json.dumps({"cpu": 4, "ram_mb": 1024, "disk_mb": 2048}))
         self.good("PUT", path + "?increase=1", json.dumps({"cpu": 1.5}))
@@ -2984,7 +3020,7 @@ class RoutesTest(Serving):
             self.bad(400, "PUT", path, body)
         self.bad(422, "PUT", path, json.dumps({"cpu": -1, "ram_mb": 1, "disk_mb": 1}))
 
-    def test_pending_reasons_name_constraint_or_resource(self):
+    def test_pending_reasons_name_constraint_or_resource(self) -> None:
         rack = api.Constraint(name="rack",
                 constraint=api.TaskConstraint(value=api.ValueConstraint(negated=False, values={"x"})))
         path = self.create("homeless", constraints={rack})
@@ -2995,7 +3031,7 @@ class RoutesTest(Serving):
         self.assertEqual(self.good("GET", path + "/pending")["pending"][0]["reasons"],
                          [{"kind": "Insufficient", "what": "CPU"}])
 
-    def test_sla_figures_are_served(self):
+    def test_sla_figures_are_served(self) -> None:
         path = self.create("sla", 2)
         key = path.replace("/alpha/job/", "/alpha/sla/")
         self.assertEqual(set(self.good("GET", key + "/uptime?percentile=50,90")["uptime"]), {"50", "90"})
@@ -3013,7 +3049,7 @@ class RoutesTest(Serving):
         self.assertIn("demo-01", [each["host"] for each in self.good("GET",
                 "/alpha/maintenance/devcluster")["hosts"]])
 
-    def test_maintenance_backup_recovery_and_the_rest_of_an_operators_day(self):
+    def test_maintenance_backup_recovery_and_the_rest_of_an_operators_day(self) -> None:
         hosts = "/alpha/maintenance/devcluster/demo-06"
         self.assertEqual(self.good("PUT", hosts)["hosts"], [{"host": "demo-06", "mode": "SCHEDULED"}])
         self.bad(404, "GET", hosts + ",unknown", says="no host unknown$")
@@ -3041,7 +3077,7 @@ class RoutesTest(Serving):
         self.assertEqual(self.good("GET", "/alpha/tasks/devcluster?role=batch&state=lost")["count"], 0)
         self.bad(404, "PUT", "/alpha/tasks/devcluster/unknown/state?to_state=LOST")
 
-    def test_no_request_brings_the_scheduler_to_delete_everything(self):
+    def test_no_request_brings_the_scheduler_to_delete_everything(self) -> None:
         before = self.good("GET", "/alpha/tasks/devcluster?limit=10000")["count"]
         self.assertIn("nothing was sent", self.good("DELETE",
                                                     "/alpha/tasks/devcluster?role=nobody")["messages"][0])
@@ -3058,7 +3094,7 @@ class RoutesTest(Serving):
         self.bad(400, "DELETE", "/alpha/tasks/devcluster?limit=0")
         self.assertEqual(self.good("GET", "/alpha/tasks/devcluster?limit=10000")["count"], before)
 
-    def test_a_filter_that_is_empty_is_refused(self):
+    def test_a_filter_that_is_empty_is_refused(self) -> None:
         for method, path in (("GET", "/alpha/tasks/devcluster?role="),
                              ("DELETE", "/alpha/tasks/devcluster?role=%20"),
                              ("DELETE", "/alpha/recovery/devcluster/tasks?role="),
@@ -3069,7 +3105,7 @@ class RoutesTest(Serving):
                              ("GET", "/alpha/tasks/devcluster?state="), ("PUT", JOB + "x/scale?instances=")):
             self.bad(400, method, path, says="is empty")
 
-    def test_a_configuration_with_two_names_is_refused(self):
+    def test_a_configuration_with_two_names_is_refused(self) -> None:
         job = config("twice")
         job.key = api.JobKey(role="www-data", environment="devel", name="other")
         for method, parameter in (("createJob", "description"), ("scheduleCronJob", "description"),
@@ -3078,7 +3114,7 @@ class RoutesTest(Serving):
                      says="different jobs")
         self.bad(400, "POST", "/alpha/rpc/devcluster/killTasks", "{}", says="needs a job key")
 
-    def test_the_tasks_of_a_cluster_come_in_pieces(self):
+    def test_the_tasks_of_a_cluster_come_in_pieces(self) -> None:
         self.create("pieces", 5)
         path = "/alpha/tasks/devcluster?role=www-data&name=pieces"
         with mock.patch.dict(self.server.service.limits, {"tasks": 3}):
@@ -3089,14 +3125,14 @@ class RoutesTest(Serving):
             self.assertEqual(len({task["id"] for task in first["tasks"] + rest["tasks"]}), 5)
             self.bad(400, "GET", path + "&limit=4", says="at most 3")
 
-    def test_lists_with_and_without_details_have_the_same_jobs(self):
+    def test_lists_with_and_without_details_have_the_same_jobs(self) -> None:
         self.scheduler.createJob(config("ended", "true", service=False))
         self.demo.advance(30)
         plain, detailed = (self.good("GET", "/alpha/jobs/devcluster" + query)["jobs"]
                            for query in ("", "?detail=1"))
         self.assertEqual(list(plain.values()), [job["key"] for job in detailed.values()])
 
-    def test_a_forced_state_that_is_ignored_is_told(self):
+    def test_a_forced_state_that_is_ignored_is_told(self) -> None:
         self.create("forced")
         task = self.good("GET", JOB + "forced")["tasks"]["active"][0]["id"]
         ignored = self.good("PUT", "/alpha/tasks/devcluster/%s/state?to_state=PENDING" % task, status=202)
@@ -3104,7 +3140,7 @@ class RoutesTest(Serving):
         done = self.good("PUT", "/alpha/tasks/devcluster/%s/state?to_state=LOST" % task, status=202)
         self.assertEqual((done["forced"], done["state"]), (True, "LOST"))
 
-    def test_an_idempotency_key_is_settled_by_whether_a_write_was_sent(self):
+    def test_an_idempotency_key_is_settled_by_whether_a_write_was_sent(self) -> None:
         path = self.create("settled")
         service = self.server.service
         kept, under_way = len(service.idempotency.answers._kept), service.idempotency._under_way
@@ -3125,7 +3161,7 @@ class RoutesTest(Serving):
         self.assertEqual((first.status, again.headers.get("idempotency-replayed"), again.body),
                          (200, "true", first.body))
 
-    def test_a_wait_with_an_idempotency_key_keeps_its_place_and_lets_go_when_it_is_over(self):
+    def test_a_wait_with_an_idempotency_key_keeps_its_place_and_lets_go_when_it_is_over(self) -> None:
         path = self.create("keyed")
         service = self.server.service
         sock = socket.create_connection(("127.0.0.1", self.server.port))
@@ -3145,7 +3181,7 @@ class RoutesTest(Serving):
         self.assertEqual(self.ask("DELETE", path + "?wait=30",
                                   Idempotency_Key="w").headers.get("idempotency-replayed"), "true")
 
-    def test_answers_for_idempotency_keys_are_bounded_in_bytes_and_those_under_way_are_kept(self):
+    def test_answers_for_idempotency_keys_are_bounded_in_bytes_and_those_under_way_are_kept(self) -> None:
         path = self.create("bounded")
         service = self.server.service
         answers = service.idempotency.answers
@@ -3167,7 +3203,7 @@ class RoutesTest(Serving):
         self.assertEqual(self.ask("DELETE", path + "?wait=20",
                                   Idempotency_Key="slow").headers.get("idempotency-replayed"), "true")
 
-    def test_globs_are_matched_in_linear_time(self):
+    def test_globs_are_matched_in_linear_time(self) -> None:
         self.create("a" * 60)
         stars = "*".join("a" * 60) + "X"        # on Python 3.8 a regular expression takes years for it
         self.assertEqual(self.good("GET", "/alpha/jobs/devcluster?name=" + stars)["count"], 0)
@@ -3184,7 +3220,7 @@ class RoutesTest(Serving):
                                        ("x*y*", "xzy", True)):
             self.assertEqual(aurora_rest.glob(pattern)(text), matches, (pattern, text))
 
-    def test_every_thrift_method_is_a_request(self):
+    def test_every_thrift_method_is_a_request(self) -> None:
         for name in api.method_names:
             answer = self.ask("POST", "/alpha/rpc/devcluster/" + name, "{}")
             self.assertIn(answer.status, (200, 400, 404, 422, 502), (name, answer))
@@ -3203,7 +3239,7 @@ class RoutesTest(Serving):
         for body in ("[", "[]", '{"x": 1}', "[" * 100000):
             self.bad(400, "POST", "/alpha/rpc/devcluster/getJobs", body)
 
-    def test_an_idempotency_key_makes_a_write_happen_once(self):
+    def test_an_idempotency_key_makes_a_write_happen_once(self) -> None:
         path = self.create("once")
         first = self.ask("POST", path + "/instances?count=1", Idempotency_Key="k1")
         again = self.ask("POST", path + "/instances?count=1", Idempotency_Key="k1")
@@ -3215,7 +3251,7 @@ class RoutesTest(Serving):
         self.assertEqual(len(self.states("once")), 2)
         failed = [self.ask("PUT", JOB + "once", source("once"), Idempotency_Key="k2") for _ in range(2)]
         self.assertEqual([(f.status, f.json["code"]) for f in failed], [(409, "JOB_EXISTS")] * 2)
-        answers = []
+        answers: Any = []
         body = json.dumps({"key": {"jobKey": {"role": "www-data", "environment": "devel", "name": "once"},
                                    "instanceId": 0},
                            "count": 1})
@@ -3229,13 +3265,13 @@ class RoutesTest(Serving):
         self.demo.advance(3)
         self.assertEqual(len(self.states("once")), 3)
 
-    def test_reads_revalidate_and_wait_for_a_change(self):
+    def test_reads_revalidate_and_wait_for_a_change(self) -> None:
         path = self.create("watched")
         etag = self.ask("GET", path).headers["etag"]
         unchanged = self.ask("GET", path, If_None_Match=etag)
         self.assertEqual((unchanged.status, unchanged.body), (304, b""))
         self.assertEqual(self.ask("GET", path + "?wait=0.2", If_None_Match=etag).status, 304)
-        answers = []
+        answers: Any = []
         waiting = [threading.Thread(target=lambda: answers.append(self.ask("GET", path + "?wait=20",
                 If_None_Match=etag)))
                    for _ in range(5)]
@@ -3249,11 +3285,11 @@ class RoutesTest(Serving):
         self.assertEqual({a.json["tasks"]["active"][0]["state"] for a in answers}, {"KILLING"})
         wait_for(lambda: self.server.service.watched.count == 0)
 
-    def repeats(self):
-        return int(re.search(r"repeated_answers_total (\d+)",
+    def repeats(self) -> Any:
+        return int(matched(r"repeated_answers_total (\d+)",
                              self.ask("GET", "/metrics").body.decode()).group(1))
 
-    def test_the_same_replies_make_the_same_answer_without_being_decoded(self):
+    def test_the_same_replies_make_the_same_answer_without_being_decoded(self) -> None:
         path = self.create("same", 2)
         self.scheduler.scheduleCronJob(cron_config("same-cron"))
         reads = ["/alpha/roles/devcluster", "/alpha/tiers/devcluster", "/alpha/jobs/devcluster?name=same*",
@@ -3276,7 +3312,7 @@ class RoutesTest(Serving):
             # asked all the same
             self.assertGreater(sum(self.demo.calls.values()), sum(calls.values()), read)
 
-    def test_a_reply_that_changed_makes_another_answer_and_nothing_is_asked_twice(self):
+    def test_a_reply_that_changed_makes_another_answer_and_nothing_is_asked_twice(self) -> None:
         path = self.create("changing")
         self.scheduler.startJobUpdate(update_request(config("changing", "other", 2)), None)
         for change in (lambda: self.demo.advance(1),
@@ -3293,11 +3329,11 @@ class RoutesTest(Serving):
             fresh = self.ask("GET", path)
             self.assertEqual((answer.status, answer.body), (fresh.status, fresh.body))
 
-    def update_key(self, path):
+    def update_key(self, path: Any) -> Any:
         update = self.good("GET", path + "/update")["update"]
         return api.JobUpdateKey(job=config(path.rsplit("/", 1)[1]).key, id=update["id"])
 
-    def test_refused_parameters_are_named_as_they_were_given(self):
+    def test_refused_parameters_are_named_as_they_were_given(self) -> None:
         path = self.create("named")
         self.bad(400, "PUT", path + "/scale?instances=x", says="^instances=x: expected a whole number$")
         self.bad(400, "PUT", path + "/scale?instances=5000", says="^instances=5000: expected 0 to 4000$")
@@ -3305,7 +3341,7 @@ class RoutesTest(Serving):
         self.bad(400, "PUT", path + "/restart", code="BAD_REQUEST", says="Idempotency-Key",
                  Idempotency_Key="")
 
-    def test_operations_are_listed_shown_and_cancelled(self):
+    def test_operations_are_listed_shown_and_cancelled(self) -> None:
         path = self.create("long")
         operation = self.good("PUT", path + "/restart?watch_secs=500", status=202)["operation"]["id"]
         self.assertIn(operation, [o["id"] for o in self.good("GET", "/alpha/operations")["operations"]])
@@ -3320,12 +3356,12 @@ class OutcomeTest(Serving):
     """What writes answer is what happened, and what does not exist is not there."""
     SPEED = 20.0
 
-    def create(self, name, count=1, command="serve", **changes):
+    def create(self, name: Any, count: Any = 1, command: Any = "serve", **changes: Any) -> Any:
         self.scheduler.createJob(config(name, command, count, **changes))
         wait_for(lambda: self.states(name).count("RUNNING") == count)
         return JOB + name
 
-    def test_the_outcome_is_in_the_status(self):
+    def test_the_outcome_is_in_the_status(self) -> None:
         path = JOB + "deploy"
         created = self.good("PUT", path, source("deploy", extra="instances=2"), 201,
                             Prefer="respond-async, wait=20")
@@ -3348,7 +3384,7 @@ class OutcomeTest(Serving):
         self.bad(409, "PUT", JOB + "fails?wait=20", source("fails", "exit 3", kind="Job"), "TASKS_FAILED",
                  "ended as FAILED")
 
-    def test_a_restart_that_fails_tells_how_its_tasks_stand(self):
+    def test_a_restart_that_fails_tells_how_its_tasks_stand(self) -> None:
         path = self.create("restless", 1)
         with mock.patch.object(self.demo, "RUN", 3600.0):
             failed = self.bad(409, "PUT", path + "/restart?wait=20&watch_secs=0&time_limit=1s", None,
@@ -3356,7 +3392,7 @@ class OutcomeTest(Serving):
         self.assertEqual([(each["instance"], each["state"]) for each in failed["endings"]], [(0, "STARTING")])
         self.assertEqual(failed["operation"]["state"], "failed")
 
-    def test_cron_runs_and_rollbacks_are_waited_for(self):
+    def test_cron_runs_and_rollbacks_are_waited_for(self) -> None:
         self.good("PUT", "/alpha/cron/devcluster/www-data/devel/night", source(
             "night", "sleep 1", "cron_schedule='0 4 * * *', instances=2", kind="Job"), 201)
         run = self.good("POST", "/alpha/cron/devcluster/www-data/devel/night/start?wait=30")
@@ -3375,7 +3411,7 @@ class OutcomeTest(Serving):
         self.bad(409, "POST", path + "/updates/%s/wait" % update["id"], code="ROLLED_BACK")
         self.bad(404, "POST", path + "/updates/nonesuch/abort")
 
-    def test_an_update_that_pauses_itself_ends_the_wait(self):
+    def test_an_update_that_pauses_itself_ends_the_wait(self) -> None:
         path = self.create("batches", 2)
         paused = self.good("PUT", path + "/update?wait=1m",
                            source("batches", "other", "instances=2, update_config=UpdateConfig("
@@ -3387,7 +3423,7 @@ class OutcomeTest(Serving):
         waiting = self.good("POST", path + "/update/wait?wait=0.5", status=202)
         self.assertRegex(waiting["why"], "PAUSED by .*: lunch")
 
-    def test_pending_tasks_say_why_everywhere(self):
+    def test_pending_tasks_say_why_everywhere(self) -> None:
         big = {api.Resource(numCpus=999.0), api.Resource(ramMb=1), api.Resource(diskMb=1)}
         self.scheduler.createJob(config("huge", resources=big))
         wait_for(lambda: self.good("GET", JOB + "huge")["tasks"]["active"][0].get("pending"))
@@ -3395,7 +3431,7 @@ class OutcomeTest(Serving):
         self.assertEqual(self.good("GET", JOB + "huge/tasks")["tasks"][0]["pending"], "Insufficient: CPU")
         self.assertIn("Insufficient: CPU", self.good("POST", JOB + "huge/wait?wait=0.5", status=202)["why"])
 
-    def test_what_does_not_exist_is_404_with_the_nearest_names(self):
+    def test_what_does_not_exist_is_404_with_the_nearest_names(self) -> None:
         self.create("there")
         for method, path in (("GET", JOB + "ther"), ("GET", JOB + "ther/pending"),
                              ("GET", JOB + "ther/tasks"), ("GET", JOB + "ther/config"),
@@ -3419,7 +3455,7 @@ class OutcomeTest(Serving):
         self.bad(404, "GET", "/alpha/clusters/", says="without the slash")
         self.assertEqual(self.good("GET", "/alpha/jobs/devcluster/nobody")["count"], 0)     # any role exists
 
-    def test_if_match_holds_on_every_write(self):
+    def test_if_match_holds_on_every_write(self) -> None:
         path, quota = self.create("held", 2), "/alpha/quota/devcluster/held"
         for method, what, body in (("DELETE", "", None), ("PUT", "/restart", None),
                                    ("PUT", "/scale?instances=1", None),
@@ -3448,7 +3484,7 @@ class OutcomeTest(Serving):
         self.bad(412, "DELETE", cron, If_Match="W/" + self.ask("GET", cron).headers["etag"])
         self.good("DELETE", cron, If_Match=self.ask("GET", cron).headers["etag"])
 
-    def test_lists_filter_alike_and_lead_to_their_next_page(self):
+    def test_lists_filter_alike_and_lead_to_their_next_page(self) -> None:
         docker = api.Container(mesos=api.MesosContainer(image=api.Image(docker=api.DockerImage(name="nginx",
                 tag="1.2"))))
         self.create("red", metadata={api.Metadata(key="team", value="red")})
@@ -3470,13 +3506,13 @@ class OutcomeTest(Serving):
         self.bad(400, "DELETE", "/alpha/tasks/devcluster?name=bl*", says="pattern")
         first = self.ask("GET", base + "&limit=1")
         self.assertEqual((first.json["count"], first.json["total"] > 1), (1, True))
-        follow = re.fullmatch(r'<(.*)>; rel="next"', first.headers["link"]).group(1)
+        follow = matched(r'^<(.*)>; rel="next"$', first.headers["link"]).group(1)
         self.assertNotEqual(self.good("GET", follow)["jobs"]["1"], first.json["jobs"]["1"])
         self.assertNotIn("link", self.ask("GET", base + "&offset=1&limit=1000").headers)
         self.assertIn(b'\n  "status": "success"', self.ask("GET", base + "&pretty=1").body)
         self.assertIn(b'\n  "status": "failure"', self.ask("GET", JOB + "nope?pretty=true").body)
 
-    def test_a_list_of_all_clusters_names_those_that_did_not_answer(self):
+    def test_a_list_of_all_clusters_names_those_that_did_not_answer(self) -> None:
         server = aurora_rest.Server(port=0, clusters={"alive": self.demo.url, "dead": "http://127.0.0.1:1"},
                                     evaluator=self.evaluator(), scheduler={"retry_for": 0.1}).start()
         self.addCleanup(server.stop, 1.0)
@@ -3485,13 +3521,13 @@ class OutcomeTest(Serving):
                          (["alive", "batch"], ["dead"]))
         self.assertEqual(answer["unanswered"]["dead"]["code"], "SCHEDULER_UNREACHABLE")
 
-    def test_bodies_that_are_no_configuration_are_told_what_they_look_like(self):
+    def test_bodies_that_are_no_configuration_are_told_what_they_look_like(self) -> None:
         for body, says in (('{"name": "x"}', "looks like JSON, which takes Content-Type"),
                            ("hello.aurora", "--data-binary @hello.aurora"),
                            ("# licence " + source().replace("\n", ""), "-d drops line ends")):
             self.bad(400, "PUT", JOB + "x", body, "INVALID_CONFIG", says)
 
-    def test_no_parameter_is_taken_and_dropped(self):
+    def test_no_parameter_is_taken_and_dropped(self) -> None:
         path = self.create("strict")
         for method, what in (("PUT", "/restart?message=x"), ("POST", "/instances?message=x"),
                              ("GET", "/pending?percentile=1")):
@@ -3500,7 +3536,7 @@ class OutcomeTest(Serving):
         added = self.good("PUT", path + "/scale?instances=2&message=why", status=202)
         self.assertIn("message= was not sent", added["warnings"][0])
 
-    def test_one_thing_has_one_shape(self):
+    def test_one_thing_has_one_shape(self) -> None:
         path = self.create("shape", 2)
         self.good("PUT", path + "/update", source("shape", "other", "instances=2"), 202)
         shown = self.good("GET", path)["update"]
@@ -3523,15 +3559,15 @@ class OutcomeTest(Serving):
         self.assertTrue(all(isinstance(time_, int) and time_ > 1e12 for time_ in (
             operation["started"], operation["ended"], operation["steps"][0]["time"])))
 
-    def test_refused_writes_leave_an_audit_line(self):
+    def test_refused_writes_leave_an_audit_line(self) -> None:
         del self.lines[:]
         self.bad(400, "PUT", JOB + "x?nonsense=1", source())
         self.bad(415, "PUT", JOB + "x", "x", Content_Encoding="br")
         audit = [line for line in self.lines if line.startswith("audit ")]
-        self.assertEqual([re.search(r"did=(\S+) .*outcome=(\S+)", line).groups() for line in audit], [
+        self.assertEqual([matched(r"did=(\S+) .*outcome=(\S+)", line).groups() for line in audit], [
             ("create_job", "BAD_REQUEST"), ("create_job", "UNSUPPORTED_MEDIA_TYPE")])
 
-    def test_scripts_have_it_in_one_call(self):
+    def test_scripts_have_it_in_one_call(self) -> None:
         key = self.create("script", 2)[len("/alpha/job/"):]
         steps = [step["text"] for step in aurora_rest.begin(aurora_rest.rolling_restart, self.scheduler, key,
                                                             (),
@@ -3547,25 +3583,26 @@ class OutcomeTest(Serving):
         self.assertIn("killTasks", dir(self.scheduler))
         self.assertIn("instances", __import__("inspect").signature(self.scheduler.killTasks).parameters)
         with self.assertRaisesRegex(AttributeError, "did you mean getJobs"):
-            self.scheduler.getJobz
+            self.scheduler.getJobz()
 
 
-def collections_of(counter, *names):
+def collections_of(counter: Any, *names: Any) -> Any:
     return [counter[name] for name in names]
 
 
 class Events:
     """A reader of a text/event-stream."""
 
-    def __init__(self, server, path, **headers):
+    def __init__(self, server: Any, path: Any, **headers: Any) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
         self.connection.request("GET", path, headers={name.replace("_", "-"): value for name,
                                                       value in headers.items()})
         self.answer = self.connection.getresponse()
 
-    def next(self):
+    def next(self) -> Any:
         """(id, event, data) of the next event."""
-        fields, deadline = {}, time.monotonic() + 20
+        fields: Any = {}
+        deadline = time.monotonic() + 20
         while True:
             if time.monotonic() > deadline:
                 raise AssertionError("no event in 20 s")
@@ -3578,18 +3615,18 @@ class Events:
             if name:
                 fields[name] = value
 
-    def close(self):
+    def close(self) -> None:
         self.connection.close()
         self.answer.close()
 
 
 class EventsTest(Serving):
-    def events(self, path, **headers):
+    def events(self, path: Any, **headers: Any) -> Any:
         made = Events(self.server, path, **headers)
         self.addCleanup(made.close)
         return made
 
-    def test_a_jobs_events_arrive_with_ids_and_can_be_resumed(self):
+    def test_a_jobs_events_arrive_with_ids_and_can_be_resumed(self) -> None:
         self.scheduler.createJob(config("streamed"))
         self.demo.advance(3)
         stream = self.events(JOB + "streamed/events")
@@ -3609,7 +3646,7 @@ class EventsTest(Serving):
         self.assertEqual(lost.next()[1], "gap")
         self.assertNotEqual(first, seen[0][0])
 
-    def test_an_updates_events_arrive(self):
+    def test_an_updates_events_arrive(self) -> None:
         self.scheduler.createJob(config("updated"))
         self.demo.advance(3)
         stream = self.events(JOB + "updated/events")
@@ -3631,7 +3668,7 @@ class EventsTest(Serving):
                 self.assertEqual(data["state"], "ABORTED")
                 break
 
-    def test_a_newcomer_is_told_how_things_stand_and_not_the_history(self):
+    def test_a_newcomer_is_told_how_things_stand_and_not_the_history(self) -> None:
         self.scheduler.createJob(config("stands", count=2))
         self.demo.advance(3)
         first = self.events(JOB + "stands/events")
@@ -3642,7 +3679,7 @@ class EventsTest(Serving):
             self.demo.advance(5)
         seen = [first.next() for _ in range(24)]
         newcomer = self.events(JOB + "stands/events")
-        standing = []
+        standing: Any = []
         while not standing or standing[-1][0] is None:
             standing.append(newcomer.next())
         self.assertEqual(sorted((each[2]["instance"], each[2]["state"]) for each in standing),
@@ -3652,7 +3689,7 @@ class EventsTest(Serving):
         self.scheduler.killTasks(config("stands").key, {1}, None)
         self.assertEqual(newcomer.next(), first.next())
 
-    def test_a_gap_is_followed_by_how_things_stand(self):
+    def test_a_gap_is_followed_by_how_things_stand(self) -> None:
         self.scheduler.createJob(config("gapped"))
         self.demo.advance(3)
         with mock.patch.object(aurora_rest.Events, "KEPT", 4):
@@ -3667,8 +3704,8 @@ class EventsTest(Serving):
             self.assertEqual(late.next()[1], "gap")
             self.assertEqual({late.next()[2]["state"] for _ in range(2)}, {"KILLED", "RUNNING"})
 
-    def test_an_active_update_behind_many_that_ended_is_told_once(self):
-        def summary(name, status, modified):
+    def test_an_active_update_behind_many_that_ended_is_told_once(self) -> None:
+        def summary(name: Any, status: Any, modified: Any) -> Any:
             key = api.JobUpdateKey(job=api.JobKey(role="r", environment="e", name=name), id=name)
             return api.JobUpdateSummary(key=key, state=api.JobUpdateState(
                 status=status, createdTimestampMs=1, lastModifiedTimestampMs=modified))
@@ -3677,7 +3714,7 @@ class EventsTest(Serving):
             updates = {"old": [summary("old", U.ROLL_FORWARD_PAUSED, 10),
                                [(U.ROLLING_FORWARD, 5), (U.ROLL_FORWARD_PAUSED, 10)]]}
 
-            def call(self, method, *arguments, **named):
+            def call(self, method: Any, *arguments: Any, **named: Any) -> Any:
                 query = arguments[-1]
                 found = [pair for pair in self.updates.values()
                          if (not query.updateStatuses or pair[0].state.status in
@@ -3705,11 +3742,11 @@ class EventsTest(Serving):
                                [(U.ROLLED_FORWARD, 999)]]
         self.assertEqual([plain["state"] for _, plain in changes()], ["ROLLED_FORWARD"])
 
-    def test_a_newcomer_in_the_middle_of_a_look_is_told_nothing_twice(self):
+    def test_a_newcomer_in_the_middle_of_a_look_is_told_nothing_twice(self) -> None:
         class Changes:
             standing = [(1, "task", {"state": "S1"})]
 
-            def __call__(self):
+            def __call__(self) -> Any:
                 return []
         changes = Changes()
         events = aurora_rest.Events(None, changes, 1.0)
@@ -3721,7 +3758,7 @@ class EventsTest(Serving):
         events.note([("task", {"state": "S3"})])
         self.assertEqual(events.since(mark)[0].count(b"S3"), 1)
 
-    def test_a_role_is_told_every_end_of_an_update_and_of_a_task(self):
+    def test_a_role_is_told_every_end_of_an_update_and_of_a_task(self) -> None:
         self.scheduler.createJob(config("roled"))
         self.demo.advance(3)
         stream = self.events("/alpha/events/devcluster/www-data")
@@ -3748,7 +3785,7 @@ class EventsTest(Serving):
                 self.assertEqual(data["job"], "devcluster/www-data/devel/roled")
                 break
 
-    def test_many_watchers_cost_one_poll(self):
+    def test_many_watchers_cost_one_poll(self) -> None:
         self.scheduler.createJob(config("popular"))
         self.demo.advance(3)
         streams = [self.events(JOB + "popular/events") for _ in range(40)]
@@ -3768,7 +3805,7 @@ class EventsTest(Serving):
             each.close()
         wait_for(lambda: channel.waiters == 0)
 
-    def test_a_role_and_an_operation_have_events(self):
+    def test_a_role_and_an_operation_have_events(self) -> None:
         stream = self.events("/alpha/events/devcluster/batch")
         self.assertTrue(stream.next()[2]["job"].startswith("devcluster/batch/"))
         operation = self.good("PUT", "/alpha/job/devcluster/batch/prod/indexer/restart?watch_secs=500",
@@ -3783,7 +3820,7 @@ class EventsTest(Serving):
                 self.assertEqual(data["state"], "cancelled")
                 break
 
-    def test_a_stream_that_is_silent_is_kept_alive(self):
+    def test_a_stream_that_is_silent_is_kept_alive(self) -> None:
         self.scheduler.createJob(config("silent"))
         with mock.patch.object(aurora_rest.HttpServer, "BEAT", 1), socket.create_connection((
                 "127.0.0.1", self.server.port), timeout=20) as sock:
@@ -3792,7 +3829,7 @@ class EventsTest(Serving):
             while b": heartbeat\n\n" not in data:
                 data += sock.recv(4096)
 
-    def test_streams_beyond_the_limit_are_refused(self):
+    def test_streams_beyond_the_limit_are_refused(self) -> None:
         with mock.patch.dict(self.server.service.limits, {"watchers": 0}):
             self.bad(503, "GET", JOB + "streamed/events", code="OVERLOADED")
 
@@ -3801,12 +3838,12 @@ class LogsTest(Serving):
     """Logs and files of tasks, through the demo's observer."""
     OPTIONS = {"poll_interval": 0.02}
 
-    def setUp(self):
+    def setUp(self) -> None:
         self.watcher = self.demo.observer
         self.reader = self.server.service.observer
         self.files = dict(self.watcher.files)
 
-        def restore():
+        def restore() -> None:
             self.watcher.garbage, self.watcher.slow, self.watcher.purge = None, 0.0, 7 * 86400.0
             self.watcher.rotate, self.watcher.files, self.watcher.agent_authorization = (1 << 20,
                                                                                          5), self.files, None
@@ -3815,7 +3852,8 @@ class LogsTest(Serving):
             self.watcher.start()
         self.addCleanup(restore)
 
-    def job(self, name, *processes, count=1, service=True, seconds=10, **task):
+    def job(self, name: Any, *processes: Any, count: Any = 1, service: Any = True, seconds: Any = 10,
+            **task: Any) -> Any:
         """A job whose task has these processes, (name, command line, further fields); its path."""
         made = config(name, count=count, service=service)
         data = {"task": dict(task,
@@ -3827,16 +3865,16 @@ class LogsTest(Serving):
         self.demo.advance(seconds)
         return JOB + name
 
-    def task(self, name, instance=0):
+    def task(self, name: Any, instance: Any = 0) -> Any:
         key = ("www-data", "devel", name)
         return self.demo._active[key].get(instance) or list(self.demo._jobs[key].values())[-1]
 
-    def stream(self, path, **headers):
+    def stream(self, path: Any, **headers: Any) -> Any:
         made = Events(self.server, path, Accept="text/event-stream", **headers)
         self.addCleanup(made.close)
         return made
 
-    def text(self, path):
+    def text(self, path: Any) -> Any:
         """A followed log as text: a function that gives the next line."""
         connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=10)
         self.addCleanup(connection.close)
@@ -3845,10 +3883,10 @@ class LogsTest(Serving):
         self.assertEqual(answer.status, 200)
         return lambda: answer.readline().decode()
 
-    def observed(self, path, method="GET", **headers):
+    def observed(self, path: Any, method: Any = "GET", **headers: Any) -> Any:
         return ask(self.watcher, method, path, **headers)
 
-    def test_the_demos_observer_answers_as_the_real_one(self):
+    def test_the_demos_observer_answers_as_the_real_one(self) -> None:
         self.job("quirks", ("p", "echo one; echo 'a<b>&c'; sleep 9999"), ("q", "exit 3", {"daemon": True}),
                  seconds=12)
         task = self.task("quirks")
@@ -3899,11 +3937,12 @@ class LogsTest(Serving):
             answer = self.observed(path)
             self.assertEqual(answer.status, status, (path, answer))
             self.assertRegex(answer.body.decode().strip(), body, path)
-        for asked, status, body, said in (("bytes=1-2", 206, b"bc", "bytes 1-2/5"),
-                                          ("bytes=3-", 206, b"\xc3\xbc", "bytes 3-4/5"),
-                                          ("bytes=-1", 206, b"\xbc", "bytes 4-4/5"),
-                                          ("bytes=0-0,2-3", 206, b"a", "bytes 0-0/5"),
-                                          ("bytes=5-", 416, None, None)):
+        ranges: Any = (("bytes=1-2", 206, b"bc", "bytes 1-2/5"),
+                       ("bytes=3-", 206, b"\xc3\xbc", "bytes 3-4/5"),
+                       ("bytes=-1", 206, b"\xbc", "bytes 4-4/5"),
+                       ("bytes=0-0,2-3", 206, b"a", "bytes 0-0/5"),
+                       ("bytes=5-", 416, None, None))
+        for asked, status, body, said in ranges:
             answer = self.observed("/download/%s/cut" % one, Range=asked)
             self.assertEqual((answer.status, answer.headers.get("content-range")), (status, said))
             self.assertIn(body, (answer.body, None))
@@ -3921,7 +3960,7 @@ class LogsTest(Serving):
         self.assertEqual([self.observed(path % one).status
                           for path in ("/task/%s", "/j/task/%s", "/download/%s/cut")], [404, 500, 404])
 
-    def test_processes_with_their_runs(self):
+    def test_processes_with_their_runs(self) -> None:
         path = self.job("procs", ("web", "serve"), ("setup", "echo done"),
                         ("again", "exit 1", {"daemon": True}),
                         ("later", "sleep 1"), seconds=14, max_failures=3) + "/instances/0/processes"
@@ -3948,7 +3987,7 @@ class LogsTest(Serving):
         self.bad(404, "GET", path.replace("/0/", "/7/"), says="no task on a host")
         self.bad(400, "GET", path.replace("/0/", "/x/"))
 
-    def test_a_log_is_read_from_its_end_or_in_parts(self):
+    def test_a_log_is_read_from_its_end_or_in_parts(self) -> None:
         lines = "".join("echo line %d; " % number for number in range(250))
         path = self.job("read",
                         ("p q-ü", lines + "echo ünd >&2; sleep 9999")) + "/instances/0/logs"
@@ -3988,7 +4027,7 @@ class LogsTest(Serving):
         self.assertEqual(self.ask("GET", two + "/b").body, b"b\n")
         self.assertEqual(self.ask("HEAD", two + "/b").status, 200)
 
-    def test_cut_characters_are_held_back_until_they_are_whole(self):
+    def test_cut_characters_are_held_back_until_they_are_whole(self) -> None:
         for data, whole in ((b"", 0), (b"a", 1), (b"a\xc3", 1), (b"a\xc3\xbc", 3), (b"\xe2\x82", 0),
                             (b"\xe2\x82\xac", 3), (b"x\xf0\x9f\x98", 1),
                             (b"\xf0\x9f\x98\x80", 4), (b"\x80\x80\x80\x80", 4), (b"\xff", 0)):
@@ -3997,7 +4036,7 @@ class LogsTest(Serving):
         answer = self.ask("GET", path + "?offset=0&length=3")
         self.assertEqual((answer.body, answer.headers["x-log-next"]), ("ü".encode(), "2"))
 
-    def test_followed_as_text_a_log_ends_with_its_task(self):
+    def test_followed_as_text_a_log_ends_with_its_task(self) -> None:
         path = self.job("text", ("p", "echo one; sleep 20; echo two; sleep 30"),
                         service=False) + "/instances/0/logs?follow=1"
         line = self.text(path)
@@ -4014,7 +4053,7 @@ class LogsTest(Serving):
         self.assertNotIn(b"chunked", old)
         self.assertIn(b"\r\n\r\none\ntwo\n--- end", old)
 
-    def test_following_goes_on_over_rotations_runs_and_tasks_and_resumes_exactly(self):
+    def test_following_goes_on_over_rotations_runs_and_tasks_and_resumes_exactly(self) -> None:
         self.watcher.rotate = (130, 5)
         path = self.job("turns", ("p", "serve"), seconds=6) + "/instances/0/logs?follow=1"
         stream = self.stream(path + "&offset=0")
@@ -4041,7 +4080,7 @@ class LogsTest(Serving):
         self.assertEqual(got, "".join(rest))
         self.scheduler.restartShards(config("turns").key, {0})
         self.demo.advance(8)
-        names = []
+        names: Any = []
         while names[-1:] != ["task"]:
             _, name, data = stream.next()
             names.append(name)
@@ -4054,7 +4093,7 @@ class LogsTest(Serving):
         self.assertIn("KILLED", data["reason"])
         self.assertFalse(stream.answer.fp.read())
 
-    def test_following_tells_of_a_new_run(self):
+    def test_following_tells_of_a_new_run(self) -> None:
         path = self.job("runs", ("p", "echo go; exit 1", {"daemon": True}), ("q", "serve"),
                         seconds=6) + "/instances/0/logs/p?follow=1"
         stream = self.stream(path)
@@ -4068,7 +4107,7 @@ class LogsTest(Serving):
         self.assertIn("fatal", errors())
         self.assertRegex(errors(), "^--- run ")
 
-    def test_many_instances_are_followed_at_once_and_grep_filters(self):
+    def test_many_instances_are_followed_at_once_and_grep_filters(self) -> None:
         path = self.job("many", ("p", "echo one; while true; do echo tick; echo tock; sleep 10; done"),
                         count=5, seconds=8)
         answer = self.ask("GET", path + "/logs/p?shards=1,3&tail=2")
@@ -4089,7 +4128,7 @@ class LogsTest(Serving):
             self.bad(400, "GET", path + "/logs/p?follow=1", says="at most 4")
         self.assertIn("has begun no process none", self.ask("GET", path + "/logs/none").body.decode())
 
-    def test_two_hundred_followers_cost_one_poll(self):
+    def test_two_hundred_followers_cost_one_poll(self) -> None:
         path = self.job("popular2",
                         ("p",
                          "while true; do echo tick; sleep 10; done")) + "/instances/0/logs?follow=1&tail=1"
@@ -4099,7 +4138,7 @@ class LogsTest(Serving):
         feed = next(p for k, p in self.server.service.watched._polls.items() if k[0] == "log"
                     and k[1].name == "popular2")
         wait_for(lambda: feed.waiters == 60)
-        def asked():
+        def asked() -> Any:
             return sum(self.task("popular2").id in each for each, _ in list(self.watcher.requests))
         before, started = asked(), time.monotonic()
         wait_for(lambda: asked() > before + 20)
@@ -4110,7 +4149,7 @@ class LogsTest(Serving):
             each.close()
         wait_for(lambda: feed.waiters == 0)
 
-    def test_a_slow_follower_falls_behind_and_misses_nothing(self):
+    def test_a_slow_follower_falls_behind_and_misses_nothing(self) -> None:
         path = self.job("slow", ("p", "while true; do echo 0123456789; sleep 1; done")) + "/instances/0/logs"
         key = aurora_rest.Key("devcluster", "www-data", "devel", "slow")
         with mock.patch.object(aurora_rest.Feed, "ROOM", 3000):
@@ -4127,15 +4166,15 @@ class LogsTest(Serving):
                 self.demo.advance(5)
                 wait_for(lambda before=before: feed.number > before)
             self.assertIsNone(feed.after(follower.number))
-            got = []
-            while sum(len(entry.data) for entry in got) < 40 * 11:
+            got: Any = []
+            while len(b"".join(entry.data for entry in got)) < 40 * 11:
                 got += wait_for(follower.take)
             self.assertEqual(b"".join(entry.data for entry in got), b"0123456789\n" * 40)
             while len(text) < 41 * 11:
                 text += stream.next()[2]["text"]
             self.assertEqual(text, "0123456789\n" * 41)
 
-    def test_files_are_listed_whatever_their_names(self):
+    def test_files_are_listed_whatever_their_names(self) -> None:
         path = self.job("files", ("p", "serve")) + "/instances/0/files"
         odd = ["a b<i>.txt", "x'>y<b>", "gr\xfcn", "..."]
         self.watcher.files = dict({"d/" + name: b"12" for name in odd},
@@ -4161,7 +4200,7 @@ class LogsTest(Serving):
         self.assertEqual([each for each, _ in list(self.watcher.requests) if self.task("files").id in each],
                          asked)
 
-    def test_a_file_of_any_size_is_streamed_in_ranges(self):
+    def test_a_file_of_any_size_is_streamed_in_ranges(self) -> None:
         path = self.job("content", ("p", "serve")) + "/instances/0/files/content?path="
         data = bytes(range(256)) * 10000
         self.watcher.files = {"a b": data, "empty": b"", "x/ü.bin": b"u", "outside": None,
@@ -4194,7 +4233,7 @@ class LogsTest(Serving):
         self.bad(403, "GET", path + "secret", code="FILE_NOT_READABLE")
         self.bad(502, "GET", path + "x/%C3%BC.bin", code="NAME_NOT_ASCII", says="--agent-port")
 
-    def test_a_slow_caller_slows_the_source_and_a_file_that_shrinks_is_cut(self):
+    def test_a_slow_caller_slows_the_source_and_a_file_that_shrinks_is_cut(self) -> None:
         path = self.job("large", ("p", "serve")) + "/instances/0/files/content?path=big"
         self.watcher.files = {"big": aurora_rest.DemoFile(64 << 20)}
         request = ("GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path).encode()
@@ -4218,7 +4257,7 @@ class LogsTest(Serving):
         self.assertLess(size, 64 << 20)
         wait_for(lambda: any("was cut at byte" in line for line in self.lines))
 
-    def test_what_failed_is_told_where_people_look(self):
+    def test_what_failed_is_told_where_people_look(self) -> None:
         path = self.job("broken", ("p", "echo fine; sleep 6; false"), service=False, seconds=5)
         self.assertNotIn("failure", self.good("GET", path))
         waiting = []
@@ -4251,7 +4290,7 @@ class LogsTest(Serving):
         failure = self.good("GET", path)["failure"]
         self.assertEqual(len(failure["stderr"]), 20)
 
-    def test_bad_weather_has_an_answer_that_says_what_to_do(self):
+    def test_bad_weather_has_an_answer_that_says_what_to_do(self) -> None:
         path = self.job("weather", ("p", "echo hi; sleep 9999"),
                         ("c", "echo console; sleep 9999", {"logger": {"destination": "console"}}),
                         ("n", "sleep 9999", {"logger": {"destination": "none"}}), seconds=10) + "/instances/0"
@@ -4295,7 +4334,7 @@ class LogsTest(Serving):
         self.reader.port = 0
         self.bad(404, "GET", path + "/logs", says="--observer-port")
 
-    def test_two_connections_a_host_and_so_many_in_all(self):
+    def test_two_connections_a_host_and_so_many_in_all(self) -> None:
         self.job("busy", ("p", "echo hi; sleep 9999"))
         task = self.task("busy")
         where = "%s:1338" % task.host.name
@@ -4312,7 +4351,7 @@ class LogsTest(Serving):
             self.assertEqual((caught.exception.http, caught.exception.retry_after), (503, 1))
             reader.slots.leave(where)
 
-    def test_the_mesos_agent_is_the_second_source(self):
+    def test_the_mesos_agent_is_the_second_source(self) -> None:
         self.reader.agent_port = 5051
         path = self.job("agent", ("p", "echo hi; sleep 9999"),
                         ("c", "echo console; sleep 9999", {"logger": {"destination": "console"}}))
@@ -4343,7 +4382,7 @@ class LogsTest(Serving):
             executorConfig=api.ExecutorConfig(name="Own", data="{}"))
         self.assertIn(b"executor", self.ask("GET", path + "/logs").body)
 
-    def test_nothing_of_the_caller_reaches_the_observer(self):
+    def test_nothing_of_the_caller_reaches_the_observer(self) -> None:
         path = self.job("safe", ("p", "echo hi; sleep 9999")) + "/instances/0"
         self.watcher.requests.clear()
         for each in ("/processes?runs=1", "/logs", "/files", "/files/content?path=README.txt",
@@ -4374,7 +4413,7 @@ class LogsTest(Serving):
             with self.assertRaises(aurora_rest.ObserverBadAnswer):
                 reader._address("c", host, 1)
 
-    def test_logs_take_a_level_of_their_own_and_leave_an_audit_line(self):
+    def test_logs_take_a_level_of_their_own_and_leave_an_audit_line(self) -> None:
         self.job("level", ("p", "echo fine; sleep 2; false"), service=False)
         secrets, lines = {}, ["# levels"]
         for text in ("reader:read:*", "viewer:logs:www-*", "other:logs:batch", "writer:write:www-data"):
@@ -4385,7 +4424,7 @@ class LogsTest(Serving):
             with open(os.path.join(folder, "tokens"), "w", encoding="utf-8") as stream:
                 stream.write("\n".join(lines))
             access = aurora_rest.Access(aurora_rest.Tokens(os.path.join(folder, "tokens")), anonymous=False)
-        told = []
+        told: Any = []
         with mock.patch.object(self.server.service, "access", access), mock.patch.object(self.server.service,
                                                                                          "log", told.append):
             for what in ("/instances/0/logs", "/instances/0/files",
@@ -4408,7 +4447,7 @@ class LogsTest(Serving):
                          "instances/0/logs .*outcome=200")
         self.assertTrue(any("files/content?path=README.txt" in line for line in audits))
 
-    def test_scripts_read_follow_and_list(self):
+    def test_scripts_read_follow_and_list(self) -> None:
         path = self.job("script", ("p", "echo one; sleep 20; echo two; sleep 5"),
                         service=False)[len("/alpha/job/"):]
         with mock.patch.object(time, "time", self.demo.clock.now):
@@ -4430,13 +4469,13 @@ class LogsTest(Serving):
             with self.assertRaises(aurora_rest.NotFound):
                 aurora_rest.read_log(self.scheduler, path, 5, observer=self.reader)
 
-    def test_options_make_the_observer(self):
+    def test_options_make_the_observer(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "auth")
             with open(path, "w", encoding="utf-8") as stream:
                 stream.write("me:secret\n")
 
-            def made(*arguments):
+            def made(*arguments: Any) -> Any:
                 return aurora_rest.make_observer(aurora_rest.parse_command_line(arguments, {}))
             reader = made("--observer-port", "1339", "--observer-network", "10.0.0.0/8", "--observer-network",
                           "192.168.0.0/16",
@@ -4456,8 +4495,8 @@ class LogsTest(Serving):
 class ParserTest(unittest.TestCase):
     """What is a request, by RFC 9110 and 9112, and what is not."""
 
-    def test_a_field_that_is_given_twice_and_equal_is_harmless(self):
-        def parse(*lines):
+    def test_a_field_that_is_given_twice_and_equal_is_harmless(self) -> None:
+        def parse(*lines: Any) -> Any:
             return aurora_rest.parse_head(b"\r\n".join((b"POST /api HTTP/1.1", b"Host: x") + lines)).headers
         thrift = b"Content-Type: application/x-thrift"
         self.assertEqual(parse(thrift, thrift)["content-type"], "application/x-thrift")
@@ -4469,27 +4508,27 @@ class ParserTest(unittest.TestCase):
             with self.assertRaises(aurora_rest.BadRequest):
                 parse(*lines)
 
-    def test_numbers_are_bounded_whatever_the_python(self):
+    def test_numbers_are_bounded_whatever_the_python(self) -> None:
         self.assertEqual(aurora_rest.load_json("9" * 400), int("9" * 400))
         for text in ("9" * 401, '{"a": [-%s]}' % ("1" * 500), "NaN", "[" * 100000):
             with self.assertRaises(ValueError):
                 aurora_rest.load_json(text)
 
-    def test_a_files_name_does_not_reach_outside(self):
+    def test_a_files_name_does_not_reach_outside(self) -> None:
         for name in ("../b", "a/../../b", "/etc/b", "..", "a\\..\\..\\b"):
             body = (b'--X\r\nContent-Disposition: form-data; name="f"; filename="%s"\r\n\r\n'
                     b'1\r\n--X--\r\n' % name.encode())
             with self.assertRaises(aurora_rest.BadRequest, msg=name):
                 aurora_rest.parse_multipart(body, "X")
 
-    def test_a_wait_that_was_to_end_before_anybody_said_how_to_send_ends(self):
-        sent = []
+    def test_a_wait_that_was_to_end_before_anybody_said_how_to_send_ends(self) -> None:
+        sent: Any = []
         later = aurora_rest.Later(aurora_rest.Source(), 9.0, lambda: None, lambda: aurora_rest.Response(202))
         later.expire()
         later.start(sent.append)
         self.assertEqual([each.status for each in sent], [202])
 
-    def test_a_budget_is_for_all_and_a_quarter_of_it_for_one(self):
+    def test_a_budget_is_for_all_and_a_quarter_of_it_for_one(self) -> None:
         budget = aurora_rest.Budget(100, 10)
         self.assertEqual([budget.add("a", 25), budget.add("a", 1), budget.add("a", -1),
                           budget.add("b", 20, 6)],
@@ -4500,13 +4539,13 @@ class ParserTest(unittest.TestCase):
             budget.add(each, -held)
         self.assertEqual((budget.all, dict(budget.by_caller)), (0, {}))
 
-    def test_codings_are_weighed(self):
+    def test_codings_are_weighed(self) -> None:
         for header, zipped in (("gzip", True), ("*;q=0, gzip", True), ("gzip;q=0, *", False), ("*", True),
                                ("br", False), ("", False),
                                ("GZIP;q=0.5", True), ("*;q=0", False)):
             self.assertEqual(aurora_rest._accepts_gzip(header), zipped, header)
 
-    def test_parameters_of_header_fields_are_read_in_one_pass(self):
+    def test_parameters_of_header_fields_are_read_in_one_pass(self) -> None:
         for text, parameters in (("a; b=c", {"b": "c"}), ('a; B="c; d=e" ; f=g', {"b": "c; d=e", "f": "g"}),
                                  ('a;b="c\\"d"', {"b": 'c"d'}), ('a;b="open', {"b": "open"}),
                                  ("a;;=;b", {"": ""}),
@@ -4517,8 +4556,8 @@ class ParserTest(unittest.TestCase):
                      "=" * 3000000, "x;" + '"' * 1000000):
             self.assertEqual(aurora_rest.parse_content_type(text)[0], "x")
 
-    def test_a_multipart_body_is_read_in_one_pass(self):
-        def body(*heads):
+    def test_a_multipart_body_is_read_in_one_pass(self) -> None:
+        def body(*heads: Any) -> Any:
             return b"".join(b"--B\r\n%s\r\n\r\ncontent\r\n" % head for head in heads) + b"--B--\r\n"
         named = b'Content-Disposition: form-data; name="f"; filename="%s"'
         self.assertEqual(aurora_rest.parse_multipart(body(named % b"a/b.aurora",
@@ -4531,7 +4570,7 @@ class ParserTest(unittest.TestCase):
             with self.assertRaises(aurora_rest.BadRequest):
                 aurora_rest.parse_multipart(body(*heads), "B")
 
-    def test_a_gzip_body_is_all_of_its_members(self):
+    def test_a_gzip_body_is_all_of_its_members(self) -> None:
         import gzip
         one, two = gzip.compress(b"one "), gzip.compress(b"two")
         self.assertEqual(aurora_rest.gunzip(one + two, 100), b"one two")
@@ -4542,7 +4581,7 @@ class ParserTest(unittest.TestCase):
             with self.assertRaises(aurora_rest.BodyTooLarge):
                 aurora_rest.gunzip(data, 100)
 
-    def test_heads_that_two_readers_could_read_differently_are_refused(self):
+    def test_heads_that_two_readers_could_read_differently_are_refused(self) -> None:
         good = b"GET / HTTP/1.1\r\nHost: x"
         self.assertEqual(aurora_rest.parse_head(good).headers, {"host": "x"})
         for head, status in (
@@ -4572,14 +4611,14 @@ class ParserTest(unittest.TestCase):
                     aurora_rest.parse_head(head)
                 self.assertEqual(caught.exception.http, status)
 
-    def test_keep_alive_follows_version_and_connection(self):
+    def test_keep_alive_follows_version_and_connection(self) -> None:
         for line, connection, kept in ((b"1.1", b"", True), (b"1.1", b"\r\nConnection: foo, Close", False),
                                        (b"1.0", b"", False),
                                        (b"1.0", b"\r\nConnection: keep-alive", True)):
             head = aurora_rest.parse_head(b"GET / HTTP/" + line + b"\r\nHost: x" + connection)
             self.assertEqual(head.keep_alive, kept)
 
-    def test_a_chunked_body_is_decoded_however_it_is_cut(self):
+    def test_a_chunked_body_is_decoded_however_it_is_cut(self) -> None:
         data = b"4;a=b\r\nWiki\r\n5 ;x\r\npedia\r\n0\r\nTrailer: x\r\n\r\nNEXT"
         for size in (1, 2, 3, 7, len(data)):
             body, buffer, done = aurora_rest.ChunkedBody(100), bytearray(), False
@@ -4589,7 +4628,7 @@ class ParserTest(unittest.TestCase):
             self.assertTrue(done)
             self.assertEqual((b"".join(body.parts), bytes(buffer)), (b"Wikipedia", b"NEXT"))
 
-    def test_chunks_that_are_none_are_refused(self):
+    def test_chunks_that_are_none_are_refused(self) -> None:
         for data, error in ((b"x\r\n", 400), (b"-1\r\n", 400), (b"+1\r\n", 400), (b"0x1\r\n", 400),
                             (b"1\r\nabcd", 400), (b"1\nab", 400),
                             (b"\r\n", 400), (b"1;\x00\r\n", 400), (b"f" * 16 + b"\r\n", 400),
@@ -4633,9 +4672,10 @@ class Echo(App):
 
 class RoomTest(unittest.TestCase):
     """The HTTP room by itself, cut out of the file: it needs nothing of Aurora."""
+    room: Any
 
     @classmethod
-    def setUpClass(cls):
+    def setUpClass(cls) -> None:
         with open(os.path.join(HERE, "aurora_rest.py"), encoding="utf-8") as stream:
             text = stream.read()
         imports = text[text.index("from __future__"):text.index("\ntry:\n    from thrift")]
@@ -4645,21 +4685,22 @@ class RoomTest(unittest.TestCase):
         cls.room = type(sys)("http_room")
         sys.modules["http_room"] = cls.room
         exec(compile(imports + room + ROOM_APP, "http_room.py", "exec"), cls.room.__dict__)
-        cls.room.AuroraError = cls.room.Failure     # as the tests of the whole file call it
+        vars(cls.room)["AuroraError"] = cls.room.Failure     # as the tests of the whole file call it
 
     @classmethod
-    def tearDownClass(cls):
+    def tearDownClass(cls) -> None:
         del sys.modules["http_room"]
 
-    def serve(self, **limits):
+    def serve(self, **limits: Any) -> Any:
         server = self.room.HttpServer(("127.0.0.1", 0), self.room.Echo(),
                                       dict({"header_time": 0.5, "idle_time": 0.5}, **limits))
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        self.addCleanup(lambda: (server.shutdown(), thread.join(10), server.server_close()))
+        for each in (server.server_close, partial(thread.join, 10), server.shutdown):
+            self.addCleanup(each)
         return server
 
-    def test_it_passes_the_tests_of_the_parser(self):
+    def test_it_passes_the_tests_of_the_parser(self) -> None:
         suite = unittest.defaultTestLoader.loadTestsFromTestCase(ParserTest)
         result = unittest.TestResult()
         with mock.patch.object(sys.modules[__name__], "aurora_rest", self.room):
@@ -4667,7 +4708,7 @@ class RoomTest(unittest.TestCase):
         self.assertEqual((result.failures, result.errors), ([], []))
         self.assertGreater(result.testsRun, 6)
 
-    def test_it_serves_requests_waits_and_streams(self):
+    def test_it_serves_requests_waits_and_streams(self) -> None:
         server = self.serve()
         self.assertEqual(ask(server, "PUT", "/a?b=%20c", b"12345").json,
                          {"path": "/a", "size": 5, "query": [["b", " c"]]})
@@ -4677,7 +4718,7 @@ class RoomTest(unittest.TestCase):
         self.assertEqual((ask(server, "GET", "/defect").status, ask(server, "GET", "/a").status), (500, 200))
         self.assertEqual(server.app.told, [200, 200, 200, 200, 500, 200])
 
-    def test_it_reads_the_wire_however_it_is_cut(self):
+    def test_it_reads_the_wire_however_it_is_cut(self) -> None:
         server = self.serve(header_time=5)
         data = (b"POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
                 b"GET /y HTTP/1.0\r\n\r\n")
@@ -4685,10 +4726,10 @@ class RoomTest(unittest.TestCase):
             with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
                 sock.sendall(data[:cut])
                 sock.sendall(data[cut:])
-                self.assertEqual(statuses(b"".join(iter(lambda sock=sock: sock.recv(65536), b""))),
+                self.assertEqual(statuses(b"".join(iter(partial(sock.recv, 65536), b""))),
                                  [200, 200])
 
-    def test_what_had_arrived_before_it_drains_is_answered(self):
+    def test_what_had_arrived_before_it_drains_is_answered(self) -> None:
         server = self.serve(header_time=5, idle_time=30)
         kept = socket.create_connection(("127.0.0.1", server.port), timeout=10)
         request = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -4707,12 +4748,12 @@ class RoomTest(unittest.TestCase):
         wait_for(lambda: server.closed_to_new)
         half.sendall(request[20:])
         for sock in (kept, fresh, half):
-            self.assertEqual(statuses(b"".join(iter(lambda sock=sock: sock.recv(65536), b""))), [200])
+            self.assertEqual(statuses(b"".join(iter(partial(sock.recv, 65536), b""))), [200])
             sock.close()
         draining.join()
         self.assertEqual(drained, [True])
 
-    def test_it_refuses_with_its_own_answers(self):
+    def test_it_refuses_with_its_own_answers(self) -> None:
         server = self.serve(url=50, headers=300, body=10, bodies=20, header_count=5)
         for data, status in ((b"nonsense\r\n\r\n", 400),
                              (b"GET /" + b"x" * 99 + b" HTTP/1.1\r\nHost: h\r\n\r\n", 414),
@@ -4730,7 +4771,7 @@ class RoomTest(unittest.TestCase):
 class WireTest(Serving):
     """Requests as bytes."""
 
-    def test_requests_on_one_connection_are_answered_in_their_order(self):
+    def test_requests_on_one_connection_are_answered_in_their_order(self) -> None:
         one = b"GET /alpha/version HTTP/1.1\r\nHost: localhost\r\n\r\n"
         listing = b"GET /alpha/jobs/devcluster/www-data HTTP/1.1\r\nHost: localhost\r\n\r\n"
         last = one.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
@@ -4739,7 +4780,7 @@ class WireTest(Serving):
         self.assertEqual(re.findall(rb'"(version|count)"', data),
                          [b"version", b"count", b"version", b"count", b"version"])
 
-    def test_a_request_that_comes_byte_by_byte_is_answered(self):
+    def test_a_request_that_comes_byte_by_byte_is_answered(self) -> None:
         with socket.create_connection(("127.0.0.1", self.server.port), timeout=10) as sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             asked = (b"POST %sx/inspect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n"
@@ -4748,11 +4789,11 @@ class WireTest(Serving):
                 sock.sendall(bytes([byte]))
             self.assertTrue(sock.recv(65536).startswith(b"HTTP/1.1 400 "))
 
-    def test_a_head_is_read_wherever_the_network_cuts_it(self):
+    def test_a_head_is_read_wherever_the_network_cuts_it(self) -> None:
         head = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-A: b\r\n\r\n"
         for first in range(1, len(head) - 1):
             for second in (first + 1, first + 2, first + 3):
-                incoming = aurora_rest.Incoming(LIMITS, aurora_rest.parse_head)
+                incoming: Any = aurora_rest.Incoming(LIMITS, aurora_rest.parse_head)
                 for part in (head[:first], head[first:second]):
                     incoming.feed(part)
                     self.assertIsNone(incoming.next() if second < len(head) else None)
@@ -4765,13 +4806,13 @@ class WireTest(Serving):
                     incoming.feed(bytes([byte]))
                     incoming.next()
 
-    def test_header_fields_have_a_limit_of_their_own(self):
+    def test_header_fields_have_a_limit_of_their_own(self) -> None:
         for size, status in ((32000, 200), (33000, 431), (50000, 431)):
             data = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX: %s\r\n\r\n" % (
                 b"x" * size)
             self.assertEqual(statuses(raw(self.server, data)), [status])
 
-    def test_malformed_requests_get_their_status_and_the_connection_closes(self):
+    def test_malformed_requests_get_their_status_and_the_connection_closes(self) -> None:
         for data, status in ((b"GARBAGE\r\n\r\n", 400), (b"GET / HTTP/1.1\nHost: x\n\n", 400),
                              (b"GET /alpha/version HTTP/1.1\r\n\r\n", 400),
                              (b"PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n",
@@ -4788,7 +4829,7 @@ class WireTest(Serving):
                 self.assertIn(b"Connection: close", answer)
         self.good("GET", "/alpha/version")
 
-    def test_paths_are_decoded_checked_and_never_normalised(self):
+    def test_paths_are_decoded_checked_and_never_normalised(self) -> None:
         for path, status in (("/alpha/jobs/devcluster/%77ww-data", 200),
                              ("/alpha/jobs/devcluster/www%2Fdata", 400),
                              ("/alpha/jobs/devcluster/..", 400), ("/alpha/jobs/devcluster/%2e%2e", 400),
@@ -4807,14 +4848,14 @@ class WireTest(Serving):
                 self.assertEqual(statuses(data), [status], data)
                 self.assertNotIn(b"Traceback", data)
 
-    def test_http_1_0_closes_unless_asked_to_stay(self):
+    def test_http_1_0_closes_unless_asked_to_stay(self) -> None:
         self.assertIn(b"Connection: close", raw(self.server, b"GET /alpha/version HTTP/1.0\r\n\r\n"))
         data = raw(self.server,
                 b"GET /alpha/version HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET /alpha/version "
                 b"HTTP/1.0\r\n\r\n")
         self.assertEqual(statuses(data), [200, 200])
 
-    def test_head_and_options_work_where_get_does(self):
+    def test_head_and_options_work_where_get_does(self) -> None:
         get, head = self.ask("GET", "/alpha/version"), self.ask("HEAD", "/alpha/version")
         self.assertEqual((head.status, head.body, head.headers["content-length"]),
                          (200, b"", get.headers["content-length"]))
@@ -4825,7 +4866,7 @@ class WireTest(Serving):
         self.assertEqual([self.ask(m, "/alpha/version").status for m in ("PATCH", "TRACE", "FROB")],
                          [405, 405, 501])
 
-    def test_a_body_is_asked_for_with_100_continue(self):
+    def test_a_body_is_asked_for_with_100_continue(self) -> None:
         with socket.create_connection(("127.0.0.1", self.server.port), timeout=10) as sock:
             body = source("x").encode()
             sock.sendall(b"POST %sx/inspect HTTP/1.1\r\nHost: localhost\r\nExpect: "
@@ -4835,13 +4876,13 @@ class WireTest(Serving):
             sock.sendall(body)
             self.assertTrue(sock.recv(65536).startswith(b"HTTP/1.1 200 OK"))
 
-    def test_a_half_closed_socket_still_gets_its_answer(self):
+    def test_a_half_closed_socket_still_gets_its_answer(self) -> None:
         for path in ("/alpha/version", "/alpha/jobs/devcluster/www-data"):
             data = raw(self.server, b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode(),
                        half_close=True)
             self.assertEqual(statuses(data), [200])
 
-    def test_answers_are_compressed_when_asked_for_and_worth_it(self):
+    def test_answers_are_compressed_when_asked_for_and_worth_it(self) -> None:
         plain, small = self.ask("GET", "/openapi.json"), self.ask("GET", "/alpha/version",
                 Accept_Encoding="gzip")
         packed = self.ask("GET", "/openapi.json", Accept_Encoding="br;q=1, gzip")
@@ -4851,7 +4892,7 @@ class WireTest(Serving):
         self.assertNotIn("content-encoding", self.ask("GET", "/openapi.json",
                                                       Accept_Encoding="gzip;q=0").headers)
 
-    def test_an_answer_has_its_own_head_in_each_of_its_forms(self):
+    def test_an_answer_has_its_own_head_in_each_of_its_forms(self) -> None:
         path = "/alpha/jobs/devcluster/www-data?detail=1"
         for _ in range(40):
             self.scheduler.createJob(config("form-%d" % _))
@@ -4866,7 +4907,7 @@ class WireTest(Serving):
                  ("GET", {"If_None_Match": packed, "Accept_Encoding": "gzip"}, 304, packed),
                  ("GET", {"Connection": "close"}, 200, etag),
                  ("HEAD", {"If_None_Match": "*", "Connection": "close"}, 304, etag)]
-        size = {}
+        size: Any = {}
         for method, headers, status, tag in forms * 2:
             answer = self.ask(method, path, **headers)
             self.assertEqual((answer.status, answer.headers["etag"], answer.headers["vary"]),
@@ -4884,7 +4925,7 @@ class WireTest(Serving):
         self.assertEqual((statuses(old), old.count(b"Connection: keep-alive"),
                           old.count(b"Connection: close")), ([200, 200], 1, 1))
 
-    def test_a_request_id_is_taken_or_made_returned_and_logged(self):
+    def test_a_request_id_is_taken_or_made_returned_and_logged(self) -> None:
         self.assertEqual(self.ask("GET", "/alpha/version", X_Request_Id="mine-1").headers["x-request-id"],
                          "mine-1")
         wait_for(lambda: any("id=mine-1 " in line and "route=get_version status=200" in line
@@ -4892,12 +4933,12 @@ class WireTest(Serving):
         self.assertRegex(self.ask("GET", "/alpha/version", X_Request_Id="a b").headers["x-request-id"],
                          r"^[\w-]+$")
 
-    def test_large_bodies_and_answers_pass_whole(self):
+    def test_large_bodies_and_answers_pass_whole(self) -> None:
         comment = "#" + "x" * (3 << 20) + "\n"
         self.good("POST", JOB + "hello/inspect", comment + source())
         self.bad(413, "POST", JOB + "hello/inspect", "#" + "x" * (9 << 20))
 
-    def test_a_connection_that_resets_leaves_no_trace(self):
+    def test_a_connection_that_resets_leaves_no_trace(self) -> None:
         for _ in range(20):
             sock = socket.create_connection(("127.0.0.1", self.server.port))
             sock.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20)
@@ -4906,7 +4947,7 @@ class WireTest(Serving):
         self.good("GET", "/alpha/version")
         self.assertFalse([line for line in self.lines if line.startswith("error")])
 
-    def test_foreign_hosts_and_origins_are_refused(self):
+    def test_foreign_hosts_and_origins_are_refused(self) -> None:
         self.bad(421, "GET", "/alpha/clusters", Host="evil.example")
         self.bad(403, "PUT", JOB + "x", source("x"), Origin="http://evil.example")
         self.bad(403, "DELETE", JOB + "x", Origin="null")
@@ -4914,7 +4955,7 @@ class WireTest(Serving):
         same = "http://127.0.0.1:%d" % self.server.port
         self.bad(404, "DELETE", JOB + "nonesuch", Origin=same)
 
-    def test_the_page_has_security_headers(self):
+    def test_the_page_has_security_headers(self) -> None:
         page = self.ask("GET", "/")
         self.assertEqual((page.status, page.headers["content-type"]), (200, "text/html; charset=utf-8"))
         self.assertIn("frame-ancestors 'none'", page.headers["content-security-policy"])
@@ -4922,10 +4963,10 @@ class WireTest(Serving):
         self.assertEqual(self.ask("GET", "/page.js").headers["content-type"],
                          "text/javascript; charset=utf-8")
 
-    def test_a_read_that_begins_after_a_write_was_answered_sees_it(self):
+    def test_a_read_that_begins_after_a_write_was_answered_sees_it(self) -> None:
         stop, problems = threading.Event(), []
 
-        def read(path):
+        def read(path: Any) -> None:
             while not stop.is_set():
                 ask(self.server, "GET", path)
         self.scheduler.createJob(config("fresh", count=30))
@@ -4953,7 +4994,7 @@ class WireTest(Serving):
                 each.join()
         self.assertEqual(problems, [])
 
-    def test_identical_reads_that_wait_together_share_one_call(self):
+    def test_identical_reads_that_wait_together_share_one_call(self) -> None:
         before = self.demo.calls["getJobs"]
         with self.demo._lock:       # the demo answers nobody for a while
             threads = [threading.Thread(target=ask,
@@ -4965,20 +5006,20 @@ class WireTest(Serving):
             each.join()
         self.assertLessEqual(self.demo.calls["getJobs"] - before, 3)
 
-    def test_objects_and_thrift_structs_have_names_of_their_own(self):
+    def test_objects_and_thrift_structs_have_names_of_their_own(self) -> None:
         self.assertFalse(set(aurora_rest._objects()) & set(api.type_names))
         for name, schema in DESCRIPTION["components"]["schemas"].items():
             for field, inner in schema.get("properties", {}).items():
                 self.assertTrue(inner.get("description") or schema["description"].startswith("Thrift"),
                                 (name, field))
         for path, methods in DESCRIPTION["paths"].items():
-            for method, operation in methods.items():
+            for operation in methods.values():
                 for each in operation["parameters"]:
                     self.assertTrue(each["description"], (path, each))
                     if "example" in each:
                         self.assertEqual(misfits(each["schema"], each["example"]), [], (path, each))
 
-    def test_openapi_describes_every_route(self):
+    def test_openapi_describes_every_route(self) -> None:
         document = self.ask("GET", "/openapi.json").json
         self.assertEqual(document["openapi"], "3.1.0")
         described = {(method.upper(), path) for path, methods in document["paths"].items()
@@ -4992,7 +5033,7 @@ class WireTest(Serving):
             for operation in methods.values():
                 self.assertTrue(operation["summary"] and operation["responses"])
 
-    def test_metrics_are_in_prometheus_text_format(self):
+    def test_metrics_are_in_prometheus_text_format(self) -> None:
         self.ask("GET", "/alpha/jobs/devcluster/www-data")
         self.ask("GET", '/alpha/jobs/no"such/x')
         text = self.ask("GET", "/metrics").body.decode()
@@ -5013,15 +5054,15 @@ class WireTest(Serving):
 class AccessTest(unittest.TestCase):
     """Tokens, forwarded credentials, CORS."""
 
-    def serve(self, demo=None, **options):
-        self.lines = []
+    def serve(self, demo: Any = None, **options: Any) -> Any:
+        self.lines: Any = []
         server = aurora_rest.Server(port=0, demo=demo or aurora_rest.Demo(speed=0),
                                     evaluator=Serving.evaluator(),
                                     log=self.lines.append, **options).start()
         self.addCleanup(server.stop, 1.0)
         return server
 
-    def tokens(self, *lines):
+    def tokens(self, *lines: Any) -> Any:
         folder = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, folder)
         path = os.path.join(folder, "tokens")
@@ -5029,7 +5070,7 @@ class AccessTest(unittest.TestCase):
             stream.write("# a comment\n" + "\n".join(lines) + "\n")
         return aurora_rest.Tokens(path)
 
-    def test_a_writer_of_one_role_is_held_to_it_in_every_argument(self):
+    def test_a_writer_of_one_role_is_held_to_it_in_every_argument(self) -> None:
         secrets, lines = {}, []
         for text in ("bob:write:a-*", "ops:admin:a-*", "boss:admin:*"):
             token, line = aurora_rest.new_token(text)
@@ -5037,7 +5078,7 @@ class AccessTest(unittest.TestCase):
             lines.append(line)
         server = self.serve(access=aurora_rest.Access(self.tokens(*lines), anonymous=False))
 
-        def status(who, method, **body):
+        def status(who: Any, method: Any, **body: Any) -> Any:
             return ask(server, "POST", "/alpha/rpc/devcluster/" + method, json.dumps(body),
                        Authorization="Bearer " + secrets[who]).status
         mine = {"role": "a-b", "environment": "prod", "name": "x"}
@@ -5062,7 +5103,7 @@ class AccessTest(unittest.TestCase):
                           for role in ("a-b", "www-data")], [502, 403])
         self.assertEqual(status("ops", "snapshot"), 403)
 
-    def test_an_operation_is_cancelled_with_what_it_took_to_begin_it(self):
+    def test_an_operation_is_cancelled_with_what_it_took_to_begin_it(self) -> None:
         secrets, lines = {}, []
         for text in ("writer:write:*", "hosts:write:demo-*", "www:write:www-data", "batch:write:batch",
                      "boss:admin"):
@@ -5072,7 +5113,7 @@ class AccessTest(unittest.TestCase):
         server = self.serve(access=aurora_rest.Access(self.tokens(*lines), anonymous=False))
         server.demo.advance(5)
 
-        def status(who, method, path):
+        def status(who: Any, method: Any, path: Any) -> Any:
             answer = ask(server, method, path, Authorization="Bearer " + secrets[who])
             return answer.status if method == "DELETE" else answer.json["operation"]["id"]
         path = "/alpha/operations/" + status("boss", "POST",
@@ -5086,20 +5127,20 @@ class AccessTest(unittest.TestCase):
         self.assertEqual([status(who, "DELETE", path) for who in ("batch", "hosts", "writer")],
                          [403, 403, 202])
 
-    def test_nothing_is_evaluated_from_what_anothers_credentials_fetched(self):
+    def test_nothing_is_evaluated_from_what_anothers_credentials_fetched(self) -> None:
         demo = aurora_rest.Demo(speed=0, users={"alice": ("pw", "*")})
         server = self.serve(demo, access=aurora_rest.Access(forward=True))
 
-        def status(password, method, path):
+        def status(password: Any, method: Any, path: Any) -> Any:
             credentials = base64.b64encode(("alice:" + password).encode()).decode()
             return ask(server, method, path, source(), Authorization="Basic " + credentials).status
         for method, path in (("POST", JOB + "hello/inspect"), ("PUT", JOB + "hello?dry_run=1")):
             self.assertEqual([status(password, method, path) for password in ("pw", "wrong", "pw")],
                              [200, 401, 200])
 
-    def test_tokens_carry_a_level_and_roles(self):
+    def test_tokens_carry_a_level_and_roles(self) -> None:
         secrets = {}
-        lines = []
+        lines: Any = []
         for name, level, roles in (("reader", "read", "*"), ("writer", "write", "www-*,batch"),
                                    ("boss", "admin", "*")):
             secrets[name], line = aurora_rest.new_token("%s:%s:%s" % (name, level, roles))
@@ -5107,7 +5148,7 @@ class AccessTest(unittest.TestCase):
             self.assertNotIn(secrets[name], line)
         server = self.serve(access=aurora_rest.Access(self.tokens(*lines), anonymous=False))
 
-        def status(who, method, path, body=None):
+        def status(who: Any, method: Any, path: Any, body: Any = None) -> Any:
             headers = {"Authorization": "Bearer " + secrets.get(who, who)} if who else {}
             return ask(server, method, path, body, **headers).status
         self.assertEqual(status("", "GET", "/alpha/clusters"), 401)
@@ -5135,7 +5176,7 @@ class AccessTest(unittest.TestCase):
         for secret in secrets.values():
             self.assertFalse([line for line in self.lines if secret in line])
 
-    def test_a_refusal_says_what_credentials_are_wanted(self):
+    def test_a_refusal_says_what_credentials_are_wanted(self) -> None:
         server = self.serve(access=aurora_rest.Access(self.tokens(aurora_rest.new_token("a:read")[1]),
                                                       anonymous=False))
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic !!"}):
@@ -5143,7 +5184,7 @@ class AccessTest(unittest.TestCase):
             self.assertEqual((answer.status, answer.headers["www-authenticate"]),
                              (401, 'Bearer realm="aurora_rest"'))
 
-    def test_what_makes_two_reads_the_same_is_who_asks_too(self):
+    def test_what_makes_two_reads_the_same_is_who_asks_too(self) -> None:
         service = self.serve().service
         shares = []
         for line in (b"", b"\r\nAuthorization: Bearer a", b"\r\nAuthorization: Bearer b",
@@ -5154,7 +5195,7 @@ class AccessTest(unittest.TestCase):
             shares.append(request.share)
         self.assertEqual((len(set(shares)), None in shares), (4, False))
 
-    def test_the_callers_name_reaches_the_schedulers_audit_trail(self):
+    def test_the_callers_name_reaches_the_schedulers_audit_trail(self) -> None:
         token, line = aurora_rest.new_token("alice:write")
         server = self.serve(access=aurora_rest.Access(self.tokens(line), anonymous=False))
         server.demo.advance(5)
@@ -5165,7 +5206,7 @@ class AccessTest(unittest.TestCase):
                 jobName="hello"))
         self.assertIn("cleanup (alice)", tasks.result.scheduleStatusResult.tasks[0].taskEvents[-1].message)
 
-    def test_a_tokens_file_that_is_wrong_names_its_line(self):
+    def test_a_tokens_file_that_is_wrong_names_its_line(self) -> None:
         for line in ("x", "a read *", "a nonsense * sha256:" + "0" * 64, "a read * 123"):
             with self.assertRaisesRegex(ValueError, "line 2"):
                 self.tokens(line)
@@ -5177,11 +5218,11 @@ class AccessTest(unittest.TestCase):
             tokens.load()
         self.assertEqual(tokens.find("t").name, "a")
 
-    def test_forwarded_credentials_let_the_scheduler_decide(self):
+    def test_forwarded_credentials_let_the_scheduler_decide(self) -> None:
         demo = aurora_rest.Demo(speed=0, users={"alice": ("pw", "www-*"), "root": ("pw", "*")})
         server = self.serve(demo, access=aurora_rest.Access(forward=True))
 
-        def status(who, method, path, body=None):
+        def status(who: Any, method: Any, path: Any, body: Any = None) -> Any:
             headers = {"Authorization": "Basic " +
                        base64.b64encode(("%s:pw" % who).encode()).decode()} if who else {}
             return ask(server, method, path, body, **headers)
@@ -5209,7 +5250,7 @@ class AccessTest(unittest.TestCase):
         self.addCleanup(other.stop, 0.5)
         self.assertEqual(ask(other, "GET", "/ready").status, 200)       # it answers, whoever may ask
 
-    def test_cors_opens_named_origins(self):
+    def test_cors_opens_named_origins(self) -> None:
         server = self.serve(cors=["https://dash.example"])
         preflight = ask(server, "OPTIONS", JOB + "x", Origin="https://dash.example",
                         Access_Control_Request_Method="DELETE")
@@ -5220,8 +5261,8 @@ class AccessTest(unittest.TestCase):
         self.assertNotIn("access-control-allow-origin",
                          ask(server, "GET", "/alpha/clusters", Origin="https://other.example").headers)
 
-    def test_who_may_listen_where(self):
-        def check(*arguments):
+    def test_who_may_listen_where(self) -> None:
+        def check(*arguments: Any) -> None:
             aurora_rest.check_options(aurora_rest.parse_command_line(arguments, {}))
         check("--host=127.0.0.1")
         check("--host=0.0.0.0", "--allow-anonymous")
@@ -5231,8 +5272,8 @@ class AccessTest(unittest.TestCase):
                           ("--tls-key=x",)):
             with self.assertRaises(aurora_rest.UsageError):
                 check(*arguments)
-        for arguments, environment in ((("--nonsense",), {}), (("--port=x",), {}),
-                                       ((), {"AURORA_REST_PORT": "x"})):
+        wrong: Any = ((["--nonsense"], {}), (["--port=x"], {}), ([], {"AURORA_REST_PORT": "x"}))
+        for arguments, environment in wrong:
             with self.assertRaises(aurora_rest.UsageError):
                 aurora_rest.parse_command_line(arguments, environment)
 
@@ -5240,14 +5281,14 @@ class AccessTest(unittest.TestCase):
 # --- 6. Server ----------------------------------------------------------------------------------------------
 
 class LimitsTest(unittest.TestCase):
-    def serve(self, **limits):
+    def serve(self, **limits: Any) -> Any:
         given = dict({"header_time": 0.5, "idle_time": 0.5, "send_time": 1}, **limits)
         server = aurora_rest.Server(port=0, demo=aurora_rest.Demo(speed=0), evaluator=Serving.evaluator(),
                                     limits=given).start()
         self.addCleanup(server.stop, 0.5)
         return server
 
-    def test_a_slow_head_is_408_and_an_idle_connection_closed(self):
+    def test_a_slow_head_is_408_and_an_idle_connection_closed(self) -> None:
         server = self.serve()
         started = time.monotonic()
         self.assertEqual(statuses(raw(server, b"GET /alpha/version HTT")), [408])
@@ -5256,14 +5297,14 @@ class LimitsTest(unittest.TestCase):
                          [200])
         self.assertLess(time.monotonic() - started, 8)
 
-    def test_a_slow_body_is_408(self):
+    def test_a_slow_body_is_408(self) -> None:
         server = self.serve(body_rate=1e9)
         server.http.GRACE = 0.2
         data = raw(server, b"PUT %sx HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nabc" %
                    JOB.encode())
         self.assertEqual(statuses(data), [408])
 
-    def test_a_body_that_trickles_is_408(self):
+    def test_a_body_that_trickles_is_408(self) -> None:
         server = self.serve(body_rate=1e9)
         server.http.GRACE = 0.5
         with socket.create_connection(("127.0.0.1", server.port), timeout=20) as sock:
@@ -5278,7 +5319,7 @@ class LimitsTest(unittest.TestCase):
                     break
         self.assertEqual(statuses(answer), [408])
 
-    def test_idle_connections_make_room_for_others(self):
+    def test_idle_connections_make_room_for_others(self) -> None:
         server = self.serve(connections=3, idle_time=60)
         idle = [http.client.HTTPConnection("127.0.0.1", server.port) for _ in range(3)]
         for each in idle:
@@ -5291,7 +5332,7 @@ class LimitsTest(unittest.TestCase):
             idle[0].request("GET", "/health")
             idle[0].getresponse()
 
-    def test_bodies_are_counted_as_they_arrive_and_a_caller_has_a_share(self):
+    def test_bodies_are_counted_as_they_arrive_and_a_caller_has_a_share(self) -> None:
         server = self.serve(bodies=40000, body=10000, header_time=30, idle_time=30)
         head = b"PUT %sx HTTP/1.1\r\nHost: localhost\r\n" % JOB.encode()
         held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(30)]
@@ -5309,7 +5350,7 @@ class LimitsTest(unittest.TestCase):
             each.close()
         wait_for(lambda: not server.http.bodies.all and not server.http.bodies.by_caller)
 
-    def test_a_body_counts_until_its_request_is_answered(self):
+    def test_a_body_counts_until_its_request_is_answered(self) -> None:
         server = self.serve()
         with server.demo._lock:
             sock = socket.create_connection(("127.0.0.1", server.port))
@@ -5323,7 +5364,7 @@ class LimitsTest(unittest.TestCase):
         self.assertEqual(statuses(sock.recv(65536)), [200])
         wait_for(lambda: not server.http.bodies.all)
 
-    def test_answers_that_nobody_takes_are_bounded_all_together(self):
+    def test_answers_that_nobody_takes_are_bounded_all_together(self) -> None:
         server = self.serve(unsent=20000, send_time=60)
         request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
         socks = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(8)]
@@ -5337,7 +5378,7 @@ class LimitsTest(unittest.TestCase):
             sock.close()
         wait_for(lambda: server.http.unsent.all == 0)
 
-    def test_who_takes_nothing_at_first_has_his_grace_too(self):
+    def test_who_takes_nothing_at_first_has_his_grace_too(self) -> None:
         server = self.serve()
         with socket.create_connection(("127.0.0.1", server.port)):
             connection = wait_for(lambda: next(iter(server.http.connections), None))
@@ -5349,7 +5390,7 @@ class LimitsTest(unittest.TestCase):
             connection.socket = real
         wait_for(lambda: not server.http.connections)
 
-    def test_a_caller_who_takes_his_answer_too_slowly_is_dropped(self):
+    def test_a_caller_who_takes_his_answer_too_slowly_is_dropped(self) -> None:
         server = self.serve(send_rate=1e9, send_time=60)
         server.http.GRACE = 0.3
         sock = socket.create_connection(("127.0.0.1", server.port))
@@ -5359,7 +5400,7 @@ class LimitsTest(unittest.TestCase):
         wait_for(lambda: server.http.unsent.all)
         wait_for(lambda: not server.http.connections)
 
-    def test_no_request_waits_longer_than_its_limit_where_no_thread_can_be_started(self):
+    def test_no_request_waits_longer_than_its_limit_where_no_thread_can_be_started(self) -> None:
         server = self.serve(queue_time=0.3, threads=4)
         ask(server, "GET", "/alpha/version")
         wait_for(lambda: server.http.workers._idle <= 1)
@@ -5377,8 +5418,8 @@ class LimitsTest(unittest.TestCase):
         self.assertEqual(ask(server, "GET", "/alpha/jobs/devcluster/late").status, 200)
         self.assertEqual(server.http._queued, {})
 
-    def test_a_thread_that_cannot_be_started_is_told(self):
-        lines = []
+    def test_a_thread_that_cannot_be_started_is_told(self) -> None:
+        lines: Any = []
         server = aurora_rest.Server(port=0, demo=aurora_rest.Demo(speed=0), evaluator=Serving.evaluator(),
                                     log=lines.append,
                                     limits={"queue_time": 1.0}).start()
@@ -5386,23 +5427,24 @@ class LimitsTest(unittest.TestCase):
         ask(server, "GET", "/alpha/version")
         start = threading.Thread.start
 
-        def refuse(thread):
+        def refuse(thread: Any) -> None:
             if thread.name == "http-worker":
                 raise RuntimeError("can't start new thread")
             start(thread)
-        with mock.patch.object(threading.Thread, "start", refuse), server.demo._lock:
+        demo: Any = server.demo
+        with mock.patch.object(threading.Thread, "start", refuse), demo._lock:
             waiting = threading.Thread(target=ask, args=(server, "GET", "/alpha/jobs/devcluster/x"))
             waiting.start()
             wait_for(lambda: any("no thread can be started" in line for line in lines))
         waiting.join()
         self.assertGreater(server.http.refusals["threads"], 0)
 
-    def test_a_read_with_a_body_or_a_hidden_wait_harms_nobody_who_asks_the_same(self):
+    def test_a_read_with_a_body_or_a_hidden_wait_harms_nobody_who_asks_the_same(self) -> None:
         server = self.serve()
         path = "/alpha/jobs/devcluster/www-data"
         etag = ask(server, "GET", path).headers["etag"]
         with server.demo._lock:
-            answers = []
+            answers: Any = []
             requests = [(path, {"body": "x"}), (path, {}), (path + "?w%61it=0.3", {"If_None_Match": etag}),
                         (path + "?w%61it=0.3", {"If_None_Match": etag})] * 5
             threads = [threading.Thread(target=lambda path=path,
@@ -5416,12 +5458,12 @@ class LimitsTest(unittest.TestCase):
         self.assertEqual(sorted(answers), sorted([(True, False, 400), (False, False, 200), (False, True, 304),
                                                   (False, True, 304)] * 5))
 
-    def test_ready_is_known_within_a_second_whatever_the_clusters_and_however_busy_the_slots(self):
+    def test_ready_is_known_within_a_second_whatever_the_clusters_and_however_busy_the_slots(self) -> None:
         hang = FakeScheduler(lambda sock, body: threading.Event().wait(2))
         self.addCleanup(hang.close)
         good = FakeScheduler(answering(tiers_answer))
         self.addCleanup(good.close)
-        clusters = dict({"dead%d" % n: hang.url for n in range(6)}, good=good.url)
+        clusters: Any = dict({"dead%d" % n: hang.url for n in range(6)}, good=good.url)
         server = aurora_rest.Server(port=0, clusters=clusters, evaluator=Serving.evaluator(),
                                     scheduler={"parallel": 1}).start()
         self.addCleanup(server.stop, 0.5)
@@ -5439,7 +5481,7 @@ class LimitsTest(unittest.TestCase):
             ask(server, "GET", "/ready")
         self.assertLessEqual(len(good.requests) - asked, 20)
 
-    def test_connections_beyond_the_limit_get_503_and_the_others_live(self):
+    def test_connections_beyond_the_limit_get_503_and_the_others_live(self) -> None:
         server = self.serve(connections=3, idle_time=30)
         held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
         wait_for(lambda: len(server.http.connections) == 3)
@@ -5451,34 +5493,36 @@ class LimitsTest(unittest.TestCase):
             each.close()
         wait_for(lambda: not server.http.connections)
 
-    def test_a_full_queue_is_503_and_health_still_answers(self):
+    def test_a_full_queue_is_503_and_health_still_answers(self) -> None:
         server = self.serve(threads=1, queue=2)
-        answers = []
+        answers: Any = []
         with server.demo._lock:
             threads = [threading.Thread(target=lambda n=n: answers.append(ask(
                 server, "GET", "/alpha/jobs/devcluster/role%d" % n).status)) for n in range(8)]
             for each in threads:
                 each.start()
-            wait_for(lambda: answers.count(503) >= 4)
-            self.assertEqual(server.http.refusals["queue"], answers.count(503))
+            wait_for(lambda: 4 <= answers.count(503) == server.http.refusals["queue"])
             self.assertEqual(ask(server, "GET", "/health").status, 200)
         for each in threads:
             each.join()
         self.assertEqual(set(answers), {200, 503})
         self.assertEqual(ask(server, "GET", "/alpha/jobs/devcluster/www-data").status, 200)
 
-    def test_many_requests_on_one_connection_leave_room_for_others(self):
-        server, turns = self.serve(), []
+    def test_many_requests_on_one_connection_leave_room_for_others(self) -> None:
+        server = self.serve()
+        turns: Any = []
         soon = server.http.loop.soon
-        with mock.patch.object(server.http.loop, "soon", lambda function,
-                               *more: (turns.append(function.__name__), soon(
-                function, *more))):
+
+        def noted(function: Any, *more: Any) -> Any:
+            turns.append(function.__name__)
+            return soon(function, *more)
+        with mock.patch.object(server.http.loop, "soon", noted):
             data = raw(server, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 99 +
                        b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n")
         self.assertEqual(statuses(data), [200] * 100)
         self.assertGreaterEqual(turns.count("advance"), 10)
 
-    def test_who_is_idle_is_let_go_when_it_drains_and_no_write_is_begun(self):
+    def test_who_is_idle_is_let_go_when_it_drains_and_no_write_is_begun(self) -> None:
         server = self.serve(idle_time=60)
         idle = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
         idle.request("GET", "/health")
@@ -5499,7 +5543,7 @@ class LimitsTest(unittest.TestCase):
             server.service.prepare(request)
             server.service.answer(request, request.route)
 
-    def test_the_server_stops_although_a_handler_hangs(self):
+    def test_the_server_stops_although_a_handler_hangs(self) -> None:
         server = self.serve(threads=2)
         with server.demo._lock:
             sock = socket.create_connection(("127.0.0.1", server.port))
@@ -5511,13 +5555,13 @@ class LimitsTest(unittest.TestCase):
             self.assertLess(time.monotonic() - started, 5)
         self.assertEqual(sock.recv(100), b"")
 
-    def test_what_is_remembered_is_bounded_and_the_least_used_forgotten(self):
+    def test_what_is_remembered_is_bounded_and_the_least_used_forgotten(self) -> None:
         self.addCleanup(setattr, aurora_rest.Kept, "OVERHEAD", aurora_rest.Kept.OVERHEAD)
         aurora_rest.Kept.OVERHEAD = 0
         memory = aurora_rest.Memory(1000)
         ask = aurora_rest.Scheduler.prepare("getJobs")
 
-        def keep(question, size):
+        def keep(question: Any, size: Any) -> None:
             asks = [ask._replace(message=b"", known=aurora_rest.Known(b"x" * size))]
             memory.keep(question, aurora_rest.Kept((), asks, aurora_rest.Response(204, body=b"")))
         for question in "abc":
@@ -5534,14 +5578,14 @@ class LimitsTest(unittest.TestCase):
         memory.forget(0)
         self.assertEqual((memory.size, memory.take("a")), (0, None))
 
-    def test_many_small_answers_are_bounded_too(self):
+    def test_many_small_answers_are_bounded_too(self) -> None:
         server = self.serve(remembered=100000)
         for number in range(60):
             ask(server, "GET", "/alpha/jobs/devcluster/nobody?name=%d%s" % (number, "x" * 5000))
         self.assertLess(len(server.service.memory._kept), 10)
         self.assertLessEqual(server.service.memory.size, 100000)
 
-    def test_what_is_gone_is_404_also_where_its_answer_was_remembered(self):
+    def test_what_is_gone_is_404_also_where_its_answer_was_remembered(self) -> None:
         server = self.serve()
         scheduler = server.service.clusters["devcluster"]
         scheduler.createJob(config("gone"))
@@ -5560,13 +5604,13 @@ class LimitsTest(unittest.TestCase):
             server.demo._updates.clear()
         self.assertEqual([ask(server, "GET", path).status for _ in range(2)], [404, 404])
 
-    def test_a_remembered_answer_takes_no_more_than_is_counted(self):
+    def test_a_remembered_answer_takes_no_more_than_is_counted(self) -> None:
         answer = aurora_rest.Response(200, {"status": "success", "x": list(range(1000))})
         kept = aurora_rest.Kept(("q",), [], answer)
         self.assertIsNone(answer.plain)
         self.assertGreater(kept.size, len(answer.body) + len(answer.compressed))
 
-    def test_somebody_reads_on_whichever_thread_just_took_something(self):
+    def test_somebody_reads_on_whichever_thread_just_took_something(self) -> None:
         server = self.serve(threads=1)
         taken, go_on = threading.Event(), threading.Event()
         self.addCleanup(go_on.set)
@@ -5574,13 +5618,13 @@ class LimitsTest(unittest.TestCase):
 
         # a queue whose takers are held up before they can say that they are idle no more
         class SlowToSay:
-            def put(self, item):
+            def put(self, item: Any) -> None:
                 real.put(item)
 
-            def qsize(self):
+            def qsize(self) -> Any:
                 return real.qsize()
 
-            def get(self, timeout):
+            def get(self, timeout: Any) -> Any:
                 item = real.get(timeout=timeout)
                 if item is not None and item is not aurora_rest._LEAD:
                     taken.set()
@@ -5604,13 +5648,13 @@ class LimitsTest(unittest.TestCase):
             held.set()
             self.assertTrue(sock.recv(100).startswith(b"HTTP/1.1 200"))
 
-    def test_a_list_larger_than_the_memory_is_answered_all_the_same(self):
+    def test_a_list_larger_than_the_memory_is_answered_all_the_same(self) -> None:
         server = self.serve(remembered=0)
         for _ in range(3):
             self.assertEqual(ask(server, "GET", "/alpha/jobs/devcluster/www-data").json["count"], 2)
         self.assertEqual(server.service.memory.size, 0)
 
-    def test_a_body_is_refused_before_it_is_held(self):
+    def test_a_body_is_refused_before_it_is_held(self) -> None:
         server = self.serve(bodies=1000)
         for line, status in ((b"PUT /nope", 404), (b"PUT /alpha/version", 405),
                              (b"PUT %sx" % JOB.encode(), 503)):
@@ -5619,10 +5663,10 @@ class LimitsTest(unittest.TestCase):
         self.assertEqual(ask(server, "POST", JOB + "hello/inspect", source()).status, 200)
         wait_for(lambda: not server.http.bodies.all and not server.http.bodies.by_caller)
 
-    def test_no_wake_up_of_the_reading_thread_is_lost(self):
+    def test_no_wake_up_of_the_reading_thread_is_lost(self) -> None:
         server = self.serve()
 
-        def work():
+        def work() -> None:
             for _ in range(60):
                 ask(server, "GET", "/alpha/jobs/devcluster/www-data")
         threads = [threading.Thread(target=work) for _ in range(12)]
@@ -5638,7 +5682,7 @@ class LimitsTest(unittest.TestCase):
             server.http.call_soon(done.set)     # no timer will wake it; only this
             self.assertTrue(done.wait(10))
 
-    def test_a_reader_that_does_not_read_is_dropped(self):
+    def test_a_reader_that_does_not_read_is_dropped(self) -> None:
         server = self.serve()
         with socket.create_connection(("127.0.0.1", server.port)) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -5647,7 +5691,7 @@ class LimitsTest(unittest.TestCase):
                 sock.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200)
             wait_for(lambda: not server.http.connections)
 
-    def test_idle_connections_cost_no_thread(self):
+    def test_idle_connections_cost_no_thread(self) -> None:
         server = self.serve(idle_time=60, header_time=60)
         before = threading.active_count()
         held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(300)]
@@ -5659,7 +5703,7 @@ class LimitsTest(unittest.TestCase):
         for each in held:
             each.close()
 
-    def test_hostile_streams_and_head_do_not_leak_watchers(self):
+    def test_hostile_streams_and_head_do_not_leak_watchers(self) -> None:
         server = self.serve()
         server.demo.advance(5)
         path = "/alpha/job/devcluster/www-data/prod/hello/events"
@@ -5676,7 +5720,7 @@ class LimitsTest(unittest.TestCase):
         stream.close()
         wait_for(lambda: server.service.watched.count == 0)
 
-    def test_a_repeated_request_is_answered_although_the_first_caller_was_reset(self):
+    def test_a_repeated_request_is_answered_although_the_first_caller_was_reset(self) -> None:
         demo = aurora_rest.Demo(speed=20)
         server = aurora_rest.Server(port=0, demo=demo, evaluator=Serving.evaluator(),
                                     poll_interval=0.05).start()
@@ -5694,12 +5738,12 @@ class LimitsTest(unittest.TestCase):
                          (200, True, "true"))
         self.assertEqual(len(server.service.operations.all()), 1)
 
-    def test_waiting_reads_that_are_the_same_are_all_answered(self):
+    def test_waiting_reads_that_are_the_same_are_all_answered(self) -> None:
         server = self.serve()
         server.demo.advance(5)
         path = "/alpha/job/devcluster/www-data/prod/hello/config"
         etag = ask(server, "GET", path).headers["etag"]
-        answers = []
+        answers: Any = []
         threads = [threading.Thread(target=lambda: answers.append(ask(server, "GET", path + "?wait=0.5",
                 If_None_Match=etag).status))
                    for _ in range(20)]
@@ -5713,11 +5757,11 @@ class LimitsTest(unittest.TestCase):
 class FaultTest(unittest.TestCase):
     """What callers get while the scheduler misbehaves, and that all is well afterwards."""
 
-    def test_every_fault_has_its_code_within_its_deadline(self):
-        def reset(sock, body):
+    def test_every_fault_has_its_code_within_its_deadline(self) -> None:
+        def reset(sock: Any, body: Any) -> None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
-        def hang(sock, body):
+        def hang(sock: Any, body: Any) -> None:
             threading.Event().wait(2)
         faults = (
             (reset, 502), (lambda sock, body: None, 502), (hang, 504),
@@ -5750,7 +5794,7 @@ class FaultTest(unittest.TestCase):
                     self.assertEqual(ask(server, "GET", "/ready").status, 503)
                 server.stop(0.2)
 
-    def test_the_server_starts_without_a_scheduler_and_recovers_when_one_appears(self):
+    def test_the_server_starts_without_a_scheduler_and_recovers_when_one_appears(self) -> None:
         port = free_port()
         with aurora_rest.Server(port=0, clusters=[aurora_rest.Cluster(None, ("http://127.0.0.1:%d" % port,))],
                                 evaluator=Serving.evaluator(), scheduler={"retry_for": 0.0}) as server:
@@ -5765,7 +5809,7 @@ class FaultTest(unittest.TestCase):
             self.assertEqual((missing.status, missing.json["errors"]),
                              (404, ["unknown cluster early; known: late"]))
 
-    def test_a_scheduler_that_comes_back_without_a_leader_closes_the_circuit(self):
+    def test_a_scheduler_that_comes_back_without_a_leader_closes_the_circuit(self) -> None:
         leaderless = [True]
         with FakeScheduler(answering(lambda body: http_answer(503) if leaderless[0]
                                      else tiers_answer(body))) as fake:
@@ -5776,7 +5820,7 @@ class FaultTest(unittest.TestCase):
             leaderless[0] = False
             scheduler.getTierConfigs()
 
-    def test_mutated_requests_and_answers_bring_nothing_down(self):
+    def test_mutated_requests_and_answers_bring_nothing_down(self) -> None:
         """Seeded; AURORA_REST_FUZZ=N multiplies the numbers."""
         import random
         chance = random.Random(20)
@@ -5791,7 +5835,7 @@ class FaultTest(unittest.TestCase):
                   b"9" * 30, b"HTTP/1.1", b"/",
                   b"Expect: 100-continue\r\n", b"wait=0.01&", b"If-None-Match: *\r\n"]
 
-        def mutated(data):
+        def mutated(data: Any) -> Any:
             data = bytearray(data)
             for _ in range(chance.randint(1, 6)):
                 at = chance.randrange(len(data) + 1)
@@ -5803,7 +5847,7 @@ class FaultTest(unittest.TestCase):
                 else:
                     del data[at:at + chance.randint(1, 20)]
             return bytes(data)
-        lines = []
+        lines: Any = []
         with aurora_rest.Server(port=0, demo=aurora_rest.Demo(speed=0), evaluator=Serving.evaluator(),
                                 log=lines.append) as server:
             for _ in range(25 * times):
@@ -5833,28 +5877,28 @@ class FaultTest(unittest.TestCase):
 class ProcessTest(unittest.TestCase):
     """The command line as a process."""
 
-    def start(self, *arguments, **environment):
+    def start(self, *arguments: Any, **environment: Any) -> Any:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("AURORA_")}
-        process = subprocess.Popen([sys.executable, os.path.join(HERE, "aurora_rest.py"), *arguments],
+        process: Any = subprocess.Popen([sys.executable, os.path.join(HERE, "aurora_rest.py"), *arguments],
                                    stderr=subprocess.PIPE,
                                    stdout=subprocess.PIPE, text=True, env=dict(clean, **environment))
-        self.addCleanup(lambda: (process.kill(), process.wait(), process.stdout.close(),
-                                 process.stderr.close()))
+        for each in (process.stderr.close, process.stdout.close, process.wait, process.kill):
+            self.addCleanup(each)
         return process
 
-    def serve(self, *arguments, **environment):
+    def serve(self, *arguments: Any, **environment: Any) -> Any:
         """(the process, something with a port, the lines it logged until it served)."""
         process = self.start("--port=0", *arguments, **environment)
-        lines = []
+        lines: Any = []
         while not lines or " serving " not in lines[-1]:
             line = process.stderr.readline()
             self.assertTrue(line, lines)
             lines.append(line)
         made = type("Running", (), {})()
-        made.port = int(re.search(r"://\S+:(\d+)", lines[-1]).group(1))
+        made.port = int(matched(r"://\S+:(\d+)", lines[-1]).group(1))
         return process, made, lines
 
-    def test_the_original_command_line_serves_and_sigterm_ends_it_with_0(self):
+    def test_the_original_command_line_serves_and_sigterm_ends_it_with_0(self) -> None:
         process, server, _ = self.serve("--executor=internal", "--application=thread", "--parallel=4",
                                         "--demo")
         self.assertEqual(ask(server, "GET", "/alpha/jobs/devcluster/www-data").json["count"], 2)
@@ -5863,7 +5907,7 @@ class ProcessTest(unittest.TestCase):
         self.assertEqual(process.wait(15), 0)
         self.assertIn("stopped", process.stderr.read())
 
-    def test_stopping_lets_requests_finish_ends_streams_and_tells_of_operations(self):
+    def test_stopping_lets_requests_finish_ends_streams_and_tells_of_operations(self) -> None:
         process, server, _ = self.serve("--demo", "--poll-interval=0.1")
         wait_for(lambda: ask(server, "GET",
                              "/alpha/job/devcluster/www-data/prod/hello").json["stats"] == {"RUNNING": 2})
@@ -5874,7 +5918,7 @@ class ProcessTest(unittest.TestCase):
         stream.next()
         ask(server, "PUT", "/alpha/job/devcluster/www-data/prod/hello/restart?watch_secs=100")
         process.send_signal(signal.SIGTERM)
-        kinds = []
+        kinds: Any = []
         with contextlib.suppress(EOFError):
             while True:
                 kinds.append(stream.next()[1])
@@ -5884,7 +5928,7 @@ class ProcessTest(unittest.TestCase):
                 r"operation id=\S+ kind=restart key=devcluster/www-data/prod/hello interrupted: 0 of 2 done")
         stream.close()
 
-    def test_options_that_cannot_be_followed_are_one_line_and_exit_2(self):
+    def test_options_that_cannot_be_followed_are_one_line_and_exit_2(self) -> None:
         for arguments in (("--executor=mesos",), ("--application=tornado",), ("--host=0.0.0.0",),
                           ("--nonsense",), ("--port=x",),
                           ("--tokens=/nonexistent",), ("--clusters=/nonexistent",), ("--demo=a b",),
@@ -5894,7 +5938,7 @@ class ProcessTest(unittest.TestCase):
             self.assertEqual((process.returncode, out, err.count("\n")), (2, "", 1), (arguments, err))
             self.assertNotIn("Traceback", err)
 
-    def test_a_port_in_use_is_one_line(self):
+    def test_a_port_in_use_is_one_line(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             process = self.start("--demo", "--port=%d" % taken.getsockname()[1])
             _, err = process.communicate(timeout=20)
@@ -5905,21 +5949,21 @@ class ProcessTest(unittest.TestCase):
         self.assertEqual((other.returncode, demo_err.count("\n")), (2, 1), demo_err)
         self.assertRegex(demo_err, "the demo scheduler cannot listen on --demo-port=.*Address already in use")
 
-    def test_options_come_from_the_environment_too(self):
+    def test_options_come_from_the_environment_too(self) -> None:
         _, server, _ = self.serve(AURORA_REST_DEMO="moon", AURORA_REST_QUIET="1", AURORA_REST_DEMO_JOBS="3")
         self.assertEqual(ask(server, "GET", "/alpha/jobs/moon/load-000").json["count"], 3)
 
-    def test_version_help_and_new_token(self):
+    def test_version_help_and_new_token(self) -> None:
         process = self.start("--version")
         self.assertEqual(process.communicate(timeout=20)[0], "aurora_rest %s\n" % aurora_rest.__version__)
         out = self.start("--help").communicate(timeout=20)[0]
         for option in aurora_rest.OPTIONS:
             self.assertIn("--" + option.name, out)
         out = self.start("--new-token=bob:read").communicate(timeout=20)[0]
-        token, line = re.search(r"\n  (\S+)\n.*\n  (.*)\n", out).groups()
+        token, line = matched(r"\n  (\S+)\n.*\n  (.*)\n", out).groups()
         self.assertEqual(line, "bob read * " + aurora_rest.hash_token(token))
 
-    def test_a_log_that_nobody_reads_stops_neither_requests_nor_signals(self):
+    def test_a_log_that_nobody_reads_stops_neither_requests_nor_signals(self) -> None:
         source_end, target_end = os.pipe()
         self.addCleanup(os.close, source_end)
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -5927,11 +5971,12 @@ class ProcessTest(unittest.TestCase):
         process = subprocess.Popen([sys.executable, os.path.join(HERE, "aurora_rest.py"), "--demo",
                                     "--port=%d" % port],
                                    stderr=target_end, stdout=subprocess.DEVNULL)
-        self.addCleanup(lambda: (process.kill(), process.wait()))
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
         os.close(target_end)
         server = type("Running", (), {"port": port})()
 
-        def answers():
+        def answers() -> Any:
             with contextlib.suppress(OSError):
                 return ask(server, "GET", "/health").status == 200
         wait_for(answers)
@@ -5943,16 +5988,16 @@ class ProcessTest(unittest.TestCase):
         process.send_signal(signal.SIGTERM)
         self.assertEqual(process.wait(20), 0)
 
-    def test_lines_that_are_lost_are_counted_and_told(self):
+    def test_lines_that_are_lost_are_counted_and_told(self) -> None:
         class Stalled:
-            def __init__(self):
+            def __init__(self) -> None:
                 self.go, self.text = threading.Event(), ""
 
-            def write(self, text):
+            def write(self, text: Any) -> None:
                 self.go.wait(20)
                 self.text += text
 
-            def flush(self):
+            def flush(self) -> None:
                 pass
         stream = Stalled()
         log = aurora_rest.Log(stream)
@@ -5974,23 +6019,24 @@ class ProcessTest(unittest.TestCase):
             if broken:
                 broken.close()
 
-    def test_it_serves_with_a_closed_standard_error(self):
+    def test_it_serves_with_a_closed_standard_error(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         command = "exec %s %s --demo --port=%d 2>&-" % (sys.executable, os.path.join(HERE, "aurora_rest.py"),
                                                         port)
         process = subprocess.Popen(["sh", "-c", command], stdout=subprocess.DEVNULL)
-        self.addCleanup(lambda: (process.kill(), process.wait()))
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
         server = type("Running", (), {"port": port})()
 
-        def answers():
+        def answers() -> Any:
             with contextlib.suppress(OSError):
                 return ask(server, "PUT", JOB + "hello", source()).status == 201
         wait_for(answers)
         process.send_signal(signal.SIGTERM)
         self.assertEqual(process.wait(15), 0)
 
-    def test_a_loop_that_dies_ends_the_process_with_a_reason(self):
+    def test_a_loop_that_dies_ends_the_process_with_a_reason(self) -> None:
         code = ("import sys, aurora_rest\n"
                 "def turn(self): raise OSError('select failed')\n"
                 "aurora_rest._greet = lambda server, log: setattr(aurora_rest.Loop, 'turn', turn) or "
@@ -6002,7 +6048,7 @@ class ProcessTest(unittest.TestCase):
         self.assertIn("select failed", done.stderr)
         self.assertNotIn("Traceback", done.stderr)
 
-    def test_an_error_of_ours_at_the_start_is_one_line(self):
+    def test_an_error_of_ours_at_the_start_is_one_line(self) -> None:
         code = ("import sys, aurora_rest\ndef broken(*_): raise KeyError('x')\naurora_rest._supervise = "
                 "broken\n"
                 "sys.exit(aurora_rest.main(['--demo', '--port=0', '--quiet']))\n")
@@ -6012,7 +6058,7 @@ class ProcessTest(unittest.TestCase):
         self.assertRegex(done.stderr, "error KeyError: 'x' at line")
 
     @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate")
-    def test_a_reload_that_fails_leaves_all_as_it_was_and_each_part_for_itself(self):
+    def test_a_reload_that_fails_leaves_all_as_it_was_and_each_part_for_itself(self) -> None:
         import ssl
         with tempfile.TemporaryDirectory() as folder:
             old, new = os.path.join(folder, "old"), os.path.join(folder, "new")
@@ -6029,7 +6075,7 @@ class ProcessTest(unittest.TestCase):
             process, server, lines = self.serve("--demo", "--tls-cert", live["cert"], "--tls-key",
                                                 live["key"], "--tokens", tokens)
 
-            def trusted(which):
+            def trusted(which: Any) -> Any:
                 context = ssl.create_default_context(cafile=os.path.join(which, "cert"))
                 connection = http.client.HTTPSConnection("localhost", server.port, context=context,
                                                          timeout=10)
@@ -6041,7 +6087,7 @@ class ProcessTest(unittest.TestCase):
                 finally:
                     connection.close()
 
-            def reloaded():
+            def reloaded() -> Any:
                 process.send_signal(signal.SIGHUP)
                 while " reloaded " not in lines[-1]:
                     lines.append(process.stderr.readline())
@@ -6063,7 +6109,7 @@ class ProcessTest(unittest.TestCase):
             self.assertTrue(trusted(new) and not trusted(old))
 
     @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate")
-    def test_tls_ends_with_close_notify(self):
+    def test_tls_ends_with_close_notify(self) -> None:
         import ssl
         with tempfile.TemporaryDirectory() as folder:
             cert, key = certificate(folder)
@@ -6082,7 +6128,7 @@ class ProcessTest(unittest.TestCase):
                         data += part
                     self.assertTrue(data.startswith(b"HTTP/1.1 "))
 
-    def test_sighup_reloads_tokens(self):
+    def test_sighup_reloads_tokens(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "tokens")
             with open(path, "w", encoding="utf-8") as stream:
@@ -6097,7 +6143,7 @@ class ProcessTest(unittest.TestCase):
             wait_for(lambda: ask(server, "GET", "/alpha/clusters", Authorization="Bearer " +
                                  token).status == 200)
 
-    def test_systemd_is_told_and_its_socket_used(self):
+    def test_systemd_is_told_and_its_socket_used(self) -> None:
         with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX,
                 socket.SOCK_DGRAM) as told:
             told.bind(os.path.join(folder, "notify"))
@@ -6109,7 +6155,7 @@ class ProcessTest(unittest.TestCase):
             self.assertEqual(process.wait(15), 0)
 
     @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate")
-    def test_https_is_served(self):
+    def test_https_is_served(self) -> None:
         import ssl
         with tempfile.TemporaryDirectory() as folder:
             cert, key = certificate(folder)
@@ -6125,7 +6171,7 @@ class ProcessTest(unittest.TestCase):
             self.assertNotIn(b"HTTP/1.1 200", plain)
 
     @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate")
-    def test_who_has_no_certificate_is_not_served_where_one_is_wanted(self):
+    def test_who_has_no_certificate_is_not_served_where_one_is_wanted(self) -> None:
         import ssl
         with tempfile.TemporaryDirectory() as folder:
             cert, key = certificate(folder)
@@ -6150,55 +6196,55 @@ class ProcessTest(unittest.TestCase):
 class DemoTest(unittest.TestCase):
     """Aurora's behaviour, with a clock turned by hand."""
 
-    def setUp(self):
+    def setUp(self) -> None:
         self.demo = aurora_rest.Demo(speed=0, samples=False)
 
-    def call(self, name, *arguments):
+    def call(self, name: Any, *arguments: Any) -> Any:
         response = self.demo.invoke(name, api.method(name).arguments(*arguments))
         return response
 
-    def ok(self, name, *arguments):
+    def ok(self, name: Any, *arguments: Any) -> Any:
         response = self.call(name, *arguments)
         self.assertEqual(response.responseCode, api.ResponseCode.OK, response)
         return response.result
 
-    def refused(self, code, text, name, *arguments):
+    def refused(self, code: Any, text: Any, name: Any, *arguments: Any) -> None:
         response = self.call(name, *arguments)
         self.assertEqual(api.ResponseCode.name_of(response.responseCode), code, response)
         if text is not None:
             self.assertIn(text, response.details[0].message or "")
 
-    def tasks(self, name="hello", **query):
+    def tasks(self, name: Any = "hello", **query: Any) -> Any:
         found = self.ok("getTasksStatus", api.TaskQuery(jobName=name, **query)).scheduleStatusResult.tasks
         return sorted(found, key=lambda t: (t.assignedTask.instanceId, t.taskEvents[0].timestamp,
                                             -len(t.taskEvents)))
 
-    def states(self, name="hello", **query):
+    def states(self, name: Any = "hello", **query: Any) -> Any:
         return [S.name_of(task.status) for task in self.tasks(name, **query)]
 
-    def create(self, name="hello", count=1, **changes):
+    def create(self, name: Any = "hello", count: Any = 1, **changes: Any) -> None:
         self.ok("createJob", config(name, count=count, **changes))
         self.demo.advance(2)
 
-    def events(self, task):
+    def events(self, task: Any) -> Any:
         return [(S.name_of(event.status), event.message) for event in task.taskEvents]
 
-    def update(self, job, count=None, **settings):
+    def update(self, job: Any, count: Any = None, **settings: Any) -> Any:
         result = self.ok("startJobUpdate", update_request(job, count, **settings), "go")
         return result.startJobUpdateResult.key
 
-    def details(self, key):
+    def details(self, key: Any) -> Any:
         return self.ok("getJobUpdateDetails", None,
                        api.JobUpdateQuery(key=key)).getJobUpdateDetailsResult.detailsList[0]
 
-    def status(self, key):
+    def status(self, key: Any) -> Any:
         return U.name_of(self.details(key).update.summary.state.status)
 
-    def actions(self, key):
+    def actions(self, key: Any) -> Any:
         return [(event.instanceId, api.JobUpdateAction.name_of(event.action))
                 for event in self.details(key).instanceEvents]
 
-    def test_docker_and_revocable_offers_are_there_only_where_the_cluster_has_them(self):
+    def test_docker_and_revocable_offers_are_there_only_where_the_cluster_has_them(self) -> None:
         docker = api.Container(docker=api.DockerContainer(image="x"))
         text = "This scheduler is not configured to allow the container type DOCKER"
         self.refused("INVALID_REQUEST", text, "createJob", config(container=docker))
@@ -6217,7 +6263,7 @@ class DemoTest(unittest.TestCase):
         self.refused("INVALID_REQUEST", "disallow Docker parameters", "createJob",
                      config("p", container=parameters))
 
-    def test_what_fits_nowhere_waits_for_its_back_off(self):
+    def test_what_fits_nowhere_waits_for_its_back_off(self) -> None:
         hosts = api.Hosts(hostNames=set(self.demo.hosts))
         self.ok("drainHosts", hosts)
         self.create("patient")
@@ -6229,7 +6275,7 @@ class DemoTest(unittest.TestCase):
         self.demo.advance(65)
         self.assertEqual(self.states("patient"), ["RUNNING"])
 
-    def test_forty_tasks_a_second_are_launched(self):
+    def test_forty_tasks_a_second_are_launched(self) -> None:
         self.ok("createJob", config("many", count=100))
         self.demo.advance(1)
         waiting = self.states("many").count("PENDING")
@@ -6237,7 +6283,7 @@ class DemoTest(unittest.TestCase):
         self.demo.advance(3)
         self.assertEqual(self.states("many").count("RUNNING"), 100)
 
-    def test_thrifts_go_client_is_understood(self):
+    def test_thrifts_go_client_is_understood(self) -> None:
         url = self.demo.start()
         self.addCleanup(self.demo.stop)
         body = aurora_rest.encode_message(aurora_rest.TJSON, "getTierConfigs", 1, 7,
@@ -6249,7 +6295,7 @@ class DemoTest(unittest.TestCase):
         server = type("Running", (), {"port": int(url.rsplit(":", 1)[1])})()
         self.assertEqual(statuses(raw(server, head.encode() + body)), [200])
 
-    def test_a_blank_role_finds_the_tasks_of_every_role(self):
+    def test_a_blank_role_finds_the_tasks_of_every_role(self) -> None:
         self.create("blank")
         self.ok("scheduleCronJob", cron_config("later"))
         for role in ("", " "):
@@ -6260,7 +6306,7 @@ class DemoTest(unittest.TestCase):
         self.assertEqual({job.key.name for job in self.ok("getJobs", None).getJobsResult.configs},
                          {"blank", "later"})
 
-    def test_what_is_due_and_fails_is_nobodys_call(self):
+    def test_what_is_due_and_fails_is_nobodys_call(self) -> None:
         job = cron_config("odd")
         # its tasks collide at the second run
         job.key = api.JobKey(role="www-data", environment="devel", name="other")
@@ -6270,7 +6316,7 @@ class DemoTest(unittest.TestCase):
             self.demo.advance(60)
             self.ok("getTierConfigs")
 
-    def test_a_committed_recovery_takes_the_scheduler_away_for_a_moment(self):
+    def test_a_committed_recovery_takes_the_scheduler_away_for_a_moment(self) -> None:
         self.ok("performBackup")
         backup = next(iter(self.ok("listBackups").listBackupsResult.backups))
         self.ok("stageRecovery", backup)
@@ -6279,7 +6325,7 @@ class DemoTest(unittest.TestCase):
         self.demo.advance(5)
         self.assertFalse(self.demo.away)
 
-    def test_a_task_runs_and_its_replacement_follows_its_end(self):
+    def test_a_task_runs_and_its_replacement_follows_its_end(self) -> None:
         self.create()
         task = self.tasks()[0]
         self.assertEqual(self.events(task), [
@@ -6294,7 +6340,7 @@ class DemoTest(unittest.TestCase):
         self.assertEqual((self.events(new)[0], new.ancestorId),
                          (("PENDING", "Rescheduled"), old.assignedTask.taskId))
 
-    def test_a_pending_task_that_is_killed_disappears(self):
+    def test_a_pending_task_that_is_killed_disappears(self) -> None:
         self.create(constraints={api.Constraint(name="rack", constraint=api.TaskConstraint(
             value=api.ValueConstraint(negated=False, values={"nowhere"})))})
         self.assertEqual(self.states(), ["PENDING"])
@@ -6303,7 +6349,7 @@ class DemoTest(unittest.TestCase):
         self.assertEqual(self.call("killTasks", config().key, None, None).details[0].message,
                          "No tasks to kill.")
 
-    def test_failures_are_counted_and_retried_within_max_task_failures(self):
+    def test_failures_are_counted_and_retried_within_max_task_failures(self) -> None:
         job = config(command="exit 1", service=False, maxTaskFailures=2)
         self.ok("createJob", job)
         self.demo.advance(2)
@@ -6314,23 +6360,23 @@ class DemoTest(unittest.TestCase):
         self.demo.advance(10)
         self.assertEqual(self.states("batch"), ["FINISHED"])
 
-    def test_a_service_that_flaps_is_throttled_but_for_the_first_time(self):
+    def test_a_service_that_flaps_is_throttled_but_for_the_first_time(self) -> None:
         self.ok("createJob", config(command="sleep 1; exit 1"))
         self.demo.advance(600)
         tasks = self.tasks()
         first = [self.events(task)[0] for task in tasks]
         self.assertEqual(first[:2], [("PENDING", None), ("PENDING", "Rescheduled")])
         self.assertRegex(first[2][1], r"^Rescheduled, penalized for \d+ ms for flapping$")
-        self.assertGreaterEqual(int(re.search(r"\d+", first[2][1]).group()), 30000)
+        self.assertGreaterEqual(int(matched(r"\d+", first[2][1]).group()), 30000)
 
-    def test_a_task_stuck_in_a_transient_state_is_lost_and_rescheduled(self):
+    def test_a_task_stuck_in_a_transient_state_is_lost_and_rescheduled(self) -> None:
         self.create()
         task = self.tasks()[0].assignedTask.taskId
         self.ok("forceTaskState", task, S.LOST)
         self.assertEqual(self.states(), ["LOST", "PENDING"])
         self.assertEqual(self.events(self.tasks()[0])[-1], ("LOST", "Transition forced by UNSECURE"))
 
-    def test_a_partitioned_task_is_lost_after_its_delay(self):
+    def test_a_partitioned_task_is_lost_after_its_delay(self) -> None:
         self.create(partitionPolicy=api.PartitionPolicy(reschedule=True, delaySecs=100))
         task = self.tasks()[0].assignedTask.taskId
         for status in ("PARTITIONED", "RUNNING", "PARTITIONED"):
@@ -6342,7 +6388,7 @@ class DemoTest(unittest.TestCase):
         self.assertEqual(self.states()[0], "LOST")
         self.assertEqual(self.tasks()[0].timesPartitioned, 2)
 
-    def test_history_is_pruned_after_two_days(self):
+    def test_history_is_pruned_after_two_days(self) -> None:
         self.create()
         self.ok("killTasks", config().key, None, None)
         self.demo.advance(100)
@@ -6350,7 +6396,7 @@ class DemoTest(unittest.TestCase):
         self.demo.advance(2 * 86400)
         self.assertEqual(self.states(), [])
 
-    def test_constraints_and_capacity_decide_where_tasks_go(self):
+    def test_constraints_and_capacity_decide_where_tasks_go(self) -> None:
         limit = {api.Constraint(name="host",
                                 constraint=api.TaskConstraint(limit=api.LimitConstraint(limit=1)))}
         self.create("spread", 7, constraints=limit)
@@ -6370,7 +6416,7 @@ class DemoTest(unittest.TestCase):
         reasons = self.ok("getPendingReason", api.TaskQuery(jobName="huge")).getPendingReasonResult.reasons
         self.assertEqual({r.reason for r in reasons}, {"Insufficient: RAM,Insufficient: CPU"})
 
-    def test_an_update_rolls_in_order_create_update_kill(self):
+    def test_an_update_rolls_in_order_create_update_kill(self) -> None:
         self.create(count=3)
         key = self.update(config(command="v2", count=2), updateGroupSize=1)
         self.demo.advance(60)
@@ -6380,7 +6426,7 @@ class DemoTest(unittest.TestCase):
         killed = [t for t in self.tasks() if t.status == S.KILLED][0]
         self.assertEqual(killed.taskEvents[-2].message, "Killed for job update " + key.id)
 
-    def test_a_failing_update_rolls_back_or_stops(self):
+    def test_a_failing_update_rolls_back_or_stops(self) -> None:
         self.create(count=2)
         back = self.update(config(command="exit 1", count=2))
         self.demo.advance(60)
@@ -6399,7 +6445,7 @@ class DemoTest(unittest.TestCase):
         self.demo.advance(600)
         self.assertEqual(self.status(tolerant), "ROLLED_FORWARD")
 
-    def test_strategies_group_instances(self):
+    def test_strategies_group_instances(self) -> None:
         for strategy, groups in (
                 (api.JobUpdateStrategy(queueStrategy=api.QueueJobUpdateStrategy(groupSize=2)), [2]),
                 (api.JobUpdateStrategy(batchStrategy=api.BatchJobUpdateStrategy(groupSize=3,
@@ -6415,7 +6461,7 @@ class DemoTest(unittest.TestCase):
             self.demo.advance(120)
             self.assertEqual(self.status(key), "ROLLED_FORWARD")
 
-    def test_batches_of_several_sizes_go_back_the_way_they_came(self):
+    def test_batches_of_several_sizes_go_back_the_way_they_came(self) -> None:
         self.create("back", 6)
         strategy = api.JobUpdateStrategy(varBatchStrategy=api.VariableBatchJobUpdateStrategy(
             groupSizes=[1, 2], autopauseAfterBatch=False))
@@ -6435,13 +6481,13 @@ class DemoTest(unittest.TestCase):
                 update.set_state(number, "SUCCEEDED")
         self.assertEqual((sum(sizes), sizes[-1]), (6, 1))
 
-    def test_backups_are_forgotten_some_time(self):
+    def test_backups_are_forgotten_some_time(self) -> None:
         for _ in range(50):
             self.ok("performBackup")
             self.demo.advance(60)
         self.assertEqual(len(self.ok("listBackups").listBackupsResult.backups), 48)
 
-    def test_autopause_pauses_between_batches(self):
+    def test_autopause_pauses_between_batches(self) -> None:
         self.create(count=3)
         strategy = api.JobUpdateStrategy(batchStrategy=api.BatchJobUpdateStrategy(groupSize=2,
                 autopauseAfterBatch=True))
@@ -6453,7 +6499,7 @@ class DemoTest(unittest.TestCase):
         self.demo.advance(60)
         self.assertEqual(self.status(key), "ROLLED_FORWARD")
 
-    def test_pulses_hold_an_update(self):
+    def test_pulses_hold_an_update(self) -> None:
         self.create()
         key = self.update(config(command="v2"), blockIfNoPulsesAfterMs=60000)
         self.demo.advance(300)
@@ -6465,7 +6511,7 @@ class DemoTest(unittest.TestCase):
         self.assertEqual(self.ok("pulseJobUpdate", key).pulseJobUpdateResult.status,
                          api.JobUpdatePulseStatus.FINISHED)
 
-    def test_updates_are_steered_by_the_state_machine(self):
+    def test_updates_are_steered_by_the_state_machine(self) -> None:
         self.create(count=2)
         key = self.update(config(command="v2", count=2))
         self.refused("JOB_UPDATING_ERROR", "Job is currently updating", "killTasks", config().key, None, None)
@@ -6490,7 +6536,7 @@ class DemoTest(unittest.TestCase):
         self.assertEqual((same.result, same.details[0].message),
                          (None, "Job is unchanged by proposed update."))
 
-    def test_an_update_of_some_instances_leaves_the_others(self):
+    def test_an_update_of_some_instances_leaves_the_others(self) -> None:
         self.create(count=3)
         key = self.update(config(command="v2", count=3),
                           updateOnlyTheseInstances={api.Range(first=1, last=1)})
@@ -6501,7 +6547,7 @@ class DemoTest(unittest.TestCase):
         self.refused("ERROR", "Invalid range", "startJobUpdate", update_request(
             config(command="v3", count=3), updateOnlyTheseInstances={api.Range(first=1, last=0)}), None)
 
-    def test_cron_jobs_run_at_their_time_by_their_policy(self):
+    def test_cron_jobs_run_at_their_time_by_their_policy(self) -> None:
         job = config("cron", "sleep 5000", service=False)
         self.ok("scheduleCronJob", job.replace(cronSchedule="*/5 * * * *",
                                                cronCollisionPolicy=api.CronCollisionPolicy.CANCEL_NEW))
@@ -6529,7 +6575,7 @@ class DemoTest(unittest.TestCase):
         self.assertEqual(self.call("descheduleCronJob", config("c3").key).details[0].message,
                          "Job www-data/devel/c3 is not scheduled with cron")
 
-    def test_crontab_finds_the_next_time(self):
+    def test_crontab_finds_the_next_time(self) -> None:
         start = 1700000000      # 2023-11-14 22:13:20 GMT, a Tuesday
         for text, expected in (("* * * * *", "2023-11-14 22:14"), ("0 4 * * *", "2023-11-15 04:00"),
                                ("30 1 * * MON-FRI", "2023-11-15 01:30"),
@@ -6538,7 +6584,7 @@ class DemoTest(unittest.TestCase):
             self.assertEqual(time.strftime("%Y-%m-%d %H:%M",
                     time.gmtime(aurora_rest.Crontab(text).next(start))), expected, text)
 
-    def test_quota_is_checked_for_production_jobs(self):
+    def test_quota_is_checked_for_production_jobs(self) -> None:
         self.ok("setQuota", "www-data", api.ResourceAggregate(resources={
             api.Resource(numCpus=1.0), api.Resource(ramMb=1024), api.Resource(diskMb=1024)}))
         prod = config("prod", count=11, tier="preferred")
@@ -6555,7 +6601,7 @@ class DemoTest(unittest.TestCase):
         self.refused("ERROR", "Quota resources must be exactly", "setQuota", "x",
                      api.ResourceAggregate(resources={api.Resource(ramMb=1)}))
 
-    def test_refusals_have_aurora_s_texts(self):
+    def test_refusals_have_aurora_s_texts(self) -> None:
         key = api.JobKey(role="www-data", environment="qa", name="x")
         for job, text in (
                 (config().replace(taskConfig=None), "Job configuration must have taskConfig set."),
@@ -6591,7 +6637,7 @@ class DemoTest(unittest.TestCase):
         self.refused("ERROR", "Tasks in non-terminal state cannot be pruned.", "pruneTasks",
                      api.TaskQuery(statuses={S.RUNNING}))
 
-    def test_hosts_are_drained_with_regard_to_slas(self):
+    def test_hosts_are_drained_with_regard_to_slas(self) -> None:
         policy = api.SlaPolicy(percentageSlaPolicy=api.PercentageSlaPolicy(percentage=90.0, durationSecs=60))
         self.ok("setQuota", "www-data", api.ResourceAggregate(resources={
             api.Resource(numCpus=100.0), api.Resource(ramMb=102400), api.Resource(diskMb=102400)}))
@@ -6623,7 +6669,7 @@ class DemoTest(unittest.TestCase):
                                 for t in self.tasks(statuses=set(api.ACTIVE_STATES))])
         self.ok("endMaintenance", hosts)
 
-    def test_a_recovery_brings_back_what_was_and_nothing_runs_twice(self):
+    def test_a_recovery_brings_back_what_was_and_nothing_runs_twice(self) -> None:
         self.create(count=2)
         key = self.update(config(command="v2", count=2))
         self.demo.advance(1)
@@ -6641,7 +6687,7 @@ class DemoTest(unittest.TestCase):
         self.assertEqual(self.states(statuses=set(api.ACTIVE_STATES)), ["RUNNING"] * 2)
         self.assertEqual(self.status(key), "ROLLED_FORWARD")
 
-    def test_the_wire_negotiates_as_auroras_does(self):
+    def test_the_wire_negotiates_as_auroras_does(self) -> None:
         url = self.demo.start()
         self.addCleanup(self.demo.stop)
         made = type("Running", (), {"port": int(url.rsplit(":", 1)[1])})
@@ -6676,14 +6722,14 @@ class DemoTest(unittest.TestCase):
         self.assertEqual((ask(made, "POST", "/api", b"").status, ask(made, "GET", "/leaderhealth").status),
                          (307, 503))
 
-    def test_a_hundred_clients_keep_it_consistent(self):
+    def test_a_hundred_clients_keep_it_consistent(self) -> None:
         self.demo.clock.speed = 50.0
         url = self.demo.start()
         self.addCleanup(self.demo.stop)
         self.create("shared", 5)
         problems = []
 
-        def client(number):
+        def client(number: Any) -> None:
             scheduler = aurora_rest.Scheduler(url, parallel=2)
             for step in range(6):
                 try:
@@ -6713,7 +6759,7 @@ class DemoTest(unittest.TestCase):
             updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES))).getJobUpdateSummariesResult.updateSummaries
         self.assertLessEqual(len(running), 1)
 
-    def test_filled_with_jobs_a_list_of_one_role_stays_small(self):
+    def test_filled_with_jobs_a_list_of_one_role_stays_small(self) -> None:
         demo = aurora_rest.Demo(speed=0, jobs=200, samples=False)
         self.assertEqual(len(demo._tasks), 2000)
         found = demo.invoke("getJobs",
@@ -6723,7 +6769,7 @@ class DemoTest(unittest.TestCase):
 
 # --- README -------------------------------------------------------------------------------------------------
 
-def options_table():
+def options_table() -> Any:
     """The README's table of options, from the options."""
     lines = ["| option | default | meaning |", "|---|---|---|"]
     for option in aurora_rest.OPTIONS:
@@ -6738,25 +6784,25 @@ class PageApiTest(Serving):
     """What the page asks that nothing else did."""
     K = "/alpha/job/devcluster/www-data/devel/"
 
-    def create(self, name, **more):
+    def create(self, name: Any, **more: Any) -> None:
         self.demo.createJob(config(name, **more))
         self.demo.advance(30)
 
-    def update(self, name, text, message=None):
+    def update(self, name: Any, text: Any, message: Any = None) -> Any:
         more = "?message=" + message if message else ""
         answer = self.good("PUT", self.K + name + "/update" + more, text, status=202,
                            content_type="text/plain")
         self.demo.advance(300)
         return answer["update"]["id"]
 
-    def source(self, name, command, count=1):
+    def source(self, name: Any, command: Any, count: Any = 1) -> Any:
         return source(name, command, "instances=%d, update_config=UpdateConfig(watch_secs=5, batch_size=5)" %
                       count)
 
-    def history(self, name):
+    def history(self, name: Any) -> Any:
         return self.good("GET", self.K + name + "/history")["versions"]
 
-    def test_who_am_i(self):
+    def test_who_am_i(self) -> None:
         me = self.good("GET", "/alpha/me")
         self.assertEqual((me["name"], me["level"], me["roles"], me["by"]),
                          ("anonymous", "admin", ["*"], "nobody"))
@@ -6772,14 +6818,14 @@ class PageApiTest(Serving):
             told = ask(server, "GET", "/alpha/me", Authorization=basic).json
             self.assertEqual((told["name"], told["by"]), ("bob", "scheduler"))
 
-    def test_brief_tasks_have_their_last_event(self):
+    def test_brief_tasks_have_their_last_event(self) -> None:
         self.create("brief", count=2)
         whole = self.good("GET", self.K + "brief/tasks")["tasks"]
         brief = self.good("GET", self.K + "brief/tasks?brief=1")["tasks"]
         self.assertEqual(brief, [dict(task, events=task["events"][-1:]) for task in whole])
         self.assertGreater(len(whole[0]["events"]), 1)
 
-    def test_what_waits_in_a_cluster_and_why(self):
+    def test_what_waits_in_a_cluster_and_why(self) -> None:
         hungry = config("hungry", count=2).taskConfig.replace(
             resources={api.Resource(numCpus=900.0), api.Resource(ramMb=32), api.Resource(diskMb=32)})
         self.demo.createJob(api.JobConfiguration(key=hungry.job, owner=hungry.owner, taskConfig=hungry,
@@ -6795,7 +6841,7 @@ class PageApiTest(Serving):
         self.assertIn("offset=1", one.headers["link"])
         self.assertEqual(self.good("GET", "/alpha/pending/devcluster?role=nobody")["pending"], [])
 
-    def test_hosts_of_a_cluster(self):
+    def test_hosts_of_a_cluster(self) -> None:
         self.create("placed", count=3)
         told = self.good("GET", "/alpha/hosts/devcluster")
         task = self.good("GET", self.K + "placed/tasks")["tasks"][0]
@@ -6812,7 +6858,7 @@ class PageApiTest(Serving):
         self.assertEqual(self.good("GET", "/alpha/hosts/devcluster?host=" + idle)["hosts"],
                          [{"host": idle, "mode": "NONE", "tasks": 0}])
 
-    def test_events_without_how_things_stand(self):
+    def test_events_without_how_things_stand(self) -> None:
         self.create("quiet")
         for path in (self.K + "quiet/events", "/alpha/events/devcluster/www-data",
                      "/alpha/events/devcluster"):
@@ -6829,7 +6875,7 @@ class PageApiTest(Serving):
             if path != "/alpha/events/devcluster":
                 self.create("quiet")
 
-    def test_history_and_the_way_back(self):
+    def test_history_and_the_way_back(self) -> None:
         self.create("back", count=2)
         self.update("back", self.source("back", "second", 2), "release+2")
         second = self.good("GET", self.K + "back/update")["update"]["id"]
@@ -6857,7 +6903,7 @@ class PageApiTest(Serving):
         same = self.good("POST", path)
         self.assertEqual((same["unchanged"], "update" in same), (True, False))
 
-    def test_rollback_is_waited_for(self):
+    def test_rollback_is_waited_for(self) -> None:
         self.create("waited", count=1)
         self.update("waited", self.source("waited", "second"))
         first = self.history("waited")[1]["id"]
@@ -6866,14 +6912,14 @@ class PageApiTest(Serving):
         told = self.good("POST", self.K + "waited/rollback?wait=20&to=" + first)
         self.assertEqual((told["reached"], told["update"]["state"]), (True, "ROLLED_FORWARD"))
 
-    def test_what_cannot_be_gone_back_to(self):
+    def test_what_cannot_be_gone_back_to(self) -> None:
         self.create("odd")
         self.bad(400, "POST", self.K + "odd/rollback", says="history")
         self.bad(404, "POST", self.K + "odd/rollback?to=" + "0" * 12, says="no configuration")
         self.bad(404, "GET", self.K + "od/history")
         self.bad(404, "POST", self.K + "od/rollback?to=" + "0" * 12)
 
-    def test_a_job_that_is_gone_comes_back(self):
+    def test_a_job_that_is_gone_comes_back(self) -> None:
         self.create("gone", count=2)
         self.good("DELETE", self.K + "gone")
         self.demo.advance(60)
@@ -6881,7 +6927,7 @@ class PageApiTest(Serving):
         self.assertEqual([each["running"] for each in versions], [[]])
         self.assertEqual(len(versions), 1)
 
-    def test_the_page_may_be_off_or_only_read(self):
+    def test_the_page_may_be_off_or_only_read(self) -> None:
         for page, status in (("full", 200), ("read", 200), ("off", 404)):
             with aurora_rest.Server(port=0, demo=True, page=page, evaluator=self.evaluator()) as server:
                 answers = [ask(server, "GET", path) for path in ("/", "/page.css", "/page.js")]
@@ -6892,7 +6938,7 @@ class PageApiTest(Serving):
 
 
 @contextlib.contextmanager
-def token_server(**options):
+def token_server(**options: Any) -> Any:
     """(a server that wants tokens, its tokens by name): alice may write to www-*, rita may read."""
     token = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -6915,18 +6961,18 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 class Chromium:
     """A browser without a window, which is told what to do over the DevTools protocol."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        self.process = subprocess.Popen(
-            [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
+        self.process: Any = subprocess.Popen(
+            [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
              "--disable-dev-shm-usage",
              "--remote-debugging-port=0", "--user-data-dir=" + self.folder.name, "about:blank"],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         line = next(line for line in self.process.stderr if "DevTools listening on" in line)
-        self.port = int(re.search(r":(\d+)/", line).group(1))
+        self.port = int(matched(r":(\d+)/", line).group(1))
         threading.Thread(target=self.process.stderr.read, daemon=True).start()
 
-    def close(self):
+    def close(self) -> None:
         self.process.kill()
         self.process.wait()
         self.process.stderr.close()
@@ -6937,7 +6983,7 @@ class Chromium:
 class Tab:
     """A tab: a WebSocket (RFC 6455) on which methods are called and events arrive."""
 
-    def __init__(self, chromium, width=1400, height=900):
+    def __init__(self, chromium: Any, width: Any = 1400, height: Any = 900) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", chromium.port, timeout=30)
         connection.request("PUT", "/json/new?about:blank")
         address = json.loads(connection.getresponse().read())["webSocketDebuggerUrl"]
@@ -6951,12 +6997,13 @@ class Tab:
         self.stream = self.sock.makefile("rb")
         while self.stream.readline() != b"\r\n":
             pass
-        self.number, self.events = 0, []
+        self.number = 0
+        self.events: Any = []
         for method in ("Page.enable", "Runtime.enable", "Log.enable", "Network.enable"):
             self.call(method)
         self.size(width, height)
 
-    def call(self, method, **params):
+    def call(self, method: Any, **params: Any) -> Any:
         self.number += 1
         data = json.dumps({"id": self.number, "method": method, "params": params}).encode()
         length = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xfe" + struct.pack(">H", len(data))
@@ -6969,22 +7016,22 @@ class Tab:
                 return told["result"]
             self.events.append(told)
 
-    def _read(self):
+    def _read(self) -> Any:
         data, last = b"", False
         while not last:
             head = self.stream.read(2)
-            last, length = head[0] & 0x80, head[1] & 0x7f
+            last, length = bool(head[0] & 0x80), head[1] & 0x7f
             if length > 125:
                 length = int.from_bytes(self.stream.read(2 if length == 126 else 8), "big")
             data += self.stream.read(length)
         return json.loads(data)
 
-    def js(self, code):
+    def js(self, code: Any) -> Any:
         told = self.call("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in told, told
         return told["result"].get("value")
 
-    def until(self, code, seconds=10.0):
+    def until(self, code: Any, seconds: Any = 10.0) -> None:
         """Wait for something to be true."""
         end = time.monotonic() + seconds
         while True:
@@ -6994,41 +7041,41 @@ class Tab:
                     self.js("document.body.innerText")[:1500])
             time.sleep(0.03)
 
-    def open(self, server, place=""):
+    def open(self, server: Any, place: Any = "") -> None:
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=server.url + "/" + place)
         self.until("document.readyState == 'complete' && !!document.querySelector('h1, dialog')")
 
-    def click(self, text, within="body"):
+    def click(self, text: Any, within: Any = "body") -> None:
         self.until("!!(window.found = [...document.querySelectorAll(%s)].find(e => "
                    "e.textContent.trim().startsWith(%s) && "
                    "!e.disabled))" % (json.dumps("%s :is(button, a, summary)" % within), json.dumps(text)))
         self.js("found.click()")
 
-    def type(self, field, text):
+    def type(self, field: Any, text: Any) -> None:
         self.js("(e => { e.focus(); e.value = %s; e.dispatchEvent(new Event('input')) "
                 "})(document.querySelector(%s))" % (
             json.dumps(text), json.dumps(field)))
 
-    def press(self, key):
+    def press(self, key: Any) -> None:
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, text=key if len(key) == 1
                       else "",
                       windowsVirtualKeyCode=9 if key == "Tab" else 0)
 
-    def text(self, selector="body"):
+    def text(self, selector: Any = "body") -> Any:
         return self.js("document.querySelector(%s)?.innerText ?? ''" % json.dumps(selector))
 
-    def rows(self):
+    def rows(self) -> Any:
         """The cells' texts of the rows in sight."""
         return self.js("[...document.querySelectorAll('tr[data-i]')].map(r => [...r.cells].map(c => "
                        "c.innerText.trim()))")
 
-    def size(self, width, height=900):
+    def size(self, width: Any, height: Any = 900) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
                   mobile=False)
 
-    def wrong(self):
+    def wrong(self) -> Any:
         """What the browser complained of: exceptions, violations of the policy."""
         self.js("1")
         return [json.dumps(each["params"])[:600] for each in self.events
@@ -7037,7 +7084,7 @@ class Tab:
                 and "Content Security Policy" in each["params"]["entry"]["text"] or
                 each["method"] == "Page.javascriptDialogOpening"]
 
-    def requests(self):
+    def requests(self) -> Any:
         self.js("1")
         return [each["params"]["request"] for each in self.events
                 if each["method"] == "Network.requestWillBeSent"]
@@ -7046,19 +7093,20 @@ class Tab:
 @unittest.skipUnless(CHROMIUM,
         "needs chromium, chromium-browser or google-chrome on the PATH: the page is tested in a browser")
 class PageTest(Serving):
+    chromium: Any
     KEY = "devcluster/www-data/devel/"
 
     @classmethod
-    def setUpClass(cls):
+    def setUpClass(cls) -> None:
         super().setUpClass()
         cls.chromium = Chromium()
 
     @classmethod
-    def tearDownClass(cls):
+    def tearDownClass(cls) -> None:
         cls.chromium.close()
         super().tearDownClass()
 
-    def tab(self, place="", server=None, **options):
+    def tab(self, place: Any = "", server: Any = None, **options: Any) -> Any:
         tab = Tab(self.chromium, **options)
         self.addCleanup(tab.sock.close)
         self.addCleanup(tab.stream.close)
@@ -7066,15 +7114,15 @@ class PageTest(Serving):
         tab.open(server or self.server, place)
         return tab
 
-    def create(self, name, count=1, **more):
+    def create(self, name: Any, count: Any = 1, **more: Any) -> Any:
         self.demo.createJob(config(name, count=count, **more))
         self.demo.advance(30)
         return "#/" + self.KEY + name
 
-    def sent(self, tab, method):
+    def sent(self, tab: Any, method: Any) -> Any:
         return [each for each in tab.requests() if each["method"] == method]
 
-    def test_size_policy_and_nothing_foreign(self):
+    def test_size_policy_and_nothing_foreign(self) -> None:
         tab = self.tab(self.create("small", 3))
         tab.until("document.querySelectorAll('tr[data-i]').length == 3")
         answers = [self.ask("GET", path) for path in ("/", "/page.css", "/page.js")]
@@ -7096,7 +7144,7 @@ class PageTest(Serving):
         self.assertTrue(all(each["url"].startswith(self.server.url) or each["url"] == "about:blank"
                             for each in tab.requests()))
 
-    def test_what_others_wrote_is_text(self):
+    def test_what_others_wrote_is_text(self) -> None:
         evil = "<img src=x onerror=alert(1)>"
         place = self.create("evil", metadata={api.Metadata(key="note", value=evil)})
         self.good("PUT", "/alpha/job/" + self.KEY + "evil/update?message=" + urllib.parse.quote(evil), source(
@@ -7110,7 +7158,7 @@ class PageTest(Serving):
         self.assertEqual(tab.js("document.images.length"), 0)
         self.demo.advance(300)
 
-    def test_everything_seen_is_a_permalink(self):
+    def test_everything_seen_is_a_permalink(self) -> None:
         place = self.create("perma", 12)
         self.good("DELETE", "/alpha/job/" + self.KEY + "perma?shards=3,5")
         tab = self.tab(place)
@@ -7133,7 +7181,7 @@ class PageTest(Serving):
             tab.js("location.hash = %s" % json.dumps(odd))
             tab.until("!!document.querySelector('h1')")
 
-    def test_live_and_a_server_that_is_gone(self):
+    def test_live_and_a_server_that_is_gone(self) -> None:
         demo = aurora_rest.Demo(speed=1.0)
         first = aurora_rest.Server(port=0, demo=demo, evaluator=self.evaluator(), poll_interval=0.2).start()
         tab = self.tab("#/devcluster/www-data/prod/hello", first)
@@ -7142,8 +7190,8 @@ class PageTest(Serving):
         before = tab.js("document.querySelector('tr[data-k=\"0\"] time').dateTime")
         ask(first, "DELETE", "/alpha/job/devcluster/www-data/prod/hello?shards=0")
         tab.until("document.querySelector('tr[data-k=\"0\"] time').dateTime != '%s'" % before, 2.0)
-        demo_stop, demo.stop = demo.stop, lambda: None
-        first.stop(0.1)
+        with mock.patch.object(demo, "stop"):
+            first.stop(0.1)
         tab.until("document.querySelector('.fresh').innerText.includes('Reconnecting')", 2.5)
         tab.until("document.querySelector('#notice').innerText.includes('ago')")
         self.assertEqual(len(tab.rows()), 2)
@@ -7151,13 +7199,13 @@ class PageTest(Serving):
         second = aurora_rest.Server(port=first.port, clusters={"devcluster": demo.url},
                                     evaluator=self.evaluator(),
                                     poll_interval=0.2).start()
-        self.addCleanup(demo_stop)
+        self.addCleanup(demo.stop)
         self.addCleanup(second.stop, 0.1)
         tab.until("document.querySelector('.fresh').innerText.includes('Live')", 8)
         tab.until("document.querySelectorAll('tr[data-i]').length == 2")
         self.assertEqual(tab.js("window.here"), 1)
 
-    def test_ten_thousand_instances(self):
+    def test_ten_thousand_instances(self) -> None:
         task = config("many").taskConfig
         with self.demo._lock:
             for number in range(10000):
@@ -7168,15 +7216,18 @@ class PageTest(Serving):
                 made.host = next(iter(self.demo.hosts.values()))
                 self.demo._note_active(made)
         tab = self.tab()
-        tab.js("""window.long = []; new PerformanceObserver(l => l.getEntries().forEach(e => long.push(e.duration)))
-            .observe({entryTypes: ['longtask']}); window.began = performance.now(); location.hash = '#/%smany'""" % self.KEY)
+        tab.js("""window.long = []
+            new PerformanceObserver(l => l.getEntries().forEach(e => long.push(e.duration))).observe(
+              {entryTypes: ['longtask']}); window.began = performance.now()
+            location.hash = '#/%smany'""" % self.KEY)
         tab.until("!!document.querySelector('tr[data-i]') && (window.first ||= performance.now() - began)")
         tab.until("document.querySelector('[aria-current=page] .count')?.innerText.trim() == '10\\u202f000'",
                   30)
         first = tab.js("first")
         time.sleep(1)
         tab.js("long.length = 0")
-        spent = max(tab.js("""(() => { const began = performance.now(), box = document.querySelector('[type=search]')
+        spent = max(tab.js("""(() => {
+            const began = performance.now(), box = document.querySelector('[type=search]')
             box.value = '%s'; box.dispatchEvent(new Event('input')); document.body.offsetHeight
             return performance.now() - began })()""" % text) for text in ("9", "99", "999", "9999", ""))
         tab.js("scrollTo(0, document.body.scrollHeight)")
@@ -7196,7 +7247,7 @@ class PageTest(Serving):
         with self.demo._lock:
             self.demo._active.pop(next(key for key in self.demo._active if key[2] == "many"))
 
-    def test_actions_say_what_they_send(self):
+    def test_actions_say_what_they_send(self) -> None:
         place = self.create("acted", 3)
         tab = self.tab(place)
         tab.click("Restart…", ".head")
@@ -7228,7 +7279,7 @@ class PageTest(Serving):
         tab.js("document.querySelector('dialog [type=submit]').click()")
         tab.until("document.querySelector('#tray').innerText.includes('Restart')")
 
-    def test_who_may_only_read_is_offered_nothing(self):
+    def test_who_may_only_read_is_offered_nothing(self) -> None:
         place = "#/devcluster/www-data/prod/hello"
         with token_server() as (server, token):
             for name, count in (("rita", 0), ("alice", 3)):
@@ -7244,14 +7295,14 @@ class PageTest(Serving):
             tab.until("document.querySelectorAll('tr[data-i]').length == 2")
             self.assertEqual(tab.js("document.querySelectorAll('.head button').length"), 0)
 
-    def log_in(self, tab, token, keep=False):
+    def log_in(self, tab: Any, token: Any, keep: Any = False) -> None:
         tab.until("!!document.querySelector('dialog [type=password]')")
         tab.type("dialog [type=password]", token)
         if keep:
             tab.js("document.querySelector('dialog [type=checkbox]').click()")
         tab.click("Log in", "dialog")
 
-    def test_login_keeps_the_token_to_itself(self):
+    def test_login_keeps_the_token_to_itself(self) -> None:
         with token_server() as (server, token):
             tab = self.tab("", server)
             self.log_in(tab, "wrong")
@@ -7274,12 +7325,12 @@ class PageTest(Serving):
 
     @unittest.skipUnless(any(each.path.endswith("/processes") for each in aurora_rest.ROUTES),
                          "there is no logs API yet")
-    def test_logs(self):
+    def test_logs(self) -> None:
         tab = self.tab("#/devcluster/www-data/prod/hello?tab=logs")
         tab.until("document.querySelectorAll('.log p').length > 0")
         self.assertLess(tab.js("document.querySelectorAll('*').length"), 1500)
 
-    def test_the_way_back(self):
+    def test_the_way_back(self) -> None:
         place = self.create("return", 2)
         self.good("PUT", "/alpha/job/" + self.KEY + "return/update", source(
             "return", "second", "instances=2, update_config=UpdateConfig(watch_secs=1)"), status=202,
@@ -7303,7 +7354,7 @@ class PageTest(Serving):
         self.assertEqual(self.good("GET", "/alpha/job/" + self.KEY + "return/history")["versions"][0]["id"],
                          first)
 
-    def test_deploy_plans_asks_and_watches(self):
+    def test_deploy_plans_asks_and_watches(self) -> None:
         self.create("shipped", 2)
         tab = self.tab("#/" + self.KEY + "shipped/deploy")
         tab.type("textarea", source("shipped", "anew", "instances=2"))
@@ -7317,7 +7368,7 @@ class PageTest(Serving):
         self.assertEqual(tab.js("document.querySelector('.grid').getAttribute('aria-valuemax')"), "1")
         self.demo.advance(300)
 
-    def test_it_can_be_used_without_eyes_colours_or_a_mouse(self):
+    def test_it_can_be_used_without_eyes_colours_or_a_mouse(self) -> None:
         tab = self.tab(self.create("plain", 30))
         tab.until("document.querySelectorAll('tr[data-i]').length > 10")
         reached = set()
@@ -7359,7 +7410,7 @@ class PageTest(Serving):
             tab.until("!!document.querySelector('h1')")
             self.assertLessEqual(tab.js("document.documentElement.scrollWidth"), 320, place)
 
-    def test_one_cluster_that_is_down_does_not_hide_the_others(self):
+    def test_one_cluster_that_is_down_does_not_hide_the_others(self) -> None:
         server = aurora_rest.Server(port=0, demo="up", clusters={"down": "http://127.0.0.1:1"},
                                     evaluator=self.evaluator(),
                                     scheduler={"retry_for": 0.2}).start()
@@ -7375,19 +7426,20 @@ class PageTest(Serving):
 
 
 class ReadmeTest(Serving):
+    readme: str
     SPEED = 20.0
 
     @classmethod
-    def setUpClass(cls):
+    def setUpClass(cls) -> None:
         super().setUpClass()
         with open(os.path.join(HERE, "README.md"), encoding="utf-8") as stream:
             cls.readme = stream.read()
 
-    def test_the_table_of_options_is_that_of_the_code(self):
-        shown = re.search(r"<!-- options -->\n(.*?)\n<!-- /options -->", self.readme, re.DOTALL).group(1)
+    def test_the_table_of_options_is_that_of_the_code(self) -> None:
+        shown = matched(r"<!-- options -->\n(.*?)\n<!-- /options -->", self.readme, re.DOTALL).group(1)
         self.assertEqual(shown, options_table())
 
-    def test_every_request_in_the_table_of_commands_is_a_route(self):
+    def test_every_request_in_the_table_of_commands_is_a_route(self) -> None:
         rows = re.findall(r"^\| (?:`aurora|force).*?\| (.*) \|$", self.readme, re.MULTILINE)
         self.assertGreater(len(rows), 25)
         methods = set()
@@ -7402,15 +7454,15 @@ class ReadmeTest(Serving):
         self.assertEqual(len(methods), 4)
 
     @unittest.skipUnless(shutil.which("curl") and shutil.which("bash"), "needs curl")
-    def test_the_examples_work_as_they_stand(self):
+    def test_the_examples_work_as_they_stand(self) -> None:
         self.paste("bash", "-c")
 
     @unittest.skipUnless(shutil.which("curl") and shutil.which("zsh"), "needs curl and zsh")
-    def test_the_examples_work_in_zsh(self):
+    def test_the_examples_work_in_zsh(self) -> None:
         """Read as at its prompt, where a # begins no comment."""
         self.paste("zsh", "-f", "+o", "interactivecomments", "-c")
 
-    def paste(self, *shell):
+    def paste(self, *shell: Any) -> None:
         """Each example in the README; none may answer a failure but those that say so."""
         section = self.readme.split("## API by example")[1].split("### In a pipeline")[0]
         blocks = re.findall(r"```\n(.*?)```", section, re.DOTALL)
@@ -7432,13 +7484,13 @@ class ReadmeTest(Serving):
         self.assertIn('"reached": true', done.stdout)
         self.assertGreater(done.stdout.count('"status": "success"'), 25)
 
-    def test_openapi_is_valid(self):
+    def test_openapi_is_valid(self) -> None:
         validator = importlib.util.find_spec("openapi_spec_validator")
         if validator is None:
             self.skipTest("needs the package openapi-spec-validator")
         importlib.import_module("openapi_spec_validator").validate(json.loads(aurora_rest.openapi_text()))
 
-    def test_the_tree_holds_what_it_may(self):
+    def test_the_tree_holds_what_it_may(self) -> None:
         allowed = {"aurora_rest.py", "test_aurora_rest.py", "README.md", "LICENSE", "__pycache__"}
         found = {os.path.basename(path) for path in glob.glob(os.path.join(HERE, "*"))}
         self.assertLessEqual({each for each in found if not each.endswith(".aurora")} - {"bin"}, allowed)
@@ -7611,7 +7663,7 @@ MUTANTS = [
 ]
 
 
-def _mutated(source, old, new):
+def _mutated(source: Any, old: Any, new: Any) -> Any:
     """The source with the one place of `old`, however its blanks fall, changed."""
     pattern = r"\s*".join(map(re.escape, re.findall(r"\w+|[^\w\s]", old)))
     found = list(re.finditer(pattern, source))
@@ -7622,7 +7674,7 @@ def _mutated(source, old, new):
     return made
 
 
-def _mutants_main(arguments):
+def _mutants_main(arguments: Any) -> Any:
     """Break one behaviour after the other; exit with 1 where the tests named do not see it."""
     with open(os.path.join(HERE, "aurora_rest.py"), encoding="utf-8") as stream:
         source = stream.read()
@@ -7630,7 +7682,7 @@ def _mutants_main(arguments):
     mutants = [(each[0], _mutated(source, each[1], each[2]), each[3].split()) for each in wanted]
     survivors, lock, started = [], threading.Lock(), time.monotonic()
 
-    def work():
+    def work() -> None:
         while True:
             with lock:
                 if not mutants:
@@ -7662,7 +7714,7 @@ def _mutants_main(arguments):
 
 # --- benchmarks: python test_aurora_rest.py --bench ---------------------------------------------------------
 
-def _pre_encoded(jobs, tasks=0, variant=0):
+def _pre_encoded(jobs: Any, tasks: Any = 0, variant: Any = 0) -> Any:
     """The bytes of a getJobs answer with `jobs` jobs of real size, and of a getTasksWithoutConfigs answer.
     Those of two variants differ at their end."""
     padding = "x" * 2000
@@ -7690,17 +7742,17 @@ class _BenchScheduler(aurora_rest.App):
     """Answers from bytes made beforehand, with those of each of `variants` in turn; what it has not is asked
     of a demo. delay: seconds each call takes."""
 
-    def __init__(self, variants, delay=0.0):
+    def __init__(self, variants: Any, delay: Any = 0.0) -> None:
         self.answers = {name: itertools.cycle([aurora_rest.Response(200, body=each[name],
                 content_type=BINARY) for each in variants])
                         for name in variants[0]}
         self.delay = delay
         self.demo = aurora_rest.DemoApp(aurora_rest.Demo("bench"))
 
-    def is_quick(self, request):
+    def is_quick(self, request: Any) -> Any:
         return not self.delay
 
-    def handle(self, request):
+    def handle(self, request: Any) -> Any:
         if self.delay:
             time.sleep(self.delay)
         size = struct.unpack("!i", request.body[4:8])[0]
@@ -7708,7 +7760,7 @@ class _BenchScheduler(aurora_rest.App):
         return next(answers) if answers else self.demo.handle(request)
 
 
-def _bench_scheduler_main(jobs, tasks, delay, variants):
+def _bench_scheduler_main(jobs: Any, tasks: Any, delay: Any, variants: Any) -> None:
     app = _BenchScheduler([_pre_encoded(int(jobs), int(tasks), each) for each in range(int(variants))],
                           float(delay))
     server = aurora_rest.HttpServer(("127.0.0.1", 0), app, {"threads": 64})
@@ -7716,14 +7768,14 @@ def _bench_scheduler_main(jobs, tasks, delay, variants):
     server.serve_forever()
 
 
-def _plain_main(kind):
+def _plain_main(kind: Any) -> None:
     """(c): a plain ThreadingHTTPServer with HTTP/1.1 and TCP_NODELAY that answers a constant."""
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
         wbufsize = -1
 
-        def do_GET(self):
+        def do_GET(self) -> None:
             body = b'{"status": "success", "version": "1.0.0"}\n'
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
@@ -7731,19 +7783,19 @@ def _plain_main(kind):
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_):
+        def log_message(self, *_: Any) -> None:
             pass
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     print(server.server_port, flush=True)
     server.serve_forever()
 
 
-def _rest_main(*arguments):
+def _rest_main(*arguments: Any) -> None:
     os.execv(sys.executable, [sys.executable, os.path.join(HERE, "aurora_rest.py"), "--quiet", "--port", "0",
                               *arguments])
 
 
-def _direct_main(port, kind, seconds):
+def _direct_main(port: Any, kind: Any, seconds: Any) -> None:
     """(a) direct: the same Thrift call in a loop over one kept connection, decoded whole; (b) floor: the same
     bytes, undecoded."""
     import resource
@@ -7768,21 +7820,21 @@ def _direct_main(port, kind, seconds):
                       "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}), flush=True)
 
 
-def _pair_main(port, path, etag, seconds, pid):
+def _pair_main(port: Any, path: Any, etag: Any, seconds: Any, pid: Any) -> None:
     """One connection that asks for the same without and with If-None-Match, a hundred times each in turn, so
     that drift touches both: the median time of each, and the processor time that the server (pid) took for
     one."""
     sock = socket.create_connection(("127.0.0.1", int(port)))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def processor():
+    def processor() -> Any:
         total = 0
         for each in glob.glob("/proc/%s/task/*/schedstat" % pid):
             with open(each, encoding="ascii") as stream:
                 total += int(stream.read().split()[0])
         return total
     clock = time.perf_counter
-    kinds = []
+    kinds: Any = []
     for extra in ("", "If-None-Match: %s\r\n" % etag):
         request = ("GET %s HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: pair\r\n%s\r\n" %
                    (path, extra)).encode()
@@ -7815,13 +7867,14 @@ def _pair_main(port, path, etag, seconds, pid):
                       flush=True)
 
 
-def _load_main(port, path, connections, seconds, *headers):
+def _load_main(port: Any, path: Any, connections: Any, seconds: Any, *headers: Any) -> None:
     """A load generator: keeps one request under way on each connection, from one thread."""
     import select
     extra = "".join(each + "\r\n" for each in headers)
     requests = [("GET %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n" % (each, extra)).encode()
                 for each in path.split("|")]
-    poll, socks = select.epoll(), {}
+    poll = select.epoll()
+    socks: Any = {}
     for number in range(int(connections)):
         sock = socket.create_connection(("127.0.0.1", int(port)))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -7864,15 +7917,16 @@ def _load_main(port, path, connections, seconds, *headers):
 class Bench:
     """Runs each measure in processes of its own and prints ratios."""
 
-    def __init__(self, quick):
+    def __init__(self, quick: Any) -> None:
         self.seconds = 0.5 if quick else 3.0
         self.rounds = 1 if quick else 5
-        self.rows = []
-        self.processes = []
+        self.rows: Any = []
+        self.processes: Any = []
 
-    def start(self, role, *arguments):
+    def start(self, role: Any, *arguments: Any) -> Any:
         """A helper process; the port that it prints or logs."""
-        process = subprocess.Popen([sys.executable, os.path.join(HERE, "test_aurora_rest.py"), "--bench-role",
+        process: Any = subprocess.Popen([sys.executable, os.path.join(HERE, "test_aurora_rest.py"),
+                                         "--bench-role",
                                     role, *map(str, arguments)],
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.processes.append(process)
@@ -7881,33 +7935,33 @@ class Bench:
                 line = process.stderr.readline()
                 if " serving " in line:
                     threading.Thread(target=process.stderr.read, daemon=True).start()
-                    return process, int(re.search(r"://\S+?:(\d+)", line).group(1))
+                    return process, int(matched(r"://\S+?:(\d+)", line).group(1))
                 if not line:
                     raise SystemExit("the server did not start")
         return process, int(process.stdout.readline())
 
-    def run(self, role, *arguments):
+    def run(self, role: Any, *arguments: Any) -> Any:
         done = subprocess.run([sys.executable, os.path.join(HERE, "test_aurora_rest.py"), "--bench-role",
                                role, *map(str, arguments)],
                               stdout=subprocess.PIPE, text=True, check=True)
         return json.loads(done.stdout)
 
-    def stop(self, *processes):
+    def stop(self, *processes: Any) -> None:
         for each in processes:
             each.kill()
             each.wait()
 
-    def row(self, work, text, target, figures):
+    def row(self, work: Any, text: Any, target: Any, figures: Any) -> None:
         """Print what `text` makes of the figures; --json has the figures too."""
         self.rows.append({"work": work, "measured": text % figures, "target": target, "figures": figures})
         print("%-62s %-62s %s" % (work, text % figures, target), flush=True)
 
-    def median(self, measure):
+    def median(self, measure: Any) -> Any:
         """Of each figure in what measure() returns, the median of all rounds."""
         rounds = [measure() for _ in range(self.rounds)]
         return {name: sorted(each[name] for each in rounds)[len(rounds) // 2] for name in rounds[0]}
 
-    def all(self):
+    def all(self) -> None:
         print("%-62s %-62s %s" % ("work", "measured (median of %d)" % self.rounds, "target"))
         self.version()
         self.start_and_memory()
@@ -7917,11 +7971,11 @@ class Bench:
         self.configurations()
         self.watchers()
 
-    def version(self):
+    def version(self) -> None:
         plain, plain_port = self.start("plain", "x")
         rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:1")
 
-        def measure():
+        def measure() -> Any:
             ours = self.run("load", port, "/alpha/version", 16, self.seconds)["rate"]
             theirs = self.run("load", plain_port, "/alpha/version", 16, self.seconds)["rate"]
             at64 = self.run("load", port, "/alpha/version", 64, self.seconds)
@@ -7934,8 +7988,8 @@ class Bench:
                  found)
         self.stop(plain, rest)
 
-    def start_and_memory(self):
-        def measure():
+    def start_and_memory(self) -> None:
+        def measure() -> Any:
             port, started = free_port(), time.perf_counter()
             rest = subprocess.Popen([sys.executable, os.path.join(HERE, "aurora_rest.py"), "--quiet",
                                      "--port", str(port), "--scheduler",
@@ -7955,7 +8009,7 @@ class Bench:
                  self.median(measure))
 
     @staticmethod
-    def memory(process):
+    def memory(process: Any) -> Any:
         with open("/proc/%d/statm" % process.pid, encoding="ascii") as stream:
             return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
@@ -7963,13 +8017,13 @@ class Bench:
                     (100, 16): ">= 4 x direct",
                     (100, 64): ">= 4 x direct", (5000, 1): ">= 1.5 x direct"}
 
-    def lists(self):
+    def lists(self) -> None:
         for jobs in (3, 100, 5000):
             self.list(jobs, [number for size, number in self.LIST_TARGETS if size == jobs])
         for jobs in (100, 5000):
             self.list(jobs, [1], variants=2)
 
-    def list(self, jobs, connections, variants=1):
+    def list(self, jobs: Any, connections: Any, variants: Any = 1) -> None:
         """A list of so many jobs; variants=2: the scheduler never gives the reply that it gave just
         before."""
         scheduler, scheduler_port = self.start("scheduler", jobs, 0, 0, variants)
@@ -7978,7 +8032,7 @@ class Bench:
         work = "list of %d jobs" % jobs + (", each reply another" if variants > 1 else "")
         etag = ask(type("Running", (), {"port": port}), "GET", path).headers["etag"]
 
-        def measure():
+        def measure() -> Any:
             found = {"direct": self.run("direct", scheduler_port, "list", self.seconds)["rate"],
                      "floor": self.run("direct", scheduler_port, "list floor", self.seconds)["rate"]}
             for number in connections:
@@ -8003,13 +8057,13 @@ class Bench:
             self.row("  memory", "%(memory).0f MB", "< 80 MB", found)
         self.stop(scheduler, rest)
 
-    def status(self):
+    def status(self) -> None:
         for variants, work in ((1, "status of a job with 1,000 tasks"),
                                (2, "  the same, each reply another")):
             scheduler, scheduler_port = self.start("scheduler", 3, 1000, 0, variants)
             rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:%d" % scheduler_port)
 
-            def measure():
+            def measure() -> Any:
                 ours = self.run("load", port, "/alpha/job/bench/www-data/devel/job", 1, self.seconds)["rate"]
                 direct = self.run("direct", scheduler_port, "status", self.seconds)["rate"]
                 return {"ratio": ours / direct, "ours": ours, "direct": direct, "memory": self.memory(rest)}
@@ -8018,13 +8072,13 @@ class Bench:
                      self.median(measure))
             self.stop(scheduler, rest)
 
-    def gate(self):
+    def gate(self) -> None:
         scheduler, scheduler_port = self.start("scheduler", 3, 0, 0.05, 1)
         rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:%d" % scheduler_port,
                                 "--parallel", "4")
         paths = "|".join("/alpha/jobs/bench/role%d" % number for number in range(64))
 
-        def measure():
+        def measure() -> Any:
             found = self.run("load", port, paths, 64, max(3.0, self.seconds))
             return {"share": found["rate"] / 80.0, "spread": found["p99"] / found["mean"]}
         self.row("--parallel 4, 64 clients, 50 ms a call",
@@ -8032,10 +8086,10 @@ class Bench:
                  self.median(measure))
         self.stop(scheduler, rest)
 
-    def configurations(self):
+    def configurations(self) -> None:
         names = itertools.count()
 
-        def client(port, create, times, count):
+        def client(port: Any, create: Any, times: Any, count: Any) -> None:
             connection = http.client.HTTPConnection("127.0.0.1", port)
             for _ in range(count):
                 name = "bench-%d" % next(names)
@@ -8047,10 +8101,12 @@ class Bench:
                 times.append(time.perf_counter() - started)
             connection.close()
 
-        def measure(create):
+        def measure(create: Any) -> Any:
             # a new one each time: a full demo cluster takes its time to schedule
             rest, port = self.start("rest", "--demo")
-            alone, together, count = [], [], 60 if self.rounds == 1 else 120
+            alone: Any = []
+            together: Any = []
+            count = 60 if self.rounds == 1 else 120
             client(port, False, [], 20)
             client(port, create, alone, count)
             started = time.perf_counter()
@@ -8076,7 +8132,7 @@ class Bench:
                  {"seconds": time.perf_counter() - started})
         self.stop(rest)
 
-    def watchers(self):
+    def watchers(self) -> None:
         demo = aurora_rest.Demo()
         url = demo.start()
         rest, port = self.start("rest", "--scheduler", "devcluster=" + url)
@@ -8087,7 +8143,7 @@ class Bench:
                          b"localhost\r\n\r\n")
             sockets.append(sock)
 
-        def processor():
+        def processor() -> Any:
             with open("/proc/%d/stat" % rest.pid, encoding="ascii") as stream:
                 fields = stream.read().rsplit(")", 1)[1].split()
             return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -8108,11 +8164,12 @@ class Bench:
             selector.register(sock, selectors.EVENT_READ)
         demo.invoke("restartShards", api.method("restartShards").arguments(
             api.JobKey(role="www-data", environment="prod", name="hello"), {0}))
-        arrived = []
+        arrived: Any = []
         deadline = time.perf_counter() + 10
         while len(arrived) < 1000 and time.perf_counter() < deadline:
             for key, _ in selector.select(0.1):
-                if b"RESTARTING" in key.fileobj.recv(65536):
+                ready: Any = key.fileobj
+                if b"RESTARTING" in ready.recv(65536):
                     arrived.append(time.perf_counter())
                     selector.unregister(key.fileobj)
         self.row("1,000 event streams of one job",
@@ -8127,7 +8184,7 @@ class Bench:
         demo.stop()
 
 
-def bench_main(arguments):
+def bench_main(arguments: Any) -> None:
     import argparse
     parser = argparse.ArgumentParser(prog="test_aurora_rest.py --bench")
     parser.add_argument("--quick", action="store_true", help="one short round of each")
@@ -8148,8 +8205,11 @@ def bench_main(arguments):
 if __name__ == "__main__":
     if "--bench-role" in sys.argv:
         at = sys.argv.index("--bench-role")
-        {"scheduler": _bench_scheduler_main, "plain": _plain_main, "rest": _rest_main, "direct": _direct_main,
-         "load": _load_main, "pair": _pair_main}[sys.argv[at + 1]](*sys.argv[at + 2:])
+        roles: Any = {
+            "scheduler": _bench_scheduler_main, "plain": _plain_main, "rest": _rest_main,
+            "direct": _direct_main,
+            "load": _load_main, "pair": _pair_main}
+        roles[sys.argv[at + 1]](*sys.argv[at + 2:])
     elif "--bench" in sys.argv:
         bench_main([each for each in sys.argv[1:] if each != "--bench"])
     elif "--mutants" in sys.argv:
