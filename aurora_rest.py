@@ -6823,7 +6823,7 @@ class _Conversion:
         plain = made.get()
         self.hooked = plain["enable_hooks"] is True
         ports = self.ports(made, plain)
-        warnings = self.check_client_rules(plain, ports)
+        warnings = _check_client_rules(plain, ports)
         self.check_types(job)
         job = self.fill_tier(job, plain)
         made, open_refs = (job % self.environment(mesos=self.schema["MesosContext"]())).interpolate()
@@ -6899,44 +6899,7 @@ class _Conversion:
             made = job.interpolate()[0]
         return job, made
 
-    # the client's own rules
-
-    def check_client_rules(self, job: Any, ports: Set[str]) -> List[str]:
-        size = _number(job, "instances")
-        update, health = job["update_config"], job["health_check_config"]
-        failures = _number(update, "max_total_failures")
-        dedicated = "dedicated" in job.get("constraints", ())
-        problems, warnings = [], []
-        if size <= 0:
-            problems.append("instances must be at least 1, not %d" % size)
-        elif failures >= size:
-            problems.append("max_total_failures in update_config must be less than the number of instances: "
-                            "with %d "
-                            "instances at most %d" % (size, size - 1))
-        elif dedicated and failures < math.floor(size * 0.02):
-            problems.append("a dedicated job must set max_total_failures in update_config to at least 2%% "
-                            "of its "
-                            "instances: with %d instances at least %d" % (size, math.floor(size * 0.02)))
-        for holder, field in ((update, "watch_secs"), (health, "max_consecutive_failures"),
-                              (health, "min_consecutive_successes"), (health, "initial_interval_secs"),
-                              (health, "interval_secs")):
-            value = _number(holder, field)
-            if value < 0:
-                problems.append("Invalid value (%s) specified for %s. Value cannot be less than 0." %
-                                (value, field))
-        if "announce" in job:
-            primary, portmap = job["announce"]["primary_port"], job["announce"]["portmap"]
-            if primary not in ports and primary not in portmap:
-                warnings.append("the announcer's primary port %s is bound by no process: use "
-                                "{{thermos.ports[%s]}} in "
-                                "one" % (primary, primary))
-            if not dedicated and any(_is_integer(port) for port in portmap.values()):
-                problems.append("Job must be dedicated in order to specify static ports!")
-        if job["production"] is True and "tier" not in job:
-            warnings.append("the attribute production is deprecated; use tier")
-        if problems:
-            raise ConfigProblem(*problems)
-        return warnings
+    # types
 
     def ports(self, job: Any, plain: Any) -> Set[str]:
         """Names of the ports that the scheduler has to allocate."""
@@ -6953,8 +6916,6 @@ class _Conversion:
         portmap = _resolve_ports(plain["announce"]["portmap"] if "announce" in plain else {})
         resolved = set(portmap.values()) | {portmap.get(port, port) for port in referenced}
         return {port for port in resolved if not isinstance(port, int)}
-
-    # types
 
     def check_types(self, job: Any) -> None:
         try:
@@ -7127,6 +7088,45 @@ class _Conversion:
                     blockIfNoPulsesAfterMs=pulse * 1000 if pulse else None,
                     updateStrategy={_STRATEGIES[kind]: {name.replace("batchSize", "groupSize"): each
                                                         for name, each in _camel(strategy).items()}})
+
+
+def _check_client_rules(job: Any, ports: Set[str]) -> List[str]:
+    """The warnings of py/client/config.py. Raises ConfigProblem."""
+    size = _number(job, "instances")
+    update, health = job["update_config"], job["health_check_config"]
+    failures = _number(update, "max_total_failures")
+    dedicated = "dedicated" in job.get("constraints", ())
+    problems, warnings = [], []
+    if size <= 0:
+        problems.append("instances must be at least 1, not %d" % size)
+    elif failures >= size:
+        problems.append("max_total_failures in update_config must be less than the number of instances: "
+                        "with %d "
+                        "instances at most %d" % (size, size - 1))
+    elif dedicated and failures < math.floor(size * 0.02):
+        problems.append("a dedicated job must set max_total_failures in update_config to at least 2%% "
+                        "of its "
+                        "instances: with %d instances at least %d" % (size, math.floor(size * 0.02)))
+    for holder, field in ((update, "watch_secs"), (health, "max_consecutive_failures"),
+                          (health, "min_consecutive_successes"), (health, "initial_interval_secs"),
+                          (health, "interval_secs")):
+        value = _number(holder, field)
+        if value < 0:
+            problems.append("Invalid value (%s) specified for %s. Value cannot be less than 0." %
+                            (value, field))
+    if "announce" in job:
+        primary, portmap = job["announce"]["primary_port"], job["announce"]["portmap"]
+        if primary not in ports and primary not in portmap:
+            warnings.append("the announcer's primary port %s is bound by no process: use "
+                            "{{thermos.ports[%s]}} in "
+                            "one" % (primary, primary))
+        if not dedicated and any(_is_integer(port) for port in portmap.values()):
+            problems.append("Job must be dedicated in order to specify static ports!")
+    if job["production"] is True and "tier" not in job:
+        warnings.append("the attribute production is deprecated; use tier")
+    if problems:
+        raise ConfigProblem(*problems)
+    return warnings
 
 
 def _number(holder: Any, field: str) -> Any:
