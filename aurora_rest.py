@@ -4116,6 +4116,7 @@ class ConfigLimits(NamedTuple):
 MAX_TASKS_PER_JOB = 4000            # ConfigurationManager: -max_tasks_per_job
 MIN_PULSE_SECONDS = 60              # py/client/api/updater_util.py
 MAX_INCLUDE_NAME = 4096
+MAX_VALUES = 200000                 # objects and lists in a configuration's result
 UPDATE_ID_METADATA = "org.apache.aurora.client.update_id"
 
 # --- child: the schema --------------------------------------------------------------------------------------
@@ -6522,30 +6523,25 @@ def _apart(method: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *given, **named: method(*given, **named)
 
 
-class _Wanted(BaseException):
-    """Evaluation needs something that only the server can fetch: a file of the include root, an image's
-    digest."""
-
-
 class _Evaluation:
     """One configuration in the evaluator's forked process: from source to the plain answer.
 
-    request: the server's message (see Evaluator.evaluate). Errors are ConfigProblem; each text is for the
-    user.
+    request: the server's message (see Evaluator.evaluate); ask: put a question to the server, for what only
+    it can fetch. Errors are ConfigProblem; each text is for the user.
     """
 
-    def __init__(self, schema: Json, request: Json) -> None:
+    def __init__(self, schema: Json, request: Json, ask: Callable[[Json], Json]) -> None:
         self.schema = schema
         self.request = request
+        self.ask = ask
         self.files: Dict[str, str] = request["files"]
-        self.shared: Dict[str, str] = request["shared"]
+        self.shared: Dict[str, str] = {}        # files of the include root
         self.printed: List[str] = []
         self.unfinished = ""        # a line that print has begun
         self.modules: Dict[str, _Namespace] = {}
         self.environ = _Environ([("USER", request["key"][1]), ("LOGNAME", request["key"][1])])
         self.environ.update(_Dict(request["env"]))
         self.depth: List[str] = []
-        self.want: Optional[Json] = None      # what is missing; stays even where source catches the exception
         self.environment = self._environment()
 
     def _environment(self) -> Json:
@@ -6636,17 +6632,19 @@ class _Evaluation:
         path = os.path.normpath(os.path.join(base, name))
         if path not in self.files and path not in self.shared:
             outside = path.startswith(("/", "../")) or path == ".."
-            if self.request["include_root"] and path not in self.request["missing"] and not outside:
-                self.want = {"include": path}
-                raise _Wanted
+            text = self.ask({"include": path})["text"] if self.request[
+                "include_root"] and not outside else None
             alike = [each for each in self.files if os.path.basename(each) == os.path.basename(path)]
-            if len(alike) != 1:
+            if text is not None:
+                self.shared[path] = text
+            elif len(alike) != 1:
                 raise ValueError(
                     "include(%r) %s: %s; each file can be sent with its path: -F 'f=@%s;filename=%s'" % (
                     name, "reaches outside the uploaded files" if outside
                     else "finds no such file among those sent",
                     ", ".join(sorted(self.files)), os.path.basename(path), path.lstrip("./") or "PATH"))
-            path = alike[0]
+            else:
+                path = alike[0]
         if len(self.depth) > 50:
             raise ValueError("include(%r): files include one another without end" % name)
         self._execute(path, self.files.get(path, self.shared.get(path, "")))
@@ -6681,7 +6679,7 @@ class _Evaluation:
         return compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
 
     def run(self) -> Json:
-        """The answer: `job` and `update` or `errors`, or `want`."""
+        """The answer: `job` and `update`, or `errors`."""
         try:
             answer = self._answer()
         except ConfigProblem as problem:
@@ -6700,8 +6698,6 @@ class _Evaluation:
             answer = {"errors": ["the configuration needs more memory than it may have"]}
         except BaseException as error:      # a configuration may raise anything
             answer = {"errors": [self._where() + _wording(error)]}
-        if self.want is not None:
-            return self.want
         if self.unfinished:
             self.printed.append(self.unfinished)
         if self.printed:
@@ -6724,13 +6720,10 @@ class _Evaluation:
             self._load_json(self.files[root])
         else:
             self._execute(root, self.files[root])
-        conversion = _Conversion(self.schema, self.request)
-        try:
-            answer = conversion.convert(self.environment.get("jobs", []))
-            answer["warnings"] += self._hook_warnings() if conversion.hooked else []
-            return answer
-        finally:
-            self.want = conversion.want or self.want
+        conversion = _Conversion(self.schema, self.request, self.ask)
+        answer = conversion.convert(self.environment.get("jobs", []))
+        answer["warnings"] += self._hook_warnings() if conversion.hooked else []
+        return answer
 
     def _hook_warnings(self) -> List[str]:
         """Which of the source's hooks would run in the client."""
@@ -6802,15 +6795,15 @@ class _Conversion:
     A job is interpolated once for the checks and once, with its tier, for the conversion; both read plain
     values."""
 
-    def __init__(self, schema: Json, request: Json) -> None:
+    def __init__(self, schema: Json, request: Json, ask: Callable[[Json], Json]) -> None:
         from pystachio import Empty, Environment, Ref
         self.schema = schema
         self.request = request
+        self.ask = ask
         self.empty = Empty
         self.environment = Environment
         self.ref = Ref.from_address
         self.subscope = Ref.subscope
-        self.want: Optional[Json] = None
         self.hooked = False
 
     def convert(self, jobs: Any) -> Json:
@@ -6884,18 +6877,14 @@ class _Conversion:
     def bind_images(self, job: Any) -> Tuple[Any, Any]:
         """The job with its images' digests bound, and the same interpolated."""
         made, refs = job.interpolate()
-        wanted, known = [], {}
+        wanted = {}
         for ref in refs:
             match = re.fullmatch(r"docker\.image\[([^\]]+)\]\[([^\]]+)\]", ref.address())
             if match:
-                known[ref] = self.request["images"].get("%s:%s" % match.groups())
-                if known[ref] is None:
-                    wanted.append(list(match.groups()))
+                wanted[ref] = match.groups()
         if wanted:
-            self.want = {"images": wanted}
-            raise _Wanted
-        if known:
-            job = job.bind(known)
+            found = self.ask({"images": list(wanted.values())})["images"]
+            job = job.bind(dict(zip(wanted, found)))
             made = job.interpolate()[0]
         return job, made
 
@@ -7429,6 +7418,19 @@ def _write_all(target: int, data: bytes) -> None:
         view = view[os.write(target, view):]
 
 
+# What server and child say to each other: a length in four bytes, then JSON.
+
+def _frame(message: Json) -> bytes:
+    data = json.dumps(message).encode()
+    return struct.pack("!I", len(data)) + data
+
+
+def _read_frame(source: int) -> Json:
+    size, = struct.unpack("!I", _read_exactly(source, 4))
+    message: Json = json.loads(_read_exactly(source, size))
+    return message
+
+
 # What an evaluator without work evaluates, so that its pages are its own and its caches filled before there
 # is some.
 _WARM_UP = {"files": {"job.aurora": "jobs = [Service(cluster='c', role='r', environment='devel', name='n', "
@@ -7437,8 +7439,11 @@ _WARM_UP = {"files": {"job.aurora": "jobs = [Service(cluster='c', role='r', envi
                                     "cmdline='{{thermos.ports[http]}}')],"
                                     " resources=Resources(cpu=1, ram=GB, disk=GB)), announce=Announcer())]"},
             "root": "job.aurora", "json": False, "key": ["c", "r", "devel", "n"], "bindings": [],
-            "images": {},
-            "shared": {}, "trusted": False, "include_root": False, "missing": [], "env": []}
+            "trusted": False, "include_root": False, "env": []}
+
+
+def _warm_up(schema: Json) -> None:
+    _Evaluation(schema, dict(_WARM_UP, tiers=DEFAULT_TIERS), lambda question: {}).run()
 
 
 def _send_descriptor(control: socket.socket, descriptor: int) -> None:
@@ -7485,7 +7490,7 @@ def _evaluator_main(limits: ConfigLimits) -> None:
         os._exit(0 if _forbid_system_calls() else 1)
     if os.waitpid(probe, 0)[1] == 0:
         shown.append("system call filter")
-    _Evaluation(schema, dict(_WARM_UP, tiers=DEFAULT_TIERS)).run()
+    _warm_up(schema)
     gc.collect()
     gc.freeze()
     hello = json.dumps(shown).encode()
@@ -7530,10 +7535,13 @@ def _evaluate_one(schema: Json, limits: ConfigLimits, channel: int, filtered: bo
         os._exit(1)
     gc.disable()
     if not select.select([channel], [], [], 0.001)[0]:
-        _Evaluation(schema, dict(_WARM_UP, tiers=DEFAULT_TIERS)).run()
-    size, = struct.unpack("!I", _read_exactly(channel, 4))
-    answer = _Evaluation(schema, json.loads(_read_exactly(channel, size))).run()
-    _write_all(channel, json.dumps(answer).encode())
+        _warm_up(schema)
+
+    def ask(question: Json) -> Json:
+        _write_all(channel, _frame(question))
+        return _read_frame(channel)
+    answer = _Evaluation(schema, _read_frame(channel), ask).run()
+    _write_all(channel, _frame(answer))
     os.close(channel)       # the end of the process closes it too, but milliseconds later
 
 
@@ -7587,46 +7595,26 @@ class _Worker:
         lines = self.process.stderr.read(1 << 16).decode("utf-8", "replace").split("\n")
         return next((line.strip()[:500] for line in reversed(lines) if line.strip()), "")
 
-    def ask(self, message: bytes) -> Json:
-        """The answer to one request. Raises OSError when the process is gone; it is of no use then. A source
-        that goes over the limits takes the process with it."""
-        limits = self.limits
-        deadline = time.monotonic() + limits.wall_seconds
-        self.control.settimeout(limits.wall_seconds)
+    def ask(self, message: bytes, reply: Callable[[Json], Optional[Json]]) -> Json:
+        """The answer to one request, after what `reply` replies to the questions before it. Raises OSError
+        when the process is gone, which is of no use then, and what `reply` raises. A source that goes over
+        the limits takes the process with it."""
+        self.control.settimeout(self.limits.wall_seconds)
         if self._owed:
             self._exactly(4)
         self._owed = False
-        parts, size, problem = [], 0, ""
-        with socket.socket(fileno=_receive_descriptor(self.control)) as channel:
-            try:
-                channel.settimeout(limits.wall_seconds)
-                channel.sendall(struct.pack("!I", len(message)) + message)
-                while size <= limits.output_bytes:
-                    channel.settimeout(max(0.001, deadline - time.monotonic()))
-                    part = channel.recv(1 << 20)
-                    if not part:
-                        break
-                    parts.append(part)
-                    size += len(part)
-                else:
-                    problem = "the configuration makes more than %d MB" % (limits.output_bytes >> 20)
-            except socket.timeout:
-                problem = "the configuration took longer than %g seconds" % limits.wall_seconds
-            except OSError:
-                pass        # the child ended early; its status says why
+        answer, problem = None, ""
+        try:
+            with socket.socket(fileno=_receive_descriptor(self.control)) as channel:
+                answer, problem = self._converse(channel, message, reply)
+        finally:
+            if not problem:
+                self.control.sendall(b"\n")
+                self._owed = True
         if problem:
             self.close()
             return {"errors": [problem]}
-        self.control.sendall(b"\n")
-        self._owed = True
-        whole = b"".join(parts)
-        if whole.count(b"{") + whole.count(b"[") > 200000:
-            return {"errors": ["the configuration makes more values than a job has"]}
-        try:
-            answer = load_json(whole.decode("utf-8"))
-        except ValueError:
-            answer = None
-        if isinstance(answer, dict):
+        if answer is not None:
             return answer
         self.control.settimeout(10.0)
         status, = struct.unpack("!I", self._exactly(4))
@@ -7635,8 +7623,55 @@ class _Worker:
             return {"errors": ["the configuration ended without a result"]}
         if status & 0x7F == signal.SIGXCPU:
             return {"errors": ["the configuration took more than %d seconds of processor time" %
-                               limits.cpu_seconds]}
+                               self.limits.cpu_seconds]}
         return {"errors": ["the configuration needs more memory, or nests deeper, than it may"]}
+
+    def _converse(self, channel: socket.socket, message: bytes,
+                  reply: Callable[[Json], Optional[Json]]) -> Tuple[Optional[Json], str]:
+        """(the answer, None where the child ended without one; which limit it went over). What the server
+        takes for its replies is not the source's time."""
+        limits = self.limits
+        deadline = time.monotonic() + limits.wall_seconds
+        try:
+            channel.settimeout(limits.wall_seconds)
+            channel.sendall(message)
+            while True:
+                answer = self._heard(channel, deadline)
+                asked = time.monotonic()
+                replied = reply(answer)
+                if replied is None:
+                    return answer, ""
+                deadline += time.monotonic() - asked
+                channel.sendall(_frame(replied))
+        except socket.timeout:
+            return None, "the configuration took longer than %g seconds" % limits.wall_seconds
+        except OverflowError as error:
+            return None, str(error)
+        except (OSError, ValueError):       # the child ended early; its status says why
+            return None, ""
+
+    def _heard(self, channel: socket.socket, deadline: float) -> Json:
+        """What the child says next. Raises OSError when it has ended, OverflowError when it says too much,
+        ValueError when that is no object: a stranger's program may have written it."""
+        data, end = bytearray(), 4
+        while len(data) < end:
+            channel.settimeout(max(0.001, deadline - time.monotonic()))
+            part = channel.recv(min(1 << 20, end - len(data)))
+            if not part:
+                raise OSError("the evaluation ended")
+            data += part
+            if len(data) == 4:
+                end += struct.unpack("!I", data)[0]
+            if end > self.limits.output_bytes:
+                raise OverflowError("the configuration makes more than %d MB" %
+                                    (self.limits.output_bytes >> 20))
+        del data[:4]
+        if data.count(b"{") + data.count(b"[") > MAX_VALUES:
+            raise OverflowError("the configuration makes more values than a job has")
+        said = load_json(data.decode("utf-8"))
+        if not isinstance(said, dict):
+            raise ValueError("no object")
+        return said
 
     def _exactly(self, size: int) -> bytes:
         data = b""
@@ -7658,6 +7693,55 @@ class _Worker:
 def _texts(value: Any) -> List[str]:
     """What of a value is a list of sentences: at most a hundred, each cut at 2,000 characters."""
     return [each[:2000] for each in value[:100] if isinstance(each, str)] if isinstance(value, list) else []
+
+
+class _Questions:
+    """What the child may ask while it evaluates one configuration: files of the include root, images'
+    digests."""
+
+    def __init__(self, limits: ConfigLimits, include_root: Optional[str], docker_registry: str) -> None:
+        self.limits = limits
+        self.include_root = include_root
+        self.docker_registry = docker_registry
+        self.includes = self.images = 0     # how many were asked for
+        self.ends = time.monotonic() + 2 * limits.wall_seconds
+
+    def reply(self, said: Json) -> Optional[Json]:
+        """The reply to a question; None to what is none, which is the child's answer. A stranger's program
+        may have written it. Raises InvalidConfig."""
+        path, images = said.get("include"), said.get("images")
+        if isinstance(path, str) and self.include_root:
+            self.includes += 1
+            if self.includes > self.limits.includes:
+                raise InvalidConfig("more than %d files included" % self.limits.includes)
+            return {"text": self._included(self.include_root, path)}
+        if not isinstance(images, list) or not images or not all(
+                isinstance(pair, list) and [type(each) for each in pair] == [str, str] for pair in images):
+            return None
+        self.images += len(images)
+        if self.images > self.limits.images:
+            raise InvalidConfig("more than %d docker images to resolve" % self.limits.images)
+        return {"images": [self._resolved(*pair) for pair in images]}
+
+    def _included(self, root: str, path: str) -> Optional[str]:
+        if len(path) > MAX_INCLUDE_NAME:
+            raise InvalidConfig("the name of an included file has more than %d characters" % MAX_INCLUDE_NAME)
+        try:
+            full = os.path.realpath(os.path.join(root, path))
+            if os.path.commonpath([full, root]) != root:
+                raise OSError("outside of the include root")
+            if not os.path.isfile(full) or os.path.getsize(full) > self.limits.source_bytes:
+                raise OSError("too large")
+            with open(full, encoding="utf-8") as stream:
+                return stream.read()
+        except (OSError, ValueError):
+            return None
+
+    def _resolved(self, name: str, tag: str) -> str:
+        if time.monotonic() > self.ends:
+            raise InvalidConfig("the configuration took longer than %g seconds" %
+                                (2 * self.limits.wall_seconds))
+        return resolve_image(self.docker_registry, name, tag)
 
 
 class Evaluator:
@@ -7690,55 +7774,16 @@ class Evaluator:
         first is the root: `job`, `warnings`, and `update` or `update_errors`. Raises InvalidConfig."""
         if sum(len(text.encode("utf-8", "replace")) for text in files.values()) > self.limits.source_bytes:
             raise BodyTooLarge("the configuration is larger than %d bytes" % self.limits.source_bytes)
-        shared: Dict[str, str] = {}
-        images: Dict[str, str] = {}
-        missing: List[str] = []
-        deadline = time.monotonic() + 2 * self.limits.wall_seconds
-        while True:
-            if time.monotonic() > deadline:
-                raise InvalidConfig("the configuration took longer than %g seconds" %
-                                    (2 * self.limits.wall_seconds))
-            answer = self._ask({
-                "files": files, "root": next(iter(files)), "json": is_json, "key": list(key),
-                "bindings": list(bindings),
-                "tiers": tiers or DEFAULT_TIERS, "images": images, "shared": shared, "trusted": self.trusted,
-                "include_root": bool(self.include_root), "missing": missing, "env": list(env)}, caller)
-            # A stranger's program may have written this: nothing in it is what it should be until it was
-            # looked at.
-            wanted = answer.get("images")
-            if isinstance(answer.get("include"),
-                          str) and self.include_root and answer["include"] not in shared:
-                self._fetch_include(answer["include"], shared, missing)
-            elif isinstance(wanted, list) and wanted and all(
-                    isinstance(pair, list) and [type(each) for each in pair] == [str, str]
-                    for pair in wanted):
-                if len(images) + len(wanted) > self.limits.images:
-                    raise InvalidConfig("more than %d docker images to resolve" % self.limits.images)
-                for name, tag in wanted:
-                    images["%s:%s" % (name, tag)] = resolve_image(docker_registry, name, tag)
-            else:
-                break
+        questions = _Questions(self.limits, self.include_root, docker_registry)
+        answer = self._ask({
+            "files": files, "root": next(iter(files)), "json": is_json, "key": list(key),
+            "bindings": list(bindings), "tiers": tiers or DEFAULT_TIERS, "trusted": self.trusted,
+            "include_root": bool(self.include_root), "env": list(env)}, questions.reply, caller)
         errors, output = _texts(answer.get("errors")), _texts(answer.get("output"))
         self.outcomes["refused" if "errors" in answer else "accepted"] += 1
         if "errors" in answer:
             raise InvalidConfig(*(errors or ["the configuration cannot be evaluated"]), output=output or None)
         return answer
-
-    def _fetch_include(self, path: str, shared: Dict[str, str], missing: List[str]) -> None:
-        if len(shared) + len(missing) >= self.limits.includes:
-            raise InvalidConfig("more than %d files included" % self.limits.includes)
-        if len(path) > MAX_INCLUDE_NAME:
-            raise InvalidConfig("the name of an included file has more than %d characters" % MAX_INCLUDE_NAME)
-        try:
-            full = os.path.realpath(os.path.join(self.include_root or "", path))
-            if os.path.commonpath([full, self.include_root or ""]) != self.include_root:
-                raise OSError("outside of the include root")
-            if not os.path.isfile(full) or os.path.getsize(full) > self.limits.source_bytes:
-                raise OSError("too large")
-            with open(full, encoding="utf-8") as stream:
-                shared[path] = stream.read()
-        except (OSError, ValueError):
-            missing.append(path)
 
     def look(self) -> List[str]:
         """The layers of isolation, found out by starting a process where none has been yet. Raises
@@ -7748,10 +7793,10 @@ class Evaluator:
             self._keep(worker)
         return self.isolation or []
 
-    def _ask(self, request: Json, caller: Optional[str]) -> Json:
+    def _ask(self, request: Json, reply: Callable[[Json], Optional[Json]], caller: Optional[str]) -> Json:
         self._semaphore.enter(self.limits.wall_seconds, caller)
         try:
-            message = json.dumps(request).encode()      # only now: those in the line hold their sources once
+            message = _frame(request)       # only now: those in the line hold their sources once
             while True:
                 worker, fresh = self._take()
                 if not self.trusted and not isolates(worker.isolation):
@@ -7763,8 +7808,11 @@ class Evaluator:
                         "evaluates them "
                         "nevertheless" % (", ".join(worker.isolation) or "nothing"))
                 try:
-                    answer = worker.ask(message)
+                    answer = worker.ask(message, reply)
                     break
+                except InvalidConfig:       # what `reply` refuses
+                    self._keep(worker)
+                    raise
                 except (OSError, struct.error):
                     worker.close()
                     if fresh:       # one that was idle may have been killed since

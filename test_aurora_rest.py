@@ -1477,6 +1477,31 @@ class ConfigTest(unittest.TestCase):
             finally:
                 evaluator.close()
 
+    def test_what_asks_the_server_is_evaluated_once(self) -> None:
+        key = "devcluster/www-data/devel/hello"
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("a", "b", "many"):
+                with open(os.path.join(folder, name), "w", encoding="utf-8") as stream:
+                    stream.write("N = [1]")
+            evaluator = aurora_rest.Evaluator(most=1, include_root=folder)
+            self.addCleanup(evaluator.close)
+            said = []
+            real = aurora_rest._Questions.reply
+
+            def reply(self: Any, question: Any) -> Any:
+                said.append(question)
+                return real(self, question)
+            text = "include('a')\ninclude('b')\ninclude('a')\nprint(len(N))\n" + source()
+            with mock.patch.object(aurora_rest._Questions, "reply", reply):
+                aurora_rest.load_job(text, key, evaluator=evaluator)
+            self.assertEqual([each.get("include") for each in said], ["a", "b", None])
+            for text in ("for n in range(99):\n  try: include('no%d' % n)\n  except ValueError: pass",
+                         "include('x' * 4097)"):
+                with self.assertRaisesRegex(aurora_rest.InvalidConfig, "more than 64 files|4096 characters"):
+                    aurora_rest.load_job(text, key, evaluator=evaluator)
+            self.assertEqual(evaluator.processes, 1)
+            aurora_rest.load_job(source(), key, evaluator=evaluator)
+
     def test_json_jobs_are_read(self) -> None:
         plain = {"cluster": "devcluster", "role": "www-data", "environment": "devel", "name": "hello",
                  "service": True,
@@ -1583,7 +1608,7 @@ class ConfigTest(unittest.TestCase):
     def test_nothing_that_source_has_leads_to_the_evaluator(self) -> None:
         """A method would lead to its object, and what _Older writes reads some attributes only."""
         evaluation = aurora_rest._Evaluation(aurora_rest._schema(), {
-            "files": {}, "shared": {}, "key": "c/r/devel/n".split("/"), "env": [], "trusted": False})
+            "files": {}, "key": "c/r/devel/n".split("/"), "env": [], "trusted": False}, dict)
         names = dict(evaluation.environment["__builtins__"], **evaluation.environment)
         for module in ("sys", "os", "getpass", "copy"):
             names.update(vars(evaluation._import(module)))
@@ -1597,6 +1622,7 @@ class ConfigTest(unittest.TestCase):
 
     def test_an_answer_of_more_values_than_a_job_has_is_not_read(self) -> None:
         forged = b'{"errors":[' + b"{}," * 300000 + b"1]}"
+        forged = struct.pack("!I", len(forged)) + forged
         with mock.patch.object(aurora_rest, "load_json", side_effect=AssertionError):
             worker = aurora_rest._Worker(aurora_rest.ConfigLimits())
             self.addCleanup(worker.close)
@@ -1613,7 +1639,7 @@ class ConfigTest(unittest.TestCase):
             writer.start()
             real, worker.control = worker.control, theirs
             try:
-                self.assertEqual(worker.ask(b"{}")["errors"], [
+                self.assertEqual(worker.ask(b"{}", lambda said: None)["errors"], [
                     "the configuration makes more values than a job has"])
             finally:
                 worker.control = real
@@ -1794,7 +1820,7 @@ class ConfigTest(unittest.TestCase):
                    "schema = a._schema()\n"
                    "for each in json.load(sys.stdin):\n"
                    "    print(json.dumps(a._Evaluation(schema, dict(a._WARM_UP, tiers=a.DEFAULT_TIERS, "
-                   "**each)).run(), sort_keys=True))" % HERE)
+                   "**each), dict).run(), sort_keys=True))" % HERE)
         runs = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", program, kind], stdin=subprocess.PIPE,
                                  stdout=subprocess.PIPE, text=True,
                                  env=dict(os.environ, PYTHONHASHSEED="1")) for kind in ("stock", "quick")]
@@ -2312,7 +2338,8 @@ class Python2Test(Serving):
             lines.append("out.append('%s %s %s' % (d, s, hash(frozenset(s))))")
         text = "\n".join(lines)
         expected = python2(text + "\nprint '\\n'.join(out)", "")
-        evaluation = aurora_rest._Evaluation({}, dict(aurora_rest._WARM_UP, tiers=aurora_rest.DEFAULT_TIERS))
+        evaluation = aurora_rest._Evaluation(
+            {}, dict(aurora_rest._WARM_UP, tiers=aurora_rest.DEFAULT_TIERS), dict)
         evaluation._execute("x", text)
         self.assertEqual("\n".join(evaluation.environment["out"]) + "\n", expected)
 
