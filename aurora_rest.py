@@ -11065,7 +11065,7 @@ Failure: what every failure answers
  reached? boolean: false, where it was waited for
  progress? Progress: how far it had come
  endings? [Ending]: how the tasks ended that failed
- failure? LastWords: the last words of what failed
+ last_words? LastWords: what a process wrote before it failed
  instances? [integer]: the instances it is about
  added? [integer]?: the instances that were added
  killed? [integer]: the instances that are killed
@@ -11163,7 +11163,7 @@ JobStatus(Success): a job with its tasks
  service boolean: whether it is started again when it ends
  cron Cron?: when it runs, for a cron job
  stats {integer}: tasks by state
- failure? LastWords: the last words of what failed
+ last_words? LastWords: what a process wrote before it failed
  update Update?: the update in progress
  tasks TasksByLife: its tasks
 TasksByLife: a job's tasks
@@ -13392,7 +13392,7 @@ def failure_of(call: Call, instances: Sequence[int], patient: bool = False) -> J
         found = words_of_failure(observer, spots, call.key, patient)
     except AuroraError as error:
         found = {"errors": error.messages}
-    return {"failure": found} if found else {}
+    return {"last_words": found} if found else {}
 
 
 def with_last_words(call: Call, source: Source,

@@ -4295,26 +4295,26 @@ class LogsTest(Serving):
         wait_for(lambda: ("www-data", "devel", "broken2") in self.demo._jobs)
         self.demo.advance(20)
         thread.join()
-        failure = waiting[0].json["failure"]
+        failure = waiting[0].json["last_words"]
         self.assertEqual((waiting[0].status, failure["process"], failure["stderr"]), (409, "p", [
             "fatal: exit 3: the command failed, status 3"]))
         self.assertEqual(self.ask("GET", failure["logs"]).body,
                          b"fatal: exit 3: the command failed, status 3\n")
-        failure = self.good("GET", path)["failure"]
+        failure = self.good("GET", path)["last_words"]
         self.assertEqual((failure["process"], failure["instance"], len(failure["stderr"])), ("p", 0, 1))
         self.assertNotIn("failure", self.good("GET", path + "?logs=0"))
-        self.assertEqual(self.good("GET", path)["failure"]["task"],
+        self.assertEqual(self.good("GET", path)["last_words"]["task"],
                          failure["task"])        # no answer is remembered
         self.good("GET", failure["processes"])
         self.watcher.slow = 5.0
         started = time.monotonic()
-        self.assertIn("errors", self.good("GET", path)["failure"])
+        self.assertIn("errors", self.good("GET", path)["last_words"])
         self.assertLess(time.monotonic() - started, 3.0)
         self.watcher.slow = 0.0
         wait_for(lambda: not self.reader.slots.inside)
         task = self.task("broken")
         self.watcher._sandbox(task.id).files[".logs/p/0/stderr"] = bytearray(b"x" * 100 + b"\n") * 100
-        failure = self.good("GET", path)["failure"]
+        failure = self.good("GET", path)["last_words"]
         self.assertEqual(len(failure["stderr"]), 20)
 
     def test_bad_weather_has_an_answer_that_says_what_to_do(self) -> None:
@@ -4462,7 +4462,7 @@ class LogsTest(Serving):
                 self.assertEqual(found, [403, 200, 403, 200], what)
             self.assertEqual(self.ask("DELETE", JOB + "level",
                                       Authorization="Bearer " + secrets["viewer"]).status, 403)
-            shown = ["failure" in self.ask("GET", JOB + "level", Authorization="Bearer " + secrets[who]).json
+            shown = ["last_words" in self.ask("GET", JOB + "level", Authorization="Bearer " + secrets[who]).json
                      for who in ("reader", "viewer", "other", "writer")]
             self.assertEqual(shown, [False, True, False, True])
             self.assertEqual(self.ask("GET", JOB + "level/instances/0/logs").status, 401)
