@@ -104,13 +104,13 @@ __all__ = [
 # standard library alone, and knows nothing of Aurora: who needs an HTTP server for another purpose may cut
 # this room out.
 #
-# The path of a request: `HttpServer._accept` makes a Connection, which is the Channel of a socket besides. The
-# thread that leads the Workers turns the Loop, which calls `on_input` when bytes come. `advance` takes from
-# `Incoming` what is whole: first the head, of which `HttpServer.request` makes a Request (`App.prepare` finds
-# its route) and `App.admit` says whether a body is taken at all; then head and body. `dispatch` answers at once
-# what is quick; else it joins the Run of the same read that has not begun, or makes one, which the leading
-# thread runs itself while another one leads. `App.handle` gives a Response; or a Later, which listens to a
-# Source until it is ready or the time is up; or a Stream of what changes in one. `Connection.answer` has
+# The path of a request: `HttpServer._accept` makes a Connection, which is the Channel of a socket besides.
+# The thread that leads the Workers turns the Loop, which calls `on_input` when bytes come. `advance` takes
+# from `Incoming` what is whole: first the head, of which `HttpServer.request` makes a Request (`App.prepare`
+# finds its route) and `App.admit` says whether a body is taken at all; then head and body. `dispatch` answers
+# at once what is quick; else it joins the Run of the same read that has not begun, or makes one, which the
+# leading thread runs itself while another one leads. `App.handle` gives a Response; or a Later, which listens
+# to a Source until it is ready or the time is up; or a Stream of what changes in one. `Connection.answer` has
 # `HttpServer.encode` make the bytes, tells `App.finished`, and `push` gives them to the network; what that
 # does not take at once the Loop sends later. Where a request is refused before it is one, `refuse` answers.
 # ============================================================================================================
