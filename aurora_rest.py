@@ -17727,7 +17727,7 @@ const bar = (total, ...pieces) => {
 }
 const pairs = (list, cls = 'pairs') => h('dl', {class: cls}, list.map(x => x &&
   h('div', {class: x[0][0] == '*' && 'opt'},
-  h('dt', null, x[0].replace('*', '')), h('dd', null, ...x.slice(1)))))
+  h('dt', null, x[0].replace?.('*', '') ?? x[0]), h('dd', null, ...x.slice(1)))))
 const facts = (...list) => pairs(list, 'facts')
 const title = (path, text) => h('div', {class: 'at row'}, path[0] && h('nav', {'aria-label': 'Path'},
   path.map(([name, href]) => [link(href, name), ' / '])), h('h1', {tabindex: -1}, text))
@@ -18295,7 +18295,7 @@ function jobView(v) {
     if (!old || old.id == t.id || old.since <= e.time) tasks.set(t.instance, {ports: {},
       failures: old?.failures, ...t, i: t.instance, since: e.time, message: t.pending || e.message})
   })
-  let config, job, u, quota
+  let config, job, u, quota, died
   v.load = async () => {
     v.open ||= v.follow(v.api + '/events?snapshot=0', (kind, e) => {
       if (kind == 'task' && e.state != 'DELETED') {
@@ -18324,6 +18324,8 @@ function jobView(v) {
     job = Object.values(job?.jobs || {})[0]
     u = u?.updates[0]
     v.locked = u && isActive(u)
+    const ill = [...tasks.values()].some(t => rank(t.state) < 4)
+    died = ill && tasks.size < 500 && tab == 'tasks' && (await v.maybe(v.api))?.last_words
     await part.load?.()
   }
   v.draw = () => {
@@ -18352,7 +18354,12 @@ function jobView(v) {
     v.locked && h('section', {class: 'panel', 'aria-label': 'Active update'}, row(state(u.state),
       count(u.progress), h('span', {class: 'dim'}, [u.message, u.user].filter(Boolean).join(', by '), ', ',
       age(u.created)), gap(), steer(u), link(`${v.base}/update/${u.id}`, 'Details', 'btn')),
-      progress(u.progress), h('div', {class: 'opt'}, legend(u))), h('nav', {class: 'tabs',
+      progress(u.progress), h('div', {class: 'opt'}, legend(u))), died && h('section', {class: 'panel stack',
+      'aria-label': 'Last words'}, row(h('b', null, `Instance ${died.instance} failed`), plain([died.process,
+      died.host].filter(Boolean).join(' on '), ', ', age(died.failed), ' ago'), gap(), died.process &&
+      link(`${v.base}?tab=logs&i=${died.instance}&stream=stderr&process=${died.process}`, 'Log', 'btn')),
+      h('pre', null, (died.stderr || died.errors || ['It wrote nothing.']).join('\n'))),
+      h('nav', {class: 'tabs',
         'aria-label': 'Parts of the job'}, Object.keys(TABS).map(x => h('a', {href: `${v.base}?tab=${x}`,
         'aria-current': x == tab && 'page'}, TABS[x][0],
       x == 'tasks' && h('span', {class: 'count'}, ' ' + num(rows.length))))), part.draw(rows))
@@ -18445,6 +18452,17 @@ function slaTab(v) {
       bar(100, ['used', p])]))))}
 }
 
+// A link would not carry the token. What is large is not held: curl gets it.
+async function download(path, name, size = 0) {
+  const answer = size < 5e7 && await fetch(path, {headers: sent()})
+  if (!answer?.ok) return dialog('', name, plain(answer ? 'It is not to be had: HTTP ' + answer.status :
+    'It is larger than 50 MB; curl gets it:'), h('pre', {class: 'panel'},
+    `curl -O -J '${new URL(path, document.baseURI)}'`), row(gap(), button('Close', close)))
+  const href = URL.createObjectURL(await answer.blob())
+  h('a', {href, download: name}).click()
+  URL.revokeObjectURL(href)
+}
+
 /* ---- Logs: a ring of lines, of which those in sight are in the document ---- */
 function logTab(v) {
   if (PAGE.logs != 'yes') return {draw: () => plain('This server does not offer logs.')}
@@ -18491,12 +18509,8 @@ function logTab(v) {
   const where = () => ids[1] ?
     `${v.api}/logs/${process}?shards=${ids}&` : `${v.api}/instances/${ids[0]}/logs/${process}?`
   const other = (k, x) => { put(k, x); route() }, box = search('Filter lines', () => paint())
-  async function save() {
-    const href = URL.createObjectURL(await (await fetch(where() + `stream=${stream}&tail=100000`,
-      {headers: sent()})).blob())
-    h('a', {href, download: `${v.path[3]}-${ids}-${process}.${stream}`}).click()
-    URL.revokeObjectURL(href)
-  }
+  const save = () => download(where() + `stream=${stream}&tail=100000`,
+    `${v.path[3]}-${ids}-${process}.${stream}`)
   return {async load() {
     if (process) return
     names = (await v.get(`${v.api}/instances/${ids[0]}/processes`)).processes.map(p => p.name)
@@ -18641,20 +18655,38 @@ function updateView(v) {
 }
 /* ---- Instance ---- */
 function instanceView(v) {
-  const [c, , , , i] = v.path
-  let tasks, near
+  const [c, , , , i] = v.path, inside = `${v.api}/instances/${i}`, dir = arg('dir')
+  let tasks, near, run, files, lack
   v.load = async () => {
     v.open ||= v.follow(v.api + '/events?snapshot=0', (kind, e) => { if (e.instance == i) v.again(300) })
     tasks = newest((await v.get(`${v.api}/tasks?shards=${i}`)).tasks)
     near = tasks[0]?.host &&
       (await v.maybe(`${url('tasks', c)}?host=${tasks[0].host}&state=RUNNING&limit=100`))?.tasks
+    v.locked = (await v.maybe(v.api + '/updates?limit=1'))?.updates.some(isActive)
+    if (near && PAGE.logs == 'yes') try {
+      run = (await v.get(inside + '/processes')).processes
+      files = (await v.get(`${inside}/files${dir && '?path=' + encodeURIComponent(dir)}`)).entries
+      lack = ''
+    } catch (e) { lack = e.message }
   }
+  const log = p => link(`#/${v.path.slice(0, 4).join('/')}?tab=logs&i=${i}&process=${p.name}`, p.name, 'link')
+  const at = path => v.base + '?' + new URLSearchParams({dir: path})
+  const file = e => { const path = dir ? dir + '/' + e.name : e.name; return e.type == 'directory' ?
+    link(at(path), e.name + '/', 'link') : button(e.name, () =>
+      download(`${inside}/files/content?path=${encodeURIComponent(path)}`, e.name, e.size), 'bare link') }
   v.draw = () => fill(v.node, head(v, 'Instance ' + i), tasks[0] ? [facts(['State', state(tasks[0].state)],
     ['Since', age(last(tasks[0]).time)], ['Host', hostly(v, tasks[0].host)], tasks[0].pending &&
-    ['Why', tasks[0].pending]), detail(v, tasks),
+    ['Why', tasks[0].pending]), h('div', {class: 'stack far'}, detail(v, tasks),
+    lack && section('Sandbox', plain(lack)),
+    run && h('div', {class: 'cols half'}, section('Processes', pairs(run.map(p => [log(p), [word(p.state ||
+      'waiting'), p.run && 'run ' + p.run, p.return_code != null && 'exit ' + p.return_code].filter(
+      Boolean).join(', '), p.started ? [', ', age(p.stopped || p.started), p.stopped ? ' since its end' :
+      ' so far'] : '']))), files && section('Files' + (dir && ' in ' + dir), pairs([dir &&
+      [link(at(dir.split('/').slice(0, -1).join('/')), '..', 'link'), ''],
+      ...files.map(e => [file(e), e.size != null && num(e.size) + ' B'])]))),
     near?.[1] && h('section', null, h('h2', null, 'On the same host'), h('div', {class: 'many'},
-      near.filter(t => t.id != tasks[0].id).map(t => h('p', null,
-      oneOf(t)))))] : plain('There is no such instance.'))
+      near.filter(t => t.id != tasks[0].id).sort((a, b) => a.job.localeCompare(b.job) ||
+      a.instance - b.instance).map(t => h('p', null, oneOf(t))))))] : plain('There is no such instance.'))
 }
 
 /* ---- Cluster ---- */

@@ -4462,7 +4462,8 @@ class LogsTest(Serving):
                 self.assertEqual(found, [403, 200, 403, 200], what)
             self.assertEqual(self.ask("DELETE", JOB + "level",
                                       Authorization="Bearer " + secrets["viewer"]).status, 403)
-            shown = ["last_words" in self.ask("GET", JOB + "level", Authorization="Bearer " + secrets[who]).json
+            shown = ["last_words" in self.ask("GET", JOB + "level", Authorization="Bearer " +
+                                              secrets[who]).json
                      for who in ("reader", "viewer", "other", "writer")]
             self.assertEqual(shown, [False, True, False, True])
             self.assertEqual(self.ask("GET", JOB + "level/instances/0/logs").status, 401)
@@ -6981,7 +6982,7 @@ def token_server(**options: Any) -> Any:
             yield server, token
 
 
-RAW, ZIPPED = 78 << 10, 28 << 10        # bytes that the page may have, as it is and compressed
+RAW, ZIPPED = 80 << 10, 29 << 10        # bytes that the page may have, as it is and compressed
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -7033,7 +7034,9 @@ class Tab:
     def call(self, method: Any, **params: Any) -> Any:
         self.number += 1
         data = json.dumps({"id": self.number, "method": method, "params": params}).encode()
-        length = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xfe" + struct.pack(">H", len(data))
+        size = len(data)
+        length = bytes([0x80 | size]) if size < 126 else struct.pack(">BH", 0xFE, size) if size < (
+            1 << 16) else struct.pack(">BQ", 0xFF, size)
         # the mask is zero, which leaves it as it is
         self.sock.sendall(b"\x81" + length + b"\0\0\0\0" + data)
         while True:
@@ -7353,9 +7356,58 @@ class PageTest(Serving):
     @unittest.skipUnless(any(each.path.endswith("/processes") for each in aurora_rest.ROUTES),
                          "there is no logs API yet")
     def test_logs(self) -> None:
-        tab = self.tab("#/devcluster/www-data/prod/hello?tab=logs")
+        tab = self.tab("#/devcluster/www-data/prod/hello?tab=logs&i=1")
         tab.until("document.querySelectorAll('.log p').length > 0")
+        shown = "Number(/^[^ ]+ of ([^ ]+) lines/.exec(document.querySelector('.logs').lastChild.innerText)[1]" \
+                ".replace(/\\D/g, ''))"
+        before = tab.js(shown)
+        self.demo.advance(20)
+        tab.until("%s > %d" % (shown, before))
+        tab.type("[type=search]", "no line is like this")
+        tab.until("document.querySelector('.logs').innerText.includes('0 of') && "
+                  "![...document.querySelectorAll('.log p:not(.dim)')].length")
+        tab.type("[type=search]", "")
+        self.demo.invoke("restartShards", api.method("restartShards").arguments(
+            api.JobKey(role="www-data", environment="prod", name="hello"), {1}))
+        self.demo.advance(30)
+        tab.until("[...document.querySelectorAll('.log p.dim')].some(e => e.innerText.includes('Task'))")
+        before = tab.js(shown)
+        self.demo.advance(20)
+        tab.until("%s > %d" % (shown, before))
         self.assertLess(tab.js("document.querySelectorAll('*').length"), 1500)
+
+    def test_what_failed_tells_its_last_words_and_an_instance_its_processes_and_files(self) -> None:
+        self.demo.createJob(config("ill", command="echo broken >&2; exit 1"))
+        self.demo.advance(30)
+        tab = self.tab("#/" + self.KEY + "ill")
+        tab.until("document.querySelector('[aria-label=\"Last words\"]')?.innerText.includes('broken')", 20)
+        tab.call("Page.navigate", url=self.server.url + "/#/devcluster/www-data/prod/hello/0")
+        tab.until("[...document.querySelectorAll('h2')].some(e => e.innerText == 'Files')")
+        self.assertIn("Running", tab.text("main"))
+        tab.click("data/")
+        tab.until("document.querySelector('main').innerText.includes('Files in data')")
+        tab.until("document.querySelector('main').innerText.includes('a b.csv')")
+
+    @unittest.skipUnless(os.environ.get("AXE"), "needs AXE, the path of axe-core's axe.min.js")
+    def test_axe_finds_nothing_serious(self) -> None:
+        with open(os.environ["AXE"], encoding="utf-8") as stream:
+            axe = stream.read()
+        self.create("sound", 12)
+        for scheme, width in (("light", 1400), ("dark", 390)):
+            tab = self.tab(width=width)
+            tab.call("Emulation.setEmulatedMedia",
+                     features=[{"name": "prefers-color-scheme", "value": scheme}])
+            tab.js(axe + "; 0")
+            for place in ("", "/jobs", "/hosts", "/pending", "/cron", "/operations", "/tiers", "/www-data",
+                          "/deploy", "/www-data/devel/sound", "/www-data/devel/sound?open=1",
+                          "/www-data/devel/sound?tab=config", "/www-data/devel/sound?tab=updates",
+                          "/www-data/devel/sound?tab=sla", "/www-data/devel/sound?tab=logs",
+                          "/www-data/devel/sound/1", "/www-data/devel/sound/deploy"):
+                tab.js("document.querySelector('h1').remove(); location.hash = '#/devcluster%s'" % place)
+                tab.until("!!document.querySelector('h1')")
+                found = tab.js("""axe.run().then(r => r.violations.filter(v => ['serious',
+                    'critical'].includes(v.impact)).map(v => v.id + ': ' + v.nodes[0].html.slice(0, 200)))""")
+                self.assertEqual(found, [], (scheme, place))
 
     def test_the_way_back(self) -> None:
         place = self.create("return", 2)
@@ -7523,10 +7575,10 @@ class ReadmeTest(Serving):
         self.assertLessEqual({each for each in found if not each.endswith(".aurora")} - {"bin"}, allowed)
 
 
-# --- mutations: python test_aurora_rest.py --mutants
-# --------------------------------------------------------- Each breaks one behaviour in a copy of the file;
-# the tests named have to fail then. (what is broken, the text, what takes its place, tests.) Blanks and line
-# ends in the text do not count, so that a line may be broken elsewhere.
+# --- mutations: python test_aurora_rest.py --mutants --------------------------------------------------------
+# Each breaks one behaviour in a copy of the file; the tests named have to fail then. (what is broken, the
+# text, what takes its place, tests.) Blanks and line ends in the text do not count, so that a line may be
+# broken elsewhere.
 
 MUTANTS = [
     # 1. HTTP
