@@ -7358,8 +7358,8 @@ class PageTest(Serving):
     def test_logs(self) -> None:
         tab = self.tab("#/devcluster/www-data/prod/hello?tab=logs&i=1")
         tab.until("document.querySelectorAll('.log p').length > 0")
-        shown = "Number(/^[^ ]+ of ([^ ]+) lines/.exec(document.querySelector('.logs').lastChild.innerText)[1]" \
-                ".replace(/\\D/g, ''))"
+        shown = ("Number(/^[^ ]+ of ([^ ]+) lines/.exec(document.querySelector('.logs').lastChild.innerText)"
+                 "[1].replace(/\\D/g, ''))")
         before = tab.js(shown)
         self.demo.advance(20)
         tab.until("%s > %d" % (shown, before))
