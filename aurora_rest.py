@@ -7563,7 +7563,9 @@ class _Worker:
                                                             tuple(limits)))
         try:
             self.process = subprocess.Popen([sys.executable, "-s", "-c", boot], stdin=there.fileno(),
-                                            env={"PYTHONHASHSEED": "0"},
+                                            env=dict({"PYTHONHASHSEED": "0"}, **(
+                                                {"PYTHONPYCACHEPREFIX": sys.pycache_prefix}
+                                                if sys.pycache_prefix else {})),
                                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                                             start_new_session=True)
         except OSError as error:

@@ -7870,7 +7870,8 @@ def _plain_main(kind: Any) -> None:
 
 
 def _rest_main(*arguments: Any) -> None:
-    os.execv(sys.executable, [sys.executable, os.path.join(HERE, "aurora_rest.py"), "--quiet", "--port", "0",
+    os.chdir(HERE)
+    os.execv(sys.executable, [sys.executable, "-m", "aurora_rest", "--quiet", "--port", "0",
                               *arguments])
 
 
@@ -8070,9 +8071,9 @@ class Bench:
     def start_and_memory(self) -> None:
         def measure() -> Any:
             port, started = free_port(), time.perf_counter()
-            rest = subprocess.Popen([sys.executable, os.path.join(HERE, "aurora_rest.py"), "--quiet",
+            rest = subprocess.Popen([sys.executable, "-m", "aurora_rest", "--quiet",
                                      "--port", str(port), "--scheduler",
-                                     "bench=http://127.0.0.1:1"], stderr=subprocess.DEVNULL)
+                                     "bench=http://127.0.0.1:1"], stderr=subprocess.DEVNULL, cwd=HERE)
             self.processes.append(rest)
             answered = b""
             while b" 200 " not in answered:
