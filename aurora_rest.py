@@ -8927,15 +8927,24 @@ class Operations:
                              retry_after=5) from None
 
     def start(self, operation: Operation, work: Callable[[Operation], Any],
-              slot: Optional[_Slot] = None) -> Operation:
-        """Run `work` in the place that was taken, or in a new one. Raises Overloaded."""
+              slot: Optional[_Slot] = None, alone: bool = False) -> Operation:
+        """Run `work` in the place that was taken, or in a new one. Raises Overloaded; where it is to be
+        alone, Conflict while another one of its kind and key runs here."""
         slot = slot or self.take()
         operation.on_step = self._log_step
         with self._lock:
-            self._all[operation.id] = operation
+            others = [each for each in self._all.values() if alone and each.state == "running" and
+                      (each.kind, each.key) == (operation.kind, operation.key)]
+            if not others:
+                self._all[operation.id] = operation
             ended = [each.id for each in self._all.values() if each.state != "running"]
             for old in ended[:max(0, len(self._all) - self.kept)]:
                 del self._all[old]
+        if others:
+            slot.give()
+            raise Conflict("a %s of %s is under way, operation %s; force=1 begins another beside it" % (
+                operation.kind, operation.key, others[0].id), code="OPERATION_UNDER_WAY",
+                operation=others[0].to_plain())
         slot.begin(operation, work)
         return operation
 
@@ -12048,14 +12057,16 @@ class Call:
             raise UnsupportedMedia("the body has to be application/json")
         return parse_json(self.request.body) if self.request.body.strip() else {}
 
-    def start(self, kind: str, total: int, work: Callable[[Operation], Any]) -> Operation:
+    def start(self, kind: str, total: int, work: Callable[[Operation], Any],
+              alone: bool = False) -> Operation:
         """Begin an operation in the place that was taken before the handler ran."""
         key = str(self.key) if "name" in self.args else "/".join(self.args.values())
         slot, self.slot = self.slot, None
         operation = Operation(kind, key, self.user.name, total, self.owner)
         operation.needs = (self.request.route.access, self.args.get("role"))
+        started = self.service.operations.start(operation, work, slot, alone)
         self.began = True
-        return self.service.operations.start(operation, work, slot)
+        return started
 
     @property
     def owner(self) -> Optional[str]:
@@ -13674,11 +13685,12 @@ def watch_update(call: Call) -> Any:
 
 @route("PUT", "/alpha/job/{key}/restart", "fix",
        params="shards instances batch_size watch_secs max_per_instance_failures "
-       "max_total_failures time_limit wait", operates="always", gives="JobWritten", guards=_JOB_GUARDS,
-       a202="restarting",
-       a200="waited for, and restarted", a409="being updated; or, where it was waited for, it failed")
+       "max_total_failures time_limit force wait", operates="always", gives="JobWritten", guards=_JOB_GUARDS,
+       a202="restarting", a200="waited for, and restarted",
+       a409="being updated, or restarted already; or, where it was waited for, it failed")
 def restart_job(call: Call) -> Any:
-    """Restart instances, rolling: batch by batch, each watched. batch_size=all restarts all at once."""
+    """Restart instances, rolling: batch by batch, each watched. batch_size=all restarts all at once. While a
+    restart of the job is under way here, another one is refused unless force=1."""
     _check_not_updating(call)
     active = sorted(active_instances(call.scheduler, call.key, call.shards))
     size = _batch_size(call, active)
@@ -13687,7 +13699,7 @@ def restart_job(call: Call) -> Any:
                              min(3.0, call.service.poll_interval))
     call.intend("restartShards", call.key.thrift, set(active[:size]))
     return call.operated(call.start("restart", len(active), lambda op: rolling_restart(
-        call.scheduler, call.key, active, options, op)), instances=active)
+        call.scheduler, call.key, active, options, op), not call.get("force")), instances=active)
 
 
 def _batch_size(call: Call, instances: Sequence[int]) -> int:

@@ -2848,6 +2848,24 @@ class OriginalEndpointsTest(Serving):
             self.demo.advance(5)
             self.bad(404, "DELETE", path)
 
+    def test_two_restarts_of_a_job_at_once_are_refused_unless_forced(self) -> None:
+        path = JOB + "twice"
+        self.good("PUT", path, source("twice", extra="instances=2"), 201)
+        self.demo.advance(5)
+        first = self.good("PUT", path + "/restart?watch_secs=60", status=202)["operation"]
+        threads = threading.active_count()
+        other = self.bad(409, "PUT", path + "/restart?shards=1", code="OPERATION_UNDER_WAY", says=first["id"])
+        self.assertEqual(other["operation"]["id"], first["id"])
+        wait_for(lambda: threading.active_count() <= threads)
+        self.assertEqual(self.server.service.operations.running, 1)
+        forced = self.good("PUT", path + "/restart?shards=1&force=1", status=202)["operation"]
+        for each in (first, forced):
+            self.ask("DELETE", "/alpha/operations/" + each["id"])
+            wait_for(lambda: self.good("GET", "/alpha/operations/" + each["id"])["operation"]["state"] !=
+                     "running")
+        last = self.good("PUT", path + "/restart?watch_secs=0", status=202)["operation"]
+        self.ask("DELETE", "/alpha/operations/" + last["id"])
+
     def test_wrong_instances_never_reach_the_scheduler(self) -> None:
         writes = ("killTasks", "restartShards", "startJobUpdate")
         before = collections_of(self.demo.calls, *writes)
