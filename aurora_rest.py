@@ -2186,7 +2186,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
         return {"connections": len(self.connections), "threads": self.workers.threads,
                 "queued": self.workers.queue.qsize(),
                 "in_flight": sum(c.busy and c.waiting is None for c in list(self.connections)),
-                "watchers": sum(c.waiting is not None for c in list(self.connections))}
+                "watchers": sum(c.waiting is not None for c in list(self.connections)),
+                "bodies": self.bodies.all, "unsent": self.unsent.all}
 
 
 def _header_fields(response: Response, extra: Sequence[Tuple[str, str]], stream: bool, tagged: bool,
@@ -11214,6 +11215,18 @@ Me(Success): who asks
  level string: read, write or admin
  roles [string]: patterns of the roles that the caller may change
  by string: how that is known: token, certificate, scheduler (which judges the credentials) or nobody
+ServerState(Success): how this server is
+ version string: its version
+ python string: Python's
+ started time: when it was started
+ uptime number: the seconds since then
+ options object: the options in force, by name; none where a program started it
+ limits {LimitState}: by name, what bounds it
+ figures {number}: of its process
+LimitState: a limit
+ limit number: the most
+ unit string: of what
+ used? number: how much of it is in use, where that is an amount
 HistoryEntry: a configuration that a job has had
  id string: a short hash of what it means
  when integer?: when it was last begun, if that is known
@@ -12499,11 +12512,21 @@ class Service(Reception):
         self.memory = Memory(self.limits["remembered"])
         self.idempotency = Idempotency(self)
         self.lost_lines: Callable[[], int] = lambda: 0      # of the log
+        self.options: Json = {}         # those of the command line, where that started it
         self._lock = threading.Lock()       # guards _tiers
         self._tiers: collections.OrderedDict[Any, Tuple[float, Json]] = collections.OrderedDict()
         declare_metrics(self)
         for scheduler in clusters.schedulers():
             scheduler.observe = partial(self._observe_call, scheduler)
+
+    def used(self) -> Dict[str, float]:
+        """How much is in use of each limit that is an amount."""
+        figures = self.runner.figures() if self.runner else {}
+        used: Dict[str, float] = {name: figures[name] for name in (
+            "connections", "threads", "bodies", "unsent") if name in figures}
+        return dict(used, queue=figures.get("queued", 0), watchers=self.watched.count, waits=self.waits.count,
+                    operations=self.operations.running, kept_operations=len(self.operations.all()),
+                    remembered=self.memory.size, idempotency_bytes=self.idempotency.answers.size)
 
     @property
     def draining(self) -> bool:
@@ -14371,6 +14394,19 @@ def get_me(call: Call) -> Any:
     by = "nobody" if not user.known else "certificate" if user.name == call.request.certificate else "token"
     return call.success(name=user.name, level=user.level, roles=list(user.roles),
                         by="scheduler" if call.auth is not None else by)
+
+
+@route("GET", "/alpha/server", "server", access="admin", quick=True, gives="ServerState",
+       a200="how this server is")
+def get_server(call: Call) -> Any:
+    """How this server is: the options in force, its limits and how near each is."""
+    service, used = call.service, call.service.used()
+    limits = {name: dict({"limit": service.limits[name], "unit": limit.unit},
+                         **({"used": used[name]} if name in used else {})) for name, limit in LIMITS.items()}
+    return call.success(
+        version=__version__, python=sys.version.split()[0], started=int(service.started * 1000),
+        uptime=round(time.time() - service.started, 3), options=service.options, limits=limits,
+        figures=process_figures())
 
 
 @route("GET", "/alpha/pending/{cluster}", "watch", remembered=True, params="role limit offset",
@@ -19125,6 +19161,10 @@ class _Option(NamedTuple):
 
 
 OPTIONS = [
+    _Option("config", "file", "read options from FILE, too: lines NAME = VALUE, as --print-config writes "
+            "them; the command line and the environment go before it", None, str, "FILE"),
+    _Option("print-config", "file", "print the options in force as such a file, and exit", False, bool),
+    _Option("check", "file", "say what would be served, and exit: 0, or 2 where it cannot be", False, bool),
     _Option("port", "serving", "port to listen on", 8888, int, "PORT"),
     _Option("host", "serving", "address to listen on; beyond loopback it takes --tokens, --forward-auth, "
             "--client-ca or --allow-anonymous", "127.0.0.1", str, "ADDRESS"),
@@ -19217,7 +19257,17 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_command_line(arguments: Sequence[str], environment: Dict[str, str]) -> argparse.Namespace:
-    """The options, from the command line or else from AURORA_REST_… variables. Raises UsageError."""
+    """The options, from the command line, or else from AURORA_REST_… variables, or else from the file that
+    --config names. Raises UsageError."""
+    given = {}          # name → its text, where that stands
+    for option in OPTIONS:
+        variable = "AURORA_REST_" + option.name.upper().replace("-", "_")
+        if variable in environment:
+            given[option.name] = environment[variable], variable
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", default=given.get("config", (None, ""))[0])
+    path = early.parse_known_args(list(arguments))[0].config
+    given = dict(_read_options(path) if path else {}, **given)
     parser = _Parser(prog="aurora_rest.py", description="Apache Aurora over plain HTTP.", allow_abbrev=False,
                      epilog="Every option can be given as an environment variable too: AURORA_REST_PORT for "
                             "--port.")
@@ -19226,48 +19276,74 @@ def parse_command_line(arguments: Sequence[str], environment: Dict[str, str]) ->
     for option in OPTIONS:
         group = groups.setdefault(option.group, None) or parser.add_argument_group(option.group)
         groups[option.group] = group
-        default, kind = option.default, option.kind
-        text = environment.get("AURORA_REST_" + option.name.upper().replace("-", "_"))
-        shown = "" if default in (None, False, []) else " (default: %s)" % default
-        named: Json = {"help": (option.help + shown).replace("%", "%%"),
-                       "dest": option.name.replace("-", "_")}
+        kind, shown = option.kind, "" if option.default in (None, False, []) else " (default: %s)" % (
+            option.default)
+        named: Json = {"help": (option.help + shown).replace("%", "%%"), "default": _default(option, given)}
         if kind is bool:
-            if text is not None:
-                if text.lower() not in ("1", "true", "yes", "0", "false", "no", ""):
-                    raise UsageError("AURORA_REST_%s: expected 1 or 0" %
-                                     option.name.upper().replace("-", "_"))
-                default = text.lower() in ("1", "true", "yes")
-            group.add_argument("--" + option.name, action="store_true", default=default, **named)
-            continue
-        if text is not None:
-            default = text.split() if option.many else _converted(option, text)
-        if kind == "demo":
-            group.add_argument("--demo", nargs="?", const="devcluster", default=default, metavar="NAME",
-                               **named)
-        elif option.many:
-            group.add_argument("--" + option.name, action="append", default=None, metavar=option.metavar,
-                               **named)
-            parser.set_defaults(**{named["dest"]: None, "_" + named["dest"]: default})
+            named.update(action="store_true")
+        elif kind == "demo":
+            named.update(nargs="?", const="devcluster", metavar="NAME")
+        elif option.many:       # argparse would add to a default
+            named.update(action="append", metavar=option.metavar, default=None)
         else:
-            group.add_argument("--" + option.name, type=kind, default=default, metavar=option.metavar,
-                               **named)
+            named.update(type=kind, metavar=option.metavar)
+        group.add_argument("--" + option.name, **named)
     options = parser.parse_args(list(arguments))
     for option in OPTIONS:
-        if option.many:
-            dest = option.name.replace("-", "_")
-            if getattr(options, dest) is None:
-                setattr(options, dest, getattr(options, "_" + dest))
+        if option.many and getattr(options, option.name.replace("-", "_")) is None:
+            setattr(options, option.name.replace("-", "_"), _default(option, given))
     return options
 
 
-def _converted(option: _Option, text: str) -> Any:
-    if option.kind in (int, float):
-        try:
-            return option.kind(text)
-        except ValueError:
-            raise UsageError("AURORA_REST_%s: expected a number, not %r" % (
-                option.name.upper().replace("-", "_"), text)) from None
-    return text
+def _read_options(path: str) -> Dict[str, Tuple[str, str]]:
+    """name → (text, where it stands), of a file of options. Raises UsageError."""
+    import configparser
+    parser = configparser.RawConfigParser(delimiters=("=",), comment_prefixes=("#", ";"))
+    try:
+        with open(path, encoding="utf-8") as stream:
+            text = stream.read()
+        parser.read_string(text if re.match(r"\s*([#;].*\s*)*\[", text) else "[options]\n" + text, path)
+    except (OSError, ValueError, configparser.Error) as error:
+        raise UsageError("--config=%s: %s" % (path, str(error).replace("\n", " "))) from None
+    known = [option.name for option in OPTIONS]
+    found = {}
+    for section in parser.sections():
+        for name, value in parser.items(section):
+            if name not in known or name == "config":
+                raise UsageError("%s: %s" % (path, no_such("option", name, known)))
+            found[name] = value, "%s: %s" % (path, name)
+    return found
+
+
+def _default(option: _Option, given: Dict[str, Tuple[str, str]]) -> Any:
+    """What an option is where the command line does not say it. Raises UsageError."""
+    if option.name not in given:
+        return option.default
+    text, where = given[option.name]
+    if option.many:
+        return text.split()
+    if option.kind is bool:
+        if text.lower() not in ("1", "true", "yes", "0", "false", "no", ""):
+            raise UsageError("%s: expected 1 or 0" % where)
+        return text.lower() in ("1", "true", "yes")
+    try:
+        return option.kind(text) if option.kind in (int, float) else text
+    except ValueError:
+        raise UsageError("%s: expected a number, not %r" % (where, text)) from None
+
+
+def options_in_force(options: argparse.Namespace) -> Json:
+    """The options by name, without those that are not set. None of them is a secret: secrets are in files."""
+    values = {option.name: getattr(options, option.name.replace("-", "_")) for option in OPTIONS
+              if option.group != "file" and option.name != "new-token"}
+    return {name: value for name, value in values.items() if value not in (None, False, [])}
+
+
+def _config_text(options: argparse.Namespace) -> str:
+    """The options in force as a file for --config."""
+    return "".join("%s = %s\n" % (name, "\n    ".join(value) if isinstance(value, list) else
+                                  1 if value is True else value)
+                   for name, value in options_in_force(options).items())
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -19456,7 +19532,7 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
             raise UsageError("the demo scheduler cannot listen on --demo-port=%d: %s" % (
                 options.demo_port, _reason(error))) from None
     try:
-        return Server(
+        server = Server(
             options.port, options.host, demo=demo, clusters=clusters, evaluator=evaluator, access=access,
             limits=limits,
             tls=tls, sock=activated, credentials=credentials, drain_timeout=options.drain_timeout, log=log,
@@ -19467,6 +19543,8 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
     except OSError as error:
         raise UsageError("cannot listen on --host=%s --port=%d: %s" %
                          (options.host, options.port, _reason(error))) from None
+    server.service.options = options_in_force(options)
+    return server
 
 
 def _activated_socket() -> Optional[socket.socket]:
@@ -19592,6 +19670,11 @@ def _begin(arguments: Sequence[str], log: Log) -> Union[int, Tuple[Server, argpa
             print("line for the tokens file:\n  %s" % line)
             return 0
         check_options(options)
+        if options.print_config:
+            print(_config_text(options), end="")
+            return 0
+        if options.check:
+            return _check(options, log)
         _share_memory()
         descriptors = _raise_descriptor_limit()
         options.limit_connections = min(options.limit_connections, max(16, descriptors - 150))
@@ -19603,13 +19686,33 @@ def _begin(arguments: Sequence[str], log: Log) -> Union[int, Tuple[Server, argpa
     source, target = os.pipe()
     os.set_blocking(target, False)
     signal.set_wakeup_fd(target, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, lambda received, frame: None)     # its number arrives through the pipe
     server.start()
     _greet(server, log)
     _aside(lambda: _look_at_isolation(server, log), "look-at-isolation", log)
     notify_systemd("READY=1")
     return server, options, log, source
+
+
+def _check(options: argparse.Namespace, log: Log) -> int:
+    """Make what would be served, on a port that nobody else wants, say what it is, and end it."""
+    at = "%s://%s:%d" % ("https" if options.tls_cert else "http", options.host, options.port)
+    options.port = options.demo_port = 0
+    server = make_server(options, log)
+    access = server.service.access
+    try:
+        print("would serve %s" % at)
+        for scheduler, cluster in server.clusters.items():
+            print("cluster %s: %s%s" % (cluster.name or "of the scheduler's own name", ", ".join(
+                cluster.urls) or "%s%s in ZooKeeper" % (cluster.zk, cluster.zk_path),
+                ", with credentials" if scheduler.authorization else ""))
+        print("callers: %s" % ("anonymous" if access.anonymous else ", ".join(
+            name for name, there in (("tokens", access.tokens), ("credentials for the scheduler",
+                                     access.forward), ("client certificates", options.client_ca)) if there)))
+    finally:
+        server.stop()
+    return 0
 
 
 def _next_signal(source: int, seconds: Optional[float]) -> Optional[int]:
@@ -19634,6 +19737,10 @@ def _supervise(server: Server, options: argparse.Namespace, log: Log, signals: i
                 notify_systemd("WATCHDOG=1")
         elif wish == signal.SIGHUP:
             _reload(server, options, log)
+        elif wish == signal.SIGUSR1:
+            service = server.service
+            log("state " + " ".join("%s=%d/%d" % (name, used, service.limits[name])
+                                    for name, used in service.used().items()))
         else:
             break
     def hurry() -> None:
