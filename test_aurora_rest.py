@@ -2847,6 +2847,9 @@ class OriginalEndpointsTest(Serving):
             self.assertEqual(self.good("DELETE", path + "?shards=0"), dict(expected, killed=[0]))
             self.demo.advance(5)
             self.bad(404, "DELETE", path)
+            place = restart.headers["location"]
+            self.ask("DELETE", place)
+            wait_for(lambda: self.good("GET", place)["operation"]["state"] != "running")
 
     def test_two_restarts_of_a_job_at_once_are_refused_unless_forced(self) -> None:
         path = JOB + "twice"
