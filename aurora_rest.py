@@ -38,6 +38,7 @@ import hashlib
 import heapq
 import hmac
 import http.server
+import io
 import itertools
 import json
 import math
@@ -2586,7 +2587,7 @@ def _sort_key(plain: Any) -> str:
 
 
 class ThriftStruct:
-    """The base of all struct and union classes; compares by value. Hashes by its scalar fields, so do not
+    """The base of all struct and union classes; compares by value. Hashes by all but containers, so do not
     change an instance while a set holds it."""
     __slots__ = ()
     thrift_spec: Tuple[Any, ...] = ()
@@ -2595,10 +2596,6 @@ class ThriftStruct:
 
     def __eq__(self, other: Any) -> bool:
         return type(self) is type(other) and all(getattr(self, f) == getattr(other, f) for f in self.fields)
-
-    def __hash__(self) -> int:
-        values = [getattr(self, f) for f in self.fields]
-        return hash(tuple([v for v in values if not isinstance(v, (list, set, frozenset, dict))]))
 
     def __repr__(self) -> str:
         shown = ["%s=%r" % (f, getattr(self, f)) for f in self.fields if getattr(self, f) is not None]
@@ -2716,12 +2713,17 @@ class Api:
         for number, _, field in fields:
             spec[int(number)] = (int(number), _TTYPES[types[field].kind], field, types[field].spec_args(),
                                  None)
-        # An __init__ with named arguments: the C decoder calls it once for every nested struct.
+        # An __init__ with named arguments: the C decoder calls it once for every nested struct, and the hash
+        # for each in a set.
         namespace: Json = {}
         body = "; ".join("self.%s = %s" % (field, field) for field in types) or "pass"
-        exec("def __init__(self%s): %s" % ("".join(", %s=None" % field for field in types), body), namespace)
+        single = [field for field, kind in types.items() if not kind.items]
+        exec("def __init__(self%s): %s\ndef __hash__(self): return hash((%s))" % (
+            "".join(", %s=None" % field for field in types), body,
+            "".join("self.%s, " % field for field in single)), namespace)
         return type(name, (ThriftStruct,), {
-            "__slots__": tuple(types), "__init__": namespace["__init__"], "thrift_spec": tuple(spec),
+            "__slots__": tuple(types), "__init__": namespace["__init__"],
+            "__hash__": namespace["__hash__"], "thrift_spec": tuple(spec),
             "fields": types,
             "is_union": is_union, "__module__": __name__, "__doc__": "Thrift %s." % name})
 
@@ -3177,13 +3179,13 @@ class Known:
 
 class _Body:
     """A body that arrives in parts. As long as they are those of the known reply they are compared instead of
-    stored."""
+    stored; what is stored is there once, never in parts and as a whole at the same time."""
 
     def __init__(self, known: Optional[Known], limit: int) -> None:
         self.known = known
         self.limit = limit
         self.size = 0
-        self._parts: List[bytes] = []
+        self._stored = io.BytesIO()
 
     def add(self, part: Union[bytes, memoryview]) -> None:
         """Raises _Broken where the body gets larger than the limit."""
@@ -3195,10 +3197,10 @@ class _Body:
             if known.reply.startswith(part, size):
                 return
             self._part_ways(known, size)
-        self._parts.append(bytes(part))
+        self._stored.write(part)
 
     def _part_ways(self, known: Known, size: int) -> None:
-        self._parts.append(known.reply[:size])
+        self._stored.write(memoryview(known.reply)[:size])
         known.reply = b""
         self.known = None
 
@@ -3208,7 +3210,7 @@ class _Body:
             if len(self.known.reply) == self.size:
                 return self.known.reply
             self._part_ways(self.known, self.size)
-        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        return self._stored.getvalue()
 
 
 class _Wire:
@@ -3665,11 +3667,12 @@ class Scheduler:
         self.semaphore.enter(deadline - time.monotonic())
         try:
             body = self._post(ask, deadline)
+            # one that was emptied is no reply
+            same = ask.known is not None and body and body is ask.known.reply
+            # in the slot: no more replies than there are slots wait for the processor
+            return body, None if same else self.decode(ask, body)
         finally:
             self.semaphore.leave()
-        # one that was emptied is no reply
-        same = ask.known is not None and body and body is ask.known.reply
-        return body, None if same else self.decode(ask, body)
 
     def decode(self, ask: Ask, body: bytes) -> Any:
         """The Response in a reply to `ask`. Raises the AuroraError that it stands for if it is not OK."""
@@ -11700,7 +11703,11 @@ class Kept:
 
 class Memory:
     """Things with a `size` by what was asked, `room` bytes and `most` of them; the least used are forgotten
-    first."""
+    first.
+
+    What is taken out to be used is counted until it is kept again or its bytes are freed; and who makes
+    something to keep claims its bytes while he holds them. So all that is held, here and by those who work
+    on it, is in the account."""
 
     def __init__(self, room: float, most: float = math.inf) -> None:
         self.room = room
@@ -11710,9 +11717,24 @@ class Memory:
         self._kept: collections.OrderedDict[Any, Tuple[Any, float]] = collections.OrderedDict()
 
     def take(self, question: Any) -> Any:
-        """What is kept, for the caller to keep again: while one run asks with it, no other does."""
+        """What is kept, for the caller to keep again or to free: while one run asks with it, no other
+        does."""
         with self._lock:
-            return self._drop(question)
+            return self._kept.pop(question, (None, 0.0))[0]
+
+    def claim(self, size: int) -> bool:
+        """Count bytes, and let go of what was used least to make room; False where there is none."""
+        with self._lock:
+            while self.size + size > self.room and self._kept:
+                self._drop(next(iter(self._kept)))
+            fits = self.size + size <= self.room
+            self.size += size if fits else 0
+            return fits
+
+    def free(self, size: int) -> None:
+        """Count bytes no more that were claimed or taken."""
+        with self._lock:
+            self.size -= size
 
     def look(self, question: Any) -> Any:
         """What is kept, and stays where it is; None if nothing is."""
@@ -11726,7 +11748,7 @@ class Memory:
             if kept.size <= self.room:
                 self._kept[question] = (kept, time.monotonic())
                 self.size += kept.size
-            while self.size > self.room or len(self._kept) > self.most:
+            while self._kept and (self.size > self.room or len(self._kept) > self.most):
                 self._drop(next(iter(self._kept)))
 
     def forget(self, seconds: float) -> None:
@@ -11742,26 +11764,43 @@ class Memory:
         return kept
 
 
-def _outcome(scheduler: Scheduler, ask: Ask) -> Tuple[bytes, Any]:
-    """What Scheduler.ask returns, or no bytes and the AuroraError that it raises."""
-    try:
-        return scheduler.ask(ask)
-    except AuroraError as error:
-        return b"", error
-
-
 class Replay:
     """A scheduler as one run of a remembered handler sees it: notes what is asked with the replies; what came
     before the run began, Responses or AuroraErrors, is not asked for again, if the run asks for the same in
     the same order."""
 
-    def __init__(self, scheduler: Scheduler, given: Iterable[Tuple[Ask, bytes, Any]],
-                 authorization: Optional[str] = None) -> None:
+    def __init__(self, scheduler: Scheduler, memory: Memory, authorization: Optional[str] = None) -> None:
         self.scheduler = scheduler
+        self.memory = memory
         self.authorization = authorization
         self.asked: List[Ask] = []
-        self.failed = False     # something that was asked got no reply
-        self._given = collections.deque(given)
+        self.failed = False     # something that was asked got no reply, or one that there is no room for
+        self.claimed = 0        # bytes of replies
+        self._given: Deque[Tuple[Ask, bytes, Any]] = collections.deque()
+
+    def repeats(self, asks: Iterable[Ask]) -> bool:
+        """Ask again what the last run asked; whether all replies are those of then."""
+        for ask in asks:
+            reply, response = self._outcome(ask)
+            self._given.append((ask, reply, response))
+            if response is not None:
+                return False
+        return True
+
+    def _outcome(self, ask: Ask) -> Tuple[bytes, Any]:
+        """What Scheduler.ask returns, or no bytes and the AuroraError that it raises. A new reply is held on
+        to only where the memory has room for it."""
+        try:
+            reply, response = self.scheduler.ask(ask)
+        except AuroraError as error:
+            return b"", error
+        if response is None:
+            return reply, None
+        if not self.memory.claim(len(reply)):
+            self.failed = True
+            return b"", response
+        self.claimed += len(reply)
+        return reply, response
 
     def call(self, method: str, *arguments: Any, **named: Any) -> Any:
         """As Session.call, for reads."""
@@ -11771,7 +11810,7 @@ class Replay:
             response = self.scheduler.decode(ask, reply) if response is None else response
         else:
             self._given.clear()
-            reply, response = _outcome(self.scheduler, ask)
+            reply, response = self._outcome(ask)
         if isinstance(response, AuroraError):
             self.failed = True
             raise response
@@ -12624,25 +12663,21 @@ class Service(Reception):
         nothing is decoded."""
         question = (call.request.path, self._lasting_query(call.request), call.auth)
         kept = self.memory.take(question)
-        scheduler = self.clusters[call.args["cluster"]]
-        given: List[Tuple[Ask, bytes, Any]] = []
-        for ask in kept.asks if kept else ():
-            reply, response = _outcome(scheduler, ask)
-            given.append((ask, reply, response))
-            if response is not None:
-                break
-        else:
-            if kept:
-                self.metrics.count("aurora_rest_repeated_answers_total")
-                self.memory.keep(question, kept)
-                return kept.answer
-        replay = call.replay = Replay(scheduler, given, call.auth)
+        replay = Replay(self.clusters[call.args["cluster"]], self.memory, call.auth)
+        held = kept.size if kept else 0
         try:
-            answer: Response = chosen.handler(call)
+            if kept and replay.repeats(kept.asks):
+                self.metrics.count("aurora_rest_repeated_answers_total")
+                answer: Response = kept.answer
+            else:
+                call.replay = replay
+                answer = chosen.handler(call)
+                kept = None if replay.failed else Kept(question, replay.asked, answer)
         finally:
             call.replay = None
-        if not replay.failed:
-            self.memory.keep(question, Kept(question, replay.asked, answer))
+            self.memory.free(held + replay.claimed)
+        if kept:
+            self.memory.keep(question, kept)
         return answer
 
     @staticmethod
@@ -19576,21 +19611,36 @@ def _raise_descriptor_limit() -> int:
         return 1024
 
 
+# Memory. All threads take it from one pool, as they run one at a time anyway: glibc would give each its own,
+# and large replies would leave their room behind in every one. What is large has pages of its own, which are
+# given back with it; what lies between small things is given back once a second, where there is much of it.
+_LARGE = 1 << 20
+_MUCH = 16 << 20
+
+
 def _share_memory() -> None:
-    """Have all threads take memory from one pool, as they run one at a time anyway: glibc would give each its
-    own, and large replies would leave their room behind in every one. To be called before there are
-    threads."""
+    """To be called before there are threads."""
     with contextlib.suppress(ImportError, OSError, AttributeError):
-        _libc().mallopt(-8, 1)      # M_ARENA_MAX
+        libc = _libc()
+        libc.mallopt(-8, 1)             # M_ARENA_MAX
+        libc.mallopt(-3, _LARGE)        # M_MMAP_THRESHOLD
 
 
-def _settle_memory() -> None:
-    """Give back what starting took. What is left lives as long as the process, so the garbage collector need
-    not look at it again."""
-    gc.collect()
-    gc.freeze()
-    with contextlib.suppress(ImportError, OSError, AttributeError):
-        _libc().malloc_trim(0)
+def _settle_memory(least: float) -> float:
+    """Give back memory where the process has much more than the `least` it had; what that is then. The first
+    time, with 0: what is left lives as long as the process, so the garbage collector need not look at it
+    again."""
+    if not least:
+        gc.collect()
+        gc.freeze()
+    if _resident() > least + _MUCH:
+        with contextlib.suppress(ImportError, OSError, AttributeError):
+            _libc().malloc_trim(0)
+    return least or _resident()
+
+
+def _resident() -> float:
+    return process_figures().get("process_resident_memory_bytes", 1.0)
 
 
 def _greet(server: Server, log: Log) -> None:
@@ -19723,12 +19773,10 @@ def _supervise(server: Server, options: argparse.Namespace, log: Log, signals: i
     """Wait for signals and do as they say; the exit status."""
     interval = os.environ.get("WATCHDOG_USEC", "")
     pause = float(interval) / 2e6 if interval.isdigit() and int(interval) else None
-    settled = False
+    least = 0.0
     while True:
         wish = _next_signal(signals, min(pause or 1.0, 1.0))
-        if not settled:
-            _settle_memory()
-            settled = True
+        least = _settle_memory(least)
         if server.http.failure:
             log("error the server has ended: %s" % server.http.failure)
             return 1

@@ -7,6 +7,7 @@
 """
 import base64
 import collections
+import concurrent.futures
 import contextlib
 import glob
 import gzip
@@ -429,6 +430,14 @@ def filled_value(kind: Any, name: Any, depth: Any) -> Any:
 
 
 class ThriftTest(unittest.TestCase):
+    def test_structs_in_a_set_are_told_apart_by_what_is_deep_in_them(self) -> None:
+        one, other = config("a"), config("b")
+        self.assertEqual((hash(one), one), (hash(config("a")), config("a")))
+        self.assertNotEqual(hash(one), hash(other))
+        self.assertEqual(len({hash(config("a", "run %d" % number)) for number in range(50)}), 50)
+        self.assertEqual(hash(api.Attribute("rack", {"a"})), hash(api.Attribute("rack", {"b"})))
+        self.assertEqual(len({api.Attribute("rack", {"a"}), api.Attribute("rack", {"b"})}), 2)
+
     def test_the_idl_holds_96_types_and_45_methods(self) -> None:
         self.assertEqual((len(api.type_names), len(api.method_names)), (96, 45))
         levels = [api.method(name).access for name in api.method_names]
@@ -5616,7 +5625,10 @@ class LimitsTest(unittest.TestCase):
             memory.keep(question, aurora_rest.Kept((), asks, aurora_rest.Response(204, body=b"")))
         for question in "abc":
             keep(question, 300)
-        memory.keep("a", memory.take("a"))
+        taken = memory.take("a")
+        self.assertEqual((list(memory._kept), memory.size), (["b", "c"], 900))
+        memory.free(taken.size)
+        memory.keep("a", taken)
         keep("d", 300)
         self.assertEqual((list(memory._kept), memory.size), (["c", "a", "d"], 900))
         keep("a", 400)
@@ -5627,6 +5639,58 @@ class LimitsTest(unittest.TestCase):
         self.assertEqual(memory.size, 700)
         memory.forget(0)
         self.assertEqual((memory.size, memory.take("a")), (0, None))
+
+    def test_what_is_being_worked_on_is_counted_and_makes_room_for_itself(self) -> None:
+        memory = aurora_rest.Memory(1000)
+        kept = type("Kept", (), {"size": 400})
+        memory.keep("a", kept)
+        memory.keep("b", kept)
+        self.assertTrue(memory.claim(500))
+        self.assertEqual((list(memory._kept), memory.size), (["b"], 900))
+        self.assertIs(memory.take("b"), kept)
+        self.assertEqual((memory.claim(200), memory.size), (False, 900))
+        memory.free(900)
+        self.assertEqual((memory.claim(1000), memory.size), (True, 1000))
+
+    def test_of_many_different_large_replies_few_are_held(self) -> None:
+        held: Any = collections.Counter()
+        most: Any = []
+        reply, all_there = large_reply(b"x"), threading.Event()
+
+        def answer(body: Any) -> Any:
+            if body[8:15] != b"getJobs":
+                return tiers_answer(body)
+            return http_answer(200, reply)
+        decode = aurora_rest.Scheduler.decode
+
+        def counting(scheduler: Any, ask: Any, body: Any) -> Any:
+            held["now"] += 1
+            most.append(held["now"])
+            all_there.wait(0.05)
+            found = decode(scheduler, ask, body)
+            held["now"] -= 1
+            return found
+        with FakeScheduler(answering(answer)) as fake, mock.patch.object(aurora_rest.Scheduler, "decode",
+                                                                        counting):
+            server = aurora_rest.Server(port=0, clusters={"fake": fake.url}, scheduler={"parallel": 2},
+                                        limits={"remembered": 2 * len(reply)}).start()
+            self.addCleanup(server.stop, 0.5)
+            memory: Any = server.service.memory
+            sizes: Any = []
+            claim = memory.claim
+
+            def claimed(size: int) -> bool:
+                fits = claim(size)
+                sizes.append(memory.size)
+                return bool(fits)
+            memory.claim = claimed
+            with concurrent.futures.ThreadPoolExecutor(16) as pool:
+                answers = list(pool.map(lambda number: ask(
+                    server, "GET", "/alpha/jobs/fake/role%d" % (number % 16)).status, range(48)))
+            self.assertEqual(set(answers), {200})
+            self.assertLessEqual(max(most), 2)
+            self.assertLessEqual(max(sizes), 2 * len(reply))
+            self.assertEqual(memory.size, sum(kept.size for kept, _ in memory._kept.values()))
 
     def test_many_small_answers_are_bounded_too(self) -> None:
         server = self.serve(remembered=100000)
@@ -5947,6 +6011,7 @@ class ProcessTest(unittest.TestCase):
         made = type("Running", (), {})()
         made.port = int(matched(r"://\S+:(\d+)", lines[-1]).group(1))
         return process, made, lines
+
 
     def test_the_original_command_line_serves_and_sigterm_ends_it_with_0(self) -> None:
         process, server, _ = self.serve("--executor=internal", "--application=thread", "--parallel=4",
@@ -7944,9 +8009,13 @@ def _rest_main(*arguments: Any) -> None:
 
 
 def _direct_main(port: Any, kind: Any, seconds: Any) -> None:
-    """(a) direct: the same Thrift call in a loop over one kept connection, decoded whole; (b) floor: the same
-    bytes, undecoded."""
+    """(a) direct: the same Thrift call in a loop over one kept connection, decoded whole into structs that
+    hash by identity, the least that generated ones can do to be in a set; (b) floor: the same bytes,
+    undecoded."""
     import resource
+    for struct_class in (getattr(api, each) for each in api.type_names):
+        if isinstance(struct_class, type):
+            setattr(struct_class, "__hash__", object.__hash__)      # noqa: B010
     connection = http.client.HTTPConnection("127.0.0.1", int(port))
     connection.connect()
     connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
