@@ -57,7 +57,7 @@ import time
 import urllib.parse
 import uuid
 import zlib
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from queue import Empty as QueueEmpty
 from queue import SimpleQueue
 from typing import (
@@ -73,6 +73,7 @@ from typing import (
     Sequence,
     Set,
     Tuple,
+    TypeVar,
     Union,
 )
 
@@ -404,10 +405,11 @@ class Request:
         self.method = head.method
         target = head.target
         if not target.startswith("/") and target != "*":
-            match = re.match(r"https?://[^/?]*(.*)", target, re.IGNORECASE)
+            match = re.match(r"https?://([^/?]*)(.*)", target, re.IGNORECASE)
             if not match:
                 raise BadRequest("the request target is neither a path nor an http URL")
-            target = match.group(1) if match.group(1).startswith("/") else "/" + match.group(1)
+            target = match.group(2) if match.group(2).startswith("/") else "/" + match.group(2)
+            head.headers["host"] = match.group(1)       # RFC 9112, 3.2.2: it goes before the field
         self.path, _, self.raw_query = target.partition("?")
         self.headers = head.headers
         self.body = body
@@ -3925,7 +3927,7 @@ def read_clusters(path: str) -> List[Cluster]:
 def default_clusters() -> List[Cluster]:
     """The clusters of the files where the aurora client looks, else the scheduler on this host, its name
     unknown yet."""
-    root = os.environ.get("AURORA_CONFIG_ROOT", "/etc/aurora")
+    root = os.environ.get("AURORA_CONFIG_ROOT") or "/etc/aurora"
     found: Dict[Optional[str], Cluster] = {}
     for pattern in CLUSTER_FILES:
         path = os.path.expanduser(pattern.replace("$AURORA_CONFIG_ROOT", root))
@@ -7162,11 +7164,7 @@ def _resources(task: Any, ports: Set[str]) -> List[Json]:
 
 
 def _is_integer(text: Any) -> bool:
-    try:
-        int(text)
-    except (ValueError, TypeError):
-        return False
-    return True
+    return isinstance(text, int) or re.fullmatch(r"\s*[-+]?[0-9]+\s*", str(text)) is not None
 
 
 def _truth(text: Any) -> bool:
@@ -7910,6 +7908,8 @@ def resolve_image(registry: str, name: str, tag: str) -> str:
     import urllib.error
     import urllib.request
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    if not registry:
+        raise InvalidConfig("no docker registry is known that would resolve %s:%s" % (name[:80], tag[:80]))
     named = len(name) < 256 and re.fullmatch(r"[a-z0-9]+((?:[./]|__?|-+)[a-z0-9]+)*", name)
     if not named or not re.fullmatch(r"\w[\w.\-]{0,127}", tag):
         raise InvalidConfig("%s:%s is not the name and tag of a docker image" % (name[:80], tag[:80]))
@@ -8272,12 +8272,30 @@ def projection(name: str) -> Projection:
     return Projection(Type("struct", api.Response), dict(_MESSAGES, result=shapes[name]))
 
 
+_Work = TypeVar("_Work", bound=Callable[..., Any])
+
+
+def reading(work: _Work) -> _Work:
+    """A function that reads what a scheduler answered: where that lacks what it has to have, it is no answer.
+    Raises BadAnswer then."""
+    def read(*given: Any, **named: Any) -> Any:
+        try:
+            return work(*given, **named)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise BadAnswer("the scheduler's answer lacks what it has to have: %s: %s" % (
+                type(error).__name__, error)) from error
+    made: Any = wraps(work)(read)
+    return made
+
+
+@reading
 def list_jobs(scheduler: Scheduler, role: Optional[str] = None) -> List[str]:
     """The keys role/environment/name of a role's jobs, or of all, sorted."""
     response = scheduler.call("getJobs", role, projection=projection("job keys"))
     return sorted(response.get("result", {}).get("getJobsResult", {}).get("configs", ()))
 
 
+@reading
 def list_summaries(scheduler: Scheduler, role: Optional[str] = None, fields: str = "summaries") -> List[Any]:
     """The plain summaries of a role's jobs, or of all, sorted by key: job (key as text), stats,
     nextCronRunMs."""
@@ -8286,6 +8304,7 @@ def list_summaries(scheduler: Scheduler, role: Optional[str] = None, fields: str
     return sorted(found, key=lambda each: each["job"]["key"])
 
 
+@reading
 def query_tasks(scheduler: Scheduler, key: Key, instances: Sequence[int] = (),
                 statuses: Optional[Iterable[int]] = None,
                 fields: str = "tasks", reasons: bool = False) -> List[Any]:
@@ -8348,6 +8367,7 @@ def active_instances(scheduler: Scheduler, key: Key, instances: Sequence[int] = 
     return tasks
 
 
+@reading
 def running_configs(scheduler: Scheduler, key: Key) -> List[Tuple[Any, List[int]]]:
     """(TaskConfig, instances) of each configuration that active instances of a job have, largest group
     first."""
@@ -8495,6 +8515,7 @@ def plain_config(config: Any) -> Json:
     return plain
 
 
+@reading
 def plain_update(cluster: str, details: Any, whole: bool = False) -> Json:
     """An update's api.JobUpdateDetails as callers see it; whole: with settings, configurations and all
     events."""
@@ -8700,6 +8721,7 @@ def up_count(ups: Sequence[int], seconds: float) -> float:
     return 100.0 * sum(up >= seconds for up in ups) / len(ups) if ups else 0.0
 
 
+@reading
 def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage: float, seconds: float,
                 min_instances: int, now: float,
                 together: bool = True) -> List[Json]:
@@ -8730,8 +8752,8 @@ def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage
         leaving = set(hosts or ()) if together and hosts is not None else {host}
         judged = []
         for key in sorted(on_host[host]):
-            everything = uptimes(by_job[key], now)
-            if len(everything) < min_instances:
+            everything = uptimes(by_job.get(key, ()), now)
+            if not everything or len(everything) < min_instances:
                 continue
             staying = uptimes([t for t in by_job[key] if t["assignedTask"].get("slaveHost") not in leaving],
                               now)
@@ -8810,7 +8832,8 @@ class Operation(Source):
         except Cancelled as stopped:
             state, self.failure = str(stopped), stopped
         except AuroraError as error:
-            state, self.failure = "failed", error
+            # told to stop while a call failed: then it stopped
+            state, self.failure = self._stop_as if self._stop.is_set() else "failed", error
             self.errors += error.messages
             self.result.setdefault("code", error.code)
             self.result.update(error.details)
@@ -11409,6 +11432,7 @@ HostsWritten(Written): hosts
  hosts? [Host]: each
 Cluster: a cluster
  leader string?: where its leader was last seen
+ urls [string]: where its schedulers are looked for; none where ZooKeeper tells
 ClusterList(Success): the known clusters
  clusters {Cluster}: by name
 Role: a role
@@ -12870,7 +12894,9 @@ def get_openapi(call: Call) -> Any:
 def list_clusters(call: Call) -> Any:
     """The known clusters, and the leader of each as last seen."""
     names = call.service.clusters.names()
-    clusters = {name: {"leader": call.service.clusters[name].leader} for name in names}
+    urls = {scheduler: list(cluster.urls) for cluster, scheduler in call.service.clusters.pairs()}
+    schedulers = {name: call.service.clusters[name] for name in names}
+    clusters = {name: {"leader": each.leader, "urls": urls[each]} for name, each in schedulers.items()}
     return call.success(count=len(clusters), clusters=clusters)
 
 
@@ -13030,6 +13056,7 @@ def list_all_jobs(call: Call) -> Any:
                      **_some(unanswered=unanswered))
 
 
+@reading
 def _plain_task(cluster: str, job: str, task: Any) -> Json:
     """A plain task as callers see it."""
     assigned, names = task["assignedTask"], api.ScheduleStatus.names
@@ -19140,7 +19167,14 @@ class Server:
         loopback = host in ("127.0.0.1", "::1", "localhost")
         self.service = Service(Clusters(known, make), evaluator or Evaluator(), access, limit, log,
                                loopback=service.pop("loopback", loopback), **service)
-        self.http = HttpServer((host, port), self.service, limit, tls, sock)
+        try:
+            self.http = HttpServer((host, port), self.service, limit, tls, sock)
+        except OSError:
+            if evaluator is None:
+                self.service.evaluator.close()
+            if self.demo is not None and self.demo is not demo:
+                self.demo.stop()
+            raise
         self.service.runner = self.http
         self.service.lost_lines = lambda: getattr(log, "lost", 0)
         self.clusters = {scheduler: cluster for cluster, scheduler in self.service.clusters.pairs()}
@@ -19396,6 +19430,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError("--port=%d: 0 to 65535" % options.port)
     if bool(options.tls_key) > bool(options.tls_cert):
         raise UsageError("--tls-key needs --tls-cert")
+    if options.allow_anonymous and (options.tokens or options.forward_auth):
+        raise UsageError("--allow-anonymous is for a server without --tokens and --forward-auth")
     if options.client_ca and not options.tls_cert:
         raise UsageError("--client-ca needs --tls-cert")
     decided = options.tokens or options.forward_auth or options.client_ca or options.allow_anonymous

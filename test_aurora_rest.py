@@ -537,6 +537,27 @@ class ThriftTest(unittest.TestCase):
 # --- 2. Scheduler -------------------------------------------------------------------------------------------
 
 class SchedulerTest(unittest.TestCase):
+    def test_an_answer_that_lacks_what_it_has_to_have_is_no_answer(self) -> None:
+        answers: Any = {
+            b"getConfigSummary": api.Result(configSummaryResult=api.ConfigSummaryResult()),
+            b"getJobSummary": api.Result(jobSummaryResult=api.JobSummaryResult(summaries={api.JobSummary()})),
+            b"getTasksWithoutConfigs": api.Result(scheduleStatusResult=api.ScheduleStatusResult(
+                tasks=[api.ScheduledTask(status=2)]))}
+
+        def answer(body: bytes) -> Any:
+            return thrift_answer(body, result=answers[body[8:8 + body[7]]])
+        key = aurora_rest.Key("c", "r", "e", "n")
+        with FakeScheduler(answering(answer)) as fake:
+            scheduler = aurora_rest.Scheduler(fake.url)
+            self.addCleanup(scheduler.close)
+            works: Any = (lambda: aurora_rest.running_configs(scheduler, key),
+                          lambda: aurora_rest.list_summaries(scheduler),
+                          lambda: aurora_rest.query_tasks(scheduler, key),
+                          lambda: aurora_rest.probe_hosts(scheduler, None, 95.0, 60.0, 1, 0.0))
+            for work in works:
+                with self.assertRaisesRegex(aurora_rest.BadAnswer, "lacks what it has to have"):
+                    work()
+
     def scheduler(self, *urls: Any, **options: Any) -> Any:
         made = aurora_rest.Scheduler(list(urls), "fake",
                                      **dict({"timeout": 2.0, "retry_for": 0.5}, **options))
@@ -2968,7 +2989,7 @@ class RoutesTest(Serving):
         self.assertEqual((detail["key"], detail["active"], detail["service"]),
                          ("devcluster/www-data/devel/list-a", 1, True))
         self.assertEqual(self.good("GET", "/alpha/clusters")["clusters"],
-                         {"devcluster": {"leader": self.demo.url}})
+                         {"devcluster": {"leader": self.demo.url, "urls": [self.demo.url]}})
         self.assertIn("batch", self.good("GET", "/alpha/roles/devcluster")["roles"])
         self.assertEqual(self.good("GET", "/alpha/tiers/devcluster")["default"], "preemptible")
 
@@ -5005,6 +5026,12 @@ class WireTest(Serving):
             sock.close()
         self.good("GET", "/alpha/version")
         self.assertFalse([line for line in self.lines if line.startswith("error")])
+
+    def test_the_host_in_an_absolute_target_goes_before_the_field(self) -> None:
+        for target, host, status in (("http://evil.example/alpha/version", "localhost", 421),
+                                     ("http://localhost/alpha/version", "evil.example", 200)):
+            answer = raw(self.server, ("GET %s HTTP/1.0\r\nHost: %s\r\n\r\n" % (target, host)).encode())
+            self.assertEqual(statuses(answer), [status], target)
 
     def test_foreign_hosts_and_origins_are_refused(self) -> None:
         self.bad(421, "GET", "/alpha/clusters", Host="evil.example")
