@@ -3419,7 +3419,9 @@ class _Network:
             location, circuit.failures, circuit.cause, circuit.left), False, after=max(0.05, circuit.left))
 
     def exchange(self, location: _Location, request: bytes, deadline: float,
-                  known: Optional[Known]) -> Tuple[int, Dict[bytes, bytes], bytes]:
+                  known: Optional[Known], named: bytes = b"") -> Tuple[int, Dict[bytes, bytes], bytes]:
+        """(status, fields, body) of the answer. named: how a Thrift message that answers has to go on after
+        its first eight bytes: with the method's name and the call's number, or none."""
         circuit = self.circuit(location)
         may_go, probes = circuit.enter()
         if not may_go:
@@ -3430,6 +3432,10 @@ class _Network:
             wire = self._take(location, deadline)
             status, headers, body, usable = wire.exchange(request, deadline, self.max_answer, known)
             circuit.answered()
+            at = 8 + len(named)
+            if body[8:at - 4] == named[:-4] and body[at - 4:at] not in (named[-4:], bytes(4)):
+                usable = False
+                raise _Broken("an answer to another call", True)
             return status, headers, body
         except _Broken as broken:
             self.circuit_breaks += circuit.failed(str(broken))
@@ -3577,8 +3583,12 @@ class Scheduler:
                        if method == "killTasks" else
                        "names no instance to restart")
             raise BadRequest("%s: an empty set %s" % (field, meaning))
-        return Ask(declared, made, encode_message(BINARY, method, TMessageType.CALL, 0, made), projection,
-                   authorization)
+        message = encode_message(BINARY, method, TMessageType.CALL, 0, made)
+        # Its number is the question's own: an equal question has an equal reply, and a late reply to another
+        # one is known for what it is.
+        at = 8 + len(method)
+        message = message[:at] + struct.pack("!I", zlib.crc32(message) >> 1) + message[at + 4:]
+        return Ask(declared, made, message, projection, authorization)
 
     def ask(self, ask: Ask, timeout: Optional[float] = None) -> Tuple[bytes, Any]:
         """(the reply's bytes, the Response), raising what `call` does. Where the bytes are those of
@@ -3747,7 +3757,8 @@ class Scheduler:
                                     str(location)))
             request = self.network.head(location,
                                         authorization) + b"%d\r\n\r\n" % len(ask.message) + ask.message
-            status, headers, body = self.network.exchange(location, request, deadline, ask.known)
+            status, headers, body = self.network.exchange(
+                location, request, deadline, ask.known, ask.message[8:12 + len(method.name)])
             if status == 200:
                 self._succeeded(location)
                 return body

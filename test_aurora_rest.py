@@ -537,6 +537,25 @@ class ThriftTest(unittest.TestCase):
 # --- 2. Scheduler -------------------------------------------------------------------------------------------
 
 class SchedulerTest(unittest.TestCase):
+    def test_a_late_answer_to_another_question_is_not_taken_for_this_one(self) -> None:
+        """A proxy that sends an answer twice: the second one lies there when the next question comes."""
+        late: Any = []
+
+        def script(sock: Any, body: Any) -> bool:
+            role = next(each for each in ("one", "two", "three") if each.encode() in body)
+            made = thrift_answer(body,
+                                 result=api.Result(getJobsResult=api.GetJobsResult(configs=[config(role)])))
+            sock.sendall(late.pop() if late else made)
+            late.append(made)
+            return True
+        with FakeScheduler(script) as fake:
+            scheduler = aurora_rest.Scheduler(fake.url)
+            self.addCleanup(scheduler.close)
+            self.assertEqual(aurora_rest.list_jobs(scheduler, "one"), ["www-data/devel/one"])
+            for role in ("two", "three"):
+                with contextlib.suppress(aurora_rest.SchedulerUnreachable):
+                    self.assertEqual(aurora_rest.list_jobs(scheduler, role), ["www-data/devel/" + role])
+
     def test_an_answer_that_lacks_what_it_has_to_have_is_no_answer(self) -> None:
         answers: Any = {
             b"getConfigSummary": api.Result(configSummaryResult=api.ConfigSummaryResult()),
