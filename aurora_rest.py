@@ -17491,7 +17491,7 @@ class DemoObserver(App):
 
 PAGE = """\
 <!doctype html>
-<html lang="en" data-page="full" data-logs="no">
+<html lang="en" data-page="full">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
@@ -17537,7 +17537,7 @@ h1, h2, b { font-weight: 600 }
 .lab, th, dt, label, kbd { font-size: var(--t1); font-weight: 500; color: var(--dim) }
 ul, ol { list-style: none } [hidden] { display: none !important }
 a { color: inherit; text-decoration: none; &:hover { text-decoration: underline } }
-.link { color: var(--link) }
+.link { color: var(--link) } p .link { text-decoration: underline }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px }
 [tabindex="-1"] { outline: 0 } nav a { outline-offset: -2px }
 .vh, .skip:not(:focus) { position: absolute; width: 1px; height: 1px; overflow: hidden;
@@ -17560,14 +17560,14 @@ button, .btn {
 }
 button:disabled { color: var(--dim); background: none }
 input, textarea { border-color: var(--edge); &::placeholder { color: var(--dim); opacity: 1 } }
-[type=checkbox] { min-height: 0; padding: 0; width: 1rem; height: 1rem; accent-color: var(--ink);
-  vertical-align: middle }
+[type=checkbox] { min-height: 0; max-width: none; padding: 0; width: 1rem; height: 1rem;
+  accent-color: var(--ink); vertical-align: middle }
 .main:not(:disabled) {
   background: var(--ink); border-color: var(--ink); color: var(--bg); &:hover { background: var(--dim) }
   &.bad { background: var(--bad); border-color: var(--bad); color: var(--bg) }
 }
 .quiet, .bare { border-color: transparent; background: none; padding: 0 var(--2) }
-.bare { padding: 0; font-weight: inherit; min-height: 1.5rem }
+.bare { padding: 0; border: 0; font-weight: inherit; min-height: 1.5rem } .stack:empty { display: none }
 .chips { gap: var(--1); button { padding: 0 var(--2); font-weight: 400 } }
 [aria-pressed=true] { border-color: var(--ink); background: var(--sunken) }
 pre, kbd, textarea, .mono, .log, .diff dd {
@@ -17610,11 +17610,13 @@ main { flex: 1; min-height: 0; min-width: 0; padding: var(--5) }
 .facts { gap: var(--2) var(--6); margin-bottom: var(--5); .bar { width: 10rem } }
 .tabs { margin: 0 0 var(--3); border-bottom: var(--line) }
 .tabs a { padding: var(--2) 0; font-weight: 500 } .tabs [aria-current] { box-shadow: inset 0 -2px var(--ink) }
-.tools { margin-bottom: var(--2); > [type=search] { width: 16rem } > input { width: 6rem } }
+.tools { margin-bottom: var(--2); > [type=search] { width: 16rem }
+  label.row { flex-wrap: nowrap; > input { width: 6rem; margin: 0 } } }
+.half .row > input { flex: 1 }
 .many { columns: 20rem; a { display: inline-block; line-height: 1.5rem } }
 .panel, .log, #tray > * { border: var(--line); border-radius: var(--r); background: var(--raised);
   padding: var(--3) var(--4) }
-.panel + nav { margin-top: var(--4) } .detail + section { margin-top: var(--5) }
+.panel + nav { margin-top: var(--4) }
 .cols, .detail { display: grid; grid-template-columns: minmax(0, 1fr); gap: var(--6) }
 .old :is(.panel, td) { border-bottom-style: dashed }
 #tray {
@@ -17628,7 +17630,7 @@ table { width: 100%; border-collapse: collapse; table-layout: fixed }
 th, td {
   height: 2rem; padding: 0 var(--5) 0 0; border-bottom: var(--line); text-align: left; white-space: nowrap;
   overflow: hidden; text-overflow: ellipsis;
-  &:last-child { padding-right: var(--2) } &:has([type=checkbox]) { padding-left: var(--2) }
+  &:last-child { padding-right: var(--2) } &.pick { padding: 0 0 0 var(--2); text-overflow: clip }
 }
 .num { text-align: right } i { font-style: normal }
 td i { display: inline-block; width: 1.75rem; text-align: left }
@@ -17636,8 +17638,9 @@ td i { display: inline-block; width: 1.75rem; text-align: left }
 thead th { position: sticky; top: var(--bar); z-index: 1; background: var(--bg) }
 tbody tr:is(:hover, :focus-within, .on, .more) { background: var(--sunken) }
 .on td { border-color: var(--sunken) }
+.more thead th { position: static; background: none }
 .gap td { padding: 0; border: 0 } tr.gap:hover { background: none }
-td:has(.turn) { padding-left: 2px; overflow: visible }
+.opens { overflow: visible }
 .turn { color: var(--dim) } [aria-expanded=true] .turn { transform: rotate(90deg) }
 .more > td { padding: var(--2) var(--4) var(--4) 2.5rem; white-space: normal; height: auto;
   text-overflow: clip }
@@ -17650,17 +17653,19 @@ td:has(.turn) { padding-left: 2px; overflow: visible }
 
 /* Parts */
 .diff { display: grid; gap: var(--2);
+  dt { overflow-wrap: anywhere }
   dd { padding: 0 var(--2); overflow-wrap: anywhere; white-space: pre-wrap } }
+mark { background: color-mix(in srgb, currentColor 18%, transparent); color: inherit }
 .add { background: color-mix(in srgb, var(--ok) 12%, var(--bg)); &::before { content: '+ ' } }
 .del, #notice .row { background: color-mix(in srgb, var(--bad) 10%, var(--bg)) }
 .del::before { content: '− ' }
-body:has(.log) { height: 100dvh; :is(main, .view) { display: flex; flex-direction: column }
-  .view { flex: 1; min-height: 0 } .facts, .panel { display: none } }
+.logging { height: 100dvh; :is(main, .view) { display: flex; flex-direction: column }
+  .view { flex: 1; min-height: 0 } .facts, .panel { display: none } .tabs { margin-top: 0 } }
 .logs { display: flex; flex-direction: column; flex: 1; min-height: 0 }
 .log {
   flex: 1; min-height: 12rem; overflow: auto; margin-bottom: var(--2);
   p { display: flex; white-space: pre; min-height: 1.25rem; height: 1.25rem }
-  b { flex: 0 0 4.5rem; &:empty { display: none } }
+  b { flex: 0 0 4.5rem }
   &.wrap p { height: auto; white-space: pre-wrap; overflow-wrap: anywhere }
 }
 .grid { display: block; .line { fill: none; stroke-width: 1.6 }
@@ -17675,7 +17680,7 @@ label > :is(input:not([type=checkbox]), select) {
   display: block; width: 100%; margin-top: var(--1); color: var(--ink); font-size: var(--t2)
 }
 textarea { height: 26rem; padding: var(--3); width: 100% }
-pre { word-break: break-all; white-space: pre-wrap }
+pre { overflow-wrap: anywhere; white-space: pre-wrap }
 dialog pre { max-height: 14rem; overflow: auto }
 .palette {
   margin-top: 12vh; padding: var(--2); #hits { max-height: 55vh; overflow: auto }
@@ -17688,14 +17693,16 @@ dialog pre { max-height: 14rem; overflow: auto }
   .detail { grid-template-columns: 5fr 4fr 3fr }
 }
 @media (width >= 48rem) {
+  .narrow { display: none }
   :is(.more, .panel) .diff > div { display: grid; grid-template-columns: 15rem minmax(0, 1fr);
     dt { grid-row: 1 / 3 } }
 }
 @media (width < 48rem) {
   :root { --ctl: 2.25rem; --bar: 0 }
   #top, #notice .row { position: static; flex-wrap: wrap; gap: var(--1); padding: var(--1) var(--4) }
-  #top nav { order: 1; width: 100%; margin: 0 } .find { width: auto; flex: 1 } .fresh { min-width: 0 }
-  #top select { width: 6.5rem } #top > button:last-child { max-width: 5.5rem; overflow: hidden }
+  #top { display: grid; grid-template-columns: minmax(4rem, 8rem) minmax(3rem, 1fr) auto minmax(0, auto) }
+  #top nav { order: 1; grid-column: 1 / -1; margin: 0 } .find { width: auto } .fresh { min-width: 0 }
+  #top .sep { display: none } #top > button { overflow: hidden }
   .row > :is(button, .btn) { padding: 0 var(--2) }
   kbd, .opt, .flow thead, #top time { display: none }
   main { padding: var(--2) var(--4) var(--4) } .head { margin-bottom: var(--2) }
@@ -17705,12 +17712,15 @@ dialog pre { max-height: 14rem; overflow: auto }
   .flow, .flow tbody { display: block }
   .flow tr { display: flex; flex-wrap: wrap; align-items: center; gap: 0 var(--3); padding: var(--2) 0;
     border-bottom: var(--line) }
-  .flow tr[data-i] { height: 4rem; overflow: hidden }
-  .flow:has(.wide.msg, .wide ~ .msg) tr[data-i] { height: 5.25rem }
+  .flow tr[data-i] { height: 2.75rem; overflow: hidden }
+  .lines1 tr[data-i] { height: 4rem } .lines2 tr[data-i] { height: 5.25rem }
   .flow td { height: auto; padding: 0; border: 0 }
   .flow :is(.msg, .wide) { order: 1; width: 100% }
-  .flow .num:not(.opt) { margin-left: auto; ~ .num { margin: 0 } } .flow .more td { width: 100% }
-  .flow .gap { padding: 0; border: 0 } dialog { padding: var(--4) } #tray { right: var(--4) }
+  .flow .num:not(.opt) { margin-left: auto; ~ .num { margin: 0 }
+    &[data-l]:not(:empty, [data-l='']):before { content: attr(data-l) ' '; color: var(--dim) } }
+  .flow td:first-child.wide { order: 0 } .flow .more td { width: 100% }
+  .flow .gap { padding: 0; border: 0 } dialog { padding: var(--4) }
+  #tray { right: var(--4); .dim:not(.num) { display: none } }
   .events { gap: 0 var(--2) }
 }
 @media (forced-colors: active) {
@@ -17723,13 +17733,18 @@ PAGE_SCRIPT = r"""
 /* ---- Elements: made anew, then morphed into those shown, so that focus, clicks and scrolling stay ---- */
 const fire = e => e.currentTarget.on[e.type]?.(e)
 const flat = kids => kids.flat(9).filter(k => k && k !== true)
+let stubs = []      // of nodes that are `own` and shown: to be moved would take focus and scrolling from them
 const make = ns => (tag, props, ...kids) => {
   const e = document.createElementNS(ns, tag)
   for (const [k, v] of Object.entries(props || {})) {
     if (typeof v == 'function') { (e.on ||= {})[k] = v; e.addEventListener(k, fire) }
     else if (v != null && v !== false && v !== '') e.setAttribute(k, v === true ? '' : v)
   }
-  e.append(...flat(kids))
+  e.append(...flat(kids).map(k => {
+    if (!k.own || !k.isConnected) return k
+    stubs.push(Object.assign(document.createComment(''), {is: k}))
+    return stubs.at(-1)
+  }))
   return e
 }
 const h = make('http://www.w3.org/1999/xhtml'), s = make('http://www.w3.org/2000/svg')
@@ -17750,7 +17765,8 @@ function fill(el, ...kids) {
   const keyed = new Map([...el.children].map(c => [c.dataset.k, c]))
   kids = flat(kids)
   kids.forEach((kid, i) => {
-    if (!kid.nodeType) kid = document.createTextNode(kid)
+    kid = kid.is || (kid.nodeType ? kid : document.createTextNode(kid))
+    if (kid.own && kid.parentNode == el) while (el.childNodes[i] != kid) el.childNodes[i].remove()
     const now = el.childNodes[i], old = kid.dataset?.k ? keyed.get(kid.dataset.k) : now
     if (now === kid) return
     if (!old || !like(old, kid)) { el.insertBefore(kid, now || null); return }
@@ -17782,7 +17798,8 @@ ROLLING_FORWARD fwd go, ROLLING_BACK back wait, ROLL_FORWARD_PAUSED pause wait, 
 ROLL_FORWARD_AWAITING_PULSE clock wait, ROLL_BACK_AWAITING_PULSE clock wait, ROLLED_FORWARD check ok,
 ROLLED_BACK undo wait, ABORTED slash off, updated disc ok, rolled_back undo wait, updating half go,
 rolling_back half wait, failed cross fail, waiting ring off, running half go, succeeded check ok,
-cancelled slash off, interrupted slash wait, NONE disc ok, SCHEDULED pause wait,
+cancelled slash off, interrupted slash wait, SUCCESS check ok, WAITING ring off, FORKED half go,
+  NONE disc ok, SCHEDULED pause wait,
   DRAINED down off`.split(/,\s/).map(
   (x, i) => [x.split(' ')[0], [...x.split(' ').slice(1), i]]))
 const rank = x => STATE[x]?.[2] ?? 99
@@ -17805,7 +17822,8 @@ const S = {auth: kept('auth'), local: kept('local'), quiet: kept('quiet'), read:
   paused: false, down: 0, sick: '', seen: Date.now(), skew: 0, streams: 0, tries: 0, ops: [],
     shown: new Set()}
 const now = () => Date.now() + S.skew
-const num = n => Number(n).toLocaleString('en').replace(/,/g, '\u202f')
+const numbered = new Intl.NumberFormat('en')
+const num = n => numbered.format(n).replace(/,/g, '\u202f')
 const some = (n, one) => `${num(n)} ${one}${n == 1 ? '' : 's'}`
 const stamp = (t, local = S.local) => local ?
   new Date(t).toLocaleString('sv') : new Date(t).toISOString().replace('T', ' ').slice(0, 19)
@@ -17817,10 +17835,15 @@ const parts = ms => {
 const took = ms => parts(ms).join('')
 const time = (t, props, ...text) => t ? h('time', {datetime: new Date(t).toISOString(), title: stamp(t,
   '') + ' UTC', ...props}, ...text) : ''
-const age = (t, cls) => { const [n, unit] = parts(now() - t); return time(t, {'data-t': t, class: cls}, n,
-  h('i', null, unit)) }
+// What has happened is not in the future: the scheduler's clock may be ahead of the server's.
+const age = (t, cls) => {
+  S.skew = Math.max(S.skew, t - Date.now())
+  const [n, unit] = parts(now() - t)
+  return time(t, {'data-t': t, class: cls}, n, h('i', null, unit))
+}
 const at = t => time(t, null, now() - t > 864e5 ? stamp(t).slice(0, 10) : stamp(t).slice(11))
-const mb = n => n >= 1024 ? +(n / 1024).toFixed(1) + ' GiB' : num(n) + ' MiB'
+const mb = n => n >= 1024 ? +(n / 1024).toFixed(1) + ' GiB' : +n.toFixed(1) + ' MiB'
+const sized = n => n < 1e3 ? n + ' B' : n < 1 << 20 ? +(n / 1024).toFixed(1) + ' KiB' : mb(n / (1 << 20))
 const ranges = list => {        // 0-3,7: as the API takes instances
   const out = []
   for (const n of [...list].sort((a, b) => a - b)) out.at(-1)?.[1] == n - 1 ?
@@ -17850,7 +17873,7 @@ const bar = (total, ...pieces) => {
 }
 const pairs = (list, cls = 'pairs') => h('dl', {class: cls}, list.map(x => x &&
   h('div', {class: x[0][0] == '*' && 'opt'},
-  h('dt', null, x[0].replace?.('*', '') ?? x[0]), h('dd', null, ...x.slice(1)))))
+  h('dt', null, x[0].replace('*', '')), h('dd', null, ...x.slice(1)))))
 const facts = (...list) => pairs(list, 'facts')
 const title = (path, text) => h('div', {class: 'at row'}, path[0] && h('nav', {'aria-label': 'Path'},
   path.map(([name, href]) => [link(href, name), ' / '])), h('h1', {tabindex: -1}, text))
@@ -17858,12 +17881,25 @@ const oops = e => h('div', {role: 'alert', class: 'stack'}, h('p', {class: 'st f
   h('span', null, e.code || 'Error')),
   (e.errors || [e.message]).map(t => h('p', null, t)))
 const show = x => typeof x == 'string' ? x : JSON.stringify(x)
-const words = x => !x || typeof x != 'object' ? String(x) : Array.isArray(x) ? x.map(words).join(', ') :
-  Object.entries(x).map(([k, y]) => k + ' ' + words(y)).join(' ')
-const changes = fields => fields[0] ? h('dl', {class: 'diff'}, fields.map(x => h('div', null, h('dt', null,
-  x.path),
-  [['del', 'was ', x.old], ['add', 'becomes ', x.new]].map(([cls, said, value]) => value != null &&
-    h('dd', {class: cls}, h('span', {class: 'vh'}, said), show(value)))))) : plain('No field differs.')
+const words = x => x === true ? 'yes' : x === false ? 'no' : typeof x != 'object' ? String(x) :
+  Array.isArray(x) ? x.map(words).join(', ') : Object.entries(x || {}).map(([k, y]) =>
+    blank(y) && y?.length != null ? '' : `${k} ${words(y)}`.trim()).filter(Boolean).join(', ')
+// The words of a that b has not, between what both begin and end with.
+function marked(a, b) {
+  if (b == null) return [a]
+  const [x, y] = [a, b].map(t => t.split(/(\s+)/))
+  let i = 0, j = 0
+  while (i < x.length && x[i] == y[i]) i++
+  while (j < x.length - i && j < y.length - i && x.at(-1 - j) == y.at(-1 - j)) j++
+  const part = (from, to) => x.slice(from, to).join(''), end = x.length - j
+  return [part(0, i), i + j && end > i ? h('mark', null, part(i, end)) : part(i, end), part(end)]
+}
+const changes = fields => fields[0] ? h('dl', {class: 'diff'}, fields.map(x => {
+  const [a, b] = [x.old, x.new].map(y => y == null ? y : show(y))
+  return h('div', null, h('dt', null, x.path.replace('executorConfig.data.', '')),
+    [['del', 'was ', a, b], ['add', 'becomes ', b, a]].map(([cls, said, value, other]) => value != null &&
+      h('dd', {class: cls}, h('span', {class: 'vh'}, said), marked(value, other))))
+})) : plain('No field differs.')
 const named = x => Array.isArray(x) && x[0]?.constructor == Object ? Object.fromEntries(x.map((y, i) =>
   [y.name ?? y.key ?? (Object.keys(y).length == 1 ? Object.keys(y)[0] : i), y])) : x?.constructor == Object ?
     x : null
@@ -17987,12 +18023,12 @@ function follow(v, path, on) {
 }
 
 /* ---- Who may ---- */
-const LEVELS = ['read', 'write', 'admin']
+const LEVELS = ['read', 'logs', 'write', 'admin']
 const globbed = (pattern, text) => RegExp('^' + pattern.replace(/[.+^$]/g, '\\$&').replace(/\*/g,
   '.*').replace(/\?/g, '.') + '$').test(text)
-const may = (level, role) => PAGE.page == 'full' && !S.read && S.me &&
-  LEVELS.indexOf(S.me.level) >= LEVELS.indexOf(level) &&
+const can = (level, role) => S.me && LEVELS.indexOf(S.me.level) >= LEVELS.indexOf(level) &&
   (S.me.roles.includes('*') || role && S.me.roles.some(p => globbed(p, role)))
+const may = (level, role) => PAGE.page == 'full' && !S.read && can(level, role)
 
 /* ---- Views: one at a time; load() fetches, draw() shows what was fetched ---- */
 let V
@@ -18025,7 +18061,8 @@ class View {
     } catch (e) {
       if (this.signal.aborted) return
       if (this.ready) S.sick = e.message
-      else fill(this.node, title([], 'Aurora'), oops(e), row(button('Try again', () => this.again()),
+      else fill(this.node, title([], this.path.at(-1) || 'Aurora'), oops(e),
+        row(button('Try again', () => this.again()),
         link('#/', 'Overview', 'btn')))
       if (!e.status || e.status > 499) setTimeout(() => this.again(), 4e3)
     }
@@ -18044,6 +18081,8 @@ function calm(draw) {
 }
 
 const NAV = ['Overview', 'Jobs', 'Hosts', 'Cron', 'Pending', 'Operations']
+const stranger = () => !S.me || S.me.by == 'scheduler' && !S.auth && S.me.name == 'forwarded'
+const whoever = () => S.me.by == 'nobody' ? 'Anonymous' : S.me.name
 const cluster = () => place().path[0] || S.clusters[0] || ''
 const off = () => S.down || S.sick || V.locked
 function frame() {
@@ -18063,8 +18102,7 @@ function frame() {
     button([glyph(icon), h('span', null, text), !S.paused && age(S.seen + S.skew, 'count')], pause,
       'quiet fresh st ' + cls,
       {'aria-keyshortcuts': 'p', title: `Press to ${S.paused ? 'go on' : 'pause'} (p)`}),
-    button(!S.me ? 'Log in' : S.me.by == 'nobody' ? 'Anonymous' : S.me.name, () => S.me ? about() : login(),
-      'quiet'))
+    button(stranger() ? 'Log in' : whoever(), () => stranger() ? login() : about(), 'quiet'))
   document.body.classList.toggle('old', !!(S.down || S.sick))
   fill($('#notice'), (S.down || S.sick) && h('div', {role: 'alert', class: 'row'}, h('span',
     {class: 'st fail'}, glyph('cross'),
@@ -18080,14 +18118,17 @@ function pause() {
 }
 
 /* ---- Lists: only the rows in sight are in the document ---- */
+const cell = (x, name, cls) => h('td', {role: 'cell', class: cls?.replace(/\bw\d/, ''), 'data-l': name,
+  title: x?.length > 20 && x}, x)
 // o: name, cols [id, text, class], key(r), cells(r), by {id: value(r)}, hay(r) for the filter, more(r): what
 // an open row shows, picked: Set of keys, filter(): a test of rows, empty: what is said where there is none.
 function list(v, o) {
   const width = o.cols.length + (o.picked ? 1 : 0), head = h('tr', {role: 'row'}), open = new Map()
-  const body = h('tbody', {role: 'rowgroup'}), node = h('table', {class: 'flow', role: 'table'},
+  const body = h('tbody', {role: 'rowgroup'}), node = h('table', {role: 'table',
+    class: 'flow lines' + o.cols.filter(c => /wide|msg/.test(c[2])).length},
     h('caption', {class: 'vh'}, o.name), h('thead', {role: 'rowgroup'}, head), body)
   const pad = [0, 1].map(() => h('tr', {class: 'gap', 'aria-hidden': 'true'}, h('td', {colspan: width})))
-  let all = [], rows = [], high = 32, focus = -1
+  let all = [], given = all, rows = [], high = 32, measured = false, focus = -1
   node.own = pad[0].own = pad[1].own = true
   arg('open').split(',').forEach(k => k && open.set(k, 0))
   const key = r => String(o.key(r)), value = id => o.by?.[id] || (r => r[id])
@@ -18102,7 +18143,7 @@ function list(v, o) {
     }
     rows = all.filter(r => (!text || (r.hay ||= o.hay(r).toLowerCase()).includes(text)) && fits(r))
     node.setAttribute('aria-rowcount', rows.length + 1)
-    fill(head, o.picked && h('th', {class: 'w0', role: 'columnheader'}, h('input', {type: 'checkbox',
+    fill(head, o.picked && h('th', {class: 'w0 pick', role: 'columnheader'}, h('input', {type: 'checkbox',
       'aria-label': 'Select all that match',
       checked: !!rows[0] && rows.every(r => o.picked.has(key(r))),
       change: e => { o.picked.clear(); if (e.target.checked) rows.forEach(r => o.picked.add(key(r)));
@@ -18120,11 +18161,10 @@ function list(v, o) {
     if (o.more) cells[0] = button([glyph('open', 'turn'), cells[0]], turn, 'bare',
       {'aria-expanded': String(on)})
     return [h('tr', {role: 'row', class: on && 'on', 'data-k': k, 'data-i': i, 'aria-rowindex': i + 2},
-      o.picked && h('td', {role: 'cell'}, h('input', {type: 'checkbox',
+      o.picked && h('td', {role: 'cell', class: 'pick'}, h('input', {type: 'checkbox',
       'aria-label': 'Select ' + k, checked: o.picked.has(k), change: () => { o.picked.delete(k) ||
         o.picked.add(k); v.draw() }})),
-    cells.map((c, n) => h('td', {role: 'cell', class: o.cols[n][2]?.replace(/\bw\d/, ''),
-      title: c?.length > 20 && c}, c))),
+    cells.map((c, n) => cell(c, o.cols[n][1], (o.cols[n][2] || '') + (o.more && !n ? ' opens' : '')))),
     on && h('tr', {role: 'row', class: 'more', 'data-k': k + '+'}, h('td', {role: 'cell', colspan: width},
       o.more(r)))]
   }
@@ -18145,10 +18185,12 @@ function list(v, o) {
     pad[1].firstChild.style.height = y(rows.length) - y(last) + 'px'
     fill(body, first && pad[0], rows.slice(first, last).map((r, i) => one(r, first + i)),
       last < rows.length && pad[1])
-    const tall = body.querySelector('[data-i]').offsetHeight || high, wrong = tall != high
-    high = tall
     for (const tr of body.querySelectorAll('.more')) open.set(tr.dataset.k.slice(0, -1), tr.offsetHeight)
-    if (wrong) paint()
+    if (!measured && node.isConnected) {
+      measured = true
+      const tall = body.querySelector('[data-i]').offsetHeight || high
+      if (tall != high) { high = tall; paint() }
+    }
   }
   function step(n) {       // j and k
     focus = Math.max(0, Math.min(rows.length - 1,
@@ -18158,9 +18200,19 @@ function list(v, o) {
     paint()
     body.querySelector(`[data-i="${focus}"] :is(td button, a)`)?.focus({preventScroll: true})
   }
-  for (const kind of ['scroll', 'resize']) addEventListener(kind, () => requestAnimationFrame(paint),
-    {signal: v.signal})
-  v.list = {node, draw, step, set(x) { all = [...x]; draw() }, get rows() { return rows }}
+  for (const kind of ['scroll', 'resize']) addEventListener(kind, () => {
+    if (kind == 'resize') measured = false
+    requestAnimationFrame(paint)
+  }, {signal: v.signal})
+  const sorter = () => h('select', {class: 'narrow', 'aria-label': 'Sorted by', change(e) {
+    put('sort', e.target.value)
+    draw()
+  }}, o.cols.filter(c => c[1]).flatMap(([id, name]) => ['', '-'].map(x => h('option', {value: x + id,
+    selected: x + id == arg('sort', o.sort || o.cols[0][0])}, name + (x ? ' ↓' : ' ↑')))))
+  v.list = {node, draw, step, sorter, set(x) {      // sorted again only where it has changed
+    if (x.length != given.length || x.some((r, i) => r != given[i])) { given = x; all = [...x] }
+    draw()
+  }, get rows() { return rows }}
   return v.list
 }
 const search = (text, draw) => h('input', {type: 'search', placeholder: text, 'aria-label': text,
@@ -18202,12 +18254,9 @@ function act({name, text, verb, bad, method, path, query, fields = [], message, 
     return path + (String(q) && '?' + q).replace(/%2C/g, ',')
   }
   function refresh() {
-    const to = target()
-    const full = new URL(to, document.baseURI)
-    line.replaceChildren(h('b', null, method), ' ' + full.pathname + full.search)
-    same.textContent = [`curl -X ${method}`, S.auth && `-H 'Authorization: ${S.auth.split(' ')[0]} …'`,
-      ...Object.entries(all).map(
-      ([k, x]) => `-H '${k}: ${x}'`), body && '--data-binary @FILE', `'${full}'`].filter(Boolean).join(' ')
+    const to = where(target())
+    line.replaceChildren(h('b', null, method), ' ' + to.pathname + to.search)
+    same.textContent = curl(method, target(), all, body)
     dry.disabled = busy || !!S.down
     go.disabled = dry.disabled || type && typed.value != type
   }
@@ -18276,8 +18325,9 @@ function about() {
     kept(key, S[key] = e.target.checked ? '1' : '')
     V.draw()
   }}), text)
-  dialog('', S.me.name, pairs([['May', `${S.me.level}, roles ${S.me.roles.join(', ')}`], ['Known by',
-    S.me.by]]), box('read', 'Read only (r)'),
+  dialog('', whoever(), pairs([['May', `${S.me.level}; ${S.me.roles.includes('*') ? 'all roles' :
+    'roles ' + S.me.roles.join(', ')}`], S.me.by != 'nobody' && ['Known by', S.me.by]]),
+  box('read', 'Read only (r)'),
     box('local', 'Local times instead of UTC'), box('quiet', 'No single-letter keys'),
       pairs(Object.entries({'/': 'search', 'j k': 'next, previous row', x: 'select',
       'l c u': 'logs, config, updates', 'g h': 'overview', p: 'pause', '?': 'this'}).map(([k, t]) => [k, t])),
@@ -18288,7 +18338,7 @@ function about() {
 /* ---- Search: names are fetched when it opens ---- */
 async function palette() {
   const c = cluster(), hits = h('div', {id: 'hits', role: 'listbox', 'aria-label': 'Found'})
-  let all = [], found = [], at = 0
+  let all = [], found = [], at = 0, ready
   const open = x => { close(); location.hash = x[2] }
   const box = h('input', {role: 'combobox', autocomplete: 'off', 'aria-label': 'Search',
     'aria-expanded': 'true', 'aria-controls': 'hits',
@@ -18306,7 +18356,8 @@ async function palette() {
     found = [...tasks, ...all.filter(hit)].slice(0, 50)
     fill(hits, found.map((x, i) => h('div', {role: 'option', id: 'hit' + i, class: 'row',
       'aria-selected': String(i == at), click() { open(x) }},
-      h('span', null, x[1]), gap(), h('span', {class: 'dim'}, x[0]))), !found[0] && plain('Nothing found.'))
+      h('span', null, x[1]), gap(), h('span', {class: 'dim'}, x[0]))), !found[0] &&
+        plain(ready ? 'Nothing found.' : 'Loading…'))
     box.setAttribute('aria-activedescendant', 'hit' + at)
     $('#hit' + at)?.scrollIntoView({block: 'nearest'})
   }
@@ -18315,6 +18366,7 @@ async function palette() {
   const told = await Promise.all(['jobs', 'hosts'].map(x => request('GET', url(x, c)))).catch(e => fill(hits,
     oops(e)))
   if (!told) return
+  ready = true
   const jobs = Object.values(told[0].jobs).map(k => k.split('/').slice(1))
   all = [...new Set(jobs.map(k => k[0]))].map(r => ['Role', r, `#/${c}/${r}`]).concat(jobs.map(k =>
     ['Job', k.join('/'), `#/${c}/${k.join('/')}`, k.join('-').toLowerCase()]),
@@ -18341,7 +18393,8 @@ const keyed = key => link('#/' + (key.split('/')[3] ? key : key.split('/')[0] + 
 const work = o => h('div', null, row(state(o.state, `${word(o.kind)}: ${word(o.state).toLowerCase()}`),
   gap(), count(o.progress)), keyed(o.key), progress(o.progress),
   plain(o.errors[0] || o.steps.at(-1)?.text))
-const stopper = o => o.state == 'running' && may('write', '') && button('Cancel…', () =>
+const stopper = o => o.state == 'running' && may(o.key.split('/')[3] ? 'write' : 'admin',
+  o.key.split('/')[1]) && button('Cancel…', () =>
   act({name: `Cancel the ${o.kind} of ${o.key}?`, verb: 'Cancel it',
   text: 'It stops before its next step; what is done stays done.', method: 'DELETE', path: url('operations',
     o.id), done: operations}))
@@ -18351,17 +18404,19 @@ const last = t => t.events.at(-1) || {}
 const oneOf = t => link(`#/${t.job}/${t.instance}`, t.job.split('/').slice(1).join('/') + ' ' + t.instance)
 const hostly = (v, x) => x && link(`#/${v.path[0]}/hosts?q=${x}&open=${x}`, x)
 const events = (list, time, text) => h('ol', {class: 'events'}, list.map(e => h('li', null, time(e),
-  e.state ? state(e.state) : h('span'), plain(text(e)))))
+  e.state ? state(e.state) : h('span'), plain(...[text(e)].flat()))))
 // What is known of one instance: the events of its task, its earlier runs, what can be done to it.
 function detail(v, tasks, more) {
   const [t, ...old] = tasks, base = '#/' + v.path.slice(0, 4).join('/'), i = t.instance
   return h('div', {class: 'detail'}, h('div', null, lab('Events'), events(t.events, e => at(e.time), e =>
     e.message || '')),
     h('div', null, lab('Earlier runs'), old[0] ? events(old.slice(0, 9), e => age(last(e).time), e =>
-      [e.host, last(e).message].filter(Boolean).join(': ')) : plain('None known')),
+      [[e.host, last(e).message].filter(Boolean).join(': '), e.host && can('logs', v.path[1]) && [' ',
+        link(`${base}?tab=logs&i=${i}&task=${e.id}`, 'Logs', 'link')]]) : plain('None known')),
     h('div', {class: 'stack'}, h('div', null, lab('Task'), h('p', {class: 'mono'}, t.id),
       Object.entries(t.ports).map(([k, n]) => [link(`http://${t.host}:${n}/`, `${k} ${n}`, 'link'), ' '])),
-      row(link(`${base}?tab=logs&i=${i}`, 'Logs', 'btn'), more && link(`${base}/${i}`, 'Instance', 'btn'),
+      row(can('logs', v.path[1]) && link(`${base}?tab=logs&i=${i}`, 'Logs', 'btn'), more &&
+        link(`${base}/${i}`, 'Instance', 'btn'),
         may('write', v.path[1]) && ['restart', 'kill'].map(x => button(word(x) + '…', () => killOrRestart(v,
         x, [i]), x == 'kill' && 'bad',
           {disabled: !!off()})))))
@@ -18371,8 +18426,8 @@ const newest = list => list.sort((a, b) => (last(b).time || 0) - (last(a).time |
 const grave = (path, n, all) => all || n > 10 || /^(prod|stag)/.test(path[2]) ? path[3] : ''
 function killOrRestart(v, what, ids, all) {
   const n = some(ids.length, 'instance'), kill = what == 'kill', name = v.path[3]
-  act({name: `${word(what)} ${all ? 'all ' : ''}${n} of ${name}?`, verb: `${word(what)} ${n}`, bad: kill,
-    message: kill, type: grave(v.path, ids.length, all),
+  act({name: `${word(what)} ${all && ids[1] != null ? 'all ' : ''}${n} of ${name}?`,
+    verb: `${word(what)} ${n}`, bad: kill, message: kill, type: grave(v.path, ids.length, all),
     text: !kill ? 'One batch after another; it stops when an instance does not come back.' : all ?
       'The job ends and leaves the cluster.' : 'The other instances go on.',
     method: kill ? 'DELETE' : 'PUT', path: v.api + (kill ? '' : '/restart'), query: !all &&
@@ -18383,9 +18438,11 @@ function killOrRestart(v, what, ids, all) {
 const head = (v, name, ...actions) => h('div', {class: 'row head'}, title(v.path.slice(1, Math.min(4,
   v.path.length - 1)).map((p, i) => [p, '#/' + v.path.slice(0, i + 2).join('/')]), name),
   gap(), h('div', {class: 'row', role: 'group', 'aria-label': 'Actions'}, actions))
+const kindOf = j => j.cron ? 'Cron' : j.service ? 'Service' : 'Job'
 const isActive = u => /^ROLL(ING|_)/.test(u.state)
 const nextRun = c => time(c.next_run, {title: stamp(c.next_run, '') + ' UTC; here ' + stamp(c.next_run, 1)},
-  stamp(c.next_run).slice(0, 16), !S.local && ' UTC')
+  stamp(c.next_run).slice(0, 16), !S.local && ' UTC', stamp(c.next_run, 1) != stamp(c.next_run, '') &&
+  ` (${stamp(c.next_run, S.local ? '' : 1).slice(11, 16)} ${S.local ? 'UTC' : 'here'})`)
 function steer(u) {
   const key = u.job.split('/'), one = (verb, text, says, type) => button(text + '…', () =>
     act({name: `${text} the update of ${key[3]}?`, text: says, verb: text, bad: verb == 'abort',
@@ -18401,7 +18458,12 @@ function steer(u) {
       'Instances stay as they are now, old and new.', 1)]
 }
 const legend = u => h('ul', {class: 'row legend'}, Object.entries(u.instances).map(([x, list]) =>
-  h('li', null, state(x, `${num(list.length)} ${word(x).toLowerCase()}`))))
+  h('li', null, state(x, num(list.length) + ' ' + word(x).toLowerCase() + (x == 'failed' && u.settings ?
+    `, ${num(u.settings.maxFailedInstances)} allowed` : '')))))
+const pace = ({state, created, progress: p}) => state == 'ROLLING_FORWARD' && p.done &&
+  'about ' + took((now() - created) / p.done * (p.total - p.done)) + ' at this pace'
+const who = user => user == 'UNSECURE' ? '' : user      // which is what a scheduler calls nobody
+const by = user => who(user) && 'by ' + user
 const cronActions = (v, key, disabled) => [button('Start now…', () => act({name: `Start ${key[3]} now?`,
   text: 'A run beside its schedule.', verb: 'Start', method: 'POST', path: url('cron', ...key, 'start')}),
   '', {disabled}),
@@ -18455,36 +18517,39 @@ function jobView(v) {
     const rows = [...tasks.values()], ids = rows.filter(t => rank(t.state) < 13 &&
       rank(t.state) > 2).map(t => t.i), bad = rows.filter(t => rank(t.state) < 3).length
     const up = rows.filter(t => t.state == 'RUNNING').length
-    const one = v.config?.[0]?.config, amount = k => one.resources.find(x => k in x)?.[k], disabled = !!off()
-    fill(v.node, head(v, name, may('write', role) && [disabled && h('span', {class: 'dim'}, S.down ||
-      S.sick ? 'Off until it answers' : 'Locked while an update is active'), job?.cron && cronActions(v,
-      v.path, disabled),
-      ids[0] != null && [button('Restart…', () => killOrRestart(v, 'restart', ids, 1), '', {disabled}),
+    const news = [u && 'update ' + word(u.state).toLowerCase(), bad && bad + ' failing'].filter(
+      Boolean).join()
+    if (v.ready && v.news != null && news != v.news) say(`${name}: ${news || 'no failures'}`)
+    v.news = news
+    const one = v.config?.[0]?.config, disabled = !!off(), locked = v.locked ? 'opt' : ''
+    fill(v.node, head(v, name, may('write', role) && [disabled && h('span', {class: 'dim ' + locked},
+      S.down || S.sick ? 'Off until it answers' : 'Locked while an update is active'),
+      job?.cron && cronActions(v, v.path, disabled),
+      ids[0] != null && [button('Restart…', () => killOrRestart(v, 'restart', ids, 1), locked, {disabled}),
         button('Scale…', () => act({name: `Scale ${name}`, verb: 'Scale', message: true, type: grave(v.path,
         ids.length), method: 'PUT',
         text: 'New instances are like the first; those with the highest numbers go.', path: v.api + '/scale',
-          fields: [{id: 'instances', text: 'Instances', value: ids.length}]}), '', {disabled}),
-      button('Kill…', () => killOrRestart(v, 'kill', ids, 1), 'bad', {disabled})], disabled ||
+          fields: [{id: 'instances', text: 'Instances', value: ids.length}]}), locked, {disabled}),
+      button('Kill…', () => killOrRestart(v, 'kill', ids, 1), 'bad ' + locked, {disabled})], disabled ||
         link(v.base + '/deploy', 'Deploy…', 'btn main')]),
     facts(['Instances', `${num(up)} of ${num(ids.length)} running`, bad && h('span', {class: 'fail'},
-      `, ${bad} failing`)], job && ['*Kind', job.cron ? 'Cron' : job.service ? 'Service' : 'Job',
-      ', ' + job.tier],
-      one && ['*Each', `${amount('numCpus')} CPU, ${mb(amount('ramMb'))} RAM, ${mb(amount('diskMb'))} disk`],
-        quota && ['*Quota of ' + role,
+      `, ${bad} failing`)], job && ['*Kind', kindOf(job), ', ' + job.tier],
+      one && ['*Each', needs(one.resources)], quota && ['*Production quota of ' + role,
         `${+quota.consumption.production.cpu.toFixed(1)} of ${num(quota.quota.cpu)} CPU`],
       job?.cron && ['Schedule', job.cron.schedule, ', next ', nextRun(job.cron)], u && ['*Last update',
-        age(u.modified), ` ago${u.user ? ' by ' + u.user : ''}, ${word(u.state).toLowerCase()}`]),
+        [age(u.modified), ' ago', by(u.user) && ' ' + by(u.user)], `, ${word(u.state).toLowerCase()}`]),
     v.locked && h('section', {class: 'panel', 'aria-label': 'Active update'}, row(state(u.state),
-      count(u.progress), h('span', {class: 'dim'}, [u.message, u.user].filter(Boolean).join(', by '), ', ',
+      count(u.progress), h('span', {class: 'dim'}, [u.message, by(u.user)].filter(Boolean).map(x => x + ', '),
       age(u.created)), gap(), steer(u), link(`${v.base}/update/${u.id}`, 'Details', 'btn')),
-      progress(u.progress), h('div', {class: 'opt'}, legend(u))), died && h('section', {class: 'panel stack',
+      progress(u.progress), h('div', {class: 'row opt'}, legend(u), gap(),
+        h('span', {class: 'dim'}, pace(u)))), died && h('section', {class: 'panel stack',
       'aria-label': 'Last words'}, row(h('b', null, `Instance ${died.instance} failed`), plain([died.process,
       died.host].filter(Boolean).join(' on '), ', ', age(died.failed), ' ago'), gap(), died.process &&
-      link(`${v.base}?tab=logs&i=${died.instance}&stream=stderr&process=${died.process}`, 'Log', 'btn')),
-      h('pre', null, (died.stderr || died.errors || ['It wrote nothing.']).join('\n'))),
+      link(`${v.base}?tab=logs&i=${died.instance}&stream=stderr&process=${encodeURIComponent(died.process)}`,
+      'Log', 'btn')), h('pre', null, (died.stderr || died.errors || ['It wrote nothing.']).join('\n'))),
       h('nav', {class: 'tabs',
-        'aria-label': 'Parts of the job'}, Object.keys(TABS).map(x => h('a', {href: `${v.base}?tab=${x}`,
-        'aria-current': x == tab && 'page'}, TABS[x][0],
+        'aria-label': 'Parts of the job'}, Object.keys(TABS).map(x => (x != 'logs' || can('logs', role)) &&
+        h('a', {href: `${v.base}?tab=${x}`, 'aria-current': x == tab && 'page'}, TABS[x][0],
       x == 'tasks' && h('span', {class: 'count'}, ' ' + num(rows.length))))), part.draw(rows))
   }
   v.every(6e4)
@@ -18515,7 +18580,7 @@ function taskTab(v) {
     return h('div', null, h('div', {class: 'row tools'}, box, h('div', {class: 'chips', role: 'group',
       'aria-label': 'State'}, toggle(['All', n(rows.length)], !want, () => turn('')),
       Object.keys(counts).sort((a, b) => rank(a) - rank(b)).map(
-      x => toggle([state(x), n(counts[x])], want == x, () => turn(x)))), gap(),
+      x => toggle([state(x), n(counts[x])], want == x, () => turn(x)))), l.sorter(), gap(),
         l.rows.length < rows.length && plain(num(l.rows.length), ' of ', num(rows.length)), ids[0] != null &&
         may('write', v.path[1]) && [h('b', null, num(ids.length), ' selected'),
       ['restart', 'kill'].map(x => button(word(x) + '…', () => killOrRestart(v, x, ids), x == 'kill' &&
@@ -18524,9 +18589,15 @@ function taskTab(v) {
 }
 const processes = c => (c.executorConfig?.data?.task?.processes || []).map(p => h('div', null,
   lab('Process ' + p.name), h('pre', {class: 'panel'}, p.cmdline)))
-const config = c => [pairs(Object.entries(c).map(([k, x]) => k != 'executorConfig' && k != 'job' &&
-  words(x) && [k, words(x)])), processes(c), h('details', null, h('summary', null, 'As JSON'), h('pre', null,
-  JSON.stringify(c, null, 1)))]
+const needs = list => {
+  const a = Object.assign({}, ...list), ports = list.filter(x => x.namedPort).map(x => x.namedPort).sort()
+  return [a.numCpus + ' CPU', mb(a.ramMb) + ' RAM', mb(a.diskMb) + ' disk', a.numGpus && a.numGpus + ' GPU',
+    ports[0] && some(ports.length, 'port').slice(2) + ' ' + ports.join(' ')].filter(Boolean).join(', ')
+}
+const config = c => [pairs([['Resources', needs(c.resources)], ...Object.entries(c).map(([k, x]) =>
+  !/^(executorConfig|job|owner|resources)$/.test(k) && !blank(x) &&
+  [k[0].toUpperCase() + k.slice(1).replace(/[A-Z]/g, x => ' ' + x.toLowerCase()), words(x)])]),
+processes(c), h('details', null, h('summary', null, 'As JSON'), h('pre', null, JSON.stringify(c, null, 1)))]
 function configTab(v) {
   const pick = (k, otherwise) => h('select', {'aria-label': 'Group', change: e => { put(k, e.target.value);
     v.draw() }}, v.config.map((g, i) => h('option', {value: i, selected: i == arg(k, otherwise)},
@@ -18540,11 +18611,12 @@ function configTab(v) {
 function updateTab(v) {
   let known = [], updates = []
   const l = list(v, {name: 'Configurations, the newest first', key: x => x.id, sort: '-when', hay: x =>
-    `${x.id} ${x.user} ${x.message}`, cols: [['id', 'Configuration', 'w3 mono'], ['when', 'Begun', 'num w1'],
-    ['user', 'By', 'opt w2'], ['message', 'Message', 'msg'], ['runs', 'Runs', 'num opt w1'],
-    ['', '', 'num w3']],
-    by: {runs: x => x.running.length}, cells: x => [x.id, age(x.when), x.user, x.message,
-      num(x.running.length), may('write', v.path[1]) && button('Roll back to this…', () =>
+    `${x.id} ${x.user} ${x.message}`, cols: [['id', 'Configuration', 'w3'], ['when', 'Since', 'num w1'],
+    ['user', 'By', 'opt w2'], ['message', 'Message', 'msg'], ['runs', 'Instances', 'num opt w2'],
+    ['', '', 'num w3']], empty: 'The scheduler knows of none.',
+    by: {runs: x => x.running.length}, cells: x => [h('span', {class: 'mono'}, x.id), x.when && age(x.when),
+      who(x.user), x.message, num(x.running.length), x.running.length && !known.versions.some(y => y != x &&
+      y.running.length) ? 'Runs now' : may('write', v.path[1]) && button('Roll back to this…', () =>
       act({name: `Roll ${v.path[3]} back to ${x.id}?`, verb: 'Roll back',
       text: 'Starts an update to this configuration, as gently as the last update.', message: true,
         method: 'POST', path: v.api + '/rollback', query: {to: x.id}, type: grave(v.path, v.tasks.size),
@@ -18559,97 +18631,161 @@ function updateTab(v) {
     return h('div', {class: 'stack far'}, section('Configurations', l.node), section('Updates', u.node))
   }}
 }
-const updateList = v => list(v, {name: 'Updates', key: u => u.id, sort: '-created', hay: u =>
-  u.job + u.message, cols: [['id', 'Update', 'w2'], ['state', 'Status', 'w3'], ['n', 'Instances',
-  'num opt w2'], ['user', 'By', 'opt w2'], ['message', 'Message', 'msg'], ['created', 'Started', 'num w1']],
+const updateList = v => list(v, {name: 'Updates', empty: 'The job was never updated.', key: u => u.id,
+  sort: '-created', hay: u => u.job + u.message, cols: [['id', 'Update', 'w2'], ['state', 'Status', 'w3'],
+  ['n', 'Instances', 'num opt w2'], ['user', 'By', 'opt w2'], ['message', 'Message', 'msg'],
+  ['created', 'Started', 'num w1']],
   cells: u => [link(`#/${u.job}/update/${u.id}`, u.id.slice(0, 8), 'link mono'), state(u.state),
-    count(u.progress), u.user, u.message, age(u.created)]})
+    count(u.progress), who(u.user), u.message, age(u.created)]})
 function slaTab(v) {
   let up, many
   const sla = url('sla', ...v.path)
   return {async load() { [up, many] = await Promise.all([v.maybe(sla + '/uptime'),
     v.maybe(sla + '/up-count')]) }, draw: () => up && h('div', {class: 'cols half'},
-    section('Uptime', pairs(Object.entries(up.uptime).map(([p, x]) => [p + ' % of the instances',
-      'have been up for ' + took(x * 1e3)]))), section('Up for so long',
+    section('Up without a break', pairs(Object.entries(up.uptime).map(([p, x]) => [p + ' % of the instances',
+      'for ' + took(x * 1e3) + ' or longer']))), section('Share that is up for at least',
       pairs(Object.entries(many.up_count).map(([x, p]) => [took(x * 1e3), p + ' %',
       bar(100, ['used', p])]))))}
 }
 
-// A link would not carry the token. What is large is not held: curl gets it.
-async function download(path, name, size = 0) {
-  const answer = size < 5e7 && await fetch(path, {headers: sent()})
-  if (!answer?.ok) return dialog('', name, plain(answer ? 'It is not to be had: HTTP ' + answer.status :
-    'It is larger than 50 MB; curl gets it:'), h('pre', {class: 'panel'},
-    `curl -O -J '${new URL(path, document.baseURI)}'`), row(gap(), button('Close', close)))
+/* ---- Logs: a ring of lines, of which those in sight are in the document ---- */
+const bytes = text => new TextEncoder().encode(text)
+const numbers = text => text.split(',').flatMap(x => {
+  const [a, b = a] = x.split('-').map(Number)
+  return x && a <= b && b - a < 50 ? Array.from({length: b - a + 1}, (_, i) => a + i) : []
+})
+const where = path => new URL(path, document.baseURI)
+const curl = (method, path, headers, file) => [`curl${method == 'GET' ? ' -O' : ' -X ' + method}`,
+  ...Object.entries({...S.auth && {Authorization: S.auth.split(' ')[0] + ' …'}, ...headers}).map(([k, x]) =>
+    `-H '${k}: ${x}'`), file && '--data-binary @FILE', `'${where(path)}'`].filter(Boolean).join(' ')
+async function download(path, name, size) {
+  if (size > 5e7) {
+    dialog('', `${name} has ${sized(size)}`, h('p', null, 'Too much for a page. With curl:'),
+      h('pre', {class: 'panel'}, curl('GET', path)), row(gap(), button('Close', close, 'main')))
+    return
+  }
+  const answer = await fetch(path, {headers: sent()}).catch(e => e)
+  if (!answer.ok) {
+    dialog('', name, oops(answer.json ? await answer.json() : answer), row(gap(), button('Close', close)))
+    return
+  }
   const href = URL.createObjectURL(await answer.blob())
   h('a', {href, download: name}).click()
-  URL.revokeObjectURL(href)
+  setTimeout(() => URL.revokeObjectURL(href), 6e4)
 }
-
-/* ---- Logs: a ring of lines, of which those in sight are in the document ---- */
 function logTab(v) {
-  if (PAGE.logs != 'yes') return {draw: () => plain('This server does not offer logs.')}
-  const lines = [], left = {}, ids = arg('i', '0').split(',').filter(x => /^\d+$/.test(x)),
-    stream = arg('stream', 'stdout'), soon = calm(() => paint())
-  const at = k => ['go', 'lost', 'wait', 'ok'][ids.indexOf(String(k)) % 4]
+  const lines = [], left = {}, from = {}, met = {}, stream = arg('stream', 'stdout'), task = arg('task')
+  const soon = calm(() => paint()), box = search('Filter lines', () => paint())
+  const pads = [0, 1].map(() => h('div'))
   const view = h('div', {class: 'log', role: 'log', 'aria-live': 'off', 'aria-label': 'Lines', tabindex: 0,
-    scroll() { stick = view.scrollHeight - view.scrollTop - view.clientHeight < 30; if (stick) fresh = 0;
-    soon() }})
-  let size = 0, stick = true, fresh = 0, names = [], process, seen = lines
-  view.own = true
-  const add = (i, text, mark) => {
-    lines.push({i, text, mark})
+    scroll() {
+      const end = view.scrollHeight - view.scrollTop - view.clientHeight < 30
+      if (arg('wrap')) {      // lines have no height that is known: older and newer ones come at the ends
+        if (!view.scrollTop && begin) { last = begin + 300; view.scrollTop = 40 }
+        else if (end && last < seen.length) { last += 300; view.scrollTop -= 40 }
+      }
+      hold(!end || arg('wrap') && last < seen.length)
+    }})
+  let ids = numbers(arg('i')), size = 0, stick = !arg('at'), fresh = 0, known = [], process, seen = lines,
+    begin = 0, last = 0, serial = 0, wrong
+  view.own = pads[0].own = pads[1].own = true
+  const hue = k => ['go', 'lost', 'wait', 'ok'][ids.indexOf(+k) % 4]
+  function add(k, text, mark, at) {
+    lines.push({k, text, mark, at, n: serial++})
     size += text.length
     if (!stick) fresh++
     while (lines.length > 5e3 || size > 2e6) size -= lines.shift().text.length
+  }
+  function hold(on) {      // a line that is looked at gets into the address
+    const top = arg('wrap') ? begin : Math.floor(view.scrollTop / 20)
+    if (stick == on) put('at', on && !ids[1] && String(seen.slice(top).find(x => x.at != null)?.at ?? ''))
+    stick = !on
+    if (stick) fresh = 0
+    soon()
   }
   function paint() {
     const q = arg('q').toLowerCase(), wrap = arg('wrap'), n = Math.ceil(view.clientHeight / 20) + 20
     let test = x => x.text.toLowerCase().includes(q)
     if (q && arg('regex')) try { const re = RegExp(arg('q'), 'i'); test = x => re.test(x.text) } catch {
       /* not finished yet */ }
-    seen = lines.filter(x => x.mark || test(x))
-    const end = wrap || stick ? seen.length : Math.min(seen.length, Math.floor(view.scrollTop / 20) + n),
-      begin = Math.max(0, end - (wrap ? 400 : 2 * n))
-    const pad = k => { const e = h('div'); e.style.height = (wrap ? 0 : k * 20) + 'px'; return e }
+    seen = q ? lines.filter(x => x.mark || test(x)) : lines
+    last = stick ? seen.length : wrap ? Math.min(seen.length, last) :
+      Math.min(seen.length, Math.floor(view.scrollTop / 20) + n)
+    begin = Math.max(0, last - (wrap ? 400 : 2 * n))
     view.classList.toggle('wrap', !!wrap)
-    view.replaceChildren(pad(begin), ...seen.slice(begin, end).map(x => h('p', {class: x.mark && 'dim'},
-      h('b', {class: at(x.i)}, x.mark ? '—' : ids[1] && String(x.i)), h('span', null, x.text))),
-      pad(seen.length - end))
+    pads[0].style.height = (wrap ? 0 : begin * 20) + 'px'
+    pads[1].style.height = (wrap ? 0 : (seen.length - last) * 20) + 'px'
+    fill(view, pads[0], seen.slice(begin, last).map(x => h('p', {class: x.mark && 'dim', 'data-k': x.n},
+      ids[1] && h('b', {class: x.mark ? '' : hue(x.k)}, String(x.k)), h('span', null, x.text))), pads[1])
     if (stick) view.scrollTop = 1e9
     v.draw()
   }
   function on(kind, e) {
     const k = e.instance ?? ids[0]
     if (kind == 'log') {
-      const all = ((left[k] || '') + e.text).split('\n')
+      let text = e.text, skip = met[k]?.task == e.task && met[k].run == e.run ? met[k].end - e.offset : 0
+      if (skip >= e.length) return      // many are followed again from their ends
+      if (skip > 0) text = new TextDecoder().decode(bytes(text).slice(skip))
+      met[k] = {task: e.task, run: e.run, end: e.offset + e.length}
+      if (!left[k]) from[k] = e.offset + Math.max(0, skip)
+      const all = ((left[k] || '') + text).split('\n')
       left[k] = all.pop()
-      all.forEach(x => add(k, x))
-    } else add(k, [word(kind), e.reason, e.errors, e.run != null && 'run ' + e.run,
-      e.task].flat().filter(Boolean).join(' '), 1)
+      all.forEach(x => { add(k, x, 0, from[k]); from[k] += bytes(x).length + 1 })
+    } else {
+      delete met[k]
+      add(k, ['—', word(kind), kind == 'run' ? String(e.run) : kind == 'task' && `${e.task} on ${e.host}`,
+        e.reason, e.errors].flat().filter(Boolean).join(' '), 1)
+    }
     soon()
   }
-  const where = () => ids[1] ?
-    `${v.api}/logs/${process}?shards=${ids}&` : `${v.api}/instances/${ids[0]}/logs/${process}?`
-  const other = (k, x) => { put(k, x); route() }, box = search('Filter lines', () => paint())
-  const save = () => download(where() + `stream=${stream}&tail=100000`,
-    `${v.path[3]}-${ids}-${process}.${stream}`)
+  const query = () => v.api + (ids[1] ? `/logs/${encodeURIComponent(process)}?shards=${ranges(ids)}` :
+    `/instances/${ids[0]}/logs/${encodeURIComponent(process)}?`) + (task && '&task=' + task) +
+    (arg('run') && '&run=' + arg('run')) + '&stream=' + stream
+  const other = (k, x) => { put('at'); put(k, x); route() }
+  async function save() {
+    const name = `${v.path[3]}-${ranges(ids)}-${process}.${stream}`
+    if (ids[1]) { download(query() + '&tail=100000', name); return }
+    const told = await fetch(query() + '&offset=0&length=1', {headers: sent()}).catch(() => 0)
+    const run = told && told.headers.get('X-Log-Run')
+    const path = encodeURIComponent(['.logs', process, run, stream].join('/'))
+    download(run == null ? query() : `${v.api}/instances/${ids[0]}/files/content?path=${path}${
+      task && '&task=' + task}`, name, told && told.headers.get('X-Log-Size'))
+  }
   return {async load() {
     if (process) return
-    names = (await v.get(`${v.api}/instances/${ids[0]}/processes`)).processes.map(p => p.name)
-    process = names.includes(arg('process')) ? arg('process') : names[0]
-    v.follow(where() + `stream=${stream}&tail=200&follow=1`, on)
-  }, draw: () => h('div', {class: 'logs'}, h('div', {class: 'row tools'}, h('select',
-    {'aria-label': 'Process', change(e) { other('process', e.target.value) }}, names.map(x => h('option',
-    {value: x, selected: x == process}, x))),
-    h('div', {class: 'chips'}, ['stdout', 'stderr'].map(x => toggle(x, stream == x, () => other('stream',
-      x)))), h('input', {'aria-label': 'Instances', title: 'Instances, as 0,2,5', value: ids.join(),
-      change(e) { other('i', e.target.value) }}), box,
-    toggle('Regex', arg('regex'), () => { flip('regex'); paint() }, 'opt'), toggle('Wrap', arg('wrap'), () =>
-      { flip('wrap'); paint() }), toggle('Follow', stick, () => { stick = !stick; paint() }),
+    if (!ids[0] && ids[0] !== 0) ids = [Math.min(...v.tasks.keys())]
+    const some = await v.get(`${v.api}/instances/${ids[0]}/processes${task && '?task=' + task}`).catch(e => {
+      if (!e.status) throw e
+      wrong = e
+    })
+    if (!some) { v.again(5e3); return }
+    wrong = 0
+    known = some.processes
+    process = (known.find(p => p.name == arg('process')) || known.find(p => p.state) || known[0])?.name
+    if (process == null) { wrong = new Error('The task has no process.'); return }
+    v.follow(`${query()}&follow=1&${arg('at') && !ids[1] ? 'offset=' + arg('at') : 'tail=200'}`, on)
+  }, draw() {
+    if (wrong) return oops(wrong)
+    const newest = known.find(p => p.name == process)?.run
+    return h('div', {class: 'logs'}, h('div', {class: 'row tools'},
+      h('select', {'aria-label': 'Process', change(e) { other('process', e.target.value) }}, known.map(p =>
+        h('option', {value: p.name, selected: p.name == process}, p.name))),
+      newest > 0 && !ids[1] && h('select', {'aria-label': 'Run', change(e) { other('run', e.target.value) }},
+        h('option', {value: ''}, 'Newest run'), Array.from({length: newest}, (_, i) => h('option',
+          {value: String(newest - 1 - i), selected: arg('run') == newest - 1 - i},
+          'Run ' + (newest - 1 - i)))),
+      h('div', {class: 'chips'}, ['stdout', 'stderr'].map(x =>
+        toggle(x, stream == x, () => other('stream', x)))),
+      h('label', {class: 'row'}, 'Instances', h('input', {value: ranges(ids), change(e) {
+        other('i', e.target.value) }, title: 'Such as 0,2,5-9; at most 50'})), gap(), box,
+      toggle('Regex', arg('regex'), () => { flip('regex'); paint() }, 'opt'),
+      toggle('Wrap', arg('wrap'), () => { flip('wrap'); paint() }),
+      toggle('Follow', stick, () => hold(stick)),
       button('Download', save, 'opt')), view,
-  row(plain(`${num(seen.length)} of ${num(lines.length)} lines; 5\u202f000 are kept`), gap(), fresh &&
-    button(`${num(fresh)} new lines ↓`, () => { stick = true; paint() }, 'main')))}
+    row(plain(some(lines.length, 'line'), seen != lines && [', ', num(seen.length), ' match'],
+      `, ${sized(size)}`, lines.length > 4999 && '; older ones were let go'), gap(), fresh &&
+      button(some(fresh, 'new line') + ' ↓', () => hold(false), 'main')))
+  }}
 }
 
 /* ---- Deploy: a file, what it would change, then the question ---- */
@@ -18757,13 +18893,14 @@ function updateView(v) {
   v.draw = () => {
     const i = grid(), group = u.before.find(g => g.instances.includes(i)) || u.before[0],
       mine = u.instance_events.filter(e => e.instance == i), p = u.settings || {}
-    fill(v.node, head(v, u.message || 'Update ' + id.slice(0, 8), steer(u)),
-      facts(['Status', state(u.state)], ['Instances', count(u.progress)], u.user && ['*By', u.user],
-      ['Started', age(u.created), ' ago'], !isActive(u) && ['Took', took(u.modified - u.created)],
+    fill(v.node, head(v, u.events[0]?.message || 'Update ' + id.slice(0, 8), steer(u)),
+      facts(['Status', state(u.state)], ['Instances', count(u.progress)], who(u.user) && ['*By', u.user],
+      ['Started', age(u.created), ' ago'], isActive(u) ? pace(u) && ['Left', pace(u)] :
+        ['Took', took(u.modified - u.created)],
       ['*Id', id.slice(0, 8)]),
       h('div', {class: 'cols'}, h('div', {class: 'stack far'}, section('Instances', legend(u), host),
         section('History', events(u.events.toReversed(), e => at(e.time), e => [e.message,
-        e.user].filter(Boolean).join(', by ')))),
+        by(e.user)].filter(Boolean).join(', ')))),
         h('div', {class: 'stack far'}, section('Instance ' + i, state(of.get(i)), h('ol', {class: 'pairs'},
           mine.map(e => h('li', null, at(e.time), h('span', null, word(e.action.replace('INSTANCE_', '')),
           e.message && ': ' + e.message)))), row(link('#/' + u.job + '/' + i, 'Instance', 'btn'),
@@ -18773,53 +18910,58 @@ function updateView(v) {
             ['Failures in all', show(p.maxFailedInstances)], ['On failure', p.rollbackOnFailure ?
             'Roll back' : 'Stop'], ['SLA-aware', p.slaAware ? 'Yes' : 'No']].filter(x => x[1]))),
           section('Changes', group && u.after ? changes(differences(group.config,
-            u.after.config)) : plain('All instances are new, or go.')))))
+            u.after.config)) : plain('All of its instances are new, or go.')))))
   }
 }
 /* ---- Instance ---- */
 function instanceView(v) {
-  const [c, , , , i] = v.path, inside = `${v.api}/instances/${i}`, dir = arg('dir')
-  let tasks, near, run, files, lack
+  const [c, role, , , i] = v.path, base = `${v.api}/instances/${i}/`
+  let tasks, near, told, files
+  const listing = () => base + 'files' + (arg('path') && '?path=' + encodeURIComponent(arg('path')))
+  const look = async path => { put('path', path); files = await v.get(listing()).catch(e => e); v.draw() }
   v.load = async () => {
     v.open ||= v.follow(v.api + '/events?snapshot=0', (kind, e) => { if (e.instance == i) v.again(300) })
     tasks = newest((await v.get(`${v.api}/tasks?shards=${i}`)).tasks)
-    near = tasks[0]?.host &&
-      (await v.maybe(`${url('tasks', c)}?host=${tasks[0].host}&state=RUNNING&limit=100`))?.tasks
+    const host = tasks[0]?.host, paths = [`${url('tasks', c)}?host=${host}&state=RUNNING&limit=100`]
+    if (can('logs', role)) paths.push(base + 'processes', listing())
     v.locked = (await v.maybe(v.api + '/updates?limit=1'))?.updates.some(isActive)
-    if (near && PAGE.logs == 'yes') try {
-      run = (await v.get(inside + '/processes')).processes
-      files = (await v.get(`${inside}/files${dir && '?path=' + encodeURIComponent(dir)}`)).entries
-      lack = ''
-    } catch (e) { lack = e.message }
+    if (host) [near, told, files] = await Promise.all(paths.map(x => v.get(x).catch(e => e)))
   }
-  const log = p => link(`#/${v.path.slice(0, 4).join('/')}?tab=logs&i=${i}&process=${p.name}`, p.name, 'link')
-  const at = path => v.base + '?' + new URLSearchParams({dir: path})
-  const file = e => { const path = dir ? dir + '/' + e.name : e.name; return e.type == 'directory' ?
-    link(at(path), e.name + '/', 'link') : button(e.name, () =>
-      download(`${inside}/files/content?path=${encodeURIComponent(path)}`, e.name, e.size), 'bare link') }
+  const spot = (name, at) => name == '..' ? at.replace(/\/?[^/]*$/, '') : at ? at + '/' + name : name
+  const runs = list => flow('Processes', [['Process', 'w3'], ['State', 'w2'], ['Run', 'num opt w1'],
+    ['Started', 'num w1'], ['Exit', 'num w1'], ['CPU', 'num opt w1'], ['RAM', 'num opt w2'], ['', '']],
+  list.map(p => [link(`#/${v.path.slice(0, 4).join('/')}?tab=logs&i=${i}&process=${
+    encodeURIComponent(p.name)}`, p.name, 'link'), state(p.state || 'WAITING'), num(p.run || 0),
+  p.started && age(p.started), String(p.return_code ?? (p.state == 'SUCCESS' ? 0 : '')),
+  p.used && num(+p.used.cpu.toFixed(2)),
+  p.used && sized(p.used.ram), '']), 'None has begun.')
+  const file = f => {
+    const up = f.name == '..', at = files.path
+    const to = up ? at.replace(/\/?[^/]*$/, '') : at + (at && '/') + f.name
+    return [f.type == 'directory' ? button(up ? 'Up' : f.name + '/', () => look(to), 'bare link') :
+      button(f.name, () => download(base + 'files/content?path=' + encodeURIComponent(to), f.name, f.size),
+        'bare link'), f.type == 'file' && sized(f.size), f.modified_text, '']
+  }
   v.draw = () => fill(v.node, head(v, 'Instance ' + i), tasks[0] ? [facts(['State', state(tasks[0].state)],
     ['Since', age(last(tasks[0]).time)], ['Host', hostly(v, tasks[0].host)], tasks[0].pending &&
     ['Why', tasks[0].pending]), h('div', {class: 'stack far'}, detail(v, tasks),
-    lack && section('Sandbox', plain(lack)),
-    run && h('div', {class: 'cols half'}, section('Processes', pairs(run.map(p => [log(p), [word(p.state ||
-      'waiting'), p.run && 'run ' + p.run, p.return_code != null && 'exit ' + p.return_code].filter(
-      Boolean).join(', '), p.started ? [', ', age(p.stopped || p.started), p.stopped ? ' since its end' :
-      ' so far'] : '']))), files && section('Files' + (dir && ' in ' + dir), pairs([dir &&
-      [link(at(dir.split('/').slice(0, -1).join('/')), '..', 'link'), ''],
-      ...files.map(e => [file(e), e.size != null && num(e.size) + ' B'])]))),
-    near?.[1] && h('section', null, h('h2', null, 'On the same host'), h('div', {class: 'many'},
-      near.filter(t => t.id != tasks[0].id).sort((a, b) => a.job.localeCompare(b.job) ||
-      a.instance - b.instance).map(t => h('p', null, oneOf(t))))))] : plain('There is no such instance.'))
+  told && section('Processes', told.code ? oops(told) : runs(told.processes)),
+  files && section('Files' + (files.path ? ': ' + files.path : ''), files.code ? oops(files) : flow('Files',
+    [['Name', 'w4'], ['Size', 'num w2'], ['Changed', 'num w2'], ['', '']], [...files.path ?
+      [{name: '..', type: 'directory'}] : [], ...files.entries].map(file), 'The directory is empty.')),
+  near?.tasks?.[1] && section('On the same host', h('div', {class: 'many'}, near.tasks.filter(t =>
+    t.id != tasks[0].id).sort((a, b) => a.job.localeCompare(b.job) || a.instance - b.instance).map(t =>
+    h('p', null, oneOf(t))))))] : plain('There is no such instance.'))
 }
 
 /* ---- Cluster ---- */
 function overview(v) {
   const c = v.path[0]
-  let jobs, updates, waiting, failed, roles, ops
+  let jobs, updates, waiting, failed, roles, hosts
   v.load = async () => {
-    [jobs, updates, waiting, failed, roles] = await Promise.all([v.get(url('jobs', c) + '?detail=1'),
+    [jobs, updates, waiting, failed, roles, hosts] = await Promise.all([v.get(url('jobs', c) + '?detail=1'),
       v.get(url('updates', c) + '?status=active'), v.get(url('pending', c)), v.get(url('tasks',
-      c) + '?state=FAILED,LOST&limit=1000'), v.get(url('roles', c))])
+      c) + '?state=FAILED,LOST&limit=1000'), v.get(url('roles', c)), v.maybe(url('hosts', c))])
   }
   v.every(5e3)
   v.draw = () => {
@@ -18832,10 +18974,11 @@ function overview(v) {
     waiting.pending.forEach(t => note(t.state, t.job, t.since, t.reason))
     all.forEach(j => { const r = sum[j.key.split('/')[1]] ||= [0, 0]; r[0] += j.active; r[1] += j.pending })
     const worst = [...eyes.values()].sort((a, b) => rank(a.x) - rank(b.x) || b.since - a.since),
-      busy = S.ops.filter(o => o.state == 'running')
+      busy = S.ops.filter(o => o.state == 'running'),
+      away = hosts?.hosts.filter(x => (x.mode || 'NONE') != 'NONE') || []
     fill(v.node, head(v, c, may('write', '') && link(`#/${c}/deploy`, 'Deploy…', 'btn main')),
       facts(['Jobs', num(all.length)], ['Tasks', num(all.reduce((n, j) => n + j.instances, 0))], ['Waiting',
-      num(waiting.total)], ['', link(`#/${c}/tiers`, 'Tiers', 'link')]), h('div', {class: 'cols'},
+      num(waiting.total)], ['Tiers', link(`#/${c}/tiers`, 'Show', 'link')]), h('div', {class: 'cols'},
       h('div', {class: 'stack far'},
       section('Needs attention', flow('What needs attention, the worst first', [['State', 'w2'],
         ['Job', 'w4 wide'], ['Tasks', 'num opt w1'], ['Why', 'msg'], ['For', 'num w1']], worst.slice(0,
@@ -18849,24 +18992,25 @@ function overview(v) {
       row(state(u.state), gap(), count(u.progress)), link(`#/${u.job}/update/${u.id}`,
       u.job.split('/').slice(1).join('/')), progress(u.progress), plain(u.message))), !updates.count &&
       plain('None')),
-      section('Operations', busy.map(work), !busy[0] && plain('None')))))
+      section('Operations', busy.map(work), !busy[0] && plain('None')),
+      away[0] && section('Hosts out of service', away.map(x => row(state(x.mode), hostly(v, x.host), gap(),
+        h('span', {class: 'dim'}, some(x.tasks, 'task'))))))))
   }
 }
 // A table of few rows, drawn whole.
 const flow = (name, cols, rows, empty) => rows[0] ? h('table', {class: 'flow', role: 'table'}, h('caption',
   {class: 'vh'}, name), h('thead', {role: 'rowgroup'}, h('tr', {role: 'row'}, cols.map(([text, cls]) =>
-  h('th', {class: cls, scope: 'col', role: 'columnheader'}, text)))),
+  h(text ? 'th' : 'td', {class: cls, scope: text && 'col', role: text && 'columnheader'}, text)))),
   h('tbody', {role: 'rowgroup'}, rows.map(cells => h('tr', {role: 'row'}, cells.map((x, i) =>
-    h('td', {class: cols[i][1]?.replace(/\bw\d/, ''), role: 'cell', title: x?.length > 20 && x},
-    x)))))) : plain(empty)
+    cell(x, ...cols[i])))))) : plain(empty)
 // What has a title, a filter and one list.
 function listView(v, name, path, pick, o, above) {
   let all = []
   const l = list(v, o), box = search('Filter', () => v.draw())
   v.load = async () => { all = pick(await v.get(path.call ? path() : path)); above && await above.load() }
   v.draw = () => { l.set(all); fill(v.node, head(v, name, o.picked?.size && o.actions?.([...o.picked])),
-    above && above.draw(), h('div', {class: 'row tools'}, box, gap(), plain(l.rows.length < all.length &&
-    num(l.rows.length) + ' of ', num(all.length))), l.node) }
+    above && above.draw(), h('div', {class: 'row tools'}, box, l.sorter(), gap(), plain(l.rows.length <
+    all.length && num(l.rows.length) + ' of ', some(all.length, o.one))), l.node) }
   v.every(5e3)
 }
 function jobsView(v, cron) {
@@ -18876,7 +19020,7 @@ function jobsView(v, cron) {
   const amounts = {cpu: 'CPU', ram_mb: 'RAM', disk_mb: 'Disk'}, text = (k, n) => k == 'cpu' ?
     +n.toFixed(1) + '' : mb(n)
   const above = own && {async load() { quota = await v.maybe(url('quota', c, role)) }, draw: () => quota &&
-    facts(...Object.entries(amounts).map(([k, name]) => ['Quota, ' + name,
+    facts(...Object.entries(amounts).map(([k, name]) => ['Production quota, ' + name,
     text(k, quota.consumption.production[k]), ' of ', text(k, quota.quota[k]), bar(quota.quota[k],
     ['used', quota.consumption.production[k]])]),
     may('admin', '') && ['', button('Set quota…', () => ask())])}
@@ -18890,18 +19034,18 @@ function jobsView(v, cron) {
       fields.map(([k, e]) => labelled(k, e)), row(gap(), cancel(), h('button', {class: 'main'}, 'Next'))))
   }
   listView(v, cron ? 'Cron' : own ? v.path.at(-1) : 'Jobs', path + '?detail=1', a =>
-    Object.values(a.jobs).filter(j => !cron || j.cron), {name: 'Jobs', key: j => j.key, sort: 'key',
-    hay: j => j.key, by: {next: j => j.cron?.next_run, kind: j => j.cron ? 'Cron' : j.service ?
-    'Service' : 'Job'},
+    Object.values(a.jobs).filter(j => !cron || j.cron), {name: 'Jobs', one: 'job',
+    key: j => j.key, sort: 'key', empty: cron ? 'No job runs by a schedule.' : 'There are no jobs here.',
+    hay: j => j.key, by: {next: j => j.cron?.next_run, kind: kindOf},
     cols: [['key', 'Job', cron ? 'w4 wide' : 'wide'], ...cron ? [['schedule', 'Schedule', 'w2'],
       ['next', 'Next run', 'w3'], ['', '', 'num']] : [['kind', 'Kind', 'opt w1'], ['tier', 'Tier', 'opt w2'],
       ['active', 'Active', 'num w1'], ['pending', 'Pending', 'num w1'], ['failed', 'Failed', 'num opt w1'],
       ['next', 'Next run', 'opt w3']]],
     cells: j => { const k = j.key.split('/'), cells = [link('#/' + j.key,
       (own ? k.slice(2) : k.slice(1)).join('/'))]; return cells.concat(cron ? [j.cron.schedule,
-      nextRun(j.cron), may('write', k[1]) && row(gap(), cronActions(v, k, !!off()))] : [j.cron ?
-      'Cron' : j.service ? 'Service' : 'Job', j.tier, num(j.active), j.pending ? state('PENDING',
-      num(j.pending)) : '0', num(j.failed), j.cron && nextRun(j.cron)]) }}, above)
+      nextRun(j.cron), may('write', k[1]) && row(gap(), cronActions(v, k, !!off()))] :
+      [kindOf(j), j.tier, num(j.active), j.pending ? state('PENDING', num(j.pending)) : '0', num(j.failed),
+        j.cron && nextRun(j.cron)]) }}, above)
   if (own) { v.every = () => {}; v.follow(url('events', c, role) + '?snapshot=0', () => v.again(1e3)) }
 }
 function hostsView(v) {
@@ -18911,10 +19055,10 @@ function hostsView(v) {
     path: where([...picked]) + path, bad, type: bad && c}), bad && 'bad', {disabled: !!off()})
   // A host that is named whole is told of also where it has no tasks.
   const path = () => url('hosts', c) + (arg('q') && '?host=*&host=' + encodeURIComponent(arg('q')))
-  listView(v, 'Hosts', path, a => a.hosts, {name: 'Hosts', key: x => x.host, hay: x => x.host, picked,
-    sort: 'host', cols: [['host', 'Host', 'w4'], ['mode', 'Mode', 'w3'], ['tasks', 'Tasks', 'num w1'],
-    ['', '', '']], by: {mode: x => -rank(x.mode || 'NONE')}, cells: x => [x.host, state(x.mode || 'NONE'),
-    num(x.tasks), ''],
+  listView(v, 'Hosts', path, a => a.hosts, {name: 'Hosts', one: 'host', key: x => x.host,
+    hay: x => x.host, picked, sort: 'host', cols: [['host', 'Host', 'w4'], ['mode', 'Mode', 'w3'],
+    ['tasks', 'Tasks', 'num w1'], ['', '', '']], by: {mode: x => -rank(x.mode || 'NONE')},
+    cells: x => [x.host, state(x.mode || 'NONE'), num(x.tasks), ''],
     actions: () => may('admin', '') && [h('b', null, num(picked.size), ' selected'), does('Deactivate',
       'New tasks go elsewhere if they can.', 'PUT', ''), does('Drain',
       'Tasks are moved away; refused where a job would fall below its SLA.', 'POST', '/drain', true),
@@ -18922,19 +19066,22 @@ function hostsView(v) {
     more: x => {
       const mark = x.tasks + (x.mode || '')
       if (known.get(x.host)?.mark != mark) { known.set(x.host, {mark});
-        v.get(`${url('tasks', c)}?host=${x.host}&state=active&limit=200`).then(a => { known.set(x.host,
+        v.get(`${url('tasks', c)}?host=${x.host}&state=active&limit=1000`).then(a => { known.set(x.host,
         {mark, tasks: a.tasks}); v.draw() }) }
-      return h('div', {class: 'many'}, known.get(x.host).tasks?.map(t => h('p', {class: 'row'},
-        state(t.state), oneOf(t))))
+      const by = new Map(), tasks = known.get(x.host).tasks || []
+      tasks.forEach(t => { const k = t.state + ' ' + t.job; by.set(k, [...by.get(k) || [], t.instance]) })
+      return [flow('Tasks on ' + x.host, [['State', 'w2'], ['Job', 'w4'], ['Instances', '']], [...by].map(
+        ([k, ids]) => [state(k.split(' ')[0]), keyed(k.split(' ')[1]), ranges(ids)]), 'No task is on it.'),
+      tasks.length < x.tasks && plain(`${num(tasks.length)} of ${num(x.tasks)} tasks`)]
     }})
 }
 const pendingView = v => listView(v, 'Pending', url('pending', v.path[0]), a => a.pending,
-  {name: 'Tasks that wait', key: t => t.id, sort: 'since', hay: t => t.job + t.reason,
+  {name: 'Tasks that wait', one: 'task', key: t => t.id, sort: 'since', hay: t => t.job + t.reason,
   empty: 'No task waits for a host.', cols: [['state', 'State', 'w2'], ['job', 'Instance', 'w4 wide'],
   ['since', 'For', 'num w1'], ['reason', 'Why', 'msg']],
   cells: t => [state(t.state), oneOf(t), age(t.since), t.reason]})
 const operationsView = v => listView(v, 'Operations', 'alpha/operations', a => a.operations,
-  {name: 'Operations', key: o => o.id, sort: '-started', hay: o => o.key + o.kind + o.user,
+  {name: 'Operations', one: 'operation', key: o => o.id, sort: '-started', hay: o => o.key + o.kind + o.user,
   empty: 'This server has run none since it was started.', cols: [['kind', 'Operation', 'w2'], ['state',
   'State', 'w2'], ['key', 'Of', 'wide'], ['n', 'Done', 'num w2'], ['user', 'By', 'opt w2'], ['started',
   'Began', 'num w1'], ['', '', 'num w2']],
@@ -18942,9 +19089,9 @@ const operationsView = v => listView(v, 'Operations', 'alpha/operations', a => a
     stopper(o)], more: o => [events(o.steps, e => at(e.time), e => e.text), o.errors.map(x =>
     h('p', {class: 'fail'}, x))]})
 const tiersView = v => listView(v, 'Tiers', url('tiers', v.path[0]), a => Object.entries(a.tiers).map(([name,
-  t]) => ({name, ...t, chosen: name == a.default})), {name: 'Tiers', key: t => t.name, hay: t => t.name,
-  cols: [['name', 'Tier', 'w3'], ['preemptible', 'Preemptible'], ['revocable', 'Revocable'], ['chosen',
-  'Default']],
+  t]) => ({name, ...t, chosen: name == a.default})), {name: 'Tiers', one: 'tier', key: t => t.name,
+  hay: t => t.name, cols: [['name', 'Tier', 'w3'], ['preemptible', 'Preemptible'], ['revocable', 'Revocable'],
+  ['chosen', 'Default']],
   cells: t => [t.name, ...[t.preemptible, t.revocable, t.chosen].map(x => x ? 'Yes' : 'No')]})
 
 /* ---- Route ---- */
@@ -18955,19 +19102,28 @@ function route(moved) {
   clearTimeout(V?.timer)
   const {path} = place(), v = V = new View()
   if (!path[0] && S.clusters[0]) { location.replace('#/' + S.clusters[0]); return }
-  v.node = h('div', {class: 'view'})
+  v.node = h('div', {class: 'view'}, title([], path.at(-1) || 'Aurora'),
+    h('p', {class: 'dim loading'}, 'Loading…'))
   $('#main').replaceChildren(v.node)
   const view = !path[1] ? overview : path[4] == 'update' && path[5] ? updateView : path[4] == 'deploy' ?
     deployView : path[4] ? instanceView : path[3] ? jobView : PLACES[path[1]] || jobsView
   S.sick = ''
   view(v)
   const draw = v.draw
-  v.draw = () => { if (V == v && (v.ready || view == jobView)) { draw(); titled(moved); moved = false } }
+  v.draw = () => {
+    if (V != v || !v.ready && view != jobView) return
+    draw()
+    stubs.forEach(x => x.isConnected && x.replaceWith(x.is))
+    stubs = []
+    titled(moved)
+    moved = false
+  }
   document.title = [path.at(-1), 'Aurora'].join(' · ')
   frame()
   v.again()
 }
 function titled(moved) {
+  document.body.classList.toggle('logging', !!$('.log'))
   const h1 = $('h1')
   document.title = [h1?.textContent, arg('tab'), 'Aurora'].filter(Boolean).join(' · ')
   if (moved) h1?.focus({preventScroll: true})
@@ -19026,9 +19182,14 @@ _PAGE_HEADERS = [
 
 @lru_cache(maxsize=8)
 def _page_text(text: str, kind: str) -> Response:
-    """A text of the page as it is sent: without indentation and comments, which only readers of this file
-    need."""
+    """A text of the page as it is sent: without indentation, comments and the blanks around signs, which only
+    readers of this file need. In the script strings stay whole; a template may not be within another."""
     text = re.sub(r"\n *(?://.*|/\* -.*)?(?=\n)|(?<=\n) +", "", text.lstrip("\n"))
+    if kind == "text/css":
+        text = re.sub(r"/\*.*?\*/|(?<=[,:;{}])\s+|\s+(?=[{}])", "", text, flags=re.DOTALL)
+    if kind == "text/javascript":
+        text = re.sub(r"('(?:[^'\\]|\\.)*'|`(?:[^`\\]|\\.)*`)| *// .*| *([=?:,{([<>&|*]+)\s*| *([])}]+) *",
+                      r"\1\2\3", text)
     return Response(200, body=text.encode(), content_type=kind + "; charset=utf-8", headers=_PAGE_HEADERS)
 
 
@@ -19041,9 +19202,7 @@ def _page(call: Call, text: str, kind: str) -> Response:
 @route("GET", "/", "server", quick=True, gives="text/html", a200="the page")
 def get_page(call: Call) -> Any:
     """The page: jobs, updates, logs and hosts, live, with what the caller may do to them."""
-    logs = any(each.path.endswith("/processes") for each in ROUTES)
-    text = PAGE.replace("full", call.service.page).replace('"no"', '"yes"' if logs else '"no"')
-    return _page(call, text, "text/html")
+    return _page(call, PAGE.replace("full", call.service.page), "text/html")
 
 
 @route("GET", "/page.css", "server", quick=True, gives="text/css", a200="the page's style")
