@@ -8248,15 +8248,16 @@ _MESSAGES = {"responseCode": True, "details": True}
 def projection(name: str) -> Projection:
     """The named projection of a Response; made on first use."""
     assigned = {"taskId": True, "slaveHost": True, "instanceId": True}
-    events = {"status": True, "taskEvents": True, "failureCount": True, "ancestorId": True,
-              "timesPartitioned": True}
+    events = {"status": True, "taskEvents": {"timestamp": True, "status": True, "message": True},
+              "failureCount": True, "ancestorId": True}
     summary = {"tier": True, "isService": True}
     shapes: Json = {
         "job keys": {"getJobsResult": {"configs": {"key": _STRING_KEY, None: _OnlyKey}}},
         "tasks": {"scheduleStatusResult": {"tasks": dict(events, assignedTask=dict(
             assigned, assignedPorts=True, task=summary))}},
         "task changes": {"scheduleStatusResult": {"tasks": {
-            "assignedTask": dict(assigned, task={"job": _STRING_KEY}), "status": True, "taskEvents": True}}},
+            "assignedTask": dict(assigned, task={"job": _STRING_KEY}), "status": True,
+            "taskEvents": events["taskEvents"]}}},
         "log tasks": {"scheduleStatusResult": {"tasks": {
             "assignedTask": dict(assigned, task={"executorConfig": {"name": True}}),
             "status": True, "taskEvents": {"timestamp": True}}}},
@@ -8325,12 +8326,13 @@ def query_tasks(scheduler: Scheduler, key: Key, instances: Sequence[int] = (),
                           statuses=set(statuses) if statuses else None)
     response = scheduler.call("getTasksWithoutConfigs", query, projection=projection(fields))
     tasks = response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", [])
-    for task in tasks:
-        task["assignedTask"].setdefault("instanceId", 0)
-    if reasons and any(task["status"] == api.ScheduleStatus.PENDING for task in tasks):
+    numbers = {task["assignedTask"].setdefault("instanceId", 0) for task in tasks}
+    if reasons and api.ScheduleStatus.PENDING in {task["status"] for task in tasks}:
         known = pending_reasons(scheduler, api.TaskQuery(jobKeys={key.thrift}))
         for task in tasks:
             task["reason"] = known.get(task["assignedTask"]["taskId"])
+    if len(numbers) == len(tasks):      # each has one task, whatever its age
+        return sorted(tasks, key=lambda t: t["assignedTask"]["instanceId"])
     return sorted(tasks, key=lambda t: (t["assignedTask"]["instanceId"], _first_event(t),
                                         t["assignedTask"]["taskId"]))
 
@@ -13073,11 +13075,11 @@ def _plain_task(cluster: str, job: str, task: Any) -> Json:
     assigned, names = task["assignedTask"], api.ScheduleStatus.names
     plain = {"id": assigned["taskId"], "job": job or "%s/%s" % (cluster, assigned["task"]["job"]),
              "instance": assigned.get("instanceId", 0),
-             "state": names.get(task["status"], str(task["status"])),
+             "state": names.get(task["status"]) or str(task["status"]),
              "host": assigned.get("slaveHost"), "ports": assigned.get("assignedPorts") or {},
              "failures": task.get("failureCount", 0), "ancestor": task.get("ancestorId"),
              "events": [{"time": event["timestamp"],
-                         "state": names.get(event["status"], str(event["status"])),
+                         "state": names.get(event["status"]) or str(event["status"]),
                          "message": event.get("message")} for event in task.get("taskEvents", ())]}
     if task.get("reason"):
         plain["pending"] = task["reason"]
@@ -13124,11 +13126,11 @@ def get_job(call: Call) -> Any:
         jobKey=call.key.thrift, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)))
     if not found and cron is None and not updates:
         raise _no_job(call)
-    counts = collections.Counter(task["status"] for task in found)
+    counts = collections.Counter([task["status"] for task in found])
     waiting = sum(counts[each] for each in (states.INIT, *_NOT_PLACED))
     active = [_plain_task("", key, task) for task in found if is_active(task)]
     ended = [_plain_task("", key, task) for task in found if not is_active(task)]
-    failing = failing_instances(found)
+    failing = failing_instances(found) if counts[states.FAILED] else []
     words = failure_of(call, failing) if failing and call.get("logs", True) else {}
     if failing and call.get("logs", True) and call.replay:
         call.replay.failed = True       # it follows from more than the scheduler's replies, and from who asks
@@ -13490,7 +13492,7 @@ def failing_instances(tasks: Iterable[Any]) -> List[int]:
 
 
 def failure_of(call: Call, instances: Sequence[int], patient: bool = False) -> Json:
-    """`failure`, as a field of an answer: the end of what the process wrote that failed last; nothing
+    """`last_words`, as a field of an answer: the end of what the process wrote that failed last; nothing
     where none did, the caller does not want it (logs=0) or may not see it."""
     observer = call.service.observer
     if not call.get("logs", True) or not observer.port or not call.user.may("logs", call.args.get("role")):
@@ -19839,6 +19841,7 @@ def _settle_memory(least: float) -> float:
     if not least:
         gc.collect()
         gc.freeze()
+        gc.set_threshold(10000, 50, 100)    # a large reply is that many objects, and none of them garbage
     if _resident() > least + _MUCH:
         with contextlib.suppress(ImportError, OSError, AttributeError):
             _libc().malloc_trim(0)
