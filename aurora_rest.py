@@ -137,8 +137,7 @@ class Failure(Exception):
     sent = False
 
     def __init__(self, *messages: str, http: Optional[int] = None, code: Optional[str] = None,
-                 retry_after: int = 0,
-                 headers: Iterable[Tuple[str, str]] = (), **details: Any) -> None:
+                 retry_after: int = 0, headers: Iterable[Tuple[str, str]] = (), **details: Any) -> None:
         super().__init__("; ".join(messages))
         self.messages = list(messages)
         self.http = http or type(self).http
@@ -1881,8 +1880,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
     BEAT = 15           # seconds between the comments that keep streams alive
 
     def __init__(self, address: Tuple[str, int], app: App, limits: Optional[Dict[str, float]] = None,
-                 tls: Any = None,
-                 sock: Optional[socket.socket] = None) -> None:
+                 tls: Any = None, sock: Optional[socket.socket] = None) -> None:
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         self.app = app
@@ -2194,8 +2192,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
 
 
 def _header_fields(response: Response, extra: Sequence[Tuple[str, str]], stream: bool, tagged: bool,
-                   same: bool,
-                   zipped: bool, close: bool, version: int) -> bytes:
+                   same: bool, zipped: bool, close: bool, version: int) -> bytes:
     """The header fields that are the same for every answer of this form."""
     bodiless = same or response.status == 204
     lines = ""
@@ -2666,8 +2663,7 @@ class Api:
     ACCESS = {"ReadOnlyScheduler": "read", "AuroraSchedulerManager": "write", "AuroraAdmin": "admin"}
     ADMIN_READS = ("listBackups", "queryRecovery", "maintenanceStatus")
     _DECLARATION = re.compile(r"(enum|struct|union|service|const \S+) (\w+)(?: extends (\w+))?(?: = "
-                              r")?\s*([{\[])"
-                              r"([^}\]]*)[}\]]")
+                              r")?\s*([{\[])([^}\]]*)[}\]]")
     _FIELD = re.compile(r"(\d+): (\w+(?:<[\w,]+>)?) (\w+)")
 
     def __init__(self, idl: str) -> None:
@@ -3511,10 +3507,8 @@ class Scheduler:
     MAX_HOPS = 5
 
     def __init__(self, url: Union[str, Sequence[str]] = "http://127.0.0.1:8081", name: Optional[str] = None,
-                 *,
-                 timeout: float = 20.0, connect_timeout: float = 3.0, retry_for: float = 3.0,
-                 parallel: int = 4,
-                 most_waiting: int = 1000, max_answer: int = 256 << 20,
+                 *, timeout: float = 20.0, connect_timeout: float = 3.0, retry_for: float = 3.0,
+                 parallel: int = 4, most_waiting: int = 1000, max_answer: int = 256 << 20,
                  authorization: Union[None, str, Callable[[str], Optional[str]]] = None,
                  locate: Optional[Callable[[float], Sequence[str]]] = None,
                  ca_file: Optional[str] = None) -> None:
@@ -3751,9 +3745,8 @@ class Scheduler:
             # here, where they would be sent, whatever led there
             if authorization and not self._is_named(location):
                 raise BadAnswer("the scheduler redirects to %s, which is none of the cluster's schedulers "
-                                "that are known "
-                                "here; credentials are not sent there (name it in --scheduler or "
-                                "clusters.json)" % (
+                                "that are known here; credentials are not sent there (name it in --scheduler "
+                                "or clusters.json)" % (
                                     str(location)))
             request = self.network.head(location,
                                         authorization) + b"%d\r\n\r\n" % len(ask.message) + ask.message
@@ -3910,8 +3903,7 @@ def read_clusters(path: str) -> List[Cluster]:
     found = []
     for entry in entries:
         if not all(isinstance(entry.get(field) or "", str)
-                   for field in ("scheduler_uri", "zk", "scheduler_zk_path",
-                                                                         "docker_registry",
+                   for field in ("scheduler_uri", "zk", "scheduler_zk_path", "docker_registry",
                                                                          "auth_mechanism")):
             raise ValueError("%s: cluster %s has a field that is not text" % (path, entry["name"]))
         port = str(entry.get("zk_port") or 2181)
@@ -4016,8 +4008,7 @@ def _ask_zookeeper(cluster: Cluster) -> List[str]:
     except ImportError:
         raise SchedulerUnreachable(
             "cluster %s is found through ZooKeeper (%s), which needs the package kazoo: pip install kazoo; "
-            "or give its "
-            "scheduler_uri in clusters.json, or --scheduler %s=URL" %
+            "or give its scheduler_uri in clusters.json, or --scheduler %s=URL" %
             (cluster.name, cluster.zk, cluster.name)) from None
     client = KazooClient(hosts=cluster.zk, timeout=5.0, read_only=True)
     try:
@@ -6314,14 +6305,11 @@ _MODULES = {    # what an import gives; anything else of the module is not there
             "e inf nan acos asin atan atan2 sinh cosh tanh degrees radians factorial copysign frexp ldexp "
             "modf fsum log1p expm1",
     "re": "compile match search fullmatch sub subn split findall finditer escape error I IGNORECASE M "
-          "MULTILINE S DOTALL "
-          "X VERBOSE A ASCII U UNICODE",
+          "MULTILINE S DOTALL X VERBOSE A ASCII U UNICODE",
     "string": "ascii_letters ascii_lowercase ascii_uppercase digits hexdigits octdigits punctuation "
-              "printable whitespace "
-              "capwords Template",
-    "itertools": "accumulate chain combinations combinations_with_replacement compress count cycle "
-                 "dropwhile filterfalse "
-                 "groupby islice permutations product repeat starmap takewhile tee zip_longest",
+              "printable whitespace capwords Template",
+    "itertools": "accumulate chain combinations combinations_with_replacement compress count cycle dropwhile "
+                 "filterfalse groupby islice permutations product repeat starmap takewhile tee zip_longest",
     "functools": "partial reduce cmp_to_key",
     "contextlib": "",
     "operator": "add sub mul truediv floordiv neg pos abs and_ or_ xor invert lshift rshift not_ truth "
@@ -6370,17 +6358,13 @@ _INSTEAD.update(file=_INSTEAD["open"], raw_input=_INSTEAD["input"], execfile="us
                 urllib2=_INSTEAD["subprocess"].replace("command can be run", "address can be read"),
                 commands=_INSTEAD["subprocess"])
 _BUILTINS = (
-    "abs all any ascii bin bool bytes callable chr complex dict divmod enumerate filter float frozenset "
-    "hash hex int "
-    "isinstance issubclass iter len list map max min next object oct ord pow range repr reversed round set "
-    "slice sorted "
-    "str sum super tuple zip property staticmethod classmethod NotImplemented Ellipsis ArithmeticError "
-    "AssertionError "
-    "AttributeError Exception IndexError KeyError LookupError NameError NotImplementedError OverflowError "
-    "RuntimeError "
-    "StopIteration TypeError UnicodeError UnicodeDecodeError UnicodeEncodeError ValueError "
-    "ZeroDivisionError IOError OSError ImportError SystemExit EnvironmentError FloatingPointError "
-    "EOFError").split()
+    "abs all any ascii bin bool bytes callable chr complex dict divmod enumerate filter float frozenset hash "
+    "hex int isinstance issubclass iter len list map max min next object oct ord pow range repr reversed "
+    "round set slice sorted str sum super tuple zip property staticmethod classmethod NotImplemented "
+    "Ellipsis ArithmeticError AssertionError AttributeError Exception IndexError KeyError LookupError "
+    "NameError NotImplementedError OverflowError RuntimeError StopIteration TypeError UnicodeError "
+    "UnicodeDecodeError UnicodeEncodeError ValueError ZeroDivisionError IOError OSError ImportError "
+    "SystemExit EnvironmentError FloatingPointError EOFError").split()
 _SPECIAL_METHODS = frozenset(
     "__init__ __str__ __repr__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __len__ __getitem__ __iter__ "
     "__next__ __contains__ __call__ __add__ __radd__ __sub__ __mul__ __mod__ __bool__ __doc__ __name__ "
@@ -6756,8 +6740,7 @@ class _Evaluation:
             parsed = json.loads(text, object_pairs_hook=_Dict)
         except ValueError as error:
             raise ConfigProblem("the body is not JSON, as its content type says: %s; .aurora source goes "
-                                "under any other "
-                                "content type" % error) from None
+                                "under any other content type" % error) from None
         if not isinstance(parsed, dict):
             raise ConfigProblem("a JSON job is an object, or an object with a list under jobs")
         jobs = parsed["jobs"] if "jobs" in parsed else [parsed]
@@ -7059,9 +7042,8 @@ class _Conversion:
         context = self.schema["ThermosContext"](task_id="task", user="user", ports=ports)
         left = (task % {"thermos": context}).interpolate()[1]
         if left:
-            raise ConfigProblem("Task is invalid: Unexpected unbound refs: %s. Make sure you are not "
-                                "nesting template "
-                                "variables." % " ".join(sorted(map(str, left))))
+            raise ConfigProblem("Task is invalid: Unexpected unbound refs: %s. Make sure you are not nesting "
+                                "template variables." % " ".join(sorted(map(str, left))))
 
     def update_settings(self, made: Any, plain: Any) -> Json:
         """py/client/api/updater_util.py; an explicit queue or batch strategy does what that file means to
@@ -7076,8 +7058,7 @@ class _Conversion:
             problems.append("Pulse interval seconds must be at least %d seconds." % MIN_PULSE_SECONDS)
         if strategy is not None and (wait or batch > 1):
             problems.append("Ambiguous update configuration: an update strategy cannot be combined with %s; "
-                            "set the "
-                            "size inside the strategy" %
+                            "set the size inside the strategy" %
                             ("wait_for_batch_completion" if wait else "batch_size"))
         if problems:
             raise ConfigProblem(*problems)
@@ -7106,12 +7087,10 @@ def _check_client_rules(job: Any, ports: Set[str]) -> List[str]:
     if size <= 0:
         problems.append("instances must be at least 1, not %d" % size)
     elif failures >= size:
-        problems.append("max_total_failures in update_config must be less than the number of instances: "
-                        "with %d "
-                        "instances at most %d" % (size, size - 1))
+        problems.append("max_total_failures in update_config must be less than the number of instances: with "
+                        "%d instances at most %d" % (size, size - 1))
     elif dedicated and failures < math.floor(size * 0.02):
-        problems.append("a dedicated job must set max_total_failures in update_config to at least 2%% "
-                        "of its "
+        problems.append("a dedicated job must set max_total_failures in update_config to at least 2%% of its "
                         "instances: with %d instances at least %d" % (size, math.floor(size * 0.02)))
     for holder, field in ((update, "watch_secs"), (health, "max_consecutive_failures"),
                           (health, "min_consecutive_successes"), (health, "initial_interval_secs"),
@@ -7124,8 +7103,7 @@ def _check_client_rules(job: Any, ports: Set[str]) -> List[str]:
         primary, portmap = job["announce"]["primary_port"], job["announce"]["portmap"]
         if primary not in ports and primary not in portmap:
             warnings.append("the announcer's primary port %s is bound by no process: use "
-                            "{{thermos.ports[%s]}} in "
-                            "one" % (primary, primary))
+                            "{{thermos.ports[%s]}} in one" % (primary, primary))
         if not dedicated and any(_is_integer(port) for port in portmap.values()):
             problems.append("Job must be dedicated in order to specify static ports!")
     if job["production"] is True and "tier" not in job:
@@ -7167,8 +7145,7 @@ def _resources(task: Any, ports: Set[str]) -> List[Json]:
     ram, disk = ram >> 20, disk >> 20
     if not 0 < cpu < math.inf or ram <= 0 or disk <= 0:
         raise ConfigProblem("cpu, ram and disk must all be positive, ram and disk at least 1 MB: cpu:%r "
-                            "ramMb:%r "
-                            "diskMb:%r" % (cpu, ram, disk))
+                            "ramMb:%r diskMb:%r" % (cpu, ram, disk))
     return ([{"numCpus": cpu}, {"ramMb": ram}, {"diskMb": disk}] +
             [{"namedPort": port} for port in sorted(ports)]
             + ([{"numGpus": gpu}] if gpu else []))
@@ -7215,9 +7192,8 @@ def _check_order(task: Any, final: bool) -> None:
         order = constraint["order"]
         known = set(order) <= set(processes)
         if known == set(order).isdisjoint(processes):
-            raise ConfigProblem("Task has invalid plan: Invalid process dependencies! An order names "
-                                "unknown processes, "
-                                "or mixes final and other ones: %s" % ", ".join(order))
+            raise ConfigProblem("Task has invalid plan: Invalid process dependencies! An order names unknown "
+                                "processes, or mixes final and other ones: %s" % ", ".join(order))
         for first, second in zip(order, order[1:]) if known else ():
             if processes[first]["daemon"]:
                 raise ConfigProblem(
@@ -7252,16 +7228,13 @@ _GENERIC_CALLS = (57, 63, 64, 72, 73, 93, 94, 98, 99, 113, 114, 124, 132, 134, 1
                   222, 226, 233, 278, 293)
 _SECCOMP = {
     "x86_64": (0xC000003E, (0, 1, 3, 7, 9, 10, 11, 12, 13, 14, 15, 23, 24, 25, 28, 39, 60, 96, 98, 131, 186,
-                            201, 202, 228,
-                            229, 231, 270, 271, 318, 334)),
+                            201, 202, 228, 229, 231, 270, 271, 318, 334)),
     "aarch64": (0xC00000B7, _GENERIC_CALLS),
     "riscv64": (0xC00000F3, _GENERIC_CALLS),
     "ppc64le": (0xC0000015, (1, 3, 4, 6, 13, 20, 45, 77, 78, 82, 90, 91, 125, 142, 158, 163, 167, 172, 173,
-                             174, 185, 205,
-                             207, 221, 234, 246, 247, 280, 281, 300, 359, 387)),
+                             174, 185, 205, 207, 221, 234, 246, 247, 280, 281, 300, 359, 387)),
     "s390x": (0x80000016, (1, 3, 4, 6, 20, 45, 77, 78, 90, 91, 119, 125, 142, 158, 163, 168, 173, 174, 175,
-                           186, 219, 236,
-                           238, 248, 260, 261, 301, 302, 304, 349, 383)),
+                           186, 219, 236, 238, 248, 260, 261, 301, 302, 304, 349, 383)),
     "i386": (0x40000003, (1, 3, 4, 6, 13, 20, 45, 77, 78, 82, 90, 91, 119, 125, 142, 158, 163, 168, 173, 174,
                           175, 186, 192,
                           219, 224, 240, 252, 265, 266, 308, 309, 311, 355, 386, 403, 406, 413, 414, 422)),
@@ -7447,10 +7420,9 @@ def _read_frame(source: int) -> Json:
 # What an evaluator without work evaluates, so that its pages are its own and its caches filled before there
 # is some.
 _WARM_UP = {"files": {"job.aurora": "jobs = [Service(cluster='c', role='r', environment='devel', name='n', "
-                                    "instances=2, "
-                                    "task=SequentialTask(processes=[Process(name='p', "
-                                    "cmdline='{{thermos.ports[http]}}')],"
-                                    " resources=Resources(cpu=1, ram=GB, disk=GB)), announce=Announcer())]"},
+                                    "instances=2, task=SequentialTask(processes=[Process(name='p', "
+                                    "cmdline='{{thermos.ports[http]}}')], resources=Resources(cpu=1, ram=GB, "
+                                    "disk=GB)), announce=Announcer())]"},
             "root": "job.aurora", "json": False, "key": ["c", "r", "devel", "n"], "bindings": [],
             "trusted": False, "include_root": False, "env": []}
 
@@ -7818,9 +7790,8 @@ class Evaluator:
                     self._keep(worker)
                     raise IsolationUnavailable(
                         "configurations are not evaluated here: this machine has neither the system call "
-                        "filter nor "
-                        "namespaces with an empty root to shut them in (there is: %s); --trust-configs "
-                        "evaluates them "
+                        "filter nor namespaces with an empty root to shut them in (there is: %s); "
+                        "--trust-configs evaluates them "
                         "nevertheless" % (", ".join(worker.isolation) or "nothing"))
                 try:
                     answer = worker.ask(message, reply)
@@ -8432,8 +8403,7 @@ def start_update(scheduler: Scheduler, job: Job, instances: Sequence[int] = (),
             shown = plain_update(key.cluster, update_details(scheduler, key,
                                                              result.startJobUpdateResult.key.id))
         raise Conflict(*(conflict.messages or ["an update of the job is in progress"]),
-                       code="UPDATE_IN_PROGRESS",
-                       update=shown) from None
+                       code="UPDATE_IN_PROGRESS", update=shown) from None
     started = response.result.startJobUpdateResult if response.result else None
     if started and started.key:
         return UpdateStarted(started.key.id, messages_of(response))
@@ -8736,8 +8706,7 @@ def up_count(ups: Sequence[int], seconds: float) -> float:
 
 @reading
 def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage: float, seconds: float,
-                min_instances: int, now: float,
-                together: bool = True) -> List[Json]:
+                min_instances: int, now: float, together: bool = True) -> List[Json]:
     """For every job on `hosts`, or on any host, whether it keeps `percentage` of its instances up for
     `seconds` when they go, all together or each alone; only production jobs of at least `min_instances`
     count, as in aurora_admin. For each host: jobs, each with its figures."""
@@ -9006,8 +8975,7 @@ class Operations:
                 if operation.failure is not None and not isinstance(operation.failure,
                         (AuroraError, Cancelled)):
                     self.log("error operation=%s %s: %s at %s" %
-                             (operation.id, type(operation.failure).__name__,
-                                                                  operation.failure,
+                             (operation.id, type(operation.failure).__name__, operation.failure,
                                                                   _place(operation.failure)))
         finally:
             self._slots.release()
@@ -9314,8 +9282,7 @@ def wait_until_gone(scheduler: Scheduler, key: Union[str, Key], instances: Seque
 
 
 def wait_until_running(scheduler: Scheduler, key: Union[str, Key], instances: Sequence[int] = (),
-                       known: Iterable[str] = (),
-                       time_limit: float = 600.0, poll_secs: float = 1.0,
+                       known: Iterable[str] = (), time_limit: float = 600.0, poll_secs: float = 1.0,
                        operation: Optional[Operation] = None) -> Operation:
     """Wait until the instances (those that are active if none are named) ran; one that failed or was lost
     first is a failure. A task that finished counts. known: ids of tasks that are older than what is waited
@@ -9335,8 +9302,7 @@ def wait_for_update(scheduler: Scheduler, key: Union[str, Key], update_id: str, 
 
 
 def wait_until_drained(scheduler: Scheduler, hosts: Sequence[str], time_limit: float = 600.0,
-                       poll_secs: float = 1.0,
-                       operation: Optional[Operation] = None) -> Operation:
+                       poll_secs: float = 1.0, operation: Optional[Operation] = None) -> Operation:
     """Wait until all hosts are DRAINED."""
     return await_verdict(operation, lambda: scheduler.call("maintenanceStatus",
                                                            api.Hosts(hostNames=set(hosts))),
@@ -9361,8 +9327,7 @@ class TaskChanges:
     PAGE = 100
 
     def __init__(self, scheduler: Any, cluster: str, query: Optional[Callable[[], Any]],
-                 updates: Callable[[], Any],
-                 history: bool = False) -> None:
+                 updates: Callable[[], Any], history: bool = False) -> None:
         self.scheduler = scheduler
         self.cluster = cluster
         self.query = query
@@ -10485,8 +10450,7 @@ def read_log(scheduler: Any, key: Union[str, Key], instance: int, process: Optio
 
 
 def follow_log(scheduler: Any, key: Union[str, Key], instance: int, process: Optional[str] = None,
-               stream: str = "stdout",
-               *, observer: Optional[Observer] = None, tail: int = 100,
+               stream: str = "stdout", *, observer: Optional[Observer] = None, tail: int = 100,
                interval: float = 1.0) -> Iterator[Entry]:
     """What an instance's process writes, as it comes, over rotations, runs and tasks, until nothing more
     can come."""
@@ -11666,8 +11630,7 @@ def route(method: str, path: str, group: str, access: str = "", params: str = ""
                             summary or (handler.__doc__ or "").strip().split("\n")[0], group, level, rows,
                             body,
                             {int(code[1:]): text for code, text in answers.items()} or {200: "done"}, gives,
-                            remembered,
-                            quick, operates, judges, tuple(guards)))
+                            remembered, quick, operates, judges, tuple(guards)))
         return handler
     return put
 
@@ -12006,8 +11969,7 @@ class Call:
         """The door to the cluster's scheduler, with the caller's credentials."""
         if self._session is None:
             self._session = Session(self.service.clusters[self.args["cluster"]], self.auth,
-                                    bool(self.get("dry_run")),
-                                    self._permit)
+                                    bool(self.get("dry_run")), self._permit)
         return self._session
 
     def _permit(self, method: Method, arguments: Any) -> None:
@@ -12507,8 +12469,7 @@ class Reception(App):
             return response
         plain = json.loads(response.body.decode())
         return Response(response.status, body=(json.dumps(plain, indent=2) + "\n").encode(),
-                        headers=response.headers,
-                        close=response.close, code=response.code)
+                        headers=response.headers, close=response.close, code=response.code)
 
     def warn(self, text: str) -> None:
         self.log("warning: " + text)
@@ -13247,8 +13208,7 @@ def _spot(call: Call) -> Spot:
 
 
 @route("GET", "/alpha/job/{key}/instances/{instance}/processes", "watch", "logs", "task runs",
-       gives="ProcessList",
-       a200="the task and its processes", a410="the sandbox was collected")
+       gives="ProcessList", a200="the task and its processes", a410="the sandbox was collected")
 def get_processes(call: Call) -> Any:
     """The processes of an instance's task: state, run, times, exit status where it can be known, command
     line."""
@@ -13376,8 +13336,7 @@ _LOG_PARAMS = "task stream run tail offset:byte length follow grep source"
 
 
 @route("GET", "/alpha/job/{key}/instances/{instance}/logs/{process}", "watch", "logs", _LOG_PARAMS,
-       gives="text/plain",
-       a200="the end of the log, or a part of it; X-Log-Next says where to go on",
+       gives="text/plain", a200="the end of the log, or a part of it; X-Log-Next says where to go on",
        a410="the sandbox was collected")
 def get_log(call: Call) -> Any:
     """What a process of an instance's task wrote; with follow=1 as it comes, over rotations, runs and
@@ -13394,8 +13353,7 @@ def get_only_log(call: Call) -> Any:
 
 
 @route("GET", "/alpha/job/{key}/logs/{process}", "watch", "logs", "shards instances stream tail follow grep",
-       gives="text/plain",
-       a200="the ends of the logs, each line with its instance")
+       gives="text/plain", a200="the ends of the logs, each line with its instance")
 def get_job_log(call: Call) -> Any:
     """What a process of many instances wrote; with follow=1 as it comes."""
     key, tail = call.key, call.get("tail", 10)
@@ -13414,8 +13372,7 @@ def get_job_log(call: Call) -> Any:
 
 
 @route("GET", "/alpha/job/{key}/instances/{instance}/files", "watch", "logs", "task path source",
-       gives="FileList",
-       a200="what the directory holds", a410="the sandbox was collected")
+       gives="FileList", a200="what the directory holds", a410="the sandbox was collected")
 def get_files(call: Call) -> Any:
     """List a directory of the sandbox of an instance's task."""
     path, spot = clean_path(call.get("path", "")), _spot(call)
@@ -13440,8 +13397,7 @@ def _range(header: str, size: int) -> Optional[Tuple[int, int]]:
 
 @route("GET", "/alpha/job/{key}/instances/{instance}/files/content", "watch", "logs", "task path source",
        gives="application/octet-stream", a200="the file", a206="the range of it that was asked for",
-       a410="the sandbox was collected",
-       a416="the range begins behind the end of the file")
+       a410="the sandbox was collected", a416="the range begins behind the end of the file")
 def get_file(call: Call) -> Any:
     """A file of the sandbox, of any size; with Range a part of it."""
     observer, path = call.service.observer, clean_path(call.get("path", ""))
@@ -13583,8 +13539,7 @@ def _dying(call: Call, instances: Sequence[int]) -> List[Any]:
 
 
 @route("POST", "/alpha/job/{key}/inspect", "run", access="read", params="bind env file shards instances",
-       body="config",
-       gives="Inspected", a200="the job as it would be sent")
+       body="config", gives="Inspected", a200="the job as it would be sent")
 def inspect_job(call: Call) -> Any:
     """Evaluate and validate the body: the JobConfiguration and JobUpdateSettings as they would be sent;
     nothing is."""
@@ -13614,8 +13569,7 @@ def diff_job(call: Call) -> Any:
 
 
 @route("PUT", "/alpha/job/{key}/update", "change", params="shards instances bind env file message wait",
-       body="config",
-       gives="JobWritten", guards=_JOB_GUARDS, a202="started",
+       body="config", gives="JobWritten", guards=_JOB_GUARDS, a202="started",
        a200="unchanged: nothing to update; or, where it was waited for, rolled forward",
        a409="one is in progress; or, where it was waited for, it did not roll forward")
 def start_job_update(call: Call) -> Any:
@@ -13832,8 +13786,7 @@ def kill_job(call: Call) -> Any:
     # What is being killed already is waited for, too; the scheduler says then that there is nothing to kill.
     messages = messages_of(call.write("killTasks", call.key.thrift, set(shards) or None, call.message))
     return call.outcome(200, ("active", call.key, tuple(shards)), lambda: _dying(call, shards),
-                        lambda tasks: judge_gone(tasks, active), killed=active,
-                        **_some(messages=messages))
+                        lambda tasks: judge_gone(tasks, active), killed=active, **_some(messages=messages))
 
 
 def _kill_in_batches(call: Call) -> Union[Response, Later]:
@@ -13922,8 +13875,7 @@ def scale_job(call: Call) -> Any:
 
 
 @route("PUT", "/alpha/cron/{key}", "run", params="bind env file", body="config", gives="JobWritten",
-       guards=["get_cron"],
-       a201="scheduled", a409="a job of this name that is no cron job runs")
+       guards=["get_cron"], a201="scheduled", a409="a job of this name that is no cron job runs")
 def schedule_cron(call: Call) -> Any:
     """Schedule the body's cron job, or replace the one scheduled under this key."""
     job = call.job()
@@ -14097,8 +14049,7 @@ for _verb, _named, _method, _done, _does in (
         ("DELETE", "end_maintenance", "endMaintenance", "maintenance ended",
          "End the maintenance of hosts (host_activate).")):
     route(_verb, "/alpha/maintenance/{cluster}/{hosts}", "operate", access="admin", gives="HostsWritten",
-          name=_named,
-          guards=["get_maintenance"], summary=_does, a200=_done)(_maintaining(_method))
+          name=_named, guards=["get_maintenance"], summary=_does, a200=_done)(_maintaining(_method))
 
 
 def _probed(call: Call, hosts: Optional[Sequence[str]]) -> List[Json]:
@@ -14112,8 +14063,7 @@ def _probed(call: Call, hosts: Optional[Sequence[str]]) -> List[Json]:
 
 @route("POST", "/alpha/maintenance/{cluster}/{hosts}/drain", "operate", access="admin", operates="always",
        params="percentage duration min_instances force time_limit wait", gives="JobWritten",
-       guards=["get_maintenance"],
-       a202="draining", a200="waited for, and drained",
+       guards=["get_maintenance"], a202="draining", a200="waited for, and drained",
        a409="jobs would fall below; or, where it was waited for, not drained")
 def drain(call: Call) -> Any:
     """Drain hosts (host_drain): checks first that jobs keep 95 % of their instances up for 30 min; force=1
@@ -14194,8 +14144,7 @@ _QUERY_PARAMS = "role environment name shards instances state host"
 
 
 _EXACT_PARAMS = ("role:exact_role environment:exact_environment name:exact_name host:exact_host shards "
-                 "instances "
-                 "state:%s")
+                 "instances state:%s")
 
 
 def _task_query(call: Call, exact: bool = True) -> Any:
@@ -14312,8 +14261,7 @@ _plain_routes()
 
 
 @route("GET", "/alpha/recovery/{cluster}/tasks", "operate", access="admin", params=_QUERY_PARAMS +
-       " limit offset",
-       gives="TaskList", a200="tasks", a409="no backup is staged")
+       " limit offset", gives="TaskList", a200="tasks", a409="no backup is staged")
 def query_recovery(call: Call) -> Any:
     """The tasks of the staged backup: a thousand, or limit= of them; `next` is the offset of what follows."""
     start, limit = call.get("offset", 0), _task_limit(call)
@@ -14768,11 +14716,9 @@ def openapi_text() -> bytes:
     return json.dumps({
         "openapi": "3.1.0", "info": {"title": "aurora_rest", "version": __version__,
                                      "summary": "Apache Aurora over plain HTTP",
-                                     "description": "Times are milliseconds since 1970, durations seconds; "
-                                                    "a job is "
-                                     "cluster/role/environment/name. A client that reads whole bodies is of "
-                                     "no use for "
-                                     "text/event-stream.",
+                                     "description": "Times are milliseconds since 1970, durations seconds; a "
+                                                    "job is cluster/role/environment/name. A client that "
+                                                    "reads whole bodies is of no use for text/event-stream.",
                                      "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"}},
         "servers": [{"url": "/"}], "tags": [{"name": name, "description": text}
                                              for name, text in _GROUPS.items()], "paths": paths,
@@ -15277,8 +15223,7 @@ class _DemoTasks(_DemoTime):
     def _new_task(self, config: Any, instance: int) -> DemoTask:
         key = _tuple(config.job)
         task_id = re.sub(r"[^\w-]", "-", "%s-%d-%s" %
-                         ("-".join(key), instance, uuid.UUID(int=self._random.getrandbits(128),
-                                                                                          version=4)))
+                         ("-".join(key), instance, uuid.UUID(int=self._random.getrandbits(128), version=4)))
         task = DemoTask(task_id, key, instance, config)
         self._store(task)
         return task
@@ -15974,13 +15919,11 @@ class _DemoChecks(_DemoUpdater):
                       "Count") if policy.countSlaPolicy else (policy.percentageSlaPolicy,
                                                                                     "Percentage")
         if policy.countSlaPolicy and count - rule.count < 1:
-            raise _Refusal("Current CountSlaPolicy: count=%d will not allow any instances to be killed. "
-                           "Must be less than "
-                           "instanceCount=%d." % (rule.count, count))
+            raise _Refusal("Current CountSlaPolicy: count=%d will not allow any instances to be killed. Must "
+                           "be less than instanceCount=%d." % (rule.count, count))
         if not policy.countSlaPolicy and count - count * rule.percentage / 100 < 1:
             raise _Refusal("Current PercentageSlaPolicy: percentage=%f will not allow any instances to be "
-                           "killed. Must be "
-                           "less than %f." % (rule.percentage, (count - 1) / count * 100))
+                           "killed. Must be less than %f." % (rule.percentage, (count - 1) / count * 100))
         if (rule.durationSecs or 0) > self.SLA[1]:
             raise _Refusal("%sSlaPolicy: durationSecs=%d must be less than cluster-wide maximum of %d secs." %
                            (
@@ -16300,8 +16243,7 @@ class _DemoUpdates(_DemoReads):
             strangers = sorted(scope - set(current) - set(range(request.instanceCount)))
             if strangers:
                 raise _Refusal("The update request attempted to update specific instances, but some are "
-                               "irrelevant to "
-                               "the update and current job state: %s" % strangers)
+                               "irrelevant to the update and current job state: %s" % strangers)
             replaced = {i: c for i, c in replaced.items() if i in scope}
             desired &= scope
         if not replaced and not desired:
@@ -16315,8 +16257,7 @@ class _DemoUpdates(_DemoReads):
         if active is not None:
             raise _Refusal(
                 "An active update already exists for this job, please terminate it before starting another. "
-                "Active "
-                "updates are those in states [%s]" % ", ".join(_U.name_of(each) for each in (
+                "Active updates are those in states [%s]" % ", ".join(_U.name_of(each) for each in (
                     _U.ROLLING_FORWARD, _U.ROLLING_BACK, _U.ROLL_FORWARD_PAUSED, _U.ROLL_BACK_PAUSED,
                     _U.ROLL_FORWARD_AWAITING_PULSE, _U.ROLL_BACK_AWAITING_PULSE)),
                 result=api.Result(startJobUpdateResult=api.StartJobUpdateResult(
@@ -16352,8 +16293,7 @@ class _DemoUpdates(_DemoReads):
             raise _Refusal("maxFailedInstances must be non-negative.")
         if (settings.maxPerInstanceFailures or 0) * (request.instanceCount or 0) > self.MAX_FAILURES:
             raise _Refusal("Your update allows too many failures to occur, consider decreasing the "
-                           "per-instance failures "
-                           "or maxFailedInstances.")
+                           "per-instance failures or maxFailedInstances.")
         if (settings.minWaitInInstanceRunningMs or 0) < 0:
             raise _Refusal("minWaitInInstanceRunningMs must be non-negative.")
         if (settings.blockIfNoPulsesAfterMs or 0) < 0:
@@ -16598,8 +16538,7 @@ class _DemoAdmin(_DemoJobs):
         used = self._consumption(ownerRole, True, False)
         if any(value < need - 1e-9 for value, need in zip(values, used)):
             raise _Refusal("Quota: %s is less then current prod reservation: "
-                           "ResourceBag{resourceVectors={CPUS=%s, "
-                           "RAM_MB=%s, DISK_MB=%s}}" % (shown, *used))
+                           "ResourceBag{resourceVectors={CPUS=%s, RAM_MB=%s, DISK_MB=%s}}" % (shown, *used))
         self._quotas[ownerRole] = values        # type: ignore[assignment]
 
     def forceTaskState(self, taskId: str, status: int) -> Any:
@@ -16850,8 +16789,7 @@ class Demo(_DemoAdmin):
         numbers = itertools.count()
         for job in range(jobs):
             config = self._checked_task(self._sample_task("load-%03d" % (job // 50), "prod", "job-%05d" % job,
-                                                          "serve",
-                                                          cpu=0.01, ram=1, disk=1, padding=1500), 10)
+                                                          "serve", cpu=0.01, ram=1, disk=1, padding=1500), 10)
             for instance in range(10):
                 task = self._new_task(config, instance)
                 task.status = _S.RUNNING
@@ -16927,8 +16865,7 @@ class DemoApp(App):
                    BINARY: BINARY,
                    TJSON + "; charset=utf-8": TJSON}
     _LEADER_PATHS = ("/agents", "/api", "/cron", "/maintenance", "/mname", "/offers", "/pendingtasks",
-                     "/quotas", "/slaves",
-                     "/state", "/tiers", "/utilization", "/scheduler", "/updates")
+                     "/quotas", "/slaves", "/state", "/tiers", "/utilization", "/scheduler", "/updates")
 
     def __init__(self, demo: Demo) -> None:
         self.demo = demo
@@ -17443,8 +17380,7 @@ class DemoObserver(App):
         headers += [("Content-Range",
                      "bytes %d-%d/%d" % (asked[0], asked[1] - 1, len(data)))] if asked else []
         return Response(206 if asked else 200, body=bytes(data[slice(*asked)] if asked else data[:]),
-                        headers=headers,
-                        content_type="application/octet-stream")
+                        headers=headers, content_type="application/octet-stream")
 
     # the Mesos agent
 
@@ -19173,9 +19109,8 @@ beat()
 start()
 """
 
-_PAGE_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-                "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-                "require-trusted-types-for 'script'")
+_PAGE_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri "
+                "'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'")
 _PAGE_HEADERS = [
     ("Content-Security-Policy", _PAGE_POLICY), ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "DENY"), ("Referrer-Policy", "no-referrer"),
@@ -19440,8 +19375,7 @@ OPTIONS = [
             "port of the Thermos observers, which have logs and files of tasks; 0 for none", 1338, int,
             "PORT"),
     _Option("observer-network", "logs",
-            "a network that hosts of tasks have to be in; repeatable; any if absent", [], str,
-            "CIDR", True),
+            "a network that hosts of tasks have to be in; repeatable; any if absent", [], str, "CIDR", True),
     _Option("observer-ca", "logs", "observers are reached by https; certificates to trust for it", None, str,
             "FILE"),
     _Option("agent-port", "logs",
@@ -19449,8 +19383,7 @@ OPTIONS = [
             int, "PORT"),
     _Option("agent-auth", "logs", "file with USER:PASSWORD for them", None, str, "FILE"),
     _Option("agent-framework", "logs",
-            "the id of Aurora's framework, where the state of agents may not be read", None, str,
-            "ID"),
+            "the id of Aurora's framework, where the state of agents may not be read", None, str, "ID"),
     _Option("demo", "demo", "run a simulated scheduler as cluster NAME (devcluster)", None, "demo", "NAME"),
     _Option("demo-port", "demo", "port of the simulated scheduler; 0 for any", 0, int, "PORT"),
     _Option("demo-speed", "demo", "how many times as fast its time runs", 1.0, float, "N"),
@@ -19651,8 +19584,7 @@ def own_credentials(options: argparse.Namespace, clusters: Sequence[Cluster]) ->
     if given and not texts:
         if len(clusters) != 1:
             raise UsageError("AURORA_REST_SCHEDULER_CREDENTIALS is for one cluster; there are %d: use "
-                             "--scheduler-auth "
-                             "NAME=FILE" % len(clusters))
+                             "--scheduler-auth NAME=FILE" % len(clusters))
         texts[clusters[0].name] = given
     headers = {cluster_name: _basic(text, "the schedulers'") for cluster_name, text in texts.items()}
 
@@ -19889,8 +19821,7 @@ def _look_at_isolation(server: Server, log: Log) -> None:
         log("warning: %s" % ("configurations can reach what this process can, as --trust-configs allows"
                              if evaluator.trusted
                              else "configurations are refused: this machine has neither the system call "
-                                  "filter nor "
-                             "namespaces with an empty root to shut them in"))
+                                  "filter nor namespaces with an empty root to shut them in"))
 
 
 def _aside(work: Callable[[], None], name: str, log: Log) -> None:

@@ -774,8 +774,7 @@ class SchedulerTest(unittest.TestCase):
             each.start()
         wait_for(lambda: scheduler.network.circuit_breaks)
         with self.assertRaisesRegex(aurora_rest.SchedulerUnreachable,
-                                    "127.0.0.1:%d failed . times in a row, at last with: "
-                                    ".*refused" % port):
+                                    "127.0.0.1:%d failed . times in a row, at last with: .*refused" % port):
             scheduler.getTierConfigs()      # who comes now fails at once, and is told why
         demo = aurora_rest.Demo(samples=False)
         demo.start(port)
@@ -1286,8 +1285,7 @@ class SchedulerTest(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             with open(os.path.join(folder, ".netrc"), "w", encoding="utf-8") as stream:
                 stream.write("machine 127.0.0.1 login root password sesame\nmachine sched login f password "
-                             "g\n"
-                             "default login d password e\n")
+                             "g\ndefault login d password e\n")
             os.chmod(stream.name, 0o600)
             secret = os.path.join(folder, "secret")
             with open(secret, "w", encoding="utf-8") as stream:
@@ -1380,8 +1378,7 @@ class ConfigTest(unittest.TestCase):
         data = json.loads(job.configuration.taskConfig.executorConfig.data)
         self.assertEqual(data["task"]["processes"][0]["cmdline"],
                          "{{mesos.instance}} {{mesos.hostname}} {{thermos.ports[http]}} {{thermos.task_id}} "
-                         "www-data "
-                         "devcluster www-data 1")
+                         "www-data devcluster www-data 1")
         self.assertIn(api.Resource(namedPort="http"), job.configuration.taskConfig.resources)
         self.refused(text, "mine")
 
@@ -1440,34 +1437,27 @@ class ConfigTest(unittest.TestCase):
                          ["job.aurora, line 2: name 'Jub' is not defined"])
         self.assertRegex(self.refused("a = 1\nb = (", "line 2").messages[0], r"^job\.aurora, line 2: ")
         text = ("jobs = [Job(cluster='devcluster', role='www-data', environment='devel', name='hello', "
-                "task=Task("
-                "name='t', processes=[Process(name='web'), Process(cmdline='x')], "
+                "task=Task(name='t', processes=[Process(name='web'), Process(cmdline='x')], "
                 "resources=Resources(cpu=1)))]")
         self.assertEqual(sorted(self.refused(text, "web").messages), [
             "Process 'web': cmdline is required", "Process: name is required", "Resources: disk is required",
             "Resources: ram is required"])
 
     def test_ordinary_idioms_work(self) -> None:
-        text = ("import json, math, re, hashlib, itertools, getpass, collections, time, random, string\n"
-                "from functools import partial\n"
-                "class Profile(Struct):\n  size = Default(Integer, 2)\n"
-                "class Plain(object):\n  def __init__(self, x): self.x = x\n  def double(self): return "
-                "self.x * 2\n"
-                "def make(n, **kw):\n  try:\n    return Process(name='p%d' % n, **kw)\n  except ValueError "
-                "as e:\n    raise\n"
-                "ps = [make(n, cmdline='{0}-{who}-{0!r}'.format(n, who=getpass.getuser())) for n in "
-                "range(3) if n]\n"
-                "ps += [Process(name=f'{x}', cmdline='%s' % Plain(4).double()) for x in sorted({'a', 'b'})]\n"
-                "half = 5\nhalf /= 2\nassert half == 2 and hashlib.md5('x') and time.strptime('1', '%d') "
-                "and {1: 2}.keys()[0] == 1\n"
-                "assert range(2) + [5] == [0, 1, 5] and map(str, [1]) == ['1']\ntype = 3\nassert type == 3\n"
-                "assert 5 / 2 == 2 and {'a': 1}.has_key('a') and list({'a': 1}.iteritems()) == [('a', 1)]\n"
-                "total = sum(map(lambda x: x ** 2, xrange(4)))\n"
-                "while total > 10: total -= 1\n"
-                "jobs = [Job(cluster='devcluster', role='www-data', environment='devel', name='hello', "
-                "instances=total - 8,\n"
-                "  task=SequentialTask(processes=ps, resources=Resources(cpu=1, ram=GB / 4, "
-                "disk=GB))).bind(p=Profile())]")
+        text = ("import json, math, re, hashlib, itertools, getpass, collections, time, random, string\nfrom "
+                "functools import partial\nclass Profile(Struct):\n  size = Default(Integer, 2)\nclass "
+                "Plain(object):\n  def __init__(self, x): self.x = x\n  def double(self): return self.x * "
+                "2\ndef make(n, **kw):\n  try:\n    return Process(name='p%d' % n, **kw)\n  except "
+                "ValueError as e:\n    raise\nps = [make(n, cmdline='{0}-{who}-{0!r}'.format(n, "
+                "who=getpass.getuser())) for n in range(3) if n]\nps += [Process(name=f'{x}', cmdline='%s' % "
+                "Plain(4).double()) for x in sorted({'a', 'b'})]\nhalf = 5\nhalf /= 2\nassert half == 2 and "
+                "hashlib.md5('x') and time.strptime('1', '%d') and {1: 2}.keys()[0] == 1\nassert range(2) + "
+                "[5] == [0, 1, 5] and map(str, [1]) == ['1']\ntype = 3\nassert type == 3\nassert 5 / 2 == 2 "
+                "and {'a': 1}.has_key('a') and list({'a': 1}.iteritems()) == [('a', 1)]\ntotal = "
+                "sum(map(lambda x: x ** 2, xrange(4)))\nwhile total > 10: total -= 1\njobs = "
+                "[Job(cluster='devcluster', role='www-data', environment='devel', name='hello', "
+                "instances=total - 8,\n  task=SequentialTask(processes=ps, resources=Resources(cpu=1, ram=GB "
+                "/ 4, disk=GB))).bind(p=Profile())]")
         job = load(text)
         self.assertEqual(job.configuration.instanceCount, 2)
         data = json.loads(job.configuration.taskConfig.executorConfig.data)
@@ -1475,15 +1465,13 @@ class ConfigTest(unittest.TestCase):
                          ["1-www-data-1", "2-www-data-2", "8", "8"])
 
     def test_helpers_combine_tasks(self) -> None:
-        text = ("a, b = Process(name='a', cmdline='1'), Process(name='b', cmdline='2')\n"
-                "ta = Task(processes=[a], resources=Resources(cpu=1, ram=GB, disk=GB), finalization_wait=5)\n"
-                "tb = Task(name='tb', processes=[b], resources=Resources(cpu=2, ram=MB, disk=2*GB), "
-                "finalization_wait=7)\n"
-                "opts = java_options('a', {'b': 23}) + '|' + python_options('a', boo='foo')\n"
-                "def job(n, t): return Job(cluster='devcluster', role='www-data', environment='devel', "
-                "name=n, task=t, contact=opts)\n"
-                "jobs = [job('hello', combine_tasks(ta, tb)), job('concat', concat_tasks(ta, tb)),\n"
-                "        job('simple', SimpleTask('x', 'true'))]")
+        text = ("a, b = Process(name='a', cmdline='1'), Process(name='b', cmdline='2')\nta = "
+                "Task(processes=[a], resources=Resources(cpu=1, ram=GB, disk=GB), finalization_wait=5)\ntb = "
+                "Task(name='tb', processes=[b], resources=Resources(cpu=2, ram=MB, disk=2*GB), "
+                "finalization_wait=7)\nopts = java_options('a', {'b': 23}) + '|' + python_options('a', "
+                "boo='foo')\ndef job(n, t): return Job(cluster='devcluster', role='www-data', "
+                "environment='devel', name=n, task=t, contact=opts)\njobs = [job('hello', combine_tasks(ta, "
+                "tb)), job('concat', concat_tasks(ta, tb)),\n        job('simple', SimpleTask('x', 'true'))]")
         combined = load(text).configuration
         task = json.loads(combined.taskConfig.executorConfig.data)["task"]
         self.assertEqual(task["resources"], {"cpu": 3.0, "ram": (1 << 30) + (1 << 20), "disk": 3 << 30,
@@ -1829,9 +1817,8 @@ class ConfigTest(unittest.TestCase):
         self.addCleanup(evaluator.close)
         load(source(), evaluator=evaluator)
         started = time.monotonic()
-        forged = ("for fd in range(3, 64):\n"
-                  "  try: os.write(fd, b'{\"errors\": [\"early\"]}')\n"
-                  "  except OSError: pass\n")
+        forged = ("for fd in range(3, 64):\n  try: os.write(fd, b'{\"errors\": [\"early\"]}')\n  except "
+                  "OSError: pass\n")
         for attack in ("", forged):
             with self.assertRaises(aurora_rest.InvalidConfig):
                 load("import os, time\n" + attack + "os.closerange(3, 64)\ntime.sleep(20)\n" + source(),
@@ -1849,9 +1836,8 @@ class ConfigTest(unittest.TestCase):
                 "jobs = [jobs[0](contact='{{name}}', constraints={'{{x}}': '{{x}}'})]",
                 "t = jobs[0].task(); print(t.get(), t.check().ok(), t == t(), t.processes()[0].name(), '1' "
                 "in t.processes()); jobs = jobs * 1",
-                "t = jobs[0].task().bind(z='1'); j = jobs[0](task=t)\n"
-                "print(j.task()(name='{{z}}').name(), (j % {}).task()(name='{{z}}').name(), "
-                "j.interpolate()[0].task()(name='{{z}}').name())",
+                "t = jobs[0].task().bind(z='1'); j = jobs[0](task=t)\nprint(j.task()(name='{{z}}').name(), "
+                "(j % {}).task()(name='{{z}}').name(), j.interpolate()[0].task()(name='{{z}}').name())",
                 "j = jobs[0](task=jobs[0].task()(processes=[p.bind(z='1') for p in "
                 "jobs[0].task().processes()]))\n"
                 "print((j % {}).task().processes()[0](cmdline='{{z}}').cmdline(), "
@@ -1863,13 +1849,11 @@ class ConfigTest(unittest.TestCase):
             "{{n}}" if "n" in text else 7)) + end}, "key": ["devcluster", "www-data", "devel", "hello"],
             "bindings": bindings}
             for text in texts for end in tail for bindings in ([], [["x", "1"], ["n", "3"]])]
-        program = ("import json, sys; sys.path[:0] = [%r]; import aurora_rest as a\n"
-                   "if sys.argv[1] == 'stock': a._quicken_pystachio = lambda: None\n"
-                   "[__import__(name) for name, given in a._MODULES.items() if given != '*']\n"
-                   "schema = a._schema()\n"
-                   "for each in json.load(sys.stdin):\n"
-                   "    print(json.dumps(a._Evaluation(schema, dict(a._WARM_UP, tiers=a.DEFAULT_TIERS, "
-                   "**each), dict).run(), sort_keys=True))" % HERE)
+        program = ("import json, sys; sys.path[:0] = [%r]; import aurora_rest as a\nif sys.argv[1] == "
+                   "'stock': a._quicken_pystachio = lambda: None\n[__import__(name) for name, given in "
+                   "a._MODULES.items() if given != '*']\nschema = a._schema()\nfor each in "
+                   "json.load(sys.stdin):\n    print(json.dumps(a._Evaluation(schema, dict(a._WARM_UP, "
+                   "tiers=a.DEFAULT_TIERS, **each), dict).run(), sort_keys=True))" % HERE)
         runs = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", program, kind], stdin=subprocess.PIPE,
                                  stdout=subprocess.PIPE, text=True,
                                  env=dict(os.environ, PYTHONHASHSEED="1")) for kind in ("stock", "quick")]
@@ -2011,10 +1995,9 @@ class Python2Test(Serving):
 
     def test_print(self) -> None:
         text = ("import sys, StringIO\nprint 'a', 1\nprint 'b',\nprint 'c'\nprint\nprint ('x'), 'y'\nprint "
-                "('%s') % 1; print -1\n"
-                "if 1: print [1][0]\nelse: print 2\nprint >>sys.stderr, 'e', 0.1 + 0.2\nprint('k', 2, "
-                "sep='-')\nprint 1e11 # c\n"
-                "o = StringIO.StringIO()\nprint >>o, 'in'\nprint o.getvalue()\nprint 'not', \\\n  'done',")
+                "('%s') % 1; print -1\nif 1: print [1][0]\nelse: print 2\nprint >>sys.stderr, 'e', 0.1 + "
+                "0.2\nprint('k', 2, sep='-')\nprint 1e11 # c\no = StringIO.StringIO()\nprint >>o, "
+                "'in'\nprint o.getvalue()\nprint 'not', \\\n  'done',")
         error = self.refused(text + "\nraise ValueError, 'stop'", "stop")
         self.assertEqual(error.details["output"], [
             "a 1", "b c", "", "x y", "1", "-1", "1", "e 0.3", "k-2", "1e+11", "in", "", "not done "])
@@ -2349,8 +2332,7 @@ class Python2Test(Serving):
         rng = random.Random(61)
         texts = [python2_source(rng) for _ in range(300)]
         program = ("import json, sys\nfor text in json.load(sys.stdin):\n  try: "
-                   "compile(text.encode('utf-8'), 'x', 'exec'); print 1\n"
-                   "  except SyntaxError: print 0\n")
+                   "compile(text.encode('utf-8'), 'x', 'exec'); print 1\n  except SyntaxError: print 0\n")
         verdicts = python2(program, json.dumps(texts)).split()
         self.assertGreater(verdicts.count("1"), 200)
         for text, verdict in zip(texts, verdicts):
@@ -6248,11 +6230,9 @@ class ProcessTest(unittest.TestCase):
         self.assertEqual(process.wait(15), 0)
 
     def test_a_loop_that_dies_ends_the_process_with_a_reason(self) -> None:
-        code = ("import sys, aurora_rest\n"
-                "def turn(self): raise OSError('select failed')\n"
-                "aurora_rest._greet = lambda server, log: setattr(aurora_rest.Loop, 'turn', turn) or "
-                "server.http.loop.soon(print)\n"
-                "sys.exit(aurora_rest.main(['--demo', '--port=0']))\n")
+        code = ("import sys, aurora_rest\ndef turn(self): raise OSError('select failed')\naurora_rest._greet "
+                "= lambda server, log: setattr(aurora_rest.Loop, 'turn', turn) or "
+                "server.http.loop.soon(print)\nsys.exit(aurora_rest.main(['--demo', '--port=0']))\n")
         done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True,
                               timeout=30)
         self.assertEqual(done.returncode, 1, done.stderr)
@@ -6261,8 +6241,7 @@ class ProcessTest(unittest.TestCase):
 
     def test_an_error_of_ours_at_the_start_is_one_line(self) -> None:
         code = ("import sys, aurora_rest\ndef broken(*_): raise KeyError('x')\naurora_rest._supervise = "
-                "broken\n"
-                "sys.exit(aurora_rest.main(['--demo', '--port=0', '--quiet']))\n")
+                "broken\nsys.exit(aurora_rest.main(['--demo', '--port=0', '--quiet']))\n")
         done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True,
                               timeout=30)
         self.assertEqual(done.returncode, 1)
@@ -7201,8 +7180,7 @@ class Tab:
         connection.close()
         self.sock = socket.create_connection(("127.0.0.1", chromium.port), timeout=30)
         self.sock.sendall(("GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: "
-                           "Upgrade\r\n"
-                           "Sec-WebSocket-Key: %s\r\nSec-WebSocket-Version: 13\r\n\r\n" % (
+                           "Upgrade\r\nSec-WebSocket-Key: %s\r\nSec-WebSocket-Version: 13\r\n\r\n" % (
                                address[address.index("/devtools"):],
                                base64.b64encode(b"x" * 16).decode())).encode())
         self.stream = self.sock.makefile("rb")
@@ -7679,8 +7657,7 @@ class PageTest(Serving):
         self.assertEqual(tab.js("[...document.querySelectorAll('tr[data-i] .st')].every(e => "
                                 "e.querySelector('svg') && e.innerText)"), True)
         self.assertEqual(tab.js("[...document.querySelectorAll('input, select, textarea')].filter(e => "
-                                "!e.ariaLabel && "
-                                "!e.closest('label')).length"), 0)
+                                "!e.ariaLabel && !e.closest('label')).length"), 0)
         self.assertEqual(tab.js("document.querySelectorAll('h1').length"), 1)
         tab.js("document.activeElement.blur()")
         tab.press("j")
