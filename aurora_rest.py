@@ -3488,6 +3488,12 @@ class _Network:
         return self._context
 
 
+def _unreadable(text: str) -> Failure:
+    error = BadAnswer(text)
+    error.sent = True
+    return error
+
+
 class Scheduler:
     """One cluster's scheduler, called over Thrift; every method of the Aurora API is a method here.
 
@@ -3686,14 +3692,14 @@ class Scheduler:
         try:
             response = decode_reply(BINARY, method.name, body, projection)
         except BadMessage as error:
-            raise self._unreadable("the scheduler's answer to %s cannot be read: %s" %
+            raise _unreadable("the scheduler's answer to %s cannot be read: %s" %
                                    (method.name, error)) from None
         code = response.get("responseCode") if projection else response.responseCode
         if code in (api.ResponseCode.OK, api.ResponseCode.WARNING):
             field = _RESULTS.get(method.name)
             result = response.get("result", {}) if projection else response.result
             if field and (field not in result if projection else getattr(result, field, None) is None):
-                raise self._unreadable("the scheduler answered %s with OK and no %s" % (method.name, field))
+                raise _unreadable("the scheduler answered %s with OK and no %s" % (method.name, field))
             return response
         details = (response.get("details") if projection else response.details) or []
         texts = [(each.get("message") if projection else each.message) for each in details]
@@ -3704,12 +3710,6 @@ class Scheduler:
         failure.response = response
         failure.sent = name not in _RESPONSE_ERRORS       # a code that nobody knows tells nothing
         raise failure
-
-    @staticmethod
-    def _unreadable(text: str) -> Failure:
-        error = BadAnswer(text)
-        error.sent = True
-        return error
 
     def _post(self, ask: Ask, deadline: float) -> bytes:
         """One POST of the call to the leader, following redirects; the body of the 200 answer. Where the
@@ -3768,7 +3768,7 @@ class Scheduler:
                 raise NoLeader("no scheduler of the cluster is leading at the moment")
             if status in (502, 504):        # of a load balancer: its scheduler failed, perhaps in the middle
                 raise _Broken("HTTP %d" % status, True)
-            raise self._unreadable("the scheduler answered HTTP %d to %s" % (status, method.name))
+            raise _unreadable("the scheduler answered HTTP %d to %s" % (status, method.name))
         raise BadAnswer("the schedulers redirect in a circle; none of them says it is leading")
 
     def _credentials(self, ask: Ask, location: _Location) -> Optional[str]:
