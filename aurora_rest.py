@@ -17795,6 +17795,7 @@ const button = (text, click, cls, more) => h('button', {type: 'button', class: c
 const link = (href, text, cls) => h('a', {href, class: cls}, text)
 const toggle = (text, on, click, cls) => button(text, click, cls, {'aria-pressed': String(!!on)})
 const plain = (...text) => h('p', {class: 'dim'}, ...text)
+const loading = () => h('p', {class: 'dim loading'}, 'Loading…')
 const row = (...kids) => h('div', {class: 'row'}, ...kids)
 const gap = () => h('span', {class: 'sep'})
 const lab = text => h('h2', {class: 'lab'}, text)
@@ -18488,7 +18489,7 @@ function jobView(v) {
       h('nav', {class: 'tabs',
         'aria-label': 'Parts of the job'}, Object.keys(TABS).map(x => (x != 'logs' || can('logs', role)) &&
         h('a', {href: `${v.base}?tab=${x}`, 'aria-current': x == tab && 'page'}, TABS[x][0],
-      x == 'tasks' && h('span', {class: 'count'}, ' ' + num(rows.length))))), part.draw(rows))
+      x == 'tasks' && h('span', {class: 'count'}, ' ' + num(rows.length))))), part.draw(rows) || loading())
   }
   v.every(6e4)
 }
@@ -18547,7 +18548,7 @@ function configTab(v) {
       plain('No instance is active.'))}
 }
 function updateTab(v) {
-  let known = [], updates = []
+  let known, updates
   const l = list(v, {name: 'Configurations, the newest first', key: x => x.id, sort: '-when', hay: x =>
     `${x.id} ${x.user} ${x.message}`, cols: [['id', 'Configuration', 'w3'], ['when', 'Since', 'num w1'],
     ['user', 'By', 'opt w2'], ['message', 'Message', 'msg'], ['runs', 'Instances', 'num opt w2'],
@@ -18564,6 +18565,7 @@ function updateTab(v) {
       x.config))] : config(x.config)}), u = updateList(v)
   return {async load() { [known, updates] = await Promise.all([v.maybe(v.api + '/history'),
     v.maybe(v.api + '/updates')]) }, draw() {
+    if (!updates) return
     l.set(known?.versions || [])
     u.set(updates?.updates || [])
     return h('div', {class: 'stack far'}, section('Configurations', l.node), section('Updates', u.node))
@@ -18625,14 +18627,14 @@ function logTab(v) {
       hold(!end || arg('wrap') && last < seen.length)
     }})
   let ids = numbers(arg('i')), size = 0, stick = !arg('at'), fresh = 0, known = [], process, seen = lines,
-    begin = 0, last = 0, serial = 0, wrong
+    begin = 0, last = 0, serial = 0, gone = 0, wrong
   view.own = pads[0].own = pads[1].own = true
   const hue = k => ['go', 'lost', 'wait', 'ok'][ids.indexOf(+k) % 4]
   function add(k, text, mark, at) {
     lines.push({k, text, mark, at, n: serial++})
     size += text.length
     if (!stick) fresh++
-    while (lines.length > 5e3 || size > 2e6) size -= lines.shift().text.length
+    while (lines.length > 5e3 || size > 2e6) { size -= lines.shift().text.length; gone++ }
   }
   function hold(on) {      // a line that is looked at gets into the address
     const top = arg('wrap') ? begin : Math.floor(view.scrollTop / 20)
@@ -18647,6 +18649,8 @@ function logTab(v) {
     if (q && arg('regex')) try { const re = RegExp(arg('q'), 'i'); test = x => re.test(x.text) } catch {
       /* not finished yet */ }
     seen = q ? lines.filter(x => x.mark || test(x)) : lines
+    if (gone && !stick && !q && !wrap) view.scrollTop -= gone * 20      // what is read stays in sight
+    gone = 0
     last = stick ? seen.length : wrap ? Math.min(seen.length, last) :
       Math.min(seen.length, Math.floor(view.scrollTop / 20) + n)
     begin = Math.max(0, last - (wrap ? 400 : 2 * n))
@@ -18773,7 +18777,7 @@ function deployView(v) {
     if (kind == 'drop') take(e.dataTransfer.files) }, {signal: v.signal})
   v.load = async () => {}
   v.draw = () => fill(v.node, head(v, 'Deploy'), h('div', {class: 'cols half'}, h('div', {class: 'stack'},
-    row(key, bind, gap(), button('Choose file…', () => pick.click()), pick), text,
+    row(key, bind, button('Choose file…', () => pick.click()), pick), text,
     plain('Drop a .aurora file anywhere, or paste. Nothing goes to the scheduler yet.')),
     h('div', {class: 'stack'}, row(h('h2', null, 'Plan'), gap(), button('Read', read)), wrong && oops(wrong),
       plan ? planned(plan) : found && [plain(found.cron ?
@@ -18829,8 +18833,9 @@ function updateView(v) {
     return all[j]
   }
   v.draw = () => {
-    const i = grid(), group = u.before.find(g => g.instances.includes(i)) || u.before[0],
-      mine = u.instance_events.filter(e => e.instance == i), p = u.settings || {}
+    const fresh = !host.isConnected, i = grid(), p = u.settings || {},
+      group = u.before.find(g => g.instances.includes(i)) || u.before[0],
+      mine = u.instance_events.filter(e => e.instance == i)
     fill(v.node, head(v, u.events[0]?.message || 'Update ' + id.slice(0, 8), steer(u)),
       facts(['Status', state(u.state)], ['Instances', count(u.progress)], who(u.user) && ['*By', u.user],
       ['Started', age(u.created), ' ago'], isActive(u) ? pace(u) && ['Left', pace(u)] :
@@ -18849,6 +18854,7 @@ function updateView(v) {
             'Roll back' : 'Stop'], ['SLA-aware', p.slaAware ? 'Yes' : 'No']].filter(x => x[1]))),
           section('Changes', group && u.after ? changes(differences(group.config,
             u.after.config)) : plain('All of its instances are new, or go.')))))
+    if (fresh) grid()       // now that its width is known
   }
 }
 /* ---- Instance ---- */
@@ -19041,7 +19047,7 @@ function route(moved) {
   const {path} = place(), v = V = new View()
   if (!path[0] && S.clusters[0]) { location.replace('#/' + S.clusters[0]); return }
   v.node = h('div', {class: 'view'}, title([], path.at(-1) || 'Aurora'),
-    h('p', {class: 'dim loading'}, 'Loading…'))
+    loading())
   $('#main').replaceChildren(v.node)
   const view = !path[1] ? overview : path[4] == 'update' && path[5] ? updateView : path[4] == 'deploy' ?
     deployView : path[4] ? instanceView : path[3] ? jobView : PLACES[path[1]] || jobsView

@@ -7144,7 +7144,7 @@ def token_server(**options: Any) -> Any:
             yield server, token
 
 
-RAW, ZIPPED = 86 << 10, 32 << 10        # bytes that the page may have, as it is and compressed
+RAW, ZIPPED = 78 << 10, 30 << 10        # bytes that the page may have, as it is and compressed
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -7632,6 +7632,10 @@ class PageTest(Serving):
     def test_deploy_plans_asks_and_watches(self) -> None:
         self.create("shipped", 2)
         tab = self.tab("#/" + self.KEY + "shipped/deploy")
+        tab.js("document.querySelector('textarea').focus()")
+        for letter in "# a":
+            tab.call("Input.insertText", text=letter)
+        self.assertEqual(tab.js("document.activeElement.value"), "# a")
         tab.type("textarea", source("shipped", "anew", "instances=2"))
         tab.click("Read")
         tab.until("document.querySelector('.diff')?.innerText.includes('anew')", 20)
