@@ -2038,20 +2038,9 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 continue
             connection = Connection(self, sock, str(address[0]) if address else "local")
             self.connections.add(connection)
-            if len(self.connections) > self.limits["connections"] and not self._evict():
+            if len(self.connections) > self.limits["connections"] and not _evict(self):
                 self.refusals["connections"] += 1
                 connection.refuse(Overloaded("too many connections are open"))
-
-    def _evict(self) -> bool:
-        """Close the connection that has been idle for longest, so that idle ones keep nobody out. False where
-        none is."""
-        idle = [each for each in self.connections if each.answered and not (
-            each.busy or each.out or each.handshaking or each.incoming.buffer or each.incoming.head)]
-        if not idle:
-            return False
-        self.refusals["idle"] += 1
-        min(idle, key=lambda each: each.deadline).close()
-        return True
 
     def request(self, connection: Connection, head: Head) -> Request:
         """The request of a head, with its route and its id."""
@@ -2189,6 +2178,18 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 "in_flight": sum(c.busy and c.waiting is None for c in list(self.connections)),
                 "watchers": sum(c.waiting is not None for c in list(self.connections)),
                 "bodies": self.bodies.all, "unsent": self.unsent.all}
+
+
+def _evict(server: HttpServer) -> bool:
+    """Close the connection that has been idle for longest, so that idle ones keep nobody out. False where
+    none is."""
+    idle = [each for each in server.connections if each.answered and not (
+        each.busy or each.out or each.handshaking or each.incoming.buffer or each.incoming.head)]
+    if not idle:
+        return False
+    server.refusals["idle"] += 1
+    min(idle, key=lambda each: each.deadline).close()
+    return True
 
 
 def _header_fields(response: Response, extra: Sequence[Tuple[str, str]], stream: bool, tagged: bool,
@@ -3494,6 +3495,16 @@ def _unreadable(text: str) -> Failure:
     return error
 
 
+def _unreached(name: Optional[str], broken: _Broken) -> AuroraError:
+    """A failed attempt as the caller's error."""
+    where = "the scheduler of cluster %s" % name if name else "the scheduler"
+    if broken.late:
+        return SchedulerTimeout("%s did not answer in time (%s)" % (where, broken))
+    after = max(1, math.ceil(broken.after)) if broken.after else 0
+    return SchedulerUnreachable("%s cannot be reached or broke off: %s" % (where, broken),
+                                retry_after=after)
+
+
 class Scheduler:
     """One cluster's scheduler, called over Thrift; every method of the Aurora API is a method here.
 
@@ -3627,7 +3638,7 @@ class Scheduler:
         except (Unauthorized, AuthFailed):
             pass            # it answers; who may ask is between callers and it
         except _Broken as broken:
-            return self._told(broken)
+            return _unreached(self.name, broken)
         except AuroraError as error:
             return error
         self.answered = time.monotonic()
@@ -3645,7 +3656,7 @@ class Scheduler:
                 return self._attempt(ask, deadline)
             except _Broken as broken:
                 sent = sent or broken.sent
-                failure = self._told(broken)
+                failure = _unreached(self.name, broken)
                 again = not broken.late and (repeatable or not broken.sent) and (attempt > 0
                         or not broken.after)
                 after = broken.after
@@ -3660,15 +3671,6 @@ class Scheduler:
             self.retries += 1
             time.sleep(pause)
         raise AssertionError("unreachable")
-
-    def _told(self, broken: _Broken) -> AuroraError:
-        """A failed attempt as the caller's error."""
-        where = "the scheduler of cluster %s" % self.name if self.name else "the scheduler"
-        if broken.late:
-            return SchedulerTimeout("%s did not answer in time (%s)" % (where, broken))
-        after = max(1, math.ceil(broken.after)) if broken.after else 0
-        return SchedulerUnreachable("%s cannot be reached or broke off: %s" % (where, broken),
-                                    retry_after=after)
 
     def _attempt(self, ask: Ask, deadline: float) -> Tuple[bytes, Any]:
         # Looked at before the semaphore, so that a dead scheduler does not fill the line.
