@@ -7830,7 +7830,7 @@ MUTANTS = [
     ("the queue has no limit", 'if self.workers.queue.qsize() >= self.limits["queue"]:', 'if False:',
      "LimitsTest"),
     ("connections have no limit",
-     'if len(self.connections) > self.limits["connections"] and not self._evict():', 'if False:',
+     'if len(self.connections) > self.limits["connections"] and not _evict(self):', 'if False:',
      "LimitsTest"),
     ("a read joins one that has begun", 'self._pending.pop(key, None)', 'pass', "WireTest"),
     ("many requests at once leave no room for others", 'if turn >= 8:', 'if turn >= 8000000:', "LimitsTest"),
