@@ -7446,13 +7446,15 @@ def _receive_descriptor(control: socket.socket) -> int:
     raise OSError("the evaluator ended")
 
 
-def _evaluator_main(limits: ConfigLimits) -> None:
+def _evaluator_main(limits: ConfigLimits, cpus: Sequence[int]) -> None:
     """The evaluator process: descriptor 0 is a socket to the server.
 
     Forks itself for every request, ahead of it, so that nothing one source does is seen by the next. The
     server gets a socket of its own to each fork: no request and no answer ever passes through the memory that
     is forked again.
     """
+    if cpus:
+        os.sched_setaffinity(0, cpus)
     control = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
@@ -7538,6 +7540,7 @@ _THIS_FILE = os.path.abspath(__file__)      # Python takes __file__ away when a 
 
 class _Worker:
     """One evaluator process and the sockets to it. Not for several threads at once."""
+    cpus: Sequence[int] = ()        # that it may use, where this process keeps to fewer
 
     def __init__(self, limits: ConfigLimits, seconds: float = 30.0) -> None:
         import subprocess
@@ -7546,8 +7549,8 @@ class _Worker:
             "import sys; sys.path[:] = %r; import importlib.util as u; "
             "s = u.spec_from_file_location('aurora_rest', %r); "
                 "m = u.module_from_spec(s); sys.modules['aurora_rest'] = m; s.loader.exec_module(m); "
-                "m._evaluator_main(m.ConfigLimits(*%r))" % ([p for p in sys.path if p], _THIS_FILE,
-                                                            tuple(limits)))
+                "m._evaluator_main(m.ConfigLimits(*%r), %r)" % ([p for p in sys.path if p], _THIS_FILE,
+                                                            tuple(limits), tuple(self.cpus)))
         try:
             self.process = subprocess.Popen([sys.executable, "-s", "-c", boot], stdin=there.fileno(),
                                             env=dict({"PYTHONHASHSEED": "0"}, **(
@@ -19355,6 +19358,7 @@ OPTIONS = [
     _Option("executor", "serving", "how the scheduler is called; internal: direct Thrift calls", "internal"),
     _Option("application", "serving", "kind of server; thread", "thread"),
     _Option("parallel", "serving", "simultaneous calls to one cluster's scheduler", 4, int, "N", least=1),
+    _Option("cpu", "serving", "the one processor to keep to; evaluators use all", None, str, "N"),
     _Option("drain-timeout", "serving", "seconds that requests may finish in when asked to stop", 10.0, float,
             "SECONDS"),
     _Option("poll-interval", "serving", "seconds between looks at a watched job", 1.0, float, "SECONDS",
@@ -19774,6 +19778,18 @@ def _share_memory() -> None:
         libc.mallopt(-3, _LARGE)        # M_MMAP_THRESHOLD
 
 
+def _keep_to(cpu: str) -> None:
+    """Run on one processor. Python runs one thread at a time; on two that are free, each hands over to the
+    other at every call of the system, which costs more than it brings. To be called before there are threads.
+    Raises UsageError."""
+    known = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if not cpu.isdigit() or int(cpu) not in known:
+        raise UsageError("--cpu=%s: %s" % (cpu, "one of " + ", ".join(map(str, known)) if known else
+                                           "this system cannot keep a process to a processor"))
+    _Worker.cpus = known
+    os.sched_setaffinity(0, {int(cpu)})
+
+
 def _settle_memory(least: float) -> float:
     """Give back memory where the process has much more than the `least` it had; what that is then. The first
     time, with 0: what is left lives as long as the process, so the garbage collector need not look at it
@@ -19874,6 +19890,8 @@ def _begin(arguments: Sequence[str], log: Log) -> Union[int, Tuple[Server, argpa
         if options.check:
             return _check(options, log)
         _share_memory()
+        if options.cpu is not None:
+            _keep_to(options.cpu)
         descriptors = _raise_descriptor_limit()
         options.limit_connections = min(options.limit_connections, max(16, descriptors - 150))
         server = make_server(options, log)

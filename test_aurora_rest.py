@@ -6093,6 +6093,23 @@ class ProcessTest(unittest.TestCase):
         self.assertEqual((other.returncode, demo_err.count("\n")), (2, 1), demo_err)
         self.assertRegex(demo_err, "the demo scheduler cannot listen on --demo-port=.*Address already in use")
 
+    @unittest.skipUnless(hasattr(os, "sched_getaffinity"), "Linux only")
+    def test_it_keeps_to_one_processor_and_its_evaluators_do_not(self) -> None:
+        known = sorted(os.sched_getaffinity(0))
+        process, server, _ = self.serve("--demo", "--quiet", "--cpu", str(known[-1]))
+        self.assertEqual(ask(server, "POST", JOB + "hello/inspect", source()).status, 200)
+        children: Any = []
+        for thread in os.listdir("/proc/%d/task" % process.pid):
+            self.assertEqual(os.sched_getaffinity(int(thread)), {known[-1]})
+            with open("/proc/%d/task/%s/children" % (process.pid, thread), encoding="ascii") as stream:
+                children += stream.read().split()
+        self.assertTrue(children)
+        for child in children:
+            self.assertEqual(sorted(os.sched_getaffinity(int(child))), known)
+        refused = self.start("--demo", "--cpu", "4711")
+        self.assertIn("--cpu=4711: one of ", refused.stderr.read())
+        self.assertEqual(refused.wait(20), 2)
+
     def test_options_come_from_a_file_behind_the_command_line_and_the_environment(self) -> None:
         def found(text: str, *arguments: str, **environment: str) -> Any:
             with tempfile.TemporaryDirectory() as folder:
