@@ -3522,6 +3522,7 @@ class Scheduler:
     the end speaks for all attempts: where any of them may have taken effect, the error says so (`sent`).
     """
     MAX_HOPS = 5
+    LARGE = 1 << 19         # bytes of a reply
 
     def __init__(self, url: Union[str, Sequence[str]] = "http://127.0.0.1:8081", name: Optional[str] = None,
                  *, timeout: float = 20.0, connect_timeout: float = 3.0, retry_for: float = 3.0,
@@ -3683,10 +3684,12 @@ class Scheduler:
             body = self._post(ask, deadline)
             # one that was emptied is no reply
             same = ask.known is not None and body and body is ask.known.reply
-            # in the slot: no more replies than there are slots wait for the processor
-            return body, None if same else self.decode(ask, body)
+            # in the slot: no more large replies than there are slots wait for the processor
+            large = len(body) > self.LARGE
+            response = self.decode(ask, body) if large and not same else None
         finally:
             self.semaphore.leave()
+        return body, response if large or same else self.decode(ask, body)
 
     def decode(self, ask: Ask, body: bytes) -> Any:
         """The Response in a reply to `ask`. Raises the AuroraError that it stands for if it is not OK."""
