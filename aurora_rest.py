@@ -10197,8 +10197,13 @@ class Cursor:
 
     def _next_file(self, output: Output) -> List[Entry]:
         """From the end of a rotated file to the next. Only once there is something in it: at the
-        beginning of an empty one nothing would tell it from the one that comes after."""
+        beginning of an empty one nothing would tell it from the one that comes after; and only if the one
+        that was read still has its name, as the next one has another where it has not."""
         data, _, size = self._part(self._behind - 1, 0, _CHUNK)
+        overlap = min(_OVERLAP, self.offset)
+        still, _, _ = self._part(self._behind, self.offset - overlap, max(1, overlap))
+        if self.check is not None and zlib.crc32(still[:overlap]) != self.check:
+            return []
         rotated, here = self._event("rotated"), (self.offset, self.check, self._behind)
         self.offset, self.check, self._behind = 0, None, self._behind - 1
         entries = self._tell(output, data, 0, size, None)

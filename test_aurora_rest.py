@@ -4173,6 +4173,27 @@ class LogsTest(Serving):
         self.assertIn("KILLED", data["reason"])
         self.assertFalse(stream.answer.fp.read())
 
+    def test_a_rotation_between_two_reads_loses_no_line(self) -> None:
+        self.watcher.rotate = (130, 5)
+        path = self.job("between", ("p", "serve"), seconds=6) + "/instances/0/logs?follow=1"
+        observer, armed = self.server.service.observer, threading.Event()
+        real = observer.read
+
+        def read(spot: Any, name: str, start: int, length: int, *more: Any) -> Any:
+            if armed.is_set() and (start, length) == (0, aurora_rest._CHUNK):
+                armed.clear()
+                self.demo.advance(70)       # the file that is to be read is another one by now
+            return real(spot, name, start, length, *more)
+        with mock.patch.object(observer, "read", read):
+            stream = self.stream(path + "&offset=0")
+            text = stream.next()[2]["text"]
+            armed.set()
+            self.demo.advance(80)
+            while armed.is_set() or text.count("\n") < 16:
+                text += stream.next()[2].get("text", "")
+        self.assertEqual(text, "serve: started\n" + "".join(
+            "serve: running, %d\n" % (number + 1) for number in range(text.count("\n") - 1)))
+
     def test_following_tells_of_a_new_run(self) -> None:
         path = self.job("runs", ("p", "echo go; exit 1", {"daemon": True}), ("q", "serve"),
                         seconds=6) + "/instances/0/logs/p?follow=1"
