@@ -613,6 +613,11 @@ def parse_content_type(text: str) -> Tuple[str, Dict[str, str]]:
     return kind.strip().lower(), dict(parse_parameters(rest))
 
 
+def reaches_outside(path: str) -> bool:
+    """Whether a normalised path leads out of the folder that it is in."""
+    return path.startswith(("/", "../")) or path == ".."
+
+
 def parse_multipart(data: bytes, boundary: str) -> Dict[str, bytes]:
     """The files of a multipart/form-data body by name, in their order. Raises BadRequest."""
     if not boundary or len(boundary) > 200:
@@ -627,7 +632,7 @@ def parse_multipart(data: bytes, boundary: str) -> Dict[str, bytes]:
     for part in parts[1:-1]:
         name, content = _part_of(part)
         path = os.path.normpath(name.replace("\\", "/"))
-        if path.startswith(("/", "../")) or path == ".." or "\0" in path:
+        if reaches_outside(path) or "\0" in path:
             raise BadRequest("the file name %r reaches outside" % name[:80])
         if path in files:
             raise BadRequest("the file %r is sent twice" % name[:80])
@@ -644,7 +649,7 @@ def parse_tar(data: bytes) -> Dict[str, bytes]:
     files: Dict[str, bytes] = {}
     for count, (name, content) in enumerate(_tar_members(data)):
         path = os.path.normpath(name)
-        if path.startswith(("/", "../")) or path == ".." or path.count("/") > MAX_DEPTH:
+        if reaches_outside(path) or path.count("/") > MAX_DEPTH:
             raise BadRequest("the path %r of the tar reaches outside, or too deep" % name[:80])
         if count >= 2000 or len(files) > 300:
             raise BadRequest("more than 300 files")
@@ -668,12 +673,13 @@ def _tar_members(data: bytes) -> Iterator[Tuple[str, Optional[bytes]]]:
         checked = sum(header) - sum(header[148:156]) + 8 * ord(" ")
         if len(header) < 512 or _octal(header[148:156]) != checked:
             raise BadRequest("this is no tar, or one that is damaged at byte %d" % place)
-        size = _octal(more.pop("size", header[124:136])) if kind not in b"xgLK" else _octal(header[124:136])
+        about_next = kind in b"xgLK"        # a header that says something of the next member
+        size = _octal(header[124:136] if about_next else more.pop("size", header[124:136]))
         content = data[place + 512:place + 512 + size]
         place += 512 + (size + 511) // 512 * 512
         if len(content) < size:
             raise BadRequest("the tar ends in the middle of a file")
-        if kind in b"xgLK":
+        if about_next:
             told += size
             if told > 1 << 20:
                 raise BadRequest("the headers of the tar are larger than 1 MB")
@@ -2174,7 +2180,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
     def figures(self) -> Dict[str, float]:
         """What the metrics tell of this server."""
         return {"connections": len(self.connections), "threads": self.workers.threads,
-                "queued": self.workers.queue.qsize(),
+                "queue": self.workers.queue.qsize(),
                 "in_flight": sum(c.busy and c.waiting is None for c in list(self.connections)),
                 "watchers": sum(c.waiting is not None for c in list(self.connections)),
                 "bodies": self.bodies.all, "unsent": self.unsent.all}
@@ -6637,7 +6643,7 @@ class _Evaluation:
         base = os.path.dirname(self.depth[-1]) if self.depth else ""
         path = os.path.normpath(os.path.join(base, name))
         if path not in self.files and path not in self.shared:
-            outside = path.startswith(("/", "../")) or path == ".."
+            outside = reaches_outside(path)
             text = self.ask({"include": path})["text"] if self.request[
                 "include_root"] and not outside else None
             alike = [each for each in self.files if os.path.basename(each) == os.path.basename(path)]
@@ -7411,7 +7417,7 @@ def _write_all(target: int, data: bytes) -> None:
 
 # What server and child say to each other: a length in four bytes, then JSON.
 
-def _frame(message: Json) -> bytes:
+def _frame(message: Any) -> bytes:
     data = json.dumps(message).encode()
     return struct.pack("!I", len(data)) + data
 
@@ -7485,8 +7491,7 @@ def _evaluator_main(limits: ConfigLimits, cpus: Sequence[int]) -> None:
     _warm_up(schema)
     gc.collect()
     gc.freeze()
-    hello = json.dumps(shown).encode()
-    control.sendall(struct.pack("!I", len(hello)) + hello)
+    control.sendall(_frame(shown))
     with contextlib.suppress(OSError):
         while _serve_one(schema, limits, control, "system call filter" in shown):
             pass
@@ -9105,12 +9110,17 @@ def _said_before(details: Any) -> str:
     return ": " + said[-1] if said else ""
 
 
+def host_modes(response: Any) -> Dict[str, str]:
+    """The names of the hosts' modes, by host, in a maintenanceStatus Response."""
+    return {each.host: api.MaintenanceMode.name_of(each.mode)
+            for each in response.result.maintenanceStatusResult.statuses or ()}
+
+
 def judge_drained(response: Any, hosts: Sequence[str]) -> Verdict:
     """Whether all hosts are DRAINED, by a maintenanceStatus Response."""
-    modes = {each.host: each.mode for each in response.result.maintenanceStatusResult.statuses or ()}
-    left = sorted(host for host in hosts if modes.get(host) != api.MaintenanceMode.DRAINED)
-    shown = [{"host": host, "mode": api.MaintenanceMode.name_of(modes[host])} for host in sorted(hosts)
-             if host in modes]
+    modes = host_modes(response)
+    left = sorted(host for host in hosts if modes.get(host) != "DRAINED")
+    shown = [{"host": host, "mode": modes[host]} for host in sorted(hosts) if host in modes]
     return Verdict(None if left else True, len(hosts) - len(left), 0, len(hosts),
                    "%s not drained" % ", ".join(left) if left else "drained", "", {"hosts": shown})
 
@@ -10725,10 +10735,14 @@ def process_figures() -> Dict[str, float]:
                "aurora_rest_threads": float(threading.active_count())}
     with contextlib.suppress(OSError, ValueError, IndexError):
         figures["process_open_fds"] = float(len(os.listdir("/proc/self/fd")))
-        with open("/proc/self/statm", encoding="ascii") as stream:
-            figures["process_resident_memory_bytes"] = float(stream.read().split()[1]) * os.sysconf(
-                "SC_PAGE_SIZE")
+        figures["process_resident_memory_bytes"] = resident_bytes()
     return figures
+
+
+def resident_bytes() -> float:
+    """How much memory this process has now. Raises OSError where the system does not tell."""
+    with open("/proc/self/statm", encoding="ascii") as stream:
+        return float(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 # --- who may ------------------------------------------------------------------------------------------------
@@ -10972,10 +10986,11 @@ BATCH = Kind(lambda text: text if text == "all" else integer(1, 999999).read(tex
 
 
 class Param(NamedTuple):
-    """A query parameter: what kind of value it has, and what it means."""
+    """A query parameter: what kind of value it has, what it means, and whether it has to be there."""
     kind: Kind
     help: str
     example: Any = None
+    required: bool = False
 
 
 # By the name in a route's row. `name:row` there has another row than that of its name.
@@ -11036,7 +11051,7 @@ PARAMS: Dict[str, Param] = {
     "max_total_failures": Param(integer(0, MAX_TASKS_PER_JOB), "instances that may fail; none if absent"),
     "time_limit": Param(duration(1, 604800), "how long one batch, or what is waited for, may take", "10m"),
     "count": Param(integer(1, MAX_TASKS_PER_JOB), "how many instances; 1 if absent", 2),
-    "size": Param(integer(0, MAX_TASKS_PER_JOB), "how many instances the job is to have", 3),
+    "size": Param(integer(0, MAX_TASKS_PER_JOB), "how many instances the job is to have", 3, True),
     "like": Param(integer(0, MAX_TASKS_PER_JOB - 1), "the instance whose configuration new ones get"),
     "percentile": Param(listed(number(0, 100)), "percent of the instances; repeatable", 95.0),
     "durations": Param(listed(duration()), "how long they have been up; repeatable", "10m"),
@@ -11049,13 +11064,13 @@ PARAMS: Dict[str, Param] = {
     "kind": Param(choice("implicit", "explicit"), "which reconciliation; implicit if absent"),
     "batch": Param(integer(1, 1 << 30), "tasks at once"),
     "until": Param(choice("running", "gone"), "what to wait for; running if absent"),
-    "to_state": Param(choice(*api.ScheduleStatus.values), "the state to force"),
+    "to_state": Param(choice(*api.ScheduleStatus.values), "the state to force", None, True),
     "increase": Param(FLAG, "add to the quota instead of replacing it"),
     "force": Param(FLAG, "do it although a check speaks against it"),
     "brief": Param(FLAG, "of the events only the last"),
     "snapshot": Param(FLAG, "0: only what happens from now on, without how things stand"),
     "version": Param(Kind(str, {"type": "string", "pattern": "^[0-9a-f]{12}$"}),
-                     "the id of a configuration in history"),
+                     "the id of a configuration in history", None, True),
 }
 
 
@@ -12565,18 +12580,25 @@ class Service(Reception):
         self.options: Json = {}         # those of the command line, where that started it
         self._lock = threading.Lock()       # guards _tiers
         self._tiers: collections.OrderedDict[Any, Tuple[float, Json]] = collections.OrderedDict()
+        # how much is in use of each limit that is an amount
+        self.amounts: Dict[str, Callable[[], float]] = {
+            "watchers": lambda: self.watched.count, "waits": lambda: self.waits.count,
+            "operations": lambda: self.operations.running,
+            "kept_operations": lambda: len(self.operations.all()),
+            "remembered": lambda: self.memory.size,
+            "idempotency_bytes": lambda: self.idempotency.answers.size}
+        for limit in ("connections", "threads", "queue", "bodies", "unsent"):
+            self.amounts[limit] = partial(self._figure, limit)
         declare_metrics(self)
         for scheduler in clusters.schedulers():
             scheduler.observe = partial(self._observe_call, scheduler)
 
+    def _figure(self, name: str) -> float:
+        return self.runner.figures()[name] if self.runner else 0
+
     def used(self) -> Dict[str, float]:
         """How much is in use of each limit that is an amount."""
-        figures = self.runner.figures() if self.runner else {}
-        used: Dict[str, float] = {name: figures[name] for name in (
-            "connections", "threads", "bodies", "unsent") if name in figures}
-        return dict(used, queue=figures.get("queued", 0), watchers=self.watched.count, waits=self.waits.count,
-                    operations=self.operations.running, kept_operations=len(self.operations.all()),
-                    remembered=self.memory.size, idempotency_bytes=self.idempotency.answers.size)
+        return {name: amount() for name, amount in self.amounts.items()}
 
     @property
     def draining(self) -> bool:
@@ -12770,9 +12792,6 @@ def declare_metrics(service: Service) -> None:
             ("scheduler_call_duration_seconds", "histogram", "Time of a Thrift call.", "cluster")):
         metrics.declare("aurora_rest_" + name, kind, text, *labels)
 
-    def server(name: str) -> Callable[[], float]:
-        return lambda: service.runner.figures()[name] if service.runner else 0.0
-
     def by_cluster(figure: Callable[[Scheduler], float]) -> Callable[[], Any]:
         return lambda: [({"cluster": each.name or ""}, figure(each))
                         for each in service.clusters.schedulers()]
@@ -12781,15 +12800,15 @@ def declare_metrics(service: Service) -> None:
         return lambda: [({label: each}, count) for each, count in sorted(counts().items())]
     read: List[Tuple[str, str, Callable[[], Any]]] = [
         ("info", "The version.", lambda: [({"version": __version__}, 1)]),
-        ("in_flight_requests", "Requests being handled.", server("in_flight")),
-        ("queued_requests", "Requests waiting for a thread.", server("queued")),
-        ("connections", "Open connections.", server("connections")),
-        ("watchers", "Event streams and blocking reads.", lambda: service.watched.count),
-        ("waits", "Callers that wait for an outcome.", lambda: service.waits.count),
+        ("in_flight_requests", "Requests being handled.", partial(service._figure, "in_flight")),
+        ("queued_requests", "Requests waiting for a thread.", service.amounts["queue"]),
+        ("connections", "Open connections.", service.amounts["connections"]),
+        ("watchers", "Event streams and blocking reads.", service.amounts["watchers"]),
+        ("waits", "Callers that wait for an outcome.", service.amounts["waits"]),
         ("log_lines_lost_total", "Log lines that nobody read in time.", lambda: service.lost_lines()),
         ("evaluator_isolation", "Layers that shut configurations in, once one was evaluated.", lambda: [
             ({"layer": each}, float(each in (service.evaluator.isolation or ()))) for each in LAYERS]),
-        ("operations_running", "Operations running.", lambda: service.operations.running),
+        ("operations_running", "Operations running.", service.amounts["operations"]),
         ("operations_total", "Operations ended, by kind and outcome.", lambda: [
             (dict(zip(("kind", "outcome"), each.rsplit(" ", 1))), count)
             for each, count in sorted(service.operations.outcomes.items())]),
@@ -12798,7 +12817,7 @@ def declare_metrics(service: Service) -> None:
         ("evaluator_processes", "Evaluator processes.", lambda: service.evaluator.processes),
         ("scheduler_waiting_calls", "Thrift calls waiting for a slot.",
          by_cluster(lambda each: each.semaphore.waiting)),
-        ("remembered_bytes", "Replies remembered, with their answers.", lambda: service.memory.size),
+        ("remembered_bytes", "Replies remembered, with their answers.", service.amounts["remembered"]),
         ("scheduler_retries_total", "Thrift calls sent again.", by_cluster(lambda each: each.retries)),
         ("scheduler_leader_changes_total", "Changes of the leader.",
          by_cluster(lambda each: each.leader_changes)),
@@ -12880,10 +12899,9 @@ def get_openapi(call: Call) -> Any:
 @route("GET", "/alpha/clusters", "watch", gives="ClusterList", a200="clusters")
 def list_clusters(call: Call) -> Any:
     """The known clusters, and the leader of each as last seen."""
-    names = call.service.clusters.names()
-    urls = {scheduler: list(cluster.urls) for cluster, scheduler in call.service.clusters.pairs()}
-    schedulers = {name: call.service.clusters[name] for name in names}
-    clusters = {name: {"leader": each.leader, "urls": urls[each]} for name, each in schedulers.items()}
+    pairs = {name: call.service.clusters.pair(name) for name in call.service.clusters.names()}
+    clusters = {name: {"leader": scheduler.leader, "urls": list(cluster.urls)}
+                for name, (cluster, scheduler) in pairs.items()}
     return call.success(count=len(clusters), clusters=clusters)
 
 
@@ -14014,13 +14032,16 @@ def _hosts(call: Call) -> List[str]:
     return list(dict.fromkeys(names))
 
 
+def _modes(call: Call, hosts: Sequence[str]) -> Dict[str, str]:
+    """The mode of each of the hosts that the scheduler knows."""
+    return host_modes(call.read("maintenanceStatus", api.Hosts(hostNames=set(hosts)))) if hosts else {}
+
+
 def _known_hosts(call: Call) -> Dict[str, str]:
     """The modes of the hosts that the path names. Raises NotFound, which says which are not known, before
     anything is done."""
     hosts = _hosts(call)
-    response = call.read("maintenanceStatus", api.Hosts(hostNames=set(hosts)))
-    modes = {each.host: api.MaintenanceMode.name_of(each.mode)
-             for each in response.result.maintenanceStatusResult.statuses or ()}
+    modes = _modes(call, hosts)
     unknown = [host for host in hosts if host not in modes]
     if unknown:
         query = api.TaskQuery(statuses=set(api.LIVE_STATES), limit=20000)
@@ -14486,14 +14507,6 @@ def list_hosts(call: Call) -> Any:
         dict({"host": host, "tasks": counts[host]}, **_some(mode=modes.get(host))) for host in shown])
 
 
-def _modes(call: Call, hosts: Sequence[str]) -> Dict[str, str]:
-    """The mode of each of the hosts that the scheduler knows."""
-    if not hosts:
-        return {}
-    result = call.read("maintenanceStatus", api.Hosts(hostNames=set(hosts))).result.maintenanceStatusResult
-    return {each.host: api.MaintenanceMode.name_of(each.mode) for each in result.statuses or ()}
-
-
 @route("GET", "/alpha/events/{cluster}", "watch", params="snapshot", gives="text/event-stream",
        a200="task, instance and update events")
 def watch_cluster(call: Call) -> Any:
@@ -14657,8 +14670,7 @@ def _parameters(each: Route, path: str) -> List[Json]:
     for name, row in each.params.items():
         param = PARAMS[row]
         many = param.kind.join is not None
-        required = row in ("size", "to_state", "version")
-        shown: Json = {"name": name, "in": "query", "required": required, "description": param.help,
+        shown: Json = {"name": name, "in": "query", "required": param.required, "description": param.help,
                        "schema": {"type": "array", "items": param.kind.schema} if many else param.kind.schema}
         if param.example is not None:
             shown["example"] = [param.example] if many else param.example
@@ -19354,6 +19366,11 @@ class _Option(NamedTuple):
     many: bool = False
     least: float = 0
 
+    @property
+    def dest(self) -> str:
+        """Its attribute in what argparse makes."""
+        return self.name.replace("-", "_")
+
 
 OPTIONS = [
     _Option("config", "file", "read options from FILE, too: lines NAME = VALUE, as --print-config writes "
@@ -19455,7 +19472,7 @@ def parse_command_line(arguments: Sequence[str], environment: Dict[str, str]) ->
     --config names. Raises UsageError."""
     given = {}          # name → its text, where that stands
     for option in OPTIONS:
-        variable = "AURORA_REST_" + option.name.upper().replace("-", "_")
+        variable = "AURORA_REST_" + option.dest.upper()
         if variable in environment:
             given[option.name] = environment[variable], variable
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -19484,8 +19501,8 @@ def parse_command_line(arguments: Sequence[str], environment: Dict[str, str]) ->
         group.add_argument("--" + option.name, **named)
     options = parser.parse_args(list(arguments))
     for option in OPTIONS:
-        if option.many and getattr(options, option.name.replace("-", "_")) is None:
-            setattr(options, option.name.replace("-", "_"), _default(option, given))
+        if option.many and getattr(options, option.dest) is None:
+            setattr(options, option.dest, _default(option, given))
     return options
 
 
@@ -19493,11 +19510,10 @@ def _read_options(path: str) -> Dict[str, Tuple[str, str]]:
     """name → (text, where it stands), of a file of options. Raises UsageError."""
     import configparser
     parser = configparser.RawConfigParser(delimiters=("=",), comment_prefixes=("#", ";"))
+    text = _read_file("config", path)
     try:
-        with open(path, encoding="utf-8") as stream:
-            text = stream.read()
         parser.read_string(text if re.match(r"\s*([#;].*\s*)*\[", text) else "[options]\n" + text, path)
-    except (OSError, ValueError, configparser.Error) as error:
+    except configparser.Error as error:
         raise UsageError("--config=%s: %s" % (path, str(error).replace("\n", " "))) from None
     known = [option.name for option in OPTIONS]
     found = {}
@@ -19528,7 +19544,7 @@ def _default(option: _Option, given: Dict[str, Tuple[str, str]]) -> Any:
 
 def options_in_force(options: argparse.Namespace) -> Json:
     """The options by name, without those that are not set. None of them is a secret: secrets are in files."""
-    values = {option.name: getattr(options, option.name.replace("-", "_")) for option in OPTIONS
+    values = {option.name: getattr(options, option.dest) for option in OPTIONS
               if option.group != "file" and option.name != "new-token"}
     return {name: value for name, value in values.items() if value not in (None, False, [])}
 
@@ -19548,7 +19564,7 @@ def check_options(options: argparse.Namespace) -> None:
     if options.page not in ("full", "read", "off"):
         raise UsageError("--page=%s: full, read or off" % options.page)
     for option in OPTIONS:
-        value = getattr(options, option.name.replace("-", "_"))
+        value = getattr(options, option.dest)
         if option.kind in (int, float) and not (math.isfinite(value) and value >= option.least):
             raise UsageError("--%s=%g: at least %g" % (option.name, value, option.least))
     if not 0 <= options.port <= 65535:
@@ -19806,14 +19822,12 @@ def _settle_memory(least: float) -> float:
         gc.collect()
         gc.freeze()
         gc.set_threshold(10000, 50, 100)    # a large reply is that many objects, and none of them garbage
-    if _resident() > least + _MUCH:
-        with contextlib.suppress(ImportError, OSError, AttributeError):
+    with contextlib.suppress(ImportError, OSError, AttributeError):
+        if resident_bytes() > least + _MUCH:
             _libc().malloc_trim(0)
-    return least or _resident()
-
-
-def _resident() -> float:
-    return process_figures().get("process_resident_memory_bytes", 1.0)
+    with contextlib.suppress(OSError):
+        return least or resident_bytes()
+    return 1.0
 
 
 def _greet(server: Server, log: Log) -> None:
