@@ -2763,14 +2763,15 @@ class RestartTest(Serving):
                 each.start()
             for each in threads:
                 each.join()
-        slow, invoke = threading.Lock(), self.demo.invoke
+        send, writes, second = aurora_rest.Session.call, itertools.count(1), threading.Event()
 
-        def slowly(*arguments: Any) -> Any:
-            response = invoke(*arguments)
-            with slow:
-                time.sleep(0.01)        # a scheduler some way off
-            return response
-        with mock.patch.object(self.demo, "invoke", slowly):
+        def slowly(session: Any, method: Any, *arguments: Any, **options: Any) -> Any:
+            if method == "addInstances" and next(writes) == 1:
+                second.wait(2)      # who may read and add beside the first is given the time
+            elif method == "addInstances":
+                second.set()
+            return send(session, method, *arguments, **options)
+        with mock.patch.object(aurora_rest.Session, "call", slowly):
             at_once(4, "PUT", "/alpha/job/%s/scale?instances=6" % key)
         wait_for(lambda: self.states("scaled") == ["RUNNING"] * 6)
         self.assertEqual(sorted(len(each.json["added"]) for each in answers), [0, 0, 0, 4])
