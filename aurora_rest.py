@@ -2914,6 +2914,7 @@ JobUpdating = failure("JOB_UPDATING_ERROR", 409,
                       "An update of the job is active; Aurora refuses other changes meanwhile.")
 Refused = failure("INVALID_REQUEST", 422,
                   "The scheduler refuses what was asked: validation, quota, a bad transition.")
+JobExists = failure("JOB_EXISTS", 409, "There is a job of this key: createJob and scheduleCronJob refuse.")
 SchedulerFailed = failure("ERROR", 502, "The scheduler answered ERROR: an exception inside it.")
 BadAnswer = failure("SCHEDULER_BAD_ANSWER", 502, "The scheduler's answer is not one.")
 SchedulerUnreachable = failure("SCHEDULER_UNREACHABLE", 502,
@@ -3715,9 +3716,12 @@ class Scheduler:
         details = (response.get("details") if projection else response.details) or []
         texts = [(each.get("message") if projection else each.message) for each in details]
         name = api.ResponseCode.name_of(code)
-        failure = _RESPONSE_ERRORS.get(name, SchedulerFailed)(
-            *([_shortened(text) for text in texts if text]
-              or ["the scheduler answered %s to %s" % (name, method.name)]))
+        kind = _RESPONSE_ERRORS.get(name, SchedulerFailed)
+        if kind is Refused and method.name in ("createJob", "scheduleCronJob") and any(
+                "already exists" in text for text in texts if text):
+            kind = JobExists
+        failure = kind(*([_shortened(text) for text in texts if text]
+                         or ["the scheduler answered %s to %s" % (name, method.name)]))
         failure.response = response
         failure.sent = name not in _RESPONSE_ERRORS       # a code that nobody knows tells nothing
         raise failure
@@ -4532,7 +4536,12 @@ def _task_helpers(names: Json, Units: Any, fold_resources: Callable[..., Any],
         def sequential(task: Any) -> Any:
             if task.constraints() is not Empty and task.constraints() != ListOf(Constraint)([]):
                 raise ValueError("Cannot turn a Task with existing constraints into a SequentialTask!")
-            return task if task.processes() is Empty else task(constraints=Processes.order(*task.processes()))
+            given = task._schema_data["processes"]
+            if given is Empty:
+                return task
+            # Their names are all that is read here, so that what else is wrong in them is told with its path.
+            around = given.in_scope(*task.scopes()).scopes()
+            return task(constraints=Processes.order(*[each.in_scope(*around) for each in given._values]))
 
     def SimpleTask(name: Any, command: Any) -> Any:
         return Tasks.simple(name, command)
@@ -6762,6 +6771,23 @@ class ConfigProblem(Exception):
     """What is wrong with a configuration: one sentence for each problem."""
 
 
+# The functions that go into a struct's fields, and where they have the name of the one that they are at.
+_AT_FIELD = {"_update_schema_data": "attr", "_process_schema_attribute": "attr", "interpolate_struct": "name",
+             "interpolate_key": "name"}
+
+
+def _failing(error: BaseException) -> List[Tuple[Any, str]]:
+    """The structs and fields in which an exception arose, outermost first."""
+    trace, found = error.__traceback__, []
+    while trace is not None:
+        frame, trace = trace.tb_frame, trace.tb_next
+        field = _AT_FIELD.get(frame.f_code.co_name)
+        if field and frame.f_globals.get("__name__") != "config" and field in frame.f_locals:
+            at = frame.f_locals["self"], str(frame.f_locals[field])
+            found += [at] if at[1:] != tuple(each[1] for each in found[-1:]) else []
+    return found
+
+
 def _wording(error: BaseException) -> str:
     """An exception raised while a configuration ran, in the words of its author."""
     if isinstance(error, _Unset):
@@ -6770,16 +6796,29 @@ def _wording(error: BaseException) -> str:
         return "there is no key %s" % error
     if type(error).__name__ == "InvalidRefError":
         return "not a reference: {{%s}}" % str(error).replace("Badly formed address ", "").lstrip(".")
-    if type(error).__name__ == "IsNotMappingError":
-        return "expected names and values, got %r" % (error.args[0] if error.args else "",)
     try:
         text = str(error)
     except Exception:       # its own __str__ fails
         text = ""
+    failing = _failing(error)
+    if failing:
+        kind, path = type(failing[-1][0]), ".".join(field for _, field in failing) + ": "
+        coerced = re.match("Cannot coerce '(.*)' to (.*)", text, re.S)
+        if text.startswith("Unknown schema attribute "):
+            return "%s%s has no such field; it has %s" % (path, kind.__name__, ", ".join(sorted(kind.TYPEMAP)))
+        if text.startswith("ListContainer expects an iterable, got "):
+            return "%sexpected a list, got %.200s" % (path, " ".join(text.split()[5:]))
+        if type(error).__name__ == "IsNotMappingError":
+            return "%sexpected names and values, got %.200r" % (path, error.args[0] if error.args else "")
+        if coerced:
+            return "%s%.200r is not %s" % (path, coerced.group(1),
+                                           _KINDS.get(coerced.group(2), coerced.group(2)))
+        return path + (text or type(error).__name__)
     return text if text and isinstance(error, (ValueError, AttributeError, NameError, TypeError)) else \
         "%s: %s" % (type(error).__name__, text) if text else type(error).__name__
 
 
+_KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
 _STRATEGIES = {"QueueUpdateStrategy": "queueStrategy", "BatchUpdateStrategy": "batchStrategy",
                "VariableBatchUpdateStrategy": "varBatchStrategy"}
 # TaskConfig fields that are job fields under another name.
@@ -6819,24 +6858,29 @@ class _Conversion:
 
     def convert(self, jobs: Any) -> Json:
         """Plain job, update settings, warnings. Raises ConfigProblem."""
-        job = self.pick(jobs)
+        job = self.pick(jobs).bind({self.ref("mesos.role"): "{{role}}",
+                                    self.ref("mesos.cluster"): "{{cluster}}",
+                                    self.ref("thermos.user"): "{{role}}"})
         self.require(job)
-        job, made = self.bind_images(job.bind({self.ref("mesos.role"): "{{role}}",
-                                               self.ref("mesos.cluster"): "{{cluster}}",
-                                               self.ref("thermos.user"): "{{role}}"}))
+        try:
+            return self.converted(job)
+        except ConfigProblem as problem:
+            raise ConfigProblem(*("%s: %s" % (job.name(), text) for text in problem.args)) from None
+
+    def converted(self, job: Any) -> Json:
+        job, made = self.bind_images(job)
         plain = made.get()
         self.hooked = plain["enable_hooks"] is True
         ports = self.ports(made, plain)
         warnings = _check_client_rules(plain, ports)
-        self.check_types(job)
-        job = self.fill_tier(job, plain)
+        job = self.fill_tier(job, plain, warnings)
         made, open_refs = (job % self.environment(mesos=self.schema["MesosContext"]())).interpolate()
         answer = {"job": _without_none(self.job_configuration(made, made.get(), open_refs, ports)),
                   "warnings": warnings}
         try:
             answer["update"] = _without_none(self.update_settings(made, made.get()["update_config"]))
         except ConfigProblem as problem:
-            answer["update_errors"] = list(problem.args)
+            answer["update_errors"] = ["%s.update_config: %s" % (job.name(), text) for text in problem.args]
         return answer
 
     # picking
@@ -6877,13 +6921,62 @@ class _Conversion:
                 raise ConfigProblem("Could not parse binding parameter %s=%s" % (name, value)) from None
         return made
 
+    # types
+
     def require(self, job: Any) -> None:
-        missing = [field.capitalize() for field in ("cluster", "task", "role")
-                   if not getattr(job, "has_" + field)()]
-        if not missing and not job.task().has_processes():
-            missing = ["Processes"]
-        if missing:
-            raise ConfigProblem(*['%s required for job "%s"' % (field, job.name()) for field in missing])
+        """Raises ConfigProblem with each field that lacks or has a value that is none of its type."""
+        name = str(job.name())
+        try:
+            fits = job.check().ok()
+        except (ValueError, AttributeError):    # of a wrong type; a Choice whose value fits no alternative
+            fits = False
+        problems = [] if fits else (list(self.problems(job, name))
+                                    or ["%s: %s" % (name, job.check().message())])
+        problems += ["%s.task.%s is required" % (name, field) for field in ("processes", "resources")
+                     if not problems and getattr(job.task(), field)() is self.empty]
+        if problems:
+            raise ConfigProblem(*problems)
+
+    def problems(self, thing: Any, path: str) -> Iterator[str]:
+        """What a value, in its scope, and all that it holds lack or have of a wrong type, by their paths."""
+        inside: List[Tuple[str, Any]] = []
+        if hasattr(thing, "TYPEMAP"):
+            inside = [("%s.%s" % (path, field), value) for field, value in thing._schema_data.items()]
+        elif hasattr(thing, "_values"):
+            inside = [("%s[%d]" % (path, index), value) for index, value in enumerate(thing._values)]
+        elif hasattr(thing, "_map"):
+            inside = [("%s[%s]" % (path, name), value) for name, value in thing._map]
+        elif any(isinstance(thing._value, each) for each in getattr(thing, "CHOICES", ())):
+            inside = [(path, thing._value)]
+        else:
+            yield from self.misfit(thing, path)
+        for where, value in inside:
+            if value is not self.empty:
+                yield from self.problems(value.in_scope(*thing.scopes()), where)
+            elif thing.TYPEMAP[where.rpartition(".")[2]].required:
+                yield "%s is required" % where
+
+    def misfit(self, thing: Any, path: str) -> Iterator[str]:
+        value = thing._value
+        try:
+            value = getattr(thing.interpolate()[0], "_value", value)
+            if thing.check().ok():
+                return
+        except (ValueError, AttributeError) as error:
+            found = re.match("Cannot coerce '(.*)' to ", str(error), re.S)
+            value = found.group(1) if found and isinstance(value, str) else value
+        kind = type(thing)
+        choices = [each.__name__ for each in getattr(kind, "CHOICES", ())] or getattr(kind, "VALUES", [])
+        wanted = "one of " + ", ".join(choices) if choices else _KINDS.get(kind.__name__, kind.__name__)
+        yield "%s%s: %.200r is not %s" % (self.place(path, thing._value), path, value, wanted)
+
+    def place(self, path: str, value: Any) -> str:
+        """File and line of the one place in the sources that gives a field this value, if there is one."""
+        field = re.escape(re.sub(r"\[.*", "", path.rpartition(".")[2]))
+        given = re.compile(r"""\b%s["']?\s*[=:]\s*u?["']?%s(?![\w.])""" % (field, re.escape(str(value))))
+        found = [(name, text.count("\n", 0, match.start()) + 1)
+                 for name, text in self.request["files"].items() for match in given.finditer(text)]
+        return "%s, line %d: " % found[0] if len(found) == 1 else ""
 
     def bind_images(self, job: Any) -> Tuple[Any, Any]:
         """The job with its images' digests bound, and the same interpolated."""
@@ -6898,8 +6991,6 @@ class _Conversion:
             job = job.bind(dict(zip(wanted, found)))
             made = job.interpolate()[0]
         return job, made
-
-    # types
 
     def ports(self, job: Any, plain: Any) -> Set[str]:
         """Names of the ports that the scheduler has to allocate."""
@@ -6917,54 +7008,16 @@ class _Conversion:
         resolved = set(portmap.values()) | {portmap.get(port, port) for port in referenced}
         return {port for port in resolved if not isinstance(port, int)}
 
-    def check_types(self, job: Any) -> None:
-        try:
-            check = job.check()
-        except AttributeError:      # pystachio's Choice, where a value fits no alternative
-            raise ConfigProblem(*(list(self.problems(job, ()))
-                                  or ["a field has a value of the wrong type"])) from None
-        if not check.ok():
-            raise ConfigProblem(*(list(self.problems(job, ())) or [check.message()]))
-
-    def problems(self, thing: Any, scopes: Tuple[Any, ...]) -> Iterator[str]:
-        """Each field of a struct, and of what it holds, that is missing or of a wrong type."""
-        thing = thing.in_scope(*scopes) if scopes else thing
-        if hasattr(thing, "CHOICES"):
-            with contextlib.suppress(ValueError):
-                yield from self.problems(thing.unwrap(), ())
-            return
-        if hasattr(thing, "TYPEMAP"):
-            named = thing._schema_data.get("name", self.empty)
-            label = type(thing).__name__.replace("MesosJob", "Job")
-            if named is not self.empty:
-                label += " '%s'" % named.in_scope(*thing.scopes())
-            for field, signature in thing.TYPEMAP.items():
-                value = thing._schema_data[field]
-                if value is self.empty:
-                    if signature.required:
-                        yield "%s: %s is required" % (label, field)
-                    continue
-                value = value.in_scope(*thing.scopes())
-                try:
-                    check = value.check()
-                    if check.ok():
-                        continue
-                    text = check.message()
-                except AttributeError:
-                    text = "fits none of its alternatives"
-                inner = list(self.problems(value, ()))
-                yield from inner or ["%s: %s: %s" % (label, field, text)]
-        elif hasattr(thing, "_values"):
-            for value in thing._values:
-                if not value.in_scope(*thing.scopes()).check().ok():
-                    yield from self.problems(value, thing.scopes())
-
-    def fill_tier(self, job: Any, plain: Any) -> Any:
+    def fill_tier(self, job: Any, plain: Any, warnings: List[str]) -> Any:
         """tier by production, or production by tier, as getTierConfigs defines them."""
         tiers = self.request["tiers"]
         preemptible = {t["name"]: _truth(t["settings"]["preemptible"]) for t in tiers["tiers"]}
+        if plain.get("tier") in preemptible:
+            return job(production=not preemptible[plain["tier"]])
         if "tier" in plain:
-            return job(production=not preemptible[plain["tier"]]) if plain["tier"] in preemptible else job
+            warnings.append("%s.tier: %r is no tier of this cluster: %s" % (
+                plain["name"], plain["tier"], ", ".join(sorted(preemptible))))
+            return job
         return job(tier=next((t["name"] for t in tiers["tiers"]
                               if preemptible[t["name"]] != plain["production"]
                               and not _truth(t["settings"]["revocable"])), tiers["defaultTierName"]))
@@ -7148,8 +7201,6 @@ def _constraints(given: Dict[str, str]) -> List[Json]:
 
 
 def _resources(task: Any, ports: Set[str]) -> List[Json]:
-    if "resources" not in task:
-        raise ConfigProblem("Task must specify resources!")
     cpu, ram, disk, gpu = (task["resources"][unit] for unit in ("cpu", "ram", "disk", "gpu"))
     if ram == 0 or disk == 0:
         raise ConfigProblem("Must specify ram and disk resources, got ram:%r disk:%r" % (ram, disk))
@@ -13520,13 +13571,6 @@ def with_last_words(call: Call, source: Source,
 # --- handlers: run and change -------------------------------------------------------------------------------
 
 
-def _job_exists(refused: Failure) -> Failure:
-    """What a refused createJob or scheduleCronJob means."""
-    if any("already exists" in text for text in refused.messages):
-        return Conflict(*refused.messages, code="JOB_EXISTS")
-    return refused
-
-
 @route("PUT", "/alpha/job/{key}", "run", params="bind env file wait", body="config", gives="JobWritten",
        a201="created",
        a202="created; not all run yet", a409="it exists; or, where it was waited for, tasks failed")
@@ -13537,10 +13581,7 @@ def create_job(call: Call) -> Any:
         raise Unprocessable("%s is a cron job; schedule it with PUT /alpha/cron/%s" % (call.key, call.key))
     call.notes["job"] = plain_config(job.configuration)
     known = _known_tasks(call)
-    try:
-        call.write("createJob", job.configuration)
-    except Refused as refused:
-        raise _job_exists(refused) from None
+    call.write("createJob", job.configuration)
     return _awaiting(call, 201, range(job.configuration.instanceCount), known, **_some(warnings=job.warnings))
 
 
@@ -13914,10 +13955,7 @@ def schedule_cron(call: Call) -> Any:
         raise Unprocessable("%s has no cron_schedule; create it with PUT /alpha/job/%s" %
                             (call.key, call.key))
     call.notes["job"] = plain_config(job.configuration)
-    try:
-        call.write("scheduleCronJob", job.configuration)
-    except Refused as refused:
-        raise _job_exists(refused) from None
+    call.write("scheduleCronJob", job.configuration)
     return call.job_success(201, **_some(warnings=job.warnings))
 
 
@@ -19464,7 +19502,19 @@ class UsageError(Exception):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
+        unknown = re.match("unrecognized arguments: --([^ =]*)", message)
+        if unknown:
+            message = str(no_such("option", "--" + unknown.group(1), ["--" + each.name for each in OPTIONS]))
         raise UsageError(message)
+
+
+@contextlib.contextmanager
+def _read_for(option: str, path: Any) -> Iterator[None]:
+    """What cannot be read or used within is told as the option's fault. Raises UsageError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UsageError("--%s=%s cannot be used: %s" % (option, path, _reason(error))) from None
 
 
 def parse_command_line(arguments: Sequence[str], environment: Dict[str, str]) -> argparse.Namespace:
@@ -19650,7 +19700,8 @@ def make_observer(options: argparse.Namespace) -> Observer:
     except ValueError as error:
         raise UsageError("--observer-network: %s" % error) from None
     except OSError as error:
-        raise UsageError("--observer-ca=%s cannot be used: %s" % (options.observer_ca, error)) from None
+        raise UsageError("--observer-ca=%s cannot be used: %s" %
+                         (options.observer_ca, _reason(error))) from None
 
 
 @lru_cache(maxsize=64)
@@ -19667,11 +19718,8 @@ def _from_netrc(host: str) -> Optional[str]:
 
 def _read_file(option: str, path: str) -> str:
     """A small text file that an option names. Raises UsageError."""
-    try:
-        with open(path, encoding="utf-8") as stream:
-            return stream.read(1 << 20)
-    except (OSError, ValueError) as error:
-        raise UsageError("--%s=%s cannot be read: %s" % (option, path, _reason(error))) from None
+    with _read_for(option, path), open(path, encoding="utf-8") as stream:
+        return stream.read(1 << 20)
 
 
 def make_tls(cert: Optional[str], key: Optional[str], client_ca: str = "") -> Any:
@@ -19682,15 +19730,11 @@ def make_tls(cert: Optional[str], key: Optional[str], client_ca: str = "") -> An
     import ssl
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
+    with _read_for("tls-cert", "%s --tls-key=%s" % (cert, key)):
         context.load_cert_chain(cert, key)
-    except OSError as error:
-        raise UsageError("--tls-cert=%s and --tls-key=%s cannot be used: %s" % (cert, key, error)) from None
     if client_ca:
-        try:
+        with _read_for("client-ca", "…"):
             context.load_verify_locations(cadata=client_ca)
-        except (OSError, ValueError) as error:
-            raise UsageError("--client-ca cannot be used: %s" % error) from None
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 
@@ -19698,25 +19742,30 @@ def make_tls(cert: Optional[str], key: Optional[str], client_ca: str = "") -> An
 def make_server(options: argparse.Namespace, log: Log) -> Server:
     """The server that the options describe. Raises UsageError."""
     clusters: List[Cluster] = []
-    try:
-        for each in options.scheduler:
-            name, _, urls = each.partition("=")
-            clusters.append(Cluster(name, tuple(urls.split(","))))
-        if options.clusters:
+    for each in options.scheduler:
+        name, _, urls = each.partition("=")
+        clusters.append(Cluster(name, tuple(urls.split(","))))
+    if options.clusters:
+        with _read_for("clusters", options.clusters):
             clusters += read_clusters(options.clusters)
-        elif not clusters and options.demo is None:
+    elif not clusters and options.demo is None:
+        try:
             clusters = default_clusters()
+        except (OSError, ValueError) as error:
+            raise UsageError("the aurora client's clusters cannot be used: %s; say which with --clusters or "
+                             "--scheduler" % error) from None
+    with _read_for("tokens", options.tokens):
         tokens = Tokens(options.tokens) if options.tokens else None
-        credentials = own_credentials(options, clusters)
-    except (OSError, ValueError) as error:
-        raise UsageError(str(error)) from None
+    credentials = own_credentials(options, clusters)
     names = [cluster.name for cluster in clusters] + ([options.demo] if options.demo is not None else [])
     if len(set(names)) < len(names):
         raise UsageError("two clusters have the same name: %s" % ", ".join(map(str, names)))
     if options.demo is not None and not IDENTIFIER.fullmatch(options.demo):
         raise UsageError("--demo=%s is no name for a cluster" % options.demo)
-    if options.scheduler_ca and not os.path.isfile(options.scheduler_ca):
-        raise UsageError("--scheduler-ca=%s is no file" % options.scheduler_ca)
+    if options.scheduler_ca:
+        import ssl
+        with _read_for("scheduler-ca", options.scheduler_ca):
+            ssl.create_default_context(cafile=options.scheduler_ca)
     if options.include_root and not os.path.isdir(options.include_root):
         raise UsageError("--include-root=%s is no folder" % options.include_root)
     access = Access(tokens, options.forward_auth, anonymous=not (tokens or options.forward_auth
@@ -19832,11 +19881,10 @@ def _settle_memory(least: float) -> float:
 
 def _greet(server: Server, log: Log) -> None:
     demo = server.demo
-    names = server.service.clusters._known
-    unnamed = len(server.service.clusters.schedulers()) - len(names)
-    log("serving %s for %s" % (server.url, ", ".join(sorted(names)) or "the scheduler on this host"
-                               if not unnamed else
-                               "the scheduler on this host"))
+    clusters = ["%s at %s" % (each.name or "the scheduler", ",".join(each.urls) or each.zk + each.zk_path)
+                for each in server.clusters.values()]
+    log("serving %s%s for %s" % (server.url, "" if server.service.page == "off" else
+                                 " (a page for browsers, too)", ", ".join(clusters)))
     if demo is not None:
         log("demo scheduler at %s; try:" % demo.url)
         for line in ("curl -s %s/alpha/jobs/%s/www-data", "curl -s %s/alpha/job/%s/www-data/prod/hello",

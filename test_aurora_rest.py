@@ -1439,9 +1439,40 @@ class ConfigTest(unittest.TestCase):
         text = ("jobs = [Job(cluster='devcluster', role='www-data', environment='devel', name='hello', "
                 "task=Task(name='t', processes=[Process(name='web'), Process(cmdline='x')], "
                 "resources=Resources(cpu=1)))]")
-        self.assertEqual(sorted(self.refused(text, "web").messages), [
-            "Process 'web': cmdline is required", "Process: name is required", "Resources: disk is required",
-            "Resources: ram is required"])
+        self.assertEqual(sorted(self.refused(text, "is required").messages), [
+            "hello.task.processes[0].cmdline is required", "hello.task.processes[1].name is required",
+            "hello.task.resources.disk is required", "hello.task.resources.ram is required"])
+
+    def test_errors_name_job_field_and_place(self) -> None:
+        made = source().replace("cmdline=", "max_failures='three', cmdline=")
+        self.assertEqual(self.refused(made, "three").messages, [
+            "job.aurora, line 1: hello.task.processes[0].max_failures: 'three' is not a whole number"])
+        for extra, says in (
+                ("update_config=UpdateConfig(batch_size='q')", "hello.update_config.batch_size: 'q' is not a "
+                                                               "whole number"),
+                ("production='perhaps'", "hello.production: 'perhaps' is not true or false"),
+                ("container='docker'", "hello.container: 'docker' is not one of Container, Docker, Mesos"),
+                ("instances='{{nothing}}'", "hello.instances: '{{nothing}}' is not a whole number"),
+                ("health_check_config=HealthCheckConfig(interval_secs='{{x}}').bind(x='y')",
+                 "hello.health_check_config.interval_secs: 'y' is not a number"),
+                ("update_config={'batch_sizee': 1}", "update_config.batch_sizee: UpdateConfig has no such "
+                                                     "field; it has batch_size, "),
+                ("announce=3", "announce: expected names and values, got 3"),
+                ("constraints={'host': 'limit:k'}", "hello: constraint host: limit:k"),
+                ("cron_collision_policy='MAYBE'", "hello: cron_collision_policy must be one of")):
+            self.assertIn(says, self.refused(source(extra=extra), "").messages[0])
+        self.refused(source().replace("processes=[p]", "processes=p"),
+                     "processes: expected a list, got Process")
+        self.refused(source().replace("task=t", "task=t(resources=Empty)"), "hello.task.resources is required")
+        job = {"cluster": "devcluster", "role": "www-data", "environment": "devel", "name": "hello", "task": {
+            "processes": [{"name": "p", "cmdlne": "x"}]}}
+        self.refused(json.dumps(job), "^task.processes.cmdlne: Process has no such field", is_json=True)
+        self.refused("raise AttributeError('Unknown schema attribute x')", "Unknown schema attribute x")
+
+    def test_a_tier_that_the_cluster_does_not_have_is_warned_of(self) -> None:
+        self.assertEqual(load(source(extra="tier='gold'")).warnings, [
+            "hello.tier: 'gold' is no tier of this cluster: preemptible, preferred, revocable"])
+        self.assertEqual(load(source(extra="tier='preferred'")).warnings, [])
 
     def test_ordinary_idioms_work(self) -> None:
         text = ("import json, math, re, hashlib, itertools, getpass, collections, time, random, string\nfrom "
@@ -3665,6 +3696,10 @@ class OutcomeTest(Serving):
         self.assertIn("instances", __import__("inspect").signature(self.scheduler.killTasks).parameters)
         with self.assertRaisesRegex(AttributeError, "did you mean getJobs"):
             self.scheduler.getJobz()
+        with self.assertRaises(aurora_rest.JobExists) as exists:
+            self.scheduler.createJob(load(source("twice")).configuration)
+            self.scheduler.createJob(load(source("twice")).configuration)
+        self.assertEqual((exists.exception.code, exists.exception.http), ("JOB_EXISTS", 409))
 
 
 def collections_of(counter: Any, *names: Any) -> Any:
@@ -5385,6 +5420,18 @@ class AccessTest(unittest.TestCase):
         for arguments, environment in wrong:
             with self.assertRaises(aurora_rest.UsageError):
                 aurora_rest.parse_command_line(arguments, environment)
+        with self.assertRaisesRegex(aurora_rest.UsageError, "no option --prot; did you mean --port"):
+            aurora_rest.parse_command_line(["--prot=1"], {})
+
+    def test_what_an_option_names_and_cannot_be_used_is_told_as_its_fault(self) -> None:
+        for option in ("tokens", "clusters", "scheduler-ca", "client-ca", "observer-ca", "agent-auth",
+                       "scheduler-auth", "include-root"):
+            options = aurora_rest.parse_command_line(
+                ["--port=0", "--%s=/nowhere" % option] + (
+                    ["--scheduler=a=http://127.0.0.1:9"] if option != "clusters" else []), {})
+            with self.subTest(option), self.assertRaisesRegex(aurora_rest.UsageError,
+                                                              "^--%s=/nowhere" % option):
+                aurora_rest.make_server(options, aurora_rest.Log())
 
 
 # --- 6. Server ----------------------------------------------------------------------------------------------
