@@ -6778,13 +6778,14 @@ _AT_FIELD = {"_update_schema_data": "attr", "_process_schema_attribute": "attr",
 
 def _failing(error: BaseException) -> List[Tuple[Any, str]]:
     """The structs and fields in which an exception arose, outermost first."""
-    trace, found = error.__traceback__, []
+    trace = error.__traceback__
+    found: List[Tuple[Any, str]] = []
     while trace is not None:
         frame, trace = trace.tb_frame, trace.tb_next
         field = _AT_FIELD.get(frame.f_code.co_name)
         if field and frame.f_globals.get("__name__") != "config" and field in frame.f_locals:
             at = frame.f_locals["self"], str(frame.f_locals[field])
-            found += [at] if at[1:] != tuple(each[1] for each in found[-1:]) else []
+            found += [at] if not found or at[1] != found[-1][1] else []
     return found
 
 
@@ -6805,7 +6806,8 @@ def _wording(error: BaseException) -> str:
         kind, path = type(failing[-1][0]), ".".join(field for _, field in failing) + ": "
         coerced = re.match("Cannot coerce '(.*)' to (.*)", text, re.S)
         if text.startswith("Unknown schema attribute "):
-            return "%s%s has no such field; it has %s" % (path, kind.__name__, ", ".join(sorted(kind.TYPEMAP)))
+            return "%s%s has no such field; it has %s" % (path, kind.__name__,
+                                                          ", ".join(sorted(kind.TYPEMAP)))
         if text.startswith("ListContainer expects an iterable, got "):
             return "%sexpected a list, got %.200s" % (path, " ".join(text.split()[5:]))
         if type(error).__name__ == "IsNotMappingError":

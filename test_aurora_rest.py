@@ -1463,7 +1463,8 @@ class ConfigTest(unittest.TestCase):
             self.assertIn(says, self.refused(source(extra=extra), "").messages[0])
         self.refused(source().replace("processes=[p]", "processes=p"),
                      "processes: expected a list, got Process")
-        self.refused(source().replace("task=t", "task=t(resources=Empty)"), "hello.task.resources is required")
+        self.refused(source().replace("task=t", "task=t(resources=Empty)"),
+                     "hello.task.resources is required")
         job = {"cluster": "devcluster", "role": "www-data", "environment": "devel", "name": "hello", "task": {
             "processes": [{"name": "p", "cmdlne": "x"}]}}
         self.refused(json.dumps(job), "^task.processes.cmdlne: Process has no such field", is_json=True)
@@ -3697,8 +3698,8 @@ class OutcomeTest(Serving):
         with self.assertRaisesRegex(AttributeError, "did you mean getJobs"):
             self.scheduler.getJobz()
         with self.assertRaises(aurora_rest.JobExists) as exists:
-            self.scheduler.createJob(load(source("twice")).configuration)
-            self.scheduler.createJob(load(source("twice")).configuration)
+            self.scheduler.createJob(load(source("script"), JOB[len("/alpha/job/"):] +
+                                          "script").configuration)
         self.assertEqual((exists.exception.code, exists.exception.http), ("JOB_EXISTS", 409))
 
 
