@@ -27,6 +27,7 @@ import argparse
 import ast
 import base64
 import bisect
+import calendar
 import collections
 import contextlib
 import copy
@@ -185,6 +186,43 @@ ShuttingDown = failure("SHUTTING_DOWN", 503, "The server is stopping.", retry_af
 HttpVersion = failure("HTTP_VERSION_NOT_SUPPORTED", 505, "An HTTP version that is not spoken here.")
 
 
+# --- events -------------------------------------------------------------------------------------------------
+
+
+_PLAIN_WORD = re.compile(r"[^\s\"=\x00-\x20\x7f-\xa0\u2028\u2029]+")
+
+
+class Event(str):
+    """A line of the log that knows its parts: as a str `NAME field=value …`, where what is not a plain word
+    is quoted as in JSON, None is -, and a list has commas; `name` and `fields` are for other forms."""
+    name: str
+    fields: Dict[str, Any]
+
+    def __new__(cls, event: str, **fields: Any) -> Event:
+        line = event
+        for field, value in fields.items():
+            kind = type(value)
+            line += " %s=%s" % (field, _word(value) if kind is str else value if kind is int or kind is float
+                                else cls._text(value))
+        made = super().__new__(cls, line)
+        made.name, made.fields = event, fields
+        return made
+
+    @staticmethod
+    def _text(value: Any) -> str:
+        if value is None or value == []:
+            return "-"
+        if isinstance(value, (list, tuple)) and all(isinstance(each, (str, int)) for each in value):
+            value = ",".join(map(str, value))
+        return _word(value if isinstance(value, str) else json.dumps(value))
+
+
+@lru_cache(maxsize=256)
+def _word(text: str) -> str:
+    """A text as it stands, where that is one plain word, else as JSON."""
+    return text if _PLAIN_WORD.fullmatch(text) and text != "-" else json.dumps(text)
+
+
 # --- limits -------------------------------------------------------------------------------------------------
 
 
@@ -242,6 +280,106 @@ _BAD_TARGET = re.compile(rb"[^\x21-\x7e]")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~]*)(:\d*)?")
 _REQUEST_ID = re.compile(r"[\w\-.:]{1,128}", re.ASCII)
+
+
+# --- proxies ------------------------------------------------------------------------------------------------
+
+_PROXY_2 = b"\r\n\r\n\0\r\nQUIT\n"
+_PREFIX = re.compile(r"(/[\w\-.~]+)+", re.ASCII)
+PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+
+
+def parse_proxy_header(data: bytes) -> Optional[Tuple[int, Optional[str]]]:
+    """Of a PROXY protocol header (haproxy.org, proxy-protocol.txt, version 1 or 2) its length and the address
+    of who is spoken for, None where it names none; None where the data begins with no such header. It comes
+    whole. Raises ValueError for a broken one."""
+    import ipaddress
+    if data.startswith(b"PROXY "):
+        line, end, _ = data[:107].partition(b"\r\n")
+        words = line.decode("ascii").split(" ")
+        if not end or words[1] != "UNKNOWN" and (len(words) != 6 or words[1] not in ("TCP4", "TCP6")):
+            raise ValueError("no PROXY header of version 1")
+        return len(line) + 2, None if words[1] == "UNKNOWN" else str(ipaddress.ip_address(words[2]))
+    if not data.startswith(_PROXY_2):
+        return None
+    if len(data) < 16:
+        raise ValueError("a cut PROXY header")
+    command, family, length = struct.unpack("!BBH", data[12:16])
+    size = {1: 4, 2: 16}.get(family >> 4, 0)
+    if command not in (0x20, 0x21) or len(data) < 16 + length or command == 0x21 and length < 2 * size + 4:
+        raise ValueError("no PROXY header of version 2")
+    return 16 + length, str(ipaddress.ip_address(data[16:16 + size])) if size and command & 1 else None
+
+
+def parse_forwarded(headers: Dict[str, str]) -> List[Dict[str, str]]:
+    """What proxies say of those they speak for, the nearest last: `for`, `proto` and `host`, by Forwarded
+    (RFC 7239) or by X-Forwarded-For, of which the last has what X-Forwarded-Proto and -Host say."""
+    if "forwarded" in headers:
+        return [{name.strip().lower(): value.strip().strip('"')
+                 for name, _, value in (pair.partition("=") for pair in each.split(";"))}
+                for each in headers["forwarded"].split(",")]
+    said = [{"for": each.strip()} for each in headers.get("x-forwarded-for", "").split(",")]
+    for name in ("proto", "host"):
+        if "x-forwarded-" + name in headers:
+            said[-1][name] = headers["x-forwarded-" + name].split(",")[-1].strip()
+    return said
+
+
+class Proxies:
+    """Whose word is taken for whom they speak: of proxies in these networks; and the path that callers see
+    before all of ours where they do not say it. Raises ValueError."""
+
+    def __init__(self, networks: Sequence[str] = (), base_path: str = "") -> None:
+        import ipaddress
+        self.networks = [ipaddress.ip_network(each) for each in networks]
+        self.base_path = base_path.rstrip("/")
+        if self.base_path and not _PREFIX.fullmatch(self.base_path):
+            raise ValueError("%s is no path such as /apps/jobs" % base_path)
+
+    def trusts(self, address: str) -> bool:
+        """Whether it is the address of a proxy whose word is taken."""
+        if not self.networks:
+            return False
+        import ipaddress
+        try:
+            found: Any = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        found = getattr(found, "ipv4_mapped", None) or found
+        return any(found in network for network in self.networks)
+
+    def look(self, request: Request, peer: str) -> None:
+        """Take the word of the proxy that a request came from: whom it speaks for, how and by what name he
+        reached it, and below which path. Of the addresses the last one counts that is no trusted proxy's.
+        Raises Failure, for a path that has to end with a slash, as links in pages are relative."""
+        request.prefix = self.base_path
+        if self.trusts(peer):
+            self._believe(request)
+        if request.prefix and request.path == request.prefix:
+            raise Failure("it is at %s/" % request.prefix, http=308, code="MOVED",
+                          headers=[("Location", request.prefix + "/")])
+        if request.prefix and request.path.startswith(request.prefix + "/"):
+            request.path = request.path[len(request.prefix):]
+
+    def _believe(self, request: Request) -> None:
+        request.trusted = True
+        said = parse_forwarded(request.headers)
+        word = said[-1]
+        for each in reversed(said):
+            address = re.sub(r"^\[(.*)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", each.get("for", ""))
+            if not re.fullmatch(r"[0-9a-fA-F:.]{2,45}", address):
+                break       # unknown, or hidden on purpose
+            request.peer = request.caller = address
+            word = each
+            if not self.trusts(address):
+                break
+        request.secure = word.get("proto", "https" if request.secure else "http").lower() == "https"
+        host = word.get("host", "")
+        if host and _HOST.fullmatch(host):
+            request.headers = dict(request.headers, host=host)      # a copy: heads are remembered
+        prefix = request.headers.get("x-forwarded-prefix", "").rstrip("/")
+        if _PREFIX.fullmatch(prefix):
+            request.prefix = prefix
 
 
 # --- requests, responses and what is in them ----------------------------------------------------------------
@@ -397,7 +535,8 @@ class Request:
     """One request, as a handler sees it."""
     __slots__ = ("head", "method", "path", "raw_query", "headers", "body", "peer", "id", "started", "secure",
                  "user",
-                 "route", "args", "_query", "authorization", "share", "certificate", "caller", "audited")
+                 "route", "args", "_query", "authorization", "share", "certificate", "caller", "audited",
+                 "prefix", "trusted", "queued", "waited")
 
     def __init__(self, head: Head, body: bytes, peer: str, request_id: str, secure: bool = False) -> None:
         self.head = head
@@ -420,11 +559,15 @@ class Request:
         self.route: Any = None
         self.args: Dict[str, str] = {}
         self.authorization: Optional[str] = None
-        self.certificate: Optional[str] = None
+        self.certificate: Tuple[str, ...] = ()      # the names in the caller's, as CN=…, DNS=…, URI=…
         # whose share of what is limited it takes: the peer's, until it is known who asks
         self.caller = peer
         self.share: Any = None
-        self.audited = False        # the audit trail has a line of it
+        self.audited = ""           # what the audit trail says of it
+        self.prefix = ""            # before all paths, as callers see them
+        self.trusted = False        # it comes from a proxy that is trusted
+        self.queued: Optional[float] = None     # seconds that it waited for a thread
+        self.waited = False         # its caller asked to wait for something
         self._query: Optional[List[Tuple[str, str]]] = None
 
     @property
@@ -1175,6 +1318,10 @@ class App:
     def finished(self, request: Optional[Request], peer: str, response: Response, size: int) -> None:
         """Called when an answer was handed to the network, for the log and the metrics."""
 
+    def ended(self, request: Request, size: int, left: bool) -> None:
+        """Called when a stream has ended, after so many bytes, or a caller has left that waited for its
+        answer. left: the caller ended it."""
+
 
 def waits_for(error: OSError, plain: int) -> int:
     """What a non-blocking socket that raised this has to wait for: a poll mask, `plain` unless TLS says
@@ -1491,8 +1638,8 @@ class Channel:
     __slots__ = ("server", "socket", "peer", "lock", "out", "deadline", "since", "busy", "ended", "closing",
                  "done",
                  "lingering", "closed", "mask", "handshaking", "unsent", "taker", "taken_since", "taken",
-                 "answered",
-                 "incoming")
+                 "answered", "passed",
+                 "incoming", "unnamed")
 
     def __init__(self, server: HttpServer, sock: Any, peer: str) -> None:
         self.server = server
@@ -1509,6 +1656,7 @@ class Channel:
         self.taker = peer               # whose share they are counted in
         self.taken_since = 0.0          # when the network last had taken all, and what it took since then
         self.taken = 0
+        self.passed = 0                 # bytes given to push since the answer began
         self.answered = False           # once: it is no newcomer whose first request is still to come
         self.ended = False              # the caller sends nothing more
         self.closing = False            # nothing more is read: close when all is sent
@@ -1517,6 +1665,8 @@ class Channel:
         self.closed = False
         self.mask = 0
         self.handshaking = server.tls is not None
+        # a PROXY header may come, which says who is spoken for
+        self.unnamed = server.proxies.trusts(peer)
         self.interest(selectors.EVENT_READ)
 
     def on_input(self) -> None:
@@ -1540,6 +1690,10 @@ class Channel:
             self.mask = mask
 
     def on_event(self, mask: int) -> None:
+        if self.unnamed:
+            self._take_name()
+            if self.unnamed or self.closed:
+                return
         if self.handshaking:
             self._shake_hands()
             return
@@ -1547,6 +1701,25 @@ class Channel:
             self.push(b"")
         if mask & selectors.EVENT_READ and not self.closed:
             self.on_input()
+
+    def _take_name(self) -> None:
+        """Read the PROXY header that a trusted proxy may begin with; TLS comes after it."""
+        try:
+            with self.lock:
+                found = parse_proxy_header(self.socket.recv(4096, socket.MSG_PEEK))
+                if found is not None:
+                    self.socket.recv(found[0])
+                    self.peer = self.taker = found[1] or self.peer
+                self.unnamed = False
+                if self.server.tls is not None:
+                    self.interest(0)
+                    self.socket = self.server.tls.wrap_socket(self.socket, server_side=True,
+                                                              do_handshake_on_connect=False)
+                    self.interest(selectors.EVENT_READ)
+        except (OSError, ValueError) as error:
+            if not isinstance(error, BlockingIOError):
+                self.server.refusals["proxy"] += 1
+                self.close()
 
     def _shake_hands(self) -> None:
         import ssl
@@ -1578,6 +1751,7 @@ class Channel:
                 return
             self.closing |= close
             self.done |= done
+            self.passed += len(data)
             now = time.monotonic()
             if self.out:
                 self.out += data
@@ -1668,13 +1842,14 @@ class Connection(Channel):
     at the buffer afterwards, and who fills the buffer looks at busy afterwards: so what was received is never
     left lying.
     """
-    __slots__ = ("request", "reserved", "counted_for", "waiting", "timer")
+    __slots__ = ("request", "reserved", "counted_for", "waiting", "waiter", "timer")
 
     def __init__(self, server: HttpServer, sock: Any, peer: str) -> None:
         self.request: Optional[Request] = None      # the one whose body is arriving
         self.reserved = 0               # bytes counted for the body that is arriving, until it is answered
         self.counted_for = ""           # whose share they are counted in
         self.waiting: Any = None        # the Later or Stream that the caller waits on
+        self.waiter: Optional[Request] = None       # the request that does, until its end is told
         self.timer: Optional[Timer] = None
         super().__init__(server, sock, peer)
 
@@ -1781,7 +1956,7 @@ class Connection(Channel):
         if isinstance(answer, Response):
             self.respond(request, answer)
             return
-        self.waiting = answer
+        self.waiting, self.waiter, self.passed = answer, request, 0
         if isinstance(answer, Stream):
             data = self.server.encode(request, answer.head, stream=True)
             self.server.app.finished(request, self.peer, answer.head, 0)
@@ -1792,6 +1967,7 @@ class Connection(Channel):
             else:
                 answer.start(self)
         else:
+            request.waited = True
             self.timer = self.server.loop.later(answer.seconds,
                                                 partial(self.server.workers.put, answer.expire))
             answer.start(partial(self.respond, request))
@@ -1804,7 +1980,7 @@ class Connection(Channel):
             self.server.loop.soon(self.on_end)
 
     def respond(self, request: Optional[Request], response: Response, close: bool = False) -> None:
-        self.waiting = None
+        self.waiting = self.waiter = None
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -1821,7 +1997,14 @@ class Connection(Channel):
     def finish(self) -> None:
         """The end of a stream."""
         self.waiting = None
+        self._tell_end(self.closed)
         self.push(b"", close=True, done=True)
+
+    def _tell_end(self, left: bool) -> None:
+        with self.lock:
+            waiter, self.waiter = self.waiter, None
+        if waiter is not None:
+            self.server.app.ended(waiter, self.passed, left)
 
     def on_sent(self) -> None:
         if self.closed:
@@ -1847,6 +2030,7 @@ class Connection(Channel):
         waiting, self.waiting = self.waiting, None
         if self.timer is not None:
             self.timer.cancel()
+        self._tell_end(True)
         if waiting is not None:
             waiting.gone()
 
@@ -1893,6 +2077,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self.limits = dict({name: limit.default for name, limit in LIMITS.items()}, **(limits or {}))
         self.tls = tls
         self.parse = head_parser(self.limits)
+        self.proxies = Proxies()
         self.draining = False
         self.closed_to_new = False          # while draining: all that had arrived has been taken
         self.connections: Set[Connection] = set()
@@ -1920,6 +2105,11 @@ class HttpServer(http.server.ThreadingHTTPServer):
             self.socket.close()
             self.socket = sock
             self.server_address = sock.getsockname()
+
+    def behind(self, proxies: Sequence[str], base_path: str = "") -> None:
+        """Take the word of proxies in these networks for whom they speak; and have this before all paths, as
+        callers see them. Raises ValueError."""
+        self.proxies = Proxies(proxies, base_path)
 
     @property
     def port(self) -> int:
@@ -2037,12 +2227,13 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 sock.setblocking(False)
                 if sock.family != getattr(socket, "AF_UNIX", None):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if self.tls is not None:
+                peer = str(address[0]) if address else "local"
+                if self.tls is not None and not self.proxies.trusts(peer):
                     sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
             except OSError:
                 sock.close()
                 continue
-            connection = Connection(self, sock, str(address[0]) if address else "local")
+            connection = Connection(self, sock, peer)
             self.connections.add(connection)
             if len(self.connections) > self.limits["connections"] and not _evict(self):
                 self.refusals["connections"] += 1
@@ -2054,7 +2245,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
         request = Request(head, b"", connection.peer, given if given and _REQUEST_ID.fullmatch(given) else
                           "%s-%x" % (self._prefix, next(self._ids)), self.tls is not None)
         if self.tls is not None:
-            request.certificate = _certificate_name(connection.socket)
+            request.certificate = _certificate_names(connection.socket)
+        self.proxies.look(request, connection.peer)
         self.app.prepare(request)
         return request
 
@@ -2093,6 +2285,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 # From here on nobody joins: what is read now was not asked for after it was read.
                 self._pending.pop(key, None)
                 self._running.add(key)
+        run.request.queued = time.monotonic() - run.since
         answer = self._handle(run.request)
         if key is not None:
             with self._lock:
@@ -2139,14 +2332,14 @@ class HttpServer(http.server.ThreadingHTTPServer):
         body = b"" if stream else response.body
         tagged = same = zipped = False
         extra: Sequence[Tuple[str, str]] = ()
-        version = 1
+        version, prefix = 1, request.prefix if request is not None else ""
         if request is not None:
             headers, version, extra = request.headers, request.head.version, self.app.extra_headers(request)
             tagged = response.status == 200 and request.method in ("GET", "HEAD") and not stream
             zipped = len(body) >= 1024 and _accepts_gzip(headers.get("accept-encoding", ""))
             same = tagged and "if-none-match" in headers and etag_matches(headers["if-none-match"],
                     response.etag)
-        form = (tagged, same, zipped, close, version)
+        form = (tagged, same, zipped, close, version, prefix)
         head = response.heads.get(form)
         if head is None or extra:
             head = _header_fields(response, extra, stream, *form)
@@ -2199,7 +2392,7 @@ def _evict(server: HttpServer) -> bool:
 
 
 def _header_fields(response: Response, extra: Sequence[Tuple[str, str]], stream: bool, tagged: bool,
-                   same: bool, zipped: bool, close: bool, version: int) -> bytes:
+                   same: bool, zipped: bool, close: bool, version: int, prefix: str) -> bytes:
     """The header fields that are the same for every answer of this form."""
     bodiless = same or response.status == 204
     lines = ""
@@ -2211,6 +2404,8 @@ def _header_fields(response: Response, extra: Sequence[Tuple[str, str]], stream:
     if len(response.body) >= 1024:
         lines += "Vary: Accept-Encoding\r\n"
     for name, value in itertools.chain(response.headers, extra):
+        if prefix and name in ("Location", "Link"):
+            value = re.sub(r"^(<?)/", r"\g<1>%s/" % prefix, value)
         lines += "%s: %s\r\n" % (name, re.sub(r"[\x00-\x1f\x7f]", " ", value))
     if close or stream:
         lines += "Connection: close\r\n"
@@ -2245,10 +2440,12 @@ def _accepts_gzip(header: str) -> bool:
     return named.get("gzip", named.get("*", False))
 
 
-def _certificate_name(sock: Any) -> Optional[str]:
-    """The common name in the caller's verified certificate."""
-    subject = (sock.getpeercert() or {}).get("subject", ())
-    return next((value for part in subject for name, value in part if name == "commonName"), None)
+def _certificate_names(sock: Any) -> Tuple[str, ...]:
+    """The names in the caller's verified certificate: the common name, then the others, as CN=…, DNS=…."""
+    found = sock.getpeercert() or {}
+    names = [("CN", value) for part in found.get("subject", ()) for name, value in part
+             if name == "commonName"]
+    return tuple("%s=%s" % each for each in names + list(found.get("subjectAltName", ())))
 
 
 # ============================================================================================================
@@ -2923,6 +3120,8 @@ IsolationUnavailable = failure("ISOLATION_UNAVAILABLE", 503,
                                "This machine has nothing to shut a configuration in with.")
 SchedulerTransient = failure("ERROR_TRANSIENT", 503,
                              "The scheduler's storage is not ready; the call had no effect.", 1, True)
+AuditUnavailable = failure("AUDIT_UNAVAILABLE", 503,
+                           "The audit trail cannot be written, and nothing is done without it.", 5)
 NoLeader = failure("NO_LEADER", 503, "No scheduler is leading.", retry_after=5)
 SchedulerTimeout = failure("SCHEDULER_TIMEOUT", 504,
                            "The scheduler did not answer in time; a write may still take effect.")
@@ -3370,13 +3569,14 @@ class _Wire:
 class Ask(NamedTuple):
     """A call: what goes to the scheduler and what is wanted of the reply. projection: only these parts of the
     Response; authorization: instead of the scheduler's own; known: the reply to the last such call, if the
-    caller remembers it."""
+    caller remembers it; request_id: for the scheduler's log and its proxies'."""
     method: Method
     arguments: Any
     message: bytes              # the call in the binary protocol
     projection: Optional[Projection] = None
     authorization: Optional[str] = None
     known: Optional[Known] = None
+    request_id: Optional[str] = None
 
 
 class _Network:
@@ -3546,6 +3746,8 @@ class Scheduler:
         self.network = _Network(connect_timeout, max_answer, parallel, ca_file)
         self.leader: Optional[str] = None
         self.observe: Callable[[str, str, float], None] = lambda method, outcome, seconds: None
+        self.observe_wait: Callable[[float], None] = lambda seconds: None       # for a slot
+        self.led_since = 0.0                # since when, in Unix time, the leader is known as such
         self.retries = self.leader_changes = 0
         self._locate = locate
         self.answered = -math.inf           # when a scheduler last answered a call
@@ -3553,6 +3755,9 @@ class Scheduler:
         self._leading: Optional[_Location] = None
         # all that are the cluster's own
         self._named = [_Location.parse(each) for each in urls] if not locate else []
+        self.trouble: Optional[Tuple[float, str]] = None        # when a call last failed, and how
+        if isinstance(locate, ZooKeeperLocator):
+            locate.moved = self._moved
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         if method.startswith("_"):
@@ -3563,8 +3768,33 @@ class Scheduler:
             method, "; did you mean %s?" % " or ".join(near) if near else ""))
 
     def close(self) -> None:
-        """Close the idle connections."""
+        """Close the idle connections, and a session with ZooKeeper."""
         self.network.close()
+        if isinstance(self._locate, ZooKeeperLocator):
+            self._locate.close()
+
+    def state(self) -> Json:
+        """How things stand with it, for who operates it. Times are milliseconds since 1970."""
+        with self._lock:
+            named, leading = list(self._named), self._leading
+        circuit = self.network.circuit(leading or named[0]) if leading or named else None
+        lost = self._locate is not None and self.leader not in [str(each) for each in named]
+        failure = self._locate.failure if isinstance(self._locate, ZooKeeperLocator) else None
+        now, answered = time.time() - time.monotonic(), self.answered
+        when, what = self.trouble or (None, None)
+        return {"leader": None if lost else self.leader, "schedulers": [str(each) for each in named],
+                "circuit": "open" if circuit and circuit.left else "closed",
+                "answered": None if answered == -math.inf else int((now + answered) * 1000),
+                "error": what, "failed": when and int((now + when) * 1000),
+                "zookeeper": str(failure) if failure else None}
+
+    def _moved(self, urls: Sequence[str]) -> None:
+        """ZooKeeper tells who the schedulers are: one that is no longer among them leads no more."""
+        found = [_Location.parse(url) for url in urls]
+        with self._lock:
+            self._named = found
+            if self._leading not in found:
+                self._leading = None
 
     def __enter__(self) -> Scheduler:
         return self
@@ -3583,11 +3813,6 @@ class Scheduler:
         return self.ask(self.prepare(method, *arguments, projection=projection, authorization=authorization,
                                      **named),
                         timeout)[1]
-
-    def _locate_now(self, seconds: float) -> None:
-        found = [_Location.parse(url) for url in self._locate(seconds)] if self._locate else []
-        with self._lock:
-            self._named = found
 
     @staticmethod
     def prepare(method: str, *arguments: Any, projection: Optional[Projection] = None,
@@ -3633,6 +3858,7 @@ class Scheduler:
                 self.answered = time.monotonic()
             if error.sent and ask.method.writes:
                 error.doubt(ask.method.name)
+            self._note_trouble(error)
             raise
         finally:
             self.observe(ask.method.name, outcome, time.monotonic() - started)
@@ -3646,11 +3872,21 @@ class Scheduler:
         except (Unauthorized, AuthFailed):
             pass            # it answers; who may ask is between callers and it
         except _Broken as broken:
-            return _unreached(self.name, broken)
+            return self._note_trouble(_unreached(self.name, broken))
         except AuroraError as error:
-            return error
+            return self._note_trouble(error)
         self.answered = time.monotonic()
         return None
+
+    def _note_trouble(self, error: AuroraError) -> AuroraError:
+        if isinstance(error, (SchedulerUnreachable, SchedulerTimeout, NoLeader, BadAnswer)):
+            self.trouble = (time.monotonic(), "%s: %s" % (error.code, error))
+        return error
+
+    @property
+    def up(self) -> bool:
+        """Whether the last call was answered; False before the first."""
+        return self.answered > (self.trouble[0] if self.trouble else -math.inf)
 
     def _repeat(self, ask: Ask, deadline: float) -> Tuple[bytes, Any]:
         """Attempt a call until it is answered or its time for retries is over."""
@@ -3686,7 +3922,9 @@ class Scheduler:
         first = [leading] if leading else self._named
         if first and all(self.network.circuit(each).left for each in first):
             raise self.network.open(first[0])
-        self.semaphore.enter(deadline - time.monotonic())
+        came = time.monotonic()
+        self.semaphore.enter(deadline - came)
+        self.observe_wait(time.monotonic() - came)
         try:
             body = self._post(ask, deadline)
             # one that was emptied is no reply
@@ -3748,7 +3986,7 @@ class Scheduler:
     def _others(self, leading: Optional[_Location], deadline: float) -> Iterator[_Location]:
         """The schedulers beside the leader; a generator, so that ZooKeeper is asked when it comes to that."""
         if self._locate:
-            self._locate_now(deadline - time.monotonic())
+            self._moved(self._locate(deadline - time.monotonic()))
         with self._lock:
             found = list(self._named)
         yield from (each for each in found if each != leading)
@@ -3763,8 +4001,9 @@ class Scheduler:
                                 "that are known here; credentials are not sent there (name it in --scheduler "
                                 "or clusters.json)" % (
                                     str(location)))
-            request = self.network.head(location,
-                                        authorization) + b"%d\r\n\r\n" % len(ask.message) + ask.message
+            named = "X-Request-Id: %s\r\n" % ask.request_id if ask.request_id else ""
+            request = b"%b%d\r\n%b\r\n%b" % (self.network.head(location, authorization), len(ask.message),
+                                             named.encode(), ask.message)
             status, headers, body = self.network.exchange(
                 location, request, deadline, ask.known, ask.message[8:12 + len(method.name)])
             if status == 200:
@@ -3825,7 +4064,7 @@ class Scheduler:
             self._leading = location
         if changed:
             self.leader_changes += bool(self.leader and self.leader != str(location))
-            self.leader = str(location)
+            self.leader, self.led_since = str(location), time.time()
 
     def _forget_leader(self) -> None:
         with self._lock:
@@ -3851,13 +4090,15 @@ def narrowed(scheduler: Scheduler, ask: Ask, timeout: Optional[float] = None) ->
     ids = Projection(Type("struct", api.Response), {"responseCode": True, "details": True, "result": {
         "scheduleStatusResult": {"tasks": {"assignedTask": {"taskId": True}}}}})
     response = scheduler.ask(scheduler.prepare(
-        "getTasksWithoutConfigs", look, projection=ids, authorization=ask.authorization), timeout)[1]
+        "getTasksWithoutConfigs", look, projection=ids,
+        authorization=ask.authorization)._replace(request_id=ask.request_id), timeout)[1]
     tasks = response["result"]["scheduleStatusResult"].get("tasks", ())
     found = {task.get("assignedTask", {}).get("taskId") for task in tasks} - {None, ""}
     if not found:
         return None
     return scheduler.prepare("pruneTasks", api.TaskQuery(taskIds=found, statuses=look.statuses),
-                             projection=ask.projection, authorization=ask.authorization)
+                             projection=ask.projection,
+                             authorization=ask.authorization)._replace(request_id=ask.request_id)
 
 
 def _declare_methods() -> None:
@@ -3901,6 +4142,18 @@ class Cluster(NamedTuple):
     basic: bool = False
     docker_registry: str = "https://registry-1.docker.io"
 
+    @property
+    def place(self) -> str:
+        """Where its schedulers are, in words."""
+        return "ZooKeeper %s %s" % (self.zk, self.zk_path) if self.zk else ", ".join(self.urls)
+
+
+def _with_port(host: str, port: str) -> str:
+    """HOST:PORT; a port that is there stays, and a bare IPv6 address gets brackets."""
+    if host.count(":") > 1 and not host.startswith("["):
+        host = "[%s]" % host
+    return host if re.search(r"(^[^:\]]*|\]):\d+$", host) else "%s:%s" % (host, port)
+
 
 CLUSTER_FILES = (os.path.join("$AURORA_CONFIG_ROOT", "clusters.json"), "~/.aurora/clusters.json")
 
@@ -3929,10 +4182,10 @@ def read_clusters(path: str) -> List[Cluster]:
                        or Cluster(None).docker_registry,
                        basic=(entry.get("auth_mechanism") or "").upper() == "BASIC")
         if entry.get("zk"):     # before scheduler_uri, as for the aurora client
-            hosts = ["%s:%s" % (host.strip(), port) if ":" not in host else host.strip()
-                     for host in entry["zk"].split(",")]
-            made = made._replace(zk=",".join(hosts), zk_path=entry.get("scheduler_zk_path")
-                                 or "/aurora/scheduler")
+            ensemble, slash, chroot = entry["zk"].strip().partition("/")
+            made = made._replace(zk=",".join(_with_port(host.strip(), port) for host in ensemble.split(","))
+                                 + slash + chroot,
+                                 zk_path=entry.get("scheduler_zk_path") or "/aurora/scheduler")
         elif entry.get("scheduler_uri"):
             _Location.parse(entry["scheduler_uri"])
             made = made._replace(urls=(entry["scheduler_uri"],))
@@ -3957,88 +4210,124 @@ def default_clusters() -> List[Cluster]:
 class ZooKeeperLocator:
     """Where the schedulers of a cluster listen, as ZooKeeper tells it.
 
-    A call waits for as long as its caller has, for a look-up in a thread of its own; there is one at a time,
-    however many wait. The last answer is kept: while ZooKeeper is away it is given after a second, so that a
-    leader that is known to nobody else is still found. A look-up that ended less than a second ago is not
-    made again, and one that has not ended in fifteen is given up. _lock guards all fields.
+    From the first question on one session is kept, and a watch on the schedulers' group. A thread reads the
+    group when the watch fires, when the session is lost or comes back, and every half minute; while that
+    fails, once a second. What it read last is kept, so that without ZooKeeper the last leader goes on. For
+    any thread; _lock guards _urls, failure, _thread and _closed; `moved` is called by the thread, with the
+    URLs, after each reading.
     """
-    FRESH = 1.0
-    GIVE_UP = 15.0
+    AGAIN = 1.0
+    REFRESH = 30.0
+    PATIENCE = 5.0          # seconds for one answer of ZooKeeper
 
-    def __init__(self, cluster: Cluster, ask: Optional[Callable[[Cluster], List[str]]] = None) -> None:
+    def __init__(self, cluster: Cluster, connect: Optional[Callable[[Cluster], Any]] = None) -> None:
         self.cluster = cluster
-        self._ask = ask or _ask_zookeeper
+        self.failure: Optional[AuroraError] = None      # of the last reading
+        self.moved: Callable[[Sequence[str]], None] = lambda urls: None
+        self._connect = connect or _zookeeper_client
         self._lock = threading.Lock()
         self._urls: List[str] = []
-        self._failure: Optional[AuroraError] = None
-        self._looked = self._began = -math.inf
-        self._under_way: Optional[threading.Event] = None
+        self._thread: Optional[threading.Thread] = None
+        self._closed = False
+        self._read = threading.Event()      # once: the group, or why it cannot be read
+        self._wake = threading.Event()
 
     def __call__(self, seconds: float) -> Sequence[str]:
         """The URLs; none where no scheduler is advertised. Raises AuroraError."""
         with self._lock:
-            known = bool(self._urls)
-            now = time.monotonic()
-            if now - self._looked > self.FRESH and (self._under_way is None
-                                                    or now - self._began > self.GIVE_UP):
-                self._under_way, self._began = threading.Event(), now
+            if self._thread is None and not self._closed:
+                thread = threading.Thread(target=self._follow, name="zookeeper", daemon=True)
                 try:
-                    threading.Thread(target=self._look, args=(self._under_way,), name="zookeeper",
-                                     daemon=True).start()
+                    thread.start()
                 except RuntimeError:
-                    self._under_way = None
                     raise Overloaded("no thread could be started to ask ZooKeeper") from None
-            under_way = self._under_way
-        late = under_way is not None and not under_way.wait(max(0.0, min(1.0, seconds) if known else seconds))
+                self._thread = thread
+        known = self._read.wait(max(0.0, seconds))
         with self._lock:
-            if self._urls or not late and self._failure is None:
+            if self._urls or known and self.failure is None:
                 return list(self._urls)
-            raise self._failure or SchedulerTimeout("ZooKeeper %s did not tell in time where cluster %s is" %
-                                                    (
+            if self.failure is not None:
+                raise type(self.failure)(*self.failure.messages)
+            raise SchedulerTimeout("ZooKeeper %s did not tell in time where cluster %s is" % (
                 self.cluster.zk, self.cluster.name))
 
-    def _look(self, under_way: threading.Event) -> None:
-        urls, failure = None, None
-        try:
-            urls = self._ask(self.cluster)
-        except AuroraError as error:
-            failure = error
-        except Exception as error:      # kazoo raises its own classes and those of its handlers
-            failure = SchedulerUnreachable("ZooKeeper %s does not tell where cluster %s is: %s" % (
-                self.cluster.zk, self.cluster.name, str(error) or type(error).__name__))
+    def close(self) -> None:
+        """End the session."""
         with self._lock:
-            if under_way is self._under_way:        # else it was given up, and what it says is old
-                if urls is not None:
-                    self._urls = urls
-                self._failure = failure
-                self._looked = time.monotonic()
-                self._under_way = None
-        under_way.set()
+            self._closed = True
+        self._wake.set()
+
+    def _changed(self, *_: Any) -> None:
+        self._wake.set()
+
+    def _follow(self) -> None:
+        client: Any = None
+        while not self._closed:
+            self._wake.clear()
+            urls, failure = None, None
+            try:
+                if client is None:
+                    client = self._connect(self.cluster)
+                    client.add_listener(self._changed)
+                    if not client.start_async().wait(self.PATIENCE):
+                        raise OSError("no connection in %g s" % self.PATIENCE)
+                urls = self._members(client)
+            except AuroraError as error:
+                failure = error
+            except Exception as error:      # kazoo raises its own classes and those of its handlers
+                failure = SchedulerUnreachable("ZooKeeper %s does not tell where cluster %s is: %s" % (
+                    self.cluster.zk, self.cluster.name, str(error) or type(error).__name__))
+            with self._lock:
+                self._urls = self._urls if urls is None else urls
+                self.failure = failure
+            if urls is not None:
+                self.moved(urls)
+            self._read.set()
+            self._wake.wait(self.AGAIN if failure else self.REFRESH)
+        if client is not None:
+            with contextlib.suppress(Exception):
+                client.stop()
+                client.close()
+
+    def _members(self, client: Any) -> List[str]:
+        """The URLs in the group. Raises AuroraError for a znode that is missing or may not be read."""
+        path, answers = self.cluster.zk_path, []
+        try:
+            names = client.get_children_async(path, watch=self._changed).get(timeout=self.PATIENCE)
+        except Exception as error:
+            kind = type(error).__name__
+            if kind == "NoNodeError":
+                client.exists_async(path, watch=self._changed).get(timeout=self.PATIENCE)
+            why = {"NoNodeError": "there is no znode %s; is it the cluster's scheduler_zk_path?",
+                   "NoAuthError": "the znode %s may not be read without credentials"}.get(kind)
+            if why is None:
+                raise
+            raise SchedulerUnreachable("ZooKeeper %s does not tell where cluster %s is: %s" % (
+                self.cluster.zk, self.cluster.name, why % path)) from None
+        for name in sorted(names):
+            if name.startswith("member_"):
+                answers.append(client.get_async("%s/%s" % (path, name)))
+        urls = []
+        for answer in answers:
+            try:
+                url = member_url(answer.get(timeout=self.PATIENCE)[0])
+            except Exception as error:
+                if type(error).__name__ != "NoNodeError":       # gone since the list was made
+                    raise
+                continue
+            urls += [url] if url else []
+        return urls
 
 
-def _ask_zookeeper(cluster: Cluster) -> List[str]:
+def _zookeeper_client(cluster: Cluster) -> Any:
     try:
         from kazoo.client import KazooClient  # type: ignore[import-not-found, unused-ignore]
-        from kazoo.exceptions import NoNodeError  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise SchedulerUnreachable(
             "cluster %s is found through ZooKeeper (%s), which needs the package kazoo: pip install kazoo; "
             "or give its scheduler_uri in clusters.json, or --scheduler %s=URL" %
             (cluster.name, cluster.zk, cluster.name)) from None
-    client = KazooClient(hosts=cluster.zk, timeout=5.0, read_only=True)
-    try:
-        client.start(timeout=5)
-        urls = []
-        for member in sorted(client.get_children(cluster.zk_path)):
-            if member.startswith("member_"):
-                with contextlib.suppress(NoNodeError):      # gone since the list was made
-                    url = member_url(client.get("%s/%s" % (cluster.zk_path, member))[0])
-                    urls += [url] if url else []
-        return urls
-    finally:
-        with contextlib.suppress(Exception):
-            client.stop()
-            client.close()
+    return KazooClient(hosts=cluster.zk, timeout=5.0, read_only=True)
 
 
 def member_url(data: bytes) -> Optional[str]:
@@ -7809,6 +8098,7 @@ class Evaluator:
     def __init__(self, most: int = 4, limits: ConfigLimits = ConfigLimits(), trusted: bool = False,
                  include_root: Optional[str] = None) -> None:
         self.limits = limits
+        self.workers = most
         self.trusted = trusted
         self.include_root = os.path.realpath(include_root) if include_root else None
         self.isolation: Optional[List[str]] = None
@@ -8211,11 +8501,16 @@ class Session:
     time.
 
     The one door for writes. Before one is sent, `permit` is asked whether the caller may do this to all that
-    its arguments name; a dry run ends there. `sent` tells whether any may have reached the scheduler.
+    its arguments name; a dry run ends there; `announce` hears of what is sent now, and may raise to keep it
+    from that. `sent` tells whether any may have reached the scheduler. request_id: goes with every call.
     """
 
     def __init__(self, scheduler: Any, authorization: Optional[str] = None, dry_run: bool = False,
-                 permit: Callable[[Method, Any], None] = lambda method, arguments: None) -> None:
+                 permit: Callable[[Method, Any], None] = lambda method, arguments: None,
+                 announce: Callable[[Ask], None] = lambda ask: None,
+                 request_id: Optional[str] = None) -> None:
+        self.announce = announce
+        self.request_id = request_id
         self.scheduler = scheduler
         self.authorization = authorization
         self.dry_run = dry_run
@@ -8227,7 +8522,8 @@ class Session:
              timeout: Optional[float] = None, **named: Any) -> Any:
         """As Scheduler.call. Raises DryRun instead of sending a write in a dry run."""
         ask = self.scheduler.prepare(method, *arguments, projection=projection,
-                                     authorization=self.authorization, **named)
+                                     authorization=self.authorization,
+                                     **named)._replace(request_id=self.request_id)
         if not ask.method.writes:
             return self.scheduler.ask(ask, timeout)[1]
         check_one_name(ask.arguments)
@@ -8236,6 +8532,7 @@ class Session:
             left = narrowed(self.scheduler, ask, timeout)
             raise DryRun(method, (left or ask).arguments,
                          **dict(self.notes, **({} if left else {"nothing": True})))
+        self.announce(ask)
         try:
             reply, response = self.scheduler.ask(ask, timeout)
         except AuroraError as error:
@@ -8833,6 +9130,7 @@ class Operation(Source):
         self.user = user
         # who alone may cancel it, where `user` is only what somebody says of himself
         self.owner = owner
+        self.request_id: Optional[str] = None       # of the request that began it
         # level and role that began it: what cancelling takes
         self.needs: Tuple[str, Optional[str]] = ("write", None)
         self.state = "running"          # then succeeded, failed, cancelled or interrupted
@@ -8979,16 +9277,18 @@ class _Slot:
 
 class Operations:
     """The operations of this process: at most `running` at a time, the last `kept` remembered. _lock guards
-    _all."""
+    _all and _untold."""
 
     def __init__(self, running: int = 100, kept: int = 1000) -> None:
         self.limit = running
         self.kept = kept
         self._lock = threading.Lock()
         self._slots = threading.Semaphore(running)
+        self._untold = 0                # begun, and their end is not in the log yet
         self._all: collections.OrderedDict[str, Operation] = collections.OrderedDict()
         self.outcomes: collections.Counter[str] = collections.Counter()
         self.log: Callable[[str], None] = lambda line: None
+        self.ended: Callable[[Event], None] = lambda event: self.log(event)
 
     def take(self) -> _Slot:
         """A place, with its thread, before anything has an effect. Raises Overloaded."""
@@ -9001,32 +9301,43 @@ class Operations:
             raise Overloaded("no thread could be started for the operation; try again",
                              retry_after=5) from None
 
+    def check_alone(self, kind: str, key: str) -> None:
+        """Raises Conflict where an operation of that kind on the same thing is running: two that each take
+        care of what is up would take it down together."""
+        for other in tuple(self._all.values()):
+            if (other.kind, other.key, other.state) == (kind, key, "running"):
+                raise Conflict("a %s of %s is running already: operation %s, begun by %s; wait for its end, "
+                               "cancel it, or say force=1" % (kind, key, other.id, other.user),
+                               code="OPERATION_RUNNING", operation=other.to_plain())
+
     def start(self, operation: Operation, work: Callable[[Operation], Any],
               slot: Optional[_Slot] = None, alone: bool = False) -> Operation:
-        """Run `work` in the place that was taken, or in a new one. Raises Overloaded; where it is to be
-        alone, Conflict while another one of its kind and key runs here."""
+        """Run `work` in the place that was taken, or in a new one. alone: not beside another one of its kind
+        on the same thing. Raises Overloaded, Conflict."""
         slot = slot or self.take()
         operation.on_step = self._log_step
         with self._lock:
-            others = [each for each in self._all.values() if alone and each.state == "running" and
-                      (each.kind, each.key) == (operation.kind, operation.key)]
-            if not others:
-                self._all[operation.id] = operation
+            if alone:
+                try:
+                    self.check_alone(operation.kind, operation.key)
+                except Conflict:
+                    slot.give()
+                    raise
+            self._all[operation.id] = operation
+            self._untold += 1
             ended = [each.id for each in self._all.values() if each.state != "running"]
             for old in ended[:max(0, len(self._all) - self.kept)]:
                 del self._all[old]
-        if others:
-            slot.give()
-            raise Conflict("a %s of %s is under way, operation %s; force=1 begins another beside it" % (
-                operation.kind, operation.key, others[0].id), code="OPERATION_UNDER_WAY",
-                operation=others[0].to_plain())
         slot.begin(operation, work)
         return operation
 
+    @staticmethod
+    def _event(operation: Operation, **fields: Any) -> Event:
+        return Event("operation", id=operation.id, kind=operation.kind, key=operation.key,
+                     user=operation.user, request=operation.request_id, **fields)
+
     def _log_step(self, operation: Operation, step: Json) -> None:
-        self.log("operation id=%s kind=%s key=%s step=%s instances=%s" % (
-            operation.id, operation.kind, operation.key, json.dumps(step["text"][:200]),
-            ",".join(map(str, step.get("instances", ())))[:200] or "-"))
+        self.log(self._event(operation, step=step["text"][:200], instances=step.get("instances", [])[:200]))
 
     def _run(self, slot: _Slot) -> None:
         operation = slot.operation
@@ -9034,17 +9345,19 @@ class Operations:
             if operation is not None:
                 operation.run(slot.work)
                 self.outcomes[operation.kind + " " + operation.state] += 1
-                self.log("operation id=%s kind=%s key=%s user=%s ended=%s done=%d failed=%d total=%d" % (
-                    operation.id, operation.kind, operation.key, operation.user, operation.state,
-                    operation.done,
-                    operation.failed, operation.total))
+                met = {each for step in tuple(operation.steps) for each in step.get("instances", ())}
+                self.ended(self._event(
+                    operation, ended=operation.state, done=operation.done, failed=operation.failed,
+                    total=operation.total, instances=sorted(met),
+                    errors="; ".join(operation.errors)[:500] or None))
                 if operation.failure is not None and not isinstance(operation.failure,
                         (AuroraError, Cancelled)):
-                    self.log("error operation=%s %s: %s at %s" %
-                             (operation.id, type(operation.failure).__name__, operation.failure,
-                                                                  _place(operation.failure)))
+                    self.log(Event("error", operation=operation.id, error="%s: %s" % (
+                        type(operation.failure).__name__, operation.failure), at=_place(operation.failure)))
         finally:
             self._slots.release()
+            with self._lock:
+                self._untold -= operation is not None
 
     def __getitem__(self, operation_id: str) -> Operation:
         with self._lock:
@@ -9068,7 +9381,7 @@ class Operations:
         for each in self.all():
             each.stop("interrupted")
         deadline = time.monotonic() + seconds
-        while self.running and time.monotonic() < deadline:
+        while self._untold and time.monotonic() < deadline:
             time.sleep(0.02)
 
 
@@ -10733,9 +11046,9 @@ class Metrics:
                 histogram = samples[values] = Histogram()
             histogram.observe(seconds)
 
-    def answered(self, route: str, method: str, status: int, seconds: float) -> None:
+    def answered(self, route: str, method: str, status: int, seconds: Optional[float]) -> None:
         """Count an answered request: the two families that every request touches, with one look-up and one
-        lock."""
+        lock. seconds: None where the caller wanted to wait, so that they say nothing of the server."""
         with self._lock:
             entry = self._answered.get((route, method, status))
             if entry is None:
@@ -10745,7 +11058,8 @@ class Metrics:
                     counts, (route, method, str(status)), durations.setdefault((route,), Histogram()))
             counts, values, histogram = entry
             counts[values] = counts.get(values, 0) + 1
-            histogram.observe(seconds)
+            if seconds is not None:
+                histogram.observe(seconds)
 
     def text(self) -> str:
         """All of them, in the text format 0.0.4."""
@@ -10786,6 +11100,9 @@ def process_figures() -> Dict[str, float]:
     times = os.times()
     figures = {"process_cpu_seconds_total": times.user + times.system,
                "aurora_rest_threads": float(threading.active_count())}
+    with contextlib.suppress(ImportError):
+        import resource
+        figures["process_max_fds"] = float(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     with contextlib.suppress(OSError, ValueError, IndexError):
         figures["process_open_fds"] = float(len(os.listdir("/proc/self/fd")))
         figures["process_resident_memory_bytes"] = resident_bytes()
@@ -10809,6 +11126,7 @@ class User(NamedTuple):
     level: str
     roles: Tuple[str, ...] = ("*",)
     known: bool = True
+    by: str = "token"           # how that is known
 
     def may(self, level: str, role: Optional[str]) -> bool:
         if LEVELS.index(self.level) < LEVELS.index(level):
@@ -10818,7 +11136,7 @@ class User(NamedTuple):
         return role is not None and any(glob(pattern)(role) for pattern in self.roles)
 
 
-ANONYMOUS = User("anonymous", "admin", known=False)
+ANONYMOUS = User("anonymous", "admin", known=False, by="nobody")
 
 
 def hash_token(token: str) -> str:
@@ -10828,55 +11146,94 @@ def hash_token(token: str) -> str:
 
 
 class Tokens:
-    """The tokens of a file: one a line, `NAME LEVEL ROLES sha256:HASH`, ROLES being patterns joined by
-    commas."""
+    """Who may do what, from a file: a line each, `NAME LEVEL ROLES WHO [until=YYYY-MM-DD]`, ROLES being
+    patterns joined by commas. WHO is a token's sha256:HASH; a name in a client certificate, as CN=…, DNS=…,
+    URI=… or email=…, with %20 for a blank; or `user`, for what a trusted proxy calls the caller, where the
+    NAME * is for all that have no line."""
+    _LINE = re.compile(r"(\S+)\s+(%s)\s+(\S+)\s+(sha256:[0-9a-f]{64}|(?:CN|DNS|URI|email)=\S+|user)"
+                       r"(?:\s+until=(\d{4}-\d\d-\d\d))?" % "|".join(LEVELS), re.ASCII)
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._entries: List[Tuple[str, User]] = []
+        self._entries: List[Tuple[str, User, float]] = []       # by what, who, until when
         self.load()
 
-    def load(self) -> None:
-        """Read the file. Raises ValueError naming the line, or OSError; the tokens read before stay then."""
+    def load(self) -> str:
+        """Read the file; which names are new, changed or gone. Raises ValueError naming the line, or OSError;
+        the tokens read before stay then."""
         entries = []
         with open(self.path, encoding="utf-8") as stream:
             for number, line in enumerate(stream, 1):
-                words = line.split()
-                if not words or words[0].startswith("#"):
+                if not line.strip() or line.strip().startswith("#"):
                     continue
-                if len(words) != 4 or words[1] not in LEVELS or not re.fullmatch(r"sha256:[0-9a-f]{64}",
-                        words[3]):
-                    raise ValueError("%s, line %d: expected NAME read|logs|write|admin ROLES sha256:HASH" % (
-                        self.path, number))
-                roles = tuple(words[2].split(","))
-                for role in roles:
-                    try:
+                found = self._LINE.fullmatch(line.strip())
+                if not found:
+                    raise ValueError("%s, line %d: expected NAME read|logs|write|admin ROLES sha256:HASH, or "
+                                     "CN=…, DNS=…, URI=…, email=… or user for the hash, and perhaps "
+                                     "until=YYYY-MM-DD" % (self.path, number))
+                name, level, roles, who, day = found.groups()
+                until = math.inf
+                try:
+                    for role in roles.split(","):
                         glob(role)
-                    except BadRequest as error:
-                        raise ValueError("%s, line %d: %s" % (self.path, number, error)) from None
-                entries.append((words[3], User(words[0], words[1], roles)))
+                    if day:     # the whole day, in UTC
+                        until = calendar.timegm(time.strptime(day, "%Y-%m-%d")) + 86400
+                except (BadRequest, ValueError) as error:
+                    raise ValueError("%s, line %d: %s" % (self.path, number, error)) from None
+                stored = "user=" + name if who == "user" else urllib.parse.unquote(who)
+                kind = "token" if who[:7] == "sha256:" else "proxy" if who == "user" else "certificate"
+                entries.append((stored, User(name, level, tuple(roles.split(",")), by=kind), until))
+        before, now = ({each[1].name: each for each in some} for some in (self._entries, entries))
         self._entries = entries
+        told = [mark + name for mark, name in [("+", each) for each in now if each not in before]
+                + [("-", each) for each in before if each not in now]
+                + [("~", each) for each in now if each in before and before[each] != now[each]]]
+        return " ".join(told)
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._entries)
+
+    @property
+    def maps_certificates(self) -> bool:
+        """Whether any line is for a certificate; then none without one is let in."""
+        return any(user.by == "certificate" for _, user, _ in self._entries)
 
     def find(self, token: str) -> Optional[User]:
-        hashed, found = hash_token(token), None
-        for stored, user in self._entries:      # all of them, so that time tells nothing
-            if hmac.compare_digest(stored, hashed):
-                found = user
+        """Whose token it is."""
+        return self.named(hash_token(token))
+
+    def named(self, *marks: str) -> Optional[User]:
+        """Who has one of these marks, each as the file has it, the first that is known."""
+        found = None
+        for mark in reversed(marks):
+            for stored, user, until in self._entries:      # all of them, so that time tells nothing
+                if hmac.compare_digest(stored.encode(), mark.encode()) and time.time() < until:
+                    found = user
         return found
 
 
 class Access(NamedTuple):
     """How callers are known. tokens: Bearer tokens; forward: their Authorization goes to the scheduler, which
-    decides."""
+    decides; user_header: what a trusted proxy calls them, by the tokens' file."""
     tokens: Optional[Tokens] = None
     forward: bool = False
     anonymous: bool = True
     client_certificates: bool = False
+    decided: bool = False       # somebody said that anonymous callers may do all
+    user_header: str = ""
 
     def user(self, request: Request) -> User:
         """Who asks. Raises Unauthorized."""
         given = request.headers.get("authorization", "")
         scheme, _, secret = given.partition(" ")
+        spoken = self.spoken_of(request)
+        if spoken and self.tokens:
+            user = self.tokens.named("user=" + spoken, "user=*")
+            if user is None:
+                raise Unauthorized("the proxy's user %s has no line here" % spoken, headers=self.challenge())
+            return user._replace(name=re.sub(r"[^\w\-.@]", "_", spoken)[:64])
         if self.tokens and scheme.lower() in ("bearer", "basic"):
             token = secret.strip()
             if scheme.lower() == "basic":
@@ -10890,7 +11247,14 @@ class Access(NamedTuple):
             if not self.forward:
                 raise Unauthorized("the token is not known here", headers=self.challenge())
         if self.client_certificates and request.certificate:
-            return User(re.sub(r"[^\w\-.@]", "_", request.certificate)[:64], "admin")
+            user = self.tokens.named(*request.certificate) if self.tokens else None
+            if user is not None:
+                return user
+            if self.tokens and self.tokens.maps_certificates:
+                raise Unauthorized("the certificate of %s has no line here" % request.certificate[0][:200],
+                                   headers=self.challenge())
+            name = request.certificate[0].partition("=")[2]
+            return User(re.sub(r"[^\w\-.@]", "_", name)[:64], "admin", by="certificate")
         if self.forward:
             request.authorization = given       # "": none, and never the server's own instead
             name = "forwarded"
@@ -10902,6 +11266,10 @@ class Access(NamedTuple):
         if self.anonymous:
             return ANONYMOUS
         raise Unauthorized("credentials are needed: Authorization: Bearer TOKEN", headers=self.challenge())
+
+    def spoken_of(self, request: Request) -> str:
+        """The user whom a trusted proxy speaks for; "" where none does."""
+        return request.headers.get(self.user_header, "") if self.user_header and request.trusted else ""
 
     @staticmethod
     def challenge() -> List[Tuple[str, str]]:
@@ -11298,19 +11666,7 @@ Me(Success): who asks
  name string: what this server calls the caller
  level string: read, write or admin
  roles [string]: patterns of the roles that the caller may change
- by string: how that is known: token, certificate, scheduler (which judges the credentials) or nobody
-ServerState(Success): how this server is
- version string: its version
- python string: Python's
- started time: when it was started
- uptime number: the seconds since then
- options object: the options in force, by name; none where a program started it
- limits {LimitState}: by name, what bounds it
- figures {number}: of its process
-LimitState: a limit
- limit number: the most
- unit string: of what
- used? number: how much of it is in use, where that is an amount
+ by string: how that is known: token, certificate, proxy, scheduler (which judges the credentials) or nobody
 HistoryEntry: a configuration that a job has had
  id string: a short hash of what it means
  when integer?: when it was last begun, if that is known
@@ -11490,7 +11846,13 @@ HostsWritten(Written): hosts
  hosts? [Host]: each
 Cluster: a cluster
  leader string?: where its leader was last seen
- urls [string]: where its schedulers are looked for; none where ZooKeeper tells
+ place string: the URLs of its schedulers, or the hosts of ZooKeeper and the path of their group there
+ schedulers [string]: where its schedulers listen, as far as that is known
+ circuit =closed,open: open while calls fail at once, as the scheduler failed some times in a row
+ answered time?: when a scheduler last answered
+ failed time?: when a call last failed without an answer
+ error string?: how
+ zookeeper string?: why ZooKeeper does not tell where the schedulers are, where it does not
 ClusterList(Success): the known clusters
  clusters {Cluster}: by name
 Role: a role
@@ -11513,6 +11875,19 @@ RpcAnswer(Written): what the scheduler answered
  response? Response: as it came
 Version(Success): the version
  version string: of this service
+ServerAnswer(Success): this server
+ version string: of this service
+ python string: that it runs on
+ started time: when
+ uptime integer: seconds since its start
+ options {Setting}: the options of the command line, by name
+ limits {Level}: what is bounded, by name
+Setting: an option in force
+ value any: its value
+ from =command,environment,file,default: where that comes from
+Level: how near a limit is
+ used number: how much is taken now
+ limit number: how much may be
 Health(Success): alive
  version string: of this service
  uptime integer: seconds since its start
@@ -11817,6 +12192,11 @@ class Memory:
         with self._lock:
             self.size -= size
 
+    @property
+    def count(self) -> int:
+        """How many are kept."""
+        return len(self._kept)
+
     def look(self, question: Any) -> Any:
         """What is kept, and stays where it is; None if nothing is."""
         with self._lock:
@@ -11850,9 +12230,11 @@ class Replay:
     before the run began, Responses or AuroraErrors, is not asked for again, if the run asks for the same in
     the same order."""
 
-    def __init__(self, scheduler: Scheduler, memory: Memory, authorization: Optional[str] = None) -> None:
+    def __init__(self, scheduler: Scheduler, memory: Memory, authorization: Optional[str] = None,
+                 request_id: Optional[str] = None) -> None:
         self.scheduler = scheduler
         self.memory = memory
+        self.request_id = request_id
         self.authorization = authorization
         self.asked: List[Ask] = []
         self.failed = False     # something that was asked got no reply, or one that there is no room for
@@ -11862,6 +12244,7 @@ class Replay:
     def repeats(self, asks: Iterable[Ask]) -> bool:
         """Ask again what the last run asked; whether all replies are those of then."""
         for ask in asks:
+            ask = ask._replace(request_id=self.request_id)
             reply, response = self._outcome(ask)
             self._given.append((ask, reply, response))
             if response is not None:
@@ -11885,7 +12268,8 @@ class Replay:
 
     def call(self, method: str, *arguments: Any, **named: Any) -> Any:
         """As Session.call, for reads."""
-        ask = self.scheduler.prepare(method, *arguments, authorization=self.authorization, **named)
+        ask = self.scheduler.prepare(method, *arguments, authorization=self.authorization,
+                                     **named)._replace(request_id=self.request_id)
         if self._given and self._given[0][0]._replace(known=None) == ask:
             _, reply, response = self._given.popleft()
             response = self.scheduler.decode(ask, reply) if response is None else response
@@ -12050,7 +12434,8 @@ class Call:
         """The door to the cluster's scheduler, with the caller's credentials."""
         if self._session is None:
             self._session = Session(self.service.clusters[self.args["cluster"]], self.auth,
-                                    bool(self.get("dry_run")), self._permit)
+                                    bool(self.get("dry_run")), self._permit,
+                                    partial(self.service.announce, self.request), self.request.id)
         return self._session
 
     def _permit(self, method: Method, arguments: Any) -> None:
@@ -12083,11 +12468,10 @@ class Call:
 
     @property
     def message(self) -> Optional[str]:
-        """The caller's message for the scheduler's audit trail, with the caller's name where it is known."""
-        given = self.get("message")
-        if not self.user.known:
-            return given
-        return "%s (%s)" % (given, self.user.name) if given else "by " + self.user.name
+        """The caller's message for the scheduler's audit trail, with the request's id, and the caller's name
+        where it is known."""
+        by = ("by %s, " % self.user.name if self.user.known else "") + "request " + self.request.id
+        return "%s (%s)" % (self.get("message"), by) if self.get("message") else by
 
     def read(self, method: str, *arguments: Any, **named: Any) -> Any:
         """The Response of a read."""
@@ -12193,11 +12577,11 @@ class Call:
               alone: bool = False) -> Operation:
         """Begin an operation in the place that was taken before the handler ran."""
         key = str(self.key) if "name" in self.args else "/".join(self.args.values())
-        slot, self.slot = self.slot, None
         operation = Operation(kind, key, self.user.name, total, self.owner)
         operation.needs = (self.request.route.access, self.args.get("role"))
-        started = self.service.operations.start(operation, work, slot, alone)
-        self.began = True
+        operation.request_id = self.request.id
+        started = self.service.operations.start(operation, work, self.slot, alone)
+        self.slot, self.began = None, True
         return started
 
     @property
@@ -12441,6 +12825,9 @@ class Reception(App):
         self.loopback = loopback
         self._last_host = ""            # one that was looked at and found good
         self.metrics = Metrics()
+        self.record: Callable[[Event], bool] = lambda event: True   # writes the audit trail, if there is one
+        self.audit_required = False     # no write without its line there
+        self.leaving = False            # it will stop soon: not ready, but it still does all it did
 
     def prepare(self, request: Request) -> None:
         method = "GET" if request.method == "HEAD" else request.method
@@ -12468,13 +12855,12 @@ class Reception(App):
                 if all(name != "wait" for name, _ in request.query) and "prefer" not in request.headers:
                     request.share = self._question(request, request.raw_query)
 
-    @staticmethod
-    def _question(request: Request, query: str) -> Tuple[Any, ...]:
+    def _question(self, request: Request, query: str) -> Tuple[Any, ...]:
         """What makes two reads the same: they get the same answer. For reads without a body, which could
         differ."""
         headers = request.headers
         return (request.path, query, headers.get("authorization"), headers.get("host"), headers.get("origin"),
-                request.certificate)
+                request.certificate, self.access.spoken_of(request))
 
     def admit(self, request: Request) -> None:
         if isinstance(request.route, AuroraError):
@@ -12515,10 +12901,21 @@ class Reception(App):
             request.caller = "user " + request.user.name
         if not chosen.judges:
             self.require(request.user, chosen.access, request.args.get("role"))
+            self._check_proxy(request, chosen.access)
             return chosen.access
         level = self.rpc_access(request.args["method"]) if "method" in request.args else chosen.access
         self.require(request.user._replace(roles=("*",)), level, None)
+        self._check_proxy(request, level)
         return level
+
+    def _check_proxy(self, request: Request, level: str) -> None:
+        """A server on loopback that asks nobody who he is must not be opened to others by a proxy that
+        somebody put before it."""
+        nobody = self.loopback and request.user is ANONYMOUS and not self.access.decided
+        if level != "read" and nobody and any(each in request.headers for each in PROXY_HEADERS):
+            raise Forbidden("a proxy passes this on to a server that asks nobody who he is; to let everybody "
+                            "who reaches the proxy do this say --allow-anonymous, else use --tokens, "
+                            "--forward-auth or --user-header")
 
     @staticmethod
     def require(user: User, level: str, role: Optional[str]) -> None:
@@ -12553,10 +12950,12 @@ class Reception(App):
                         headers=response.headers, close=response.close, code=response.code)
 
     def warn(self, text: str) -> None:
-        self.log("warning: " + text)
+        self.log(Event("warning", message=text))
 
-    def broken(self, error: Exception, request_id: str = "-") -> None:
-        self.log("error id=%s %s: %s at %s" % (request_id, type(error).__name__, error, _place(error)))
+    def broken(self, error: Exception, request_id: Optional[str] = None) -> None:
+        self.metrics.count("aurora_rest_internal_errors_total")
+        self.log(Event("error", id=request_id, error="%s: %s" % (type(error).__name__, error),
+                       at=_place(error)))
 
     def extra_headers(self, request: Request) -> Sequence[Tuple[str, str]]:
         origin = request.headers.get("origin")
@@ -12572,30 +12971,98 @@ class Reception(App):
                  "ETag, Idempotency-Replayed, Link, Location, Retry-After, X-Request-Id, "
                  "X-Log-Left, X-Log-Next, X-Log-Offset, X-Log-Run, X-Log-Size, X-Log-Source, X-Log-Task"))
 
-    def audit(self, request: Request, outcome: Any, shards: Sequence[int] = ()) -> None:
-        """The line that every write leaves, one that is refused too."""
-        request.audited = True
-        self.log("audit id=%s user=%s peer=%s did=%s path=%s shards=%s key=%s outcome=%s" % (
-            request.id, request.user.name if request.user else "-", request.peer, request.route.name,
-            (request.head.target if request.route.access == "logs" else request.path)[:512],
-            ",".join(map(str, shards))[:200] or "-", self.key_of(request) or "-", outcome))
+    def trail(self, event: Event) -> None:
+        """Leave a line in the log and in the audit trail."""
+        self.log(event)
+        if not self.record(event):
+            self.metrics.count("aurora_rest_audit_lines_lost_total")
+
+    def announce(self, request: Request, ask: Ask) -> None:
+        """Called before a write is sent. Raises AuditUnavailable where the trail has to have it and
+        cannot."""
+        if not self.audit_required:
+            return
+        plain = json.dumps(ask.arguments.to_plain(), sort_keys=True)
+        event = Event("sending", **self._who(request), method=ask.method.name,
+                      arguments=plain if len(plain) <= 2000 else _digest(plain.encode()))
+        if not self.record(event):
+            self.metrics.count("aurora_rest_audit_lines_lost_total")
+            raise AuditUnavailable("the audit trail cannot be written, and --audit-required is given")
+
+    @staticmethod
+    def _who(request: Request) -> Json:
+        return {"id": request.id, "user": request.user.name if request.user else None, "peer": request.peer}
+
+    def audit(self, request: Request, outcome: Any, answer: Any = None) -> None:
+        """The line that every write leaves, one that is refused too: who asked for what, and what was
+        answered."""
+        request.audited = str(outcome)
+        asked: Dict[str, str] = {}
+        with contextlib.suppress(BadRequest):
+            for name, value in request.query:
+                asked[name] = asked[name] + "," + value if name in asked else value
+        chosen = request.route
+        more: Json = {"asked": asked} if asked else {}
+        if request.body and chosen.body == "config":
+            more["config"] = _digest(request.body)
+        elif request.body:
+            more["body"] = request.body[:4096].decode("utf-8", "replace")
+        if isinstance(answer, Response) and "Idempotency-Replayed" in dict(answer.headers):
+            more["replayed"] = True
+        self.trail(Event("audit", **self._who(request), did=chosen.name, method=request.method,
+                         path=request.path[:512], key=self.key_of(request), **more, outcome=outcome,
+                         **_named_in(answer)))
+
+    def ended(self, request: Request, size: int, left: bool) -> None:
+        seconds = round(time.monotonic() - request.started, 3)
+        if request.audited == "waiting":
+            self.trail(Event("outcome", **self._who(request), did=request.route.name, outcome="caller left",
+                             seconds=seconds))
+        elif request.route.is_stream and self.access_log:
+            self.log(Event("stream", **self._who(request), path=request.path[:512], bytes=size,
+                           seconds=seconds, ended="left" if left else "whole"))
 
     def finished(self, request: Optional[Request], peer: str, response: Response, size: int) -> None:
         chosen = request.route if request and isinstance(request.route, Route) else None
         named = chosen.name if chosen else "-"
         method = request.method if request and request.method in METHODS else "-"
         seconds = time.monotonic() - request.started if request else 0.0
-        self.metrics.answered(named, method, response.status, seconds)
+        waited = request is not None and request.waited
+        self.metrics.answered(named, method, response.status, None if waited else seconds)
+        if waited:
+            self.metrics.observe("aurora_rest_http_wait_seconds", seconds, named)
+        if request and request.queued is not None:
+            self.metrics.observe("aurora_rest_http_queue_seconds", request.queued)
         if response.status >= 400 and response.code:
             self.metrics.count("aurora_rest_refused_total", response.code)
         if request and chosen and chosen.access != "read" and not request.audited and chosen.leaves_a_line:
-            self.audit(request, response.code or response.status)
+            self.audit(request, response.code or response.status, response)
+        elif request and request.audited == "waiting":
+            request.audited = "told"
+            self.trail(Event("outcome", **self._who(request), did=named, key=self.key_of(request),
+                             outcome=response.code or response.status, seconds=round(seconds, 3),
+                             **_named_in(response)))
         if self.access_log:
-            user = request.user.name if request and request.user else "-"
-            path = request.path if request else "-"
-            self.log("access id=%s peer=%s user=%s %s %s route=%s status=%d bytes=%d ms=%.1f" % (
-                request.id if request else "-", peer, user, method, path[:512], named, response.status, size,
-                seconds * 1000))
+            self.log(Event("access", id=request and request.id, peer=request.peer if request else peer,
+                           user=request.user.name if request and request.user else None, method=method,
+                           path=request.path[:512] if request else None, route=named, status=response.status,
+                           bytes=size, ms=round(seconds * 1000, 1)))
+
+
+def _digest(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def _named_in(answer: Any) -> Json:
+    """What an answer to a write names, for the audit trail: instances, operation, update, whether it was
+    reached."""
+    if not isinstance(answer, Response) or answer.content_type != JSON_TYPE:
+        return {}
+    plain = answer.plain if answer.plain is not None else json.loads(answer.body.decode() or "{}")
+    found = {name: plain[name] for name in ("instances", "added", "killed", "reached", "state", "dry_run")
+             if plain.get(name) is not None}
+    found.update((name, plain[name]["id"]) for name in ("operation", "update") if plain.get(name))
+    return found
 
 
 class Service(Reception):
@@ -12623,6 +13090,7 @@ class Service(Reception):
         self.started = time.time()
         self.operations = Operations(int(self.limits["operations"]), int(self.limits["kept_operations"]))
         self.operations.log = log
+        self.operations.ended = self.trail
         self.runner: Any = None
         self.readiness = Readiness()
         self.waits = Waits(self.limits)
@@ -12630,7 +13098,9 @@ class Service(Reception):
         self.memory = Memory(self.limits["remembered"])
         self.idempotency = Idempotency(self)
         self.lost_lines: Callable[[], int] = lambda: 0      # of the log
-        self.options: Json = {}         # those of the command line, where that started it
+        self.options: Callable[[], Json] = dict             # those of the command line, by name
+        self.expires: Optional[float] = None    # when the certificate does, in Unix time
+        self.reloaded = (time.time(), True)     # when last, and whether all could be read
         self._lock = threading.Lock()       # guards _tiers
         self._tiers: collections.OrderedDict[Any, Tuple[float, Json]] = collections.OrderedDict()
         # how much is in use of each limit that is an amount
@@ -12639,19 +13109,25 @@ class Service(Reception):
             "operations": lambda: self.operations.running,
             "kept_operations": lambda: len(self.operations.all()),
             "remembered": lambda: self.memory.size,
+            "idempotency_keys": lambda: self.idempotency.answers.count,
             "idempotency_bytes": lambda: self.idempotency.answers.size}
         for limit in ("connections", "threads", "queue", "bodies", "unsent"):
             self.amounts[limit] = partial(self._figure, limit)
         declare_metrics(self)
         for scheduler in clusters.schedulers():
             scheduler.observe = partial(self._observe_call, scheduler)
+            scheduler.observe_wait = partial(self._observe_wait, scheduler)
 
     def _figure(self, name: str) -> float:
         return self.runner.figures()[name] if self.runner else 0
 
-    def used(self) -> Dict[str, float]:
-        """How much is in use of each limit that is an amount."""
-        return {name: amount() for name, amount in self.amounts.items()}
+    def levels(self) -> Dict[str, Tuple[float, float]]:
+        """What is bounded: how much of it is taken, and how much may be."""
+        found = {name: (float(amount()), float(self.limits[name])) for name, amount in sorted(self.amounts.items())}
+        found["evaluators"] = self.evaluator.processes, self.evaluator.workers
+        for each in self.clusters.schedulers():
+            found["calls to " + (each.name or "the scheduler")] = each.semaphore.inside, each.semaphore.slots
+        return found
 
     @property
     def draining(self) -> bool:
@@ -12713,6 +13189,7 @@ class Service(Reception):
         """What the handler answers, with the places that it needs, and a line in the audit trail for a
         write."""
         outcome: Any = "failed"
+        answer: Any = None
         try:
             # What can refuse is asked before the handler does anything.
             if chosen.operates == "always" or chosen.operates and chosen.operates in call.params:
@@ -12725,7 +13202,8 @@ class Service(Reception):
             return answer
         except DryRun as dry:
             outcome = "dry run"
-            return call.success(200, dry_run=True, would=dry.would)
+            answer = call.success(200, dry_run=True, would=dry.would)
+            return answer
         except AuroraError as error:
             outcome = error.code
             if isinstance(error, JobUpdating) and "update" not in error.details:
@@ -12741,7 +13219,7 @@ class Service(Reception):
             if call.place:
                 call.place()
             if chosen.leaves_a_line and level != "read":
-                self.audit(call.request, outcome, call.shards)
+                self.audit(call.request, outcome, answer)
 
     def _remembered(self, call: Call, chosen: Route) -> Response:
         """The answer to a read that is remembered. The scheduler is asked every time; where it replies to all
@@ -12749,7 +13227,7 @@ class Service(Reception):
         nothing is decoded."""
         question = (call.request.path, self._lasting_query(call.request), call.auth)
         kept = self.memory.take(question)
-        replay = Replay(self.clusters[call.args["cluster"]], self.memory, call.auth)
+        replay = Replay(self.clusters[call.args["cluster"]], self.memory, call.auth, call.request.id)
         held = kept.size if kept else 0
         try:
             if kept and replay.repeats(kept.asks):
@@ -12825,7 +13303,18 @@ class Service(Reception):
 
     def _observe_call(self, scheduler: Scheduler, method: str, outcome: str, seconds: float) -> None:
         self.metrics.count("aurora_rest_scheduler_calls_total", scheduler.name or "", method, outcome)
-        self.metrics.observe("aurora_rest_scheduler_call_duration_seconds", seconds, scheduler.name or "")
+        self.metrics.observe("aurora_rest_scheduler_call_duration_seconds", seconds, scheduler.name or "",
+                             method)
+
+    def _observe_wait(self, scheduler: Scheduler, seconds: float) -> None:
+        self.metrics.observe("aurora_rest_scheduler_slot_wait_seconds", seconds, scheduler.name or "")
+
+    def clusters_up(self) -> List[Tuple[Dict[str, str], float]]:
+        """Whether each cluster's scheduler answered last; those of which nothing new is known are asked, for
+        the next look."""
+        schedulers = self.clusters.schedulers()
+        self.readiness.look(schedulers)
+        return [({"cluster": each.name or ""}, float(each.up)) for each in schedulers]
 
 
 def _allowed(routes: Iterable[str]) -> str:
@@ -12838,13 +13327,28 @@ def declare_metrics(service: Service) -> None:
     metrics = service.metrics
     for name, kind, text, *labels in (
             ("http_requests_total", "counter", "HTTP requests answered.", "route", "method", "code"),
-            ("http_request_duration_seconds", "histogram", "Time to answer a request.", "route"),
+            ("http_request_duration_seconds", "histogram",
+             "Time to answer a request, but for those that asked to wait.", "route"),
+            ("http_wait_seconds", "histogram", "Time of requests that asked to wait for something.", "route"),
+            ("http_queue_seconds", "histogram", "Time that requests waited for a thread."),
+            ("internal_errors_total", "counter", "Defects met, each with an error line in the log."),
+            ("scheduler_slot_wait_seconds", "histogram", "Time that Thrift calls waited for a slot.",
+             "cluster"),
             ("refused_total", "counter", "Requests refused, by reason.", "reason"),
+            ("audit_lines_lost_total", "counter", "Lines that the audit trail could not take."),
             ("repeated_answers_total", "counter", "Reads whose replies were the remembered ones."),
             ("scheduler_calls_total", "counter", "Thrift calls.", "cluster", "method", "outcome"),
-            ("scheduler_call_duration_seconds", "histogram", "Time of a Thrift call.", "cluster")):
+            ("scheduler_call_duration_seconds", "histogram", "Time of a Thrift call, attempts included.",
+             "cluster", "method")):
         metrics.declare("aurora_rest_" + name, kind, text, *labels)
+    _declare_gauges(service)
+    for name in process_figures():
+        metrics.gauge(name, "Of this process.", partial(lambda name: process_figures().get(name, 0.0), name))
+    metrics.gauge("process_start_time_seconds", "When this process started, in Unix time.",
+                  lambda: service.started)
 
+
+def _declare_gauges(service: Service) -> None:
     def by_cluster(figure: Callable[[Scheduler], float]) -> Callable[[], Any]:
         return lambda: [({"cluster": each.name or ""}, figure(each))
                         for each in service.clusters.schedulers()]
@@ -12871,6 +13375,23 @@ def declare_metrics(service: Service) -> None:
         ("scheduler_waiting_calls", "Thrift calls waiting for a slot.",
          by_cluster(lambda each: each.semaphore.waiting)),
         ("remembered_bytes", "Replies remembered, with their answers.", service.amounts["remembered"]),
+        ("scheduler_up", "Whether the last call of the cluster's scheduler was answered.",
+         service.clusters_up),
+        ("scheduler_last_answer_time_seconds", "When the scheduler last answered, in Unix time; 0: never.",
+         by_cluster(lambda each: (each.state()["answered"] or 0) / 1000)),
+        ("scheduler_leader_since_time_seconds", "Since when the leader is known as such, in Unix time.",
+         by_cluster(lambda each: each.led_since)),
+        ("scheduler_circuit_open", "Whether calls fail at once, as the scheduler failed some times in a row.",
+         by_cluster(lambda each: float(each.state()["circuit"] == "open"))),
+        ("limit", "What may be taken of what is bounded.", lambda: [
+            ({"name": name}, most) for name, (_, most) in service.levels().items()]),
+        ("limit_used", "What is taken of it.", lambda: [
+            ({"name": name}, used) for name, (used, _) in service.levels().items()]),
+        ("tls_certificate_expiry_time_seconds", "When the certificate expires, in Unix time.",
+         lambda: [({}, service.expires)] if service.expires is not None else []),
+        ("last_reload_time_seconds", "When all that SIGHUP reads was last read, in Unix time.",
+         lambda: service.reloaded[0]),
+        ("last_reload_success", "Whether all of it could be read then.", lambda: float(service.reloaded[1])),
         ("scheduler_retries_total", "Thrift calls sent again.", by_cluster(lambda each: each.retries)),
         ("scheduler_leader_changes_total", "Changes of the leader.",
          by_cluster(lambda each: each.leader_changes)),
@@ -12879,11 +13400,7 @@ def declare_metrics(service: Service) -> None:
         ("refused_connections_total", "Requests and connections refused by the server, by reason.",
          by_reason("reason", lambda: service.runner.refusals if service.runner else {}))]
     for name, text, figure in read:
-        metrics.gauge("aurora_rest_" + name, text, figure)
-    for name in process_figures():
-        metrics.gauge(name, "Of this process.", partial(lambda name: process_figures().get(name, 0.0), name))
-    metrics.gauge("process_start_time_seconds", "When this process started, in Unix time.",
-                  lambda: service.started)
+        service.metrics.gauge("aurora_rest_" + name, text, figure)
 
 
 # --- handlers: server ---------------------------------------------------------------------------------------
@@ -12900,6 +13417,19 @@ def _version_response() -> Response:
     return Response(200, {"status": "success", "version": __version__})
 
 
+@route("GET", "/alpha/server", "server", access="admin", gives="ServerAnswer", a200="this server")
+def get_server(call: Call) -> Any:
+    """This server for who operates it: version, options in force, limits and how near each is."""
+    service = call.service
+    if call.auth is not None:       # forwarded credentials, which nobody has looked at yet
+        raise Forbidden("only the scheduler can judge your credentials, and this is about the server; it "
+                        "takes a token")
+    return call.success(
+        version=__version__, python="%d.%d.%d" % sys.version_info[:3], started=int(service.started * 1000),
+        uptime=int(time.time() - service.started), options=service.options(),
+        limits={name: {"used": used, "limit": most} for name, (used, most) in service.levels().items()})
+
+
 @route("GET", "/health", "server", quick=True, gives="Health", a200="alive")
 def get_health(call: Call) -> Any:
     """Whether this process answers; says nothing about schedulers."""
@@ -12913,7 +13443,7 @@ def get_ready(call: Call) -> Any:
     """Whether this server can do its work: which clusters have a leader that answers. Known within a
     second."""
     service = call.service
-    if service.draining:
+    if service.draining or service.leaving:
         raise ShuttingDown("this server is stopping")
     schedulers = service.clusters.schedulers()
     service.readiness.look(schedulers)
@@ -12946,15 +13476,17 @@ def get_metrics(call: Call) -> Any:
 @route("GET", "/openapi.json", "server", quick=True, gives=JSON_TYPE, a200="OpenAPI 3.1")
 def get_openapi(call: Call) -> Any:
     """This API's description, made from the route table."""
-    return _openapi_response()
+    return _openapi_response(call.request.prefix)
 
 
 @route("GET", "/alpha/clusters", "watch", gives="ClusterList", a200="clusters")
 def list_clusters(call: Call) -> Any:
-    """The known clusters, and the leader of each as last seen."""
-    pairs = {name: call.service.clusters.pair(name) for name in call.service.clusters.names()}
-    clusters = {name: {"leader": scheduler.leader, "urls": list(cluster.urls)}
-                for name, (cluster, scheduler) in pairs.items()}
+    """The known clusters: the leader of each as last seen, where its schedulers are found, and how calls to
+    them went."""
+    clusters: Json = {}
+    for name in call.service.clusters.names():
+        cluster, scheduler = call.service.clusters.pair(name)
+        clusters[name] = dict({"place": cluster.place}, **scheduler.state())
     return call.success(count=len(clusters), clusters=clusters)
 
 
@@ -13512,8 +14044,8 @@ def get_file(call: Call) -> Any:
             if not data:
                 raise ObserverBadAnswer("it shrank")
         except AuroraError as error:
-            call.service.log("warning: id=%s %s was cut at byte %d: %s" % (call.request.id, path[:255], at,
-                                                                           error))
+            call.service.log(Event("warning", id=call.request.id, message="%s was cut at byte %d: %s" % (
+                path[:255], at, error)))
             return None, at     # the caller sees it by the length
         return data, at + len(data)
     head = Response(206 if asked else 200, body=b"", content_type="application/octet-stream", headers=headers)
@@ -13815,17 +14347,20 @@ def watch_update(call: Call) -> Any:
        a202="restarting", a200="waited for, and restarted",
        a409="being updated, or restarted already; or, where it was waited for, it failed")
 def restart_job(call: Call) -> Any:
-    """Restart instances, rolling: batch by batch, each watched. batch_size=all restarts all at once. While a
-    restart of the job is under way here, another one is refused unless force=1."""
+    """Restart instances, rolling: batch by batch, each watched. batch_size=all restarts all at once. Beside
+    another restart of the job only with force=1."""
+    alone = not call.get("force")
     _check_not_updating(call)
     active = sorted(active_instances(call.scheduler, call.key, call.shards))
+    if alone:
+        call.service.operations.check_alone("restart", str(call.key))
     size = _batch_size(call, active)
     options = RestartOptions(size, call.get("watch_secs", 30.0), call.get("max_per_instance_failures", 0),
                              call.get("max_total_failures", 0), call.get("time_limit", 600.0),
                              min(3.0, call.service.poll_interval))
     call.intend("restartShards", call.key.thrift, set(active[:size]))
     return call.operated(call.start("restart", len(active), lambda op: rolling_restart(
-        call.scheduler, call.key, active, options, op), not call.get("force")), instances=active)
+        call.scheduler, call.key, active, options, op), alone), instances=active)
 
 
 def _batch_size(call: Call, instances: Sequence[int]) -> int:
@@ -14488,22 +15023,8 @@ def watch_operation(call: Call) -> Any:
 def get_me(call: Call) -> Any:
     """Who the caller is to this server, and what he may do."""
     user = call.user
-    by = "nobody" if not user.known else "certificate" if user.name == call.request.certificate else "token"
     return call.success(name=user.name, level=user.level, roles=list(user.roles),
-                        by="scheduler" if call.auth is not None else by)
-
-
-@route("GET", "/alpha/server", "server", access="admin", quick=True, gives="ServerState",
-       a200="how this server is")
-def get_server(call: Call) -> Any:
-    """How this server is: the options in force, its limits and how near each is."""
-    service, used = call.service, call.service.used()
-    limits = {name: dict({"limit": service.limits[name], "unit": limit.unit},
-                         **({"used": used[name]} if name in used else {})) for name, limit in LIMITS.items()}
-    return call.success(
-        version=__version__, python=sys.version.split()[0], started=int(service.started * 1000),
-        uptime=round(time.time() - service.started, 3), options=service.options, limits=limits,
-        figures=process_figures())
+                        by="scheduler" if call.auth is not None else user.by)
 
 
 @route("GET", "/alpha/pending/{cluster}", "watch", remembered=True, params="role limit offset",
@@ -14761,9 +15282,11 @@ def _openapi_operation(each: Route, path: str, schemas: Schemas) -> Json:
     return made
 
 
-@lru_cache(maxsize=1)
-def _openapi_response() -> Response:
-    return Response(200, body=openapi_text())       # one, so that it is hashed and compressed once
+@lru_cache(maxsize=8)
+def _openapi_response(prefix: str) -> Response:
+    """One, so that it is hashed and compressed once."""
+    return Response(200, body=openapi_text().replace(
+        b'"servers": [{"url": "/"}]', b'"servers": [{"url": "%s/"}]' % prefix.encode()))
 
 
 @lru_cache(maxsize=1)
@@ -19225,8 +19748,53 @@ def get_page_script(call: Call) -> Any:
     return _page(call, PAGE_SCRIPT, "text/javascript")
 
 
+def log_line(line: str, as_json: bool) -> str:
+    """A line of the log or of the audit trail, with the time; there are no control characters in it."""
+    now = time.time()
+    stamp = "%s.%03dZ" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)), now % 1 * 1000)
+    if not as_json:
+        return "%s %s\n" % (stamp, re.sub(r"[\x00-\x1f\x7f]", "?", line))
+    event = line if isinstance(line, Event) else Event("note", message=line.strip())
+    level = event.name if event.name in ("error", "warning") else "info"
+    return json.dumps(dict({"time": stamp, "level": level, "event": event.name}, **event.fields),
+                      default=str) + "\n"
+
+
+class AuditFile:
+    """The audit trail of --audit-log: a line is in the file when the call returns, or the caller is told that
+    it is not. A pipe that nobody reads holds nobody up: its line is one that cannot be written. For any
+    thread; _lock guards _file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.as_json = False
+        self._lock = threading.Lock()
+        self._file = self._open()
+
+    def _open(self) -> int:
+        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC,
+                       0o640)
+
+    def reopen(self) -> None:
+        """Go on in the file that has the name now. Raises OSError; the file before stays then."""
+        fresh = self._open()
+        with self._lock:
+            before, self._file = self._file, fresh
+        os.close(before)
+
+    def __call__(self, event: Event) -> bool:
+        """Append a line; False where that cannot be done."""
+        data = log_line(event, self.as_json).encode("utf-8", "backslashreplace")
+        with self._lock, contextlib.suppress(OSError):
+            written = os.write(self._file, data)
+            if written == len(data):
+                return True
+            os.write(self._file, b"\n")     # what there was room for is no line
+        return False
+
+
 class Log:
-    """Lines to a stream, each with the time; a line never has control characters in it.
+    """Lines to a stream, each with the time. as_json: one JSON object a line.
 
     Who logs never waits for who reads: lines go into a queue, and a thread of its own writes what has
     gathered. Where nobody reads, or the disk is full, the queue fills up and further lines are counted
@@ -19238,6 +19806,7 @@ class Log:
     def __init__(self, stream: Any = None) -> None:
         # None where it was closed before the start
         self.stream = stream if stream is not None else sys.stderr
+        self.as_json = False
         self.lost = 0
         self._told = 0
         self._lock = threading.Lock()
@@ -19249,9 +19818,7 @@ class Log:
         self._thread: Optional[threading.Thread] = None
 
     def __call__(self, line: str) -> None:
-        clean = re.sub(r"[\x00-\x1f\x7f]", "?", line)
-        now = time.time()
-        text = "%s.%03dZ %s\n" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)), now % 1 * 1000, clean)
+        text = log_line(line, self.as_json)
         with self._lock:
             if self._size + len(text) > self.ROOM or not self._running():
                 self.lost += 1
@@ -19284,7 +19851,8 @@ class Log:
                 lines, self._lines, lost = self._lines, [], self.lost - self._told
                 self._told = self.lost
             if lost:
-                lines.append("warning: %d log lines were lost, as nobody took them in time\n" % lost)
+                lines.append(log_line(Event("warning", message="%d log lines were lost, as nobody took them "
+                                            "in time" % lost, lost=lost), self.as_json))
             written = False
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 self.stream.write("".join(lines))
@@ -19317,6 +19885,7 @@ class Server:
                  credentials: Optional[Callable[[Cluster], Any]] = None, **service: Any) -> None:
         self.demo: Optional[Demo] = None
         self.drain_timeout = drain_timeout
+        self.drain_delay = 0.0          # while which balancers see in /ready that it will stop
         options = dict(scheduler or {})
         limit = dict(limits or {})
         if "answer" in limit:
@@ -19376,7 +19945,11 @@ class Server:
         return self
 
     def stop(self, drain_timeout: Optional[float] = None) -> None:
-        """Not ready any more; stop listening; let requests finish; interrupt operations; close."""
+        """Not ready any more; after `drain_delay`, stop listening; let requests finish; interrupt operations;
+        close."""
+        self.service.leaving = True
+        if self._thread is not None and drain_timeout is None:
+            time.sleep(self.drain_delay)
         self.http.draining = True
         self.service.operations.interrupt(2.0)
         if self._thread is not None:
@@ -19405,18 +19978,24 @@ class _Option(NamedTuple):
     metavar: Optional[str] = None
     many: bool = False
     least: float = 0
+    live: bool = False      # a SIGHUP puts a change of it in force
 
     @property
     def dest(self) -> str:
-        """Its attribute in what argparse makes."""
+        """Its attribute among the parsed options."""
         return self.name.replace("-", "_")
 
 
+
 OPTIONS = [
-    _Option("config", "file", "read options from FILE, too: lines NAME = VALUE, as --print-config writes "
-            "them; the command line and the environment go before it", None, str, "FILE"),
-    _Option("print-config", "file", "print the options in force as such a file, and exit", False, bool),
-    _Option("check", "file", "say what would be served, and exit: 0, or 2 where it cannot be", False, bool),
+    _Option("config", "commands", "a file of options, one a line, as in port = 8888; --print-config shows "
+            "one", None, str, "FILE"),
+    _Option("check", "commands", "say what would be served, and exit: 0, or 2 where it cannot be", False,
+            bool),
+    _Option("print-config", "commands", "print the options in force as a --config file, and exit", False,
+            bool),
+    _Option("new-token", "commands", "print a new token and its line for --tokens, and exit", None, str,
+            "NAME:LEVEL[:ROLES]"),
     _Option("port", "serving", "port to listen on", 8888, int, "PORT"),
     _Option("host", "serving", "address to listen on; beyond loopback it takes --tokens, --forward-auth, "
             "--client-ca or --allow-anonymous", "127.0.0.1", str, "ADDRESS"),
@@ -19425,10 +20004,22 @@ OPTIONS = [
     _Option("parallel", "serving", "simultaneous calls to one cluster's scheduler", 4, int, "N", least=1),
     _Option("cpu", "serving", "the one processor to keep to; evaluators use all", None, str, "N"),
     _Option("drain-timeout", "serving", "seconds that requests may finish in when asked to stop", 10.0, float,
-            "SECONDS"),
+            "SECONDS", live=True),
+    _Option("drain-delay", "serving", "seconds before that in which /ready says 503 and all else goes on",
+            0.0, float, "SECONDS", live=True),
+    _Option("trusted-proxy", "serving", "a network of proxies whose Forwarded, X-Forwarded-* and PROXY "
+            "headers are believed; repeatable", [], str, "CIDR", True, live=True),
+    _Option("base-path", "serving", "the path that callers see before all of ours, where proxies do not say "
+            "X-Forwarded-Prefix", "", str, "PATH", live=True),
     _Option("poll-interval", "serving", "seconds between looks at a watched job", 1.0, float, "SECONDS",
-            least=0.01),
-    _Option("quiet", "serving", "no access log", False, bool),
+            least=0.01, live=True),
+    _Option("quiet", "serving", "no access log", False, bool, live=True),
+    _Option("log-format", "log", "of the log and the audit trail: text, as in event field=value, or json, an "
+            "object a line", "text", str, "FORMAT", live=True),
+    _Option("audit-log", "log", "append a line to this file for each write that is asked for, and for what "
+            "came of it; opened again on SIGHUP", None, str, "FILE"),
+    _Option("audit-required", "log", "send no write whose line cannot be written there", False, bool,
+            live=True),
     _Option("page", "serving", "the page at /: full, read (it offers no actions) or off", "full", str,
             "WHICH"),
     _Option("scheduler", "clusters", "a cluster and where its schedulers listen; repeatable", [], str,
@@ -19437,12 +20028,12 @@ OPTIONS = [
     _Option("clusters", "clusters", "a clusters.json; default: where the aurora client looks", None, str,
             "FILE"),
     _Option("timeout", "clusters", "seconds for a scheduler call, attempts included", 20.0, float, "SECONDS",
-            least=0.01),
+            least=0.01, live=True),
     _Option("connect-timeout", "clusters", "seconds to connect to a scheduler", 3.0, float, "SECONDS",
             least=0.01),
     _Option("retry-for", "clusters", "seconds during which a call that failed harmlessly is tried again", 3.0,
             float,
-            "SECONDS"),
+            "SECONDS", live=True),
     _Option("scheduler-auth", "clusters",
             "file with USER:PASSWORD for the schedulers of a cluster, repeatable; FILE alone "
             "where there is one cluster; default: ~/.netrc, by host, where clusters.json says BASIC", [], str,
@@ -19468,16 +20059,16 @@ OPTIONS = [
             bool),
     _Option("demo-revocable", "demo", "let it have offers for revocable tasks", False, bool),
     _Option("demo-jobs", "demo", "fill it with N jobs of ten instances each", 0, int, "N"),
-    _Option("tokens", "access", "file of tokens: NAME LEVEL ROLES HASH a line; reloaded on SIGHUP", None, str,
-            "FILE"),
-    _Option("new-token", "access", "print a new token and its line for --tokens, and exit", None, str,
-            "NAME:LEVEL[:ROLES]"),
+    _Option("tokens", "access", "file of tokens, and of who else may: NAME LEVEL ROLES HASH [until=DAY] a "
+            "line; reloaded on SIGHUP", None, str, "FILE"),
+    _Option("user-header", "access", "the header in which a trusted proxy names the caller, whom a line of "
+            "--tokens with the word user for a hash lets in", None, str, "NAME"),
     _Option("forward-auth", "access", "pass callers' Authorization on; the scheduler decides", False, bool),
     _Option("allow-anonymous", "access", "listen beyond loopback with no credentials asked for", False, bool),
     _Option("cors", "access", "an origin whose pages may read and write; repeatable", [], str, "ORIGIN",
-            True),
+            True, live=True),
     _Option("host-name", "access", "a further Host header to accept on loopback; repeatable", [], str, "NAME",
-            True),
+            True, live=True),
     _Option("tls-cert", "access", "certificate chain to serve https with; reloaded on SIGHUP", None, str,
             "FILE"),
     _Option("tls-key", "access", "its private key", None, str, "FILE"),
@@ -19519,93 +20110,124 @@ def _read_for(option: str, path: Any) -> Iterator[None]:
         raise UsageError("--%s=%s cannot be used: %s" % (option, path, _reason(error))) from None
 
 
-def parse_command_line(arguments: Sequence[str], environment: Dict[str, str]) -> argparse.Namespace:
-    """The options, from the command line, or else from AURORA_REST_… variables, or else from the file that
-    --config names. Raises UsageError."""
-    given = {}          # name → its text, where that stands
+def _option(name: str, where: str) -> _Option:
+    """The option of that name. Raises UsageError, which says where the name stands and which is nearest."""
     for option in OPTIONS:
-        variable = "AURORA_REST_" + option.dest.upper()
-        if variable in environment:
-            given[option.name] = environment[variable], variable
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--config", default=given.get("config", (None, ""))[0])
-    path = early.parse_known_args(list(arguments))[0].config
-    given = dict(_read_options(path) if path else {}, **given)
+        if option.name == name:
+            return option
+    raise UsageError("%s: %s" % (where, no_such("option", name[:80], [each.name for each in OPTIONS])))
+
+
+def _value(option: _Option, given: Any, where: str) -> Any:
+    """An option's value from what was written: a text, a list of them, None for the name alone. Raises
+    UsageError."""
+    if option.many:
+        return list(given) if isinstance(given, list) else (given or "").split()
+    if option.kind is bool:
+        text = "1" if given is None else given.lower()
+        if text not in ("1", "true", "yes", "0", "false", "no", ""):
+            raise UsageError("%s: expected 1 or 0" % where)
+        return text in ("1", "true", "yes")
+    if given is None and option.kind == "demo":
+        return "devcluster"
+    if given is None:
+        raise UsageError("%s: it needs a value" % where)
+    if option.kind in (int, float):
+        try:
+            return option.kind(given)
+        except ValueError:
+            raise UsageError("%s: expected a number, not %r" % (where, given[:80])) from None
+    return given
+
+
+def read_config(path: str) -> Dict[str, Tuple[Optional[str], str]]:
+    """The options in a file of `NAME = VALUE` lines, and where each stands. A line that begins with # or ; is
+    a comment, [one in brackets] a heading, one that is indented goes on with the value. Raises UsageError."""
+    found: Dict[str, Tuple[Optional[str], str]] = {}
+    name = ""
+    for number, line in enumerate(_read_file("config", path).split("\n"), 1):
+        text, where = line.strip(), "%s, line %d" % (path, number)
+        if not text or text[0] in "#;" or text[0] == "[" and text[-1] == "]":
+            continue
+        if line[0].isspace() and name:
+            before, where = found[name]
+            found[name] = ("%s\n%s" % (before or "", text), where)
+            continue
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if _option(name, where).group == "commands":
+            raise UsageError("%s: %s is for the command line" % (where, name))
+        if name in found:
+            raise UsageError("%s: %s is given twice" % (where, name))
+        found[name] = (value if equals else None, "%s: %s" % (where, name))
+    return found
+
+
+def _parser() -> _Parser:
     parser = _Parser(prog="aurora_rest.py", description="Apache Aurora over plain HTTP.", allow_abbrev=False,
-                     epilog="Every option can be given as an environment variable too: AURORA_REST_PORT for "
-                            "--port.")
+                     epilog="Every option can be given as an environment variable too, AURORA_REST_PORT for "
+                            "--port, or in a --config file, as `port = 8888`; the command line comes first, "
+                            "then the environment.", argument_default=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version="aurora_rest " + __version__)
     groups: Json = {}
     for option in OPTIONS:
         group = groups.setdefault(option.group, None) or parser.add_argument_group(option.group)
         groups[option.group] = group
-        kind, shown = option.kind, "" if option.default in (None, False, []) else " (default: %s)" % (
-            option.default)
-        named: Json = {"help": (option.help + shown).replace("%", "%%"), "default": _default(option, given)}
-        if kind is bool:
-            named.update(action="store_true")
-        elif kind == "demo":
-            named.update(nargs="?", const="devcluster", metavar="NAME")
-        elif option.many:       # argparse would add to a default
-            named.update(action="append", metavar=option.metavar, default=None)
+        shown = "" if option.default in (None, False, []) else " (default: %s)" % option.default
+        named: Json = {"help": (option.help + shown).replace("%", "%%"), "dest": option.name}
+        if option.kind is bool:
+            named.update(action="store_const", const="1")
+        elif option.kind == "demo":
+            named.update(nargs="?", const=None, metavar=option.metavar)
         else:
-            named.update(type=kind, metavar=option.metavar)
+            named.update(action="append" if option.many else "store", metavar=option.metavar)
         group.add_argument("--" + option.name, **named)
-    options = parser.parse_args(list(arguments))
+    return parser
+
+
+def parse_command_line(arguments: Sequence[str], environment: Dict[str, str]) -> argparse.Namespace:
+    """The options: from the command line, else from AURORA_REST_… variables, else from the --config file,
+    else their defaults; `origins` says which, by name. Raises UsageError."""
+    given: Dict[str, Dict[str, Tuple[Any, str]]] = {"command": {
+        name: (value, "--" + name) for name, value in vars(_parser().parse_args(list(arguments))).items()},
+        "environment": {}}
+    for variable, text in environment.items():
+        if variable.startswith("AURORA_REST_") and variable != "AURORA_REST_SCHEDULER_CREDENTIALS":
+            name = variable[len("AURORA_REST_"):].lower().replace("_", "-")
+            given["environment"][_option(name, variable).name] = (text, variable)
+    path, _ = given["command"].get("config") or given["environment"].get("config") or ("", "")
+    given["file"] = read_config(path) if path else {}
+    options = argparse.Namespace(origins={}, arguments=list(arguments), seen={})
     for option in OPTIONS:
-        if option.many and getattr(options, option.dest) is None:
-            setattr(options, option.dest, _default(option, given))
+        origin = next((each for each in given if option.name in given[each]), "default")
+        options.origins[option.name] = origin
+        value = _value(option, *given[origin][option.name]) if origin != "default" else option.default
+        setattr(options, option.dest, value)
     return options
 
 
-def _read_options(path: str) -> Dict[str, Tuple[str, str]]:
-    """name → (text, where it stands), of a file of options. Raises UsageError."""
-    import configparser
-    parser = configparser.RawConfigParser(delimiters=("=",), comment_prefixes=("#", ";"))
-    text = _read_file("config", path)
-    try:
-        parser.read_string(text if re.match(r"\s*([#;].*\s*)*\[", text) else "[options]\n" + text, path)
-    except configparser.Error as error:
-        raise UsageError("--config=%s: %s" % (path, str(error).replace("\n", " "))) from None
-    known = [option.name for option in OPTIONS]
-    found = {}
-    for section in parser.sections():
-        for name, value in parser.items(section):
-            if name not in known or name == "config":
-                raise UsageError("%s: %s" % (path, no_such("option", name, known)))
-            found[name] = value, "%s: %s" % (path, name)
-    return found
+def shown_options(options: argparse.Namespace) -> Json:
+    """The options in force by name, for `GET /alpha/server`. None of them holds a secret: those are in files,
+    or in AURORA_REST_SCHEDULER_CREDENTIALS."""
+    return {option.name: {"value": getattr(options, option.dest), "from": options.origins[option.name]}
+            for option in OPTIONS if option.group != "commands"}
 
 
-def _default(option: _Option, given: Dict[str, Tuple[str, str]]) -> Any:
-    """What an option is where the command line does not say it. Raises UsageError."""
-    if option.name not in given:
-        return option.default
-    text, where = given[option.name]
-    if option.many:
-        return text.split()
-    if option.kind is bool:
-        if text.lower() not in ("1", "true", "yes", "0", "false", "no", ""):
-            raise UsageError("%s: expected 1 or 0" % where)
-        return text.lower() in ("1", "true", "yes")
-    try:
-        return option.kind(text) if option.kind in (int, float) else text
-    except ValueError:
-        raise UsageError("%s: expected a number, not %r" % (where, text)) from None
-
-
-def options_in_force(options: argparse.Namespace) -> Json:
-    """The options by name, without those that are not set. None of them is a secret: secrets are in files."""
-    values = {option.name: getattr(options, option.dest) for option in OPTIONS
-              if option.group != "file" and option.name != "new-token"}
-    return {name: value for name, value in values.items() if value not in (None, False, [])}
-
-
-def _config_text(options: argparse.Namespace) -> str:
-    """The options in force as a file for --config."""
-    return "".join("%s = %s\n" % (name, "\n    ".join(value) if isinstance(value, list) else
-                                  1 if value is True else value)
-                   for name, value in options_in_force(options).items())
+def config_text(options: argparse.Namespace) -> str:
+    """The options as a --config file, with those that have their default as comments."""
+    lines = ["# aurora_rest " + __version__]
+    group = ""
+    for option in OPTIONS:
+        if option.group == "commands":
+            continue
+        if option.group != group:
+            group = option.group
+            lines += ["", "[%s]" % group]
+        value = getattr(options, option.dest)
+        text = "" if value is None else "\n    ".join(value) if option.many else (
+            "yes" if value else "no") if option.kind is bool else str(value)
+        mark = "# " if options.origins[option.name] == "default" else ""
+        lines.append(("%s%s = %s" % (mark, option.name, text)).rstrip())
+    return "\n".join(lines) + "\n"
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -19619,6 +20241,17 @@ def check_options(options: argparse.Namespace) -> None:
         value = getattr(options, option.dest)
         if option.kind in (int, float) and not (math.isfinite(value) and value >= option.least):
             raise UsageError("--%s=%g: at least %g" % (option.name, value, option.least))
+    try:
+        Proxies(options.trusted_proxy, options.base_path)
+    except ValueError as error:
+        raise UsageError("--trusted-proxy, --base-path: %s" % error) from None
+    if options.log_format not in ("text", "json"):
+        raise UsageError("--log-format=%s: text or json" % options.log_format)
+    if options.user_header and not (options.tokens and options.trusted_proxy):
+        raise UsageError("--user-header needs --trusted-proxy, whose word it is, and --tokens, which says "
+                         "who may")
+    if options.audit_required and not options.audit_log:
+        raise UsageError("--audit-required needs --audit-log")
     if not 0 <= options.port <= 65535:
         raise UsageError("--port=%d: 0 to 65535" % options.port)
     if bool(options.tls_key) > bool(options.tls_cert):
@@ -19741,8 +20374,32 @@ def make_tls(cert: Optional[str], key: Optional[str], client_ca: str = "") -> An
     return context
 
 
-def make_server(options: argparse.Namespace, log: Log) -> Server:
-    """The server that the options describe. Raises UsageError."""
+def certificate_expiry(path: str) -> float:
+    """When the first certificate of a PEM file expires, in Unix time. Raises ValueError, UsageError."""
+    import ssl
+    found = re.search(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n?",
+                      _read_file("tls-cert", path), re.DOTALL)
+    data = ssl.PEM_cert_to_DER_cert(found.group(0) if found else "")
+
+    def element(at: int) -> Tuple[int, int, int]:
+        """(tag, start, end) of what is there, in DER."""
+        size, start = data[at + 1], at + 2
+        if size & 0x80:
+            start += size & 0x7f
+            size = int.from_bytes(data[at + 2:start], "big")
+        return data[at], start, start + size
+    at = element(element(0)[1])[1]
+    at = element(at)[2] if element(at)[0] == 0xa0 else at       # the version
+    for _ in range(3):                                          # serial number, algorithm, issuer
+        at = element(at)[2]
+    tag, start, end = element(element(element(at)[1])[2])       # of the validity the second
+    return calendar.timegm(time.strptime(data[start:end].decode(), "%y%m%d%H%M%SZ" if tag == 0x17
+                                         else "%Y%m%d%H%M%SZ"))
+
+
+def server_options(options: argparse.Namespace) -> Json:
+    """What Server takes, as the options say: all the files that they name are read here. Raises
+    UsageError."""
     clusters: List[Cluster] = []
     for each in options.scheduler:
         name, _, urls = each.partition("=")
@@ -19772,18 +20429,58 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
         raise UsageError("--include-root=%s is no folder" % options.include_root)
     access = Access(tokens, options.forward_auth, anonymous=not (tokens or options.forward_auth
             or options.client_ca)
-                    or options.allow_anonymous, client_certificates=bool(options.client_ca))
-    limits = {name: getattr(options, "limit_" + name) for name in LIMITS}
+                    or options.allow_anonymous, client_certificates=bool(options.client_ca),
+                    decided=options.allow_anonymous, user_header=(options.user_header or "").lower())
     evaluator = Evaluator(options.config_workers, ConfigLimits(
         cpu_seconds=options.config_cpu, wall_seconds=options.config_cpu + 3.0,
         memory_bytes=options.config_memory << 20),
         options.trust_configs, options.include_root)
     options.client_ca_text = _read_file("client-ca", options.client_ca) if options.client_ca else ""
-    tls = make_tls(options.tls_cert, options.tls_key, options.client_ca_text)
-    activated = _activated_socket()
+    return dict(
+        clusters=clusters, evaluator=evaluator, access=access,
+        limits={name: getattr(options, "limit_" + name) for name in LIMITS},
+        tls=make_tls(options.tls_cert, options.tls_key, options.client_ca_text), credentials=credentials,
+        page=options.page, observer=make_observer(options), scheduler=dict(
+            connect_timeout=options.connect_timeout, parallel=options.parallel, ca_file=options.scheduler_ca))
+
+
+def apply_live(server: Server, options: argparse.Namespace) -> None:
+    """Put in force the options that may change while it serves: those marked `live`."""
+    service = server.service
+    server.drain_timeout, server.drain_delay = options.drain_timeout, options.drain_delay
+    server.http.behind(options.trusted_proxy, options.base_path)
+    service.poll_interval, service.access_log = options.poll_interval, not options.quiet
+    service.cors, service.hosts = frozenset(options.cors), frozenset(map(str.lower, options.host_name))
+    service.audit_required = options.audit_required
+    for form in (service.log, service.record):
+        if isinstance(form, (Log, AuditFile)):
+            form.as_json = options.log_format == "json"
+    for scheduler in service.clusters.schedulers():
+        scheduler.timeout, scheduler.retry_for = options.timeout, options.retry_for
+
+
+def _take_lines_of_kazoo(log: Log) -> None:
+    """Have what kazoo logs among our lines."""
+    import logging
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            log(Event("zookeeper", level=record.levelname.lower(), message=record.getMessage()))
+    logger = logging.getLogger("kazoo")
+    logger.propagate = False
+    logger.handlers = [Handler(logging.WARNING)]
+
+
+def make_server(options: argparse.Namespace, log: Log) -> Server:
+    """The server that the options describe, listening. Raises UsageError."""
+    named = server_options(options)
+    if any(cluster.zk for cluster in named["clusters"]):
+        _take_lines_of_kazoo(log)
+    named["limits"]["connections"] = min(options.limit_connections, max(16, _raise_descriptor_limit() - 150))
+    activated, host = _activated_socket(), options.host
     if activated is not None and activated.family in (socket.AF_INET, socket.AF_INET6):
-        options.host = activated.getsockname()[0]
-        check_options(options)
+        host = activated.getsockname()[0]
+        check_options(argparse.Namespace(**dict(vars(options), host=host)))
     demo: Union[bool, Demo] = False
     if options.demo is not None:
         demo = Demo(options.demo, options.demo_speed, options.demo_jobs, docker=options.demo_docker,
@@ -19794,19 +20491,41 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
             raise UsageError("the demo scheduler cannot listen on --demo-port=%d: %s" % (
                 options.demo_port, _reason(error))) from None
     try:
-        server = Server(
-            options.port, options.host, demo=demo, clusters=clusters, evaluator=evaluator, access=access,
-            limits=limits,
-            tls=tls, sock=activated, credentials=credentials, drain_timeout=options.drain_timeout, log=log,
-            poll_interval=options.poll_interval, cors=options.cors, hosts=options.host_name,
-            access_log=not options.quiet, page=options.page, observer=make_observer(options), scheduler=dict(
-                timeout=options.timeout, connect_timeout=options.connect_timeout, retry_for=options.retry_for,
-                parallel=options.parallel, ca_file=options.scheduler_ca))
+        server = Server(options.port, host, demo=demo, sock=activated, log=log, **named)
     except OSError as error:
         raise UsageError("cannot listen on --host=%s --port=%d: %s" %
                          (options.host, options.port, _reason(error))) from None
-    server.service.options = options_in_force(options)
+    server.service.options = lambda: shown_options(options)
+    if options.audit_log:
+        try:
+            server.service.record = AuditFile(options.audit_log)
+        except OSError as error:
+            raise UsageError("--audit-log=%s cannot be written: %s" %
+                             (options.audit_log, _reason(error))) from None
+    apply_live(server, options)
+    server.service.expires = certificate_expiry(options.tls_cert) if options.tls_cert else None
+    options.seen["certificate"] = _fingerprint(options.tls_cert, options.tls_key)
+    options.seen["scheduler ca"] = _fingerprint(options.scheduler_ca)
     return server
+
+
+def checked(options: argparse.Namespace) -> str:
+    """What would be served, in lines. Raises UsageError."""
+    named = server_options(options)
+    access = named["access"]
+    callers = ["the tokens of %s (%d)" % (options.tokens, access.tokens.count)] if access.tokens else []
+    callers += ["the scheduler, by their own credentials"] if access.forward else []
+    callers += ["certificates signed by " + options.client_ca] if access.client_certificates else []
+    callers += ["nobody: anonymous callers may do all"] if access.anonymous else []
+    host = "[%s]" % options.host if ":" in options.host else options.host
+    lines = ["would serve %s://%s:%d" % ("https" if named["tls"] else "http", host, options.port)]
+    for each in named["clusters"]:
+        lines.append("  cluster %s: %s" % (each.name or "named by its scheduler", each.place))
+    lines += ["  cluster %s: a simulated scheduler" % options.demo] if options.demo is not None else []
+    lines.append("  callers are known by: " + "; ".join(callers))
+    lines += ["  --%s=%s (%s)" % (name, each["value"], each["from"])
+              for name, each in shown_options(options).items() if each["from"] != "default"]
+    return "\n".join(lines)
 
 
 def _activated_socket() -> Optional[socket.socket]:
@@ -19883,12 +20602,12 @@ def _settle_memory(least: float) -> float:
 
 def _greet(server: Server, log: Log) -> None:
     demo = server.demo
-    clusters = ["%s at %s" % (each.name or "the scheduler", ",".join(each.urls) or each.zk + each.zk_path)
-                for each in server.clusters.values()]
-    log("serving %s%s for %s" % (server.url, "" if server.service.page == "off" else
-                                 " (a page for browsers, too)", ", ".join(clusters)))
+    clusters = server.clusters.values()
+    log(Event("serving", url=server.url, page=None if server.service.page == "off" else server.url + "/",
+              version=__version__, clusters=[each.name or "?" for each in clusters],
+              schedulers=[each.place for each in clusters]))
     if demo is not None:
-        log("demo scheduler at %s; try:" % demo.url)
+        log(Event("demo", url=demo.url))
         for line in ("curl -s %s/alpha/jobs/%s/www-data", "curl -s %s/alpha/job/%s/www-data/prod/hello",
                      "curl -s -X PUT '%s/alpha/job/%s/www-data/prod/hello/restart?shards=0&watch_secs=5'",
                      "curl -sN %s/alpha/job/%s/www-data/prod/hello/events",
@@ -19901,7 +20620,7 @@ def _greet(server: Server, log: Log) -> None:
             try:
                 scheduler.call("getTierConfigs", timeout=5.0)
             except AuroraError as error:
-                log("warning: %s; it is tried again with every request" % error)
+                log(Event("warning", message="%s; it is tried again with every request" % error))
     _aside(look, "look-for-schedulers", log)
 
 
@@ -19910,14 +20629,13 @@ def _look_at_isolation(server: Server, log: Log) -> None:
     try:
         layers = evaluator.look()
     except (AuroraError, OSError) as error:
-        log("warning: %s" % error)
+        log(Event("warning", message=str(error)))
         return
-    log("configurations are shut in by: %s" % (", ".join(layers) or "nothing"))
+    log(Event("isolation", layers=layers))
     if not isolates(layers):
-        log("warning: %s" % ("configurations can reach what this process can, as --trust-configs allows"
-                             if evaluator.trusted
-                             else "configurations are refused: this machine has neither the system call "
-                                  "filter nor namespaces with an empty root to shut them in"))
+        log(Event("warning", message="configurations can reach what this process can, as --trust-configs "
+                  "allows" if evaluator.trusted else "configurations are refused: this machine has neither "
+                  "the system call filter nor namespaces with an empty root to shut them in"))
 
 
 def _aside(work: Callable[[], None], name: str, log: Log) -> None:
@@ -19925,7 +20643,7 @@ def _aside(work: Callable[[], None], name: str, log: Log) -> None:
     try:
         threading.Thread(target=work, name=name, daemon=True).start()
     except RuntimeError as error:
-        log("warning: %s: %s" % (name, error))
+        log(Event("warning", message="%s: %s" % (name, error)))
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -19940,7 +20658,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         begun = _begin(sys.argv[1:] if arguments is None else arguments, log)
         return begun if isinstance(begun, int) else _supervise(*begun)
     except Exception as error:      # a defect: told in one line, too
-        log("error %s: %s at %s" % (type(error).__name__, error, _place(error)))
+        log(Event("error", error="%s: %s" % (type(error).__name__, error), at=_place(error)))
         return 1
     finally:
         log.flush()
@@ -19956,16 +20674,13 @@ def _begin(arguments: Sequence[str], log: Log) -> Union[int, Tuple[Server, argpa
             print("line for the tokens file:\n  %s" % line)
             return 0
         check_options(options)
-        if options.print_config:
-            print(_config_text(options), end="")
+        if options.check or options.print_config:
+            print(checked(options) if options.check else config_text(options), end="\n" if options.check
+                  else "")
             return 0
-        if options.check:
-            return _check(options, log)
         _share_memory()
         if options.cpu is not None:
             _keep_to(options.cpu)
-        descriptors = _raise_descriptor_limit()
-        options.limit_connections = min(options.limit_connections, max(16, descriptors - 150))
         server = make_server(options, log)
     except UsageError as error:
         if sys.stderr is not None:
@@ -19983,26 +20698,6 @@ def _begin(arguments: Sequence[str], log: Log) -> Union[int, Tuple[Server, argpa
     return server, options, log, source
 
 
-def _check(options: argparse.Namespace, log: Log) -> int:
-    """Make what would be served, on a port that nobody else wants, say what it is, and end it."""
-    at = "%s://%s:%d" % ("https" if options.tls_cert else "http", options.host, options.port)
-    options.port = options.demo_port = 0
-    server = make_server(options, log)
-    access = server.service.access
-    try:
-        print("would serve %s" % at)
-        for scheduler, cluster in server.clusters.items():
-            print("cluster %s: %s%s" % (cluster.name or "of the scheduler's own name", ", ".join(
-                cluster.urls) or "%s%s in ZooKeeper" % (cluster.zk, cluster.zk_path),
-                ", with credentials" if scheduler.authorization else ""))
-        print("callers: %s" % ("anonymous" if access.anonymous else ", ".join(
-            name for name, there in (("tokens", access.tokens), ("credentials for the scheduler",
-                                     access.forward), ("client certificates", options.client_ca)) if there)))
-    finally:
-        server.stop()
-    return 0
-
-
 def _next_signal(source: int, seconds: Optional[float]) -> Optional[int]:
     return os.read(source, 1)[0] if select.select([source], [], [], seconds)[0] else None
 
@@ -20016,7 +20711,7 @@ def _supervise(server: Server, options: argparse.Namespace, log: Log, signals: i
         wish = _next_signal(signals, min(pause or 1.0, 1.0))
         least = _settle_memory(least)
         if server.http.failure:
-            log("error the server has ended: %s" % server.http.failure)
+            log(Event("error", error="the server has ended: %s" % server.http.failure))
             return 1
         if wish is None:
             if time.monotonic() - server.http.swept < 10:
@@ -20024,72 +20719,122 @@ def _supervise(server: Server, options: argparse.Namespace, log: Log, signals: i
         elif wish == signal.SIGHUP:
             _reload(server, options, log)
         elif wish == signal.SIGUSR1:
-            service = server.service
-            log("state " + " ".join("%s=%d/%d" % (name, used, service.limits[name])
-                                    for name, used in service.used().items()))
+            _log_state(server, log)
         else:
             break
     def hurry() -> None:
-        while _next_signal(signals, None) == signal.SIGHUP:
+        while _next_signal(signals, None) in (signal.SIGHUP, signal.SIGUSR1):
             pass
         os._exit(1)     # asked twice: at once
     _aside(hurry, "hurry", log)
     notify_systemd("STOPPING=1")
-    log("stopping; %d operations are running" % server.service.operations.running)
+    log(Event("stopping", operations=server.service.operations.running))
     server.stop()
-    for operation in server.service.operations.all():
-        if operation.state == "interrupted":
-            log("operation id=%s kind=%s key=%s interrupted: %d of %d done" % (
-                operation.id, operation.kind, operation.key, operation.done, operation.total))
-    log("stopped")
+    log(Event("stopped"))
     return 0
 
 
-def _reload(server: Server, options: argparse.Namespace, log: Log) -> None:
-    """Read again what may have changed, each for itself: what cannot be read or used stays as it was,
-    whole."""
-    def tokens() -> None:
-        if server.service.access.tokens:
-            server.service.access.tokens.load()
+def _fingerprint(*paths: Optional[str]) -> str:
+    """What changes when one of the files does."""
+    return hashlib.sha256("\0".join(_read_file("", each) for each in paths if each).encode()).hexdigest()
 
-    def client_ca() -> None:
+
+def _reload_options(server: Server, options: argparse.Namespace, log: Log) -> str:
+    """Read command line, environment and --config again; what changed and is in force."""
+    fresh = parse_command_line(options.arguments, dict(os.environ))
+    check_options(fresh)
+    changed = [each for each in OPTIONS if getattr(fresh, each.dest) != getattr(options, each.dest)
+               and each.group != "commands"]
+    for each in changed:
+        if each.live:
+            setattr(options, each.dest, getattr(fresh, each.dest))
+            options.origins[each.name] = fresh.origins[each.name]
+        else:
+            log(Event("warning", message="--%s=%s takes a restart; %s is still in force" % (
+                each.name, getattr(fresh, each.dest), getattr(options, each.dest))))
+    apply_live(server, options)
+    return ", ".join("%s=%s" % (each.name, getattr(fresh, each.dest)) for each in changed if each.live)
+
+
+def _reload(server: Server, options: argparse.Namespace, log: Log) -> None:
+    """Read again what may have changed, each for itself: what cannot be read or used stays as it was, whole.
+    The log says what changed."""
+    def tokens() -> str:
+        return server.service.access.tokens.load() if server.service.access.tokens else ""
+
+    def client_ca() -> str:
         text = _read_file("client-ca", options.client_ca) if options.client_ca else ""
         if text == options.client_ca_text:
-            return
+            return ""
         import ssl
-        # raises for what is none
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=text)
         options.client_ca_text = text
         # added at once, also where the certificate cannot be read just now
         if server.http.tls is not None:
             server.http.tls.load_verify_locations(cadata=text)
+        return "new"
 
-    def certificate() -> None:
-        if server.http.tls is not None:     # a new context: a half-loaded one would refuse every handshake
-            server.http.tls = make_tls(options.tls_cert, options.tls_key, options.client_ca_text)
+    def certificate() -> str:
+        if server.http.tls is None:
+            return ""
+        # a new context: a half-loaded one would refuse every handshake
+        server.http.tls = make_tls(options.tls_cert, options.tls_key, options.client_ca_text)
+        server.service.expires = certificate_expiry(options.tls_cert)
+        return _noted("certificate", _fingerprint(options.tls_cert, options.tls_key))
 
-    def scheduler_ca() -> None:
-        if options.scheduler_ca:
-            import ssl
-            ssl.create_default_context(cafile=options.scheduler_ca)
-            for scheduler in server.clusters:
-                scheduler.reload(options.scheduler_ca, scheduler.authorization)
+    def scheduler_ca() -> str:
+        if not options.scheduler_ca:
+            return ""
+        import ssl
+        ssl.create_default_context(cafile=options.scheduler_ca)
+        for scheduler in server.clusters:
+            scheduler.reload(options.scheduler_ca, scheduler.authorization)
+        return _noted("scheduler ca", _fingerprint(options.scheduler_ca))
 
-    def credentials() -> None:
+    def credentials() -> str:
         _from_netrc.cache_clear()
         demo = [] if server.demo is None else [server.demo.name]
-        find = own_credentials(options, [each for each in server.clusters.values() if each.name not in demo])
+        known = [each for each in server.clusters.values() if each.name not in demo]
+        find = own_credentials(options, known)
         for scheduler, cluster in server.clusters.items():
             scheduler.reload(options.scheduler_ca, find(cluster))
-    done = []
-    for part in (tokens, client_ca, certificate, scheduler_ca, credentials):
+        return _noted("credentials", repr([find(each) for each in known]))
+
+    def audit_log() -> str:
+        if isinstance(server.service.record, AuditFile):
+            server.service.record.reopen()
+        return ""
+
+    def settings() -> str:
+        return _reload_options(server, options, log)
+
+    def _noted(name: str, state: str) -> str:
+        before, options.seen[name] = options.seen.get(name, state), state
+        return "" if before == state else "new"
+    told: Json = {"changed": [], "same": [], "failed": []}
+    for part in (settings, audit_log, tokens, client_ca, certificate, scheduler_ca, credentials):
         name = part.__name__.replace("_", " ")
         try:
-            part()
-            done.append(name)
+            what = part()
+            told["changed" if what else "same"].append("%s (%s)" % (name, what) if what else name)
         except (OSError, ValueError, UsageError) as error:
-            log("warning: %s not reloaded: %s" % (name, error))
-    log("reloaded %s" % ", ".join(done))
+            told["failed"].append(name)
+            log(Event("warning", message="%s not reloaded: %s" % (name, error)))
+    server.service.reloaded = (time.time(), not told["failed"])
+    log(Event("reloaded", **told))
+
+
+def _log_state(server: Server, log: Log) -> None:
+    """How things stand: what is bounded, the threads, and a line for each running operation."""
+    names = collections.Counter(re.sub(r"[-_ ]?\d.*", "", each.name) for each in threading.enumerate())
+    log(Event("state", uptime=int(time.time() - server.service.started), **{
+        name.replace(" ", "_"): "%.15g/%.15g" % level for name, level in server.service.levels().items()},
+        thread_names=["%s:%d" % each for each in sorted(names.items())]))
+    for operation in server.service.operations.all():
+        if operation.state == "running":
+            log(Event("state", operation=operation.id, kind=operation.kind, key=operation.key,
+                      user=operation.user, done=operation.done, failed=operation.failed,
+                      total=operation.total))
 
 
 if __name__ == "__main__":

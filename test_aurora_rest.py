@@ -34,7 +34,7 @@ import time
 import unittest
 import urllib.parse
 from functools import partial
-from typing import Any
+from typing import Any, List
 from unittest import mock
 
 import aurora_rest
@@ -353,6 +353,59 @@ class FakeScheduler:
         self.close()
 
 
+class FakeZooKeeper:
+    """A client of ZooKeeper as ZooKeeperLocator uses one. members: name → URL, None for what is no member; or
+    what is raised instead."""
+
+    def __init__(self, members: Any) -> None:
+        self.members = members
+        self.asked = self.started = self.stopped = 0
+        self.hang: Any = None
+        self._watch = lambda event: None
+
+    def change(self, members: Any) -> None:
+        self.members = members
+        self._watch(None)
+
+    def add_listener(self, listener: Any) -> None:
+        self._listener = listener
+
+    def start_async(self) -> Any:
+        self.started += 1
+        connected = threading.Event()
+        connected.set()
+        return connected
+
+    def stop(self) -> None:
+        self.stopped += 1
+
+    def close(self) -> None:
+        pass
+
+    def get_children_async(self, path: Any, watch: Any) -> Any:
+        self.asked += 1
+        self._watch = watch
+        return self._answer(lambda: list(self.members))
+
+    def exists_async(self, path: Any, watch: Any) -> Any:
+        return self._answer(lambda: None, True)
+
+    def get_async(self, path: Any) -> Any:
+        url = self.members[path.rpartition("/")[2]]
+        end = urllib.parse.urlsplit(url or "")
+        return self._answer(lambda: (b"odd" if url is None else json.dumps(
+            {"serviceEndpoint": {"host": end.hostname, "port": end.port}}).encode(), None))
+
+    def _answer(self, make: Any, always: Any = False) -> Any:
+        def get(timeout: Any) -> Any:
+            if self.hang:
+                self.hang.wait(timeout)
+            if isinstance(self.members, Exception) and not always:
+                raise self.members
+            return make()
+        return type("Answer", (), {"get": staticmethod(get)})
+
+
 def http_answer(status: Any, body: Any = b"", *headers: Any) -> Any:
     lines = ["HTTP/1.1 %d X" % status, "Content-Length: %d" % len(body)] + list(headers)
     return "\r\n".join(lines + ["", ""]).encode() + body
@@ -667,7 +720,7 @@ class SchedulerTest(unittest.TestCase):
         named.script = answering(tiers_answer)
         moved.getTierConfigs()
         replaced[:] = [stranger.url]
-        moved._locate_now(1.0)
+        moved._moved(replaced)
         moved.getTierConfigs()          # ZooKeeper names another one now
         self.assertEqual(moved.leader, stranger.url)
 
@@ -792,35 +845,49 @@ class SchedulerTest(unittest.TestCase):
                 scheduler.getTierConfigs()
         self.assertGreater(scheduler.network.circuit_breaks, 0)
 
-    def test_zookeeper_is_asked_only_when_no_leader_answers(self) -> None:
-        asked = []
-        leader = self.fake(answering(tiers_answer))
-        answers: Any = [[leader.url]]
+    def locator(self, client: Any, **cluster: Any) -> Any:
+        return aurora_rest.ZooKeeperLocator(aurora_rest.Cluster(**dict(
+            {"name": "west", "zk": "zk:1", "zk_path": "/s"}, **cluster)), lambda cluster: client)
 
-        def ask_zookeeper(cluster: Any) -> Any:
-            asked.append(cluster.name)
-            if isinstance(answers[0], Exception):
-                raise answers[0]
-            return answers[0]
-        locator = aurora_rest.ZooKeeperLocator(aurora_rest.Cluster("west", zk="zk:1"), ask_zookeeper)
-        locator.FRESH = 0.0
-        scheduler = self.scheduler(locate=locator)
+    def test_the_leader_that_zookeeper_names_is_followed_with_one_session(self) -> None:
+        leaders = [self.fake(answering(tiers_answer)) for _ in range(2)]
+        client = FakeZooKeeper({"member_1": leaders[0].url, "odd": "x", "member_0": None})
+        scheduler = self.scheduler(locate=self.locator(client))
         for _ in range(3):
             scheduler.getTierConfigs()
-        self.assertEqual(asked, ["west"])
-        # ZooKeeper is gone; a leader that fails once is found by the last answer
-        answers[0] = RuntimeError("away")
+        self.assertEqual((scheduler.leader, client.asked), (leaders[0].url, 1))
+        client.change({"member_2": leaders[1].url})
+        wait_for(lambda: scheduler.state()["schedulers"] == [leaders[1].url])
         scheduler.getTierConfigs()
+        self.assertEqual((scheduler.leader, len(leaders[0].requests), client.started), (leaders[1].url, 3, 1))
+        client.change({})
+        wait_for(lambda: scheduler.state()["schedulers"] == [])
+        self.assertEqual(self.fails_with(aurora_rest.NoLeader, scheduler).retry_after, 5)
+        self.assertIsNone(scheduler.state()["leader"])
+        scheduler.close()
+        wait_for(lambda: client.stopped)
+
+    def test_without_zookeeper_the_last_leader_goes_on(self) -> None:
+        leader = self.fake(answering(tiers_answer))
+        client = FakeZooKeeper({"member_1": leader.url})
+        scheduler = self.scheduler(locate=self.locator(client))
+        scheduler.getTierConfigs()
+        client.change(RuntimeError(""))
+        wait_for(lambda: "RuntimeError" in (scheduler.state()["zookeeper"] or ""))
         scheduler._forget_leader()
         scheduler.getTierConfigs()
-        self.assertEqual(asked, ["west"] * 2)
-        answers[0] = []
-        scheduler._forget_leader()
-        error = self.fails_with(aurora_rest.NoLeader, scheduler)
-        self.assertEqual(error.retry_after, 5)
-        answers[0] = RuntimeError("")
-        self.assertIn("RuntimeError", str(self.fails_with(aurora_rest.SchedulerUnreachable, self.scheduler(
-            locate=aurora_rest.ZooKeeperLocator(aurora_rest.Cluster("east", zk="zk:1"), ask_zookeeper)))))
+        self.assertEqual(scheduler.state()["leader"], leader.url)
+        client.change({"member_1": leader.url})
+        wait_for(lambda: scheduler.state()["zookeeper"] is None)
+
+    def test_a_znode_that_is_missing_or_may_not_be_read_says_so(self) -> None:
+        for kind, says in (("NoNodeError", "there is no znode /s; is it the cluster's scheduler_zk_path"),
+                           ("NoAuthError", "the znode /s may not be read"), ("Weird", "Weird$")):
+            client = FakeZooKeeper(type(kind, (Exception,), {})())
+            scheduler = self.scheduler(locate=self.locator(client))
+            self.assertRegex(str(self.fails_with(aurora_rest.SchedulerUnreachable, scheduler)), says)
+            self.assertRegex(scheduler.state()["error"], "^SCHEDULER_UNREACHABLE: .*" + says)
+            scheduler.close()
 
     def fails_with(self, error: Any, scheduler: Any) -> Any:
         with self.assertRaises(error) as caught:
@@ -828,16 +895,10 @@ class SchedulerTest(unittest.TestCase):
         return caught.exception
 
     def test_a_look_up_lasts_no_longer_than_the_call_and_many_share_it(self) -> None:
-        hang, asked = threading.Event(), []
-
-        def ask_zookeeper(cluster: Any) -> Any:
-            asked.append(1)
-            hang.wait(10)
-            return []
-        self.addCleanup(hang.set)
-        scheduler = self.scheduler(locate=aurora_rest.ZooKeeperLocator(aurora_rest.Cluster("west", zk="zk:1"),
-                ask_zookeeper),
-                                   timeout=0.3, parallel=8)
+        client = FakeZooKeeper({})
+        client.hang = threading.Event()
+        self.addCleanup(client.hang.set)
+        scheduler = self.scheduler(locate=self.locator(client), timeout=0.3, parallel=8)
         errors = []
         threads = [threading.Thread(target=lambda: errors.append(type(self.fails_with(
             aurora_rest.AuroraError, scheduler)).__name__)) for _ in range(8)]
@@ -846,26 +907,8 @@ class SchedulerTest(unittest.TestCase):
             each.start()
         for each in threads:
             each.join()
-        self.assertEqual((errors, len(asked)), (["SchedulerTimeout"] * 8, 1))
+        self.assertEqual((errors, client.asked), (["SchedulerTimeout"] * 8, 1))
         self.assertLess(time.monotonic() - started, 5)
-
-    def test_a_look_up_that_hangs_is_given_up(self) -> None:
-        hang, leader, asked = threading.Event(), self.fake(answering(tiers_answer)), []
-
-        def ask_zookeeper(cluster: Any) -> Any:
-            asked.append(1)
-            if len(asked) == 1:
-                hang.wait(20)
-                return ["http://127.0.0.1:1"]       # too late to count
-            return [leader.url]
-        locator = aurora_rest.ZooKeeperLocator(aurora_rest.Cluster("west", zk="zk:1"), ask_zookeeper)
-        locator.GIVE_UP, locator.FRESH = 0.1, 0.0
-        scheduler = self.scheduler(locate=locator, timeout=0.3)
-        self.fails_with(aurora_rest.SchedulerTimeout, scheduler)
-        scheduler.getTierConfigs()
-        hang.set()
-        time.sleep(0.05)
-        self.assertEqual((locator._urls, len(asked)), ([leader.url], 2))
 
     def test_a_prune_waits_for_another_no_longer_than_its_time(self) -> None:
         fake = self.fake(answering(thrift_answer))
@@ -1273,6 +1316,9 @@ class SchedulerTest(unittest.TestCase):
             both = read(zk="a,b:3", zk_port=99, scheduler_uri="http://x", auth_mechanism="BASIC")
             self.assertEqual((both.zk, both.urls, both.basic), ("a:99,b:3", (), True))
             self.assertFalse(read(scheduler_uri="http://x", auth_mechanism="UNAUTHENTICATED").basic)
+            for given, wanted in (("a,b:3/x/y", "a:2181,b:3/x/y"), ("[::1]", "[::1]:2181"),
+                                  ("::1, [fe80::2]:7", "[::1]:2181,[fe80::2]:7")):
+                self.assertEqual(read(zk=given).zk, wanted)
             for port in (99999, [1], "x", -1):
                 with self.assertRaisesRegex(ValueError, "zk_port"):
                     read(zk="a", zk_port=port)
@@ -1317,8 +1363,9 @@ class SchedulerTest(unittest.TestCase):
         with mock.patch.dict(sys.modules, {"kazoo": None, "kazoo.client": None}):
             locate = aurora_rest.ZooKeeperLocator(aurora_rest.Cluster("far", zk="zk:2181", zk_path="/s"))
             with self.assertRaisesRegex(aurora_rest.SchedulerUnreachable,
-                                        "pip install kazoo.*--scheduler far=URL"):
-                aurora_rest.Scheduler(locate=locate).getTierConfigs()
+                                        "pip install kazoo.*--scheduler far=URL"), aurora_rest.Scheduler(
+                                            locate=locate) as scheduler:
+                scheduler.getTierConfigs()
 
     def test_a_cluster_without_a_name_takes_its_schedulers(self) -> None:
         port = free_port()
@@ -1335,6 +1382,111 @@ class SchedulerTest(unittest.TestCase):
 
 
 # --- 3. Job configuration -----------------------------------------------------------------------------------
+
+ZOOKEEPER = "/usr/share/java/zookeeper.jar"
+
+
+@unittest.skipUnless(shutil.which("java") and os.path.exists(ZOOKEEPER) and importlib.util.find_spec("kazoo"),
+                     "needs kazoo, and ZooKeeper as Debian's package zookeeper has it")
+class ZooKeeperTest(unittest.TestCase):
+    """A real ZooKeeper."""
+
+    def setUp(self) -> None:
+        self.folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.port = free_port()
+        path = os.path.join(self.folder, "zoo.cfg")
+        with open(path, "w", encoding="utf-8") as stream:
+            stream.write("tickTime=300\ndataDir=%s/data\nclientPort=%d\nadmin.enableServer=false\n"
+                         "clientPortAddress=127.0.0.1\n4lw.commands.whitelist=*\n" % (self.folder, self.port))
+        self.zookeeper: Any = None
+        self.addCleanup(self.stop)
+        self.start()
+        logging = importlib.import_module("logging")
+        logger = logging.getLogger("kazoo")
+        logger.propagate = False
+        logger.handlers = [logging.NullHandler()]
+        kazoo = importlib.import_module("kazoo.client")
+        self.client = kazoo.KazooClient(hosts="127.0.0.1:%d" % self.port)
+        self.client.start(timeout=30)
+        self.addCleanup(lambda: (self.client.stop(), self.client.close()))
+        self.client.ensure_path("/chroot/aurora/scheduler")
+
+    def start(self) -> None:
+        self.zookeeper = subprocess.Popen(
+            ["java", "-Xmx64m", "-cp", "/usr/share/java/*",
+             "org.apache.zookeeper.server.quorum.QuorumPeerMain", os.path.join(self.folder, "zoo.cfg")],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(lambda: b"Mode" in self.said(b"srvr"), 60)
+
+    def stop(self) -> None:
+        self.zookeeper.kill()
+        self.zookeeper.wait()
+
+    def said(self, word: Any) -> Any:
+        data = b""
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5) as sock:
+            sock.sendall(word)
+            while True:
+                part = sock.recv(65536)
+                if not part:
+                    break
+                data += part
+        return data
+
+    def advertise(self, demo: Any) -> Any:
+        end = urllib.parse.urlsplit(demo)
+        return self.client.create("/chroot/aurora/scheduler/member_", json.dumps(
+            {"serviceEndpoint": {"host": end.hostname, "port": end.port}, "status": "ALIVE"}).encode(),
+            ephemeral=True, sequence=True)
+
+    def test_leaders_are_followed_and_the_last_one_goes_on_without_zookeeper(self) -> None:
+        demos = [aurora_rest.Demo("devcluster") for _ in range(2)]
+        urls = [demo.start() for demo in demos]
+        self.addCleanup(lambda: collections.deque(map(aurora_rest.Demo.stop, demos), 0))
+        server = aurora_rest.Server(port=0, evaluator=Serving.evaluator(), clusters=[aurora_rest.Cluster(
+            "devcluster", zk="127.0.0.1:1,127.0.0.1:%d/chroot" % self.port, zk_path="/aurora/scheduler")],
+            scheduler={"retry_for": 0.5}).start()
+        self.addCleanup(server.stop, 1.0)
+        jobs = "/alpha/jobs/devcluster/www-data"
+        empty = ask(server, "GET", jobs)
+        self.assertEqual((empty.status, empty.json["code"], empty.headers["retry-after"]),
+                         (503, "NO_LEADER", "5"))
+        self.client.create("/chroot/aurora/scheduler/member_odd", b"odd")
+        first = self.advertise(urls[0])
+
+        def told() -> Any:
+            return ask(server, "GET", "/alpha/clusters").json["clusters"]["devcluster"]
+
+        def leader() -> Any:
+            return ask(server, "GET", jobs).status == 200 and told()["leader"]
+        self.assertEqual(wait_for(leader), urls[0])
+        sessions = len(re.findall(rb"sid=0x", self.said(b"cons")))
+        self.client.delete(first)
+        self.advertise(urls[1])
+        moved = time.monotonic()
+        wait_for(lambda: leader() == urls[1])
+        self.assertLess(time.monotonic() - moved, 1.0)
+        self.assertEqual(len(re.findall(rb"sid=0x", self.said(b"cons"))), sessions)
+        self.stop()
+        wait_for(lambda: told()["zookeeper"])
+        self.assertEqual((ask(server, "GET", jobs).status, leader()), (200, urls[1]))
+        self.start()
+        wait_for(lambda: not told()["zookeeper"], 60)
+
+    def test_a_group_that_is_missing_or_forbidden_says_so(self) -> None:
+        security = importlib.import_module("kazoo.security")
+        self.client.create("/closed", acl=[security.make_digest_acl("a", "b", all=True)])
+        for path, says in (("/nowhere", "there is no znode /nowhere"),
+                           ("/closed", "/closed may not be read")):
+            with aurora_rest.Scheduler(retry_for=0.1, locate=aurora_rest.ZooKeeperLocator(aurora_rest.Cluster(
+                    "c", zk="127.0.0.1:%d" % self.port, zk_path=path))) as scheduler:
+                with self.assertRaisesRegex(aurora_rest.SchedulerUnreachable, says):
+                    scheduler.getTierConfigs()
+                if path == "/nowhere":
+                    self.client.create(path)
+                    wait_for(lambda scheduler=scheduler: not scheduler.state()["zookeeper"])
+
 
 class ConfigTest(unittest.TestCase):
     def refused(self, text: Any, says: Any, **options: Any) -> Any:
@@ -2638,6 +2790,54 @@ class RestartTest(Serving):
         self.assertEqual((operation.state, operation.done), ("failed", 0))
         self.assertRegex(operation.errors[0], "1 instances failed to restart, 0 may; .*time limit")
 
+    def test_a_second_restart_of_a_job_is_refused_and_names_the_first(self) -> None:
+        key = self.create("twice", 2)
+        path = "/alpha/job/%s/restart?watch_secs=500" % str(key)
+        first = self.good("PUT", path, status=202)["operation"]["id"]
+        for query in ("", "&dry_run=1", "&shards=1", "&force=0"):
+            refused = self.bad(409, "PUT", path + query, code="OPERATION_RUNNING", says=first + ".*force=1")
+            self.assertEqual(refused["operation"]["id"], first)
+        free = self.server.service.operations._slots._value
+        second = self.good("PUT", path + "&force=1", status=202)["operation"]["id"]
+        self.assertEqual(self.server.service.operations._slots._value, free - 1)
+        other = self.create("beside", 1)
+        third = self.good("PUT", "/alpha/job/%s/restart?watch_secs=0&wait=20" % str(other))
+        self.assertTrue(third["reached"])
+        for each in (first, second):
+            self.good("DELETE", "/alpha/operations/" + each, status=202)
+            self.good("GET", "/alpha/operations/%s?wait=10" % each)
+        self.assertTrue(self.good("PUT", "/alpha/job/%s/restart?watch_secs=0&wait=20" % str(key))["reached"])
+
+    def test_who_comes_second_is_refused_before_anything_and_takes_no_place(self) -> None:
+        operations = aurora_rest.Operations(2)
+
+        def start(kind: Any, **more: Any) -> Any:
+            return operations.start(aurora_rest.Operation(kind, "k"), lambda op: op.pause(30), **more)
+        first = start("restart", alone=True)
+        for _ in range(3):
+            with self.assertRaises(aurora_rest.Conflict):
+                start("restart", alone=True)
+            wait_for(lambda: operations._slots._value == 1)
+        second = start("kill", alone=True)
+        for each in (first, second):
+            each.stop()
+        wait_for(lambda: operations._slots._value == 2)
+        start("restart", alone=True).stop()
+
+    def test_of_many_restarts_at_once_one_begins(self) -> None:
+        key = self.create("rush", 1)
+        answers = []
+        threads = [threading.Thread(target=lambda: answers.append(self.ask(
+            "PUT", "/alpha/job/%s/restart?watch_secs=500" % str(key)))) for _ in range(8)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        self.assertEqual(sorted(each.status for each in answers), [202] + [409] * 7)
+        begun = next(each.json["operation"]["id"] for each in answers if each.status == 202)
+        self.good("DELETE", "/alpha/operations/" + begun, status=202)
+        self.good("GET", "/alpha/operations/%s?wait=10" % begun)
+
     def test_failures_within_the_limits_are_tolerated_and_counted(self) -> None:
         key = self.create("flaky", 2, "sleep 30; exit 1")
         operation = self.restart(key, [0], watch_secs=3.0, max_total_failures=0, max_per_instance_failures=0)
@@ -2908,31 +3108,13 @@ class OriginalEndpointsTest(Serving):
             self.assertEqual((restart.status, restart.json["job"]), (202, key))
             self.assertEqual(restart.headers["location"], "/alpha/operations/" +
                              restart.json["operation"]["id"])
+            self.good("GET", restart.headers["location"] + "?wait=10")
             self.assertEqual(self.good("DELETE", path + "?shards=0"), dict(expected, killed=[0]))
             self.demo.advance(5)
             self.bad(404, "DELETE", path)
             place = restart.headers["location"]
             self.ask("DELETE", place)
             wait_for(lambda: self.good("GET", place)["operation"]["state"] != "running")
-
-    def test_two_restarts_of_a_job_at_once_are_refused_unless_forced(self) -> None:
-        path = JOB + "twice"
-        self.good("PUT", path, source("twice", extra="instances=2"), 201)
-        self.demo.advance(5)
-        before = self.server.service.operations.running
-        first = self.good("PUT", path + "/restart?watch_secs=60", status=202)["operation"]
-        threads = threading.active_count()
-        other = self.bad(409, "PUT", path + "/restart?shards=1", code="OPERATION_UNDER_WAY", says=first["id"])
-        self.assertEqual(other["operation"]["id"], first["id"])
-        wait_for(lambda: threading.active_count() <= threads)
-        self.assertLessEqual(self.server.service.operations.running, before + 1)
-        forced = self.good("PUT", path + "/restart?shards=1&force=1", status=202)["operation"]
-        for each in (first, forced):
-            self.ask("DELETE", "/alpha/operations/" + each["id"])
-            wait_for(lambda: self.good("GET", "/alpha/operations/" + each["id"])["operation"]["state"] !=
-                     "running")
-        last = self.good("PUT", path + "/restart?watch_secs=0", status=202)["operation"]
-        self.ask("DELETE", "/alpha/operations/" + last["id"])
 
     def test_wrong_instances_never_reach_the_scheduler(self) -> None:
         writes = ("killTasks", "restartShards", "startJobUpdate")
@@ -3022,8 +3204,10 @@ class RoutesTest(Serving):
         detail = self.good("GET", "/alpha/jobs/devcluster/www-data?name=list-a&detail=1")["jobs"]["1"]
         self.assertEqual((detail["key"], detail["active"], detail["service"]),
                          ("devcluster/www-data/devel/list-a", 1, True))
-        self.assertEqual(self.good("GET", "/alpha/clusters")["clusters"],
-                         {"devcluster": {"leader": self.demo.url, "urls": [self.demo.url]}})
+        found = self.good("GET", "/alpha/clusters")["clusters"]["devcluster"]
+        self.assertEqual([found[each] for each in ("leader", "place", "schedulers", "circuit", "zookeeper")],
+                         [self.demo.url, self.demo.url, [self.demo.url], "closed", None])
+        self.assertLess(abs(found["answered"] - time.time() * 1000), 60000)
         self.assertIn("batch", self.good("GET", "/alpha/roles/devcluster")["roles"])
         self.assertEqual(self.good("GET", "/alpha/tiers/devcluster")["default"], "preemptible")
 
@@ -3095,7 +3279,7 @@ class RoutesTest(Serving):
             self.assertEqual((told["id"], told["state"]), (update["id"], state))
             shown = self.good("GET", path + "/update?detail=1")["update"]
             self.assertEqual((shown["id"], shown["state"]), (update["id"], state))
-            self.assertEqual(shown["events"][-1]["message"], "why")
+            self.assertRegex(shown["events"][-1]["message"], r"^why \(request \S+\)$")
         self.bad(404, "POST", path + "/update/pause")
         self.assertEqual(self.good("GET", path + "/updates?status=inactive")["updates"][0]["state"],
                          "ABORTED")
@@ -3951,6 +4135,160 @@ class EventsTest(Serving):
             self.bad(503, "GET", JOB + "streamed/events", code="OVERLOADED")
 
 
+class Trail(List[Any]):
+    """An audit trail in memory; `broken`: it takes nothing."""
+    broken = False
+
+    def __call__(self, event: Any) -> Any:
+        if not self.broken:
+            self.append(event)
+        return not self.broken
+
+    def of(self, name: Any, **fields: Any) -> Any:
+        """The fields of the events of that name that have these."""
+        return [each.fields for each in self if each.name == name and all(
+            each.fields.get(field) == value for field, value in fields.items())]
+
+
+class AuditTest(Serving):
+    """What the log and the audit trail say."""
+    SPEED = 40.0
+
+    def setUp(self) -> None:
+        self.trail = self.server.service.record = Trail()
+        self.addCleanup(setattr, self.server.service, "audit_required", False)
+
+    def create(self, name: Any, count: Any = 2) -> Any:
+        self.scheduler.createJob(config(name, count=count))
+        wait_for(lambda: self.states(name) == ["RUNNING"] * count)
+        return JOB + name
+
+    def test_a_line_reads_as_it_was_written(self) -> None:
+        event = aurora_rest.Event("access", id="a-1", user='Al "x" Ice', peer=None, instances=[1, 2], ms=1.5,
+                                  path="/é\u2028\n", empty="", dash="-", whole=True, none=[])
+        self.assertEqual(event, 'access id=a-1 user="Al \\"x\\" Ice" peer=- instances=1,2 ms=1.5 '
+                         'path="/\\u00e9\\u2028\\n" empty="" dash="-" whole=true none=-')
+        plain = json.loads(aurora_rest.log_line(event, True))
+        self.assertEqual((plain["event"], plain["level"], plain["user"], plain["peer"], plain["instances"]),
+                         ("access", "info", 'Al "x" Ice', None, [1, 2]))
+        self.assertEqual(json.loads(aurora_rest.log_line("hint", True))["message"], "hint")
+        self.assertEqual(aurora_rest.log_line(event, False).count("\n"), 1)
+
+    def test_a_write_leaves_what_was_asked_and_what_was_answered(self) -> None:
+        path = self.create("trail", 3)
+        self.good("DELETE", path + "?shards=1&message=too%20many", X_Request_Id="mine-1")
+        found, = self.trail.of("audit", id="mine-1")
+        self.assertEqual((found["user"], found["did"], found["key"], found["asked"],
+                          found["outcome"], found["killed"]),
+                         ("anonymous", "kill_job", path[len("/alpha/job/"):],
+                          {"shards": "1", "message": "too many"}, 200, [1]))
+        self.assertTrue(found["peer"].startswith("127."))
+        body = json.dumps({"ownerRole": "a", "quota": {"resources": []}})
+        self.ask("POST", "/alpha/rpc/devcluster/setQuota", body)
+        self.assertEqual(self.trail.of("audit", did="post_rpc")[0]["body"], body)
+        self.good("PUT", JOB + "hash?dry_run=1", source("hash"))
+        found, = self.trail.of("audit", did="create_job")
+        self.assertEqual((found["outcome"], found["dry_run"], found["config"]),
+                         ("dry run", True, aurora_rest._digest(source("hash").encode())))
+
+    def test_what_was_denied_and_what_was_replayed_leave_lines_too(self) -> None:
+        path = self.create("again", 1)
+        for _ in range(2):
+            self.good("PUT", path + "/scale?instances=2", status=202, Idempotency_Key="k1")
+        self.assertEqual([each.get("replayed") for each in self.trail.of("audit", did="scale_job")],
+                         [None, True])
+        self.bad(403, "DELETE", path, Origin="http://evil.example")
+        self.bad(400, "DELETE", path + "?shard=1")
+        self.assertEqual([each["outcome"] for each in self.trail.of("audit", did="kill_job")],
+                         ["FORBIDDEN", "BAD_REQUEST"])
+
+    def test_an_operation_leaves_a_line_when_it_ends(self) -> None:
+        path = self.create("ends")
+        plain = self.good("PUT", path + "/restart?watch_secs=0", status=202, X_Request_Id="op-1")["operation"]
+        self.good("GET", "/alpha/operations/%s?wait=20" % plain["id"])
+        ended = wait_for(lambda: self.trail.of("operation", id=plain["id"]))
+        self.assertEqual([(each["ended"], each["instances"], each["request"], each["done"])
+                          for each in ended], [("succeeded", [0, 1], "op-1", 2)])
+        self.assertEqual(self.trail.of("audit", id="op-1")[0]["operation"], plain["id"])
+
+    def test_what_is_waited_for_leaves_a_line_when_it_is_known_or_the_caller_goes(self) -> None:
+        path = self.create("waited")
+        self.good("PUT", path + "/update?wait=20", source("waited", "other", "instances=2"), 200,
+                  X_Request_Id="up-1")
+        self.assertEqual(self.trail.of("audit", id="up-1")[0]["outcome"], "waiting")
+        outcome, = self.trail.of("outcome", id="up-1")
+        self.assertEqual((outcome["outcome"], outcome["reached"]), (200, True))
+        with socket.create_connection(("127.0.0.1", self.server.port)) as sock:
+            sock.sendall(b"PUT %s/restart?watch_secs=500&wait=60 HTTP/1.1\r\nHost: localhost\r\n"
+                         b"X-Request-Id: left-1\r\nContent-Length: 0\r\n\r\n" % path.encode())
+            wait_for(lambda: self.trail.of("audit", id="left-1"))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        outcome, = wait_for(lambda: self.trail.of("outcome", id="left-1"))
+        self.assertEqual(outcome["outcome"], "caller left")
+        for operation in self.server.service.operations.all():
+            operation.stop()
+
+    def test_nothing_is_sent_where_the_trail_has_to_have_it_and_cannot(self) -> None:
+        path = self.create("required")
+        self.server.service.audit_required = True
+        self.good("DELETE", path + "?shards=0", X_Request_Id="sent-1")
+        self.assertEqual([each.name for each in self.trail if each.fields.get("id") == "sent-1"],
+                         ["sending", "audit"])
+        self.assertIn('"instances": [0]', self.trail.of("sending")[0]["arguments"])
+        self.trail.broken = True
+        before = self.demo.calls["killTasks"]
+        self.bad(503, "DELETE", path, code="AUDIT_UNAVAILABLE")
+        operation = self.good("PUT", path + "/restart?watch_secs=0&shards=1", status=202)["operation"]["id"]
+        ended = self.good("GET", "/alpha/operations/%s?wait=20" % operation)["operation"]
+        self.assertEqual((ended["state"], ended["result"]["code"]), ("failed", "AUDIT_UNAVAILABLE"))
+        self.assertEqual(self.demo.calls["killTasks"], before)
+        self.assertGreater(float(matched(r"^aurora_rest_audit_lines_lost_total (\d+)", self.ask(
+            "GET", "/metrics").body.decode(), re.MULTILINE).group(1)), 2)
+
+    def test_the_request_id_goes_to_the_scheduler_and_into_its_messages(self) -> None:
+        with FakeScheduler(answering(tiers_answer)) as fake, aurora_rest.Server(
+                port=0, clusters={"devcluster": fake.url}, evaluator=self.evaluator()) as server:
+            for number in ("r-1", "r-2"):
+                ask(server, "GET", "/alpha/tiers/devcluster", X_Request_Id=number)
+                self.assertIn(b"\r\nX-Request-Id: %s" % number.encode(), fake.requests[-1][0])
+        path = self.create("told", 1)
+        self.good("DELETE", path + "?message=why", X_Request_Id="msg-1")
+        wait_for(lambda: not self.states("told"))
+        task, = self.good("GET", path)["tasks"]["inactive"]
+        self.assertTrue([each for each in task["events"] if "why (request msg-1)" in (each["message"] or "")],
+                        task)
+
+    def test_a_stream_leaves_a_line_at_its_end(self) -> None:
+        path = self.create("streams", 1)
+        stream = Events(self.server, path + "/events", X_Request_Id="stream-1")
+        stream.next()
+        stream.close()
+        line = wait_for(lambda: [each for each in self.lines if each.startswith("stream id=stream-1")])[0]
+        self.assertEqual(line.fields["ended"], "left")
+        self.assertGreater(line.fields["bytes"], 100)
+
+    def test_the_file_is_appended_to_and_opened_again(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "audit")
+            trail = aurora_rest.AuditFile(path)
+            self.assertTrue(trail(aurora_rest.Event("audit", id=1)))
+            os.rename(path, path + ".1")
+            self.assertTrue(trail(aurora_rest.Event("audit", id=2)))
+            trail.reopen()
+            self.assertTrue(trail(aurora_rest.Event("audit", id=3)))
+            ids = [[matched(r"id=(\d)", line).group(1) for line in open(each, encoding="utf-8")]
+                   for each in (path + ".1", path)]
+            self.assertEqual(ids, [["1", "2"], ["3"]])
+            os.close(trail._file)
+            self.assertFalse(trail(aurora_rest.Event("audit", id=4)))
+            pipe = os.path.join(folder, "pipe")
+            os.mkfifo(pipe)
+            with self.assertRaises(OSError):
+                aurora_rest.AuditFile(pipe)
+        if os.path.exists("/dev/full"):
+            self.assertFalse(aurora_rest.AuditFile("/dev/full")(aurora_rest.Event("audit", id=5)))
+
+
 class LogsTest(Serving):
     """Logs and files of tasks, through the demo's observer."""
     OPTIONS = {"poll_interval": 0.02}
@@ -4582,9 +4920,9 @@ class LogsTest(Serving):
         served = [line for line in audits if line.endswith("outcome=200")]
         self.assertEqual((len(audits), len(served)), (22, 10))      # those refused, too
         self.assertRegex(served[0],
-                         "user=viewer .*did=get_only_log path=/alpha/job/devcluster/www-data/devel/level/"
-                         "instances/0/logs .*outcome=200")
-        self.assertTrue(any("files/content?path=README.txt" in line for line in audits))
+                         "user=viewer .*did=get_only_log method=GET path=/alpha/job/devcluster/www-data/"
+                         "devel/level/instances/0/logs .*outcome=200")
+        self.assertTrue(any("files/content " in line and "README.txt" in line for line in audits))
 
     def test_scripts_read_follow_and_list(self) -> None:
         path = self.job("script", ("p", "echo one; sleep 20; echo two; sleep 5"),
@@ -5196,6 +5534,156 @@ class WireTest(Serving):
             self.assertGreater(len(list(parser.text_string_to_metric_families(text))), 15)
 
 
+class ProxyTest(Serving):
+    """Behind proxies that are trusted, and others."""
+
+    def setUp(self) -> None:
+        self.server.http.behind(["127.0.0.0/8", "10.0.0.0/8", "2001:db8::/32"])
+        self.addCleanup(self.server.http.behind, [])
+
+    def seen(self, **headers: Any) -> Any:
+        """(the status of a write, whom the log says it came from)."""
+        number = "seen-%d" % len(self.lines)
+        answer = self.ask("DELETE", JOB + "none", X_Request_Id=number, **headers)
+        access = [each.fields for each in self.lines if each.name == "access" and each.fields["id"] == number]
+        return answer.status, access[0]["peer"]
+
+    def test_of_the_addresses_the_last_that_is_no_trusted_proxys_counts(self) -> None:
+        self.server.service.access = self.server.service.access._replace(decided=True)
+        self.addCleanup(setattr, self.server.service, "access", aurora_rest.Access())
+        for headers, peer in (({"X_Forwarded_For": "6.6.6.6, 192.0.2.1, 10.1.1.1"}, "192.0.2.1"),
+                              ({"X_Forwarded_For": "10.2.2.2"}, "10.2.2.2"),
+                              ({"X_Forwarded_For": "192.0.2.1:4711"}, "192.0.2.1"),
+                              ({"X_Forwarded_For": "192.0.2.9, unknown"}, "127.0.0.1"), ({}, "127.0.0.1"),
+                              ({"Forwarded": 'for="[2001:db9::7]:80";proto=https, for=10.0.0.1'},
+                               "2001:db9::7"),
+                              ({"Forwarded": "For=192.0.2.3", "X_Forwarded_For": "9.9.9.9"}, "192.0.2.3"),
+                              ({"Forwarded": "for=_hidden;by=x"}, "127.0.0.1"),
+                              ({"Forwarded": ";=,"}, "127.0.0.1")):
+            self.assertEqual(self.seen(**headers), (404, peer), headers)
+        self.server.http.behind(["10.0.0.0/8"])
+        self.assertEqual(self.seen(X_Forwarded_For="192.0.2.1"), (404, "127.0.0.1"))
+
+    def test_scheme_and_host_are_those_that_the_caller_used(self) -> None:
+        self.server.service.hosts = frozenset(["jobs.example"])
+        self.server.service.access = aurora_rest.Access(decided=True)
+        self.addCleanup(setattr, self.server.service, "hosts", frozenset())
+        self.addCleanup(setattr, self.server.service, "access", aurora_rest.Access())
+        for headers, status in (({"X_Forwarded_Host": "jobs.example"}, 404),
+                                ({"X_Forwarded_Host": "evil"}, 421),
+                                ({"Forwarded": "for=192.0.2.1;host=jobs.example;proto=https"}, 404)):
+            self.assertEqual(self.ask("DELETE", JOB + "none", Origin="https://jobs.example",
+                                      **headers).status, status)
+
+    def test_links_have_the_prefix_that_callers_see(self) -> None:
+        for number in range(3):
+            with contextlib.suppress(aurora_rest.AuroraError):
+                self.scheduler.createJob(config("link-%d" % number))
+        jobs = "/alpha/jobs/devcluster/www-data?limit=1"
+        link = self.ask("GET", jobs, X_Forwarded_Prefix="/a/b").headers["link"]
+        self.assertTrue(link.startswith("</a/b/alpha/jobs/devcluster/www-data?"), link)
+        self.assertTrue(self.ask("GET", jobs).headers["link"].startswith("</alpha/"))
+        link = self.ask("GET", jobs, X_Forwarded_Prefix="//evil/\\").headers["link"]
+        self.assertTrue(link.startswith("</alpha/"), link)
+        self.server.http.behind([], "/base/")
+        self.assertTrue(self.ask("GET", "/base" + jobs).headers["link"].startswith("</base/alpha/"))
+        described = json.loads(self.ask("GET", "/base/openapi.json").body)
+        self.assertEqual(described["servers"], [{"url": "/base/"}])
+        described = json.loads(self.ask("GET", "/openapi.json", X_Forwarded_Prefix="/x").body)
+        self.assertEqual(described["servers"], [{"url": "/base/"}])
+        moved = self.ask("GET", "/base")
+        self.assertEqual((moved.status, moved.headers["location"]), (308, "/base/"))
+        self.assertIn(b"<html", self.ask("GET", "/base/").body)
+        self.assertEqual(self.ask("GET", "/basement/alpha/version").status, 404)
+
+    def test_an_anonymous_server_on_loopback_refuses_writes_through_a_proxy(self) -> None:
+        self.server.http.behind([])
+        for header in ("X_Forwarded_For", "Forwarded", "Via", "X_Real_IP"):
+            self.bad(403, "DELETE", JOB + "none", says="a proxy passes this on.*--allow-anonymous",
+                     **{header: "1.2.3.4"})
+            self.bad(403, "POST", "/alpha/rpc/devcluster/killTasks", "{}", says="a proxy passes this on",
+                     **{header: "1.2.3.4"})
+            self.good("GET", "/alpha/jobs/devcluster/www-data", **{header: "1.2.3.4"})
+        self.bad(404, "DELETE", JOB + "none")
+
+    def proxied(self, header: Any, rest: Any = b"") -> Any:
+        with socket.create_connection(("127.0.0.1", self.server.port), 10) as sock:
+            data = b""
+            with contextlib.suppress(ConnectionError):
+                sock.sendall(header + b"GET /alpha/version HTTP/1.1\r\nHost: localhost\r\n"
+                             b"X-Request-Id: %s\r\nConnection: close\r\n\r\n" % rest)
+                while True:
+                    part = sock.recv(65536)
+                    if not part:
+                        break
+                    data += part
+            return statuses(data)
+
+    def test_a_trusted_proxy_may_speak_the_proxy_protocol(self) -> None:
+        two = b"\r\n\r\n\0\r\nQUIT\n"
+        four = socket.inet_aton("192.0.2.7") + socket.inet_aton("127.0.0.1") + b"\0\1\0\2"
+        six = socket.inet_pton(socket.AF_INET6, "2001:db9::9") * 2 + b"\0\1\0\2"
+        for number, (header, peer) in enumerate((
+                (b"PROXY TCP4 192.0.2.5 127.0.0.1 4711 80\r\n", "192.0.2.5"),
+                (b"PROXY TCP6 2001:db9::5 ::1 4711 80\r\n", "2001:db9::5"),
+                (b"PROXY UNKNOWN\r\n", "127.0.0.1"), (b"PROXY UNKNOWN ff ff 1 2\r\n", "127.0.0.1"),
+                (two + b"\x21\x11\0\x0c" + four, "192.0.2.7"),
+                (two + b"\x21\x11\0\x10" + four + b"\x04\0\x01x", "192.0.2.7"),
+                (two + b"\x21\x21\0\x24" + six, "2001:db9::9"),
+                (two + b"\x20\0\0\0", "127.0.0.1"), (b"", "127.0.0.1"))):
+            name = "proxy-%d" % number
+            self.assertEqual(self.proxied(header, name.encode()), [200], header)
+            line = wait_for(lambda name=name: [each.fields for each in self.lines if each.name == "access"
+                                               and each.fields["id"] == name])[0]
+            self.assertEqual(line["peer"], peer)
+        before = self.server.http.refusals["proxy"]
+        broken = (b"PROXY TCP4 x y 1 2\r\n", b"PROXY TCP4 1.1.1.1\r\n", b"PROXY \xff\r\n",
+                  two + b"\x21\x11\0\x04abcd", two + b"\x31\x11\0\x0c" + four)
+        for header in broken:
+            self.assertEqual(self.proxied(header), [], header)
+        self.assertEqual(self.server.http.refusals["proxy"], before + len(broken))
+        self.server.http.behind([])
+        self.assertEqual(self.proxied(b"PROXY TCP4 192.0.2.5 127.0.0.1 4711 80\r\n"), [400])
+
+    @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate")
+    def test_the_proxy_header_comes_before_tls(self) -> None:
+        import ssl
+        with tempfile.TemporaryDirectory() as folder:
+            cert, key = certificate(folder)
+            lines: Any = []
+            server = aurora_rest.Server(port=0, demo=aurora_rest.Demo(speed=0), log=lines.append,
+                                        evaluator=self.evaluator(),
+                                        tls=aurora_rest.make_tls(cert, key))
+            server.http.behind(["127.0.0.1"])
+            with server:
+                context = ssl.create_default_context(cafile=cert)
+                for header, peer in ((b"PROXY TCP4 192.0.2.5 127.0.0.1 4711 80\r\n", "192.0.2.5"),
+                                     (b"", "127.0.0.1")):
+                    with socket.create_connection(("127.0.0.1", server.port), 10) as sock:
+                        sock.sendall(header)
+                        with context.wrap_socket(sock, server_hostname="localhost") as tls:
+                            tls.sendall(b"GET /alpha/version HTTP/1.1\r\nHost: localhost\r\nConnection: close"
+                                        b"\r\n\r\n")
+                            self.assertIn(b"200 OK", tls.recv(65536))
+                    self.assertEqual(wait_for(lambda: [each for each in lines if each.name == "access"])[-1]
+                                     .fields["peer"], peer)
+                    del lines[:]
+
+    def test_before_it_stops_it_is_not_ready_for_a_while_and_works_on(self) -> None:
+        server = aurora_rest.Server(port=0, demo=aurora_rest.Demo(speed=0),
+                                    evaluator=self.evaluator()).start()
+        wait_for(lambda: ask(server, "GET", "/ready").status == 200)
+        server.drain_delay = 3.0
+        stopping = threading.Thread(target=server.stop)
+        stopping.start()
+        wait_for(lambda: ask(server, "GET", "/ready").status == 503)
+        self.assertEqual(ask(server, "DELETE", JOB + "none").status, 404)
+        self.assertEqual(ask(server, "GET", "/health").status, 200)
+        stopping.join()
+        with self.assertRaises(OSError):
+            ask(server, "GET", "/health")
+
+
 class AccessTest(unittest.TestCase):
     """Tokens, forwarded credentials, CORS."""
 
@@ -5272,6 +5760,27 @@ class AccessTest(unittest.TestCase):
         self.assertEqual([status(who, "DELETE", path) for who in ("batch", "hosts", "writer")],
                          [403, 403, 202])
 
+    def test_the_server_tells_operators_how_near_each_limit_is(self) -> None:
+        token, line = aurora_rest.new_token("boss:admin")
+        reader, other = aurora_rest.new_token("r:read")
+        server = self.serve(access=aurora_rest.Access(self.tokens(line, other), anonymous=False))
+        self.assertEqual(ask(server, "GET", "/alpha/server", Authorization="Bearer " + reader).status, 403)
+        plain = ask(server, "GET", "/alpha/server", Authorization="Bearer " + token).json
+        self.assertEqual(plain["version"], aurora_rest.__version__)
+        limits = plain["limits"]
+        self.assertEqual(limits["connections"], {"used": 1.0, "limit": LIMITS["connections"]})
+        self.assertEqual(limits["calls to devcluster"], {"used": 0, "limit": 4})
+        self.assertLessEqual({"threads", "queue", "bodies", "unsent", "watchers", "waits", "operations",
+                              "remembered", "idempotency_keys", "evaluators"}, set(limits))
+        with contextlib.closing(Events(server, "/alpha/events/devcluster/www-data",
+                                       Authorization="Bearer " + token)) as stream:
+            stream.next()
+            now = ask(server, "GET", "/alpha/server", Authorization="Bearer " + token).json["limits"]
+            self.assertEqual(now["watchers"]["used"], 1)
+        both = self.serve(access=aurora_rest.Access(self.tokens(line), forward=True))
+        for given, status in (("Basic YTpi", 403), ("Bearer " + token, 200)):
+            self.assertEqual(ask(both, "GET", "/alpha/server", Authorization=given).status, status)
+
     def test_nothing_is_evaluated_from_what_anothers_credentials_fetched(self) -> None:
         demo = aurora_rest.Demo(speed=0, users={"alice": ("pw", "*")})
         server = self.serve(demo, access=aurora_rest.Access(forward=True))
@@ -5315,9 +5824,9 @@ class AccessTest(unittest.TestCase):
         basic = base64.b64encode(("any:" + secrets["boss"]).encode()).decode()
         self.assertEqual(ask(server, "GET", "/alpha/clusters", Authorization="Basic " + basic).status, 200)
         audit = [line for line in self.lines if line.startswith("audit") and "did=create_job" in line]
-        self.assertRegex(audit[-1], "user=writer .*key=devcluster/www-data/devel/hello outcome=201")
-        self.assertRegex(audit[-1],
-                         "did=create_job path=/alpha/job/devcluster/www-data/devel/hello shards=- ")
+        self.assertRegex(audit[-1], "user=writer .*did=create_job method=PUT path=/alpha/job/devcluster/"
+                         "www-data/devel/hello key=devcluster/www-data/devel/hello "
+                         "config=sha256:[0-9a-f]{64} outcome=201")
         for secret in secrets.values():
             self.assertFalse([line for line in self.lines if secret in line])
 
@@ -5349,7 +5858,67 @@ class AccessTest(unittest.TestCase):
         self.assertEqual(answer.status, 200)
         tasks = server.service.clusters["devcluster"].getTasksStatus(api.TaskQuery(role="www-data",
                 jobName="hello"))
-        self.assertIn("cleanup (alice)", tasks.result.scheduleStatusResult.tasks[0].taskEvents[-1].message)
+        self.assertIn("cleanup (by alice, request ",
+                      tasks.result.scheduleStatusResult.tasks[0].taskEvents[-1].message)
+
+    def test_a_token_ends_with_its_day(self) -> None:
+        token = aurora_rest.hash_token("t")
+        day = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 86400))
+        today = time.strftime("%Y-%m-%d", time.gmtime())
+        self.assertIsNone(self.tokens("a read * %s until=%s" % (token, day)).find("t"))
+        self.assertEqual(self.tokens("a read * %s until=%s" % (token, today)).find("t").name, "a")
+        for wrong in ("until=2026-13-01", "until=soon", "till=2026-01-01"):
+            with self.assertRaisesRegex(ValueError, "line 2"):
+                self.tokens("a read * %s %s" % (token, wrong))
+
+    def test_whom_a_trusted_proxy_names_is_who_its_line_says(self) -> None:
+        tokens = self.tokens("alice write www-* user", "* read * user")
+        server = self.serve(access=aurora_rest.Access(tokens, anonymous=False, user_header="x-user"))
+        server.http.behind(["127.0.0.1"])
+
+        def me(**headers: Any) -> Any:
+            return ask(server, "GET", "/alpha/me", **headers)
+        found = me(X_User="alice").json
+        self.assertEqual((found["name"], found["level"], found["by"]), ("alice", "write", "proxy"))
+        found = me(X_User="Bob B").json
+        self.assertEqual((found["name"], found["level"]), ("Bob_B", "read"))
+        self.assertEqual(me().status, 401)
+        self.assertEqual(ask(server, "DELETE", JOB + "x", X_User="Bob B").status, 403)
+        self.assertEqual(ask(server, "DELETE", JOB + "x", X_User="alice").status, 404)
+        server.http.behind([])
+        self.assertEqual(me(X_User="alice").status, 401)
+        server = self.serve(access=aurora_rest.Access(self.tokens("alice write * user"), anonymous=False,
+                                                      user_header="x-user"))
+        server.http.behind(["127.0.0.1"])
+        self.assertEqual(ask(server, "GET", "/alpha/me", X_User="bob").status, 401)
+
+    @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate")
+    def test_a_certificate_is_who_its_line_says(self) -> None:
+        import ssl
+        with tempfile.TemporaryDirectory() as folder:
+            cert, key = certificate(folder)
+            with open(cert, encoding="ascii") as stream:
+                tls = aurora_rest.make_tls(cert, key, stream.read())
+
+            def me(tokens: Any) -> Any:
+                server = self.serve(tls=tls, access=aurora_rest.Access(tokens, anonymous=False,
+                                                                       client_certificates=True))
+                context = ssl.create_default_context(cafile=cert)
+                context.load_cert_chain(cert, key)
+                connection = http.client.HTTPSConnection("localhost", server.port, context=context,
+                                                         timeout=10)
+                connection.request("GET", "/alpha/me")
+                answer = connection.getresponse()
+                plain = json.loads(answer.read())
+                connection.close()
+                return (answer.status, plain.get("name"), plain.get("level"), plain.get("by"))
+            self.assertEqual(me(None), (200, "localhost", "admin", "certificate"))
+            for mark in ("CN=localhost", "DNS=localhost"):
+                self.assertEqual(me(self.tokens("ci write www-* " + mark)),
+                                 (200, "ci", "write", "certificate"))
+            self.assertEqual(me(self.tokens("ci write * URI=spiffe://x/y"))[0], 401)
+            left = aurora_rest.certificate_expiry(cert) - time.time()
+            self.assertTrue(86400 - 600 < left <= 86400, left)
 
     def test_a_tokens_file_that_is_wrong_names_its_line(self) -> None:
         for line in ("x", "a read *", "a nonsense * sha256:" + "0" * 64, "a read * 123"):
@@ -6139,7 +6708,8 @@ class ProcessTest(unittest.TestCase):
         self.assertEqual(kinds[-1], "end")
         self.assertEqual(process.wait(20), 0)
         self.assertRegex(process.stderr.read(),
-                r"operation id=\S+ kind=restart key=devcluster/www-data/prod/hello interrupted: 0 of 2 done")
+                         r"operation id=\S+ kind=restart key=devcluster/www-data/prod/hello .*"
+                         r"ended=interrupted done=0 failed=0 total=2")
         stream.close()
 
     def test_options_that_cannot_be_followed_are_one_line_and_exit_2(self) -> None:
@@ -6180,58 +6750,141 @@ class ProcessTest(unittest.TestCase):
         self.assertIn("--cpu=4711: one of ", refused.stderr.read())
         self.assertEqual(refused.wait(20), 2)
 
-    def test_options_come_from_a_file_behind_the_command_line_and_the_environment(self) -> None:
-        def found(text: str, *arguments: str, **environment: str) -> Any:
-            with tempfile.TemporaryDirectory() as folder:
-                path = os.path.join(folder, "options")
-                with open(path, "w", encoding="utf-8") as stream:
-                    stream.write(text)
-                return aurora_rest.parse_command_line(["--config", path, *arguments], environment)
-        text = "# ours\n[serving]\nport = 1\nquiet = yes\nparallel=7\nscheduler = a=http://x\n  b=http://y\n"
-        options = found(text, "--parallel=9", AURORA_REST_PORT="2")
-        self.assertEqual((options.port, options.quiet, options.parallel, options.scheduler),
-                         (2, True, 9, ["a=http://x", "b=http://y"]))
-        again = found(aurora_rest._config_text(options))
-        self.assertEqual(aurora_rest.options_in_force(again), aurora_rest.options_in_force(options))
-        for text, says in (("prot = 1", "no option prot; did you mean port"),
-                           ("port = x", "a number, not 'x'"),
-                           ("quiet = maybe", "1 or 0"), ("port", "port"), ("port = 1\nport = 2", "port"),
-                           ("config = x", "no option config")):
-            with self.assertRaisesRegex(aurora_rest.UsageError, says):
-                found(text)
-        with self.assertRaisesRegex(aurora_rest.UsageError, "--config=/nowhere"):
-            aurora_rest.parse_command_line([], {"AURORA_REST_CONFIG": "/nowhere"})
-
-    def test_check_says_what_would_be_served_and_takes_no_port(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            port = taken.getsockname()[1]
-            process = self.start("--check", "--port=%d" % port, "--scheduler=west=http://w:1")
-            out, err = process.communicate(timeout=20)
-        self.assertEqual((process.returncode, err), (0, ""))
-        self.assertEqual(out.split("\n")[:2], ["would serve http://127.0.0.1:%d" % port,
-                                               "cluster west: http://w:1"])
-        process = self.start("--check", "--tokens=/nowhere")
-        self.assertIn("/nowhere", process.communicate(timeout=20)[1])
-        self.assertEqual(process.returncode, 2)
-        process = self.start("--print-config", "--port=%d" % port)
-        self.assertIn("port = %d\n" % port, process.communicate(timeout=20)[0])
-
-    def test_how_the_server_is_can_be_asked_and_signalled(self) -> None:
-        process, running, _ = self.serve("--demo", "--parallel=3", "--limit-waits=77")
-        plain = ask(running, "GET", "/alpha/server").json
-        self.assertEqual((plain["options"]["parallel"], plain["limits"]["waits"]["limit"]), (3, 77))
-        self.assertEqual(plain["limits"]["connections"]["used"], 1)
-        process.send_signal(signal.SIGUSR1)
-        while True:
-            line = process.stderr.readline()
-            self.assertTrue(line)
-            if " state " in line:
-                break
-        self.assertRegex(line, r"waits=0/77\b")
-
     def test_options_come_from_the_environment_too(self) -> None:
         _, server, _ = self.serve(AURORA_REST_DEMO="moon", AURORA_REST_QUIET="1", AURORA_REST_DEMO_JOBS="3")
         self.assertEqual(ask(server, "GET", "/alpha/jobs/moon/load-000").json["count"], 3)
+
+    def write(self, text: Any) -> Any:
+        """The path of a new file that holds the text."""
+        folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, folder)
+        path = os.path.join(folder, "aurora.ini")
+        with open(path, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        return path
+
+    def lines_until(self, process: Any, text: Any) -> Any:
+        """The lines that the process logs, up to the one that holds the text."""
+        lines = [""]
+        while text not in lines[-1]:
+            line = process.stderr.readline()
+            self.assertTrue(line, lines)
+            lines.append(line)
+        return lines
+
+    def test_the_command_line_comes_before_the_environment_and_that_before_the_file(self) -> None:
+        path = self.write("; mine\n[clusters]\nscheduler = a=http://a:1\n    b=http://b:1\n# more\n"
+                          "[serving]\nparallel = 7\nquiet\nretry-for = 1.5\ndemo\n")
+        options = aurora_rest.parse_command_line(
+            ["--config", path, "--parallel=9"], {"AURORA_REST_PARALLEL": "8", "AURORA_REST_RETRY_FOR": "2"})
+        self.assertEqual((options.parallel, options.retry_for, options.quiet, options.demo,
+                          options.scheduler), (9, 2.0, True, "devcluster", ["a=http://a:1", "b=http://b:1"]))
+        self.assertEqual([options.origins[each] for each in ("parallel", "retry-for", "quiet", "port")],
+                         ["command", "environment", "file", "default"])
+        with open(self.write(aurora_rest.config_text(options)), encoding="utf-8") as printed:
+            again = aurora_rest.parse_command_line([], {"AURORA_REST_CONFIG": printed.name})
+        for option in aurora_rest.OPTIONS:
+            if option.group != "commands":
+                self.assertEqual(getattr(again, option.dest), getattr(options, option.dest), option.name)
+
+    def test_every_option_is_read_from_the_file_and_the_environment(self) -> None:
+        for option in aurora_rest.OPTIONS:
+            if option.group == "commands":
+                continue
+            text = {bool: "yes", int: "17", float: "17.5"}.get(option.kind, "word")
+            wanted = ["word"] if option.many else {"yes": True}.get(text) or (
+                option.kind(text) if option.kind in (int, float) else text)
+            variable = "AURORA_REST_" + option.name.upper().replace("-", "_")
+            path = self.write("%s = %s" % (option.name, text))
+            both: Any = ([], {variable: text}), (["--config=" + path], {})
+            for given in both:
+                self.assertEqual(getattr(aurora_rest.parse_command_line(*given), option.dest), wanted, given)
+
+    def test_a_name_that_is_no_option_is_told_with_the_nearest(self) -> None:
+        for text, says in (("prot = 1", "line 1: there is no option prot; did you mean port"),
+                           ("\nport = 1\nport = 2", "line 3: port is given twice"),
+                           ("port = x", "line 1: port: expected a number"),
+                           ("port", "port: it needs a value"),
+                           ("config = y", "config is for the command line")):
+            with self.assertRaisesRegex(aurora_rest.UsageError, says):
+                aurora_rest.parse_command_line(["--config", self.write(text)], {})
+        with self.assertRaisesRegex(aurora_rest.UsageError, "AURORA_REST_TOKNES: .* did you mean tokens"):
+            aurora_rest.parse_command_line([], {"AURORA_REST_TOKNES": "x"})
+
+    def test_check_says_what_would_be_served_and_listens_nowhere(self) -> None:
+        path = self.write("scheduler = west=http://w:8081\nport = 1\nhost = ::\nallow-anonymous = yes")
+        done = self.start("--check", "--config", path)
+        out, err = done.communicate(timeout=20)
+        self.assertEqual((done.returncode, err), (0, ""))
+        for text in ("would serve http://[::]:1", "cluster west: http://w:8081",
+                     "anonymous callers may do all", "--port=1 (file)"):
+            self.assertIn(text, out)
+        for bad in (("--tokens=/nonexistent",), ("--config=/nonexistent",), ("--tls-cert=" + path,)):
+            done = self.start("--check", "--demo", *bad)
+            self.assertEqual((done.communicate(timeout=20)[1].count("\n"), done.returncode), (1, 2), bad)
+        done = self.start("--print-config", "--config", path)
+        self.assertIn("\nport = 1\n# host = 127.0.0.1\n".replace("# host = 127.0.0.1", "host = ::"),
+                      done.communicate(timeout=20)[0])
+
+    def test_sighup_puts_in_force_what_can_change_and_says_what_did(self) -> None:
+        token, line = aurora_rest.new_token("a:read")
+        tokens, path = self.write(line), self.write("timeout = 20\nparallel = 4\n")
+        process, server, _ = self.serve("--demo", "--config", path, "--tokens", tokens)
+        boss, second = aurora_rest.new_token("boss:admin")
+        with open(tokens, "w", encoding="utf-8") as stream:
+            stream.write(second)
+        with open(path, "w", encoding="utf-8") as stream:
+            stream.write("timeout = 7\nparallel = 5\n")
+        process.send_signal(signal.SIGHUP)
+        told = "".join(self.lines_until(process, " reloaded changed="))
+        for text in ("timeout=7", "+boss", "-a", "parallel=5 takes a restart; 4 is still in force"):
+            self.assertIn(text, told)
+        options = ask(server, "GET", "/alpha/server", Authorization="Bearer " + boss).json["options"]
+        self.assertEqual([options[each] for each in ("timeout", "parallel", "demo")], [
+            {"value": 7.0, "from": "file"}, {"value": 4, "from": "file"},
+            {"value": "devcluster", "from": "command"}])
+        with open(path, "w", encoding="utf-8") as stream:
+            stream.write("timeot = 7")
+        process.send_signal(signal.SIGHUP)
+        told = "".join(self.lines_until(process, " reloaded changed="))
+        self.assertIn("settings not reloaded", told)
+        self.assertIn("reloaded changed=- ", told)
+
+    def test_sigusr1_logs_how_things_stand(self) -> None:
+        process, server, _ = self.serve("--demo")
+        path = "/alpha/job/devcluster/www-data/prod/hello"
+        wait_for(lambda: ask(server, "GET", path).json["stats"] == {"RUNNING": 2})
+        operation = ask(server, "PUT", path + "/restart?watch_secs=100").json["operation"]["id"]
+        process.send_signal(signal.SIGUSR1)
+        told = "".join(self.lines_until(process, "state operation="))
+        self.assertRegex(told, r"state uptime=\d+ .*connections=\d+/4096 .*operations=1/100 "
+                         r".*threads=\d+/128")
+        self.assertIn(operation, told)
+        self.assertIn("http-worker", told)
+
+    def test_the_log_is_json_where_it_is_asked_for_and_the_audit_log_is_opened_again(self) -> None:
+        audit = self.write("")
+        process = self.start("--port=0", "--demo", "--log-format=json", "--audit-log", audit)
+        line = next(each for each in map(json.loads, iter(process.stderr.readline, ""))
+                    if each["event"] == "serving")
+        server = type("Running", (), {"port": int(line["url"].rpartition(":")[2])})()
+        self.assertEqual((line["level"], line["clusters"]), ("info", ["devcluster"]))
+        self.assertTrue(line["schedulers"][0].startswith("http://127.0.0.1:"))
+        self.assertEqual(line["page"], line["url"] + "/")
+        self.assertEqual(ask(server, "PUT", JOB + "hello", source(), X_Request_Id="j-1").status, 201)
+        with open(audit, encoding="utf-8") as stream:
+            found = json.loads(stream.read())
+        self.assertEqual((found["event"], found["id"], found["outcome"]), ("audit", "j-1", 201))
+        os.rename(audit, audit + ".1")
+        process.send_signal(signal.SIGHUP)
+        wait_for(lambda: os.path.exists(audit))
+        self.assertEqual(ask(server, "DELETE", JOB + "hello").status, 200)
+        with open(audit, encoding="utf-8") as stream:
+            self.assertEqual(json.loads(stream.read())["did"], "kill_job")
+        process.send_signal(signal.SIGTERM)
+        events = [json.loads(each)["event"] for each in process.communicate(timeout=20)[1].splitlines()]
+        self.assertEqual(events[-1], "stopped")
+        self.assertLessEqual({"access", "audit", "reloaded"}, set(events))
 
     def test_version_help_and_new_token(self) -> None:
         process = self.start("--version")
@@ -6290,7 +6943,7 @@ class ProcessTest(unittest.TestCase):
         stream.go.set()
         log("after")
         self.assertTrue(log.flush(10))
-        wait_for(lambda: "warning: %d log lines were lost" % lost in stream.text)
+        wait_for(lambda: "%d log lines were lost" % lost in stream.text)
         for broken in (None, open(os.devnull)):     # closed before the start; not for writing
             log = aurora_rest.Log(broken)
             log.stream = broken
@@ -6332,7 +6985,7 @@ class ProcessTest(unittest.TestCase):
         done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True,
                               timeout=30)
         self.assertEqual(done.returncode, 1)
-        self.assertRegex(done.stderr, "error KeyError: 'x' at line")
+        self.assertRegex(done.stderr, "error error=\"KeyError: 'x'\" at=\"line")
 
     @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate")
     def test_a_reload_that_fails_leaves_all_as_it_was_and_each_part_for_itself(self) -> None:
@@ -6368,7 +7021,7 @@ class ProcessTest(unittest.TestCase):
                 process.send_signal(signal.SIGHUP)
                 while " reloaded " not in lines[-1]:
                     lines.append(process.stderr.readline())
-                return lines.pop()
+                return lines.pop().partition(" failed=")[0]
             self.assertTrue(trusted(old))
             # renewed, and its key is not there yet
             shutil.copy(os.path.join(new, "cert"), live["cert"])
@@ -7057,6 +7710,14 @@ def options_table() -> Any:
     return "\n".join(lines)
 
 
+def metrics_table(metrics: Any) -> Any:
+    """The README's table of metrics, from the metrics."""
+    rows = [(name, labels, text) for name, (_, text, labels, _) in metrics._families.items()]
+    rows += [(name, (), text) for name, _, text, _ in metrics.gauges]
+    return "\n".join(["| metric | meaning |", "|---|---|"] + ["| `%s`%s | %s |" % (
+        name, " by " + ", ".join(labels) if labels else "", text) for name, labels, text in sorted(rows)])
+
+
 class PageApiTest(Serving):
     """What the page asks that nothing else did."""
     K = "/alpha/job/devcluster/www-data/devel/"
@@ -7158,7 +7819,8 @@ class PageApiTest(Serving):
         second = self.good("GET", self.K + "back/update")["update"]["id"]
         versions = self.history("back")
         self.assertEqual([each["running"] for each in versions], [[0, 1], []])
-        self.assertEqual((versions[0]["message"], versions[0]["update"]), ("release 2", second))
+        self.assertEqual(versions[0]["update"], second)
+        self.assertRegex(versions[0]["message"], r"^release 2 \(request \S+\)$")
         self.assertEqual(versions[1]["config"]["executorConfig"]["data"]["task"]["processes"][0]["cmdline"],
                          "serve")
         first = versions[1]["id"]
@@ -7173,7 +7835,7 @@ class PageApiTest(Serving):
         etag = self.ask("GET", self.K + "back/config").headers["etag"]
         self.bad(412, "POST", path, If_Match='"stale"')
         started = self.good("POST", path + "&message=too+slow", status=202, If_Match=etag)
-        self.assertEqual(started["update"]["message"], "too slow")
+        self.assertRegex(started["update"]["message"], r"^too slow \(request \S+\)$")
         self.demo.advance(300)
         self.assertEqual([(each["id"], each["running"]) for each in self.history("back")],
                          [(first, [0, 1]), (versions[0]["id"], [])])
@@ -7804,6 +8466,54 @@ class ReadmeTest(Serving):
         shown = matched(r"<!-- options -->\n(.*?)\n<!-- /options -->", self.readme, re.DOTALL).group(1)
         self.assertEqual(shown, options_table())
 
+    def test_the_table_of_metrics_is_that_of_the_code(self) -> None:
+        shown = matched(r"<!-- metrics -->\n(.*?)\n<!-- /metrics -->", self.readme, re.DOTALL).group(1)
+        self.assertEqual(shown, metrics_table(self.server.service.metrics))
+
+    def alert_rules(self) -> Any:
+        return matched(r"```yaml\n(groups:.*?)```", self.readme, re.DOTALL).group(1)
+
+    def test_alerts_ask_for_metrics_that_there_are(self) -> None:
+        self.ask("GET", "/alpha/jobs/devcluster/www-data")
+        self.ask("GET", "/alpha/nothing")
+        text = self.ask("GET", "/metrics").body.decode()
+        text += "aurora_rest_tls_certificate_expiry_time_seconds "
+        rules = self.alert_rules()
+        self.assertEqual(rules.count("alert:"), 10)
+        for name in set(re.findall(r"\b(?:aurora_rest|process)_\w+", rules)):
+            self.assertRegex(text, r"(?m)\b%s[ {]" % name)
+
+    @unittest.skipUnless(shutil.which("promtool"), "needs promtool, of Debian's package prometheus")
+    def test_promtool_takes_the_alerts_and_the_metrics(self) -> None:
+        self.ask("GET", "/alpha/jobs/devcluster/www-data")
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "rules.yml")
+            with open(path, "w", encoding="utf-8") as stream:
+                stream.write(self.alert_rules())
+            done = subprocess.run(["promtool", "check", "rules", path], capture_output=True, text=True)
+            self.assertEqual((done.returncode, "10 rules found" in done.stdout), (0, True), done)
+        text = self.ask("GET", "/metrics").body.decode()
+        done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stderr), (0, ""), done)
+
+    @unittest.skipUnless(shutil.which("systemd-analyze"), "needs systemd-analyze")
+    def test_the_systemd_unit_is_one_and_is_hardened(self) -> None:
+        unit = matched(r"```ini\n(\[Unit\].*?)```", self.readme, re.DOTALL).group(1)
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "aurora-rest.service")
+            with open(path, "w", encoding="utf-8") as stream:
+                stream.write(unit.replace("/opt/aurora_rest/.venv/bin/python", sys.executable))
+            done = subprocess.run(["systemd-analyze", "security", "--offline=true", "--threshold=25", path],
+                                  capture_output=True, text=True)
+            self.assertEqual(done.returncode, 0, done.stdout[-300:] + done.stderr)
+            done = subprocess.run(["systemd-analyze", "verify", "--man=no", path], capture_output=True,
+                                  text=True)
+            self.assertEqual([line for line in done.stderr.splitlines() if "aurora-rest.service" in line], [])
+
+    def test_the_proxies_recipes_name_what_this_server_reads(self) -> None:
+        for header in ("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Prefix"):
+            self.assertIn(header, self.readme)
+
     def test_every_request_in_the_table_of_commands_is_a_route(self) -> None:
         rows = re.findall(r"^\| (?:`aurora|force).*?\| (.*) \|$", self.readme, re.MULTILINE)
         self.assertGreater(len(rows), 25)
@@ -8009,8 +8719,19 @@ MUTANTS = [
     ("count_up is passed over", 'elif "count_up" in call.params:', 'elif False:',
      "RoutesTest.test_sla_figures_are_served"),
     ("an unknown host is safe", 'if unknown: query', 'if False:\n        query', "OutcomeTest"),
-    ("refused writes leave no line", 'self.audit(request, response.code or response.status)', 'pass',
-     "OutcomeTest"),
+    ("refused writes leave no line", 'self.audit(request, response.code or response.status, response)',
+     'pass', "OutcomeTest AuditTest"),
+    ("a second restart runs beside the first", 'if alone: try:', 'if False:\n                try:',
+     "RestartTest.test_who_comes_second_is_refused_before_anything_and_takes_no_place"),
+    ("a write is sent without its line", 'if not self.audit_required: return', 'return', "AuditTest"),
+    ("a proxy opens a server that asks nobody", 'if level != "read" and nobody and any(', 'if False and any(',
+     "ProxyTest"),
+    ("the first address counts", 'for each in reversed(said):', 'for each in said:', "ProxyTest"),
+    ("tokens never end", 'and time.time() < until:', 'and True:', "AccessTest"),
+    ("any certificate is let in", 'if self.tokens and self.tokens.maps_certificates:', 'if False:',
+     "AccessTest"),
+    ("an unknown name in the file is passed over", 'if option.name == name: return option', 'return option',
+     "ProcessTest.test_a_name_that_is_no_option_is_told_with_the_nearest"),
     # 7. Demo
     ("SLAs always allow", 'return up / total * 100 >= percentage', 'return True', "DemoTest"),
     ("backups are kept for ever", 'for old in sorted(self._backups)[:-48]:', 'for old in ():', "DemoTest"),
