@@ -1297,6 +1297,10 @@ class App:
     def handle(self, request: Request) -> Union[Response, Later, Stream]:
         raise NotImplementedError
 
+    def still(self, request: Request) -> bool:
+        """Whether who waits for the answer, or gets a stream, may still have it."""
+        return True
+
     def refuse(self, error: Failure, request: Optional[Request] = None) -> Response:
         """The answer to what is no request, or cannot be taken."""
         return error_response(error)
@@ -2061,7 +2065,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
     handler class, `handle_request`, `process_request` and `poll_interval`, and serves once.
 
     address: host and port; app: what it serves; limits: changes to LIMITS; tls: an ssl.SSLContext, or None;
-    sock: a listening socket to use instead of opening one.
+    sock: a listening socket, or several, to use instead of opening one.
     """
     request_queue_size = 1024
     allow_reuse_address = True
@@ -2070,7 +2074,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
     BEAT = 15           # seconds between the comments that keep streams alive
 
     def __init__(self, address: Tuple[str, int], app: App, limits: Optional[Dict[str, float]] = None,
-                 tls: Any = None, sock: Optional[socket.socket] = None) -> None:
+                 tls: Any = None, sock: Union[None, socket.socket, Sequence[socket.socket]] = None) -> None:
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         self.app = app
@@ -2097,19 +2101,15 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self._running: Set[Any] = set()
         self._queued: Dict[Run, None] = {}      # not begun yet, the oldest first
         try:
-            super().__init__(address, http.server.BaseHTTPRequestHandler, bind_and_activate=sock is None)
+            super().__init__(address, http.server.BaseHTTPRequestHandler, bind_and_activate=not sock)
         except OSError:
             self.loop.close()
             raise
-        if sock is not None:
+        self.doors = [sock] if isinstance(sock, socket.socket) else list(sock or [self.socket])
+        if sock:
             self.socket.close()
-            self.socket = sock
-            self.server_address = sock.getsockname()
-
-    def behind(self, proxies: Sequence[str], base_path: str = "") -> None:
-        """Take the word of proxies in these networks for whom they speak; and have this before all paths, as
-        callers see them. Raises ValueError."""
-        self.proxies = Proxies(proxies, base_path)
+            self.socket = self.doors[0]
+            self.server_address = self.socket.getsockname()
 
     @property
     def port(self) -> int:
@@ -2141,7 +2141,6 @@ class HttpServer(http.server.ThreadingHTTPServer):
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serve until `shutdown`."""
         self._stopped.clear()
-        self.socket.setblocking(False)
         self._listen()
         self.loop.later(1.0, self._sweep)
         self.workers.put(_LEAD)
@@ -2195,9 +2194,11 @@ class HttpServer(http.server.ThreadingHTTPServer):
         known = -1
         while len(self.connections) > known and not self.closed_to_new:
             known = len(self.connections)
-            self._accept(selectors.EVENT_READ)
-        self.loop.watch(self.socket, 1, 0, self._accept)
-        self.socket.close()
+            for door in self.doors:
+                self._accept(door, selectors.EVENT_READ)
+        for door in self.doors:
+            self.loop.watch(door, 1, 0, partial(self._accept, door))
+            door.close()
         self.closed_to_new = True
         for connection in list(self.connections):
             if not connection.busy and not connection.handshaking:
@@ -2207,20 +2208,21 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 connection.close()
 
     def _listen(self) -> None:
-        if not self.draining:
-            self.loop.watch(self.socket, 0, selectors.EVENT_READ, self._accept)
+        for door in () if self.draining else self.doors:
+            door.setblocking(False)
+            self.loop.watch(door, 0, selectors.EVENT_READ, partial(self._accept, door))
 
-    def _accept(self, mask: int) -> None:
+    def _accept(self, door: socket.socket, mask: int) -> None:
         for _ in range(64):
             try:
-                sock, address = self.socket.accept()
+                sock, address = door.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     # Out of descriptors: the callers wait in the backlog for a moment.
                     self.refusals["descriptors"] += 1
-                    self.loop.watch(self.socket, 1, 0, self._accept)
+                    self.loop.watch(door, 1, 0, partial(self._accept, door))
                     self.loop.later(0.1, self._listen)
                 return
             try:
@@ -2377,6 +2379,14 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 "in_flight": sum(c.busy and c.waiting is None for c in list(self.connections)),
                 "watchers": sum(c.waiting is not None for c in list(self.connections)),
                 "bodies": self.bodies.all, "unsent": self.unsent.all}
+
+
+def end_unwelcome(server: HttpServer) -> None:
+    """End the streams, and the waits, of callers who may have them no more. For any thread."""
+    for connection in list(server.connections):
+        waiter = connection.waiter
+        if waiter is not None and not server.app.still(waiter):
+            server.loop.soon(connection.close)
 
 
 def _evict(server: HttpServer) -> bool:
@@ -3712,6 +3722,84 @@ def _unreached(name: Optional[str], broken: _Broken) -> AuroraError:
                                 retry_after=after)
 
 
+class _Leadership:
+    """Which scheduler of a cluster leads: the one that answered last.
+
+    Where they listen is fixed, or told by `locate`, which is asked when no leader is known or the one that
+    was fails; ZooKeeper tells by itself what changes. For any thread; _lock guards all but `locate`.
+    """
+
+    def __init__(self, urls: Sequence[str], locate: Optional[Callable[[float], Sequence[str]]]) -> None:
+        self.locate = locate
+        self.named = [_Location.parse(each) for each in urls] if not locate else []     # the cluster's own
+        self.leading: Optional[_Location] = None
+        self.last: Optional[str] = None     # the leader's URL, also while none is known
+        self.since = 0.0                    # in Unix time
+        self.changes = 0
+        self._lock = threading.Lock()
+        if isinstance(locate, ZooKeeperLocator):
+            locate.moved = self.told
+
+    def told(self, urls: Sequence[str]) -> None:
+        """These are the schedulers now: one that is no longer among them leads no more."""
+        found = [_Location.parse(url) for url in urls]
+        with self._lock:
+            self.named = found
+            if self.leading not in found:
+                self.leading = None
+
+    def likely(self) -> List[_Location]:
+        """The leader, or else all of whom one may be."""
+        with self._lock:
+            return [self.leading] if self.leading else list(self.named)
+
+    def candidates(self, deadline: float) -> Iterator[_Location]:
+        """Whom to ask, the leader first; a generator, so that ZooKeeper is asked when it comes to that."""
+        with self._lock:
+            leading = self.leading
+        if leading:
+            yield leading
+        if self.locate:
+            self.told(self.locate(deadline - time.monotonic()))
+        with self._lock:
+            found = list(self.named)
+        yield from (each for each in found if each != leading)
+
+    def names(self, location: _Location) -> bool:
+        """Whether the cluster's entry, or ZooKeeper, names a scheduler at this host and port."""
+        with self._lock:
+            return any((each.host, each.port) == (location.host, location.port) for each in self.named)
+
+    def follow(self, location: _Location) -> None:
+        """It answered; a stranger is asked anew each time."""
+        if self.leading == location:
+            return
+        with self._lock:
+            if location not in self.named:
+                return
+            self.leading = location
+            self.changes += bool(self.last and self.last != str(location))
+            self.last, self.since = str(location), time.time()
+
+    def forget(self) -> None:
+        """Nobody is known to lead."""
+        with self._lock:
+            self.leading = None
+
+    def close(self) -> None:
+        """End a session with ZooKeeper."""
+        if isinstance(self.locate, ZooKeeperLocator):
+            self.locate.close()
+
+    def state(self) -> Json:
+        """For who operates it: the leader, the schedulers, what is wrong with ZooKeeper."""
+        with self._lock:
+            named = [str(each) for each in self.named]
+        failure = self.locate.failure if isinstance(self.locate, ZooKeeperLocator) else None
+        return {"leader": self.last if not self.locate or self.last in named else None, "schedulers": named,
+                "zookeeper": str(failure) if failure else None}
+
+
 class Scheduler:
     """One cluster's scheduler, called over Thrift; every method of the Aurora API is a method here.
 
@@ -3744,20 +3832,12 @@ class Scheduler:
         self.authorization = authorization
         self.semaphore = Semaphore(parallel, most_waiting)
         self.network = _Network(connect_timeout, max_answer, parallel, ca_file)
-        self.leader: Optional[str] = None
+        self.leadership = _Leadership(urls, locate)
         self.observe: Callable[[str, str, float], None] = lambda method, outcome, seconds: None
         self.observe_wait: Callable[[float], None] = lambda seconds: None       # for a slot
-        self.led_since = 0.0                # since when, in Unix time, the leader is known as such
-        self.retries = self.leader_changes = 0
-        self._locate = locate
+        self.retries = 0
         self.answered = -math.inf           # when a scheduler last answered a call
-        self._lock = threading.Lock()       # guards _leading and _named
-        self._leading: Optional[_Location] = None
-        # all that are the cluster's own
-        self._named = [_Location.parse(each) for each in urls] if not locate else []
         self.trouble: Optional[Tuple[float, str]] = None        # when a call last failed, and how
-        if isinstance(locate, ZooKeeperLocator):
-            locate.moved = self._moved
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         if method.startswith("_"):
@@ -3770,31 +3850,22 @@ class Scheduler:
     def close(self) -> None:
         """Close the idle connections, and a session with ZooKeeper."""
         self.network.close()
-        if isinstance(self._locate, ZooKeeperLocator):
-            self._locate.close()
+        self.leadership.close()
+
+    @property
+    def leader(self) -> Optional[str]:
+        """The URL of the scheduler that answered last."""
+        return self.leadership.last
 
     def state(self) -> Json:
         """How things stand with it, for who operates it. Times are milliseconds since 1970."""
-        with self._lock:
-            named, leading = list(self._named), self._leading
-        circuit = self.network.circuit(leading or named[0]) if leading or named else None
-        lost = self._locate is not None and self.leader not in [str(each) for each in named]
-        failure = self._locate.failure if isinstance(self._locate, ZooKeeperLocator) else None
+        likely = self.leadership.likely()
+        circuit = self.network.circuit(likely[0]) if likely else None
         now, answered = time.time() - time.monotonic(), self.answered
         when, what = self.trouble or (None, None)
-        return {"leader": None if lost else self.leader, "schedulers": [str(each) for each in named],
-                "circuit": "open" if circuit and circuit.left else "closed",
-                "answered": None if answered == -math.inf else int((now + answered) * 1000),
-                "error": what, "failed": when and int((now + when) * 1000),
-                "zookeeper": str(failure) if failure else None}
-
-    def _moved(self, urls: Sequence[str]) -> None:
-        """ZooKeeper tells who the schedulers are: one that is no longer among them leads no more."""
-        found = [_Location.parse(url) for url in urls]
-        with self._lock:
-            self._named = found
-            if self._leading not in found:
-                self._leading = None
+        return dict(self.leadership.state(), circuit="open" if circuit and circuit.left else "closed",
+                    answered=None if answered == -math.inf else int((now + answered) * 1000),
+                    error=what, failed=when and int((now + when) * 1000))
 
     def __enter__(self) -> Scheduler:
         return self
@@ -3918,8 +3989,7 @@ class Scheduler:
 
     def _attempt(self, ask: Ask, deadline: float) -> Tuple[bytes, Any]:
         # Looked at before the semaphore, so that a dead scheduler does not fill the line.
-        leading = self._leading
-        first = [leading] if leading else self._named
+        first = self.leadership.likely()
         if first and all(self.network.circuit(each).left for each in first):
             raise self.network.open(first[0])
         came = time.monotonic()
@@ -3967,36 +4037,26 @@ class Scheduler:
     def _post(self, ask: Ask, deadline: float) -> bytes:
         """One POST of the call to the leader, following redirects; the body of the 200 answer. Where the
         cluster's schedulers listen is looked up only when no leader is known, or the one that is fails."""
-        leading = self._leading
-        leading = leading if leading in self._named else None
         failure: Optional[Exception] = None
-        for candidate in itertools.chain([leading] if leading else [], self._others(leading, deadline)):
+        for candidate in self.leadership.candidates(deadline):
             try:
                 return self._follow(candidate, ask, deadline)
             except NoLeader as error:       # the call had no effect there; another may know of a leader
                 failure = error
             except _Broken as broken:
                 if broken.sent or broken.late and time.monotonic() >= deadline:
-                    self._forget_leader()
+                    self.leadership.forget()
                     raise
                 failure = broken
-            self._forget_leader()
+            self.leadership.forget()
         raise failure or NoLeader("no scheduler of cluster %s is advertised at the moment" % self.name)
-
-    def _others(self, leading: Optional[_Location], deadline: float) -> Iterator[_Location]:
-        """The schedulers beside the leader; a generator, so that ZooKeeper is asked when it comes to that."""
-        if self._locate:
-            self._moved(self._locate(deadline - time.monotonic()))
-        with self._lock:
-            found = list(self._named)
-        yield from (each for each in found if each != leading)
 
     def _follow(self, location: _Location, ask: Ask, deadline: float) -> bytes:
         method = ask.method
         for _ in range(self.MAX_HOPS + 1):
             authorization = self._credentials(ask, location)
             # here, where they would be sent, whatever led there
-            if authorization and not self._is_named(location):
+            if authorization and not self.leadership.names(location):
                 raise BadAnswer("the scheduler redirects to %s, which is none of the cluster's schedulers "
                                 "that are known here; credentials are not sent there (name it in --scheduler "
                                 "or clusters.json)" % (
@@ -4007,7 +4067,7 @@ class Scheduler:
             status, headers, body = self.network.exchange(
                 location, request, deadline, ask.known, ask.message[8:12 + len(method.name)])
             if status == 200:
-                self._succeeded(location)
+                self.leadership.follow(location)
                 return body
             if status in (301, 302, 307, 308):
                 location = self._redirect(location, headers, ask)
@@ -4044,31 +4104,12 @@ class Scheduler:
             raise BadAnswer("the scheduler redirects from https to http; credentials are not sent there")
         return target
 
-    def _is_named(self, location: _Location) -> bool:
-        """Whether the cluster's entry, or ZooKeeper, names a scheduler at this host and port."""
-        with self._lock:
-            return any((each.host, each.port) == (location.host, location.port) for each in self._named)
-
     def reload(self, ca_file: Optional[str], authorization: Union[None, str,
             Callable[[str], Optional[str]]]) -> None:
         """Use other certificates to trust, and other credentials, from the next connection and call on."""
         self.network.ca_file, self.authorization = ca_file, authorization
-        self._forget_leader()
+        self.leadership.forget()
         self.network.close()
-
-    def _succeeded(self, location: _Location) -> None:
-        if self._leading == location or location not in self._named:     # a stranger is asked anew each time
-            return
-        with self._lock:
-            changed = self._leading != location
-            self._leading = location
-        if changed:
-            self.leader_changes += bool(self.leader and self.leader != str(location))
-            self.leader, self.led_since = str(location), time.time()
-
-    def _forget_leader(self) -> None:
-        with self._lock:
-            self._leading = None
 
 
 def narrowed(scheduler: Scheduler, ask: Ask, timeout: Optional[float] = None) -> Optional[Ask]:
@@ -12869,6 +12910,13 @@ class Reception(App):
         if isinstance(request.route, Route):
             self._identify(request, request.route)
 
+    def still(self, request: Request) -> bool:
+        try:
+            self._identify(request, request.route)
+        except Failure:
+            return False
+        return True
+
     def is_quick(self, request: Request) -> bool:
         return not isinstance(request.route, Route) or request.route.quick
 
@@ -13123,7 +13171,8 @@ class Service(Reception):
 
     def levels(self) -> Dict[str, Tuple[float, float]]:
         """What is bounded: how much of it is taken, and how much may be."""
-        found = {name: (float(amount()), float(self.limits[name])) for name, amount in sorted(self.amounts.items())}
+        found = {name: (float(amount()), float(self.limits[name]))
+                 for name, amount in sorted(self.amounts.items())}
         found["evaluators"] = self.evaluator.processes, self.evaluator.workers
         for each in self.clusters.schedulers():
             found["calls to " + (each.name or "the scheduler")] = each.semaphore.inside, each.semaphore.slots
@@ -13296,8 +13345,10 @@ class Service(Reception):
         return known[1]
 
     def beat(self) -> None:
-        """Every fifteen seconds: let idle evaluators and what is no longer asked for go."""
+        """Every fifteen seconds: let idle evaluators go, what is no longer asked for, and who may no longer
+        wait."""
         self.runner.call_later(15.0, self.beat)
+        self.runner.run_in_worker(partial(end_unwelcome, self.runner))
         self.memory.forget(300.0)
         self.runner.run_in_worker(self.evaluator.shrink)
 
@@ -13380,7 +13431,7 @@ def _declare_gauges(service: Service) -> None:
         ("scheduler_last_answer_time_seconds", "When the scheduler last answered, in Unix time; 0: never.",
          by_cluster(lambda each: (each.state()["answered"] or 0) / 1000)),
         ("scheduler_leader_since_time_seconds", "Since when the leader is known as such, in Unix time.",
-         by_cluster(lambda each: each.led_since)),
+         by_cluster(lambda each: each.leadership.since)),
         ("scheduler_circuit_open", "Whether calls fail at once, as the scheduler failed some times in a row.",
          by_cluster(lambda each: float(each.state()["circuit"] == "open"))),
         ("limit", "What may be taken of what is bounded.", lambda: [
@@ -13394,7 +13445,7 @@ def _declare_gauges(service: Service) -> None:
         ("last_reload_success", "Whether all of it could be read then.", lambda: float(service.reloaded[1])),
         ("scheduler_retries_total", "Thrift calls sent again.", by_cluster(lambda each: each.retries)),
         ("scheduler_leader_changes_total", "Changes of the leader.",
-         by_cluster(lambda each: each.leader_changes)),
+         by_cluster(lambda each: each.leadership.changes)),
         ("scheduler_circuit_breaks_total", "Times the circuit was opened.",
          by_cluster(lambda each: each.network.circuit_breaks)),
         ("refused_connections_total", "Requests and connections refused by the server, by reason.",
@@ -19748,6 +19799,15 @@ def get_page_script(call: Call) -> Any:
     return _page(call, PAGE_SCRIPT, "text/javascript")
 
 
+LOG_LEVELS = ("info", "warning", "error")
+
+
+def level_of(line: str) -> int:
+    """How grave an event is, as a place in LOG_LEVELS."""
+    name = line.name if isinstance(line, Event) else ""
+    return LOG_LEVELS.index(name) if name in LOG_LEVELS else 0
+
+
 def log_line(line: str, as_json: bool) -> str:
     """A line of the log or of the audit trail, with the time; there are no control characters in it."""
     now = time.time()
@@ -19755,7 +19815,7 @@ def log_line(line: str, as_json: bool) -> str:
     if not as_json:
         return "%s %s\n" % (stamp, re.sub(r"[\x00-\x1f\x7f]", "?", line))
     event = line if isinstance(line, Event) else Event("note", message=line.strip())
-    level = event.name if event.name in ("error", "warning") else "info"
+    level = LOG_LEVELS[level_of(event)]
     return json.dumps(dict({"time": stamp, "level": level, "event": event.name}, **event.fields),
                       default=str) + "\n"
 
@@ -19807,6 +19867,7 @@ class Log:
         # None where it was closed before the start
         self.stream = stream if stream is not None else sys.stderr
         self.as_json = False
+        self.least = 0          # in LOG_LEVELS
         self.lost = 0
         self._told = 0
         self._lock = threading.Lock()
@@ -19818,6 +19879,8 @@ class Log:
         self._thread: Optional[threading.Thread] = None
 
     def __call__(self, line: str) -> None:
+        if level_of(line) < self.least:
+            return
         text = log_line(line, self.as_json)
         with self._lock:
             if self._size + len(text) > self.ROOM or not self._running():
@@ -19866,6 +19929,11 @@ class Log:
                     self._empty.set()
 
 
+def beyond(host: str) -> bool:
+    """Whether others than this machine reach who listens there."""
+    return host not in ("127.0.0.1", "::1", "localhost")
+
+
 class Server:
     """A whole aurora_rest in a script: serves in the background from `start` (or `with`) to `stop`.
 
@@ -19880,7 +19948,8 @@ class Server:
                  clusters: Union[None, Dict[str, Union[str, Sequence[str]]], Sequence[Cluster]] = None,
                  scheduler: Optional[Json] = None, evaluator: Optional[Evaluator] = None,
                  access: Access = Access(), limits: Optional[Dict[str, float]] = None, tls: Any = None,
-                 sock: Optional[socket.socket] = None, drain_timeout: float = 10.0,
+                 sock: Union[None, socket.socket, Sequence[socket.socket]] = None,
+                 drain_timeout: float = 10.0,
                  log: Callable[[str], None] = lambda line: None,
                  credentials: Optional[Callable[[Cluster], Any]] = None, **service: Any) -> None:
         self.demo: Optional[Demo] = None
@@ -19911,7 +19980,7 @@ class Server:
             own = {"authorization": credentials(cluster)} if credentials else {}
             return Scheduler(list(cluster.urls), cluster.name,
                              locate=ZooKeeperLocator(cluster) if cluster.zk else None, **dict(options, **own))
-        loopback = host in ("127.0.0.1", "::1", "localhost")
+        loopback = not beyond(host)
         self.service = Service(Clusters(known, make), evaluator or Evaluator(), access, limit, log,
                                loopback=service.pop("loopback", loopback), **service)
         try:
@@ -20016,6 +20085,8 @@ OPTIONS = [
     _Option("quiet", "serving", "no access log", False, bool, live=True),
     _Option("log-format", "log", "of the log and the audit trail: text, as in event field=value, or json, an "
             "object a line", "text", str, "FORMAT", live=True),
+    _Option("log-level", "log", "the least that is logged: info, warning or error", "info", str, "LEVEL",
+            live=True),
     _Option("audit-log", "log", "append a line to this file for each write that is asked for, and for what "
             "came of it; opened again on SIGHUP", None, str, "FILE"),
     _Option("audit-required", "log", "send no write whose line cannot be written there", False, bool,
@@ -20073,6 +20144,8 @@ OPTIONS = [
             "FILE"),
     _Option("tls-key", "access", "its private key", None, str, "FILE"),
     _Option("client-ca", "access", "want client certificates signed by this", None, str, "FILE"),
+    _Option("client-crl", "access", "which of those are revoked, in PEM; reloaded on SIGHUP", None, str,
+            "FILE"),
     _Option("include-root", "configuration", "folder of shared files that configurations may include()", None,
             str, "DIR"),
     _Option("config-workers", "configuration", "evaluator processes at the most", 4, int, "N", least=1),
@@ -20247,6 +20320,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError("--trusted-proxy, --base-path: %s" % error) from None
     if options.log_format not in ("text", "json"):
         raise UsageError("--log-format=%s: text or json" % options.log_format)
+    if options.log_level not in LOG_LEVELS:
+        raise UsageError("--log-level=%s: one of %s" % (options.log_level, ", ".join(LOG_LEVELS)))
     if options.user_header and not (options.tokens and options.trusted_proxy):
         raise UsageError("--user-header needs --trusted-proxy, whose word it is, and --tokens, which says "
                          "who may")
@@ -20258,10 +20333,12 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError("--tls-key needs --tls-cert")
     if options.allow_anonymous and (options.tokens or options.forward_auth):
         raise UsageError("--allow-anonymous is for a server without --tokens and --forward-auth")
+    if options.client_crl and not options.client_ca:
+        raise UsageError("--client-crl needs --client-ca")
     if options.client_ca and not options.tls_cert:
         raise UsageError("--client-ca needs --tls-cert")
     decided = options.tokens or options.forward_auth or options.client_ca or options.allow_anonymous
-    if options.host not in ("127.0.0.1", "::1", "localhost") and not decided:
+    if beyond(options.host) and not decided:
         raise UsageError("--host=%s would let anyone who reaches it change jobs; add --tokens FILE, "
                          "--forward-auth, "
                          "--client-ca FILE, or --allow-anonymous if that is what you want" % options.host)
@@ -20357,9 +20434,9 @@ def _read_file(option: str, path: str) -> str:
         return stream.read(1 << 20)
 
 
-def make_tls(cert: Optional[str], key: Optional[str], client_ca: str = "") -> Any:
+def make_tls(cert: Optional[str], key: Optional[str], client_ca: str = "", crl: Optional[str] = None) -> Any:
     """A new ssl.SSLContext for serving, or None. client_ca: certificates, in PEM, one of which callers' must
-    be signed by. Raises UsageError."""
+    be signed by; crl: a file of which of those are revoked. Raises UsageError."""
     if not cert:
         return None
     import ssl
@@ -20371,6 +20448,10 @@ def make_tls(cert: Optional[str], key: Optional[str], client_ca: str = "") -> An
         with _read_for("client-ca", "…"):
             context.load_verify_locations(cadata=client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
+    if crl:
+        with _read_for("client-crl", crl):
+            context.load_verify_locations(crl)
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     return context
 
 
@@ -20439,7 +20520,8 @@ def server_options(options: argparse.Namespace) -> Json:
     return dict(
         clusters=clusters, evaluator=evaluator, access=access,
         limits={name: getattr(options, "limit_" + name) for name in LIMITS},
-        tls=make_tls(options.tls_cert, options.tls_key, options.client_ca_text), credentials=credentials,
+        tls=make_tls(options.tls_cert, options.tls_key, options.client_ca_text, options.client_crl),
+        credentials=credentials,
         page=options.page, observer=make_observer(options), scheduler=dict(
             connect_timeout=options.connect_timeout, parallel=options.parallel, ca_file=options.scheduler_ca))
 
@@ -20448,13 +20530,15 @@ def apply_live(server: Server, options: argparse.Namespace) -> None:
     """Put in force the options that may change while it serves: those marked `live`."""
     service = server.service
     server.drain_timeout, server.drain_delay = options.drain_timeout, options.drain_delay
-    server.http.behind(options.trusted_proxy, options.base_path)
+    server.http.proxies = Proxies(options.trusted_proxy, options.base_path)
     service.poll_interval, service.access_log = options.poll_interval, not options.quiet
     service.cors, service.hosts = frozenset(options.cors), frozenset(map(str.lower, options.host_name))
     service.audit_required = options.audit_required
     for form in (service.log, service.record):
         if isinstance(form, (Log, AuditFile)):
             form.as_json = options.log_format == "json"
+    if isinstance(service.log, Log):
+        service.log.least = LOG_LEVELS.index(options.log_level)
     for scheduler in service.clusters.schedulers():
         scheduler.timeout, scheduler.retry_for = options.timeout, options.retry_for
 
@@ -20477,10 +20561,11 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
     if any(cluster.zk for cluster in named["clusters"]):
         _take_lines_of_kazoo(log)
     named["limits"]["connections"] = min(options.limit_connections, max(16, _raise_descriptor_limit() - 150))
-    activated, host = _activated_socket(), options.host
-    if activated is not None and activated.family in (socket.AF_INET, socket.AF_INET6):
-        host = activated.getsockname()[0]
-        check_options(argparse.Namespace(**dict(vars(options), host=host)))
+    activated, host = _activated_sockets(), options.host
+    for each in activated:
+        if each.family in (socket.AF_INET, socket.AF_INET6) and not (host != options.host and beyond(host)):
+            host = each.getsockname()[0]
+            check_options(argparse.Namespace(**dict(vars(options), host=host)))
     demo: Union[bool, Demo] = False
     if options.demo is not None:
         demo = Demo(options.demo, options.demo_speed, options.demo_jobs, docker=options.demo_docker,
@@ -20504,7 +20589,7 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
                              (options.audit_log, _reason(error))) from None
     apply_live(server, options)
     server.service.expires = certificate_expiry(options.tls_cert) if options.tls_cert else None
-    options.seen["certificate"] = _fingerprint(options.tls_cert, options.tls_key)
+    options.seen["certificate"] = _fingerprint(options.tls_cert, options.tls_key, options.client_crl)
     options.seen["scheduler ca"] = _fingerprint(options.scheduler_ca)
     return server
 
@@ -20528,11 +20613,11 @@ def checked(options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def _activated_socket() -> Optional[socket.socket]:
-    """The listening socket that systemd passes, if it does (sd_listen_fds)."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS", "0") == "0":
-        return None
-    return socket.socket(fileno=3)
+def _activated_sockets() -> List[socket.socket]:
+    """The listening sockets that systemd passes, if it does (sd_listen_fds)."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    return [socket.socket(fileno=3 + number) for number in range(int(os.environ.get("LISTEN_FDS", "0")))]
 
 
 def notify_systemd(state: str) -> None:
@@ -20760,7 +20845,9 @@ def _reload(server: Server, options: argparse.Namespace, log: Log) -> None:
     """Read again what may have changed, each for itself: what cannot be read or used stays as it was, whole.
     The log says what changed."""
     def tokens() -> str:
-        return server.service.access.tokens.load() if server.service.access.tokens else ""
+        told = server.service.access.tokens.load() if server.service.access.tokens else ""
+        end_unwelcome(server.http)
+        return told
 
     def client_ca() -> str:
         text = _read_file("client-ca", options.client_ca) if options.client_ca else ""
@@ -20778,9 +20865,10 @@ def _reload(server: Server, options: argparse.Namespace, log: Log) -> None:
         if server.http.tls is None:
             return ""
         # a new context: a half-loaded one would refuse every handshake
-        server.http.tls = make_tls(options.tls_cert, options.tls_key, options.client_ca_text)
+        server.http.tls = make_tls(options.tls_cert, options.tls_key, options.client_ca_text,
+                                   options.client_crl)
         server.service.expires = certificate_expiry(options.tls_cert)
-        return _noted("certificate", _fingerprint(options.tls_cert, options.tls_key))
+        return _noted("certificate", _fingerprint(options.tls_cert, options.tls_key, options.client_crl))
 
     def scheduler_ca() -> str:
         if not options.scheduler_ca:

@@ -720,7 +720,7 @@ class SchedulerTest(unittest.TestCase):
         named.script = answering(tiers_answer)
         moved.getTierConfigs()
         replaced[:] = [stranger.url]
-        moved._moved(replaced)
+        moved.leadership.told(replaced)
         moved.getTierConfigs()          # ZooKeeper names another one now
         self.assertEqual(moved.leader, stranger.url)
 
@@ -874,7 +874,7 @@ class SchedulerTest(unittest.TestCase):
         scheduler.getTierConfigs()
         client.change(RuntimeError(""))
         wait_for(lambda: "RuntimeError" in (scheduler.state()["zookeeper"] or ""))
-        scheduler._forget_leader()
+        scheduler.leadership.forget()
         scheduler.getTierConfigs()
         self.assertEqual(scheduler.state()["leader"], leader.url)
         client.change({"member_1": leader.url})
@@ -5168,9 +5168,9 @@ class RoomTest(unittest.TestCase):
     def tearDownClass(cls) -> None:
         del sys.modules["http_room"]
 
-    def serve(self, **limits: Any) -> Any:
+    def serve(self, sock: Any = None, **limits: Any) -> Any:
         server = self.room.HttpServer(("127.0.0.1", 0), self.room.Echo(),
-                                      dict({"header_time": 0.5, "idle_time": 0.5}, **limits))
+                                      dict({"header_time": 0.5, "idle_time": 0.5}, **limits), None, sock)
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         for each in (server.server_close, partial(thread.join, 10), server.shutdown):
@@ -5184,6 +5184,21 @@ class RoomTest(unittest.TestCase):
             suite.run(result)
         self.assertEqual((result.failures, result.errors), ([], []))
         self.assertGreater(result.testsRun, 6)
+
+    def test_it_serves_all_sockets_that_it_is_given(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            door = socket.socket(socket.AF_UNIX)
+            door.bind(os.path.join(folder, "door"))
+            door.listen()
+            server = self.serve(sock=[socket.create_server(("127.0.0.1", 0)), door])
+            self.assertEqual(ask(server, "GET", "/quick").status, 200)
+            for expected in (True, False):
+                with socket.socket(socket.AF_UNIX) as caller, contextlib.suppress(ConnectionError):
+                    caller.connect(door.getsockname() if expected else os.path.join(folder, "door"))
+                    caller.sendall(b"GET /quick HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    answer = b"".join(iter(lambda: caller.recv(4096), b""))
+                    self.assertEqual(answer.startswith(b"HTTP/1.1 200"), expected)
+                server.drain(1.0)
 
     def test_it_serves_requests_waits_and_streams(self) -> None:
         server = self.serve()
@@ -5538,8 +5553,8 @@ class ProxyTest(Serving):
     """Behind proxies that are trusted, and others."""
 
     def setUp(self) -> None:
-        self.server.http.behind(["127.0.0.0/8", "10.0.0.0/8", "2001:db8::/32"])
-        self.addCleanup(self.server.http.behind, [])
+        self.server.http.proxies = aurora_rest.Proxies(["127.0.0.0/8", "10.0.0.0/8", "2001:db8::/32"])
+        self.addCleanup(setattr, self.server.http, "proxies", aurora_rest.Proxies())
 
     def seen(self, **headers: Any) -> Any:
         """(the status of a write, whom the log says it came from)."""
@@ -5561,7 +5576,7 @@ class ProxyTest(Serving):
                               ({"Forwarded": "for=_hidden;by=x"}, "127.0.0.1"),
                               ({"Forwarded": ";=,"}, "127.0.0.1")):
             self.assertEqual(self.seen(**headers), (404, peer), headers)
-        self.server.http.behind(["10.0.0.0/8"])
+        self.server.http.proxies = aurora_rest.Proxies(["10.0.0.0/8"])
         self.assertEqual(self.seen(X_Forwarded_For="192.0.2.1"), (404, "127.0.0.1"))
 
     def test_scheme_and_host_are_those_that_the_caller_used(self) -> None:
@@ -5585,7 +5600,7 @@ class ProxyTest(Serving):
         self.assertTrue(self.ask("GET", jobs).headers["link"].startswith("</alpha/"))
         link = self.ask("GET", jobs, X_Forwarded_Prefix="//evil/\\").headers["link"]
         self.assertTrue(link.startswith("</alpha/"), link)
-        self.server.http.behind([], "/base/")
+        self.server.http.proxies = aurora_rest.Proxies([], "/base/")
         self.assertTrue(self.ask("GET", "/base" + jobs).headers["link"].startswith("</base/alpha/"))
         described = json.loads(self.ask("GET", "/base/openapi.json").body)
         self.assertEqual(described["servers"], [{"url": "/base/"}])
@@ -5597,7 +5612,7 @@ class ProxyTest(Serving):
         self.assertEqual(self.ask("GET", "/basement/alpha/version").status, 404)
 
     def test_an_anonymous_server_on_loopback_refuses_writes_through_a_proxy(self) -> None:
-        self.server.http.behind([])
+        self.server.http.proxies = aurora_rest.Proxies([])
         for header in ("X_Forwarded_For", "Forwarded", "Via", "X_Real_IP"):
             self.bad(403, "DELETE", JOB + "none", says="a proxy passes this on.*--allow-anonymous",
                      **{header: "1.2.3.4"})
@@ -5642,7 +5657,7 @@ class ProxyTest(Serving):
         for header in broken:
             self.assertEqual(self.proxied(header), [], header)
         self.assertEqual(self.server.http.refusals["proxy"], before + len(broken))
-        self.server.http.behind([])
+        self.server.http.proxies = aurora_rest.Proxies([])
         self.assertEqual(self.proxied(b"PROXY TCP4 192.0.2.5 127.0.0.1 4711 80\r\n"), [400])
 
     @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate")
@@ -5654,7 +5669,7 @@ class ProxyTest(Serving):
             server = aurora_rest.Server(port=0, demo=aurora_rest.Demo(speed=0), log=lines.append,
                                         evaluator=self.evaluator(),
                                         tls=aurora_rest.make_tls(cert, key))
-            server.http.behind(["127.0.0.1"])
+            server.http.proxies = aurora_rest.Proxies(["127.0.0.1"])
             with server:
                 context = ssl.create_default_context(cafile=cert)
                 for header, peer in ((b"PROXY TCP4 192.0.2.5 127.0.0.1 4711 80\r\n", "192.0.2.5"),
@@ -5874,7 +5889,7 @@ class AccessTest(unittest.TestCase):
     def test_whom_a_trusted_proxy_names_is_who_its_line_says(self) -> None:
         tokens = self.tokens("alice write www-* user", "* read * user")
         server = self.serve(access=aurora_rest.Access(tokens, anonymous=False, user_header="x-user"))
-        server.http.behind(["127.0.0.1"])
+        server.http.proxies = aurora_rest.Proxies(["127.0.0.1"])
 
         def me(**headers: Any) -> Any:
             return ask(server, "GET", "/alpha/me", **headers)
@@ -5885,11 +5900,11 @@ class AccessTest(unittest.TestCase):
         self.assertEqual(me().status, 401)
         self.assertEqual(ask(server, "DELETE", JOB + "x", X_User="Bob B").status, 403)
         self.assertEqual(ask(server, "DELETE", JOB + "x", X_User="alice").status, 404)
-        server.http.behind([])
+        server.http.proxies = aurora_rest.Proxies([])
         self.assertEqual(me(X_User="alice").status, 401)
         server = self.serve(access=aurora_rest.Access(self.tokens("alice write * user"), anonymous=False,
                                                       user_header="x-user"))
-        server.http.behind(["127.0.0.1"])
+        server.http.proxies = aurora_rest.Proxies(["127.0.0.1"])
         self.assertEqual(ask(server, "GET", "/alpha/me", X_User="bob").status, 401)
 
     @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate")
@@ -5919,6 +5934,67 @@ class AccessTest(unittest.TestCase):
             self.assertEqual(me(self.tokens("ci write * URI=spiffe://x/y"))[0], 401)
             left = aurora_rest.certificate_expiry(cert) - time.time()
             self.assertTrue(86400 - 600 < left <= 86400, left)
+
+    def test_streams_of_who_may_no_longer_read_end(self) -> None:
+        (gone, _), (stays, line) = (aurora_rest.new_token(each) for each in ("a:read", "b:read"))
+        tokens = self.tokens("a read * " + aurora_rest.hash_token(gone), line)
+        server = self.serve(access=aurora_rest.Access(tokens, anonymous=False))
+        streams = [Events(server, "/alpha/events/devcluster/www-data", Authorization="Bearer " + each)
+                   for each in (gone, stays)]
+        for each in streams:
+            self.addCleanup(each.close)
+            each.next()
+        with open(tokens.path, "w", encoding="utf-8") as stream:
+            stream.write(line)
+        tokens.load()
+        aurora_rest.end_unwelcome(server.http)
+        with self.assertRaises(EOFError):
+            while True:
+                streams[0].next()
+        self.assertEqual(ask(server, "PUT", JOB + "more", source("more"), Authorization="Bearer " + stays
+                             ).status, 403)
+        server.demo.invoke("createJob", api.method("createJob").arguments(config("more")))
+        wait_for(lambda: streams[1].next()[2].get("job", "").endswith("/more"))
+
+    @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make certificates")
+    def test_a_certificate_that_is_revoked_lets_nobody_in(self) -> None:
+        import ssl
+        with tempfile.TemporaryDirectory() as folder:
+            def openssl(*words: str) -> None:
+                subprocess.run(["openssl", *words], check=True, capture_output=True, cwd=folder)
+            cert, key = certificate(folder)
+            conf = ("[ca]", "default_ca=c", "[c]", "database=index", "crlnumber=number", "serial=number",
+                    "default_md=sha256", "default_days=1", "default_crl_days=1", "policy=p",
+                    "new_certs_dir=.",
+                    "[p]", "commonName=supplied", "")
+            for name, text in (("index", ""), ("number", "01"), ("conf", "\n".join(conf))):
+                with open(os.path.join(folder, name), "w", encoding="ascii") as stream:
+                    stream.write(text)
+            ca = ("ca", "-config", "conf", "-batch", "-cert", "cert", "-keyfile", "key")
+            for name in ("good", "bad"):
+                openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", name + ".key", "-out", name +
+                        ".csr",
+                        "-subj", "/CN=" + name)
+                openssl(*ca, "-in", name + ".csr", "-out", name + ".crt")
+            openssl(*ca, "-revoke", "bad.crt")
+            openssl(*ca, "-gencrl", "-out", "crl")
+            with open(cert, encoding="ascii") as stream:
+                tls = aurora_rest.make_tls(cert, key, stream.read(), os.path.join(folder, "crl"))
+            server = self.serve(tls=tls, access=aurora_rest.Access(None, False, False, True))
+            for name, served in (("good", True), ("bad", False)):
+                context = ssl.create_default_context(cafile=cert)
+                context.load_cert_chain(*(os.path.join(folder, name + each) for each in (".crt", ".key")))
+                connection = http.client.HTTPSConnection("localhost", server.port, context=context,
+                                                         timeout=10)
+                self.addCleanup(connection.close)
+                try:
+                    connection.request("GET", "/alpha/me")
+                    found = connection.getresponse().status == 200
+                except OSError:
+                    found = False
+                self.assertEqual(found, served, name)
+            with self.assertRaisesRegex(aurora_rest.UsageError, "--client-crl=/nowhere"):
+                aurora_rest.make_tls(cert, key, "", "/nowhere")
 
     def test_a_tokens_file_that_is_wrong_names_its_line(self) -> None:
         for line in ("x", "a read *", "a nonsense * sha256:" + "0" * 64, "a read * 123"):
@@ -6595,7 +6671,7 @@ class FaultTest(unittest.TestCase):
         with FakeScheduler(answering(lambda body: http_answer(503) if leaderless[0]
                                      else tiers_answer(body))) as fake:
             scheduler = aurora_rest.Scheduler(fake.url, retry_for=0.0)
-            scheduler.network.circuit(scheduler._named[0]).failures = 10
+            scheduler.network.circuit(scheduler.leadership.named[0]).failures = 10
             with self.assertRaises(aurora_rest.NoLeader):
                 scheduler.getTierConfigs()
             leaderless[0] = False
@@ -6849,6 +6925,43 @@ class ProcessTest(unittest.TestCase):
         told = "".join(self.lines_until(process, " reloaded changed="))
         self.assertIn("settings not reloaded", told)
         self.assertIn("reloaded changed=- ", told)
+
+    def test_all_sockets_that_systemd_passes_are_served(self) -> None:
+        with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as port, (
+                socket.socket(socket.AF_UNIX)) as door:
+            door.bind(os.path.join(folder, "door"))
+            door.listen()
+            begin = ("import os, sys; os.environ.update(LISTEN_FDS='2', LISTEN_PID=str(os.getpid()))\n"
+                     "for at, given in enumerate(sys.argv[2:4]): os.dup2(int(given), 100 + at)\n"
+                     "for at in (0, 1): os.dup2(100 + at, 3 + at)\n"
+                     "os.execv(sys.executable, [sys.executable, sys.argv[1], '--demo'])")
+            process = subprocess.Popen(
+                [sys.executable, "-c", begin, os.path.join(HERE, "aurora_rest.py"), str(port.fileno()),
+                 str(door.fileno())], pass_fds=[port.fileno(), door.fileno()], stderr=subprocess.DEVNULL)
+            try:
+                with socket.create_connection(port.getsockname(), 20) as first, (
+                        socket.socket(socket.AF_UNIX)) as second:
+                    second.connect(door.getsockname())
+                    for each in (first, second):
+                        each.settimeout(20)
+                        each.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                        self.assertEqual(each.recv(12), b"HTTP/1.1 200")
+            finally:
+                process.terminate()
+                self.assertEqual(process.wait(20), 0)
+
+    def test_less_is_logged_where_less_is_wanted(self) -> None:
+        path = self.write("log-level = info")
+        process, server, _ = self.serve("--demo", "--config", path)
+        with open(path, "w", encoding="utf-8") as stream:
+            stream.write("log-level = warning\nparallel = 9")
+        process.send_signal(signal.SIGHUP)
+        self.lines_until(process, "--parallel=9 takes a restart")
+        ask(server, "PUT", JOB + "x?nonsense=1", source())
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.communicate(timeout=20)[1], "")
+        with self.assertRaisesRegex(aurora_rest.UsageError, "--log-level=loud: one of info, warning, error"):
+            aurora_rest.check_options(aurora_rest.parse_command_line(["--log-level=loud"], {}))
 
     def test_sigusr1_logs_how_things_stand(self) -> None:
         process, server, _ = self.serve("--demo")
@@ -8658,7 +8771,7 @@ MUTANTS = [
      "SchedulerTest"),
     ("the doubt of an attempt is forgotten", 'failure.sent = sent raise failure from None',
      'raise failure from None', "SchedulerTest"),
-    ("credentials go anywhere", 'if authorization and not self._is_named(location):', 'if False:',
+    ("credentials go anywhere", 'if authorization and not self.leadership.names(location):', 'if False:',
      "SchedulerTest"),
     ("a prune of nothing is sent", 'if not found: return None return scheduler.prepare("pruneTasks"',
      'return scheduler.prepare("pruneTasks"', "SchedulerTest RoutesTest"),
@@ -8739,7 +8852,9 @@ MUTANTS = [
      "DemoTest"),
     # 8. Server
     ("a reload leaves the certificate",
-     'server.http.tls = make_tls(options.tls_cert, options.tls_key, options.client_ca_text)', 'pass',
+     'server.http.tls = make_tls(options.tls_cert, options.tls_key, options.client_ca_text, '
+     'options.client_crl)',
+     'pass',
      "ProcessTest"),
     ("client certificates are not wanted", 'context.verify_mode = ssl.CERT_REQUIRED', 'pass',
      "ProcessTest AccessTest"),
