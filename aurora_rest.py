@@ -155,10 +155,11 @@ class Failure(Exception):
         self.details["done"] = "unknown"
 
 
-def failure(code: str, http: int, text: str, retry_after: int = 0, harmless: bool = False) -> type[Failure]:
+def failure(code: str, http: int, text: str, retry_after: int = 0, harmless: bool = False,
+            base: type[Failure] = Failure) -> type[Failure]:
     """A row of the table of failures: a class to raise and to catch, with what `Failure` says of all of its
-    kind."""
-    return type(code.title().replace("_", ""), (Failure,), {
+    kind. base: the wider kind that it is one of."""
+    return type(code.title().replace("_", ""), (base,), {
         "__doc__": text, "__module__": __name__, "code": code, "http": http, "retry_after": retry_after,
         "harmless": harmless})
 
@@ -3121,7 +3122,8 @@ JobUpdating = failure("JOB_UPDATING_ERROR", 409,
                       "An update of the job is active; Aurora refuses other changes meanwhile.")
 Refused = failure("INVALID_REQUEST", 422,
                   "The scheduler refuses what was asked: validation, quota, a bad transition.")
-JobExists = failure("JOB_EXISTS", 409, "There is a job of this key: createJob and scheduleCronJob refuse.")
+JobExists = failure("JOB_EXISTS", 409, "There is a job of this key: createJob and scheduleCronJob refuse.",
+                    base=Refused)
 SchedulerFailed = failure("ERROR", 502, "The scheduler answered ERROR: an exception inside it.")
 BadAnswer = failure("SCHEDULER_BAD_ANSWER", 502, "The scheduler's answer is not one.")
 SchedulerUnreachable = failure("SCHEDULER_UNREACHABLE", 502,
