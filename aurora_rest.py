@@ -1102,8 +1102,10 @@ class Download(Stream):
 class Poll(Source):
     """A question asked again and again while somebody listens for its answer, however many they are.
 
-    ask: called in a worker every `interval` seconds. It ends `linger` seconds after the last listener went.
-    delayed: who begins to watch has just asked himself, so that the first question comes after an interval.
+    ask: called in a worker every `interval` seconds. While nobody listens it rests: nothing is asked, and
+    what was answered is `stale`, until somebody comes, or it ends `linger` seconds after the last listener
+    went. delayed: who begins to watch has just asked himself, so that the first question comes after an
+    interval.
     """
 
     def __init__(self, runner: Any, ask: Callable[[], Any], interval: float, linger: float = 0.0,
@@ -1116,7 +1118,10 @@ class Poll(Source):
         self.linger = linger
         self.answer: Any = None             # the latest, or the Failure
         self.asked = 0.0                    # when that was asked
-        self.ended = False                  # nobody listened; guarded by _lock as _listeners is
+        self.ended = False                  # nobody listened; guarded by _lock as all that follows
+        self.resting = False
+        self.stale = False
+        self._started = 0                   # the turns that were called for; only the last is taken
         self._left = time.monotonic()
 
     @property
@@ -1127,20 +1132,40 @@ class Poll(Source):
         with self._lock:
             if not self.ended:
                 self._listeners[listener] = None
+            if self.resting and not self.ended:
+                self.resting = False
+                self._start(0.0)
             return not self.ended
 
     def deserted(self) -> None:
         self._left = time.monotonic()
 
     def start(self, seconds: float = 0.0) -> None:
-        self.runner.call_later(seconds, partial(self.runner.run_in_worker, self._turn))
+        """Take a turn then, and none that was to come before."""
+        with self._lock:
+            self._start(seconds)
 
-    def _turn(self) -> None:
+    def _start(self, seconds: float) -> None:
+        self._started += 1
+        turn = partial(self._turn, self._started)
+        self.runner.call_later(seconds, partial(self.runner.run_in_worker, turn))
+
+    def again(self, seconds: float) -> None:
+        """Called after each turn: see to it that there will be another one."""
+        self.start(seconds)
+
+    def _turn(self, number: int) -> None:
         started = time.monotonic()
         with self._lock:
-            self.ended = not self._listeners and started - self._left >= self.linger
-        if self.ended:
-            return
+            if number != self._started or self.ended:
+                return
+            self.resting = not self._listeners
+            self.stale = self.stale or self.resting
+            self.ended = self.resting and started - self._left >= self.linger
+            if self.resting:
+                if not self.ended:
+                    self._start(max(0.0, self._left + self.linger - started))
+                return
         try:
             answer = self.ask()
         except Failure as error:
@@ -1152,9 +1177,10 @@ class Poll(Source):
         try:
             self.answer, self.asked = answer, started
             self.note(answer)
+            self.stale = False
             self.changed()
         finally:
-            self.start(max(0.0, self.interval - (time.monotonic() - started)))
+            self.again(max(0.0, self.interval - (time.monotonic() - started)))
 
     def note(self, answer: Any) -> None:
         """Called with each answer before the listeners are."""
@@ -1184,6 +1210,7 @@ class Events(Poll):
         self._number = 0                    # of the latest event; guarded by _lock as all that follows
         self._history: Deque[bytes] = collections.deque(maxlen=self.KEPT)
         self._first: Optional[int] = None   # how many events the first look told: how things stood then
+        self._rested = 0                    # the latest event when it was asked again after a rest
         # how things stand after the latest event, once that is known
         self._found: Optional[List[Any]] = None
         self._failing = False
@@ -1195,7 +1222,8 @@ class Events(Poll):
         epoch, _, number = last_id.partition("-")
         if not last_id:
             with self._lock:
-                return None if whole else self.NEXT if self._first is None else self._number
+                waits = self._first is None or self.stale
+                return None if whole else self.NEXT if waits else self._number
         return int(number) if epoch == self.epoch and re.fullmatch(r"\d{1,15}", number, re.ASCII) else -1
 
     def since(self, mark: Any) -> Tuple[bytes, Any]:
@@ -1203,9 +1231,9 @@ class Events(Poll):
         told; or, while a caller is told how things stand, (those pieces, how many were told, the event that
         they stand after)."""
         with self._lock:
-            if self._first is None:
+            if self._first is None or self.stale:
                 return b"", mark
-            mark = max(self._first, 0) if mark == self.NEXT else mark
+            mark = max(self._first, self._rested) if mark == self.NEXT else mark
             oldest, gap = self._number - len(self._history), b""
             if isinstance(mark, int) and not oldest <= mark <= self._number:
                 gap = event_bytes("", "gap", {"reason": "the events in between are not known any more"})
@@ -1249,6 +1277,7 @@ class Events(Poll):
                 self._history.append(event_bytes("%s-%d" % (self.epoch, self._number), name, plain))
             if not self._failing:
                 self._found = self.changes.standing
+                self._rested = self._number if self.stale else self._rested
             if self._first is None and not self._failing:
                 self._first = self._number
             elif self._first is None:
@@ -8641,6 +8670,10 @@ def projection(name: str) -> Projection:
         "sla tasks": {"scheduleStatusResult": {"tasks": {
             "assignedTask": {"slaveHost": True, "task": {"job": _STRING_KEY, "production": True}},
             "status": True, "taskEvents": {"timestamp": True, "status": True}}}},
+        "task times": {"scheduleStatusResult": {"tasks": {
+            "assignedTask": {"taskId": True, "task": {"job": _STRING_KEY}}, "status": True,
+            "taskEvents": {"timestamp": True}}}},
+        "no tasks": {"scheduleStatusResult": {}},
         "task states": {"scheduleStatusResult": {"tasks": {"assignedTask": assigned, "status": True}}},
         "hosts": {"scheduleStatusResult": {"tasks": {"assignedTask": {"slaveHost": True}}}},
         "summaries": {"jobSummaryResult": {"summaries": {
@@ -9887,6 +9920,141 @@ def changes_of(scheduler: Any, key: Key) -> TaskChanges:
     """What is new in a job's tasks and updates."""
     return TaskChanges(scheduler, key.cluster, lambda: api.TaskQuery(jobKeys={key.thrift}),
                        lambda: api.JobUpdateQuery(jobKey=key.thrift))
+
+
+class Lookout(Poll):
+    """Which of many jobs that are watched have to be looked at: those in which something may have changed
+    since the last look, asked with one question for a hundred jobs and one for the updates of all, instead of
+    two for each. Its answer is their names, role/environment/name.
+
+    Tasks: a job has changed where its tasks, or the times of their events, are not those of the last look.
+    Updates: what changes an update makes it the first in the list of the latest, so only the head of that is
+    read; and an active one is looked at every time. Where few jobs are watched, or something fails, each is
+    to ask for itself; so nobody is told anything that is not of his own question.
+
+    `heed` is for any thread, the rest for the one that takes the turn; _lock guards _names.
+    """
+    FEW = 8
+    JOBS = 100              # in one question
+    LATEST = 100            # updates
+
+    def __init__(self, runner: Any, scheduler: Scheduler, authorization: Optional[str],
+                 interval: float) -> None:
+        super().__init__(runner, self.look, interval, delayed=True)
+        self.session: Any = Session(scheduler, authorization)
+        self._names: Dict[Callable[[], None], str] = {}     # of the jobs, by who is to be told
+        self._known: Dict[str, Any] = {}            # by job: what its tasks were
+        self._replies: Dict[bytes, int] = {}        # by question: a hash of the last reply
+        self._updates: Dict[str, Any] = {}          # by id: what the latest updates were
+
+    def heed(self, name: str, listener: Callable[[], None]) -> bool:
+        """As `listen`, for a job."""
+        listening = self.listen(listener)       # first: `look` forgets who does not listen
+        with self._lock:
+            self._names[listener] = name
+        return listening
+
+    def look(self) -> Set[str]:
+        """The names of the jobs to be looked at."""
+        with self._lock:
+            self._names = {each: name for each, name in self._names.items() if each in self._listeners}
+            names = set(self._names.values())
+        try:
+            if len(names) < self.FEW:
+                self._known, self._replies, self._updates = {}, {}, {}
+                return names
+            found = self._by_updates(names)
+            order = sorted(names)
+            known = {name: tasks for name, tasks in self._known.items() if name in names}
+            before, self._replies = self._replies, {}
+            for start in range(0, len(order), self.JOBS):
+                known.update(self._by_tasks(order[start:start + self.JOBS], before))
+        except AuroraError:
+            self._known, self._replies, self._updates = {}, {}, {}
+            return names
+        found |= {name for name in names if known[name] != self._known.get(name)}
+        self._known = known
+        return found & names
+
+    def _by_tasks(self, names: Sequence[str], before: Dict[bytes, int]) -> Dict[str, Any]:
+        """What the tasks of the jobs are; none where the question got the same reply in the look before."""
+        keys = {api.JobKey(*name.split("/")) for name in names}
+        scheduler = self.session.scheduler
+        whole = scheduler.prepare("getTasksWithoutConfigs", api.TaskQuery(jobKeys=keys),
+                                  projection=projection("task times"),
+                                  authorization=self.session.authorization)
+        reply, _ = scheduler.ask(whole._replace(projection=projection("no tasks")))
+        self._replies[whole.message] = hash(reply)
+        if before.get(whole.message) == hash(reply):
+            return {}
+        made: Dict[str, Any] = {name: [] for name in names}
+        result = scheduler.decode(whole, reply).get("result", {})
+        for task in result.get("scheduleStatusResult", {}).get("tasks", ()):
+            assigned = task["assignedTask"]
+            made[assigned["task"]["job"]].append((assigned["taskId"], task["status"], [
+                event["timestamp"] for event in task.get("taskEvents", ())]))
+        for each in made.values():
+            each.sort()
+        return made
+
+    def _by_updates(self, names: Set[str]) -> Set[str]:
+        """The jobs of which an update is active, or was changed."""
+        roles = {name.split("/")[0] for name in names}
+        query = api.JobUpdateQuery(role=roles.pop() if len(roles) == 1 else None, limit=self.LATEST)
+        before, self._updates = self._updates, {}
+        latest = update_summaries(self.session, query)
+        said = {each.key.id: (each.state.status, each.state.lastModifiedTimestampMs) for each in latest}
+        if len(latest) == self.LATEST:
+            if not any(before.get(number) == state for number, state in said.items()):
+                self._updates = said
+                return names        # there may be more that is new than what was read
+            latest += update_summaries(self.session, query.replace(
+                limit=None, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)))
+        self._updates = said
+        return {"/".join((each.key.job.role, each.key.job.environment, each.key.job.name)) for each in latest
+                if before.get(each.key.id) != said.get(each.key.id)
+                or each.state.status in api.ACTIVE_JOB_UPDATE_STATES}
+
+
+class HeedingEvents(Events):
+    """The events of a job of which a Lookout says when to look for them. find: calls what it is given with
+    the Lookout to heed. One look at a time: what is told meanwhile leads to another after it, and so does a
+    failure."""
+
+    def __init__(self, runner: Any, changes: Any, interval: float, name: str,
+                 find: Callable[[Callable[[Lookout], Any]], Any]) -> None:
+        super().__init__(runner, changes, interval)
+        self.name = name
+        self.find = find
+        self.lookout: Any = None
+        self.listening = False
+        self._looking = self._more = False      # guarded by _lock
+
+    def again(self, seconds: float) -> None:
+        with self._lock:
+            self._looking, more, self._more = self._more or self._failing, self._more, False
+        if self._looking:
+            self.start(0.0 if more else seconds)
+        elif not self.listening:
+            self.find(self._heed)
+
+    def _heed(self, lookout: Lookout) -> HeedingEvents:
+        self.lookout = lookout
+        self.listening = lookout.heed(self.name, self._told)
+        return self
+
+    def _told(self) -> None:
+        """Called after each look of the lookout."""
+        answer = self.lookout.answer
+        if not self._listeners:
+            self.listening = False
+            self.lookout.forget(self._told)
+            self.start()
+        elif isinstance(answer, Failure) or self.name in answer:
+            with self._lock:
+                self._more, self._looking = self._looking, True
+            if not self._more:
+                self.start()
 
 
 def watch(scheduler: Scheduler, key: Union[str, Key], seconds: float = 1.0) -> Iterator[Tuple[str, Json]]:
@@ -13145,6 +13313,7 @@ class Service(Reception):
         self.readiness = Readiness()
         self.waits = Waits(self.limits)
         self.watched = Watched(self.limits)
+        self.lookouts = Watched(self.limits)
         self.memory = Memory(self.limits["remembered"])
         self.idempotency = Idempotency(self)
         self.lost_lines: Callable[[], int] = lambda: 0      # of the log
@@ -13319,12 +13488,21 @@ class Service(Reception):
             self.runner, lambda: self.run(call, chosen), self.poll_interval, delayed=True), wait)
         return made
 
-    def stream(self, call: Call, key: Any, make: Callable[[], TaskChanges]) -> Stream:
-        """The events of a watched thing, after the caller's Last-Event-ID."""
+    def stream(self, call: Call, key: Any, make: Callable[[], TaskChanges], job: str = "") -> Stream:
+        """The events of a watched thing, after the caller's Last-Event-ID. job: its role/environment/name,
+        where it is one."""
+        scheduler, auth = self.clusters[call.args["cluster"]], call.auth
+
+        def events() -> Events:
+            if not job:
+                return Events(self.runner, make(), self.poll_interval)
+            return HeedingEvents(
+                self.runner, make(), self.poll_interval, job, lambda use: self.lookouts.watch(
+                    (scheduler, auth), lambda: Lookout(self.runner, scheduler, auth, self.poll_interval), use,
+                    counted=False))
         last, whole = call.request.headers.get("last-event-id", ""), call.get("snapshot", True)
         made: Stream = self.watched.watch(
-            (*key, call.auth), lambda: Events(self.runner, make(), self.poll_interval),
-            lambda events: Stream(events, events.since, events.mark(last, whole)))
+            (*key, auth), events, lambda found: Stream(found, found.since, found.mark(last, whole)))
         return made
 
     def tiers(self, scheduler: Scheduler, authorization: Optional[str] = None) -> Json:
@@ -13825,7 +14003,8 @@ def list_pending(call: Call) -> Any:
 def watch_job(call: Call) -> Any:
     """Events of a job as they happen: task, update, instance; resumes at Last-Event-ID."""
     _require_job(call)
-    return call.service.stream(call, ("job", call.key), lambda: changes_of(call.scheduler, call.key))
+    return call.service.stream(call, ("job", call.key), lambda: changes_of(call.scheduler, call.key),
+                               "/".join(call.key[1:]))
 
 
 @route("GET", "/alpha/events/{cluster}/{role}", "watch", params="snapshot", gives="text/event-stream",

@@ -4150,6 +4150,119 @@ class Trail(List[Any]):
             each.fields.get(field) == value for field, value in fields.items())]
 
 
+class EventsOfManyTest(EventsTest):
+    """The same where the jobs that are watched are many."""
+    few: Any
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        cls.few = mock.patch.object(aurora_rest.Lookout, "FEW", 0)
+        cls.few.start()
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        cls.few.stop()
+        super().tearDownClass()
+
+    def looked(self, count: Any = 3) -> Any:
+        """What is asked of the scheduler in so many looks of the lookout."""
+        looks, before = [], collections.Counter(self.demo.calls)
+        look = aurora_rest.Lookout.look
+
+        def counting(lookout: Any) -> Any:
+            looks.append(lookout)
+            return look(lookout)
+        with mock.patch.object(aurora_rest.Lookout, "look", counting):
+            for lookout in self.server.service.lookouts._polls.values():
+                lookout.ask = partial(counting, lookout)
+            wait_for(lambda: len(looks) >= count)
+        return {name: number / len(looks) for name, number in
+                (collections.Counter(self.demo.calls) - before).items()}
+
+    def test_many_jobs_cost_two_questions_and_nobody_costs_none(self) -> None:
+        names = ["many%02d" % number for number in range(20)]
+        for name in names:
+            self.scheduler.createJob(config(name))
+        self.demo.advance(5)
+        streams = [self.events(JOB + name + "/events") for name in names]
+        last = [stream.next()[0] for stream in streams]
+        polls = self.server.service.watched._polls
+
+        def settled() -> Any:
+            return all(not poll._looking and poll.listening for key, poll in list(polls.items())
+                       if key[0] == "job" and key[1].name in names)
+        wait_for(lambda: settled() and sum(self.looked().values()) < 4)
+        self.scheduler.killTasks(config(names[7]).key, {0}, None)
+        self.assertEqual(streams[7].next()[2]["state"], "KILLING")
+        for stream in streams:
+            stream.close()
+        wait_for(lambda: all(poll.resting for key, poll in list(polls.items()) if key[0] == "job"))
+        wait_for(lambda: all(poll.ended for poll in self.server.service.lookouts._polls.values()))
+        before = sum(self.demo.calls.values())
+        time.sleep(0.3)
+        self.assertEqual(sum(self.demo.calls.values()), before)
+        self.demo.advance(5)        # who comes back is told what happened meanwhile, and nothing old as new
+        again = self.events(JOB + names[7] + "/events", Last_Event_ID=last[7])
+        self.assertEqual([again.next()[2]["state"] for _ in range(2)], ["KILLING", "KILLED"])
+
+    def test_who_leaves_and_comes_again_is_looked_at_again(self) -> None:
+        names = ["www-data/devel/" + each for each in ("one", "two")]
+        for each in names:
+            self.scheduler.createJob(config(each.rpartition("/")[2]))
+        self.demo.advance(5)
+        lookout = aurora_rest.Lookout(None, self.scheduler, None, 1.0)
+        listeners: Any = [lambda: None, lambda: 1]
+        for pair in zip(names, listeners):
+            self.assertTrue(lookout.heed(*pair))
+        self.assertEqual([lookout.look() for _ in range(2)], [set(names), set()])
+        lookout.forget(listeners[1])
+        self.assertEqual(lookout.look(), set())
+        lookout.heed(names[1], listeners[1])
+        self.assertEqual([lookout.look() for _ in range(2)], [{names[1]}, set()])
+        self.scheduler.killTasks(config("one").key, {0}, None)
+        self.assertEqual(lookout.look(), {names[0]})
+        self.scheduler.startJobUpdate(load(source("two", "other"), "devcluster/" + names[1]).update_request(
+            None, "u"), None)
+        self.assertIn(names[1], lookout.look())
+
+    def test_more_new_updates_than_are_read_mean_that_all_jobs_are_looked_at(self) -> None:
+        for each in ("many-a", "many-b"):
+            self.scheduler.createJob(config(each))
+        lookout = aurora_rest.Lookout(None, self.scheduler, None, 1.0)
+        keep: Any = lambda: None
+        lookout.heed("www-data/devel/many-a", keep)
+        lookout.look()
+        lookout.look()
+        with mock.patch.object(aurora_rest.Lookout, "LATEST", 1):
+            for command in ("first", "second"):
+                self.scheduler.startJobUpdate(load(source("many-b", command), JOB[len("/alpha/job/"):] +
+                                                   "many-b"
+                                                   ).update_request(None, command), None)
+                self.assertEqual(lookout.look(), {"www-data/devel/many-a"})
+                self.demo.advance(200)
+
+    def test_a_look_that_fails_is_taken_again(self) -> None:
+        self.scheduler.createJob(config("failing"))
+        self.demo.advance(3)
+        stream = self.events(JOB + "failing/events")
+        stream.next()
+        failure, turn = aurora_rest.SchedulerFailed("no"), aurora_rest.TaskChanges.__call__
+        calls = []
+
+        def failing(changes: Any) -> Any:
+            calls.append(changes)
+            if len(calls) < 3:
+                raise failure
+            return turn(changes)
+        poll = next(poll for key, poll in self.server.service.watched._polls.items()
+                    if key[0] == "job" and key[1].name == "failing")
+        wait_for(lambda: poll.listening and not poll._looking)
+        poll.ask = partial(failing, poll.changes)
+        self.scheduler.killTasks(config("failing").key, {0}, None)
+        self.assertEqual([stream.next()[1:][0] for _ in range(2)], ["error", "task"])
+
+
 class AuditTest(Serving):
     """What the log and the audit trail say."""
     SPEED = 40.0
