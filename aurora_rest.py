@@ -51,6 +51,7 @@ import select
 import selectors
 import signal
 import socket
+import socketserver
 import struct
 import sys
 import threading
@@ -107,15 +108,16 @@ __all__ = [
 # standard library alone, and knows nothing of Aurora: who needs an HTTP server for another purpose may cut
 # this room out.
 #
-# The path of a request: `HttpServer._accept` makes a Connection, which is the Channel of a socket besides.
-# The thread that leads the Workers turns the Loop, which calls `on_input` when bytes come. `advance` takes
-# from `Incoming` what is whole: first the head, of which `HttpServer.request` makes a Request (`App.prepare`
-# finds its route) and `App.admit` says whether a body is taken at all; then head and body. `dispatch` answers
-# at once what is quick; else it joins the Run of the same read that has not begun, or makes one, which the
-# leading thread runs itself while another one leads. `App.handle` gives a Response; or a Later, which listens
-# to a Source until it is ready or the time is up; or a Stream of what changes in one. `Connection.answer` has
-# `HttpServer.encode` make the bytes, tells `App.finished`, and `push` gives them to the network; what that
-# does not take at once the Loop sends later. Where a request is refused before it is one, `refuse` answers.
+# The path of a request: `Doors` take who comes, of whom `welcome` makes a Connection, which is the Channel
+# of a socket besides. The thread that leads the Workers turns the Loop, which calls `on_input` when bytes
+# come. `advance` takes from `Incoming` what is whole: first the head, of which `HttpServer.request` makes a
+# Request (`App.prepare` finds its route) and `App.admit` says whether a body is taken at all; then head and
+# body. `dispatch` answers at once what is quick; else it joins the Run of the same read that has not begun,
+# or makes one, which the leading thread runs itself while another one leads. `App.handle` gives a Response;
+# or a Later, which listens to a Source until it is ready or the time is up; or a Stream of what changes in
+# one. `Connection.answer` has `HttpServer.encode` make the bytes, tells `App.finished`, and `push` gives
+# them to the network; what that does not take at once the Loop sends later. Where a request is refused
+# before it is one, `refuse` answers.
 # ============================================================================================================
 
 
@@ -689,7 +691,7 @@ def parse_json(data: bytes) -> Any:
             raise ValueError("a name occurs twice in one object")
         return made
     try:
-        return load_json(data.decode("utf-8"), pairs)
+        return load_json(data.decode("utf-8-sig"), pairs)
     except ValueError as error:
         raise BadRequest("the body is not JSON: %s" % error) from None
 
@@ -2086,6 +2088,60 @@ class Connection(Channel):
             self.close()
 
 
+class Doors:
+    """The listening sockets of a server. `open` and `close` are for the thread that turns the loop."""
+
+    def __init__(self, server: HttpServer, sockets: Sequence[socket.socket]) -> None:
+        self.server = server
+        self.sockets = sockets
+
+    def open(self) -> None:
+        """Take in who comes."""
+        for door in () if self.server.draining else self.sockets:
+            door.setblocking(False)
+            self.server.loop.watch(door, 0, selectors.EVENT_READ, partial(self._accept, door))
+
+    def close(self) -> None:
+        """Take in who has come already, and nobody who comes later."""
+        known = -1
+        while len(self.server.connections) > known:
+            known = len(self.server.connections)
+            for door in self.sockets:
+                self._accept(door, selectors.EVENT_READ)
+        for door in self.sockets:
+            self._shut(door)
+            door.close()
+
+    def _shut(self, door: socket.socket) -> None:
+        self.server.loop.watch(door, selectors.EVENT_READ, 0, partial(self._accept, door))
+
+    def _accept(self, door: socket.socket, mask: int) -> None:
+        server = self.server
+        for _ in range(64):
+            try:
+                sock, address = door.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    # Out of descriptors: the callers wait in the backlog for a moment.
+                    server.refusals["descriptors"] += 1
+                    self._shut(door)
+                    server.loop.later(0.1, self.open)
+                return
+            peer = str(address[0]) if address else "local"
+            try:
+                sock.setblocking(False)
+                if sock.family != getattr(socket, "AF_UNIX", None):
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if server.tls is not None and not server.proxies.trusts(peer):
+                    sock = server.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            except OSError:
+                sock.close()
+                continue
+            server.welcome(sock, peer)
+
+
 class HttpServer(http.server.ThreadingHTTPServer):
     """A ThreadingHTTPServer whose threads take requests instead of connections: Workers turn a Loop, which
     reads requests from Connections; identical reads that wait together are one Run.
@@ -2135,11 +2191,16 @@ class HttpServer(http.server.ThreadingHTTPServer):
         except OSError:
             self.loop.close()
             raise
-        self.doors = [sock] if isinstance(sock, socket.socket) else list(sock or [self.socket])
-        if sock:
+        given = [sock] if isinstance(sock, socket.socket) else list(sock or ())
+        if given:
             self.socket.close()
-            self.socket = self.doors[0]
+            self.socket = given[0]
             self.server_address = self.socket.getsockname()
+        self.doors = Doors(self, given or [self.socket])
+
+    def server_bind(self) -> None:
+        """Without a look-up of the host's name, which may take long."""
+        socketserver.TCPServer.server_bind(self)
 
     @property
     def port(self) -> int:
@@ -2171,7 +2232,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serve until `shutdown`."""
         self._stopped.clear()
-        self._listen()
+        self.doors.open()
         self.loop.later(1.0, self._sweep)
         self.workers.put(_LEAD)
         if not self.workers.threads:
@@ -2221,14 +2282,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
 
     def _stop_listening(self) -> None:
         """Take what has arrived already, and nothing that comes later."""
-        known = -1
-        while len(self.connections) > known and not self.closed_to_new:
-            known = len(self.connections)
-            for door in self.doors:
-                self._accept(door, selectors.EVENT_READ)
-        for door in self.doors:
-            self.loop.watch(door, 1, 0, partial(self._accept, door))
-            door.close()
+        if not self.closed_to_new:
+            self.doors.close()
         self.closed_to_new = True
         for connection in list(self.connections):
             if not connection.busy and not connection.handshaking:
@@ -2237,39 +2292,13 @@ class HttpServer(http.server.ThreadingHTTPServer):
             if not (connection.busy or connection.out or connection.incoming.buffer or connection.request):
                 connection.close()
 
-    def _listen(self) -> None:
-        for door in () if self.draining else self.doors:
-            door.setblocking(False)
-            self.loop.watch(door, 0, selectors.EVENT_READ, partial(self._accept, door))
-
-    def _accept(self, door: socket.socket, mask: int) -> None:
-        for _ in range(64):
-            try:
-                sock, address = door.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    # Out of descriptors: the callers wait in the backlog for a moment.
-                    self.refusals["descriptors"] += 1
-                    self.loop.watch(door, 1, 0, partial(self._accept, door))
-                    self.loop.later(0.1, self._listen)
-                return
-            try:
-                sock.setblocking(False)
-                if sock.family != getattr(socket, "AF_UNIX", None):
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                peer = str(address[0]) if address else "local"
-                if self.tls is not None and not self.proxies.trusts(peer):
-                    sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-            except OSError:
-                sock.close()
-                continue
-            connection = Connection(self, sock, peer)
-            self.connections.add(connection)
-            if len(self.connections) > self.limits["connections"] and not _evict(self):
-                self.refusals["connections"] += 1
-                connection.refuse(Overloaded("too many connections are open"))
+    def welcome(self, sock: Any, peer: str) -> None:
+        """Begin a connection with who has come; for the thread that turns the loop."""
+        connection = Connection(self, sock, peer)
+        self.connections.add(connection)
+        if len(self.connections) > self.limits["connections"] and not _evict(self):
+            self.refusals["connections"] += 1
+            connection.refuse(Overloaded("too many connections are open"))
 
     def request(self, connection: Connection, head: Head) -> Request:
         """The request of a head, with its route and its id."""
@@ -3509,10 +3538,12 @@ class _Wire:
                 if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not re.fullmatch(rb"\d{3}",
                         words[1]):
                     raise _Broken("an answer that is not HTTP", True)
-            headers = {}
+            headers: Dict[bytes, bytes] = {}
             for line in lines[1:]:
-                name, _, value = line.partition(b":")
-                headers[name.strip().lower()] = value.strip()
+                name, value = (each.strip() for each in line.partition(b":")[::2])
+                if name.lower() == b"content-length" and headers.get(b"content-length", value) != value:
+                    raise _Broken("two different Content-Lengths", True)
+                headers[name.lower()] = value
             status = int(words[1])
             reusable = words[0] != b"HTTP/1.0" and headers.get(b"connection", b"").lower() != b"close"
             if status in (204, 304):
@@ -3897,6 +3928,9 @@ class Scheduler:
         return dict(self.leadership.state(), circuit="open" if circuit and circuit.left else "closed",
                     answered=None if answered == -math.inf else int((now + answered) * 1000),
                     error=what, failed=when and int((now + when) * 1000))
+
+    def __repr__(self) -> str:
+        return "Scheduler(%r, name=%r)" % ([str(each) for each in self.leadership.named], self.name)
 
     def __enter__(self) -> Scheduler:
         return self
@@ -8484,19 +8518,23 @@ def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str
     # for.
     try:
         job = api.JobConfiguration.from_plain(answer.get("job"), "job")
-        settings = None if answer.get("update") is None else api.JobUpdateSettings.from_plain(answer[
-            "update"], "update")
         wanted = api.JobKey(role=parts[1], environment=parts[2], name=parts[3])
         if job.key != wanted or job.taskConfig is None or job.taskConfig.job != wanted:
             raise PlainError("job: not the key that was asked for")
         if job.instanceCount is None:
             raise PlainError("job.instanceCount: missing")
-        texts = [_texts(answer.get(field)) for field in ("update_errors", "warnings")]
+        problems, warnings = (_texts(answer.get(field)) for field in ("update_errors", "warnings"))
     except (PlainError, AttributeError, TypeError) as error:
         raise InvalidConfig("the configuration's result does not fit the scheduler's API: %s" %
                             error) from None
+    settings = None
+    try:
+        if answer.get("update") is not None:
+            settings = api.JobUpdateSettings.from_plain(answer["update"], "update")
+    except PlainError as error:     # a job can be created all the same
+        problems = [*problems, "the settings for updates do not fit the scheduler's API: %s" % error]
     job.owner = job.taskConfig.owner = api.Identity(user=user or parts[1])
-    return Job(key, job, settings, texts[0], texts[1])
+    return Job(key, job, settings, problems, warnings)
 
 
 # ============================================================================================================
@@ -11306,6 +11344,22 @@ def _labels(pairs: Sequence[Tuple[str, str]]) -> str:
     return "{" + ",".join('%s="%s"' % pair for pair in quoted) + "}"
 
 
+_Any = TypeVar("_Any")
+
+
+def brief(function: Callable[[], _Any]) -> Callable[[], _Any]:
+    """The function, which for a moment returns again what it returned: all figures of a scrape cost one
+    look."""
+    found: List[Tuple[float, _Any]] = []
+
+    def get() -> _Any:
+        now = time.monotonic()
+        if not found or now - found[0][0] > 0.02:
+            found[:] = [(now, function())]
+        return found[0][1]
+    return get
+
+
 def process_figures() -> Dict[str, float]:
     """Resident bytes, open descriptors, processor seconds, threads of this process."""
     times = os.times()
@@ -13095,7 +13149,7 @@ class Reception(App):
         host = request.headers.get("host", "")
         if "origin" not in request.headers and host == self._last_host:
             return
-        name = re.sub(r":\d*$", "", host).lower()
+        name = re.sub(r"\.?(:\d*)?$", "", host).lower()
         if self.loopback and host and name not in ("localhost", "127.0.0.1",
                                                    "[::1]") and name not in self.hosts:
             raise Misdirected("the host %r is not this server's; --host-name NAME adds one" % host[:80])
@@ -13306,6 +13360,7 @@ class Service(Reception):
         self.poll_interval = poll_interval
         self.clock: Callable[[], float] = time.time     # the schedulers' clock, for uptimes
         self.started = time.time()
+        self._began = time.monotonic()
         self.operations = Operations(int(self.limits["operations"]), int(self.limits["kept_operations"]))
         self.operations.log = log
         self.operations.ended = self.trail
@@ -13330,6 +13385,7 @@ class Service(Reception):
             "remembered": lambda: self.memory.size,
             "idempotency_keys": lambda: self.idempotency.answers.count,
             "idempotency_bytes": lambda: self.idempotency.answers.size}
+        self._figures = brief(lambda: self.runner.figures())
         for limit in ("connections", "threads", "queue", "bodies", "unsent"):
             self.amounts[limit] = partial(self._figure, limit)
         declare_metrics(self)
@@ -13337,8 +13393,13 @@ class Service(Reception):
             scheduler.observe = partial(self._observe_call, scheduler)
             scheduler.observe_wait = partial(self._observe_wait, scheduler)
 
+    @property
+    def uptime(self) -> int:
+        """Seconds since it was made."""
+        return int(time.monotonic() - self._began)
+
     def _figure(self, name: str) -> float:
-        return self.runner.figures()[name] if self.runner else 0
+        return self._figures()[name] if self.runner else 0
 
     def levels(self) -> Dict[str, Tuple[float, float]]:
         """What is bounded: how much of it is taken, and how much may be."""
@@ -13573,8 +13634,9 @@ def declare_metrics(service: Service) -> None:
              "cluster", "method")):
         metrics.declare("aurora_rest_" + name, kind, text, *labels)
     _declare_gauges(service)
-    for name in process_figures():
-        metrics.gauge(name, "Of this process.", partial(lambda name: process_figures().get(name, 0.0), name))
+    figures = brief(process_figures)
+    for name in figures():
+        metrics.gauge(name, "Of this process.", partial(lambda name: figures().get(name, 0.0), name))
     metrics.gauge("process_start_time_seconds", "When this process started, in Unix time.",
                   lambda: service.started)
 
@@ -13657,14 +13719,14 @@ def get_server(call: Call) -> Any:
                         "takes a token")
     return call.success(
         version=__version__, python="%d.%d.%d" % sys.version_info[:3], started=int(service.started * 1000),
-        uptime=int(time.time() - service.started), options=service.options(),
+        uptime=service.uptime, options=service.options(),
         limits={name: {"used": used, "limit": most} for name, (used, most) in service.levels().items()})
 
 
 @route("GET", "/health", "server", quick=True, gives="Health", a200="alive")
 def get_health(call: Call) -> Any:
     """Whether this process answers; says nothing about schedulers."""
-    return call.success(version=__version__, uptime=int(time.time() - call.service.started))
+    return call.success(version=__version__, uptime=call.service.uptime)
 
 
 @route("GET", "/ready", "server", quick=True, gives="Ready",
@@ -15049,13 +15111,20 @@ def query_cluster_tasks(call: Call) -> Any:
     return _task_list(call, found, start, limit)
 
 
+def _check_filtered(call: Call, which: str) -> None:
+    """Raises BadRequest where nothing says which tasks to delete, nor that it is to be all."""
+    if not set(call.params) - {"dry_run", "pretty", "force"} and not call.get("force"):
+        raise BadRequest("without a filter all %s tasks are deleted; say force=1 if you mean it" % which)
+
+
 @route("DELETE", "/alpha/tasks/{cluster}", "operate", access="admin", params=_EXACT_PARAMS % "ended_state" +
-       " limit",
+       " limit force",
        a200="pruned")
 def prune_tasks(call: Call) -> Any:
-    """Delete ended tasks from the scheduler's history; all of them where no filter is given. They are looked
-    for first, and deleted by their ids: a prune that matched nothing would make the scheduler delete every
-    task of the cluster."""
+    """Delete ended tasks from the scheduler's history; force=1 where no filter is given, which deletes all.
+    They are looked for first, and deleted by their ids: a prune that matched nothing would make the scheduler
+    delete every task of the cluster."""
+    _check_filtered(call, "ended")
     response = call.write("pruneTasks", _task_query(call).replace(limit=call.get("limit")))
     return call.success(messages=messages_of(response))
 
@@ -15119,8 +15188,7 @@ def query_recovery(call: Call) -> Any:
        a200="deleted", a409="no backup is staged")
 def delete_recovery_tasks(call: Call) -> Any:
     """Delete tasks from the staged backup; force=1 where no filter is given, which deletes all."""
-    if not set(call.params) - {"dry_run", "pretty", "force"} and not call.get("force"):
-        raise BadRequest("without a filter all staged tasks are deleted; say force=1 if you mean it")
+    _check_filtered(call, "staged")
     _recovery(call, lambda: call.write("deleteRecoveryTasks", _task_query(call)))
     return call.success()
 
@@ -21096,7 +21164,7 @@ def _reload(server: Server, options: argparse.Namespace, log: Log) -> None:
 def _log_state(server: Server, log: Log) -> None:
     """How things stand: what is bounded, the threads, and a line for each running operation."""
     names = collections.Counter(re.sub(r"[-_ ]?\d.*", "", each.name) for each in threading.enumerate())
-    log(Event("state", uptime=int(time.time() - server.service.started), **{
+    log(Event("state", uptime=server.service.uptime, **{
         name.replace(" ", "_"): "%.15g/%.15g" % level for name, level in server.service.levels().items()},
         thread_names=["%s:%d" % each for each in sorted(names.items())]))
     for operation in server.service.operations.all():

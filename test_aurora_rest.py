@@ -1049,6 +1049,8 @@ class SchedulerTest(unittest.TestCase):
                 (http_answer(200, b""), aurora_rest.BadAnswer),
                 (b"garbage\r\n\r\n", aurora_rest.SchedulerUnreachable),
                 (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf", aurora_rest.SchedulerUnreachable),
+                (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nhalf",
+                 aurora_rest.SchedulerUnreachable),
                 (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999\r\n\r\n",
                  aurora_rest.SchedulerUnreachable),
                 (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
@@ -1553,6 +1555,9 @@ class ConfigTest(unittest.TestCase):
         job = load(source(extra="update_config=UpdateConfig(batch_size=2, "
                                 "update_strategy=QueueUpdateStrategy())"))
         self.assertRegex(job.problems[0], "Ambiguous")
+        job = load(source(extra="update_config=UpdateConfig(watch_secs=3000000)"))
+        self.assertRegex(job.problems[0], "minWaitInInstanceRunningMs")
+        self.assertEqual((job.configuration.instanceCount, job.settings), (1, None))
         with self.assertRaises(aurora_rest.InvalidConfig):
             job.update_request()
 
@@ -3360,6 +3365,8 @@ class RoutesTest(Serving):
         self.bad(409, "POST", "/alpha/recovery/devcluster/%s/stage" % backup)
         self.assertTrue(self.good("GET", "/alpha/recovery/devcluster/tasks?role=batch")["count"])
         self.bad(400, "DELETE", "/alpha/recovery/devcluster/tasks")
+        self.bad(400, "DELETE", "/alpha/tasks/devcluster", says="all ended tasks are deleted; say force=1")
+        self.good("DELETE", "/alpha/tasks/devcluster?force=1")
         self.good("DELETE", "/alpha/recovery/devcluster/tasks?role=batch")
         self.assertEqual(self.good("GET", "/alpha/recovery/devcluster/tasks?role=batch")["count"], 0)
         self.good("DELETE", "/alpha/recovery/devcluster")
@@ -5560,6 +5567,7 @@ class WireTest(Serving):
 
     def test_foreign_hosts_and_origins_are_refused(self) -> None:
         self.bad(421, "GET", "/alpha/clusters", Host="evil.example")
+        self.good("GET", "/alpha/clusters", Host="localhost.:80")
         self.bad(403, "PUT", JOB + "x", source("x"), Origin="http://evil.example")
         self.bad(403, "DELETE", JOB + "x", Origin="null")
         self.good("GET", "/alpha/clusters", Origin="http://evil.example")
