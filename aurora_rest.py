@@ -20057,12 +20057,17 @@ def level_of(line: str) -> int:
     return LOG_LEVELS.index(name) if name in LOG_LEVELS else 0
 
 
+@lru_cache(maxsize=4)
+def _second(at: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))
+
+
 def log_line(line: str, as_json: bool) -> str:
     """A line of the log or of the audit trail, with the time; there are no control characters in it."""
     now = time.time()
-    stamp = "%s.%03dZ" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)), now % 1 * 1000)
+    stamp = "%s.%03dZ" % (_second(int(now)), now % 1 * 1000)
     if not as_json:
-        return "%s %s\n" % (stamp, re.sub(r"[\x00-\x1f\x7f]", "?", line))
+        return "%s %s\n" % (stamp, line if line.isprintable() else re.sub(r"[\x00-\x1f\x7f]", "?", line))
     event = line if isinstance(line, Event) else Event("note", message=line.strip())
     level = LOG_LEVELS[level_of(event)]
     return json.dumps(dict({"time": stamp, "level": level, "event": event.name}, **event.fields),
