@@ -1484,6 +1484,7 @@ class Workers:
     """Threads that run what is put into a queue. One of them leads: it turns the loop, and what the loop
     holds for it it runs itself while an idle thread leads: so a request waits for no other thread to wake up.
     `hold` is for the leader."""
+    IDLE = 5.0      # seconds after which a thread ends that has nothing to do
 
     def __init__(self, loop: Loop, most: float, call: Callable[..., Any]) -> None:
         self.loop = loop
@@ -1537,7 +1538,7 @@ class Workers:
                 self._idle += 1
             work: Any = None
             with contextlib.suppress(QueueEmpty):
-                work = self.queue.get(timeout=30)
+                work = self.queue.get(timeout=self.IDLE)
             with self._lock:
                 self._idle -= 1
                 self._queued -= work is not None
@@ -20116,6 +20117,7 @@ class Log:
     _lines, _size, lost and _told.
     """
     ROOM = 4 << 20          # characters that may wait
+    GATHER = 0.02           # seconds that lines may gather, so that the thread seldom wakes for one alone
 
     def __init__(self, stream: Any = None) -> None:
         # None where it was closed before the start
@@ -20128,6 +20130,7 @@ class Log:
         self._lines: List[str] = []
         self._size = 0
         self._some = threading.Event()
+        self._hurry = threading.Event()
         self._empty = threading.Event()
         self._empty.set()
         self._thread: Optional[threading.Thread] = None
@@ -20158,11 +20161,13 @@ class Log:
 
     def flush(self, seconds: float = 1.0) -> bool:
         """Wait until all that was logged is written; False where nobody takes it in time."""
+        self._hurry.set()
         return self._empty.wait(seconds)
 
     def _write(self) -> None:
         while True:
             self._some.wait()
+            self._hurry.wait(self.GATHER)
             self._some.clear()
             with self._lock:
                 lines, self._lines, lost = self._lines, [], self.lost - self._told

@@ -6876,6 +6876,19 @@ class ProcessTest(unittest.TestCase):
         made.port = int(matched(r"://\S+:(\d+)", lines[-1]).group(1))
         return process, made, lines
 
+    def test_as_a_module_it_is_compiled_once(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            environment = dict(os.environ, PYTHONPYCACHEPREFIX=folder)
+            environment.pop("PYTHONDONTWRITEBYTECODE", None)
+            written = []
+            for _ in range(2):
+                done = subprocess.run([sys.executable, "-m", "aurora_rest", "--version"], cwd=HERE,
+                                      env=environment, stdout=subprocess.PIPE, text=True, check=True)
+                self.assertEqual(done.stdout.split()[0], "aurora_rest")
+                made, = glob.glob(os.path.join(folder, "**", "aurora_rest.*.pyc"), recursive=True)
+                written.append(os.stat(made).st_mtime_ns)
+            self.assertEqual(written[0], written[1])
+
 
     def test_the_original_command_line_serves_and_sigterm_ends_it_with_0(self) -> None:
         process, server, _ = self.serve("--executor=internal", "--application=thread", "--parallel=4",
@@ -9297,6 +9310,12 @@ class Bench:
         self.gate()
         self.configurations()
         self.watchers()
+        self.memory_of_many_lists()
+        self.streams_of_many_jobs()
+        self.different()
+        self.logging()
+        self.changing_tasks()
+        self.waits()
 
     def version(self) -> None:
         plain, plain_port = self.start("plain", "x")
@@ -9340,6 +9359,12 @@ class Bench:
         with open("/proc/%d/statm" % process.pid, encoding="ascii") as stream:
             return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
+    @staticmethod
+    def processor(process: Any) -> Any:
+        with open("/proc/%d/stat" % process.pid, encoding="ascii") as stream:
+            fields = stream.read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     LIST_TARGETS = {(3, 1): ">= 0.6 x direct", (100, 1): ">= 1.5 x direct, >= 0.5 x floor",
                     (100, 16): ">= 4 x direct",
                     (100, 64): ">= 4 x direct", (5000, 1): ">= 1.5 x direct"}
@@ -9347,7 +9372,7 @@ class Bench:
     def lists(self) -> None:
         for jobs in (3, 100, 5000):
             self.list(jobs, [number for size, number in self.LIST_TARGETS if size == jobs])
-        for jobs in (100, 5000):
+        for jobs in (3, 100, 5000):
             self.list(jobs, [1], variants=2)
 
     def list(self, jobs: Any, connections: Any, variants: Any = 1) -> None:
@@ -9383,6 +9408,117 @@ class Bench:
         else:
             self.row("  memory", "%(memory).0f MB", "< 80 MB", found)
         self.stop(scheduler, rest)
+
+    def memory_of_many_lists(self) -> None:
+        scheduler, scheduler_port = self.start("scheduler", 5000, 0, 0, 1)
+        rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:%d" % scheduler_port)
+        time.sleep(1.5)
+        deadline, most = time.perf_counter() + max(4.0, self.seconds), []
+
+        def client(number: Any) -> None:
+            while time.perf_counter() < deadline:
+                assert ask(type("Running", (), {"port": port}), "GET",
+                           "/alpha/jobs/bench/role%d" % number).status == 200
+                most.append(self.memory(rest))
+        threads = [threading.Thread(target=client, args=(number,)) for number in range(64)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        time.sleep(2)
+        self.row("64 different lists of 5,000 jobs", "%(peak).0f MB; %(after).0f MB after 2 s",
+                 "<= 150 MB; <= 90 MB", {"peak": max(most), "after": self.memory(rest)})
+        self.stop(scheduler, rest)
+
+    def streams_of_many_jobs(self) -> None:
+        demo = aurora_rest.Demo(jobs=1000)
+        url = demo.start()
+        rest, port = self.start("rest", "--scheduler", "devcluster=" + url)
+        sockets = []
+        for key in aurora_rest.list_jobs(aurora_rest.Scheduler(url))[:1000]:
+            sock = socket.create_connection(("127.0.0.1", port))
+            sock.sendall(b"GET /alpha/job/devcluster/%s/events HTTP/1.1\r\nHost: localhost\r\n\r\n" %
+                         key.encode())
+            sockets.append(sock)
+
+        def rates() -> Any:
+            calls, used, started = sum(demo.calls.values()), self.processor(rest), time.perf_counter()
+            time.sleep(5)
+            seconds = time.perf_counter() - started
+            return (sum(demo.calls.values()) - calls) / seconds, (self.processor(rest) - used) / seconds * 100
+        time.sleep(15)
+        calls, core = rates()
+        for sock in sockets:
+            sock.close()
+        time.sleep(2)
+        self.row("1,000 event streams of 1,000 jobs",
+                 "%(calls).0f calls/s; %(core).1f %% of a core; then %(left).1f calls/s for nobody",
+                 "<= 20/s; <= 15 %; 0", {"calls": calls, "core": core, "left": rates()[0]})
+        self.stop(rest)
+        demo.stop()
+
+    def different(self) -> None:
+        """Lists that nobody else asks for, beside the same list for all, at 16 connections."""
+        for variants, work in ((1, "16 different lists of 100 jobs"), (2, "  the same, each reply another")):
+            scheduler, scheduler_port = self.start("scheduler", 100, 0, 0, variants)
+            rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:%d" % scheduler_port)
+            many = "|".join("/alpha/jobs/bench/role%d" % number for number in range(16))
+
+            def measure() -> Any:
+                one, more = (self.run("load", port, path, 16, self.seconds)["rate"]
+                             for path in ("/alpha/jobs/bench/role0", many))
+                return {"ratio": more / one, "more": more, "one": one}
+            self.row(work, "%(ratio).2f x the same list (%(more).0f/s; %(one).0f/s)", "",
+                     self.median(measure))
+            self.stop(scheduler, rest)
+
+    def logging(self) -> None:
+        """The access log, which is on by default, beside --quiet."""
+        scheduler, scheduler_port = self.start("scheduler", 100, 0, 0, 1)
+        ports = [self.start("rest", "--scheduler", "bench=http://127.0.0.1:%d" % scheduler_port, *more)
+                 for more in ((), ("--quiet",))]
+
+        def measure() -> Any:
+            rates = [self.run("load", port, "/alpha/jobs/bench/www-data", 16, self.seconds)["rate"]
+                     for _, port in ports]
+            return {"ratio": rates[0] / rates[1], "logging": rates[0], "quiet": rates[1]}
+        self.row("list of 100 jobs, 16 connections, with its log",
+                 "%(ratio).2f x --quiet (%(logging).0f/s; %(quiet).0f/s)", ">= 0.9", self.median(measure))
+        self.stop(scheduler, *(process for process, _ in ports))
+
+    def changing_tasks(self) -> None:
+        scheduler, scheduler_port = self.start("scheduler", 3, 10000, 0, 2)
+        rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:%d" % scheduler_port)
+        self.row("status of a job with 10,000 tasks, each reply another", "%(median).0f ms", "<= 60 ms",
+                 self.median(lambda: {"median": 1000 * self.run(
+                     "load", port, "/alpha/job/bench/www-data/devel/job", 1, self.seconds)["median"]}))
+        self.stop(scheduler, rest)
+
+    def waits(self) -> None:
+        demo = aurora_rest.Demo()
+        url = demo.start()
+        rest, port = self.start("rest", "--scheduler", "devcluster=" + url)
+
+        def threads() -> int:
+            return len(os.listdir("/proc/%d/task" % rest.pid))
+        time.sleep(2)
+        before, sockets = threads(), []
+        for _ in range(1000):
+            sock = socket.create_connection(("127.0.0.1", port))
+            sock.sendall(b"POST /alpha/job/devcluster/www-data/prod/hello/wait?until=gone&wait=60 "
+                         b"HTTP/1.1\r\n"
+                         b"Host: localhost\r\nContent-Length: 0\r\n\r\n")
+            sockets.append(sock)
+        time.sleep(3)
+        calls, started = sum(demo.calls.values()), time.perf_counter()
+        time.sleep(5)
+        self.row("1,000 waits of one job", "%(calls).1f calls/s; %(threads)d threads more", "<= 1/s; < 20", {
+            "calls": (sum(demo.calls.values()) - calls) / (time.perf_counter() - started),
+            "threads": threads() - before})
+        for sock in sockets:
+            sock.close()
+        self.stop(rest)
+        demo.stop()
 
     def status(self) -> None:
         for variants, work in ((1, "status of a job with 1,000 tasks"),
@@ -9470,21 +9606,17 @@ class Bench:
                          b"localhost\r\n\r\n")
             sockets.append(sock)
 
-        def processor() -> Any:
-            with open("/proc/%d/stat" % rest.pid, encoding="ascii") as stream:
-                fields = stream.read().rsplit(")", 1)[1].split()
-            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         time.sleep(3)
         for sock in sockets:
             sock.settimeout(0)
             with contextlib.suppress(BlockingIOError):
                 while sock.recv(65536):
                     pass
-        calls, used, started = demo.calls["getTasksWithoutConfigs"], processor(), time.perf_counter()
+        calls, used, started = demo.calls["getTasksWithoutConfigs"], self.processor(rest), time.perf_counter()
         time.sleep(5)
         seconds = time.perf_counter() - started
-        polls, share = (demo.calls["getTasksWithoutConfigs"] - calls) / seconds, (processor(
-            ) - used) / seconds
+        polls, share = (demo.calls["getTasksWithoutConfigs"] - calls) / seconds, (
+            self.processor(rest) - used) / seconds
         import selectors
         selector = selectors.DefaultSelector()
         for sock in sockets:
@@ -9517,7 +9649,8 @@ def bench_main(arguments: Any) -> None:
     parser.add_argument("--quick", action="store_true", help="one short round of each")
     parser.add_argument("--json", metavar="FILE", help="write the rows as JSON too")
     parser.add_argument("--only", metavar="NAME",
-            help="one of: version, start_and_memory, lists, status, gate, configurations, watchers")
+            help="one of: version, start_and_memory, lists, status, gate, configurations, watchers, "
+                 "memory_of_many_lists, streams_of_many_jobs, different, logging, changing_tasks, waits")
     options = parser.parse_args(arguments)
     bench = Bench(options.quick)
     try:
