@@ -192,7 +192,7 @@ HttpVersion = failure("HTTP_VERSION_NOT_SUPPORTED", 505, "An HTTP version that i
 # --- events -------------------------------------------------------------------------------------------------
 
 
-_PLAIN_WORD = re.compile(r"[^\s\"=\x00-\x20\x7f-\xa0\u2028\u2029]+")
+_PLAIN_WORD = re.compile(r"[!#-<>-~]+")
 
 
 class Event(str):
@@ -288,44 +288,47 @@ _REQUEST_ID = re.compile(r"[\w\-.:]{1,128}", re.ASCII)
 # --- proxies ------------------------------------------------------------------------------------------------
 
 _PROXY_2 = b"\r\n\r\n\0\r\nQUIT\n"
-_PREFIX = re.compile(r"(/[\w\-.~]+)+", re.ASCII)
-PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+_PREFIX = re.compile(r"(?=.{1,255}$)(/[\w\-.~]+)+", re.ASCII)
+MAX_HOPS = 32
+PROXY_HEADERS = ("forwarded", "via", "x-real-ip", *("x-forwarded-" + each for each in (
+    "for", "host", "proto", "prefix", "port", "server")))
 
 
 def parse_proxy_header(data: bytes) -> Optional[Tuple[int, Optional[str]]]:
     """Of a PROXY protocol header (haproxy.org, proxy-protocol.txt, version 1 or 2) its length and the address
-    of who is spoken for, None where it names none; None where the data begins with no such header. It comes
-    whole. Raises ValueError for a broken one."""
+    of who is spoken for: "unknown" where it names none, None where the proxy speaks for itself (LOCAL). None
+    where the data begins with no such header. It comes whole. Raises ValueError for a broken one."""
     import ipaddress
     if data.startswith(b"PROXY "):
         line, end, _ = data[:107].partition(b"\r\n")
         words = line.decode("ascii").split(" ")
         if not end or words[1] != "UNKNOWN" and (len(words) != 6 or words[1] not in ("TCP4", "TCP6")):
             raise ValueError("no PROXY header of version 1")
-        return len(line) + 2, None if words[1] == "UNKNOWN" else str(ipaddress.ip_address(words[2]))
+        return len(line) + 2, "unknown" if words[1] == "UNKNOWN" else str(ipaddress.ip_address(words[2]))
     if not data.startswith(_PROXY_2):
         return None
     if len(data) < 16:
         raise ValueError("a cut PROXY header")
     command, family, length = struct.unpack("!BBH", data[12:16])
     size = {1: 4, 2: 16}.get(family >> 4, 0)
-    if command not in (0x20, 0x21) or len(data) < 16 + length or command == 0x21 and length < 2 * size + 4:
+    if command not in (0x20, 0x21) or len(data) < 16 + length or command == 0x21 and length < 2 * size:
         raise ValueError("no PROXY header of version 2")
-    return 16 + length, str(ipaddress.ip_address(data[16:16 + size])) if size and command & 1 else None
+    named = str(ipaddress.ip_address(data[16:16 + size])) if size else "unknown"
+    return 16 + length, named if command == 0x21 else None
 
 
 def parse_forwarded(headers: Dict[str, str]) -> List[Dict[str, str]]:
     """What proxies say of those they speak for, the nearest last: `for`, `proto` and `host`, by Forwarded
-    (RFC 7239) or by X-Forwarded-For, of which the last has what X-Forwarded-Proto and -Host say."""
+    (RFC 7239) or by X-Forwarded-For, -Proto and -Host, of which the last word is all that is told of the
+    latter two. Of the last MAX_HOPS proxies."""
     if "forwarded" in headers:
         return [{name.strip().lower(): value.strip().strip('"')
-                 for name, _, value in (pair.partition("=") for pair in each.split(";"))}
-                for each in headers["forwarded"].split(",")]
-    said = [{"for": each.strip()} for each in headers.get("x-forwarded-for", "").split(",")]
-    for name in ("proto", "host"):
-        if "x-forwarded-" + name in headers:
-            said[-1][name] = headers["x-forwarded-" + name].split(",")[-1].strip()
-    return said
+                 for name, _, value in (pair.partition("=") for pair in each.split(";", 8))}
+                for each in headers["forwarded"].rsplit(",", MAX_HOPS)[-MAX_HOPS:]]
+    more = {name: headers["x-forwarded-" + name].rpartition(",")[2].strip() for name in ("proto", "host")
+            if "x-forwarded-" + name in headers}
+    return [dict(more, **{"for": each.strip()})
+            for each in headers.get("x-forwarded-for", "").rsplit(",", MAX_HOPS)[-MAX_HOPS:]]
 
 
 class Proxies:
@@ -353,14 +356,10 @@ class Proxies:
 
     def look(self, request: Request, peer: str) -> None:
         """Take the word of the proxy that a request came from: whom it speaks for, how and by what name he
-        reached it, and below which path. Of the addresses the last one counts that is no trusted proxy's.
-        Raises Failure, for a path that has to end with a slash, as links in pages are relative."""
+        reached it, and below which path. Of the addresses the last one counts that is no trusted proxy's."""
         request.prefix = self.base_path
         if self.trusts(peer):
             self._believe(request)
-        if request.prefix and request.path == request.prefix:
-            raise Failure("it is at %s/" % request.prefix, http=308, code="MOVED",
-                          headers=[("Location", request.prefix + "/")])
         if request.prefix and request.path.startswith(request.prefix + "/"):
             request.path = request.path[len(request.prefix):]
 
@@ -2288,7 +2287,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self.closed_to_new = True
         for connection in list(self.connections):
             if not connection.busy and not connection.handshaking:
-                connection.on_input()
+                connection.on_event(selectors.EVENT_READ)
         for connection in list(self.connections):
             if not (connection.busy or connection.out or connection.incoming.buffer or connection.request):
                 connection.close()
@@ -2406,6 +2405,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
         if head is None or extra:
             head = _header_fields(response, extra, stream, *form)
             if not extra:
+                if len(response.heads) > 16:
+                    response.heads.clear()
                 response.heads[form] = head
         if same or request is not None and request.method == "HEAD":
             body = b""
@@ -4379,6 +4380,7 @@ class ZooKeeperLocator:
                     if not client.start_async().wait(self.PATIENCE):
                         raise OSError("no connection in %g s" % self.PATIENCE)
                 urls = self._members(client)
+                self.moved(urls)
             except AuroraError as error:
                 failure = error
             except Exception as error:      # kazoo raises its own classes and those of its handlers
@@ -4387,8 +4389,6 @@ class ZooKeeperLocator:
             with self._lock:
                 self._urls = self._urls if urls is None else urls
                 self.failure = failure
-            if urls is not None:
-                self.moved(urls)
             self._read.set()
             self._wake.wait(self.AGAIN if failure else self.REFRESH)
         if client is not None:
@@ -4448,8 +4448,8 @@ def member_url(data: bytes) -> Optional[str]:
         host, port = str(end["host"]), int(end["port"])
         if not re.fullmatch(r"[\w.\-:]+", host, re.ASCII) or not 0 < port < 65536:
             return None
-        return str(_Location(scheme == "https", host, port, ""))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return str(_Location.parse(str(_Location(scheme == "https", host, port, ""))))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 
@@ -7114,7 +7114,10 @@ class _Evaluation:
         except MemoryError:
             answer = {"errors": ["the configuration needs more memory than it may have"]}
         except BaseException as error:      # a configuration may raise anything
-            answer = {"errors": [self._where() + _wording(error)]}
+            try:
+                answer = {"errors": [self._where() + _wording(error)]}
+            except BaseException:       # as may its text
+                answer = {"errors": [self._where() + type(error).__name__]}
         if self.unfinished:
             self.printed.append(self.unfinished)
         if self.printed:
@@ -7328,7 +7331,7 @@ class _Conversion:
             fits = job.check().ok()
         except (ValueError, AttributeError):    # of a wrong type; a Choice whose value fits no alternative
             fits = False
-        problems = [] if fits else (list(self.problems(job, name))
+        problems = [] if fits else (list(itertools.islice(self.problems(job, name), 20))
                                     or ["%s: %s" % (name, job.check().message())])
         problems += ["%s.task.%s is required" % (name, field) for field in ("processes", "resources")
                      if not problems and getattr(job.task(), field)() is self.empty]
@@ -7370,6 +7373,8 @@ class _Conversion:
 
     def place(self, path: str, value: Any) -> str:
         """File and line of the one place in the sources that gives a field this value, if there is one."""
+        if len(str(value)) > 200:
+            return ""
         field = re.escape(re.sub(r"\[.*", "", path.rpartition(".")[2]))
         given = re.compile(r"""\b%s["']?\s*[=:]\s*u?["']?%s(?![\w.])""" % (field, re.escape(str(value))))
         found = [(name, text.count("\n", 0, match.start()) + 1)
@@ -11402,6 +11407,12 @@ class User(NamedTuple):
         return role is not None and any(glob(pattern)(role) for pattern in self.roles)
 
 
+def user_name(given: str) -> str:
+    """What a caller is called here: two are never called the same."""
+    name = urllib.parse.quote(given, safe="@")
+    return name if len(name) <= 64 else "%s~%s" % (name[:50], hashlib.sha256(name.encode()).hexdigest()[:12])
+
+
 ANONYMOUS = User("anonymous", "admin", known=False, by="nobody")
 
 
@@ -11471,12 +11482,14 @@ class Tokens:
         return self.named(hash_token(token))
 
     def named(self, *marks: str) -> Optional[User]:
-        """Who has one of these marks, each as the file has it, the first that is known."""
+        """Who has one of these marks, each as the file has it, the first that has a line; None where that has
+        ended."""
         found = None
-        for mark in reversed(marks):
-            for stored, user, until in self._entries:      # all of them, so that time tells nothing
-                if hmac.compare_digest(stored.encode(), mark.encode()) and time.time() < until:
-                    found = user
+        for mark in reversed(marks):        # all of them and of the lines, so that time tells nothing
+            lines = [(time.time() < until, user) for stored, user, until in self._entries
+                     if hmac.compare_digest(stored.encode(), mark.encode())]
+            if lines:
+                found = next((user for holds, user in reversed(lines) if holds), None)
         return found
 
 
@@ -11498,8 +11511,9 @@ class Access(NamedTuple):
         if spoken and self.tokens:
             user = self.tokens.named("user=" + spoken, "user=*")
             if user is None:
-                raise Unauthorized("the proxy's user %s has no line here" % spoken, headers=self.challenge())
-            return user._replace(name=re.sub(r"[^\w\-.@]", "_", spoken)[:64])
+                raise Unauthorized("the proxy's user %s has no line here" % user_name(spoken),
+                                   headers=self.challenge())
+            return user._replace(name=user_name(spoken))
         if self.tokens and scheme.lower() in ("bearer", "basic"):
             token = secret.strip()
             if scheme.lower() == "basic":
@@ -11516,11 +11530,12 @@ class Access(NamedTuple):
             user = self.tokens.named(*request.certificate) if self.tokens else None
             if user is not None:
                 return user
+            if self.user_header and request.trusted:    # it is the proxy's, who is nobody himself
+                raise Unauthorized("the proxy names no user", headers=self.challenge())
             if self.tokens and self.tokens.maps_certificates:
                 raise Unauthorized("the certificate of %s has no line here" % request.certificate[0][:200],
                                    headers=self.challenge())
-            name = request.certificate[0].partition("=")[2]
-            return User(re.sub(r"[^\w\-.@]", "_", name)[:64], "admin", by="certificate")
+            return User(user_name(request.certificate[0].partition("=")[2]), "admin", by="certificate")
         if self.forward:
             request.authorization = given       # "": none, and never the server's own instead
             name = "forwarded"
@@ -11528,14 +11543,15 @@ class Access(NamedTuple):
                 with contextlib.suppress(ValueError):
                     name = base64.b64decode(secret.strip(), validate=True).decode("utf-8",
                             "replace").partition(":")[0]
-            return User(re.sub(r"[^\w\-.@]", "_", name)[:64] or "forwarded", "admin", known=bool(given))
+            return User(user_name(name) or "forwarded", "admin", known=bool(given))
         if self.anonymous:
             return ANONYMOUS
         raise Unauthorized("credentials are needed: Authorization: Bearer TOKEN", headers=self.challenge())
 
     def spoken_of(self, request: Request) -> str:
         """The user whom a trusted proxy speaks for; "" where none does."""
-        return request.headers.get(self.user_header, "") if self.user_header and request.trusted else ""
+        given = request.headers.get(self.user_header, "") if self.user_header and request.trusted else ""
+        return given.encode("latin-1", "replace").decode("utf-8", "replace")
 
     @staticmethod
     def challenge() -> List[Tuple[str, str]]:
@@ -12588,7 +12604,7 @@ class Idempotency:
         if not re.fullmatch(r"[\x21-\x7e]{1,255}", given):
             raise BadRequest("an Idempotency-Key has 1 to 255 visible characters")
         request = call.request
-        slot = (request.user.name, request.headers.get("authorization"), given)
+        slot = (request.user.by, request.user.name, request.headers.get("authorization"), given)
         asked = hashlib.sha256("\0".join((request.method, request.path, request.raw_query,
                                           request.headers.get(
             "content-type", ""))).encode() + b"\0" + request.body).digest()
@@ -13091,13 +13107,16 @@ class Reception(App):
         self.loopback = loopback
         self._last_host = ""            # one that was looked at and found good
         self.metrics = Metrics()
-        self.record: Callable[[Event], bool] = lambda event: True   # writes the audit trail, if there is one
+        self.record: Optional[Callable[[Event], bool]] = None       # writes the audit trail
         self.audit_required = False     # no write without its line there
         self.leaving = False            # it will stop soon: not ready, but it still does all it did
 
     def prepare(self, request: Request) -> None:
         method = "GET" if request.method == "HEAD" else request.method
         try:
+            if request.prefix and request.path == request.prefix:      # links in pages are relative
+                raise Failure("it is at %s/" % request.prefix, http=308, code="MOVED",
+                              headers=[("Location", "/")])
             routes, arguments = _match(request.path)
             request.args = arguments
             if method == "OPTIONS":
@@ -13134,6 +13153,10 @@ class Reception(App):
         self._check_origin(request)
         if isinstance(request.route, Route):
             self._identify(request, request.route)
+
+    def forget_hosts(self) -> None:
+        """Look at each host anew: which are accepted has changed."""
+        self._last_host = ""
 
     def still(self, request: Request) -> bool:
         try:
@@ -13185,7 +13208,9 @@ class Reception(App):
         """A server on loopback that asks nobody who he is must not be opened to others by a proxy that
         somebody put before it."""
         nobody = self.loopback and request.user is ANONYMOUS and not self.access.decided
-        if level != "read" and nobody and any(each in request.headers for each in PROXY_HEADERS):
+        if level != "read" and nobody and (
+                request.trusted or not (request.peer in ("local", "::1") or request.peer.startswith("127."))
+                or any(each in request.headers for each in PROXY_HEADERS)):
             raise Forbidden("a proxy passes this on to a server that asks nobody who he is; to let everybody "
                             "who reaches the proxy do this say --allow-anonymous, else use --tokens, "
                             "--forward-auth or --user-header")
@@ -13247,7 +13272,7 @@ class Reception(App):
     def trail(self, event: Event) -> None:
         """Leave a line in the log and in the audit trail."""
         self.log(event)
-        if not self.record(event):
+        if self.record is not None and not self.record(event):
             self.metrics.count("aurora_rest_audit_lines_lost_total")
 
     def announce(self, request: Request, ask: Ask) -> None:
@@ -13255,10 +13280,9 @@ class Reception(App):
         cannot."""
         if not self.audit_required:
             return
-        plain = json.dumps(ask.arguments.to_plain(), sort_keys=True)
         event = Event("sending", **self._who(request), method=ask.method.name,
-                      arguments=plain if len(plain) <= 2000 else _digest(plain.encode()))
-        if not self.record(event):
+                      **_trailed(ask.arguments.to_plain(), "arguments"))
+        if self.record is None or not self.record(event):
             self.metrics.count("aurora_rest_audit_lines_lost_total")
             raise AuditUnavailable("the audit trail cannot be written, and --audit-required is given")
 
@@ -13279,7 +13303,10 @@ class Reception(App):
         if request.body and chosen.body == "config":
             more["config"] = _digest(request.body)
         elif request.body:
-            more["body"] = request.body[:4096].decode("utf-8", "replace")
+            try:
+                more.update(_trailed(parse_json(request.body), "body"))
+            except Failure:
+                more.update(_trailed(request.body.decode("utf-8", "replace"), "body"))
         if isinstance(answer, Response) and "Idempotency-Replayed" in dict(answer.headers):
             more["replayed"] = True
         self.trail(Event("audit", **self._who(request), did=chosen.name, method=request.method,
@@ -13320,6 +13347,25 @@ class Reception(App):
                            user=request.user.name if request and request.user else None, method=method,
                            path=request.path[:512] if request else None, route=named, status=response.status,
                            bytes=size, ms=round(seconds * 1000, 1)))
+
+
+def _shortened_values(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if len(value) <= 200 else value[:200] + "…"
+    if isinstance(value, dict):
+        return {name[:200]: _shortened_values(each) for name, each in sorted(value.items())[:50]}
+    return [_shortened_values(each) for each in value[:50]] if isinstance(value, list) else value
+
+
+def _trailed(plain: Any, name: str) -> Json:
+    """A plain value for the audit trail: what is long in it is cut piece by piece, so that nothing hides the
+    rest, and a hash of the whole tells what it was."""
+    shown = _shortened_values(plain)
+    whole, text = (each if isinstance(each, str) else json.dumps(each, sort_keys=True, ensure_ascii=False)
+                   for each in (plain, shown))
+    if text == whole and len(text) <= 8192:
+        return {name: text}
+    return {name: text[:8192], name + "_hash": _digest(whole.encode("utf-8", "surrogatepass"))}
 
 
 def _digest(data: bytes) -> str:
@@ -20103,7 +20149,7 @@ class AuditFile:
         with self._lock, contextlib.suppress(OSError):
             written = os.write(self._file, data)
             if written == len(data):
-                return True
+                return os.fstat(self._file).st_nlink > 0        # else it was removed, and nobody will read it
             os.write(self._file, b"\n")     # what there was room for is no line
         return False
 
@@ -20708,10 +20754,19 @@ def make_tls(cert: Optional[str], key: Optional[str], client_ca: str = "", crl: 
             context.load_verify_locations(cadata=client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
     if crl:
-        with _read_for("client-crl", crl):
-            context.load_verify_locations(crl)
-        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+        revoke(context, crl)
     return context
+
+
+def revoke(context: Any, crl: str) -> None:
+    """Have no certificate let in that a file of revocations names, or that one names above it. Raises
+    UsageError."""
+    import ssl
+    if re.search("-----BEGIN (TRUSTED |X509 )?CERTIFICATE-----", _read_file("client-crl", crl)):
+        raise UsageError("--client-crl=%s has certificates in it, which would be trusted" % crl)
+    with _read_for("client-crl", crl):
+        context.load_verify_locations(crl)
+    context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
 
 
 def certificate_expiry(path: str) -> float:
@@ -20793,6 +20848,7 @@ def apply_live(server: Server, options: argparse.Namespace) -> None:
     service.poll_interval, service.access_log = options.poll_interval, not options.quiet
     service.cors, service.hosts = frozenset(options.cors), frozenset(map(str.lower, options.host_name))
     service.audit_required = options.audit_required
+    service.forget_hosts()
     for form in (service.log, service.record):
         if isinstance(form, (Log, AuditFile)):
             form.as_json = options.log_format == "json"
@@ -21110,6 +21166,8 @@ def _reload(server: Server, options: argparse.Namespace, log: Log) -> None:
 
     def client_ca() -> str:
         text = _read_file("client-ca", options.client_ca) if options.client_ca else ""
+        if options.client_crl:      # at once, also where the certificate cannot be read just now
+            revoke(server.http.tls, options.client_crl)
         if text == options.client_ca_text:
             return ""
         import ssl

@@ -880,6 +880,26 @@ class SchedulerTest(unittest.TestCase):
         client.change({"member_1": leader.url})
         wait_for(lambda: scheduler.state()["zookeeper"] is None)
 
+    def test_members_that_are_none_are_passed_over(self) -> None:
+        leader = self.fake(answering(tiers_answer))
+        ends: Any = [{"host": "a:b", "port": 8081}, {"host": "1:2:3", "port": 1},
+                     {"host": "h", "port": 1e999},
+                     {"host": "h", "port": 0}, {"host": "h"}, None]
+        for end in ends:
+            self.assertIsNone(aurora_rest.member_url(json.dumps({"serviceEndpoint": end}).encode()), end)
+        self.assertEqual(aurora_rest.member_url(b'{"serviceEndpoint": {"host": "::1", "port": 2}}'),
+                         "http://[::1]:2")
+        client = FakeZooKeeper({"member_1": leader.url})
+        locator = self.locator(client)
+        scheduler = self.scheduler(locate=locator)
+        scheduler.getTierConfigs()
+        locator.moved = mock.Mock(side_effect=ValueError("odd"))        # whatever it is, it goes on
+        client.change({"member_1": leader.url})
+        wait_for(lambda: "odd" in (scheduler.state()["zookeeper"] or ""))
+        locator.moved = lambda urls: None
+        client.change({"member_1": leader.url})
+        wait_for(lambda: scheduler.state()["zookeeper"] is None)
+
     def test_a_znode_that_is_missing_or_may_not_be_read_says_so(self) -> None:
         for kind, says in (("NoNodeError", "there is no znode /s; is it the cluster's scheduler_zk_path"),
                            ("NoAuthError", "the znode /s may not be read"), ("Weird", "Weird$")):
@@ -1626,6 +1646,11 @@ class ConfigTest(unittest.TestCase):
             "processes": [{"name": "p", "cmdlne": "x"}]}}
         self.refused(json.dumps(job), "^task.processes.cmdlne: Process has no such field", is_json=True)
         self.refused("raise AttributeError('Unknown schema attribute x')", "Unknown schema attribute x")
+        self.refused("class E(KeyError):\n  def __str__(self): raise SystemExit(1)\nraise E('x')", "E$")
+        many = "[%s]" % ", ".join("Process(name='p', cmdline='x', max_failures='three')" for _ in range(99))
+        self.assertEqual(len(self.refused(source().replace("[p]", many).replace("Sequential", ""),
+                                          "").messages),
+                         20)
 
     def test_a_tier_that_the_cluster_does_not_have_is_warned_of(self) -> None:
         self.assertEqual(load(source(extra="tier='gold'")).warnings, [
@@ -4365,6 +4390,31 @@ class AuditTest(Serving):
         self.assertGreater(float(matched(r"^aurora_rest_audit_lines_lost_total (\d+)", self.ask(
             "GET", "/metrics").body.decode(), re.MULTILINE).group(1)), 2)
 
+    def test_nothing_hides_what_was_asked_from_the_trail(self) -> None:
+        self.create("padded")
+        asked = {"job": {"role": "www-data", "environment": "devel", "name": "padded"}, "instances": [0],
+                 "message": "x" * 9000}
+        self.server.service.audit_required = True
+        self.good("POST", "/alpha/rpc/devcluster/killTasks", " " * 9000 + json.dumps(asked),
+                  X_Request_Id="hid-1")
+        for name, field in (("sending", "arguments"), ("audit", "body")):
+            found, = self.trail.of(name, id="hid-1")
+            self.assertIn('"name": "padded"', found[field])
+            self.assertLess(len(found[field]), 1000)
+            self.assertRegex(found[field + "_hash"], "^sha256:[0-9a-f]{64}$")
+        self.server.service.record = None       # as before --audit-log is given
+        self.bad(503, "DELETE", JOB + "padded", code="AUDIT_UNAVAILABLE")
+
+    def test_a_trail_that_was_removed_is_none(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "audit")
+            trail = aurora_rest.AuditFile(path)
+            self.assertTrue(trail(aurora_rest.Event("audit")))
+            os.unlink(path)
+            self.assertFalse(trail(aurora_rest.Event("audit")))
+            trail.reopen()
+            self.assertTrue(trail(aurora_rest.Event("audit")))
+
     def test_the_request_id_goes_to_the_scheduler_and_into_its_messages(self) -> None:
         with FakeScheduler(answering(tiers_answer)) as fake, aurora_rest.Server(
                 port=0, clusters={"devcluster": fake.url}, evaluator=self.evaluator()) as server:
@@ -5762,7 +5812,8 @@ class ProxyTest(Serving):
         for number, (header, peer) in enumerate((
                 (b"PROXY TCP4 192.0.2.5 127.0.0.1 4711 80\r\n", "192.0.2.5"),
                 (b"PROXY TCP6 2001:db9::5 ::1 4711 80\r\n", "2001:db9::5"),
-                (b"PROXY UNKNOWN\r\n", "127.0.0.1"), (b"PROXY UNKNOWN ff ff 1 2\r\n", "127.0.0.1"),
+                (b"PROXY UNKNOWN\r\n", "unknown"), (b"PROXY UNKNOWN ff ff 1 2\r\n", "unknown"),
+                (two + b"\x21\0\0\0", "unknown"), (two + b"\x21\x31\0\xd8" + b"x" * 216, "unknown"),
                 (two + b"\x21\x11\0\x0c" + four, "192.0.2.7"),
                 (two + b"\x21\x11\0\x10" + four + b"\x04\0\x01x", "192.0.2.7"),
                 (two + b"\x21\x21\0\x24" + six, "2001:db9::9"),
@@ -5804,6 +5855,35 @@ class ProxyTest(Serving):
                     self.assertEqual(wait_for(lambda: [each for each in lines if each.name == "access"])[-1]
                                      .fields["peer"], peer)
                     del lines[:]
+
+    def test_whom_the_proxy_protocol_does_not_name_is_not_the_proxy(self) -> None:
+        for header, status in ((b"PROXY UNKNOWN\r\n", 421),
+                               (b"PROXY TCP4 192.0.2.5 127.0.0.1 4711 80\r\n", 421),
+                               (b"", 200)):
+            with socket.create_connection(("127.0.0.1", self.server.port), 10) as sock:
+                sock.sendall(header + b"GET /alpha/version HTTP/1.1\r\nHost: evil.example\r\n"
+                             b"X-Forwarded-Host: localhost\r\nConnection: close\r\n\r\n")
+                self.assertEqual(statuses(b"".join(iter(lambda: sock.recv(65536), b""))), [status], header)
+
+    def test_writes_of_whom_any_proxy_passes_on_are_refused(self) -> None:
+        path = JOB + "none"
+        self.bad(403, "DELETE", path)       # a trusted proxy may be what asks
+        with socket.create_connection(("127.0.0.1", self.server.port), 10) as sock:
+            sock.sendall(b"PROXY TCP4 192.0.2.5 127.0.0.1 4711 80\r\nDELETE %s HTTP/1.1\r\nHost: "
+                         b"localhost\r\n"
+                         b"Connection: close\r\n\r\n" % path.encode())
+            self.assertEqual(statuses(b"".join(iter(lambda: sock.recv(65536), b""))), [403])
+        self.server.http.proxies = aurora_rest.Proxies()
+        self.bad(404, "DELETE", path)
+        for name in ("X_Forwarded_Proto", "X_Forwarded_Prefix", "Via"):
+            self.bad(403, "DELETE", path, **{name: "x"})
+
+    def test_of_many_words_of_proxies_the_last_count(self) -> None:
+        self.assertEqual(len(aurora_rest.parse_forwarded({"forwarded": "for=a," * 30000})),
+                         aurora_rest.MAX_HOPS)
+        said = aurora_rest.parse_forwarded({"x-forwarded-for": "1.1.1.1, 10.0.0.1",
+                                            "x-forwarded-proto": "https"})
+        self.assertEqual(said, [{"for": "1.1.1.1", "proto": "https"}, {"for": "10.0.0.1", "proto": "https"}])
 
     def test_before_it_stops_it_is_not_ready_for_a_while_and_works_on(self) -> None:
         server = aurora_rest.Server(port=0, demo=aurora_rest.Demo(speed=0),
@@ -6017,7 +6097,9 @@ class AccessTest(unittest.TestCase):
         found = me(X_User="alice").json
         self.assertEqual((found["name"], found["level"], found["by"]), ("alice", "write", "proxy"))
         found = me(X_User="Bob B").json
-        self.assertEqual((found["name"], found["level"]), ("Bob_B", "read"))
+        self.assertEqual((found["name"], found["level"]), ("Bob%20B", "read"))
+        names = {me(X_User=each).json["name"] for each in ("a/b", "a_b", "x" * 70, "x" * 71)}
+        self.assertEqual(len(names), 4)
         self.assertEqual(me().status, 401)
         self.assertEqual(ask(server, "DELETE", JOB + "x", X_User="Bob B").status, 403)
         self.assertEqual(ask(server, "DELETE", JOB + "x", X_User="alice").status, 404)
@@ -6027,6 +6109,40 @@ class AccessTest(unittest.TestCase):
                                                       user_header="x-user"))
         server.http.proxies = aurora_rest.Proxies(["127.0.0.1"])
         self.assertEqual(ask(server, "GET", "/alpha/me", X_User="bob").status, 401)
+
+    def test_a_line_that_has_ended_or_is_written_beyond_ascii_is_the_users_own(self) -> None:
+        server = self.serve(access=aurora_rest.Access(self.tokens(
+            "bob read none user until=2020-01-01", "zo\xeb read none user", "* write * user"),
+            anonymous=False,
+            user_header="x-user"))
+        server.http.proxies = aurora_rest.Proxies(["127.0.0.1"])
+        for given, status, level in (("bob", 401, None), ("zo\xc3\xab", 200, "read"), ("amy", 200, "write")):
+            answer = ask(server, "GET", "/alpha/me", X_User=given)
+            self.assertEqual((answer.status, answer.json.get("level")), (status, level))
+
+    def test_a_proxys_own_certificate_is_nobody(self) -> None:
+        access = aurora_rest.Access(self.tokens("alice read * user", "watch read * CN=watch"), False, False,
+                                    True,
+                                    user_header="x-user")
+        request = aurora_rest.Request(aurora_rest.parse_head(b"GET /alpha/me HTTP/1.1\r\nHost: localhost"),
+                                      b"",
+                                      "127.0.0.1", "i")
+        request.trusted, request.certificate = True, ("CN=proxy",)
+        with self.assertRaisesRegex(aurora_rest.Unauthorized, "the proxy names no user"):
+            access.user(request)
+        request.certificate = ("CN=watch",)
+        self.assertEqual(access.user(request).name, "watch")
+
+    def test_an_idempotency_key_is_one_users(self) -> None:
+        server = self.serve(access=aurora_rest.Access(self.tokens("a_b write www-data user",
+                "a/b write other user"),
+                                                      anonymous=False, user_header="x-user"))
+        server.http.proxies = aurora_rest.Proxies(["127.0.0.1"])
+        for user, status in (("a_b", 200), ("a/b", 403)):
+            answer = ask(server, "POST", "/alpha/rpc/devcluster/restartShards", json.dumps(
+                {"job": {"role": "www-data", "environment": "prod", "name": "hello"}, "shardIds": [0]}),
+                X_User=user, Idempotency_Key="one")
+            self.assertEqual(answer.status, status, answer)
 
     @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate")
     def test_a_certificate_is_who_its_line_says(self) -> None:
@@ -6114,8 +6230,9 @@ class AccessTest(unittest.TestCase):
                 except OSError:
                     found = False
                 self.assertEqual(found, served, name)
-            with self.assertRaisesRegex(aurora_rest.UsageError, "--client-crl=/nowhere"):
-                aurora_rest.make_tls(cert, key, "", "/nowhere")
+            for path, says in (("/nowhere", "--client-crl=/nowhere"), (cert, "certificates in it")):
+                with self.assertRaisesRegex(aurora_rest.UsageError, says):
+                    aurora_rest.make_tls(cert, key, "", path)
 
     def test_a_tokens_file_that_is_wrong_names_its_line(self) -> None:
         for line in ("x", "a read *", "a nonsense * sha256:" + "0" * 64, "a read * 123"):
@@ -6462,7 +6579,7 @@ class LimitsTest(unittest.TestCase):
         drain.join()
         with self.assertRaises(aurora_rest.ShuttingDown):
             request = aurora_rest.Request(aurora_rest.parse_head(b"PUT %sx HTTP/1.1\r\nHost: localhost" %
-                    JOB.encode()), b"", "p", "i")
+                    JOB.encode()), b"", "127.0.0.1", "i")
             server.service.prepare(request)
             server.service.answer(request, request.route)
 
