@@ -317,6 +317,13 @@ def parse_proxy_header(data: bytes) -> Optional[Tuple[int, Optional[str]]]:
     return 16 + length, named if command == 0x21 else None
 
 
+def _is_address(text: str) -> bool:
+    import ipaddress
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(text[:45]))
+    return False
+
+
 def parse_forwarded(headers: Dict[str, str]) -> List[Dict[str, str]]:
     """What proxies say of those they speak for, the nearest last: `for`, `proto` and `host`, by Forwarded
     (RFC 7239) or by X-Forwarded-For, -Proto and -Host, of which the last word is all that is told of the
@@ -369,7 +376,7 @@ class Proxies:
         word = said[-1]
         for each in reversed(said):
             address = re.sub(r"^\[(.*)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", each.get("for", ""))
-            if not re.fullmatch(r"[0-9a-fA-F:.]{2,45}", address):
+            if not _is_address(address):
                 break       # unknown, or hidden on purpose
             request.peer = request.caller = address
             word = each
@@ -538,7 +545,7 @@ class Request:
     __slots__ = ("head", "method", "path", "raw_query", "headers", "body", "peer", "id", "started", "secure",
                  "user",
                  "route", "args", "_query", "authorization", "share", "certificate", "caller", "audited",
-                 "prefix", "trusted", "queued", "waited")
+                 "prefix", "trusted", "queued", "waited", "left")
 
     def __init__(self, head: Head, body: bytes, peer: str, request_id: str, secure: bool = False) -> None:
         self.head = head
@@ -570,6 +577,7 @@ class Request:
         self.trusted = False        # it comes from a proxy that is trusted
         self.queued: Optional[float] = None     # seconds that it waited for a thread
         self.waited = False         # its caller asked to wait for something
+        self.left = ""              # why it ended before its time, if it did
         self._query: Optional[List[Tuple[str, str]]] = None
 
     @property
@@ -1674,7 +1682,7 @@ class Channel:
     __slots__ = ("server", "socket", "peer", "lock", "out", "deadline", "since", "busy", "ended", "closing",
                  "done",
                  "lingering", "closed", "mask", "handshaking", "unsent", "taker", "taken_since", "taken",
-                 "answered", "passed",
+                 "answered", "passed", "tls",
                  "incoming", "unnamed")
 
     def __init__(self, server: HttpServer, sock: Any, peer: str) -> None:
@@ -1700,6 +1708,7 @@ class Channel:
         self.lingering = False          # answered and shut down; what still comes is thrown away
         self.closed = False
         self.mask = 0
+        self.tls = server.tls
         self.handshaking = server.tls is not None
         # a PROXY header may come, which says who is spoken for
         self.unnamed = server.proxies.trusts(peer)
@@ -1755,6 +1764,8 @@ class Channel:
         except (OSError, ValueError) as error:
             if not isinstance(error, BlockingIOError):
                 self.server.refusals["proxy"] += 1
+                self.server.app.warn("the proxy at %s begins with what is no PROXY header: %s" % (
+                    self.peer, error))
                 self.close()
 
     def _shake_hands(self) -> None:
@@ -1915,7 +1926,9 @@ class Connection(Channel):
             self.close()
             return
         self.interest(self.mask & ~selectors.EVENT_READ)
-        waiting = self.waiting
+        waiting, waiter = self.waiting, self.waiter
+        if waiter is not None:
+            waiter.left = "the caller sent an end"      # and may still read
         if waiting is not None:
             self.server.workers.put(waiting.expire)
 
@@ -2020,7 +2033,7 @@ class Connection(Channel):
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        close = close or response.close or self.server.draining
+        close = close or response.close or self.server.draining or self.tls is not self.server.tls
         close = close or request is None or not request.head.keep_alive
         if request is not None and not self.unsent:
             self.taker = request.caller
@@ -2443,10 +2456,13 @@ class HttpServer(http.server.ThreadingHTTPServer):
 
 
 def end_unwelcome(server: HttpServer) -> None:
-    """End the streams, and the waits, of callers who may have them no more. For any thread."""
+    """End the streams, and the waits, of callers who may have them no more, or who came with a certificate
+    when other ones counted. For any thread."""
     for connection in list(server.connections):
         waiter = connection.waiter
-        if waiter is not None and not server.app.still(waiter):
+        old = connection.tls is not server.tls and waiter is not None and waiter.certificate
+        if waiter is not None and (old or not server.app.still(waiter)):
+            waiter.left = "access has ended"
             server.loop.soon(connection.close)
 
 
@@ -3390,11 +3406,13 @@ class Circuit:
             self.probing = self.failures >= self.AFTER
             return True, self.probing
 
-    def answered(self) -> None:
-        """Somebody answers there, whatever the answer."""
+    def answered(self) -> bool:
+        """Somebody answers there, whatever the answer; True where that closes the circuit."""
+        closes = self.failures >= self.AFTER
         if self.failures or self.probing:
             with self._lock:
                 self.failures, self.probing = 0, False
+        return closes
 
     def failed(self, cause: str) -> bool:
         """Count a failure; True where that opens the circuit, or keeps it open."""
@@ -3432,7 +3450,7 @@ class _Location(NamedTuple):
         """Raises ValueError for anything but an http or https URL."""
         parts = urllib.parse.urlsplit(url if "//" in url else "http://" + url)
         if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[\x00-\x20\x7f]", url):
-            raise ValueError("not an http or https URL: %r" % url)
+            raise ValueError("not an http or https URL: %r" % re.sub("//.*@", "//…@", url))
         if parts.username is not None or parts.port == 0:
             raise ValueError("a scheduler's URL has no credentials in it, and no port 0: %s" % parts.hostname)
         secure = parts.scheme == "https"
@@ -3665,6 +3683,7 @@ class _Network:
         self.most_idle = most_idle          # connections kept for one location
         self.ca_file = ca_file
         self.circuit_breaks = 0
+        self.tell: Callable[..., None] = lambda event, **fields: None
         self._lock = threading.Lock()
         self._idle: Dict[_Location, List[_Wire]] = {}
         self._circuits: Dict[_Location, Circuit] = {}
@@ -3709,7 +3728,8 @@ class _Network:
         try:
             wire = self._take(location, deadline)
             status, headers, body, usable = wire.exchange(request, deadline, self.max_answer, known)
-            circuit.answered()
+            if circuit.answered():
+                self.tell("circuit", scheduler=str(location), state="closed")
             at = 8 + len(named)
             if body[8:at - 4] == named[:-4] and body[at - 4:at] not in (named[-4:], bytes(4)):
                 usable = False
@@ -3717,6 +3737,8 @@ class _Network:
             return status, headers, body
         except _Broken as broken:
             self.circuit_breaks += circuit.failed(str(broken))
+            if circuit.failures == circuit.AFTER:
+                self.tell("circuit", scheduler=str(location), state="open", cause=circuit.cause)
             raise
         finally:
             if probes:
@@ -3795,6 +3817,7 @@ class _Leadership:
 
     def __init__(self, urls: Sequence[str], locate: Optional[Callable[[float], Sequence[str]]]) -> None:
         self.locate = locate
+        self.tell: Callable[..., None] = lambda event, **fields: None
         self.named = [_Location.parse(each) for each in urls] if not locate else []     # the cluster's own
         self.leading: Optional[_Location] = None
         self.last: Optional[str] = None     # the leader's URL, also while none is known
@@ -3841,9 +3864,11 @@ class _Leadership:
         with self._lock:
             if location not in self.named:
                 return
-            self.leading = location
-            self.changes += bool(self.last and self.last != str(location))
+            self.leading, before = location, self.last
+            self.changes += bool(before and before != str(location))
             self.last, self.since = str(location), time.time()
+        if before != self.last:
+            self.tell("leader", leader=self.last, before=before)
 
     def forget(self) -> None:
         """Nobody is known to lead."""
@@ -3930,6 +3955,14 @@ class Scheduler:
         return dict(self.leadership.state(), circuit="open" if circuit and circuit.left else "closed",
                     answered=None if answered == -math.inf else int((now + answered) * 1000),
                     error=what, failed=when and int((now + when) * 1000))
+
+    def tell_to(self, log: Callable[[Event], None]) -> None:
+        """Have changes of the leader, the circuit and ZooKeeper told."""
+        def tell(event: str, **fields: Any) -> None:
+            log(Event(event, cluster=self.name, **fields))
+        self.network.tell = self.leadership.tell = tell
+        if isinstance(self.leadership.locate, ZooKeeperLocator):
+            self.leadership.locate.tell = tell
 
     def __repr__(self) -> str:
         return "Scheduler(%r, name=%r)" % ([str(each) for each in self.leadership.named], self.name)
@@ -4332,6 +4365,7 @@ class ZooKeeperLocator:
         self.cluster = cluster
         self.failure: Optional[AuroraError] = None      # of the last reading
         self.moved: Callable[[Sequence[str]], None] = lambda urls: None
+        self.tell: Callable[..., None] = lambda event, **fields: None
         self._connect = connect or _zookeeper_client
         self._lock = threading.Lock()
         self._urls: List[str] = []
@@ -4385,10 +4419,14 @@ class ZooKeeperLocator:
                 failure = error
             except Exception as error:      # kazoo raises its own classes and those of its handlers
                 failure = SchedulerUnreachable("ZooKeeper %s does not tell where cluster %s is: %s" % (
-                    self.cluster.zk, self.cluster.name, str(error) or type(error).__name__))
+                    self.cluster.zk, self.cluster.name, str(error) or {
+                        "KazooTimeoutError": "no answer in %g s" % self.PATIENCE}.get(
+                            type(error).__name__, type(error).__name__)))
             with self._lock:
                 self._urls = self._urls if urls is None else urls
-                self.failure = failure
+                before, self.failure = self.failure, failure
+            if (before is None) != (failure is None):
+                self.tell("zookeeper", state="lost" if failure else "back", message=failure and str(failure))
             self._read.set()
             self._wake.wait(self.AGAIN if failure else self.REFRESH)
         if client is not None:
@@ -4434,7 +4472,8 @@ def _zookeeper_client(cluster: Cluster) -> Any:
             "cluster %s is found through ZooKeeper (%s), which needs the package kazoo: pip install kazoo; "
             "or give its scheduler_uri in clusters.json, or --scheduler %s=URL" %
             (cluster.name, cluster.zk, cluster.name)) from None
-    return KazooClient(hosts=cluster.zk, timeout=5.0, read_only=True)
+    return KazooClient(hosts=cluster.zk, timeout=5.0, read_only=True, connection_retry={
+        "max_tries": -1, "delay": 0.1, "backoff": 2, "max_delay": 1.0})
 
 
 def member_url(data: bytes) -> Optional[str]:
@@ -8318,6 +8357,11 @@ class Evaluator:
                 return
         if worker is not None:
             worker.close()
+
+    @property
+    def busy(self) -> int:
+        """How many evaluate just now."""
+        return self._semaphore.inside
 
     @property
     def processes(self) -> int:
@@ -13290,13 +13334,15 @@ class Reception(App):
     def _who(request: Request) -> Json:
         return {"id": request.id, "user": request.user.name if request.user else None, "peer": request.peer}
 
-    def audit(self, request: Request, outcome: Any, answer: Any = None) -> None:
+    def audit(self, request: Request, outcome: str, status: Optional[int], answer: Any = None) -> None:
         """The line that every write leaves, one that is refused too: who asked for what, and what was
         answered."""
-        request.audited = str(outcome)
+        request.audited = outcome
         asked: Dict[str, str] = {}
         with contextlib.suppress(BadRequest):
             for name, value in request.query:
+                if name in ("bind", "env"):     # the values may be secrets
+                    value = value.partition("=")[0] + "=…"
                 asked[name] = asked[name] + "," + value if name in asked else value
         chosen = request.route
         more: Json = {"asked": asked} if asked else {}
@@ -13310,17 +13356,18 @@ class Reception(App):
         if isinstance(answer, Response) and "Idempotency-Replayed" in dict(answer.headers):
             more["replayed"] = True
         self.trail(Event("audit", **self._who(request), did=chosen.name, method=request.method,
-                         path=request.path[:512], key=self.key_of(request), **more, outcome=outcome,
-                         **_named_in(answer)))
+                         path=request.path[:512], key=self.key_of(request), **more, status=status,
+                         outcome=outcome, **_named_in(answer)))
 
     def ended(self, request: Request, size: int, left: bool) -> None:
         seconds = round(time.monotonic() - request.started, 3)
+        why = request.left or ("the caller left" if left else "whole")
         if request.audited == "waiting":
-            self.trail(Event("outcome", **self._who(request), did=request.route.name, outcome="caller left",
-                             seconds=seconds))
+            self.trail(Event("outcome", **self._who(request), did=request.route.name,
+                             key=self.key_of(request), status=None, outcome=why, seconds=seconds))
         elif request.route.is_stream and self.access_log:
             self.log(Event("stream", **self._who(request), path=request.path[:512], bytes=size,
-                           seconds=seconds, ended="left" if left else "whole"))
+                           seconds=seconds, ended=why))
 
     def finished(self, request: Optional[Request], peer: str, response: Response, size: int) -> None:
         chosen = request.route if request and isinstance(request.route, Route) else None
@@ -13336,11 +13383,12 @@ class Reception(App):
         if response.status >= 400 and response.code:
             self.metrics.count("aurora_rest_refused_total", response.code)
         if request and chosen and chosen.access != "read" and not request.audited and chosen.leaves_a_line:
-            self.audit(request, response.code or response.status, response)
+            self.audit(request, response.code or "done", response.status, response)
         elif request and request.audited == "waiting":
             request.audited = "told"
             self.trail(Event("outcome", **self._who(request), did=named, key=self.key_of(request),
-                             outcome=response.code or response.status, seconds=round(seconds, 3),
+                             status=response.status, outcome=response.code or "done",
+                             **({"left": request.left} if request.left else {}), seconds=round(seconds, 3),
                              **_named_in(response)))
         if self.access_log:
             self.log(Event("access", id=request and request.id, peer=request.peer if request else peer,
@@ -13353,13 +13401,15 @@ def _shortened_values(value: Any) -> Any:
     if isinstance(value, str):
         return value if len(value) <= 200 else value[:200] + "…"
     if isinstance(value, dict):
-        return {name[:200]: _shortened_values(each) for name, each in sorted(value.items())[:50]}
+        return {name[:200]: _digest(json.dumps(each, sort_keys=True).encode()) if name == "taskConfig"
+                else _shortened_values(each) for name, each in sorted(value.items())[:50]}
     return [_shortened_values(each) for each in value[:50]] if isinstance(value, list) else value
 
 
 def _trailed(plain: Any, name: str) -> Json:
     """A plain value for the audit trail: what is long in it is cut piece by piece, so that nothing hides the
-    rest, and a hash of the whole tells what it was."""
+    rest, and a hash of the whole tells what it was. Of configurations, which may hold secrets, there is only
+    a hash."""
     shown = _shortened_values(plain)
     whole, text = (each if isinstance(each, str) else json.dumps(each, sort_keys=True, ensure_ascii=False)
                    for each in (plain, shown))
@@ -13439,6 +13489,7 @@ class Service(Reception):
         for scheduler in clusters.schedulers():
             scheduler.observe = partial(self._observe_call, scheduler)
             scheduler.observe_wait = partial(self._observe_wait, scheduler)
+            scheduler.tell_to(log)
 
     @property
     def uptime(self) -> int:
@@ -13452,7 +13503,7 @@ class Service(Reception):
         """What is bounded: how much of it is taken, and how much may be."""
         found = {name: (float(amount()), float(self.limits[name]))
                  for name, amount in sorted(self.amounts.items())}
-        found["evaluators"] = self.evaluator.processes, self.evaluator.workers
+        found["evaluators"] = self.evaluator.busy, self.evaluator.workers
         for each in self.clusters.schedulers():
             found["calls to " + (each.name or "the scheduler")] = each.semaphore.inside, each.semaphore.slots
         return found
@@ -13516,7 +13567,8 @@ class Service(Reception):
     def run(self, call: Call, chosen: Route, level: str = "read") -> Union[Response, Later, Stream]:
         """What the handler answers, with the places that it needs, and a line in the audit trail for a
         write."""
-        outcome: Any = "failed"
+        outcome = "failed"
+        status: Optional[int] = 500
         answer: Any = None
         try:
             # What can refuse is asked before the handler does anything.
@@ -13525,15 +13577,18 @@ class Service(Reception):
             if chosen.method != "GET" and call.get("wait"):
                 call.place = self.waits.take(call.request.caller)
             answer = self._remembered(call, chosen) if chosen.remembered else chosen.handler(call)
-            outcome = answer.status if isinstance(answer, Response) else 200 if isinstance(answer,
-                    Stream) else "waiting"
+            outcome, status = "done", 200
+            if isinstance(answer, Response):
+                outcome, status = answer.code or "done", answer.status
+            elif isinstance(answer, Later):
+                outcome, status = "waiting", None
             return answer
         except DryRun as dry:
-            outcome = "dry run"
+            outcome, status = "dry run", 200
             answer = call.success(200, dry_run=True, would=dry.would)
             return answer
         except AuroraError as error:
-            outcome = error.code
+            outcome, status = error.code, error.http
             if isinstance(error, JobUpdating) and "update" not in error.details:
                 with contextlib.suppress(AuroraError):
                     door: Any = call.session
@@ -13547,7 +13602,7 @@ class Service(Reception):
             if call.place:
                 call.place()
             if chosen.leaves_a_line and level != "read":
-                self.audit(call.request, outcome, answer)
+                self.audit(call.request, outcome, status, answer)
 
     def _remembered(self, call: Call, chosen: Route) -> Response:
         """The answer to a read that is remembered. The scheduler is asked every time; where it replies to all
@@ -13717,6 +13772,11 @@ def _declare_gauges(service: Service) -> None:
         ("remembered_bytes", "Replies remembered, with their answers.", service.amounts["remembered"]),
         ("scheduler_up", "Whether the last call of the cluster's scheduler was answered.",
          service.clusters_up),
+        ("zookeeper_up", "Whether ZooKeeper told when last asked where the cluster's schedulers are.",
+         lambda: [
+            ({"cluster": each.name or ""}, float(where.failure is None)) for each, where in (
+                (each, each.leadership.locate) for each in service.clusters.schedulers())
+            if isinstance(where, ZooKeeperLocator)]),
         ("scheduler_last_answer_time_seconds", "When the scheduler last answered, in Unix time; 0: never.",
          by_cluster(lambda each: (each.state()["answered"] or 0) / 1000)),
         ("scheduler_leader_since_time_seconds", "Since when the leader is known as such, in Unix time.",
@@ -20655,7 +20715,7 @@ def check_options(options: argparse.Namespace) -> None:
             try:
                 _Location.parse(url)
             except ValueError as error:
-                raise UsageError("--scheduler=%s: %s" % (each, error)) from None
+                raise UsageError("--scheduler=%s=…: %s" % (name, error)) from None
 
 
 def new_token(text: str) -> Tuple[str, str]:
@@ -20739,6 +20799,15 @@ def _read_file(option: str, path: str) -> str:
         return stream.read(1 << 20)
 
 
+def _no_password() -> str:
+    raise ValueError("the key is encrypted, and there is nobody to ask for its password")
+
+
+def _certificates(text: str) -> str:
+    """The certificates in a PEM file, without what is written around them."""
+    return "\n".join(re.findall("-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----", text))
+
+
 def make_tls(cert: Optional[str], key: Optional[str], client_ca: str = "", crl: Optional[str] = None) -> Any:
     """A new ssl.SSLContext for serving, or None. client_ca: certificates, in PEM, one of which callers' must
     be signed by; crl: a file of which of those are revoked. Raises UsageError."""
@@ -20747,8 +20816,8 @@ def make_tls(cert: Optional[str], key: Optional[str], client_ca: str = "", crl: 
     import ssl
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    with _read_for("tls-cert", "%s --tls-key=%s" % (cert, key)):
-        context.load_cert_chain(cert, key)
+    with _read_for("tls-cert", "%s --tls-key=%s" % (cert, key or cert)):
+        context.load_cert_chain(cert, key, password=_no_password)
     if client_ca:
         with _read_for("client-ca", "…"):
             context.load_verify_locations(cadata=client_ca)
@@ -20770,11 +20839,12 @@ def revoke(context: Any, crl: str) -> None:
 
 
 def certificate_expiry(path: str) -> float:
-    """When the first certificate of a PEM file expires, in Unix time. Raises ValueError, UsageError."""
+    """When the first certificate of a PEM file expires, in Unix time. Raises UsageError."""
     import ssl
     found = re.search(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n?",
                       _read_file("tls-cert", path), re.DOTALL)
-    data = ssl.PEM_cert_to_DER_cert(found.group(0) if found else "")
+    with _read_for("tls-cert", path):
+        data = ssl.PEM_cert_to_DER_cert(found.group(0) if found else "")
 
     def element(at: int) -> Tuple[int, int, int]:
         """(tag, start, end) of what is there, in DER."""
@@ -20830,7 +20900,10 @@ def server_options(options: argparse.Namespace) -> Json:
         cpu_seconds=options.config_cpu, wall_seconds=options.config_cpu + 3.0,
         memory_bytes=options.config_memory << 20),
         options.trust_configs, options.include_root)
-    options.client_ca_text = _read_file("client-ca", options.client_ca) if options.client_ca else ""
+    options.client_ca_text = _certificates(_read_file("client-ca",
+                                                      options.client_ca)) if options.client_ca else ""
+    if options.client_ca and not options.client_ca_text:
+        raise UsageError("--client-ca=%s: there is no certificate in it" % options.client_ca)
     return dict(
         clusters=clusters, evaluator=evaluator, access=access,
         limits={name: getattr(options, "limit_" + name) for name in LIMITS},
@@ -20897,21 +20970,27 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
                          (options.host, options.port, _reason(error))) from None
     server.service.options = lambda: shown_options(options)
     if options.audit_log:
-        try:
+        with _read_for("audit-log", options.audit_log):
             server.service.record = AuditFile(options.audit_log)
-        except OSError as error:
-            raise UsageError("--audit-log=%s cannot be written: %s" %
-                             (options.audit_log, _reason(error))) from None
     apply_live(server, options)
     server.service.expires = certificate_expiry(options.tls_cert) if options.tls_cert else None
-    options.seen["certificate"] = _fingerprint(options.tls_cert, options.tls_key, options.client_crl)
-    options.seen["scheduler ca"] = _fingerprint(options.scheduler_ca)
+    options.seen["certificate"] = _fingerprint(options)
+    options.seen["scheduler ca"] = _fingerprint(options, "scheduler-ca")
     return server
 
 
 def checked(options: argparse.Namespace) -> str:
     """What would be served, in lines. Raises UsageError."""
     named = server_options(options)
+    if options.tls_cert:
+        certificate_expiry(options.tls_cert)
+    if options.cpu is not None:
+        processors(options.cpu)
+    with _read_for("host", options.host):
+        socket.getaddrinfo(options.host, options.port)
+    if options.audit_log:
+        with _read_for("audit-log", options.audit_log):
+            AuditFile(options.audit_log)
     access = named["access"]
     callers = ["the tokens of %s (%d)" % (options.tokens, access.tokens.count)] if access.tokens else []
     callers += ["the scheduler, by their own credentials"] if access.forward else []
@@ -20972,15 +21051,20 @@ def _share_memory() -> None:
         libc.mallopt(-3, _LARGE)        # M_MMAP_THRESHOLD
 
 
-def _keep_to(cpu: str) -> None:
-    """Run on one processor. Python runs one thread at a time; on two that are free, each hands over to the
-    other at every call of the system, which costs more than it brings. To be called before there are threads.
-    Raises UsageError."""
+def processors(cpu: str) -> List[int]:
+    """The processors that this process may run on. Raises UsageError where `cpu` is none of them."""
     known = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if not cpu.isdigit() or int(cpu) not in known:
         raise UsageError("--cpu=%s: %s" % (cpu, "one of " + ", ".join(map(str, known)) if known else
                                            "this system cannot keep a process to a processor"))
-    _Worker.cpus = known
+    return known
+
+
+def _keep_to(cpu: str) -> None:
+    """Run on one processor. Python runs one thread at a time; on two that are free, each hands over to the
+    other at every call of the system, which costs more than it brings. To be called before there are threads.
+    Raises UsageError."""
+    _Worker.cpus = processors(cpu)
     os.sched_setaffinity(0, {int(cpu)})
 
 
@@ -21134,9 +21218,11 @@ def _supervise(server: Server, options: argparse.Namespace, log: Log, signals: i
     return 0
 
 
-def _fingerprint(*paths: Optional[str]) -> str:
-    """What changes when one of the files does."""
-    return hashlib.sha256("\0".join(_read_file("", each) for each in paths if each).encode()).hexdigest()
+def _fingerprint(options: argparse.Namespace, *names: str) -> str:
+    """What changes when one of the files does that these options name; by default those of TLS."""
+    texts = [_read_file(name, getattr(options, name.replace("-", "_"))) for name in names or (
+        "tls-cert", "tls-key", "client-ca", "client-crl") if getattr(options, name.replace("-", "_"))]
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def _reload_options(server: Server, options: argparse.Namespace, log: Log) -> str:
@@ -21160,12 +21246,13 @@ def _reload(server: Server, options: argparse.Namespace, log: Log) -> None:
     """Read again what may have changed, each for itself: what cannot be read or used stays as it was, whole.
     The log says what changed."""
     def tokens() -> str:
-        told = server.service.access.tokens.load() if server.service.access.tokens else ""
+        with _read_for("tokens", options.tokens):
+            told = server.service.access.tokens.load() if server.service.access.tokens else ""
         end_unwelcome(server.http)
         return told
 
     def client_ca() -> str:
-        text = _read_file("client-ca", options.client_ca) if options.client_ca else ""
+        text = _certificates(_read_file("client-ca", options.client_ca)) if options.client_ca else ""
         if options.client_crl:      # at once, also where the certificate cannot be read just now
             revoke(server.http.tls, options.client_crl)
         if text == options.client_ca_text:
@@ -21182,10 +21269,13 @@ def _reload(server: Server, options: argparse.Namespace, log: Log) -> None:
         if server.http.tls is None:
             return ""
         # a new context: a half-loaded one would refuse every handshake
-        server.http.tls = make_tls(options.tls_cert, options.tls_key, options.client_ca_text,
-                                   options.client_crl)
+        fresh = make_tls(options.tls_cert, options.tls_key, options.client_ca_text, options.client_crl)
         server.service.expires = certificate_expiry(options.tls_cert)
-        return _noted("certificate", _fingerprint(options.tls_cert, options.tls_key, options.client_crl))
+        told = _noted("certificate", _fingerprint(options))
+        if told:
+            server.http.tls = fresh
+            end_unwelcome(server.http)
+        return told
 
     def scheduler_ca() -> str:
         if not options.scheduler_ca:
@@ -21194,7 +21284,7 @@ def _reload(server: Server, options: argparse.Namespace, log: Log) -> None:
         ssl.create_default_context(cafile=options.scheduler_ca)
         for scheduler in server.clusters:
             scheduler.reload(options.scheduler_ca, scheduler.authorization)
-        return _noted("scheduler ca", _fingerprint(options.scheduler_ca))
+        return _noted("scheduler ca", _fingerprint(options, "scheduler-ca"))
 
     def credentials() -> str:
         _from_netrc.cache_clear()
@@ -21207,7 +21297,8 @@ def _reload(server: Server, options: argparse.Namespace, log: Log) -> None:
 
     def audit_log() -> str:
         if isinstance(server.service.record, AuditFile):
-            server.service.record.reopen()
+            with _read_for("audit-log", options.audit_log):
+                server.service.record.reopen()
         return ""
 
     def settings() -> str:
@@ -21225,7 +21316,11 @@ def _reload(server: Server, options: argparse.Namespace, log: Log) -> None:
         except (OSError, ValueError, UsageError) as error:
             told["failed"].append(name)
             log(Event("warning", message="%s not reloaded: %s" % (name, error)))
-    server.service.reloaded = (time.time(), not told["failed"])
+        except Exception as error:      # a defect; what serves goes on
+            told["failed"].append(name)
+            server.service.broken(error)
+    whole = not told["failed"]
+    server.service.reloaded = (time.time() if whole else server.service.reloaded[0], whole)
     log(Event("reloaded", **told))
 
 

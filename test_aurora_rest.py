@@ -880,6 +880,37 @@ class SchedulerTest(unittest.TestCase):
         client.change({"member_1": leader.url})
         wait_for(lambda: scheduler.state()["zookeeper"] is None)
 
+    def test_what_becomes_of_the_leader_the_circuit_and_zookeeper_is_told(self) -> None:
+        leaders = [self.fake(answering(tiers_answer)) for _ in range(2)]
+        client = FakeZooKeeper({"member_1": leaders[0].url})
+        scheduler = self.scheduler(locate=self.locator(client), retry_for=0.0)
+        told: Any = []
+        scheduler.tell_to(told.append)
+        scheduler.getTierConfigs()
+        client.change({"member_1": leaders[1].url})
+        wait_for(lambda: scheduler.leadership.named[0]
+                 and str(scheduler.leadership.named[0]) == leaders[1].url)
+        scheduler.getTierConfigs()
+        self.assertEqual([str(each) for each in told], [
+            "leader cluster=fake leader=%s before=-" % leaders[0].url,
+            "leader cluster=fake leader=%s before=%s" % (leaders[1].url, leaders[0].url)])
+        del told[:]
+        client.change(RuntimeError("gone"))
+        wait_for(lambda: told)
+        self.assertEqual((told[0].name, told[0].fields["state"]), ("zookeeper", "lost"))
+        client.change({"member_1": leaders[1].url})
+        wait_for(lambda: len(told) > 1)
+        self.assertEqual(told[1].fields["state"], "back")
+        del told[:]
+        leaders[1].script = lambda sock, body: False
+        for _ in range(5):
+            with self.assertRaises(aurora_rest.AuroraError):
+                scheduler.call("createJob", config())
+        leaders[1].script = answering(tiers_answer)
+        wait_for(lambda: scheduler.probe(1.0) is None)
+        self.assertEqual([(each.name, each.fields["state"]) for each in told],
+                         [("circuit", "open"), ("circuit", "closed")])
+
     def test_members_that_are_none_are_passed_over(self) -> None:
         leader = self.fake(answering(tiers_answer))
         ends: Any = [{"host": "a:b", "port": 8081}, {"host": "1:2:3", "port": 1},
@@ -4324,9 +4355,9 @@ class AuditTest(Serving):
         self.good("DELETE", path + "?shards=1&message=too%20many", X_Request_Id="mine-1")
         found, = self.trail.of("audit", id="mine-1")
         self.assertEqual((found["user"], found["did"], found["key"], found["asked"],
-                          found["outcome"], found["killed"]),
+                          found["status"], found["outcome"], found["killed"]),
                          ("anonymous", "kill_job", path[len("/alpha/job/"):],
-                          {"shards": "1", "message": "too many"}, 200, [1]))
+                          {"shards": "1", "message": "too many"}, 200, "done", [1]))
         self.assertTrue(found["peer"].startswith("127."))
         body = json.dumps({"ownerRole": "a", "quota": {"resources": []}})
         self.ask("POST", "/alpha/rpc/devcluster/setQuota", body)
@@ -4344,8 +4375,9 @@ class AuditTest(Serving):
                          [None, True])
         self.bad(403, "DELETE", path, Origin="http://evil.example")
         self.bad(400, "DELETE", path + "?shard=1")
-        self.assertEqual([each["outcome"] for each in self.trail.of("audit", did="kill_job")],
-                         ["FORBIDDEN", "BAD_REQUEST"])
+        self.assertEqual([(each["status"], each["outcome"])
+                          for each in self.trail.of("audit", did="kill_job")],
+                         [(403, "FORBIDDEN"), (400, "BAD_REQUEST")])
 
     def test_an_operation_leaves_a_line_when_it_ends(self) -> None:
         path = self.create("ends")
@@ -4362,14 +4394,24 @@ class AuditTest(Serving):
                   X_Request_Id="up-1")
         self.assertEqual(self.trail.of("audit", id="up-1")[0]["outcome"], "waiting")
         outcome, = self.trail.of("outcome", id="up-1")
-        self.assertEqual((outcome["outcome"], outcome["reached"]), (200, True))
+        self.assertEqual((outcome["status"], outcome["outcome"], outcome["reached"]), (200, "done", True))
         with socket.create_connection(("127.0.0.1", self.server.port)) as sock:
             sock.sendall(b"PUT %s/restart?watch_secs=500&wait=60 HTTP/1.1\r\nHost: localhost\r\n"
                          b"X-Request-Id: left-1\r\nContent-Length: 0\r\n\r\n" % path.encode())
             wait_for(lambda: self.trail.of("audit", id="left-1"))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         outcome, = wait_for(lambda: self.trail.of("outcome", id="left-1"))
-        self.assertEqual(outcome["outcome"], "caller left")
+        self.assertEqual((outcome["status"], outcome["outcome"]), (None, "the caller left"))
+        # an end, and it still reads
+        with socket.create_connection(("127.0.0.1", self.server.port)) as sock:
+            sock.sendall(b"PUT %s/restart?watch_secs=500&wait=60&force=1 HTTP/1.1\r\nHost: localhost\r\n"
+                         b"X-Request-Id: left-2\r\nContent-Length: 0\r\n\r\n" % path.encode())
+            wait_for(lambda: self.trail.of("audit", id="left-2"))
+            sock.shutdown(socket.SHUT_WR)
+            self.assertTrue(sock.recv(65536).startswith(b"HTTP/1.1 202"))
+        outcome, = wait_for(lambda: self.trail.of("outcome", id="left-2"))
+        self.assertEqual((outcome["status"], outcome["reached"], outcome["left"]),
+                         (202, False, "the caller sent an end"))
         for operation in self.server.service.operations.all():
             operation.stop()
 
@@ -4389,6 +4431,16 @@ class AuditTest(Serving):
         self.assertEqual(self.demo.calls["killTasks"], before)
         self.assertGreater(float(matched(r"^aurora_rest_audit_lines_lost_total (\d+)", self.ask(
             "GET", "/metrics").body.decode(), re.MULTILINE).group(1)), 2)
+
+    def test_no_configuration_and_no_binding_stands_in_the_trail(self) -> None:
+        self.server.service.audit_required = True
+        self.good("PUT", JOB + "secret?bind=pw=hunter2", source("secret", "export PW=hunter2"), 201)
+        wrapped = config("secret2", "export PW=hunter2").to_plain()
+        self.good("POST", "/alpha/rpc/devcluster/createJob", json.dumps({"description": wrapped}))
+        text = " ".join(map(str, self.trail))
+        self.assertNotIn("hunter2", text)
+        self.assertIn("secret2", text)
+        self.assertEqual(self.trail.of("audit", did="create_job")[0]["asked"], {"bind": "pw=…"})
 
     def test_nothing_hides_what_was_asked_from_the_trail(self) -> None:
         self.create("padded")
@@ -4434,7 +4486,7 @@ class AuditTest(Serving):
         stream.next()
         stream.close()
         line = wait_for(lambda: [each for each in self.lines if each.startswith("stream id=stream-1")])[0]
-        self.assertEqual(line.fields["ended"], "left")
+        self.assertEqual(line.fields["ended"], "the caller left")
         self.assertGreater(line.fields["bytes"], 100)
 
     def test_the_file_is_appended_to_and_opened_again(self) -> None:
@@ -5087,11 +5139,11 @@ class LogsTest(Serving):
             self.assertEqual(shown, [False, True, False, True])
             self.assertEqual(self.ask("GET", JOB + "level/instances/0/logs").status, 401)
         audits = [line for line in told if line.startswith("audit")]
-        served = [line for line in audits if line.endswith("outcome=200")]
+        served = [line for line in audits if line.endswith("status=200 outcome=done")]
         self.assertEqual((len(audits), len(served)), (22, 10))      # those refused, too
         self.assertRegex(served[0],
                          "user=viewer .*did=get_only_log method=GET path=/alpha/job/devcluster/www-data/"
-                         "devel/level/instances/0/logs .*outcome=200")
+                         "devel/level/instances/0/logs .*outcome=done")
         self.assertTrue(any("files/content " in line and "README.txt" in line for line in audits))
 
     def test_scripts_read_follow_and_list(self) -> None:
@@ -6042,7 +6094,7 @@ class AccessTest(unittest.TestCase):
         audit = [line for line in self.lines if line.startswith("audit") and "did=create_job" in line]
         self.assertRegex(audit[-1], "user=writer .*did=create_job method=PUT path=/alpha/job/devcluster/"
                          "www-data/devel/hello key=devcluster/www-data/devel/hello "
-                         "config=sha256:[0-9a-f]{64} outcome=201")
+                         "config=sha256:[0-9a-f]{64} status=201 outcome=done")
         for secret in secrets.values():
             self.assertFalse([line for line in self.lines if secret in line])
 
@@ -6184,10 +6236,13 @@ class AccessTest(unittest.TestCase):
         with open(tokens.path, "w", encoding="utf-8") as stream:
             stream.write(line)
         tokens.load()
+        self.lines.clear()
         aurora_rest.end_unwelcome(server.http)
         with self.assertRaises(EOFError):
             while True:
                 streams[0].next()
+        ended, = wait_for(lambda: [each for each in self.lines if each.name == "stream"])
+        self.assertEqual((ended.fields["user"], ended.fields["ended"]), ("a", "access has ended"))
         self.assertEqual(ask(server, "PUT", JOB + "more", source("more"), Authorization="Bearer " + stays
                              ).status, 403)
         server.demo.invoke("createJob", api.method("createJob").arguments(config("more")))
@@ -6216,7 +6271,8 @@ class AccessTest(unittest.TestCase):
             openssl(*ca, "-revoke", "bad.crt")
             openssl(*ca, "-gencrl", "-out", "crl")
             with open(cert, encoding="ascii") as stream:
-                tls = aurora_rest.make_tls(cert, key, stream.read(), os.path.join(folder, "crl"))
+                tls_text = stream.read()
+            tls = aurora_rest.make_tls(cert, key, tls_text, os.path.join(folder, "crl"))
             server = self.serve(tls=tls, access=aurora_rest.Access(None, False, False, True))
             for name, served in (("good", True), ("bad", False)):
                 context = ssl.create_default_context(cafile=cert)
@@ -6226,10 +6282,15 @@ class AccessTest(unittest.TestCase):
                 self.addCleanup(connection.close)
                 try:
                     connection.request("GET", "/alpha/me")
-                    found = connection.getresponse().status == 200
+                    answer = connection.getresponse()
+                    found = answer.status == 200 and bool(answer.read())
                 except OSError:
                     found = False
                 self.assertEqual(found, served, name)
+                if served:      # other certificates count now: the connection ends with its next answer
+                    server.http.tls = aurora_rest.make_tls(cert, key, tls_text, os.path.join(folder, "crl"))
+                    connection.request("GET", "/alpha/me")
+                    self.assertEqual(connection.getresponse().getheader("Connection"), "close")
             for path, says in (("/nowhere", "--client-crl=/nowhere"), (cert, "certificates in it")):
                 with self.assertRaisesRegex(aurora_rest.UsageError, says):
                     aurora_rest.make_tls(cert, key, "", path)
@@ -7146,7 +7207,9 @@ class ProcessTest(unittest.TestCase):
         for text in ("would serve http://[::]:1", "cluster west: http://w:8081",
                      "anonymous callers may do all", "--port=1 (file)"):
             self.assertIn(text, out)
-        for bad in (("--tokens=/nonexistent",), ("--config=/nonexistent",), ("--tls-cert=" + path,)):
+        for bad in (("--tokens=/nonexistent",), ("--config=/nonexistent",), ("--tls-cert=" + path,),
+                    ("--audit-log=/nonexistent/x",), ("--cpu=4711",),
+                    ("--host=999.1.1.1", "--allow-anonymous"), ("--client-ca=" + path, "--tls-cert=" + path)):
             done = self.start("--check", "--demo", *bad)
             self.assertEqual((done.communicate(timeout=20)[1].count("\n"), done.returncode), (1, 2), bad)
         done = self.start("--print-config", "--config", path)
@@ -7238,7 +7301,7 @@ class ProcessTest(unittest.TestCase):
         self.assertEqual(ask(server, "PUT", JOB + "hello", source(), X_Request_Id="j-1").status, 201)
         with open(audit, encoding="utf-8") as stream:
             found = json.loads(stream.read())
-        self.assertEqual((found["event"], found["id"], found["outcome"]), ("audit", "j-1", 201))
+        self.assertEqual((found["event"], found["id"], found["outcome"]), ("audit", "j-1", "done"))
         os.rename(audit, audit + ".1")
         process.send_signal(signal.SIGHUP)
         wait_for(lambda: os.path.exists(audit))
@@ -7469,7 +7532,14 @@ class ProcessTest(unittest.TestCase):
         import ssl
         with tempfile.TemporaryDirectory() as folder:
             cert, key = certificate(folder)
-            _, server, err = self.serve("--demo", "--tls-cert", cert, "--tls-key", key, "--client-ca", cert)
+            ca = os.path.join(folder, "ca")
+            with open(cert, encoding="ascii") as stream, open(ca, "w", encoding="utf-8") as authorities:
+                authorities.write("# K\xf6ln\n" + stream.read())
+            process, server, _ = self.serve("--demo", "--tls-cert", cert, "--tls-key", key, "--client-ca", ca)
+            with open(ca, "a", encoding="utf-8") as authorities:
+                authorities.write("# \xd6\n")
+            process.send_signal(signal.SIGHUP)
+            self.assertIn("failed=-", self.lines_until(process, " reloaded ")[-1])
             for own in (False, True):
                 context = ssl.create_default_context(cafile=cert)
                 if own:
