@@ -4159,8 +4159,7 @@ class Scheduler:
             if authorization and not self.leadership.names(location):
                 raise BadAnswer("the scheduler redirects to %s, which is none of the cluster's schedulers "
                                 "that are known here; credentials are not sent there (name it in --scheduler "
-                                "or clusters.json)" % (
-                                    str(location)))
+                                "or clusters.json)" % (location,))
             named = "X-Request-Id: %s\r\n" % ask.request_id if ask.request_id else ""
             request = b"%b%d\r\n%b\r\n%b" % (self.network.head(location, authorization), len(ask.message),
                                              named.encode(), ask.message)
@@ -21201,7 +21200,7 @@ def _supervise(server: Server, options: argparse.Namespace, log: Log, signals: i
             if time.monotonic() - server.http.swept < 10:
                 notify_systemd("WATCHDOG=1")
         elif wish == signal.SIGHUP:
-            _reload(server, options, log)
+            _Reload(server, options, log).run()
         elif wish == signal.SIGUSR1:
             _log_state(server, log)
         else:
@@ -21225,103 +21224,114 @@ def _fingerprint(options: argparse.Namespace, *names: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
-def _reload_options(server: Server, options: argparse.Namespace, log: Log) -> str:
-    """Read command line, environment and --config again; what changed and is in force."""
-    fresh = parse_command_line(options.arguments, dict(os.environ))
-    check_options(fresh)
-    changed = [each for each in OPTIONS if getattr(fresh, each.dest) != getattr(options, each.dest)
-               and each.group != "commands"]
-    for each in changed:
-        if each.live:
-            setattr(options, each.dest, getattr(fresh, each.dest))
-            options.origins[each.name] = fresh.origins[each.name]
-        else:
-            log(Event("warning", message="--%s=%s takes a restart; %s is still in force" % (
-                each.name, getattr(fresh, each.dest), getattr(options, each.dest))))
-    apply_live(server, options)
-    return ", ".join("%s=%s" % (each.name, getattr(fresh, each.dest)) for each in changed if each.live)
+class _Reload:
+    """What SIGHUP reads again, each part for itself: what cannot be read or used stays as it was, whole. A
+    part returns what of it changed. For the main thread."""
+    PARTS = ("settings", "audit_log", "tokens", "client_ca", "certificate", "scheduler_ca", "credentials")
 
+    def __init__(self, server: Server, options: argparse.Namespace, log: Log) -> None:
+        self.server = server
+        self.options = options
+        self.log = log
 
-def _reload(server: Server, options: argparse.Namespace, log: Log) -> None:
-    """Read again what may have changed, each for itself: what cannot be read or used stays as it was, whole.
-    The log says what changed."""
-    def tokens() -> str:
-        with _read_for("tokens", options.tokens):
-            told = server.service.access.tokens.load() if server.service.access.tokens else ""
-        end_unwelcome(server.http)
+    def run(self) -> None:
+        """Read all parts, and log what changed. Raises nothing: what serves goes on."""
+        told: Json = {"changed": [], "same": [], "failed": []}
+        for part in self.PARTS:
+            name = part.replace("_", " ")
+            try:
+                what = getattr(self, part)()
+                told["changed" if what else "same"].append("%s (%s)" % (name, what) if what else name)
+            except (OSError, ValueError, UsageError) as error:
+                told["failed"].append(name)
+                self.log(Event("warning", message="%s not reloaded: %s" % (name, error)))
+            except Exception as error:      # a defect
+                told["failed"].append(name)
+                self.server.service.broken(error)
+        whole = not told["failed"]
+        self.server.service.reloaded = (time.time() if whole else self.server.service.reloaded[0], whole)
+        self.log(Event("reloaded", **told))
+
+    def noted(self, name: str, state: str) -> str:
+        before, self.options.seen[name] = self.options.seen.get(name, state), state
+        return "" if before == state else "new"
+
+    def settings(self) -> str:
+        """Command line, environment and --config: what may change is put in force."""
+        options = self.options
+        fresh = parse_command_line(options.arguments, dict(os.environ))
+        check_options(fresh)
+        changed = [each for each in OPTIONS if getattr(fresh, each.dest) != getattr(options, each.dest)
+                   and each.group != "commands"]
+        for each in changed:
+            if each.live:
+                setattr(options, each.dest, getattr(fresh, each.dest))
+                options.origins[each.name] = fresh.origins[each.name]
+            else:
+                self.log(Event("warning", message="--%s=%s takes a restart; %s is still in force" % (
+                    each.name, getattr(fresh, each.dest), getattr(options, each.dest))))
+        apply_live(self.server, options)
+        return ", ".join("%s=%s" % (each.name, getattr(fresh, each.dest)) for each in changed if each.live)
+
+    def audit_log(self) -> str:
+        if isinstance(self.server.service.record, AuditFile):
+            with _read_for("audit-log", self.options.audit_log):
+                self.server.service.record.reopen()
+        return ""
+
+    def tokens(self) -> str:
+        with _read_for("tokens", self.options.tokens):
+            tokens = self.server.service.access.tokens
+            told = tokens.load() if tokens else ""
+        end_unwelcome(self.server.http)
         return told
 
-    def client_ca() -> str:
+    def client_ca(self) -> str:
+        """At once, also where the certificate cannot be read just now."""
+        options, context = self.options, self.server.http.tls
         text = _certificates(_read_file("client-ca", options.client_ca)) if options.client_ca else ""
-        if options.client_crl:      # at once, also where the certificate cannot be read just now
-            revoke(server.http.tls, options.client_crl)
+        if options.client_crl:
+            revoke(context, options.client_crl)
         if text == options.client_ca_text:
             return ""
         import ssl
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=text)
         options.client_ca_text = text
-        # added at once, also where the certificate cannot be read just now
-        if server.http.tls is not None:
-            server.http.tls.load_verify_locations(cadata=text)
+        if context is not None:
+            context.load_verify_locations(cadata=text)
         return "new"
 
-    def certificate() -> str:
+    def certificate(self) -> str:
+        """In a new context, with all that belongs to it: a half-loaded one would refuse every handshake."""
+        options, server = self.options, self.server
         if server.http.tls is None:
             return ""
-        # a new context: a half-loaded one would refuse every handshake
         fresh = make_tls(options.tls_cert, options.tls_key, options.client_ca_text, options.client_crl)
         server.service.expires = certificate_expiry(options.tls_cert)
-        told = _noted("certificate", _fingerprint(options))
+        told = self.noted("certificate", _fingerprint(options))
         if told:
             server.http.tls = fresh
             end_unwelcome(server.http)
         return told
 
-    def scheduler_ca() -> str:
-        if not options.scheduler_ca:
+    def scheduler_ca(self) -> str:
+        ca = self.options.scheduler_ca
+        if not ca:
             return ""
         import ssl
-        ssl.create_default_context(cafile=options.scheduler_ca)
-        for scheduler in server.clusters:
-            scheduler.reload(options.scheduler_ca, scheduler.authorization)
-        return _noted("scheduler ca", _fingerprint(options, "scheduler-ca"))
+        ssl.create_default_context(cafile=ca)
+        for scheduler in self.server.clusters:
+            scheduler.reload(ca, scheduler.authorization)
+        return self.noted("scheduler ca", _fingerprint(self.options, "scheduler-ca"))
 
-    def credentials() -> str:
+    def credentials(self) -> str:
         _from_netrc.cache_clear()
-        demo = [] if server.demo is None else [server.demo.name]
-        known = [each for each in server.clusters.values() if each.name not in demo]
-        find = own_credentials(options, known)
-        for scheduler, cluster in server.clusters.items():
-            scheduler.reload(options.scheduler_ca, find(cluster))
-        return _noted("credentials", repr([find(each) for each in known]))
-
-    def audit_log() -> str:
-        if isinstance(server.service.record, AuditFile):
-            with _read_for("audit-log", options.audit_log):
-                server.service.record.reopen()
-        return ""
-
-    def settings() -> str:
-        return _reload_options(server, options, log)
-
-    def _noted(name: str, state: str) -> str:
-        before, options.seen[name] = options.seen.get(name, state), state
-        return "" if before == state else "new"
-    told: Json = {"changed": [], "same": [], "failed": []}
-    for part in (settings, audit_log, tokens, client_ca, certificate, scheduler_ca, credentials):
-        name = part.__name__.replace("_", " ")
-        try:
-            what = part()
-            told["changed" if what else "same"].append("%s (%s)" % (name, what) if what else name)
-        except (OSError, ValueError, UsageError) as error:
-            told["failed"].append(name)
-            log(Event("warning", message="%s not reloaded: %s" % (name, error)))
-        except Exception as error:      # a defect; what serves goes on
-            told["failed"].append(name)
-            server.service.broken(error)
-    whole = not told["failed"]
-    server.service.reloaded = (time.time() if whole else server.service.reloaded[0], whole)
-    log(Event("reloaded", **told))
+        demo = [] if self.server.demo is None else [self.server.demo.name]
+        known = [each for each in self.server.clusters.values() if each.name not in demo]
+        find = own_credentials(self.options, known)
+        for scheduler, cluster in self.server.clusters.items():
+            scheduler.reload(self.options.scheduler_ca, find(cluster))
+        return self.noted("credentials", repr([find(each) for each in known]))
 
 
 def _log_state(server: Server, log: Log) -> None:
