@@ -317,7 +317,8 @@ def parse_proxy_header(data: bytes) -> Optional[Tuple[int, Optional[str]]]:
     return 16 + length, named if command == 0x21 else None
 
 
-def _is_address(text: str) -> bool:
+def is_address(text: str) -> bool:
+    """Whether it is an IP address."""
     import ipaddress
     with contextlib.suppress(ValueError):
         return bool(ipaddress.ip_address(text[:45]))
@@ -376,7 +377,7 @@ class Proxies:
         word = said[-1]
         for each in reversed(said):
             address = re.sub(r"^\[(.*)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", each.get("for", ""))
-            if not _is_address(address):
+            if not is_address(address):
                 break       # unknown, or hidden on purpose
             request.peer = request.caller = address
             word = each
@@ -4484,7 +4485,7 @@ def member_url(data: bytes) -> Optional[str]:
         scheme = "https" if "https" in ends else "http"
         end = ends.get(scheme) or plain["serviceEndpoint"]
         host, port = str(end["host"]), int(end["port"])
-        if not re.fullmatch(r"[\w.\-:]+", host, re.ASCII) or not 0 < port < 65536:
+        if not re.fullmatch(r"[\w.\-]+", host, re.ASCII) and not is_address(host) or not 0 < port < 65536:
             return None
         return str(_Location.parse(str(_Location(scheme == "https", host, port, ""))))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
