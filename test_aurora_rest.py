@@ -9461,7 +9461,7 @@ class Bench:
 
     def __init__(self, quick: Any) -> None:
         self.seconds = 0.4 if quick else 3.0
-        self.settle = 0.3 if quick else 1.0     # of the time that a measure gives things to come to rest
+        self.settle = 0.5 if quick else 1.0     # of the time that a measure gives things to come to rest
         self.rounds = 1 if quick else 5
         self.rows: Any = []
         self.processes: Any = []
@@ -9694,7 +9694,8 @@ class Bench:
         rest, port = self.start("rest", "--scheduler", "bench=http://127.0.0.1:%d" % scheduler_port)
         self.row("status of a job with 10,000 tasks, each reply another", "%(median).0f ms", "<= 60 ms",
                  self.median(lambda: {"median": 1000 * self.run(
-                     "load", port, "/alpha/job/bench/www-data/devel/job", 1, self.seconds)["median"]}))
+                     "load", port, "/alpha/job/bench/www-data/devel/job", 1,
+                     max(2.0, self.seconds))["median"]}))
         self.stop(scheduler, rest)
 
     def waits(self) -> None:
