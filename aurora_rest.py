@@ -195,19 +195,25 @@ HttpVersion = failure("HTTP_VERSION_NOT_SUPPORTED", 505, "An HTTP version that i
 _PLAIN_WORD = re.compile(r"[!#-<>-~]+")
 
 
+_NUMBERS = (int, float)
+
+
+@lru_cache(maxsize=256)
+def _line_of(event: str, fields: Tuple[str, ...]) -> str:
+    return event + "".join(" %s=%%s" % field for field in fields)
+
+
 class Event(str):
     """A line of the log that knows its parts: as a str `NAME field=value …`, where what is not a plain word
     is quoted as in JSON, None is -, and a list has commas; `name` and `fields` are for other forms."""
+    __slots__ = ("name", "fields")
     name: str
     fields: Dict[str, Any]
 
     def __new__(cls, event: str, **fields: Any) -> Event:
-        line = event
-        for field, value in fields.items():
-            kind = type(value)
-            line += " %s=%s" % (field, _word(value) if kind is str else value if kind is int or kind is float
-                                else cls._text(value))
-        made = super().__new__(cls, line)
+        made = str.__new__(cls, _line_of(event, tuple(fields)) % tuple([
+            _word(value) if type(value) is str else value if type(value) in _NUMBERS else cls._text(value)
+            for value in fields.values()]))
         made.name, made.fields = event, fields
         return made
 
@@ -3561,10 +3567,11 @@ class _Wire:
                     raise _Broken("an answer that is not HTTP", True)
             headers: Dict[bytes, bytes] = {}
             for line in lines[1:]:
-                name, value = (each.strip() for each in line.partition(b":")[::2])
-                if name.lower() == b"content-length" and headers.get(b"content-length", value) != value:
+                name, _, value = line.partition(b":")
+                name, value = name.strip().lower(), value.strip()
+                if name == b"content-length" and headers.get(name, value) != value:
                     raise _Broken("two different Content-Lengths", True)
-                headers[name.lower()] = value
+                headers[name] = value
             status = int(words[1])
             reusable = words[0] != b"HTTP/1.0" and headers.get(b"connection", b"").lower() != b"close"
             if status in (204, 304):
@@ -11594,7 +11601,9 @@ class Access(NamedTuple):
 
     def spoken_of(self, request: Request) -> str:
         """The user whom a trusted proxy speaks for; "" where none does."""
-        given = request.headers.get(self.user_header, "") if self.user_header and request.trusted else ""
+        if not (self.user_header and request.trusted):
+            return ""
+        given = request.headers.get(self.user_header, "")
         return given.encode("latin-1", "replace").decode("utf-8", "replace")
 
     @staticmethod
