@@ -3415,14 +3415,14 @@ class Circuit:
 
     def answered(self) -> bool:
         """Somebody answers there, whatever the answer; True where that closes the circuit."""
-        closes = self.failures >= self.AFTER
-        if self.failures or self.probing:
-            with self._lock:
-                self.failures, self.probing = 0, False
-        return closes
+        if not (self.failures or self.probing):
+            return False
+        with self._lock:
+            failures, self.failures, self.probing = self.failures, 0, False
+        return failures >= self.AFTER
 
-    def failed(self, cause: str) -> bool:
-        """Count a failure; True where that opens the circuit, or keeps it open."""
+    def failed(self, cause: str) -> int:
+        """Count a failure; how many there were in a row: from AFTER on the circuit is open."""
         with self._lock:
             self.failures += 1
             self.probing = False
@@ -3431,7 +3431,7 @@ class Circuit:
                 first, most = self.SECONDS
                 self.open_until = time.monotonic() + min(most,
                                                          first * 2.0 ** min(8, self.failures - self.AFTER))
-            return self.failures >= self.AFTER
+            return self.failures
 
 
 class _Broken(Exception):
@@ -3744,8 +3744,9 @@ class _Network:
                 raise _Broken("an answer to another call", True)
             return status, headers, body
         except _Broken as broken:
-            self.circuit_breaks += circuit.failed(str(broken))
-            if circuit.failures == circuit.AFTER:
+            failures = circuit.failed(str(broken))
+            self.circuit_breaks += failures >= circuit.AFTER
+            if failures == circuit.AFTER:
                 self.tell("circuit", scheduler=str(location), state="open", cause=circuit.cause)
             raise
         finally:
@@ -3832,8 +3833,9 @@ class _Leadership:
         self.since = 0.0                    # in Unix time
         self.changes = 0
         self._lock = threading.Lock()
-        if isinstance(locate, ZooKeeperLocator):
-            locate.moved = self.told
+        self.zookeeper = locate if isinstance(locate, ZooKeeperLocator) else None
+        if self.zookeeper:
+            self.zookeeper.moved = self.told
 
     def told(self, urls: Sequence[str]) -> None:
         """These are the schedulers now: one that is no longer among them leads no more."""
@@ -3885,14 +3887,14 @@ class _Leadership:
 
     def close(self) -> None:
         """End a session with ZooKeeper."""
-        if isinstance(self.locate, ZooKeeperLocator):
-            self.locate.close()
+        if self.zookeeper:
+            self.zookeeper.close()
 
     def state(self) -> Json:
         """For who operates it: the leader, the schedulers, what is wrong with ZooKeeper."""
         with self._lock:
             named = [str(each) for each in self.named]
-        failure = self.locate.failure if isinstance(self.locate, ZooKeeperLocator) else None
+        failure = self.zookeeper.failure if self.zookeeper else None
         return {"leader": self.last if not self.locate or self.last in named else None, "schedulers": named,
                 "zookeeper": str(failure) if failure else None}
 
@@ -3969,8 +3971,8 @@ class Scheduler:
         def tell(event: str, **fields: Any) -> None:
             log(Event(event, cluster=self.name, **fields))
         self.network.tell = self.leadership.tell = tell
-        if isinstance(self.leadership.locate, ZooKeeperLocator):
-            self.leadership.locate.tell = tell
+        if self.leadership.zookeeper:
+            self.leadership.zookeeper.tell = tell
 
     def __repr__(self) -> str:
         return "Scheduler(%r, name=%r)" % ([str(each) for each in self.leadership.named], self.name)
@@ -3995,7 +3997,7 @@ class Scheduler:
 
     @staticmethod
     def prepare(method: str, *arguments: Any, projection: Optional[Projection] = None,
-                authorization: Optional[str] = None, **named: Any) -> Ask:
+                authorization: Optional[str] = None, request_id: Optional[str] = None, **named: Any) -> Ask:
         """The Ask that `call` with these arguments makes. Raises BadRequest for an empty set of instances: to
         killTasks it means all instances."""
         declared = api.method(method)
@@ -4011,7 +4013,7 @@ class Scheduler:
         # one is known for what it is.
         at = 8 + len(method)
         message = message[:at] + struct.pack("!I", zlib.crc32(message) >> 1) + message[at + 4:]
-        return Ask(declared, made, message, projection, authorization)
+        return Ask(declared, made, message, projection, authorization, None, request_id)
 
     def ask(self, ask: Ask, timeout: Optional[float] = None) -> Tuple[bytes, Any]:
         """(the reply's bytes, the Response), raising what `call` does. Where the bytes are those of
@@ -4238,15 +4240,15 @@ def narrowed(scheduler: Scheduler, ask: Ask, timeout: Optional[float] = None) ->
     ids = Projection(Type("struct", api.Response), {"responseCode": True, "details": True, "result": {
         "scheduleStatusResult": {"tasks": {"assignedTask": {"taskId": True}}}}})
     response = scheduler.ask(scheduler.prepare(
-        "getTasksWithoutConfigs", look, projection=ids,
-        authorization=ask.authorization)._replace(request_id=ask.request_id), timeout)[1]
+        "getTasksWithoutConfigs", look, projection=ids, authorization=ask.authorization,
+        request_id=ask.request_id), timeout)[1]
     tasks = response["result"]["scheduleStatusResult"].get("tasks", ())
     found = {task.get("assignedTask", {}).get("taskId") for task in tasks} - {None, ""}
     if not found:
         return None
     return scheduler.prepare("pruneTasks", api.TaskQuery(taskIds=found, statuses=look.statuses),
-                             projection=ask.projection,
-                             authorization=ask.authorization)._replace(request_id=ask.request_id)
+                             projection=ask.projection, authorization=ask.authorization,
+                             request_id=ask.request_id)
 
 
 def _declare_methods() -> None:
@@ -8372,7 +8374,7 @@ class Evaluator:
 
     @property
     def processes(self) -> int:
-        return len(self._idle) + self._semaphore.inside
+        return len(self._idle) + self.busy
 
     def close(self) -> None:
         """Stop all processes; there will be no more evaluations."""
@@ -8689,8 +8691,7 @@ class Session:
              timeout: Optional[float] = None, **named: Any) -> Any:
         """As Scheduler.call. Raises DryRun instead of sending a write in a dry run."""
         ask = self.scheduler.prepare(method, *arguments, projection=projection,
-                                     authorization=self.authorization,
-                                     **named)._replace(request_id=self.request_id)
+                                     authorization=self.authorization, request_id=self.request_id, **named)
         if not ask.method.writes:
             return self.scheduler.ask(ask, timeout)[1]
         check_one_name(ask.arguments)
@@ -11401,15 +11402,15 @@ def _labels(pairs: Sequence[Tuple[str, str]]) -> str:
     return "{" + ",".join('%s="%s"' % pair for pair in quoted) + "}"
 
 
-_Any = TypeVar("_Any")
+_Found = TypeVar("_Found")
 
 
-def brief(function: Callable[[], _Any]) -> Callable[[], _Any]:
+def brief(function: Callable[[], _Found]) -> Callable[[], _Found]:
     """The function, which for a moment returns again what it returned: all figures of a scrape cost one
     look."""
-    found: List[Tuple[float, _Any]] = []
+    found: List[Tuple[float, _Found]] = []
 
-    def get() -> _Any:
+    def get() -> _Found:
         now = time.monotonic()
         if not found or now - found[0][0] > 0.02:
             found[:] = [(now, function())]
@@ -12604,7 +12605,7 @@ class Replay:
     def call(self, method: str, *arguments: Any, **named: Any) -> Any:
         """As Session.call, for reads."""
         ask = self.scheduler.prepare(method, *arguments, authorization=self.authorization,
-                                     **named)._replace(request_id=self.request_id)
+                                     request_id=self.request_id, **named)
         if self._given and self._given[0][0]._replace(known=None) == ask:
             _, reply, response = self._given.popleft()
             response = self.scheduler.decode(ask, reply) if response is None else response
@@ -13408,7 +13409,7 @@ class Reception(App):
 
 def _shortened_values(value: Any) -> Any:
     if isinstance(value, str):
-        return value if len(value) <= 200 else value[:200] + "…"
+        return _shortened(value, 200)
     if isinstance(value, dict):
         return {name[:200]: _digest(json.dumps(each, sort_keys=True).encode()) if name == "taskConfig"
                 else _shortened_values(each) for name, each in sorted(value.items())[:50]}
@@ -13783,9 +13784,8 @@ def _declare_gauges(service: Service) -> None:
          service.clusters_up),
         ("zookeeper_up", "Whether ZooKeeper told when last asked where the cluster's schedulers are.",
          lambda: [
-            ({"cluster": each.name or ""}, float(where.failure is None)) for each, where in (
-                (each, each.leadership.locate) for each in service.clusters.schedulers())
-            if isinstance(where, ZooKeeperLocator)]),
+            ({"cluster": each.name or ""}, float(each.leadership.zookeeper.failure is None))
+            for each in service.clusters.schedulers() if each.leadership.zookeeper]),
         ("scheduler_last_answer_time_seconds", "When the scheduler last answered, in Unix time; 0: never.",
          by_cluster(lambda each: (each.state()["answered"] or 0) / 1000)),
         ("scheduler_leader_since_time_seconds", "Since when the leader is known as such, in Unix time.",
@@ -20812,9 +20812,13 @@ def _no_password() -> str:
     raise ValueError("the key is encrypted, and there is nobody to ask for its password")
 
 
-def _certificates(text: str) -> str:
-    """The certificates in a PEM file, without what is written around them."""
-    return "\n".join(re.findall("-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----", text))
+def _client_ca(path: Optional[str]) -> str:
+    """The certificates in the file of --client-ca, without what is written around them. Raises UsageError."""
+    found = re.findall("-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----",
+                       _read_file("client-ca", path) if path else "")
+    if path and not found:
+        raise UsageError("--client-ca=%s: there is no certificate in it" % path)
+    return "\n".join(found)
 
 
 def make_tls(cert: Optional[str], key: Optional[str], client_ca: str = "", crl: Optional[str] = None) -> Any:
@@ -20909,10 +20913,7 @@ def server_options(options: argparse.Namespace) -> Json:
         cpu_seconds=options.config_cpu, wall_seconds=options.config_cpu + 3.0,
         memory_bytes=options.config_memory << 20),
         options.trust_configs, options.include_root)
-    options.client_ca_text = _certificates(_read_file("client-ca",
-                                                      options.client_ca)) if options.client_ca else ""
-    if options.client_ca and not options.client_ca_text:
-        raise UsageError("--client-ca=%s: there is no certificate in it" % options.client_ca)
+    options.client_ca_text = _client_ca(options.client_ca)
     return dict(
         clusters=clusters, evaluator=evaluator, access=access,
         limits={name: getattr(options, "limit_" + name) for name in LIMITS},
@@ -20958,11 +20959,11 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
     if any(cluster.zk for cluster in named["clusters"]):
         _take_lines_of_kazoo(log)
     named["limits"]["connections"] = min(options.limit_connections, max(16, _raise_descriptor_limit() - 150))
-    activated, host = _activated_sockets(), options.host
-    for each in activated:
-        if each.family in (socket.AF_INET, socket.AF_INET6) and not (host != options.host and beyond(host)):
-            host = each.getsockname()[0]
-            check_options(argparse.Namespace(**dict(vars(options), host=host)))
+    activated = _activated_sockets()
+    hosts = [each.getsockname()[0] for each in activated if each.family in (socket.AF_INET, socket.AF_INET6)]
+    for each in hosts:
+        check_options(argparse.Namespace(**dict(vars(options), host=each)))
+    host = next(filter(beyond, hosts), hosts[0] if hosts else options.host)
     demo: Union[bool, Demo] = False
     if options.demo is not None:
         demo = Demo(options.demo, options.demo_speed, options.demo_jobs, docker=options.demo_docker,
@@ -21229,8 +21230,9 @@ def _supervise(server: Server, options: argparse.Namespace, log: Log, signals: i
 
 def _fingerprint(options: argparse.Namespace, *names: str) -> str:
     """What changes when one of the files does that these options name; by default those of TLS."""
-    texts = [_read_file(name, getattr(options, name.replace("-", "_"))) for name in names or (
-        "tls-cert", "tls-key", "client-ca", "client-crl") if getattr(options, name.replace("-", "_"))]
+    paths = {name: getattr(options, _option(name, name).dest) for name in names or (
+        "tls-cert", "tls-key", "client-ca", "client-crl")}
+    texts = [_read_file(name, path) for name, path in paths.items() if path]
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
@@ -21299,7 +21301,7 @@ class _Reload:
     def client_ca(self) -> str:
         """At once, also where the certificate cannot be read just now."""
         options, context = self.options, self.server.http.tls
-        text = _certificates(_read_file("client-ca", options.client_ca)) if options.client_ca else ""
+        text = _client_ca(options.client_ca)
         if options.client_crl:
             revoke(context, options.client_crl)
         if text == options.client_ca_text:

@@ -7240,29 +7240,44 @@ class ProcessTest(unittest.TestCase):
         self.assertIn("settings not reloaded", told)
         self.assertIn("reloaded changed=- ", told)
 
+    @contextlib.contextmanager
+    def activated(self, doors: Any, *arguments: str) -> Any:
+        """A server that systemd has given these listening sockets."""
+        begin = ("import os, sys; os.environ.update(LISTEN_FDS='2', LISTEN_PID=str(os.getpid()))\n"
+                 "for at, given in enumerate(sys.argv[2:4]): os.dup2(int(given), 100 + at)\n"
+                 "for at in (0, 1): os.dup2(100 + at, 3 + at)\n"
+                 "os.execv(sys.executable, [sys.executable, sys.argv[1], '--demo', *sys.argv[4:]])")
+        process = subprocess.Popen(
+            [sys.executable, "-c", begin, os.path.join(HERE, "aurora_rest.py"),
+             *(str(each.fileno()) for each in doors), *arguments],
+            pass_fds=[each.fileno() for each in doors], stderr=subprocess.DEVNULL)
+        try:
+            yield
+        finally:
+            process.terminate()
+            self.assertEqual(process.wait(20), 0)
+
     def test_all_sockets_that_systemd_passes_are_served(self) -> None:
         with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as port, (
                 socket.socket(socket.AF_UNIX)) as door:
             door.bind(os.path.join(folder, "door"))
             door.listen()
-            begin = ("import os, sys; os.environ.update(LISTEN_FDS='2', LISTEN_PID=str(os.getpid()))\n"
-                     "for at, given in enumerate(sys.argv[2:4]): os.dup2(int(given), 100 + at)\n"
-                     "for at in (0, 1): os.dup2(100 + at, 3 + at)\n"
-                     "os.execv(sys.executable, [sys.executable, sys.argv[1], '--demo'])")
-            process = subprocess.Popen(
-                [sys.executable, "-c", begin, os.path.join(HERE, "aurora_rest.py"), str(port.fileno()),
-                 str(door.fileno())], pass_fds=[port.fileno(), door.fileno()], stderr=subprocess.DEVNULL)
-            try:
-                with socket.create_connection(port.getsockname(), 20) as first, (
-                        socket.socket(socket.AF_UNIX)) as second:
-                    second.connect(door.getsockname())
-                    for each in (first, second):
-                        each.settimeout(20)
-                        each.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-                        self.assertEqual(each.recv(12), b"HTTP/1.1 200")
-            finally:
-                process.terminate()
-                self.assertEqual(process.wait(20), 0)
+            with self.activated((port, door)), socket.create_connection(port.getsockname(), 20) as first, (
+                    socket.socket(socket.AF_UNIX)) as second:
+                second.connect(door.getsockname())
+                for each in (first, second):
+                    each.settimeout(20)
+                    each.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    self.assertEqual(each.recv(12), b"HTTP/1.1 200")
+
+    def test_one_socket_beyond_loopback_makes_a_server_that_others_may_name(self) -> None:
+        with socket.create_server(("0.0.0.0", 0)) as wide, socket.create_server(("127.0.0.1", 0)) as narrow:
+            for doors in ((wide, narrow), (narrow, wide)):
+                with self.activated(doors, "--host=0.0.0.0", "--allow-anonymous"), (
+                        socket.create_connection(("127.0.0.1", wide.getsockname()[1]), 20)) as caller:
+                    caller.settimeout(20)
+                    caller.sendall(b"GET /alpha/version HTTP/1.1\r\nHost: other.example\r\n\r\n")
+                    self.assertEqual(caller.recv(12), b"HTTP/1.1 200")
 
     def test_less_is_logged_where_less_is_wanted(self) -> None:
         path = self.write("log-level = info")
@@ -9169,7 +9184,7 @@ MUTANTS = [
      'if False: # it is', "AccessTest"),
     ("one user's key is another's", 'quote(given, safe="@")', 'quote(given, safe="@").replace("%2F", "_")',
      "AccessTest"),
-    ("padding hides a job from the trail", 'else value[:200] + "…"', 'else value', "AuditTest"),
+    ("padding hides a job from the trail", 'return _shortened(value, 200)', 'return value', "AuditTest"),
     ("streams go on for whom nothing is allowed any more",
      'if waiter is not None and (old or not server.app.still(waiter)):',
      'if False:', "AccessTest"),
