@@ -113,11 +113,11 @@ __all__ = [
 # come. `advance` takes from `Incoming` what is whole: first the head, of which `HttpServer.request` makes a
 # Request (`App.prepare` finds its route) and `App.admit` says whether a body is taken at all; then head and
 # body. `dispatch` answers at once what is quick; else it joins the Run of the same read that has not begun,
-# or makes one, which the leading thread runs itself while another one leads. `App.handle` gives a Response;
-# or a Later, which listens to a Source until it is ready or the time is up; or a Stream of what changes in
-# one. `Connection.answer` has `HttpServer.encode` make the bytes, tells `App.finished`, and `push` gives
-# them to the network; what that does not take at once the Loop sends later. Where a request is refused
-# before it is one, `refuse` answers.
+# or makes one, which the leading thread runs itself while another one leads; what is light it runs, and
+# leads on while that waits for a socket. `App.handle` gives a Response; or a Later, which listens to a
+# Source until it is ready or the time is up; or a Stream of what changes in one. `Connection.answer` has
+# `HttpServer.encode` make the bytes, tells `App.finished`, and `push` gives them to the network; what that
+# does not take at once the Loop sends later. Where a request is refused before it is one, `refuse` answers.
 # ============================================================================================================
 
 
@@ -1340,6 +1340,11 @@ class App:
         """Whether `handle` neither blocks nor takes long, so that the reading thread may call it."""
         return False
 
+    def is_light(self, request: Request) -> bool:
+        """Whether the reading thread may call `handle`, and go on reading while that waits in `wait_ready`:
+        it calls `let_go` before anything else that blocks or takes long."""
+        return False
+
     def handle(self, request: Request) -> Union[Response, Later, Stream]:
         raise NotImplementedError
 
@@ -1455,9 +1460,11 @@ class Loop:
     def own(self, thread: int) -> None:
         self._thread = thread
 
-    def turn(self) -> None:
+    def turn(self, most: Optional[float] = None) -> None:
+        """Wait, for at most so many seconds, and call what is due."""
         timers = self._timers
-        timeout = 0.0 if self._soon else max(0.0, timers[0][0] - time.monotonic()) if timers else None
+        until = max(0.0, timers[0][0] - time.monotonic()) if timers else most
+        timeout = 0.0 if self._soon else until if most is None or until is None else min(until, most)
         for key, mask in self._selector.select(timeout):
             self._call(key.data, mask)
         for _ in range(len(self._soon)):
@@ -1492,26 +1499,53 @@ class Loop:
         self._wake_out.close()
 
 _LEAD = object()        # in the queue of Workers: whoever takes it turns the loop
+_leading = threading.local()        # .workers: those that this thread leads while it runs light work
+
+
+def let_go() -> None:
+    """To be called before what takes long or waits for others: a thread that reads requests besides leaves
+    that to another one."""
+    workers = getattr(_leading, "workers", None)
+    if workers is not None:
+        workers.pass_on()
+
+
+def wait_ready(sock: Any, poll: Any, mask: int, deadline: float) -> bool:
+    """Wait until a socket, which `poll` knows, is ready for a poll mask; False when the time is up. A thread
+    that reads requests besides goes on reading them."""
+    workers = getattr(_leading, "workers", None)
+    if workers is not None:
+        return bool(workers.wait(sock, mask, deadline))
+    poll.modify(sock, mask)
+    return bool(poll.poll(max(0.0, (deadline - time.monotonic()) * 1000)))
 
 
 class Workers:
     """Threads that run what is put into a queue. One of them leads: it turns the loop, and what the loop
-    holds for it it runs itself while an idle thread leads: so a request waits for no other thread to wake up.
-    `hold` is for the leader."""
+    holds for it it runs itself: so a request waits for no other thread to wake up.
+
+    Before it runs work it passes the lead on to an idle thread; unless the work is light. That is work that
+    only waits for a socket, as a read does whose answer mostly comes again: while it waits the leader turns
+    the loop, and a hand-over, which costs more than such a work, is not needed. Work that comes meanwhile
+    goes to other threads, so that it waits for no other's socket; and when light work finds that it is not
+    (`let_go`), the lead is passed on in its midst.
+
+    `hold`, `pass_on` and `wait` are for the leader."""
     IDLE = 5.0      # seconds after which a thread ends that has nothing to do
 
     def __init__(self, loop: Loop, most: float, call: Callable[..., Any]) -> None:
         self.loop = loop
         self.most = most
         self._call = call
-        self._held: Optional[Callable[[], None]] = None     # touched by the leader alone
+        # work, and whether it is light; touched by the leader alone
+        self._held: Optional[Tuple[Callable[[], None], bool]] = None
         self.ended = threading.Event()      # nobody leads any more
         self.failure = ""                   # why, where it was not told to end
         self.queue: SimpleQueue[Any] = SimpleQueue()        # None: end
         self._lock = threading.Lock()   # guards threads, _idle, _queued
         self.threads = 0
         self.refused = 0                # threads that could not be started
-        self._idle = 0
+        self._idle = 0                  # those that have just been started among them
         self._queued = 0                # in the queue, or just taken by a thread that still counts as idle
 
     def put(self, work: Any) -> None:
@@ -1520,11 +1554,52 @@ class Workers:
             if self._queued > self._idle:
                 self._add()
 
-    def hold(self, work: Callable[[], None]) -> None:
+    def hold(self, work: Callable[[], None], light: bool) -> None:
         if self._held is None:
-            self._held = work
+            self._held = work, light
         else:
             self.put(work)
+
+    def follow(self, work: Callable[[], None]) -> None:
+        """Have light work run after this; for any thread."""
+        if getattr(_leading, "workers", None) is self:
+            self.hold(work, True)
+        else:
+            self.put(work)
+
+    def pass_on(self) -> None:
+        """Have another thread lead."""
+        _leading.workers = None
+        held, self._held = self._held, None
+        with self._lock:
+            if self._queued >= self._idle:
+                self._add(1)        # what came meanwhile has taken the one that there was when this began
+            self.loop.own(0)
+            self._put(_LEAD)
+        if held is not None:
+            self.put(held[0])
+
+    def wait(self, sock: Any, mask: int, deadline: float) -> bool:
+        """Turn the loop until a socket is ready for a poll mask; False when the time is up, or at the end of
+        all."""
+        ready: List[int] = []
+        events = (selectors.EVENT_READ if mask & select.POLLIN else 0) | (
+            selectors.EVENT_WRITE if mask & select.POLLOUT else 0)
+        _leading.workers = None     # what the loop calls is not the work
+        self.loop.watch(sock, 0, events, ready.append)
+        try:
+            while not ready and not self.loop.stopping:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                self.loop.turn(left)
+                if self._held is not None and not ready:
+                    held, self._held = self._held, None
+                    self.put(held[0])
+        finally:
+            self.loop.watch(sock, events, 0, ready.append)
+            _leading.workers = self
+        return bool(ready)
 
     def end(self) -> None:
         for _ in range(self.threads):
@@ -1534,9 +1609,9 @@ class Workers:
         self._queued += 1
         self.queue.put(work)
 
-    def _add(self) -> bool:
+    def _add(self, beyond: int = 0) -> bool:
         """One more thread, if there may be one: work has `most`, and one leads. With the lock held."""
-        if self.threads > self.most:
+        if self.threads > self.most + beyond:
             return False
         try:
             threading.Thread(target=self._work, name="http-worker", daemon=True).start()
@@ -1544,20 +1619,19 @@ class Workers:
             self.refused += 1
             return False
         self.threads += 1
+        self._idle += 1
         return True
 
     def _work(self) -> None:
         while True:
-            with self._lock:
-                self._idle += 1
             work: Any = None
             with contextlib.suppress(QueueEmpty):
                 work = self.queue.get(timeout=self.IDLE)
             with self._lock:
-                self._idle -= 1
                 self._queued -= work is not None
                 if work is None and self._queued and not self.loop.stopping:
                     continue
+                self._idle -= 1
                 if work is None:
                     self.threads -= 1
                     return
@@ -1567,32 +1641,40 @@ class Workers:
                 work = self._lead()
             if work is not None:
                 self._call(work)
+            with self._lock:
+                self._idle += 1
 
     def _lead(self) -> Optional[Callable[[], None]]:
-        """Turn the loop until there is something to run while another thread turns it. None at the end of
+        """Turn the loop until another thread does; what is to be run then, if anything is. None at the end of
         all."""
-        passed = False
         self.loop.own(threading.get_ident())
         try:
             while not self.loop.stopping:
                 self.loop.turn()
-                if self._held is not None:
-                    work, self._held = self._held, None
-                    with self._lock:
-                        passed = self._queued < self._idle or self._add()
-                        if passed:
-                            self.loop.own(0)
-                            self._put(_LEAD)
-                    if passed:
-                        return work
+                if self._held is None:
+                    continue
+                (work, light), self._held = self._held, None
+                with self._lock:
+                    may_pass = self._queued < self._idle or self._add()
+                if not may_pass:
                     self.put(work)
-            return None
+                elif not light:
+                    self.pass_on()
+                    return work
+                elif not self._run_leading(work):
+                    return None
         except Exception as error:
             self.failure = "%s: %s at %s" % (type(error).__name__, error, _place(error))
-            return None
-        finally:
-            if not passed:
-                self.ended.set()
+        self.ended.set()
+        return None
+
+    def _run_leading(self, work: Callable[[], None]) -> bool:
+        """Run light work; whether this thread leads still."""
+        _leading.workers = self
+        self._call(work)
+        leads = getattr(_leading, "workers", None) is self
+        _leading.workers = None
+        return leads
 
 
 class Incoming:
@@ -2355,7 +2437,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 if key in self._running:
                     return      # begun when the run under way has ended: that began before this request
             self._queued[run] = None
-        self.workers.hold(partial(self._run, run))
+        self.workers.hold(partial(self._run, run), app.is_light(request))
 
     def _run(self, run: Run) -> None:
         key = run.request.share
@@ -2376,7 +2458,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
                     following.since = time.monotonic()
                     self._queued[following] = None
             if following is not None:
-                self.workers.put(partial(self._run, following))
+                self.workers.follow(partial(self._run, following))
         self._give(run, answer)
 
     def _end_late_runs(self, now: float) -> None:
@@ -3288,6 +3370,7 @@ class Semaphore:
             turn = (threading.Lock(), who)
             turn[0].acquire()
             self._line.append(turn)
+        let_go()
         try:
             if turn[0].acquire(timeout=max(0.0, seconds)):
                 return
@@ -3609,8 +3692,7 @@ class _Wire:
 
     def _wait(self, mask: int, deadline: float) -> None:
         """Wait until the network is ready. Raises socket.timeout."""
-        self._poll.modify(self.socket, mask)
-        if not self._poll.poll(max(0.0, (deadline - time.monotonic()) * 1000)):
+        if not wait_ready(self.socket, self._poll, mask, deadline):
             raise socket.timeout("timed out")
 
     def _when_ready(self, function: Callable[[Any], Any], argument: Any, mask: int, deadline: float) -> Any:
@@ -3779,6 +3861,7 @@ class _Network:
                 pool = self._idle.get(location)
                 wire = pool.pop() if pool else None
             if wire is None:
+                let_go()
                 seconds = min(self.connect_timeout, deadline - time.monotonic())
                 return _Wire(location, seconds, self._tls() if location.secure else None)
             if time.monotonic() - wire.since < self.IDLE_SECONDS and wire.alive():
@@ -3857,6 +3940,7 @@ class _Leadership:
         if leading:
             yield leading
         if self.locate:
+            let_go()
             self.told(self.locate(deadline - time.monotonic()))
         with self._lock:
             found = list(self.named)
@@ -4094,6 +4178,7 @@ class Scheduler:
                 failure.sent = sent
                 raise failure from None
             self.retries += 1
+            let_go()
             time.sleep(pause)
         raise AssertionError("unreachable")
 
@@ -4109,6 +4194,8 @@ class Scheduler:
             body = self._post(ask, deadline)
             # one that was emptied is no reply
             same = ask.known is not None and body and body is ask.known.reply
+            if not same:
+                let_go()
             # in the slot: no more large replies than there are slots wait for the processor
             large = len(body) > self.LARGE
             response = self.decode(ask, body) if large and not same else None
@@ -13222,6 +13309,9 @@ class Reception(App):
     def is_quick(self, request: Request) -> bool:
         return not isinstance(request.route, Route) or request.route.quick
 
+    def is_light(self, request: Request) -> bool:
+        return isinstance(request.route, Route) and request.route.remembered
+
     def _check_origin(self, request: Request) -> None:
         """Browsers send foreign pages' writes with an Origin, and rebound names with a foreign Host."""
         host = request.headers.get("host", "")
@@ -13452,6 +13542,7 @@ class Service(Reception):
     what is remembered; and a read that waits for a change. runner: the HttpServer, for its timers and
     threads; set when there is one.
     """
+    LIGHT = 1 << 20     # bytes that are compared while nobody reads requests
 
     def __init__(self, clusters: Clusters, evaluator: Evaluator, access: Access = Access(),
                  limits: Optional[Dict[str, float]] = None, log: Callable[[str], None] = lambda line: None,
@@ -13623,10 +13714,13 @@ class Service(Reception):
         replay = Replay(self.clusters[call.args["cluster"]], self.memory, call.auth, call.request.id)
         held = kept.size if kept else 0
         try:
+            if not kept or kept.size > self.LIGHT:
+                let_go()
             if kept and replay.repeats(kept.asks):
                 self.metrics.count("aurora_rest_repeated_answers_total")
                 answer: Response = kept.answer
             else:
+                let_go()
                 call.replay = replay
                 answer = chosen.handler(call)
                 kept = None if replay.failed else Kept(question, replay.asked, answer)

@@ -5343,6 +5343,7 @@ ROOM_APP = """
 class Echo(App):
     def __init__(self):
         self.told, self.source = [], Source()
+        self.threads, self.far, self.patience, self.go_on = {}, {}, 10, threading.Event()
 
     def prepare(self, request):
         request.share = request.path if request.path == "/slow" else None
@@ -5354,7 +5355,20 @@ class Echo(App):
     def is_quick(self, request):
         return request.path == "/quick"
 
+    def is_light(self, request):
+        return request.path.startswith("/light/")
+
     def handle(self, request):
+        self.threads[request.path] = threading.get_ident()
+        if request.path.startswith("/light/"):
+            sock, poll = self.far[request.path], select.poll()
+            poll.register(sock, select.POLLIN)
+            ready = wait_ready(sock, poll, select.POLLIN, time.monotonic() + self.patience)
+            data = sock.recv(10) if ready else b"late"
+            if data == b"long":
+                let_go()
+                self.go_on.wait(10)
+            return Response(200, {"data": data.decode()})
         if request.path == "/later":
             return Later(self.source, 0.2, lambda: None, lambda: Response(200, {"late": True}))
         if request.path == "/stream":
@@ -5431,6 +5445,59 @@ class RoomTest(unittest.TestCase):
         self.assertEqual(Events(server, "/stream").next(), ("1", "hello", {}))
         self.assertEqual((ask(server, "GET", "/defect").status, ask(server, "GET", "/a").status), (500, 200))
         self.assertEqual(server.app.told, [200, 200, 200, 200, 500, 200])
+
+    def light(self, server: Any, name: str) -> Any:
+        """(who asked for light work that has begun, the socket that it waits for)."""
+        near, server.app.far[name] = socket.socketpair()
+        self.addCleanup(near.close)
+        self.addCleanup(server.app.far[name].close)
+        caller = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        self.addCleanup(caller.close)
+        caller.sendall(b"GET %b HTTP/1.1\r\nHost: h\r\n\r\n" % name.encode())
+        wait_for(lambda: name in server.app.threads)
+        return caller, near
+
+    def said(self, caller: Any) -> Any:
+        return json.loads(caller.recv(65536).partition(b"\r\n\r\n")[2])["data"]
+
+    def test_the_thread_that_waits_with_light_work_reads_on(self) -> None:
+        server = self.serve(header_time=5, idle_time=30)
+        threads = server.app.threads
+        first, far = self.light(server, "/light/1")
+        self.assertEqual(ask(server, "GET", "/quick").status, 200)
+        second, other = self.light(server, "/light/2")
+        self.assertEqual(ask(server, "GET", "/slow").status, 200)
+        other.sendall(b"2")
+        self.assertEqual(self.said(second), "2")        # it came later, and waits for nobody
+        far.sendall(b"1")
+        self.assertEqual(self.said(first), "1")
+        self.assertEqual(threads["/light/1"], threads["/quick"])
+        self.assertNotIn(threads["/light/1"], (threads["/light/2"], threads["/slow"]))
+        third, far = self.light(server, "/light/3")     # it leads as before
+        far.sendall(b"3")
+        self.assertEqual((self.said(third), threads["/light/3"]), ("3", threads["/light/1"]))
+
+    def test_light_work_that_turns_out_long_lets_another_thread_read(self) -> None:
+        server = self.serve(threads=1, header_time=5, idle_time=30)
+        self.addCleanup(server.app.go_on.set)
+        caller, far = self.light(server, "/light/1")
+        far.sendall(b"long")
+        self.assertEqual(ask(server, "GET", "/quick").status, 200)
+        self.assertNotEqual(server.app.threads["/quick"], server.app.threads["/light/1"])
+        server.app.go_on.set()
+        self.assertEqual(self.said(caller), "long")
+        self.assertEqual(ask(server, "GET", "/slow").status, 200)
+
+    def test_light_work_waits_no_longer_than_it_may_nor_than_the_server_serves(self) -> None:
+        server = self.serve(header_time=5, idle_time=30)
+        server.app.patience = 0.2
+        caller, _ = self.light(server, "/light/1")
+        self.assertEqual(self.said(caller), "late")
+        server.app.patience = 1000
+        self.light(server, "/light/2")
+        server.shutdown()
+        self.assertTrue(server.workers.ended.is_set())
+        self.assertEqual(server.failure, "")
 
     def test_it_reads_the_wire_however_it_is_cut(self) -> None:
         server = self.serve(header_time=5)
@@ -6788,10 +6855,11 @@ class LimitsTest(unittest.TestCase):
                 return item
         ask(server, "GET", "/alpha/jobs/devcluster/www-data")
         server.http.workers.queue = SlowToSay()
-        # whoever was waiting in the other queue is through now
-        ask(server, "GET", "/alpha/jobs/devcluster/www-data")
-        ask(server, "GET", "/alpha/jobs/devcluster/www-data")
-        held = threading.Event()
+        through, held = threading.Event(), threading.Event()
+        real.put(through.set)       # for whoever was waiting in the other queue
+        with server.http.workers._lock:
+            server.http.workers._queued += 1
+        self.assertTrue(through.wait(5))
         server.http.run_in_worker(lambda: held.wait(5))
         self.addCleanup(held.set)
         self.assertTrue(taken.wait(5))
@@ -9075,6 +9143,7 @@ MUTANTS = [
     ("waiting for a thread has no limit",
      'late = [run for run in self._queued if now - run.since > self.limits["queue_time"]]', 'late = []',
      "LimitsTest"),
+    ("work that turns out long keeps the lead", 'workers.pass_on()', 'pass', "RoomTest"),
     ("the queue has no limit", 'if self.workers.queue.qsize() >= self.limits["queue"]:', 'if False:',
      "LimitsTest"),
     ("connections have no limit",
