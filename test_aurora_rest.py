@@ -2858,9 +2858,13 @@ class RestartTest(Serving):
         for query in ("", "&dry_run=1", "&shards=1", "&force=0"):
             refused = self.bad(409, "PUT", path + query, code="OPERATION_RUNNING", says=first + ".*force=1")
             self.assertEqual(refused["operation"]["id"], first)
-        free = self.server.service.operations._slots._value
+        operations = self.server.service.operations
         second = self.good("PUT", path + "&force=1", status=202)["operation"]["id"]
-        self.assertEqual(self.server.service.operations._slots._value, free - 1)
+        running = [each.state for each in operations.all() if each.key == str(key)]
+        self.assertEqual(running, ["running", "running"])
+        # each has one place, also while those of other tests end
+        wait_for(lambda: operations._slots._value == self.server.service.limits["operations"] - sum(
+            each.state == "running" for each in operations.all()))
         other = self.create("beside", 1)
         third = self.good("PUT", "/alpha/job/%s/restart?watch_secs=0&wait=20" % str(other))
         self.assertTrue(third["reached"])
