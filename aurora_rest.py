@@ -4075,9 +4075,8 @@ class Scheduler:
         projection: decode only these parts of the Response; authorization: instead of the scheduler's own.
         Raises the AuroraError that the Response's code or the failure stands for.
         """
-        return self.ask(self.prepare(method, *arguments, projection=projection, authorization=authorization,
-                                     **named),
-                        timeout)[1]
+        return self.ask(self.prepare(
+            method, *arguments, projection=projection, authorization=authorization, **named), timeout)[1]
 
     @staticmethod
     def prepare(method: str, *arguments: Any, projection: Optional[Projection] = None,
@@ -4089,8 +4088,7 @@ class Scheduler:
         field = {"killTasks": "instances", "restartShards": "shardIds"}.get(method)
         if field and getattr(made, field) is not None and not getattr(made, field):
             meaning = ("means all instances to the scheduler; leave it out to mean that"
-                       if method == "killTasks" else
-                       "names no instance to restart")
+                       if method == "killTasks" else "names no instance to restart")
             raise BadRequest("%s: an empty set %s" % (field, meaning))
         message = encode_message(BINARY, method, TMessageType.CALL, 0, made)
         # Its number is the question's own: an equal question has an equal reply, and a late reply to another
@@ -4194,8 +4192,6 @@ class Scheduler:
             body = self._post(ask, deadline)
             # one that was emptied is no reply
             same = ask.known is not None and body and body is ask.known.reply
-            if not same:
-                let_go()
             # in the slot: no more large replies than there are slots wait for the processor
             large = len(body) > self.LARGE
             response = self.decode(ask, body) if large and not same else None
@@ -4205,6 +4201,7 @@ class Scheduler:
 
     def decode(self, ask: Ask, body: bytes) -> Any:
         """The Response in a reply to `ask`. Raises the AuroraError that it stands for if it is not OK."""
+        let_go()
         method, projection = ask.method, ask.projection
         try:
             response = decode_reply(BINARY, method.name, body, projection)
@@ -13714,7 +13711,7 @@ class Service(Reception):
         replay = Replay(self.clusters[call.args["cluster"]], self.memory, call.auth, call.request.id)
         held = kept.size if kept else 0
         try:
-            if not kept or kept.size > self.LIGHT:
+            if kept and kept.size > self.LIGHT:
                 let_go()
             if kept and replay.repeats(kept.asks):
                 self.metrics.count("aurora_rest_repeated_answers_total")
