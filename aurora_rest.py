@@ -273,6 +273,8 @@ LIMITS: Dict[str, Limit] = {
 REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS")
 JSON_TYPE = "application/json"
+# of what an application answers; it holds no loops, and to look for them takes a third of the time
+to_json = json.JSONEncoder(check_circular=False).encode
 # Text from outside meets only linear work. Patterns: each is matched as a whole or from a known place, no two
 # neighbouring repeats take the same character, and none that is searched for begins with a repeat. That is so
 # for those here (single characters, or whole fields), request targets and chunk sizes, quality values and
@@ -635,7 +637,7 @@ class Response:
     @property
     def body(self) -> bytes:
         if self._body is None:
-            self._body = (json.dumps(self._plain) + "\n").encode() if self._plain is not None else b""
+            self._body = (to_json(self._plain) + "\n").encode() if self._plain is not None else b""
         return self._body
 
     def settle(self) -> None:
@@ -1205,7 +1207,7 @@ class Poll(Source):
 def event_bytes(event_id: str, name: str, plain: Any) -> bytes:
     """An event of a text/event-stream; without an id the caller keeps the one it has."""
     return ("%sevent: %s\ndata: %s\n\n" % ("id: %s\n" % event_id if event_id else "", name,
-                                           json.dumps(plain))).encode()
+                                           to_json(plain))).encode()
 
 
 class Events(Poll):
@@ -7858,6 +7860,7 @@ def _machine() -> str:
             name) else name
 
 
+@lru_cache(maxsize=1)
 def _libc() -> Any:
     import ctypes
     return ctypes.CDLL(None, use_errno=True)
@@ -7956,11 +7959,13 @@ def _shut_out_of_files() -> List[str]:
     return ["landlock"] if taken else []
 
 
-def _forbid_system_calls() -> bool:
-    """Let this process and its children make only the calls in _SECCOMP; others fail with EPERM."""
+@lru_cache(maxsize=1)
+def _system_call_filter() -> Any:
+    """The program that lets only the calls in _SECCOMP pass, as prctl takes it; None for a machine that is
+    not known. Made once, in the process that forks: each child would pay a millisecond for it."""
     known = _SECCOMP.get(_machine())
     if known is None:
-        return False
+        return None
     import ctypes
     machine, allowed = known
     # another ABI: kill
@@ -7969,9 +7974,17 @@ def _forbid_system_calls() -> bool:
     code += [(0x06, 0, 0, 0x00050000 | errno.EPERM), (0x06, 0, 0, 0x7FFF0000)]
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
     head = ctypes.create_string_buffer(struct.pack("HP", len(code), ctypes.addressof(program)))
+    return head, program        # the one holds the address of the other
+
+
+def _forbid_system_calls() -> bool:
+    """Let this process and its children make only the calls in _SECCOMP; others fail with EPERM."""
+    made = _system_call_filter()
+    if made is None:
+        return False
     libc = _libc()
     # NO_NEW_PRIVS, SECCOMP
-    return bool(libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, head, 0, 0) == 0)
+    return bool(libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, made[0], 0, 0) == 0)
 
 
 def _limit_resources(limits: ConfigLimits) -> None:
@@ -8069,6 +8082,7 @@ def _evaluator_main(limits: ConfigLimits, cpus: Sequence[int]) -> None:
     shown += _enter_empty_root(shown) + _drop_privileges() + _drop_capabilities() + _shut_out_of_files()
     if sys.platform.startswith("linux"):
         _libc().prctl(4, 0, 0, 0, 0)        # PR_SET_DUMPABLE: no other process of the user looks in
+    _system_call_filter()
     probe = os.fork()
     if not probe:
         os._exit(0 if _forbid_system_calls() else 1)
@@ -8111,13 +8125,14 @@ def _serve_one(schema: Json, limits: ConfigLimits, control: socket.socket, filte
 
 
 def _evaluate_one(schema: Json, limits: ConfigLimits, channel: int, filtered: bool) -> None:
-    """In the forked child: shut in, warm up if nothing comes within moments, evaluate one request, answer.
-    filtered: the system call filter was announced, so that nothing is done without it."""
+    """In the forked child: shut in, warm up if nothing comes for a while, which under load would only take
+    the processor from others, evaluate one request, answer. filtered: the system call filter was announced,
+    so that nothing is done without it."""
     _limit_resources(limits)
     if not _forbid_system_calls() and filtered:
         os._exit(1)
     gc.disable()
-    if not select.select([channel], [], [], 0.001)[0]:
+    if not select.select([channel], [], [], 0.1)[0]:
         _warm_up(schema)
 
     def ask(question: Json) -> Json:
@@ -14147,9 +14162,13 @@ def list_all_jobs(call: Call) -> Any:
 
 
 @reading
-def _plain_task(cluster: str, job: str, task: Any) -> Json:
-    """A plain task as callers see it."""
-    assigned, names = task["assignedTask"], api.ScheduleStatus.names
+def _plain_tasks(cluster: str, job: str, tasks: Iterable[Any]) -> List[Json]:
+    """Plain tasks as callers see them. job: the key, where they are all of one."""
+    return [_plain_task(cluster, job, task, api.ScheduleStatus.names) for task in tasks]
+
+
+def _plain_task(cluster: str, job: str, task: Any, names: Dict[int, str]) -> Json:
+    assigned = task["assignedTask"]
     plain = {"id": assigned["taskId"], "job": job or "%s/%s" % (cluster, assigned["task"]["job"]),
              "instance": assigned.get("instanceId", 0),
              "state": names.get(task["status"]) or str(task["status"]),
@@ -14205,8 +14224,8 @@ def get_job(call: Call) -> Any:
         raise _no_job(call)
     counts = collections.Counter([task["status"] for task in found])
     waiting = sum(counts[each] for each in (states.INIT, *_NOT_PLACED))
-    active = [_plain_task("", key, task) for task in found if is_active(task)]
-    ended = [_plain_task("", key, task) for task in found if not is_active(task)]
+    active = _plain_tasks("", key, filter(is_active, found))
+    ended = _plain_tasks("", key, itertools.filterfalse(is_active, found))
     failing = failing_instances(found) if counts[states.FAILED] else []
     words = failure_of(call, failing) if failing and call.get("logs", True) else {}
     if failing and call.get("logs", True) and call.replay:
@@ -14231,7 +14250,7 @@ def list_tasks(call: Call) -> Any:
         _require_job(call)
     if call.get("brief"):
         found = [dict(task, taskEvents=task.get("taskEvents", [])[-1:]) for task in found]
-    tasks = [_plain_task("", str(call.key), task) for task in found]
+    tasks = _plain_tasks("", str(call.key), found)
     if call.get("host"):
         tasks = [task for task in tasks if any(glob(each)(task["host"] or "") for each in call.get("host"))]
     shown, headers = call.page(tasks)
@@ -15284,7 +15303,7 @@ def _passes(call: Call, task: Any) -> bool:
 def _task_list(call: Call, found: Sequence[Any], start: int, limit: int) -> Response:
     """The first of the tasks that were found from `start` on, and where to go on if there are more."""
     more = len(found) > limit
-    tasks = sorted((_plain_task(call.args["cluster"], "", each) for each in found[:limit]),
+    tasks = sorted(_plain_tasks(call.args["cluster"], "", found[:limit]),
                    key=lambda task: task["id"])
     return call.success(200, call.link(start + limit) if more else [], count=len(tasks), tasks=tasks,
                         **({"next": start + limit} if more else {}))
@@ -15544,8 +15563,7 @@ def list_waiting(call: Call) -> Any:
     known = pending_reasons(call.scheduler, api.TaskQuery()) if tasks else {}
     wanted = glob(call.get("role", "*"))
     found: List[Json] = []
-    for task in tasks:
-        plain = _plain_task(call.args["cluster"], "", task)
+    for plain in _plain_tasks(call.args["cluster"], "", tasks):
         last = plain["events"][-1] if plain["events"] else {}
         if wanted(plain["job"].split("/")[1]):
             found.append({name: plain[name] for name in ("id", "job", "instance", "state")})
