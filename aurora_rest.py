@@ -594,7 +594,8 @@ class Request:
         """The query's names and values, decoded. Raises BadRequest."""
         if self._query is None:
             self._query = [(decode_percent(name, True), decode_percent(value, True)) for name, _, value in
-                           (pair.partition("=") for pair in self.raw_query.split("&") if pair)]
+                           (pair.partition("=") for pair in self.raw_query.split("&") if pair)
+                           ] if self.raw_query else []
         return self._query
 
 
@@ -12466,6 +12467,11 @@ class Route(NamedTuple):
         return self.gives == "text/event-stream"
 
     @property
+    def shared(self) -> bool:
+        """Whether those who ask the same while nobody has begun to answer get one answer."""
+        return not self.quick and self.method == "GET" and self.access == "read" and not self.is_stream
+
+    @property
     def writes(self) -> bool:
         """Whether it changes something."""
         return self.method in _WRITES and (self.access != "read" or self.judges)
@@ -12832,8 +12838,9 @@ class Call:
         given: Dict[str, List[str]] = {}
         for name, value in self.request.query:
             given.setdefault(name, []).append(value)
-        if "wait" in known and "wait" not in given:
-            prefers = re.search(r"\bwait=(\d{1,9})\b", self.request.headers.get("prefer", "")[:1024])
+        prefer = self.request.headers.get("prefer")
+        if prefer is not None and "wait" in known and "wait" not in given:
+            prefers = re.search(r"\bwait=(\d{1,9})\b", prefer[:1024])
             if prefers:
                 given["wait"] = [prefers.group(1)]
         for name, values in given.items():
@@ -13287,10 +13294,9 @@ class Reception(App):
             if method == "OPTIONS" and request.path == "*":
                 request.route = {each: None for each in ("GET", "PUT", "POST", "DELETE")}
             return
-        plain = not chosen.is_stream and not request.head.length
-        if plain and chosen.method == "GET" and chosen.access == "read":
+        if chosen.shared and not request.head.length and "prefer" not in request.headers:
             with contextlib.suppress(BadRequest):
-                if all(name != "wait" for name, _ in request.query) and "prefer" not in request.headers:
+                if all(name != "wait" for name, _ in request.query):
                     request.share = self._question(request, request.raw_query)
 
     def _question(self, request: Request, query: str) -> Tuple[Any, ...]:
