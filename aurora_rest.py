@@ -20560,7 +20560,8 @@ OPTIONS = [
     _Option("executor", "serving", "how the scheduler is called; internal: direct Thrift calls", "internal"),
     _Option("application", "serving", "kind of server; thread", "thread"),
     _Option("parallel", "serving", "simultaneous calls to one cluster's scheduler", 4, int, "N", least=1),
-    _Option("cpu", "serving", "the one processor to keep to; evaluators use all", None, str, "N"),
+    _Option("cpu", "serving", "the one processor to run on, evaluators use all; auto: where there is most "
+            "room; all: on any", "auto", str, "N|auto|all"),
     _Option("drain-timeout", "serving", "seconds that requests may finish in when asked to stop", 10.0, float,
             "SECONDS", live=True),
     _Option("drain-delay", "serving", "seconds before that in which /ready says 503 and all else goes on",
@@ -21109,8 +21110,7 @@ def checked(options: argparse.Namespace) -> str:
     named = server_options(options)
     if options.tls_cert:
         certificate_expiry(options.tls_cert)
-    if options.cpu is not None:
-        processors(options.cpu)
+    Affinity(options.cpu)
     with _read_for("host", options.host):
         socket.getaddrinfo(options.host, options.port)
     if options.audit_log:
@@ -21176,21 +21176,85 @@ def _share_memory() -> None:
         libc.mallopt(-3, _LARGE)        # M_MMAP_THRESHOLD
 
 
-def processors(cpu: str) -> List[int]:
-    """The processors that this process may run on. Raises UsageError where `cpu` is none of them."""
-    known = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if not cpu.isdigit() or int(cpu) not in known:
-        raise UsageError("--cpu=%s: %s" % (cpu, "one of " + ", ".join(map(str, known)) if known else
-                                           "this system cannot keep a process to a processor"))
-    return known
+def processors() -> List[int]:
+    """The processors that this process may run on; none where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
-def _keep_to(cpu: str) -> None:
-    """Run on one processor. Python runs one thread at a time; on two that are free, each hands over to the
-    other at every call of the system, which costs more than it brings. To be called before there are threads.
-    Raises UsageError."""
-    _Worker.cpus = processors(cpu)
-    os.sched_setaffinity(0, {int(cpu)})
+def _idle_times() -> Dict[int, float]:
+    """For how many seconds each processor has been idle since the machine began; nothing where the system
+    does not tell."""
+    with contextlib.suppress(OSError), open("/proc/stat", encoding="ascii") as stream:
+        found = re.findall(r"^cpu(\d+)(?: \d+){3} (\d+) (\d+)", stream.read(), re.MULTILINE)
+        return {int(cpu): (int(idle) + int(waiting)) / os.sysconf("SC_CLK_TCK")
+                for cpu, idle, waiting in found}
+    return {}
+
+
+class Affinity:
+    """Keeps this process to one processor.
+
+    Python runs one thread at a time. On two processors each hands over to the other at every call of the
+    system, and both wait for what that takes: concurrent reads take half as much again. So all threads run on
+    one, and evaluators, which are processes of their own, on all. The one is not for ever: while the server
+    works it is looked every few seconds, at no fixed times, so that two servers do not dodge each other for
+    ever, whether another one has clearly more room, and then all threads move there. Room is what a processor
+    was idle, and on ours also what we took.
+
+    wish: "auto"; "all", which keeps to none; or the number of one, which is kept whatever happens. `begin` is
+    called before there are threads, `look` by the main thread.
+    """
+    MORE = 0.25         # of a processor: for less it does not move
+    WORKS = 0.1         # of a processor: who takes less gains nothing
+
+    def __init__(self, wish: str) -> None:
+        """Raises UsageError."""
+        self.known = processors()
+        wishes = ["auto", "all", *map(str, self.known)]
+        if wish not in wishes:
+            raise UsageError("--cpu=%s: one of %s" % (wish, ", ".join(wishes)))
+        free = not getattr(sys, "_is_gil_enabled", lambda: True)()
+        self.cpu = int(wish) if wish.isdigit() else None
+        self.moves = wish == "auto" and len(self.known) > 1 and not free and bool(_idle_times())
+        if self.moves:
+            self.cpu = random.choice(self.known)
+        self._at, self._used = time.monotonic(), time.process_time()
+        self._due = self._at + 3
+        self._idle: Dict[int, float] = {}
+
+    def begin(self) -> None:
+        if self.cpu is not None:
+            _Worker.cpus = self.known
+            self.move(self.cpu)
+
+    def look(self) -> None:
+        """Move where there is more room; to be called often."""
+        now, here = time.monotonic(), self.cpu
+        if here is None or not self.moves or now < self._due:
+            return
+        self._due = now + random.uniform(3, 6)
+        used, before, seconds = time.process_time(), self._idle, now - self._at
+        own = (used - self._used) / seconds
+        self._at, self._used, self._idle = now, used, _idle_times() if own > self.WORKS else {}
+        found = self.roomiest(here, own, {cpu: (self._idle[cpu] - before[cpu]) / seconds for cpu in self.known
+                                          if cpu in self._idle and cpu in before})
+        if found != here:
+            self.move(found)
+
+    def roomiest(self, here: int, own: float, idle: Dict[int, float]) -> int:
+        """Where to run, of processors that were idle for these shares of the time while this process ran
+        `here` for `own`."""
+        room = {cpu: share + own * (cpu == here) for cpu, share in idle.items()}
+        best = max(room, key=lambda cpu: room[cpu], default=here)
+        return best if here in room and room[best] > room[here] + self.MORE else here
+
+    def move(self, cpu: int) -> None:
+        """Have all threads run there. Twice: one that had not moved may have started another one."""
+        self.cpu = cpu
+        for _ in range(2):
+            for thread in os.listdir("/proc/self/task"):
+                with contextlib.suppress(OSError):      # it has ended
+                    os.sched_setaffinity(int(thread), {cpu})
 
 
 def _settle_memory(least: float) -> float:
@@ -21209,12 +21273,12 @@ def _settle_memory(least: float) -> float:
     return 1.0
 
 
-def _greet(server: Server, log: Log) -> None:
+def _greet(server: Server, cpu: Optional[int], log: Log) -> None:
     demo = server.demo
     clusters = server.clusters.values()
     log(Event("serving", url=server.url, page=None if server.service.page == "off" else server.url + "/",
               version=__version__, clusters=[each.name or "?" for each in clusters],
-              schedulers=[each.place for each in clusters]))
+              schedulers=[each.place for each in clusters], cpu=cpu))
     if demo is not None:
         log(Event("demo", url=demo.url))
         for line in ("curl -s %s/alpha/jobs/%s/www-data", "curl -s %s/alpha/job/%s/www-data/prod/hello",
@@ -21273,7 +21337,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         log.flush()
 
 
-def _begin(arguments: Sequence[str], log: Log) -> Union[int, Tuple[Server, argparse.Namespace, Log, int]]:
+def _begin(arguments: Sequence[str], log: Log) -> Union[
+        int, Tuple[Server, argparse.Namespace, Affinity, Log, int]]:
     """Start what the command line says: what `_supervise` takes, or an exit status."""
     try:
         options = parse_command_line(arguments, dict(os.environ))
@@ -21288,8 +21353,8 @@ def _begin(arguments: Sequence[str], log: Log) -> Union[int, Tuple[Server, argpa
                   else "")
             return 0
         _share_memory()
-        if options.cpu is not None:
-            _keep_to(options.cpu)
+        affinity = Affinity(options.cpu)
+        affinity.begin()
         server = make_server(options, log)
     except UsageError as error:
         if sys.stderr is not None:
@@ -21301,17 +21366,18 @@ def _begin(arguments: Sequence[str], log: Log) -> Union[int, Tuple[Server, argpa
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, lambda received, frame: None)     # its number arrives through the pipe
     server.start()
-    _greet(server, log)
+    _greet(server, affinity.cpu, log)
     _aside(lambda: _look_at_isolation(server, log), "look-at-isolation", log)
     notify_systemd("READY=1")
-    return server, options, log, source
+    return server, options, affinity, log, source
 
 
 def _next_signal(source: int, seconds: Optional[float]) -> Optional[int]:
     return os.read(source, 1)[0] if select.select([source], [], [], seconds)[0] else None
 
 
-def _supervise(server: Server, options: argparse.Namespace, log: Log, signals: int) -> int:
+def _supervise(server: Server, options: argparse.Namespace, affinity: Affinity, log: Log,
+               signals: int) -> int:
     """Wait for signals and do as they say; the exit status."""
     interval = os.environ.get("WATCHDOG_USEC", "")
     pause = float(interval) / 2e6 if interval.isdigit() and int(interval) else None
@@ -21319,6 +21385,7 @@ def _supervise(server: Server, options: argparse.Namespace, log: Log, signals: i
     while True:
         wish = _next_signal(signals, min(pause or 1.0, 1.0))
         least = _settle_memory(least)
+        affinity.look()
         if server.http.failure:
             log(Event("error", error="the server has ended: %s" % server.http.failure))
             return 1

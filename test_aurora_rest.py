@@ -29,6 +29,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import textwrap
 import threading
 import time
 import unittest
@@ -7207,8 +7208,56 @@ class ProcessTest(unittest.TestCase):
         for child in children:
             self.assertEqual(sorted(os.sched_getaffinity(int(child))), known)
         refused = self.start("--demo", "--cpu", "4711")
-        self.assertIn("--cpu=4711: one of ", refused.stderr.read())
+        self.assertIn("--cpu=4711: one of auto, all, ", refused.stderr.read())
         self.assertEqual(refused.wait(20), 2)
+
+    @unittest.skipUnless(hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) > 1,
+                         "Linux with two processors only")
+    def test_all_its_threads_move_to_the_processor_with_clearly_more_room(self) -> None:
+        code = """
+            import aurora_rest, os, threading
+            known, leave = aurora_rest.processors(), threading.Event()
+            affinity = aurora_rest.Affinity("auto")
+            affinity.begin()
+            for _ in range(5):
+                threading.Thread(target=leave.wait).start()
+
+            def where():
+                return {tuple(sorted(os.sched_getaffinity(int(each)))) for each in os.listdir("/proc/self/task")}
+            here = affinity.cpu
+            there = next(each for each in known if each != here)
+            assert where() == {(here,)}, where()
+            for own, idle, wanted in (
+                    (0.5, {here: 0.0, there: 0.7}, here),       # what it took itself is room, too
+                    (0.5, {here: 0.0, there: 0.8}, there), (0.5, {here: 0.5, there: 0.9}, here),
+                    (0.2, {here: 0.1, there: 0.6}, there), (0.9, {}, here), (0.9, {there: 1.0}, here)):
+                assert affinity.roomiest(here, own, idle) == wanted, (own, idle)
+            figures = [{here: 100.0, there: 100.0}, {here: 100.0, there: 1e6}]
+            aurora_rest._idle_times = lambda: figures.pop(0)
+            affinity.WORKS, moved = -1.0, False
+            while figures:
+                affinity._due = 0.0
+                affinity.look()
+            assert (affinity.cpu, where()) == (there, {(there,)}), (affinity.cpu, where())
+            affinity.WORKS, affinity._due = 2.0, 0.0
+            affinity.look()         # who does nothing does not even look
+            leave.set()
+            assert aurora_rest.Affinity("all").cpu is None
+            """
+        done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.PIPE,
+                              text=True, cwd=HERE)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+
+    @unittest.skipUnless(hasattr(os, "sched_getaffinity"), "Linux only")
+    def test_it_runs_on_one_processor_unless_told_otherwise_and_says_which(self) -> None:
+        known = sorted(os.sched_getaffinity(0))
+        for options, wanted in (((), 1), (("--cpu", "all"), len(known))):
+            process, _, lines = self.serve("--demo", *options)
+            self.assertEqual(len(os.sched_getaffinity(process.pid)), wanted)
+            one = re.search(r" cpu=(\d+)", lines[-1])
+            self.assertEqual(one is not None, wanted == 1 < len(known))
+            if one:
+                self.assertEqual(os.sched_getaffinity(process.pid), {int(one.group(1))})
 
     def test_options_come_from_the_environment_too(self) -> None:
         _, server, _ = self.serve(AURORA_REST_DEMO="moon", AURORA_REST_QUIET="1", AURORA_REST_DEMO_JOBS="3")
