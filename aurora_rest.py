@@ -289,6 +289,7 @@ _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BARE_LINE_END = re.compile(rb"(?<!\r)\n")
 _BAD_TARGET = re.compile(rb"[^\x21-\x7e]")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_UNRESERVED = re.compile(r"%(2[DE]|3\d|[46][1-9A-F]|[57][\dA]|5F|7E)", re.IGNORECASE | re.ASCII)
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~]*)(:\d*)?")
 _REQUEST_ID = re.compile(r"[\w\-.:]{1,128}", re.ASCII)
 
@@ -566,7 +567,11 @@ class Request:
                 raise BadRequest("the request target is neither a path nor an http URL")
             target = match.group(2) if match.group(2).startswith("/") else "/" + match.group(2)
             head.headers["host"] = match.group(1)       # RFC 9112, 3.2.2: it goes before the field
-        self.path, _, self.raw_query = target.partition("?")
+        path, _, self.raw_query = target.partition("?")
+        if "%" in path and not _BAD_PERCENT.search(path):
+            # RFC 3986, 6.2.2.2: those that need no percent sign are the same without
+            path = _UNRESERVED.sub(lambda found: chr(int(found.group(1), 16)), path)
+        self.path = path
         self.headers = head.headers
         self.body = body
         self.peer = peer
@@ -3106,7 +3111,8 @@ class Api:
             "__slots__": tuple(types), "__init__": namespace["__init__"],
             "__hash__": namespace["__hash__"], "thrift_spec": tuple(spec),
             "fields": types,
-            "is_union": is_union, "__module__": __name__, "__doc__": "Thrift %s." % name})
+            "is_union": is_union, "__module__": __name__, "__qualname__": "api." + name,
+            "__doc__": "Thrift %s." % name})
 
     def signature(self, name: str) -> Tuple[str, List[Tuple[str, str]]]:
         """(access level, (name, type) of the parameters) of a method."""
@@ -8365,6 +8371,7 @@ class Evaluator:
         self.outcomes: collections.Counter[str] = collections.Counter()
         self._semaphore = Semaphore(most, 200, "configuration evaluation", max(1, most - 1))
         self._lock = threading.Lock()       # guards _idle, _reserving, _closed
+        self._first = threading.Lock()      # held while the first process starts, which all wait for
         self._idle: List[_Worker] = []
         self._reserving = False
         self._closed = False
@@ -8391,10 +8398,12 @@ class Evaluator:
     def look(self) -> List[str]:
         """The layers of isolation, found out by starting a process where none has been yet. Raises
         AuroraError."""
-        if self.isolation is None:
-            worker, fresh = self._take()
-            self._keep(worker)
-        return self.isolation or []
+        with self._first:
+            if self.isolation is None:
+                worker = _Worker(self.limits)
+                self.isolation = worker.isolation
+                self._keep(worker)
+        return self.isolation
 
     def _ask(self, request: Json, reply: Callable[[Json], Optional[Json]], caller: Optional[str]) -> Json:
         self._semaphore.enter(self.limits.wall_seconds, caller)
@@ -8438,8 +8447,11 @@ class Evaluator:
     def _take(self) -> Tuple[_Worker, bool]:
         """(a process, whether it is new). Takes the one that has been idle for longest, which has forked
         ahead by now; keeps two in reserve."""
+        self.look()
         with self._lock:
             worker = self._idle.pop(0) if self._idle else None
+        made = worker or _Worker(self.limits)
+        with self._lock:
             room = len(self._idle) + self._semaphore.inside < self._semaphore.slots
             reserve = len(self._idle) < 2 and room and not self._reserving
             self._reserving |= reserve
@@ -8449,11 +8461,7 @@ class Evaluator:
             except RuntimeError:        # no thread to be had: then without a reserve
                 with self._lock:
                     self._reserving = False
-        if worker is not None:
-            return worker, False
-        worker = _Worker(self.limits)
-        self.isolation = worker.isolation
-        return worker, True
+        return made, worker is None
 
     def _add_reserve(self) -> None:
         worker = None
@@ -15010,7 +15018,8 @@ def scale_job(call: Call) -> Any:
 
 
 @route("PUT", "/alpha/cron/{key}", "run", params="bind env file", body="config", gives="JobWritten",
-       guards=["get_cron"], a201="scheduled", a409="a job of this name that is no cron job runs")
+       guards=["get_cron"], a200="replaced", a201="scheduled",
+       a409="a job of this name that is no cron job runs")
 def schedule_cron(call: Call) -> Any:
     """Schedule the body's cron job, or replace the one scheduled under this key."""
     job = call.job()
@@ -15018,8 +15027,12 @@ def schedule_cron(call: Call) -> Any:
         raise Unprocessable("%s has no cron_schedule; create it with PUT /alpha/job/%s" %
                             (call.key, call.key))
     call.notes["job"] = plain_config(job.configuration)
+    status = 201
+    with contextlib.suppress(NotFound):
+        _template(call)
+        status = 200
     call.write("scheduleCronJob", job.configuration)
-    return call.job_success(201, **_some(warnings=job.warnings))
+    return call.job_success(status, **_some(warnings=job.warnings))
 
 
 def _template(call: Call) -> Any:
