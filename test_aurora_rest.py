@@ -3766,7 +3766,7 @@ class OutcomeTest(Serving):
     def test_cron_runs_and_rollbacks_are_waited_for(self) -> None:
         self.good("PUT", "/alpha/cron/devcluster/www-data/devel/night", source(
             "night", "sleep 1", "cron_schedule='0 3 * * *', instances=2", kind="Job"), 201)
-        replaced = self.good("PUT", "/alpha/cron/devcluster/www-data/devel/night", source(
+        self.good("PUT", "/alpha/cron/devcluster/www-data/devel/night", source(
             "night", "sleep 1", "cron_schedule='0 4 * * *', instances=2", kind="Job"), 200)
         self.assertEqual(self.good("GET", "/alpha/cron/devcluster/www-data/devel/night")["cron"]["schedule"],
                          "0 4 * * *")
@@ -7519,6 +7519,13 @@ class ProcessTest(unittest.TestCase):
         log("after")
         self.assertTrue(log.flush(10))
         wait_for(lambda: "%d log lines were lost" % lost in stream.text)
+        made: Any = []      # a line that is made when it is written, by the thread that writes
+        log.later(lambda word: made.append(threading.current_thread().name) or "made " + word, "later")
+        self.assertTrue(log.flush(10))
+        log.least = 1
+        log.later(lambda: "made never")
+        self.assertTrue(log.flush(10))
+        self.assertEqual((made, re.findall("made .*", stream.text)), (["log"], ["made later"]))
         for broken in (None, open(os.devnull)):     # closed before the start; not for writing
             log = aurora_rest.Log(broken)
             log.stream = broken
@@ -9344,7 +9351,10 @@ MUTANTS = [
     ("client certificates are not wanted", 'context.verify_mode = ssl.CERT_REQUIRED', 'pass',
      "ProcessTest AccessTest"),
     ("netrc is passed over", 'if entry: return "Basic "', 'if False: return "Basic "', "SchedulerTest"),
-    ("the log waits for its reader", 'if self._size + len(text) > self.ROOM or not self._running():',
+    ("a line that was to be made later is made for nobody", "line = made if isinstance(made, str) else "
+     "made(*parts)", 'line = made if isinstance(made, str) else ""', "ProcessTest"),
+    ("a busy processor is not left", "room[best] > room[here] + self.MORE", "False", "ProcessTest"),
+    ("the log waits for its reader", 'if self._size + size > self.ROOM or not self._running():',
      'if not self._running():', "ProcessTest"),
 ]
 
@@ -9478,8 +9488,7 @@ def _plain_main(kind: Any) -> None:
 
 def _rest_main(*arguments: Any) -> None:
     os.chdir(HERE)
-    os.execv(sys.executable, [sys.executable, "-m", "aurora_rest", "--quiet", "--port", "0",
-                              *arguments])
+    os.execv(sys.executable, [sys.executable, "-m", "aurora_rest", "--port", "0", *arguments])
 
 
 def _direct_main(port: Any, kind: Any, seconds: Any) -> None:
@@ -9617,24 +9626,44 @@ class Bench:
         self.processes: Any = []
 
     def start(self, role: Any, *arguments: Any) -> Any:
-        """A helper process; the port that it prints or logs."""
-        process: Any = subprocess.Popen([*self.HELPER, role, *map(str, arguments)], cwd=HERE,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        """A helper process, and the port that it prints or logs. What it logs goes into a file. "logged" is
+        the server as it is by default, "rest" without access log."""
+        log = tempfile.TemporaryFile("a+")      # closed with the process: nothing else holds it
+        more = ["--quiet"] * (role == "rest")
+        process: Any = subprocess.Popen(
+            [*self.HELPER, role.replace("logged", "rest"), *map(str, arguments), *more], cwd=HERE,
+            stdout=subprocess.PIPE, stderr=log, text=True)
         self.processes.append(process)
-        if role == "rest":
-            while True:
-                line = process.stderr.readline()
-                if " serving " in line:
-                    threading.Thread(target=process.stderr.read, daemon=True).start()
-                    return process, int(matched(r"://\S+?:(\d+)", line).group(1))
-                if not line:
-                    raise SystemExit("the server did not start")
-        return process, int(process.stdout.readline())
+        if role not in ("rest", "logged"):
+            return process, int(process.stdout.readline())
+
+        def serves() -> Any:
+            log.seek(0)
+            found = re.search(r" serving url=\S+?:(\d+)", log.read())
+            if process.poll() is not None:
+                raise SystemExit("the server did not start")
+            return found
+        return process, int(wait_for(serves).group(1))
 
     def run(self, role: Any, *arguments: Any) -> Any:
-        done = subprocess.run([*self.HELPER, role, *map(str, arguments)], cwd=HERE,
-                              stdout=subprocess.PIPE, text=True, check=True)
-        return json.loads(done.stdout)
+        """What a role prints, in a child of its own: forked, since to import all this takes longer than a
+        short measure."""
+        source, target = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                sys.stdout = os.fdopen(target, "w")
+                ROLES[role](*map(str, arguments))
+                sys.stdout.flush()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        os.close(target)
+        with os.fdopen(source) as stream:
+            said = stream.read()
+        if os.waitpid(child, 0)[1]:
+            raise SystemExit("%s ended without a result" % role)
+        return json.loads(said)
 
     def stop(self, *processes: Any) -> None:
         for each in processes:
@@ -9825,8 +9854,8 @@ class Bench:
     def logging(self) -> None:
         """The access log, which is on by default, beside --quiet."""
         scheduler, scheduler_port = self.start("scheduler", 100, 0, 0, 1)
-        ports = [self.start("rest", "--scheduler", "bench=http://127.0.0.1:%d" % scheduler_port, *more)
-                 for more in ((), ("--quiet",))]
+        ports = [self.start(role, "--scheduler", "bench=http://127.0.0.1:%d" % scheduler_port)
+                 for role in ("logged", "rest")]
 
         def measure() -> Any:
             rates = [self.run("load", port, "/alpha/jobs/bench/www-data", 16, self.seconds)["rate"]
@@ -10019,14 +10048,13 @@ def bench_main(arguments: Any) -> None:
             json.dump(bench.rows, stream, indent=1)
 
 
+ROLES: Any = {"scheduler": _bench_scheduler_main, "plain": _plain_main, "rest": _rest_main,
+              "direct": _direct_main, "load": _load_main, "pair": _pair_main}
+
 if __name__ == "__main__":
     if "--bench-role" in sys.argv:
         at = sys.argv.index("--bench-role")
-        roles: Any = {
-            "scheduler": _bench_scheduler_main, "plain": _plain_main, "rest": _rest_main,
-            "direct": _direct_main,
-            "load": _load_main, "pair": _pair_main}
-        roles[sys.argv[at + 1]](*sys.argv[at + 2:])
+        ROLES[sys.argv[at + 1]](*sys.argv[at + 2:])
     elif "--bench" in sys.argv:
         bench_main([each for each in sys.argv[1:] if each != "--bench"])
     elif "--mutants" in sys.argv:
