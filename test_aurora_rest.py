@@ -7232,7 +7232,7 @@ class ProcessTest(unittest.TestCase):
             affinity = aurora_rest.Affinity("auto")
             affinity.begin()
             for _ in range(5):
-                threading.Thread(target=leave.wait).start()
+                threading.Thread(target=leave.wait, daemon=True).start()
 
             def where():
                 return {tuple(os.sched_getaffinity(int(one))) for one in os.listdir("/proc/self/task")}
