@@ -405,14 +405,14 @@ class Proxies:
 
 
 class Head(NamedTuple):
-    """The parsed head of a request. length: -1 for a chunked body."""
+    """The parsed head of a request. length: -1 for a chunked body; expects: its Expect field."""
     method: str
     target: str
     version: int                # 0 or 1: the minor version
     headers: Dict[str, str]
     length: int
     keep_alive: bool
-    expects: bool
+    expects: str
 
 
 def parse_head(data: bytes, header_count: int = 100, url: int = 8192) -> Head:
@@ -476,11 +476,8 @@ def parse_head(data: bytes, header_count: int = 100, url: int = 8192) -> Head:
         length = int(text)
     options = [each.strip().lower() for each in headers.get("connection", "").split(",")]
     keep_alive = "close" not in options and (version == 1 or "keep-alive" in options)
-    expect = headers.get("expect")
-    if expect is not None and expect.lower() != "100-continue":
-        raise ExpectationFailed("the only expectation understood is 100-continue")
     return Head(words[0].decode("ascii"), words[1].decode("ascii"), version, headers, length, keep_alive,
-                expect is not None and version == 1)
+                headers.get("expect", "").lower() if version == 1 else "")
 
 
 class ChunkedBody:
@@ -2045,7 +2042,7 @@ class Connection(Channel):
                 if found[1] is None:
                     self._admit(found[0])
                     continue
-                request, self.request = self.request or self.server.request(self, found[0]), None
+                request, self.request = self._know(found[0]), None
                 request.body = found[1]
                 self.since = 0.0
                 self.busy = True
@@ -2070,13 +2067,21 @@ class Connection(Channel):
         """Whether to take a body at all: before any of it is held. Raises the Failure that the request
         gets."""
         self.since = time.monotonic()
-        self.request = self.server.request(self, head)
+        request = self._know(head)
         if head.length > self.server.limits["body"]:
             raise BodyTooLarge("the body is larger than %d bytes" % self.server.limits["body"])
-        self.server.app.admit(self.request)
+        self.server.app.admit(request)
         self.count(self.incoming.held, max(0, head.length))
         if head.expects and not self.incoming.buffer:
             self.push(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _know(self, head: Head) -> Request:
+        """The request of a head; a refusal from now on knows it."""
+        if self.request is None:
+            self.request = self.server.request(self, head)
+            if head.expects not in ("", "100-continue"):
+                raise ExpectationFailed("the only expectation understood is 100-continue")
+        return self.request
 
     def count(self, held: int, wanted: int = 0) -> None:
         """Count the bytes that this request's body takes towards those of all, and of its caller. Raises

@@ -5318,7 +5318,7 @@ class ParserTest(unittest.TestCase):
                 (good + b"\r\n A: b", 400),
                 (good + b"\r\nA: b\r\n\tfolded", 400), (good + b"\r\nnocolon", 400), (good + b"\r\n: b", 400),
                 (good + b"\r\nA: b\x00c", 400), (good + b"\nA: b", 400), (good + b"\r\nA: b\rX: y", 400),
-                (good + b"\r\nExpect: 200-ok", 417), (good + b"\r\nA: b" * 101, 431),
+                (good + b"\r\nA: b" * 101, 431),
                 (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: x", 414)):
             with self.subTest(head=head[:80]):
                 with self.assertRaises(aurora_rest.AuroraError) as caught:
@@ -5561,6 +5561,11 @@ class RoomTest(unittest.TestCase):
                              (b"GET / HTTP/1.1\r\nHost: h\r\nExpect: x\r\n\r\n", 417),
                              (b"GET / HTTP/1.1\r\n\r\n", 400)):
             self.assertEqual(statuses(raw(server, data)), [status], data[:60])
+        for more in (b"", b"Content-Length: 3\r\n"):      # who asked for too much is known all the same
+            answer = raw(server, b"PUT / HTTP/1.1\r\nHost: h\r\nExpect: x\r\nX-Request-Id: mine\r\n" + more +
+                         b"\r\n")
+            self.assertEqual((statuses(answer), b"\r\nX-Request-Id: mine\r\n" in answer), ([417], True))
+        self.assertEqual(statuses(raw(server, b"GET / HTTP/1.0\r\nExpect: 100-continue\r\n\r\n")), [200])
         wait_for(lambda: not server.connections and not server.bodies.all)
 
 
