@@ -15093,10 +15093,17 @@ def start_cron(call: Call) -> Any:
        gives="CronList", a200="cron jobs")
 def list_cron(call: Call) -> Any:
     """The cron jobs of a role with their schedules and next runs."""
-    globs = {name: glob(call.get(name)) for name in ("environment", "name") if call.get(name)}
+    globs = {name: glob(call.get(name)) for name in ("role", "environment", "name") if call.get(name)}
     return _job_list(call, [_summary(call.args["cluster"], each)
-                            for each in list_summaries(call.scheduler, call.args["role"])
+                            for each in list_summaries(call.scheduler, call.args.get("role"))
                             if each["job"].get("cronSchedule") and _matches(each["job"]["key"], globs)])
+
+
+@route("GET", "/alpha/cron/{cluster}", "watch", remembered=True, params="role environment name limit offset",
+       gives="CronList", a200="cron jobs")
+def list_cluster_cron(call: Call) -> Any:
+    """The cron jobs of a cluster with their schedules and next runs."""
+    return list_cron(call)
 
 
 # --- handlers: operate --------------------------------------------------------------------------------------

@@ -3669,7 +3669,7 @@ class RoutesTest(Serving):
                  path + "/tasks?shards=1",
                  path + "/config", path + "/pending", path + "/updates", "/alpha/updates/devcluster",
                  "/alpha/updates/devcluster/www-data",
-                 "/alpha/cron/devcluster/www-data/devel/same-cron", "/alpha/cron/devcluster/www-data",
+                 "/alpha/cron/devcluster/www-data/devel/same-cron", "/alpha/cron/devcluster",
                  "/alpha/quota/devcluster/www-data",
                  "/alpha/maintenance/devcluster/demo-01", "/alpha/tasks/devcluster?role=www-data"]
         for read in reads:
@@ -3770,6 +3770,10 @@ class OutcomeTest(Serving):
             "night", "sleep 1", "cron_schedule='0 4 * * *', instances=2", kind="Job"), 200)
         self.assertEqual(self.good("GET", "/alpha/cron/devcluster/www-data/devel/night")["cron"]["schedule"],
                          "0 4 * * *")
+        for path in ("/www-data?name=ni*", "?role=www-*&name=night"):
+            self.assertEqual([each["key"] for each in self.good("GET", "/alpha/cron/devcluster" + path)
+                              ["jobs"].values()], ["devcluster/www-data/devel/night"])
+        self.assertEqual(self.good("GET", "/alpha/cron/devcluster?role=nobody")["count"], 0)
         run = self.good("POST", "/alpha/cron/devcluster/www-data/devel/night/start?wait=30")
         self.assertEqual((run["reached"], run["progress"]["done"]), (True, 2))
         path = self.create("back", 2)
