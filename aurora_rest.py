@@ -19768,6 +19768,7 @@ async function download(path, name, size) {
 }
 function logTab(v) {
   const lines = [], left = {}, from = {}, met = {}, stream = arg('stream', 'stdout'), task = arg('task')
+  const streams = stream == 'both' ? ['stdout', 'stderr'] : [stream], agent = arg('source')
   const soon = calm(() => paint()), box = search('Filter lines', () => paint())
   const pads = [0, 1].map(() => h('div'))
   const view = h('div', {class: 'log', role: 'log', 'aria-live': 'off', 'aria-label': 'Lines', tabindex: 0,
@@ -19782,16 +19783,17 @@ function logTab(v) {
   let ids = numbers(arg('i')), size = 0, stick = !arg('at'), fresh = 0, known = [], process, seen = lines,
     begin = 0, last = 0, serial = 0, gone = 0, wrong
   view.own = pads[0].own = pads[1].own = true
+  const many = () => ids[1] || streams[1]
   const hue = k => ['go', 'lost', 'wait', 'ok'][ids.indexOf(+k) % 4]
-  function add(k, text, mark, at) {
-    lines.push({k, text, mark, at, n: serial++})
+  function add(k, text, mark, at, s) {
+    lines.push({k, text, mark, at, s, n: serial++})
     size += text.length
     if (!stick) fresh++
     while (lines.length > 5e3 || size > 2e6) { size -= lines.shift().text.length; gone++ }
   }
   function hold(on) {      // a line that is looked at gets into the address
     const top = arg('wrap') ? begin : Math.floor(view.scrollTop / 20)
-    if (stick == on) put('at', on && !ids[1] && String(seen.slice(top).find(x => x.at != null)?.at ?? ''))
+    if (stick == on) put('at', on && !many() && String(seen.slice(top).find(x => x.at != null)?.at ?? ''))
     stick = !on
     if (stick) fresh = 0
     soon()
@@ -19811,45 +19813,48 @@ function logTab(v) {
     pads[0].style.height = (wrap ? 0 : begin * 20) + 'px'
     pads[1].style.height = (wrap ? 0 : (seen.length - last) * 20) + 'px'
     fill(view, pads[0], seen.slice(begin, last).map(x => h('p', {class: x.mark && 'dim', 'data-k': x.n},
-      ids[1] && h('b', {class: x.mark ? '' : hue(x.k)}, String(x.k)), h('span', null, x.text))), pads[1])
+      ids[1] && h('b', {class: x.mark ? '' : hue(x.k)}, String(x.k)), streams[1] && h('b', {class: x.s ==
+        'stderr' && 'fail'}, x.s?.slice(3)), h('span', null, x.text))), pads[1])
     if (stick) view.scrollTop = 1e9
     v.draw()
   }
-  function on(kind, e) {
-    const k = e.instance ?? ids[0]
+  function on(kind, e, s) {
+    const k = e.instance ?? ids[0], m = k + s
     if (kind == 'log') {
-      let text = e.text, skip = met[k]?.task == e.task && met[k].run == e.run ? met[k].end - e.offset : 0
+      let text = e.text, skip = met[m]?.task == e.task && met[m].run == e.run ? met[m].end - e.offset : 0
       if (skip >= e.length) return      // many are followed again from their ends
       if (skip > 0) text = new TextDecoder().decode(bytes(text).slice(skip))
-      met[k] = {task: e.task, run: e.run, end: e.offset + e.length}
-      if (!left[k]) from[k] = e.offset + Math.max(0, skip)
-      const all = ((left[k] || '') + text).split('\n')
-      left[k] = all.pop()
-      all.forEach(x => { add(k, x, 0, from[k]); from[k] += bytes(x).length + 1 })
+      met[m] = {task: e.task, run: e.run, end: e.offset + e.length}
+      if (!left[m]) from[m] = e.offset + Math.max(0, skip)
+      const all = ((left[m] || '') + text).split('\n')
+      left[m] = all.pop()
+      all.forEach(x => { add(k, x, 0, from[m], s); from[m] += bytes(x).length + 1 })
     } else {
-      delete met[k]
-      add(k, ['—', word(kind), kind == 'run' ? String(e.run) : kind == 'task' && `${e.task} on ${e.host}`,
-        e.reason, e.errors].flat().filter(Boolean).join(' '), 1)
+      delete met[m]
+      if (s == streams[0]) add(k, ['—', word(kind), kind == 'run' ? String(e.run) : kind == 'task' &&
+        `${e.task} on ${e.host}`, e.reason, e.errors].flat().filter(Boolean).join(' '), 1)
     }
     soon()
   }
-  const query = () => v.api + (ids[1] ? `/logs/${encodeURIComponent(process)}?shards=${ranges(ids)}` :
-    `/instances/${ids[0]}/logs/${encodeURIComponent(process)}?`) + (task && '&task=' + task) +
-    (arg('run') && '&run=' + arg('run')) + '&stream=' + stream
+  const query = s => v.api + (ids[1] ? `/logs/${encodeURIComponent(process)}?shards=${ranges(ids)}` :
+    `/instances/${ids[0]}/logs${process && '/' + encodeURIComponent(process)}?`) + (task && '&task=' + task) +
+    (arg('run') && '&run=' + arg('run')) + '&stream=' + s + (agent && '&source=' + agent)
   const other = (k, x) => { put('at'); put(k, x); route() }
-  async function save() {
+  async function save(stream) {
     const name = `${v.path[3]}-${ranges(ids)}-${process}.${stream}`
-    if (ids[1]) { download(query() + '&tail=100000', name); return }
-    const told = await fetch(query() + '&offset=0&length=1', {headers: sent()}).catch(() => 0)
+    if (ids[1]) { download(query(stream) + '&tail=100000', name); return }
+    const told = await fetch(query(stream) + '&offset=0&length=1', {headers: sent()}).catch(() => 0)
     const run = told && told.headers.get('X-Log-Run')
     const path = encodeURIComponent(['.logs', process, run, stream].join('/'))
-    download(run == null ? query() : `${v.api}/instances/${ids[0]}/files/content?path=${path}${
+    download(run == null ? query(stream) : `${v.api}/instances/${ids[0]}/files/content?path=${path}${
       task && '&task=' + task}`, name, told && told.headers.get('X-Log-Size'))
   }
   return {async load() {
-    if (process) return
+    if (process != null) return
     if (!ids[0] && ids[0] !== 0) ids = [Math.min(...v.tasks.keys())]
-    const some = await v.get(`${v.api}/instances/${ids[0]}/processes${task && '?task=' + task}`).catch(e => {
+    if (agent) ids.length = 1       // what the executor wrote, one at a time
+    const some = agent ? {processes: [{name: ''}]} : await v.get(`${v.api}/instances/${ids[0]}/processes${
+      task && '?task=' + task}`).catch(e => {
       if (!e.status) throw e
       wrong = e
     })
@@ -19858,25 +19863,27 @@ function logTab(v) {
     known = some.processes
     process = (known.find(p => p.name == arg('process')) || known.find(p => p.state) || known[0])?.name
     if (process == null) { wrong = new Error('The task has no process.'); return }
-    v.follow(`${query()}&follow=1&${arg('at') && !ids[1] ? 'offset=' + arg('at') : 'tail=200'}`, on)
+    for (const s of streams) v.follow(`${query(s)}&follow=1&${arg('at') && !many() ? 'offset=' + arg('at') :
+      'tail=200'}`, (kind, e) => on(kind, e, s))
   }, draw() {
-    if (wrong) return oops(wrong)
+    const source = toggle('From the agent', agent, () => other('source', agent ? '' : 'agent'), 'opt')
+    if (wrong) return [oops(wrong), source]
     const newest = known.find(p => p.name == process)?.run
     return h('div', {class: 'logs'}, h('div', {class: 'row tools'},
-      h('select', {'aria-label': 'Process', change(e) { other('process', e.target.value) }}, known.map(p =>
-        h('option', {value: p.name, selected: p.name == process}, p.name))),
+      !agent && h('select', {'aria-label': 'Process', change(e) { other('process', e.target.value) }},
+        known.map(p => h('option', {value: p.name, selected: p.name == process}, p.name))),
       newest > 0 && !ids[1] && h('select', {'aria-label': 'Run', change(e) { other('run', e.target.value) }},
         h('option', {value: ''}, 'Newest run'), Array.from({length: newest}, (_, i) => h('option',
           {value: String(newest - 1 - i), selected: arg('run') == newest - 1 - i},
           'Run ' + (newest - 1 - i)))),
-      h('div', {class: 'chips'}, ['stdout', 'stderr'].map(x =>
-        toggle(x, stream == x, () => other('stream', x)))),
+      h('div', {class: 'chips'}, ['stdout', 'stderr', 'both'].map(x =>
+        toggle(x, stream == x, () => other('stream', x)))), source,
       h('label', {class: 'row'}, 'Instances', h('input', {value: ranges(ids), change(e) {
         other('i', e.target.value) }, title: 'Such as 0,2,5-9; at most 50'})), gap(), box,
       toggle('Regex', arg('regex'), () => { flip('regex'); paint() }, 'opt'),
       toggle('Wrap', arg('wrap'), () => { flip('wrap'); paint() }),
       toggle('Follow', stick, () => hold(stick)),
-      button('Download', save, 'opt')), view,
+      button('Download', () => streams.forEach(save), 'opt')), view,
     row(plain(some(lines.length, 'line'), seen != lines && [', ', num(seen.length), ' match'],
       `, ${sized(size)}`, lines.length > 4999 && '; older ones were let go'), gap(), fresh &&
       button(some(fresh, 'new line') + ' ↓', () => hold(false), 'main')))

@@ -8906,6 +8906,28 @@ class PageTest(Serving):
         self.demo.advance(5)
         self.assertEqual(tab.js(lines), 2)
 
+    def test_output_and_errors_are_shown_in_one_view_told_apart_by_a_word(self) -> None:
+        tab = self.tab(self.create("twofold", 1, command="echo said; echo wrong >&2") + "?tab=logs")
+        tab.click("both", ".logs")
+        tab.until("document.querySelectorAll('.log p:not(.dim)').length == 2")
+        self.assertEqual(tab.js("[...document.querySelectorAll('.log p:not(.dim)')].map(e => e.innerText"
+                                ".replace(/\\s/g, '')).sort().join()"), "errwrong,outsaid")
+        self.assertTrue(tab.js("location.hash.includes('stream=both')"))
+        tab.click("stderr", ".logs")
+        tab.until("document.querySelectorAll('.log p:not(.dim)').length == 1")
+        self.assertEqual(tab.js("document.querySelector('.log p:not(.dim)').innerText.trim()"), "wrong")
+
+    def test_the_agent_is_asked_instead_of_the_observer(self) -> None:
+        tab = self.tab(self.create("by-agent", 1, command="echo said") + "?tab=logs")
+        tab.until("document.querySelector('.log p:not(.dim)')?.innerText.includes('said')")
+        tab.click("From the agent", ".logs")
+        # it has none here, and says what it takes
+        tab.until("document.querySelector('.log')?.innerText.includes('--agent-port names its port')")
+        self.assertTrue(any(re.search(r"/instances/0/logs\?.*&source=agent&", each["url"])
+                            for each in tab.requests()))
+        tab.click("From the agent", ".logs")
+        tab.until("document.querySelector('.log p:not(.dim)')?.innerText.includes('said')")
+
     def test_processes_and_files_of_an_instance(self) -> None:
         tab = self.tab(self.create("filed", 1, command="echo written") + "/0")
         tab.click(".logs", "main")
