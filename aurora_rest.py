@@ -4407,17 +4407,19 @@ CLUSTER_FILES = (os.path.join("$AURORA_CONFIG_ROOT", "clusters.json"), "~/.auror
 
 
 def read_clusters(path: str) -> List[Cluster]:
-    """The clusters of a clusters.json file. Raises ValueError or OSError."""
+    """The clusters of a clusters.json file, as common/clusters.py reads it: of a list or an object, and what
+    has no name is no cluster. Raises ValueError or OSError."""
     with open(path, encoding="utf-8") as stream:
         try:
             entries = json.load(stream)
         except ValueError as error:
             raise ValueError("%s is not JSON: %s" % (path, error)) from None
-    if not isinstance(entries, list) or not all(isinstance(e, dict) and isinstance(e.get("name"), str)
+    entries = list(entries.values()) if isinstance(entries, dict) else entries
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and isinstance(e.get("name", ""), str)
                                                 for e in entries):
         raise ValueError("%s: expected a list of objects with a name each" % path)
     found = []
-    for entry in entries:
+    for entry in [each for each in entries if "name" in each]:
         if not all(isinstance(entry.get(field) or "", str)
                    for field in ("scheduler_uri", "zk", "scheduler_zk_path", "docker_registry",
                                                                          "auth_mechanism")):
@@ -21057,7 +21059,10 @@ def server_options(options: argparse.Namespace) -> Json:
         clusters.append(Cluster(name, tuple(urls.split(","))))
     if options.clusters:
         with _read_for("clusters", options.clusters):
-            clusters += read_clusters(options.clusters)
+            named = read_clusters(options.clusters)
+            if not named:
+                raise ValueError("it names no cluster")
+            clusters += named
     elif not clusters and options.demo is None:
         try:
             clusters = default_clusters()

@@ -1355,7 +1355,8 @@ class SchedulerTest(unittest.TestCase):
                                                                             "scheduler_zk_path": "/s"}])
             self.assertEqual(found[0].urls, ("http://x:1",))
             self.assertEqual((found[1].zk, found[1].zk_path), ("z1:9,z2:9", "/s"))
-            bad: Any = ({}, [{"x": 1}], [{"name": "a"}], [{"name": "a", "scheduler_uri": "ftp://x"}])
+            self.assertEqual(written({"any": {"name": "a", "zk": "z"}, "other": {"x": 1}})[0].name, "a")
+            bad: Any = ("x", ["x"], [{"name": 1}], [{"name": "a"}], [{"name": "a", "scheduler_uri": "ftp://x"}])
             for wrong in bad:
                 with self.assertRaises(ValueError):
                     written(wrong)
@@ -6470,6 +6471,12 @@ class AccessTest(unittest.TestCase):
             with self.subTest(option), self.assertRaisesRegex(aurora_rest.UsageError,
                                                               "^--%s=/nowhere" % option):
                 aurora_rest.make_server(options, aurora_rest.Log())
+        with tempfile.NamedTemporaryFile("w") as stream:
+            stream.write('[{"x": 1}]')
+            stream.flush()
+            with self.assertRaisesRegex(aurora_rest.UsageError, "^--clusters=.*: it names no cluster"):
+                aurora_rest.make_server(aurora_rest.parse_command_line(
+                    ["--port=0", "--clusters=" + stream.name], {}), aurora_rest.Log())
 
 
 # --- 6. Server ----------------------------------------------------------------------------------------------
