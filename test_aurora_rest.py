@@ -6868,9 +6868,9 @@ class LimitsTest(unittest.TestCase):
 
     def test_somebody_reads_on_whichever_thread_just_took_something(self) -> None:
         server = self.serve(threads=1)
-        taken, go_on = threading.Event(), threading.Event()
+        taken, go_on, through, held = (threading.Event() for _ in range(4))
         self.addCleanup(go_on.set)
-        real = server.http.workers.queue
+        real, first = server.http.workers.queue, through.set
 
         # a queue whose takers are held up before they can say that they are idle no more
         class SlowToSay:
@@ -6882,14 +6882,13 @@ class LimitsTest(unittest.TestCase):
 
             def get(self, timeout: Any) -> Any:
                 item = real.get(timeout=timeout)
-                if item is not None and item is not aurora_rest._LEAD:
+                if all(item is not each for each in (None, aurora_rest._LEAD, first)):
                     taken.set()
                     go_on.wait(5)
                 return item
         ask(server, "GET", "/alpha/jobs/devcluster/www-data")
         server.http.workers.queue = SlowToSay()
-        through, held = threading.Event(), threading.Event()
-        real.put(through.set)       # for whoever was waiting in the other queue
+        real.put(first)     # for whoever waits in the other queue, or in this one by now
         with server.http.workers._lock:
             server.http.workers._queued += 1
         self.assertTrue(through.wait(5))
