@@ -8076,7 +8076,8 @@ def _evaluator_main(limits: ConfigLimits, cpus: Sequence[int]) -> None:
     is forked again.
     """
     if cpus:
-        os.sched_setaffinity(0, cpus)
+        with contextlib.suppress(OSError):      # they may have been taken from us since
+            os.sched_setaffinity(0, cpus)
     control = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
@@ -8378,7 +8379,9 @@ class Evaluator:
         self.outcomes: collections.Counter[str] = collections.Counter()
         self._semaphore = Semaphore(most, 200, "configuration evaluation", max(1, most - 1))
         self._lock = threading.Lock()       # guards _idle, _reserving, _closed
-        self._first = threading.Lock()      # held while the first process starts, which all wait for
+        # held while the first process starts, which all wait for, and told its failure; guards _failed
+        self._first = threading.Lock()
+        self._failed: Tuple[float, Optional[AuroraError]] = (0.0, None)     # when, and how
         self._idle: List[_Worker] = []
         self._reserving = False
         self._closed = False
@@ -8405,9 +8408,17 @@ class Evaluator:
     def look(self) -> List[str]:
         """The layers of isolation, found out by starting a process where none has been yet. Raises
         AuroraError."""
+        asked = time.monotonic()
         with self._first:
             if self.isolation is None:
-                worker = _Worker(self.limits)
+                when, failure = self._failed
+                if failure is not None and when > asked:
+                    raise failure
+                try:
+                    worker = _Worker(self.limits)
+                except AuroraError as error:
+                    self._failed = time.monotonic(), error
+                    raise
                 self.isolation = worker.isolation
                 self._keep(worker)
         return self.isolation
@@ -13417,8 +13428,11 @@ class Reception(App):
         return error_response(error, self.key_of(request) if request is not None else None)
 
     def dress(self, request: Request, response: Response) -> Response:
-        if "pretty" not in request.raw_query or response.content_type != JSON_TYPE or not response.body or (
-                not any(name == "pretty" and value in ("1", "true") for name, value in request.query)):
+        asked = False
+        if "pretty" in request.raw_query and response.content_type == JSON_TYPE and response.body:
+            with contextlib.suppress(BadRequest):       # that is told already, or something graver is
+                asked = any(name == "pretty" and value in ("1", "true") for name, value in request.query)
+        if not asked:
             return response
         plain = json.loads(response.body.decode())
         return Response(response.status, body=(json.dumps(plain, indent=2) + "\n").encode(),
@@ -15043,10 +15057,13 @@ def schedule_cron(call: Call) -> Any:
         raise Unprocessable("%s has no cron_schedule; create it with PUT /alpha/job/%s" %
                             (call.key, call.key))
     call.notes["job"] = plain_config(job.configuration)
-    status = 201
-    with contextlib.suppress(NotFound):
+    status = 200
+    try:
         _template(call)
-        status = 200
+    except NotFound:
+        status = 201
+    except AuroraError:     # the write has its own
+        pass
     call.write("scheduleCronJob", job.configuration)
     return call.job_success(status, **_some(warnings=job.warnings))
 
@@ -19833,8 +19850,9 @@ function logTab(v) {
       all.forEach(x => { add(k, x, 0, from[m], s); from[m] += bytes(x).length + 1 })
     } else {
       delete met[m]
-      if (s == streams[0]) add(k, ['—', word(kind), kind == 'run' ? String(e.run) : kind == 'task' &&
-        `${e.task} on ${e.host}`, e.reason, e.errors].flat().filter(Boolean).join(' '), 1)
+      if (s == streams[0] || kind == 'refused' || e.errors) add(k, ['—', word(kind), kind == 'run' ?
+        String(e.run) : kind == 'task' && `${e.task} on ${e.host}`,
+        e.reason, e.errors].flat().filter(Boolean).join(' '), 1, null, s)
     }
     soon()
   }
@@ -19843,7 +19861,7 @@ function logTab(v) {
     (arg('run') && '&run=' + arg('run')) + '&stream=' + s + (agent && '&source=' + agent)
   const other = (k, x) => { put('at'); put(k, x); route() }
   async function save(stream) {
-    const name = `${v.path[3]}-${ranges(ids)}-${process}.${stream}`
+    const name = `${v.path[3]}-${ranges(ids)}-${process || 'executor'}.${stream}`
     if (ids[1]) { download(query(stream) + '&tail=100000', name); return }
     const told = await fetch(query(stream) + '&offset=0&length=1', {headers: sent()}).catch(() => 0)
     const run = told && told.headers.get('X-Log-Run')
@@ -20392,7 +20410,7 @@ class Log:
     thread; _lock guards _lines, _size, lost and _told.
     """
     ROOM = 4 << 20          # characters that may wait
-    LINE = 512              # of which one that is still to be made takes so many
+    LINE = 256              # of which one that is still to be made takes so many
     # when, the line, its size; or, in place of the line, what makes it of what
     Entry = Tuple[float, Union[str, Callable[..., str]], int, Tuple[Any, ...]]
     GATHER = 0.02           # seconds that lines may gather, so that the thread seldom wakes for one alone
@@ -20418,8 +20436,10 @@ class Log:
             self._put(line, len(line))
 
     def later(self, make: Callable[..., str], *parts: Any) -> None:
-        """Log the line, with the time of this call, that `make` gives of the parts when it is written."""
-        self._put(make, self.LINE, parts)
+        """Log the line of the least grave level, with the time of this call, that `make` gives of the parts
+        when it is written."""
+        if not self.least:
+            self._put(make, self.LINE, parts)
 
     def _put(self, line: Union[str, Callable[..., str]], size: int, parts: Tuple[Any, ...] = ()) -> None:
         with self._lock:
@@ -20472,9 +20492,12 @@ class Log:
 
     def _texts(self, lines: Iterable[Log.Entry]) -> Iterator[str]:
         for at, made, _, parts in lines:
-            line = made if isinstance(made, str) else made(*parts)
-            if level_of(line) >= self.least:
+            try:
+                line = made if isinstance(made, str) else made(*parts)
                 yield log_line(line, self.as_json, at)
+            except Exception as error:      # one line that cannot be made costs no other, nor this thread
+                yield log_line(Event("error", error="a line of the log cannot be made: %s" %
+                                     type(error).__name__, at=_place(error)), False, at)
 
 
 def beyond(host: str) -> bool:
@@ -21277,7 +21300,8 @@ class Affinity:
             raise UsageError("--cpu=%s: one of %s" % (wish, ", ".join(wishes)))
         free = not getattr(sys, "_is_gil_enabled", lambda: True)()
         self.cpu = int(wish) if wish.isdigit() else None
-        self.moves = wish == "auto" and len(self.known) > 1 and not free and bool(_idle_times())
+        self.moves = wish == "auto" and len(self.known) > 1 and not free and (
+            set(self.known) <= set(_idle_times()))
         if self.moves:
             self.cpu = random.choice(self.known)
         self._at, self._used = time.monotonic(), time.process_time()
@@ -21285,9 +21309,16 @@ class Affinity:
         self._idle: Dict[int, float] = {}
 
     def begin(self) -> None:
-        if self.cpu is not None:
+        """Go there. Raises UsageError where the one that was named cannot be had."""
+        if self.cpu is None:
+            return
+        try:
+            os.sched_setaffinity(0, {self.cpu})
             _Worker.cpus = self.known
-            self.move(self.cpu)
+        except OSError as error:
+            if not self.moves:
+                raise UsageError("--cpu=%d: %s" % (self.cpu, _reason(error))) from None
+            self.cpu, self.moves = None, False
 
     def look(self) -> None:
         """Move where there is more room; to be called often."""

@@ -5656,6 +5656,14 @@ class WireTest(Serving):
                 self.assertEqual(statuses(data), [status], data)
                 self.assertNotIn(b"Traceback", data)
 
+    def test_a_refusal_is_told_whatever_the_query_is(self) -> None:
+        for data, status in ((b"GET /alpha/jobs/devcluster/www-data?pretty=%zz HTTP/1.1\r\n", 400),
+                             (b"PUT /alpha/job/devcluster/a/b/c?pretty=%zz HTTP/1.1\r\nExpect: x\r\n", 417),
+                             (b"PUT /alpha/job/devcluster/a/b/c?pretty=%zz HTTP/1.1\r\nContent-Length: "
+                              b"99999999999\r\n", 413)):
+            data += b"Host: localhost\r\nConnection: close\r\n\r\n"
+            self.assertEqual(statuses(raw(self.server, data)), [status], data)
+
     def test_http_1_0_closes_unless_asked_to_stay(self) -> None:
         self.assertIn(b"Connection: close", raw(self.server, b"GET /alpha/version HTTP/1.0\r\n\r\n"))
         data = raw(self.server,
@@ -7537,6 +7545,13 @@ class ProcessTest(unittest.TestCase):
         made: Any = []      # a line that is made when it is written, by the thread that writes
         log.later(lambda word: made.append(threading.current_thread().name) or "made " + word, "later")
         self.assertTrue(log.flush(10))
+        def broken_line() -> str:
+            raise TypeError("no text")
+        log("before")
+        log.later(broken_line)      # costs itself alone
+        log("behind")
+        self.assertTrue(log.flush(10))
+        self.assertRegex(stream.text, "before\n.*a line of the log cannot be made: TypeError.*\n.*behind\n$")
         log.least = 1
         log.later(lambda: "made never")
         self.assertTrue(log.flush(10))
