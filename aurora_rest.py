@@ -20642,8 +20642,8 @@ OPTIONS = [
     _Option("executor", "serving", "how the scheduler is called; internal: direct Thrift calls", "internal"),
     _Option("application", "serving", "kind of server; thread", "thread"),
     _Option("parallel", "serving", "simultaneous calls to one cluster's scheduler", 4, int, "N", least=1),
-    _Option("cpu", "serving", "the one processor to run on, evaluators use all; auto: where there is most "
-            "room; all: on any", "auto", str, "N|auto|all"),
+    _Option("cpu", "serving", "the one processor to run on, evaluators use all; auto: any one, and "
+            "another when that has clearly more room; all: keeps to none", "auto", str, "N|auto|all"),
     _Option("drain-timeout", "serving", "seconds that requests may finish in when asked to stop", 10.0, float,
             "SECONDS", live=True),
     _Option("drain-delay", "serving", "seconds before that in which /ready says 503 and all else goes on",

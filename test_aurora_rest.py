@@ -7269,7 +7269,7 @@ class ProcessTest(unittest.TestCase):
                 assert affinity.roomiest(here, own, idle) == wanted, (own, idle)
             figures = [{here: 100.0, there: 100.0}, {here: 100.0, there: 1e6}]
             aurora_rest._idle_times = lambda: figures.pop(0)
-            affinity.WORKS, moved = -1.0, False
+            affinity.WORKS = -1.0
             while figures:
                 affinity._due = 0.0
                 affinity.look()
@@ -9680,7 +9680,7 @@ class Bench:
     def start(self, role: Any, *arguments: Any) -> Any:
         """A helper process, and the port that it prints or logs. What it logs goes into a file. "logged" is
         the server as it is by default, "rest" without access log."""
-        log = tempfile.TemporaryFile("a+")      # closed with the process: nothing else holds it
+        log = tempfile.TemporaryFile("a+")      # has no name: gone when the process is
         more = ["--quiet"] * (role == "rest")
         process: Any = subprocess.Popen(
             [*self.HELPER, role.replace("logged", "rest"), *map(str, arguments), *more], cwd=HERE,
