@@ -3768,7 +3768,7 @@ class Ask(NamedTuple):
     caller remembers it; request_id: for the scheduler's log and its proxies'."""
     method: Method
     arguments: Any
-    message: bytes              # the call in the binary protocol
+    message: bytes              # the call in the binary protocol; empty for a page
     projection: Optional[Projection] = None
     authorization: Optional[str] = None
     known: Optional[Known] = None
@@ -3791,7 +3791,7 @@ class _Network:
         self._lock = threading.Lock()
         self._idle: Dict[_Location, List[_Wire]] = {}
         self._circuits: Dict[_Location, Circuit] = {}
-        self._heads: Dict[Tuple[_Location, Optional[str]], bytes] = {}
+        self._heads: Dict[Tuple[_Location, Optional[str], str], bytes] = {}
         self._context: Any = None
 
     def close(self) -> None:
@@ -3835,7 +3835,7 @@ class _Network:
             if circuit.answered():
                 self.tell("circuit", scheduler=str(location), state="closed")
             at = 8 + len(named)
-            if body[8:at - 4] == named[:-4] and body[at - 4:at] not in (named[-4:], bytes(4)):
+            if named and body[8:at - 4] == named[:-4] and body[at - 4:at] not in (named[-4:], bytes(4)):
                 usable = False
                 raise _Broken("an answer to another call", True)
             return status, headers, body
@@ -3853,16 +3853,28 @@ class _Network:
             elif wire is not None:
                 wire.close()
 
-    def head(self, location: _Location, authorization: Optional[str]) -> bytes:
-        """The request head up to the value of Content-Length."""
-        key = (location, authorization)
+    def request(self, location: _Location, ask: Ask, authorization: Optional[str]) -> bytes:
+        """A call, or the page that is asked for, as it is sent there."""
+        head = self._head(location, authorization, "" if ask.message else ask.method.name)
+        size = b"%d\r\n" % len(ask.message) if ask.message else b""
+        named = "X-Request-Id: %s\r\n" % ask.request_id if ask.request_id else ""
+        return b"%b%b%b\r\n%b" % (head, size, named.encode(), ask.message)
+
+    def _head(self, location: _Location, authorization: Optional[str], page: str) -> bytes:
+        """The request head: of a call up to the value of Content-Length, of a page all its fields."""
+        key = (location, authorization, page)
         head = self._heads.get(key)
         if head is None:
-            lines = ["POST %s HTTP/1.1" % location.path, "Host: " + str(location).split("//")[1],
-                     "User-Agent: aurora_rest/" + __version__, "Content-Type: " + BINARY, "Accept: " + BINARY]
+            line = "POST " + location.path
+            if page:        # which stands beside the Thrift endpoint
+                line = "GET " + urllib.parse.urljoin(location.path, page[1:])
+            kind = "application/json" if page else BINARY
+            lines = [line + " HTTP/1.1", "Host: " + str(location).split("//")[1],
+                     "User-Agent: aurora_rest/" + __version__, "Accept: " + kind]
             if authorization:
                 lines.append("Authorization: " + authorization)
-            head = "\r\n".join(lines + ["Content-Length: "]).encode("latin-1", "replace")
+            lines += [""] if page else ["Content-Type: " + kind, "Content-Length: "]
+            head = "\r\n".join(lines).encode("latin-1", "replace")
             with self._lock:
                 if len(self._heads) >= 64:
                     self._heads.clear()
@@ -4084,7 +4096,7 @@ class Scheduler:
     def call(self, method: str, *arguments: Any, projection: Optional[Projection] = None,
              authorization: Optional[str] = None, timeout: Optional[float] = None, **named: Any) -> Any:
         """Call a Thrift method with its arguments in declared order or by name; returns the Response if it is
-        OK.
+        OK. A method such as /offers is that page of the leader; what its JSON tells is returned.
 
         projection: decode only these parts of the Response; authorization: instead of the scheduler's own.
         Raises the AuroraError that the Response's code or the failure stands for.
@@ -4097,6 +4109,8 @@ class Scheduler:
                 authorization: Optional[str] = None, request_id: Optional[str] = None, **named: Any) -> Ask:
         """The Ask that `call` with these arguments makes. Raises BadRequest for an empty set of instances: to
         killTasks it means all instances."""
+        if method.startswith("/"):
+            return Ask(Method(method, None, "read", False), None, b"", None, authorization, None, request_id)
         declared = api.method(method)
         made = declared.arguments(*arguments, **named)
         field = {"killTasks": "instances", "restartShards": "shardIds"}.get(method)
@@ -4135,7 +4149,8 @@ class Scheduler:
                 self.answered = time.monotonic()
             if error.sent and ask.method.writes:
                 error.doubt(ask.method.name)
-            self._note_trouble(error)
+            if ask.message:     # there may be a scheduler behind a proxy that shows no pages
+                self._note_trouble(error)
             raise
         finally:
             self.observe(ask.method.name, outcome, time.monotonic() - started)
@@ -4218,8 +4233,10 @@ class Scheduler:
         let_go()
         method, projection = ask.method, ask.projection
         try:
+            if not ask.message:
+                return load_json(body.decode())
             response = decode_reply(BINARY, method.name, body, projection)
-        except BadMessage as error:
+        except (BadMessage, ValueError) as error:
             raise _unreadable("the scheduler's answer to %s cannot be read: %s" %
                                    (method.name, error)) from None
         code = response.get("responseCode") if projection else response.responseCode
@@ -4268,11 +4285,9 @@ class Scheduler:
                 raise BadAnswer("the scheduler redirects to %s, which is none of the cluster's schedulers "
                                 "that are known here; credentials are not sent there (name it in --scheduler "
                                 "or clusters.json)" % (location,))
-            named = "X-Request-Id: %s\r\n" % ask.request_id if ask.request_id else ""
-            request = b"%b%d\r\n%b\r\n%b" % (self.network.head(location, authorization), len(ask.message),
-                                             named.encode(), ask.message)
             status, headers, body = self.network.exchange(
-                location, request, deadline, ask.known, ask.message[8:12 + len(method.name)])
+                location, self.network.request(location, ask, authorization), deadline, ask.known,
+                ask.message[8:12 + len(method.name)])
             if status == 200:
                 self.leadership.follow(location)
                 return body
@@ -9780,6 +9795,35 @@ def host_modes(response: Any) -> Dict[str, str]:
             for each in response.result.maintenanceStatusResult.statuses or ()}
 
 
+def offered_hosts(offers: Any) -> Dict[str, Json]:
+    """By host what the leader's page /offers tells of it: the attributes that constraints can name, which are
+    texts and numbers (Conversions.getAttributes), and what is free and not revocable. Raises BadAnswer."""
+    found: Dict[str, Json] = {}
+    amounts = {"cpus": "cpu", "mem": "ram_mb", "disk": "disk_mb"}
+    try:
+        for offer in offers:
+            host = found.setdefault(offer["hostname"], {"attributes": {},
+                                                        "free": dict.fromkeys(amounts.values(), 0.0)})
+            for each in offer.get("attributes", ()):
+                value = (each.get("text") or each.get("scalar") or {}).get("value")
+                if value is not None:
+                    host["attributes"].setdefault(each["name"], []).append(str(value))
+            for each in offer.get("resources", ()):
+                if each["name"] in amounts and each.get("revocable") is None:
+                    host["free"][amounts[each["name"]]] += each["scalar"]["value"]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise BadAnswer("the scheduler's page /offers is not as Aurora's: %r" % error) from None
+    return found
+
+
+def kept_hosts(maintenance: Any) -> Set[str]:
+    """The hosts of which the leader's page /maintenance tells. Raises BadAnswer."""
+    try:
+        return {host for hosts in maintenance.values() for host in hosts}
+    except (AttributeError, TypeError) as error:
+        raise BadAnswer("the scheduler's page /maintenance is not as Aurora's: %r" % error) from None
+
+
 def judge_drained(response: Any, hosts: Sequence[str]) -> Verdict:
     """Whether all hosts are DRAINED, by a maintenanceStatus Response."""
     modes = host_modes(response)
@@ -12298,11 +12342,14 @@ Host: a host
  host string: its name
  mode? =MaintenanceMode: whether it is in maintenance
  tasks? integer: how many tasks are there
+ attributes? {[string]}: its attributes, where the scheduler holds an offer of it
+ free? Amounts: what of it is offered
  safe? boolean: whether it could go
  jobs? [HostJob]: what that would do to jobs
 HostList(Success): hosts
  hosts [Host]: each
  total? integer: how many there are
+ warnings? [string]: what may lack
  safe? boolean: whether all of them could go
 HostsWritten(Written): hosts
  hosts? [Host]: each
@@ -15636,20 +15683,31 @@ def list_waiting(call: Call) -> Any:
 @route("GET", "/alpha/hosts/{cluster}", "watch", remembered=True, params="host limit offset",
        gives="HostList", a200="hosts by name")
 def list_hosts(call: Call) -> Any:
-    """The hosts on which tasks are, and those that host= names in full: how many tasks, and the mode."""
+    """The hosts of a cluster as far as the scheduler tells of them: those with tasks, with resources that are
+    offered or in maintenance, and those that host= names in full."""
     states = api.ScheduleStatus
     query = api.TaskQuery(statuses=set(api.LIVE_STATES) | {states.ASSIGNED, states.STARTING})
     response = call.read("getTasksWithoutConfigs", query, projection=projection("hosts"))
     tasks = response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", ())
     counts = collections.Counter(task["assignedTask"].get("slaveHost") for task in tasks)
+    offered: Dict[str, Json] = {}
+    idle: Set[str] = set()
+    warnings = []
+    try:
+        offered = offered_hosts(call.read("/offers"))
+        idle = kept_hosts(call.read("/maintenance"))
+    except AuroraError as error:
+        warnings.append("hosts without tasks may lack here, and what is known of offers: %s" % error)
     wanted = call.get("host") or ["*"]
-    modes = _modes(call, [each for each in wanted if each not in counts and not re.search(r"[*?\[]", each)])
     globs = [glob(each) for each in wanted]
-    names = sorted({host for host in counts if host and any(fits(host) for fits in globs)} | set(modes))
+    seen = {host for host in {*counts, *offered, *idle} if host and any(fits(host) for fits in globs)}
+    modes = _modes(call, [each for each in wanted if each not in seen and not re.search(r"[*?\[]", each)])
+    names = sorted(seen | set(modes))
     shown, headers = call.page(names)
-    modes.update(_modes(call, [host for host in shown if host in counts]))
+    modes.update(_modes(call, [host for host in shown if host in seen]))
     return call.success(200, headers, count=len(shown), total=len(names), hosts=[
-        dict({"host": host, "tasks": counts[host]}, **_some(mode=modes.get(host))) for host in shown])
+        dict({"host": host, "tasks": counts[host]}, **_some(mode=modes.get(host)), **offered.get(host, {}))
+        for host in shown], **_some(warnings=warnings))
 
 
 @route("GET", "/alpha/events/{cluster}", "watch", params="snapshot", gives="text/event-stream",
@@ -18842,26 +18900,40 @@ dialog pre { max-height: 14rem; overflow: auto }
 PAGE_SCRIPT = r"""
 /* ---- Elements: made anew, then morphed into those shown, so that focus, clicks and scrolling stay ---- */
 const fire = e => e.currentTarget.on[e.type]?.(e)
+// Said outright: a table that is shown as blocks on a narrow screen keeps its meaning.
+const ROLES = {
+  table: 'table', thead: 'rowgroup', tbody: 'rowgroup', tr: 'row', td: 'cell', th: 'columnheader'}
 const flat = kids => kids.flat(9).filter(k => k && k !== true)
-let stubs = []      // of nodes that are `own` and shown: to be moved would take focus and scrolling from them
-const make = ns => (tag, props, ...kids) => {
-  const e = document.createElementNS(ns, tag)
-  for (const [k, v] of Object.entries(props || {})) {
-    if (typeof v == 'function') { (e.on ||= {})[k] = v; e.addEventListener(k, fire) }
-    else if (v != null && v !== false && v !== '') e.setAttribute(k, v === true ? '' : v)
+let stubs = [] // of nodes that are `own` and shown: to be moved would take focus and scrolling from them
+// h('p.a.b', {attribute or event: …}, child, …); the object may lack.
+const make =
+  ns =>
+  (tag, ...kids) => {
+    const [name, ...classes] = tag.split('.'), e = document.createElementNS(ns, name)
+    if (classes[0]) e.setAttribute('class', classes.join(' '))
+    if (ROLES[name]) e.setAttribute('role', ROLES[name])
+    for (const [k, v] of Object.entries(kids[0]?.constructor == Object ? kids.shift() : {})) {
+      if (typeof v == 'function') {
+        ;(e.on ||= {})[k] = v
+        e.addEventListener(k, fire)
+      } else if (v != null && v !== false && v !== '') e.setAttribute(k, v === true ? '' : v)
+    }
+    e.append(...flat(kids).map(k => {
+      if (!k.own || !k.isConnected) return k
+      stubs.push(Object.assign(document.createComment(''), {is: k}))
+      return stubs.at(-1)
+    }))
+    return e
   }
-  e.append(...flat(kids).map(k => {
-    if (!k.own || !k.isConnected) return k
-    stubs.push(Object.assign(document.createComment(''), {is: k}))
-    return stubs.at(-1)
-  }))
-  return e
-}
-const h = make('http://www.w3.org/1999/xhtml'), s = make('http://www.w3.org/2000/svg')
+const h = make('http://www.w3.org/1999/xhtml'),
+  s = make('http://www.w3.org/2000/svg')
 const $ = q => document.querySelector(q)
 const like = (a, b) => a.nodeName == b.nodeName && a.dataset?.k == b.dataset?.k && !a.own && !b.own
 function morph(a, b) {
-  if (a.nodeType == 3) { if (a.data != b.data) a.data = b.data; return }
+  if (a.nodeType == 3) {
+    if (a.data != b.data) a.data = b.data
+    return
+  }
   for (const {name} of [...a.attributes]) if (!b.hasAttribute(name)) a.removeAttribute(name)
   for (const {name, value} of b.attributes) if (a.getAttribute(name) != value) a.setAttribute(name, value)
   for (const k in b.on) if (!a.on?.[k]) a.addEventListener(k, fire)
@@ -18879,7 +18951,10 @@ function fill(el, ...kids) {
     if (kid.own && kid.parentNode == el) while (el.childNodes[i] != kid) el.childNodes[i].remove()
     const now = el.childNodes[i], old = kid.dataset?.k ? keyed.get(kid.dataset.k) : now
     if (now === kid) return
-    if (!old || !like(old, kid)) { el.insertBefore(kid, now || null); return }
+    if (!old || !like(old, kid)) {
+      el.insertBefore(kid, now || null)
+      return
+    }
     morph(old, kid)
     if (old != now) el.insertBefore(old, now)
   })
@@ -18889,16 +18964,17 @@ function fill(el, ...kids) {
 /* ---- States: glyph + word + colour. A glyph is [stroke, fill] on a 12 × 12 field. ---- */
 const ring = 'M6 1.5a4.5 4.5 0 1 1 0 9a4.5 4.5 0 1 1 0-9z'
 const G = {
-  disc: ['', ring], half: [ring, 'M6 1.5a4.5 4.5 0 0 1 0 9z'], ring: [ring],
-    clock: [ring + 'M6 3.75V6l1.75 1'],
+  disc: ['', ring], half: [ring, 'M6 1.5a4.5 4.5 0 0 1 0 9z'],
+  ring: [ring], clock: [ring + 'M6 3.75V6l1.75 1'],
   cross: ['M2.25 2.25l7.5 7.5M9.75 2.25l-7.5 7.5'], slash: [ring + 'M3 9l6-6'],
   ask: ['M3.6 4.1a2.4 2.4 0 1 1 3.7 2C6.4 6.7 6 7.1 6 8M6 10.6v.01'], check: ['M1.75 6.5l3 3L10.25 3'],
-  pause: ['M4 2v8M8 2v8'], fwd: ['', 'M2.5 1.25l8 4.75-8 4.75z'], back: ['', 'M9.5 1.25l-8 4.75 8 4.75z'],
+  pause: ['M4 2v8M8 2v8'], fwd: ['', 'M2.5 1.25l8 4.75-8 4.75z'],
+  back: ['', 'M9.5 1.25l-8 4.75 8 4.75z'],
   undo: ['M4.5 1.75L2 4.25l2.5 2.5M2 4.25h5.25a2.9 2.9 0 0 1 0 5.8H4.5'],
-  down: ['M6 1.75v8M2.75 6.5L6 9.75 9.25 6.5'], open: ['M4 2.25L8 6 4 9.75'],
-}
-const glyph = (name, cls = '') => s('svg', {class: 'g ' + cls, viewBox: '0 0 12 12', 'aria-hidden': 'true'},
-  G[name].map((d, i) => d && s('path', {d, class: i ? 'full' : 'line'})))
+  down: ['M6 1.75v8M2.75 6.5L6 9.75 9.25 6.5'], open: ['M4 2.25L8 6 4 9.75']}
+const glyph = (name, cls = '') =>
+  s('svg', {class: 'g ' + cls, viewBox: '0 0 12 12', 'aria-hidden': 'true'},
+    G[name].map((d, i) => d && s('path', {d, class: i ? 'full' : 'line'})))
 // The worst first, which is how tasks are sorted.
 const STATE = Object.fromEntries(`FAILED cross fail, LOST ask lost, PARTITIONED ask lost,
 THROTTLED clock wait, PENDING ring wait, INIT ring wait, PREEMPTING half go, KILLING half go,
@@ -18910,91 +18986,125 @@ ROLLED_BACK undo wait, ABORTED slash off, updated disc ok, rolled_back undo wait
 rolling_back half wait, failed cross fail, waiting ring off, running half go, succeeded check ok,
 cancelled slash off, interrupted slash wait, SUCCESS check ok, WAITING ring off, FORKED half go,
   NONE disc ok, SCHEDULED pause wait,
-  DRAINED down off`.split(/,\s/).map(
-  (x, i) => [x.split(' ')[0], [...x.split(' ').slice(1), i]]))
+  DRAINED down off`
+    .split(/,\s/)
+    .map((x, i) => [x.split(' ')[0], [...x.split(' ').slice(1), i]]))
 const rank = x => STATE[x]?.[2] ?? 99
 const WORDS = {NONE: 'In service', SCHEDULED: 'Deactivated'}
-const word = x => WORDS[x] || x.replace(/^ROLL_\w+?_/, '').toLowerCase().replace(/_/g, ' ').replace(/^./,
-  c => c.toUpperCase())
+const word = x =>
+  WORDS[x] ||
+  x
+    .replace(/^ROLL_\w+?_/, '')
+    .toLowerCase()
+    .replace(/_/g, ' ')
+    .replace(/^./, c => c.toUpperCase())
 const state = (x, text = word(x)) => {
   const [icon, cls] = STATE[x] || ['ask', 'off']
-  return h('span', {class: 'st ' + cls}, glyph(icon), h('span', null, text))
+  return h('span', {class: 'st ' + cls}, glyph(icon), h('span', text))
 }
 
 /* ---- Settings, numbers, times ---- */
-const kept = (k, v) => {        // in sessionStorage, where there is one
-  try { return v == null ? sessionStorage.getItem(k) || '' : sessionStorage.setItem(k, v) } catch {
-    return '' }
+const kept = (k, v) => {
+  // in sessionStorage, where there is one
+  try {
+    return v == null ? sessionStorage.getItem(k) || '' : sessionStorage.setItem(k, v)
+  } catch {
+    return ''
+  }
 }
 const PAGE = document.documentElement.dataset
-const S = {auth: kept('auth'), local: kept('local'), quiet: kept('quiet'), read: kept('read'), me: null,
-  clusters: [],
-  paused: false, down: 0, sick: '', seen: Date.now(), skew: 0, streams: 0, tries: 0, ops: [],
-    shown: new Set()}
+const S = {
+  auth: kept('auth'), local: kept('local'), quiet: kept('quiet'), read: kept('read'),
+  me: null, clusters: [], paused: false, down: 0, sick: '', seen: Date.now(), skew: 0, streams: 0,
+  tries: 0, ops: [], shown: new Set()}
 const now = () => Date.now() + S.skew
 const numbered = new Intl.NumberFormat('en')
 const num = n => numbered.format(n).replace(/,/g, '\u202f')
 const some = (n, one) => `${num(n)} ${one}${n == 1 ? '' : 's'}`
-const stamp = (t, local = S.local) => local ?
-  new Date(t).toLocaleString('sv') : new Date(t).toISOString().replace('T', ' ').slice(0, 19)
+const stamp = (t, local = S.local) =>
+  local ? new Date(t).toLocaleString('sv') : new Date(t).toISOString().replace('T', ' ').slice(0, 19)
 const parts = ms => {
-  const [n, unit] = ms < 6e4 ? [ms / 1e3, 's'] : ms < 36e5 ? [ms / 6e4, 'min'] : ms < 1728e5 ? [ms / 36e5,
-    'h'] : [ms / 864e5, 'd']
+  const [n, unit] =
+    ms < 6e4
+      ? [ms / 1e3, 's']
+      : ms < 36e5
+        ? [ms / 6e4, 'min']
+        : ms < 1728e5
+          ? [ms / 36e5, 'h']
+          : [ms / 864e5, 'd']
   return [Math.max(0, Math.floor(n)) + ' ', unit]
 }
 const took = ms => parts(ms).join('')
-const time = (t, props, ...text) => t ? h('time', {datetime: new Date(t).toISOString(), title: stamp(t,
-  '') + ' UTC', ...props}, ...text) : ''
+const time = (t, props, ...text) =>
+  t ? h('time', {datetime: new Date(t).toISOString(), title: stamp(t, '') + ' UTC', ...props}, ...text) : ''
 // What has happened is not in the future: the scheduler's clock may be ahead of the server's.
 const age = (t, cls) => {
   S.skew = Math.max(S.skew, t - Date.now())
   const [n, unit] = parts(now() - t)
-  return time(t, {'data-t': t, class: cls}, n, h('i', null, unit))
+  return time(t, {'data-t': t, class: cls}, n, h('i', unit))
 }
 const at = t => time(t, null, now() - t > 864e5 ? stamp(t).slice(0, 10) : stamp(t).slice(11))
-const mb = n => n >= 1024 ? +(n / 1024).toFixed(1) + ' GiB' : +n.toFixed(1) + ' MiB'
-const sized = n => n < 1e3 ? n + ' B' : n < 1 << 20 ? +(n / 1024).toFixed(1) + ' KiB' : mb(n / (1 << 20))
-const ranges = list => {        // 0-3,7: as the API takes instances
+const mb = n => (n >= 1024 ? +(n / 1024).toFixed(1) + ' GiB' : +n.toFixed(1) + ' MiB')
+const sized = n => (n < 1e3 ? n + ' B' : n < 1 << 20 ? +(n / 1024).toFixed(1) + ' KiB' : mb(n / (1 << 20)))
+const ranges = list => {
+  // 0-3,7: as the API takes instances
   const out = []
-  for (const n of [...list].sort((a, b) => a - b)) out.at(-1)?.[1] == n - 1 ?
-    out.at(-1)[1] = n : out.push([n, n])
-  return out.map(([a, b]) => a == b ? a : a + '-' + b).join()
+  for (const n of [...list].sort((a, b) => a - b))
+    out.at(-1)?.[1] == n - 1 ? (out.at(-1)[1] = n) : out.push([n, n])
+  return out.map(([a, b]) => (a == b ? a : a + '-' + b)).join()
 }
-const say = text => { $('#say').textContent = text }
+const say = text => {
+  $('#say').textContent = text
+}
 
 /* ---- Small parts ---- */
 const button = (text, click, cls, more) => h('button', {type: 'button', class: cls, click, ...more}, text)
 const link = (href, text, cls) => h('a', {href, class: cls}, text)
 const toggle = (text, on, click, cls) => button(text, click, cls, {'aria-pressed': String(!!on)})
-const plain = (...text) => h('p', {class: 'dim'}, ...text)
-const loading = () => h('p', {class: 'dim loading'}, 'Loading…')
-const row = (...kids) => h('div', {class: 'row'}, ...kids)
-const gap = () => h('span', {class: 'sep'})
-const lab = text => h('h2', {class: 'lab'}, text)
-const section = (name, ...kids) => h('section', {class: 'stack'}, h('h2', null, name), ...kids)
+const plain = (...text) => h('p.dim', ...text)
+const loading = () => h('p.dim.loading', 'Loading…')
+const row = (...kids) => h('div.row', ...kids)
+const gap = () => h('span.sep')
+const lab = text => h('h2.lab', text)
+const section = (name, ...kids) => h('section.stack', h('h2', name), ...kids)
 const bar = (total, ...pieces) => {
   let x = 0
-  return s('svg', {class: 'bar', viewBox: `0 0 ${total || 1} 6`, preserveAspectRatio: 'none',
-    'aria-hidden': 'true'},
+  return s('svg.bar', {viewBox: `0 0 ${total || 1} 6`, preserveAspectRatio: 'none', 'aria-hidden': 'true'},
     [...pieces, ['rest', total]].map(([cls, n]) => {
       const width = Math.max(0, Math.min(n, total - x) - total / 400)
       x += n
       return s('rect', {class: cls, fill: 'currentColor', x: x - n, width, height: 6})
     }))
 }
-const pairs = (list, cls = 'pairs') => h('dl', {class: cls}, list.map(x => x &&
-  h('div', {class: x[0][0] == '*' && 'opt'},
-  h('dt', null, x[0].replace('*', '')), h('dd', null, ...x.slice(1)))))
+const pairs = (list, cls = 'pairs') =>
+  h('dl', {class: cls},
+    list.map(x =>
+        x &&
+        h('div', {class: x[0][0] == '*' && 'opt'}, h('dt', x[0].replace('*', '')), h('dd', ...x.slice(1)))))
 const facts = (...list) => pairs(list, 'facts')
-const title = (path, text) => h('div', {class: 'at row'}, path[0] && h('nav', {'aria-label': 'Path'},
-  path.map(([name, href]) => [link(href, name), ' / '])), h('h1', {tabindex: -1}, text))
-const oops = e => h('div', {role: 'alert', class: 'stack'}, h('p', {class: 'st fail'}, glyph('cross'),
-  h('span', null, e.code || 'Error')),
-  (e.errors || [e.message]).map(t => h('p', null, t)))
-const show = x => typeof x == 'string' ? x : JSON.stringify(x)
-const words = x => x === true ? 'yes' : x === false ? 'no' : typeof x != 'object' ? String(x) :
-  Array.isArray(x) ? x.map(words).join(', ') : Object.entries(x || {}).map(([k, y]) =>
-    blank(y) && y?.length != null ? '' : `${k} ${words(y)}`.trim()).filter(Boolean).join(', ')
+const title = (path, text) =>
+  h('div.at.row', path[0] &&
+      h('nav', {'aria-label': 'Path'},
+        path.map(([name, href]) => [link(href, name), ' / '])),
+    h('h1', {tabindex: -1}, text))
+const oops = e =>
+  h('div', {role: 'alert', class: 'stack'},
+    h('p.st.fail', glyph('cross'), h('span', e.code || 'Error')),
+    (e.errors || [e.message]).map(t => h('p', t)))
+const show = x => (typeof x == 'string' ? x : JSON.stringify(x))
+const words = x =>
+  x === true
+    ? 'yes'
+    : x === false
+      ? 'no'
+      : typeof x != 'object'
+        ? String(x)
+        : Array.isArray(x)
+          ? x.map(words).join(', ')
+          : Object.entries(x || {})
+              .map(([k, y]) => (blank(y) && y?.length != null ? '' : `${k} ${words(y)}`.trim()))
+              .filter(Boolean)
+              .join(', ')
 // The words of a that b has not, between what both begin and end with.
 function marked(a, b) {
   if (b == null) return [a]
@@ -19003,32 +19113,48 @@ function marked(a, b) {
   while (i < x.length && x[i] == y[i]) i++
   while (j < x.length - i && j < y.length - i && x.at(-1 - j) == y.at(-1 - j)) j++
   const part = (from, to) => x.slice(from, to).join(''), end = x.length - j
-  return [part(0, i), i + j && end > i ? h('mark', null, part(i, end)) : part(i, end), part(end)]
+  return [part(0, i), i + j && end > i ? h('mark', part(i, end)) : part(i, end), part(end)]
 }
-const changes = fields => fields[0] ? h('dl', {class: 'diff'}, fields.map(x => {
-  const [a, b] = [x.old, x.new].map(y => y == null ? y : show(y))
-  return h('div', null, h('dt', null, x.path.replace('executorConfig.data.', '')),
-    [['del', 'was ', a, b], ['add', 'becomes ', b, a]].map(([cls, said, value, other]) => value != null &&
-      h('dd', {class: cls}, h('span', {class: 'vh'}, said), marked(value, other))))
-})) : plain('No field differs.')
-const named = x => Array.isArray(x) && x[0]?.constructor == Object ? Object.fromEntries(x.map((y, i) =>
-  [y.name ?? y.key ?? (Object.keys(y).length == 1 ? Object.keys(y)[0] : i), y])) : x?.constructor == Object ?
-    x : null
-const blank = x => x == null || typeof x == 'object' &&
-  !Object.keys(x).length     // unset and empty mean the same
+const changes = fields =>
+  fields[0]
+    ? h('dl.diff', fields.map(x => {
+        const [a, b] = [x.old, x.new].map(y => (y == null ? y : show(y)))
+        return h('div', h('dt', x.path.replace('executorConfig.data.', '')),
+          [['del', 'was ', a, b],
+            ['add', 'becomes ', b, a]
+          ].map(([cls, said, value, other]) =>
+              value != null && h('dd', {class: cls}, h('span.vh', said), marked(value, other))))
+      }))
+    : plain('No field differs.')
+const named = x =>
+  Array.isArray(x) && x[0]?.constructor == Object
+    ? Object.fromEntries(
+        x.map((y, i) => [y.name ?? y.key ?? (Object.keys(y).length == 1 ? Object.keys(y)[0] : i), y]))
+    : x?.constructor == Object
+      ? x
+      : null
+// Unset and empty mean the same.
+const blank = x => x == null || (typeof x == 'object' && !Object.keys(x).length)
 // The same that POST diff tells, for two configurations that are here already.
 function differences(a, b, path = '') {
   const [x, y] = [named(a), named(b)]
-  if (!x || !y) return JSON.stringify(a) == JSON.stringify(b) || blank(a) && blank(b) ? [] : [{path, old: a,
-    new: b}]
-  return [...new Set([...Object.keys(x), ...Object.keys(y)])].sort().flatMap(k =>
-    differences(x[k], y[k], a == x ? path && path + '.' + k || k : `${path}[${k}]`))
+  if (!x || !y)
+    return JSON.stringify(a) == JSON.stringify(b) || (blank(a) && blank(b)) ? [] : [{path, old: a, new: b}]
+  return [...new Set([...Object.keys(x), ...Object.keys(y)])]
+    .sort()
+    .flatMap(k => differences(x[k], y[k], a == x ? (path && path + '.' + k) || k : `${path}[${k}]`))
 }
 
 /* ---- Place: the hash is the view and its filters ---- */
 function place() {
   const [path, query] = location.hash.replace(/^#\/?/, '').split('?')
-  const clean = x => { try { return decodeURIComponent(x) } catch { return x } }
+  const clean = x => {
+    try {
+      return decodeURIComponent(x)
+    } catch {
+      return x
+    }
+  }
   return {path: path.split('/').filter(Boolean).map(clean), q: new URLSearchParams(query || '')}
 }
 function put(key, value) {
@@ -19046,13 +19172,16 @@ class Refused extends Error {
     Object.assign(this, {status, code: told.code || 'HTTP ' + status, errors: told.errors})
   }
 }
-const sent = more => ({...S.auth && {Authorization: S.auth}, ...more})
+const sent = more => ({...(S.auth && {Authorization: S.auth}), ...more})
 async function request(method, path, {body, headers, signal, quiet} = {}) {
   let answer, told
   try {
-    answer = await fetch(path, {method, body, signal, headers: sent({Accept: 'application/json',
-      ...headers})})
-    told = await answer.json().catch(e => { if (answer.ok) throw e; return {} })
+    answer = await fetch(path, {
+      method, body, signal, headers: sent({Accept: 'application/json', ...headers})})
+    told = await answer.json().catch(e => {
+      if (answer.ok) throw e
+      return {}
+    })
   } catch (e) {
     if (signal?.aborted) throw e
     beat()
@@ -19069,13 +19198,18 @@ function met(answer) {
   const date = Date.parse(answer.headers.get('Date'))
   S.seen = Date.now()
   if (date && Math.abs(date - S.seen) > 3e3) S.skew = date - S.seen
-  if (S.down) { S.down = S.tries = 0; wake() }
+  if (S.down) {
+    S.down = S.tries = 0
+    wake()
+  }
 }
 async function beat() {
   if (beat.busy || document.hidden) return
   beat.busy = true
   clearTimeout(beat.timer)
-  try { met(await fetch('alpha/version', {signal: AbortSignal.timeout(1800), cache: 'no-store'})) } catch {
+  try {
+    met(await fetch('alpha/version', {signal: AbortSignal.timeout(1800), cache: 'no-store'}))
+  } catch {
     if (!S.down) say('The server does not answer')
     S.down ||= S.seen
     S.tries++
@@ -19086,25 +19220,32 @@ async function beat() {
   if (S.down) V?.draw()
 }
 const bus = new EventTarget(), resting = () => S.paused || document.hidden
-function wake() { bus.dispatchEvent(new Event('wake')); V?.again() }
+function wake() {
+  bus.dispatchEvent(new Event('wake'))
+  V?.again()
+}
 // Events of a path until the view closes: by fetch, since EventSource takes no header. It goes on where it
 // was cut, or says `refused`. Returns when it is open.
 function follow(v, path, on) {
   let id = '', wait = 1e3, cut
   v.signal.addEventListener('abort', () => cut?.abort())
   v.cuts.push(() => cut?.abort())
-  const pause = ms => new Promise(done => { bus.addEventListener('wake', done, {once: true}); ms &&
-    setTimeout(done, ms) })
+  const pause = ms =>
+    new Promise(done => {
+      bus.addEventListener('wake', done, {once: true})
+      ms && setTimeout(done, ms)
+    })
   const once = async ready => {
     cut = new AbortController()
-    const answer = await fetch(path, {signal: cut.signal, headers: sent({Accept: 'text/event-stream',
-      ...id && {'Last-Event-ID': id}})})
+    const answer = await fetch(path, {
+      signal: cut.signal,
+      headers: sent({Accept: 'text/event-stream', ...(id && {'Last-Event-ID': id})})})
     if (!answer.ok) throw new Refused(answer.status, await answer.json())
     met(answer)
     ready()
     wait = 1e3
     const reader = answer.body.getReader(),
-      text = new TextDecoder()    // a character may be split between two pieces
+      text = new TextDecoder() // a character may be split between two pieces
     let left = '', name
     S.streams++
     try {
@@ -19118,15 +19259,26 @@ function follow(v, path, on) {
           if (line.startsWith('data: ') && !v.signal.aborted) on(name, JSON.parse(line.slice(6)))
         }
       }
-    } finally { S.streams-- }
+    } finally {
+      S.streams--
+    }
   }
   const run = async ready => {
     while (!v.signal.aborted) {
-      if (resting()) { await pause(); continue }
+      if (resting()) {
+        await pause()
+        continue
+      }
       const error = await once(ready).catch(e => e)
       if (v.signal.aborted) return
-      if (error?.status) { on('refused', error); if (error.status < 500 && error.status != 429) return }
-      if (!resting()) { beat(); await pause(wait) }
+      if (error?.status) {
+        on('refused', error)
+        if (error.status < 500 && error.status != 429) return
+      }
+      if (!resting()) {
+        beat()
+        await pause(wait)
+      }
       wait = Math.min(3e4, wait * 2)
     }
   }
@@ -19135,10 +19287,18 @@ function follow(v, path, on) {
 
 /* ---- Who may ---- */
 const LEVELS = ['read', 'logs', 'write', 'admin']
-const globbed = (pattern, text) => RegExp('^' + pattern.replace(/[.+^$]/g, '\\$&').replace(/\*/g,
-  '.*').replace(/\?/g, '.') + '$').test(text)
-const can = (level, role) => S.me && LEVELS.indexOf(S.me.level) >= LEVELS.indexOf(level) &&
-  (S.me.roles.includes('*') || role && S.me.roles.some(p => globbed(p, role)))
+const globbed = (pattern, text) =>
+  RegExp('^' +
+      pattern
+        .replace(/[.+^$]/g, '\\$&')
+        .replace(/\*/g, '.*')
+        .replace(/\?/g, '.') +
+      '$'
+  ).test(text)
+const can = (level, role) =>
+  S.me &&
+  LEVELS.indexOf(S.me.level) >= LEVELS.indexOf(level) &&
+  (S.me.roles.includes('*') || (role && S.me.roles.some(p => globbed(p, role))))
 const may = (level, role) => PAGE.page == 'full' && !S.read && can(level, role)
 
 /* ---- Views: one at a time; load() fetches, draw() shows what was fetched ---- */
@@ -19151,16 +19311,27 @@ class View {
     this.base = '#/' + this.path.join('/')
     this.api = url('job', ...this.path.slice(0, 4))
   }
-  get(path) { return request('GET', path, {signal: this.signal}) }
+  get(path) {
+    return request('GET', path, {signal: this.signal})
+  }
   // What may be absent, or refused.
-  maybe(path) { return this.get(path).catch(e => { if (!e.status || e.status >= 500) throw e }) }
-  follow(path, on) { return follow(this, path, on) }
+  maybe(path) {
+    return this.get(path).catch(e => {
+      if (!e.status || e.status >= 500) throw e
+    })
+  }
+  follow(path, on) {
+    return follow(this, path, on)
+  }
   // Loads and draws; never twice at a time, and the more rarely the longer it takes.
   async again(wait = 0) {
-    if (this.signal.aborted || this.ready && resting()) return
+    if (this.signal.aborted || (this.ready && resting())) return
     if (this.busy || wait) {
-      this.timer ||= setTimeout(() => { this.timer = 0; this.again() }, Math.max(wait, 3 * (this.took ||
-        100)))
+      this.timer ||= setTimeout(() => {
+        this.timer = 0
+        this.again()
+      },
+        Math.max(wait, 3 * (this.took || 100)))
       return
     }
     const began = Date.now()
@@ -19172,9 +19343,12 @@ class View {
     } catch (e) {
       if (this.signal.aborted) return
       if (this.ready) S.sick = e.message
-      else fill(this.node, title([], this.path.at(-1) || 'Aurora'), oops(e),
-        row(button('Try again', () => this.again()),
-        link('#/', 'Overview', 'btn')))
+      else
+        fill(this.node,
+          title([], this.path.at(-1) || 'Aurora'),
+          oops(e),
+          row(button('Try again', () => this.again()),
+            link('#/', 'Overview', 'btn')))
       if (!e.status || e.status > 499) setTimeout(() => this.again(), 4e3)
     }
     this.busy = false
@@ -19182,44 +19356,70 @@ class View {
     if (this.ready && !this.signal.aborted) this.draw()
     frame()
   }
-  every(ms) { const t = setInterval(() => this.again(), ms); this.signal.addEventListener('abort', () =>
-    clearInterval(t)) }
+  every(ms) {
+    const t = setInterval(() => this.again(), ms)
+    this.signal.addEventListener('abort', () => clearInterval(t))
+  }
 }
 // At most four times a second.
 function calm(draw) {
   let timer = 0
-  return () => { timer ||= setTimeout(() => { timer = 0; draw() }, 250) }
+  return () => {
+    timer ||= setTimeout(() => {
+      timer = 0
+      draw()
+    }, 250)
+  }
 }
 
 const NAV = ['Overview', 'Jobs', 'Hosts', 'Cron', 'Pending', 'Operations']
-const stranger = () => !S.me || S.me.by == 'scheduler' && !S.auth && S.me.name == 'forwarded'
-const whoever = () => S.me.by == 'nobody' ? 'Anonymous' : S.me.name
+const stranger = () => !S.me || (S.me.by == 'scheduler' && !S.auth && S.me.name == 'forwarded')
+const whoever = () => (S.me.by == 'nobody' ? 'Anonymous' : S.me.name)
 const cluster = () => place().path[0] || S.clusters[0] || ''
 const off = () => S.down || S.sick || V.locked
 function frame() {
   const c = cluster(), {path} = place(), busy = S.ops.filter(o => o.state == 'running').length
   const here = path[1] ? NAV.find(n => n.toLowerCase() == path[1]) || 'Jobs' : 'Overview'
-  const [icon, cls, text] = S.paused ? ['pause', 'wait', 'Paused'] : S.down ? ['cross', 'fail',
-    'Reconnecting'] :
-    S.sick ? ['cross', 'fail', 'Old'] : ['disc', 'ok', 'Live']
-  fill($('#top'), h('b', {class: 'opt'}, link('#/' + c, 'Aurora')),
-    h('select', {'aria-label': 'Cluster', change: e => { location.hash = '#/' + e.target.value }},
+  const [icon, cls, text] = S.paused
+    ? ['pause', 'wait', 'Paused']
+    : S.down
+      ? ['cross', 'fail', 'Reconnecting']
+      : S.sick
+        ? ['cross', 'fail', 'Old']
+        : ['disc', 'ok', 'Live']
+  fill($('#top'),
+    h('b.opt', link('#/' + c, 'Aurora')),
+    h('select', {
+      'aria-label': 'Cluster',
+      change: e => {
+        location.hash = '#/' + e.target.value
+      }},
       S.clusters.map(x => h('option', {value: x, selected: x == c}, x))),
-    h('nav', {'aria-label': 'Cluster'}, NAV.map(n =>
-      h('a', {href: `#/${c}${n == NAV[0] ? '' : '/' + n.toLowerCase()}`,
-      'aria-current': n == here && 'page'}, n, n == NAV[5] && busy && h('span', {class: 'count'},
-        ' ' + busy)))), gap(),
-    button(['Search', gap(), h('kbd', null, '/')], palette, 'find', {'aria-keyshortcuts': '/'}),
-    button([glyph(icon), h('span', null, text), !S.paused && age(S.seen + S.skew, 'count')], pause,
+    h('nav', {'aria-label': 'Cluster'},
+      NAV.map(n =>
+        h('a',
+          {href: `#/${c}${n == NAV[0] ? '' : '/' + n.toLowerCase()}`, 'aria-current': n == here && 'page'},
+          n,
+          n == NAV[5] && busy && h('span.count', ' ' + busy)))),
+    gap(),
+    button(['Search', gap(), h('kbd', '/')], palette, 'find', {'aria-keyshortcuts': '/'}),
+    button([glyph(icon), h('span', text), !S.paused && age(S.seen + S.skew, 'count')],
+      pause,
       'quiet fresh st ' + cls,
       {'aria-keyshortcuts': 'p', title: `Press to ${S.paused ? 'go on' : 'pause'} (p)`}),
-    button(stranger() ? 'Log in' : whoever(), () => stranger() ? login() : about(), 'quiet'))
+    button(stranger() ? 'Log in' : whoever(), () => (stranger() ? login() : about()), 'quiet'))
   document.body.classList.toggle('old', !!(S.down || S.sick))
-  fill($('#notice'), (S.down || S.sick) && h('div', {role: 'alert', class: 'row'}, h('span',
-    {class: 'st fail'}, glyph('cross'),
-    S.down ? 'The server does not answer' : 'Not up to date'), S.down ? h('span', null, 'Shown as of ',
-    at(S.down + S.skew), ', ', age(S.down + S.skew), ' ago. Actions are off.') : S.sick, gap(),
-  button('Try now', () => { beat(); V.again() })))
+  const then = S.down + S.skew
+  fill($('#notice'),
+    (S.down || S.sick) &&
+      h('div.row', {role: 'alert'},
+        h('span.st.fail', glyph('cross'), S.down ? 'The server does not answer' : 'Not up to date'),
+        S.down ? h('span', 'Shown as of ', at(then), ', ', age(then), ' ago. Actions are off.') : S.sick,
+        gap(),
+        button('Try now', () => {
+          beat()
+          V.again()
+        })))
 }
 function pause() {
   S.paused = !S.paused
@@ -19229,64 +19429,99 @@ function pause() {
 }
 
 /* ---- Lists: only the rows in sight are in the document ---- */
-const cell = (x, name, cls) => h('td', {role: 'cell', class: cls?.replace(/\bw\d/, ''), 'data-l': name,
-  title: x?.length > 20 && x}, x)
+const cell = (x, name, cls) =>
+  h('td', {class: cls?.replace(/\bw\d/, ''), 'data-l': name, title: x?.length > 20 && x}, x)
 // o: name, cols [id, text, class], key(r), cells(r), by {id: value(r)}, hay(r) for the filter, more(r): what
 // an open row shows, picked: Set of keys, filter(): a test of rows, empty: what is said where there is none.
 function list(v, o) {
-  const width = o.cols.length + (o.picked ? 1 : 0), head = h('tr', {role: 'row'}), open = new Map()
-  const body = h('tbody', {role: 'rowgroup'}), node = h('table', {role: 'table',
-    class: 'flow lines' + o.cols.filter(c => /wide|msg/.test(c[2])).length},
-    h('caption', {class: 'vh'}, o.name), h('thead', {role: 'rowgroup'}, head), body)
-  const pad = [0, 1].map(() => h('tr', {class: 'gap', 'aria-hidden': 'true'}, h('td', {colspan: width})))
+  const width = o.cols.length + (o.picked ? 1 : 0), head = h('tr'), open = new Map()
+  const body = h('tbody'),
+    node = h('table', {class: 'flow lines' + o.cols.filter(c => /wide|msg/.test(c[2])).length},
+      h('caption.vh', o.name),
+      h('thead', head),
+      body)
+  const pad = [0, 1].map(() => h('tr.gap', {'aria-hidden': 'true'}, h('td', {colspan: width})))
   let all = [], given = all, rows = [], high = 32, measured = false, focus = -1
   node.own = pad[0].own = pad[1].own = true
-  arg('open').split(',').forEach(k => k && open.set(k, 0))
+  arg('open')
+    .split(',')
+    .forEach(k => k && open.set(k, 0))
   const key = r => String(o.key(r)), value = id => o.by?.[id] || (r => r[id])
   function draw() {
-    const text = arg('q').toLowerCase(), by = arg('sort', o.sort || o.cols[0][0]), sign = by[0] == '-' ?
-      -1 : 1
+    const text = arg('q').toLowerCase(), by = arg('sort', o.sort || o.cols[0][0]),
+      sign = by[0] == '-' ? -1 : 1
     const id = by.replace('-', ''), of = value(id), fits = o.filter?.() || (() => true)
     if (all.by != by) {
-      all = all.map(r => [of(r), r]).sort(([a], [b]) => a === b ? 0 : a == null || a === '' ? 1 :
-        b == null || b === '' ? -1 : a < b ? -sign : sign).map(x => x[1])
+      all = all
+        .map(r => [of(r), r])
+        .sort(([a], [b]) =>
+          a === b ? 0 : a == null || a === '' ? 1 : b == null || b === '' ? -1 : a < b ? -sign : sign)
+        .map(x => x[1])
       all.by = by
     }
     rows = all.filter(r => (!text || (r.hay ||= o.hay(r).toLowerCase()).includes(text)) && fits(r))
     node.setAttribute('aria-rowcount', rows.length + 1)
-    fill(head, o.picked && h('th', {class: 'w0 pick', role: 'columnheader'}, h('input', {type: 'checkbox',
-      'aria-label': 'Select all that match',
-      checked: !!rows[0] && rows.every(r => o.picked.has(key(r))),
-      change: e => { o.picked.clear(); if (e.target.checked) rows.forEach(r => o.picked.add(key(r)));
-        v.draw() }})),
-    o.cols.map(([col, name, cls]) => h('th', {class: cls, role: 'columnheader', 'aria-sort': col == id ?
-      sign > 0 ? 'ascending' : 'descending' : null},
-      name ? button(name + (col == id ? sign > 0 ? ' ↑' : ' ↓' : ''), () => { put('sort', by == col ?
-        '-' + col : col); draw() }, 'bare') :
-        h('span', {class: 'vh'}, 'Actions'))))
+    fill(head,
+      o.picked &&
+        h('th.w0.pick', h('input', {
+          type: 'checkbox', 'aria-label': 'Select all that match',
+          checked: !!rows[0] && rows.every(r => o.picked.has(key(r))),
+          change: e => {
+            o.picked.clear()
+            if (e.target.checked) rows.forEach(r => o.picked.add(key(r)))
+            v.draw()
+          }})),
+      o.cols.map(([col, name, cls]) =>
+        h('th', {class: cls, 'aria-sort': col == id ? (sign > 0 ? 'ascending' : 'descending') : null},
+          name
+            ? button(name + (col == id ? (sign > 0 ? ' ↑' : ' ↓') : ''),
+                () => {
+                  put('sort', by == col ? '-' + col : col)
+                  draw()
+                },
+                'bare')
+            : h('span.vh', 'Actions'))))
     paint()
   }
   function one(r, i) {
     const k = key(r), on = open.has(k), cells = o.cells(r)
-    const turn = () => { on ? open.delete(k) : open.set(k, 0); put('open', [...open.keys()].join()); paint() }
-    if (o.more) cells[0] = button([glyph('open', 'turn'), cells[0]], turn, 'bare',
-      {'aria-expanded': String(on)})
-    return [h('tr', {role: 'row', class: on && 'on', 'data-k': k, 'data-i': i, 'aria-rowindex': i + 2},
-      o.picked && h('td', {role: 'cell', class: 'pick'}, h('input', {type: 'checkbox',
-      'aria-label': 'Select ' + k, checked: o.picked.has(k), change: () => { o.picked.delete(k) ||
-        o.picked.add(k); v.draw() }})),
-    cells.map((c, n) => cell(c, o.cols[n][1], (o.cols[n][2] || '') + (o.more && !n ? ' opens' : '')))),
-    on && h('tr', {role: 'row', class: 'more', 'data-k': k + '+'}, h('td', {role: 'cell', colspan: width},
-      o.more(r)))]
+    const turn = () => {
+      on ? open.delete(k) : open.set(k, 0)
+      put('open', [...open.keys()].join())
+      paint()
+    }
+    if (o.more)
+      cells[0] = button([glyph('open', 'turn'), cells[0]], turn, 'bare', {'aria-expanded': String(on)})
+    return [h('tr', {class: on && 'on', 'data-k': k, 'data-i': i, 'aria-rowindex': i + 2},
+      o.picked &&
+        h('td', {class: 'pick'},
+          h('input', {
+            type: 'checkbox', 'aria-label': 'Select ' + k, checked: o.picked.has(k),
+            change: () => {
+              o.picked.delete(k) || o.picked.add(k)
+              v.draw()
+            }})),
+      cells.map((c, n) => cell(c, o.cols[n][1], (o.cols[n][2] || '') + (o.more && !n ? ' opens' : '')))),
+      on && h('tr', {class: 'more', 'data-k': k + '+'}, h('td', {colspan: width}, o.more(r)))]
   }
   function paint() {
     if (!rows.length) {
-      return fill(body, h('tr', null, h('td', {colspan: width, class: 'msg'}, all.length ? ['None matches. ',
-        button('Clear the filter',
-        () => { put('q'); put('state'); route() }, 'bare link')] : o.empty || 'There is none.')))
+      return fill(body,
+        h('tr', h('td', {colspan: width, class: 'msg'},
+            all.length
+              ? ['None matches. ',
+                  button('Clear the filter',
+                    () => {
+                      put('q')
+                      put('state')
+                      route()
+                    },
+                    'bare link')]
+              : o.empty || 'There is none.')))
     }
-    const opened = [...open].map(([k, tall]) => [rows.findIndex(r => key(r) == k), tall]).filter(x =>
-      x[0] >= 0)
+    const opened = [...open]
+      .map(([k, tall]) => [rows.findIndex(r => key(r) == k), tall])
+      .filter(x => x[0] >= 0)
     const y = i => i * high + opened.reduce((sum, [j, tall]) => sum + (j < i ? tall : 0), 0)
     const top = -body.getBoundingClientRect().top
     let first = Math.max(0, Math.min(rows.length - 1, Math.floor(top / high) - 6)), last = first
@@ -19294,85 +19529,127 @@ function list(v, o) {
     while (last < rows.length && y(last) < top + innerHeight + 6 * high) last++
     pad[0].firstChild.style.height = y(first) + 'px'
     pad[1].firstChild.style.height = y(rows.length) - y(last) + 'px'
-    fill(body, first && pad[0], rows.slice(first, last).map((r, i) => one(r, first + i)),
+    fill(body,
+      first && pad[0],
+      rows.slice(first, last).map((r, i) => one(r, first + i)),
       last < rows.length && pad[1])
     for (const tr of body.querySelectorAll('.more')) open.set(tr.dataset.k.slice(0, -1), tr.offsetHeight)
     if (!measured && node.isConnected) {
       measured = true
       const tall = body.querySelector('[data-i]').offsetHeight || high
-      if (tall != high) { high = tall; paint() }
+      if (tall != high) {
+        high = tall
+        paint()
+      }
     }
   }
-  function step(n) {       // j and k
-    focus = Math.max(0, Math.min(rows.length - 1,
-      Number(document.activeElement.closest('[data-i]')?.dataset.i ?? focus) + n))
+  function step(n) {
+    // j and k
+    focus = Math.max(0,
+      Math.min(rows.length - 1, Number(document.activeElement.closest('[data-i]')?.dataset.i ?? focus) + n))
     const y = body.getBoundingClientRect().top + focus * high
     if (y < 99 || y > innerHeight - 99) scrollBy(0, y - innerHeight / 2)
     paint()
     body.querySelector(`[data-i="${focus}"] :is(td button, a)`)?.focus({preventScroll: true})
   }
-  for (const kind of ['scroll', 'resize']) addEventListener(kind, () => {
-    if (kind == 'resize') measured = false
-    requestAnimationFrame(paint)
-  }, {signal: v.signal})
-  const sorter = () => h('select', {class: 'narrow', 'aria-label': 'Sorted by', change(e) {
-    put('sort', e.target.value)
-    draw()
-  }}, o.cols.filter(c => c[1]).flatMap(([id, name]) => ['', '-'].map(x => h('option', {value: x + id,
-    selected: x + id == arg('sort', o.sort || o.cols[0][0])}, name + (x ? ' ↓' : ' ↑')))))
-  v.list = {node, draw, step, sorter, set(x) {      // sorted again only where it has changed
-    if (x.length != given.length || x.some((r, i) => r != given[i])) { given = x; all = [...x] }
-    draw()
-  }, get rows() { return rows }}
+  for (const kind of ['scroll', 'resize'])
+    addEventListener(kind,
+      () => {
+        if (kind == 'resize') measured = false
+        requestAnimationFrame(paint)
+      },
+      {signal: v.signal})
+  const sorter = () =>
+    h('select.narrow', {
+      'aria-label': 'Sorted by',
+      change(e) {
+        put('sort', e.target.value)
+        draw()
+      }},
+      o.cols
+        .filter(c => c[1])
+        .flatMap(([id, name]) =>
+          ['', '-'].map(x =>
+            h('option', {value: x + id, selected: x + id == arg('sort', o.sort || o.cols[0][0])},
+              name + (x ? ' ↓' : ' ↑')))))
+  v.list = {
+    node, draw, step, sorter,
+    set(x) {
+      // sorted again only where it has changed
+      if (x.length != given.length || x.some((r, i) => r != given[i])) {
+        given = x
+        all = [...x]
+      }
+      draw()
+    },
+    get rows() {
+      return rows
+    }}
   return v.list
 }
-const search = (text, draw) => h('input', {type: 'search', placeholder: text, 'aria-label': text,
-  value: arg('q'),
-  input: e => { put('q', e.target.value); draw() }})
+const search = (text, draw) =>
+  h('input', {
+    type: 'search', placeholder: text, 'aria-label': text, value: arg('q'),
+    input: e => {
+      put('q', e.target.value)
+      draw()
+    }})
 
 /* ---- Dialogs ---- */
-const labelled = (text, field) => h('label', null, text, field)
-const ticked = (field, text) => h('label', {class: 'row'}, field, text)
+const labelled = (text, field) => h('label', text, field)
+const ticked = (field, text) => h('label.row', field, text)
 function dialog(cls, name, ...kids) {
   if ($('dialog[open]')) return
   const back = document.activeElement
-  const d = h('dialog', {class: cls, 'aria-label': name, close() { d.remove(); back.focus() }, click(e) {
-    if (e.target == d) d.close() }},
-    h('h2', null, name), ...kids)
+  const d = h('dialog', {
+    class: cls, 'aria-label': name,
+    close() {
+      d.remove()
+      back.focus()
+    },
+    click(e) {
+      if (e.target == d) d.close()
+    }},
+    h('h2', name),
+    ...kids)
   document.body.append(d)
   d.showModal()
   return d
 }
 const close = e => $('dialog')?.close(), cancel = () => button('Cancel', close)
 // Ask before anything is sent: the exact request, a message, a dry run; what is large has to be named.
-function act({name, text, verb, bad, method, path, query, fields = [], message, body, headers, type, done}) {
-  const key = [...crypto.getRandomValues(new Uint8Array(12))].map(x => x.toString(16).padStart(2,
-    '0')).join('')
+function act({
+  name, text, verb, bad, method, path, query, fields = [], message, body, headers, type, done
+}) {
+  const key = [...crypto.getRandomValues(new Uint8Array(12))]
+    .map(x => x.toString(16).padStart(2, '0'))
+    .join('')
   const field = props => h('input', {autocomplete: 'off', input: refresh, ...props})
-  const inputs = fields.map(f => [f, field({type: 'number', min: 0, value: f.value})]), typed = type &&
-    field()
-  if (message) inputs.push([{id: 'message', text: 'Message for the audit trail'},
-    field({placeholder: 'Optional'})])
+  const inputs = fields.map(f => [f, field({type: 'number', min: 0, value: f.value})]),
+    typed = type && field()
+  if (message)
+    inputs.push([{id: 'message', text: 'Message for the audit trail'}, field({placeholder: 'Optional'})])
   const go = h('button', {type: 'submit', class: 'main ' + (bad ? 'bad' : '')}, verb),
     dry = button('Dry run', () => send(1))
-  const line = h('pre'), same = h('pre'), result = h('div', {class: 'stack'}), all = {...headers,
-    'Idempotency-Key': key}
+  const line = h('pre'), same = h('pre'),
+    result = h('div.stack'), all = {...headers, 'Idempotency-Key': key}
   let busy = false
   const target = trial => {
     const q = new URLSearchParams()
-    for (const [k, x] of [...Object.entries(query || {}), ...inputs.map(([f, e]) => [f.id, e.value]),
-      ['dry_run', trial]]) if (x) q.append(k, x)
+    for (const [k, x] of [...Object.entries(query || {}),
+      ...inputs.map(([f, e]) => [f.id, e.value]), ['dry_run', trial]])
+      if (x) q.append(k, x)
     return path + (String(q) && '?' + q).replace(/%2C/g, ',')
   }
   function refresh() {
     const to = where(target())
-    line.replaceChildren(h('b', null, method), ' ' + to.pathname + to.search)
+    line.replaceChildren(h('b', method), ' ' + to.pathname + to.search)
     same.textContent = curl(method, target(), all, body)
     dry.disabled = busy || !!S.down
-    go.disabled = dry.disabled || type && typed.value != type
+    go.disabled = dry.disabled || (type && typed.value != type)
   }
   async function send(trial) {
-    if (busy || !trial && go.disabled) return
+    if (busy || (!trial && go.disabled)) return
     busy = true
     refresh()
     try {
@@ -19381,236 +19658,411 @@ function act({name, text, verb, bad, method, path, query, fields = [], message, 
       else {
         d.close()
         say(told.unchanged ? 'Nothing to change' : verb + ': done')
-        if (told.operation) { S.shown.add(told.operation.id); operations() }
+        if (told.operation) {
+          S.shown.add(told.operation.id)
+          operations()
+        }
         done?.(told)
         V.again(200)
       }
-    } catch (e) { fill(result, oops(e)) }
+    } catch (e) {
+      fill(result, oops(e))
+    }
     busy = false
     refresh()
   }
-  const d = dialog('', name, h('p', null, text), h('form', {submit(e) { e.preventDefault(); send() }},
-    h('div', {class: 'panel'}, lab('Request'), line, row(lab('The same with curl'), gap(),
-      button('Copy', () => navigator.clipboard.writeText(same.textContent), 'bare')), same),
-    inputs.map(([f, e]) => labelled(f.text, e)), type && h('label', null, 'Type ', h('b', null, type),
-      ' to confirm', typed),
-    row(dry, gap(), cancel(), go), result))
+  const d = dialog('',
+    name,
+    h('p', text),
+    h('form', {
+      submit(e) {
+        e.preventDefault()
+        send()
+      }},
+      h('div.panel', lab('Request'),
+        line,
+        row(lab('The same with curl'),
+          gap(),
+          button('Copy', () => navigator.clipboard.writeText(same.textContent), 'bare')),
+        same),
+      inputs.map(([f, e]) => labelled(f.text, e)),
+      type && h('label', 'Type ', h('b', type), ' to confirm', typed),
+      row(dry, gap(), cancel(), go),
+      result))
   ;(typed || inputs[0]?.[1] || go).focus()
   refresh()
 }
 function tried(a) {
   const says = a.unchanged || a.would.nothing ? 'nothing would change' : 'it would be done'
-  return [h('p', {class: 'st ok'}, glyph('check'), h('span', null, `Dry run: ${says}. Nothing was sent.`)),
-    a.would?.plan && planned(a.would.plan), h('pre', null, JSON.stringify(a.would || a, null, 1))]
+  return [h('p.st.ok', glyph('check'), h('span', `Dry run: ${says}. Nothing was sent.`)),
+    a.would?.plan && planned(a.would.plan), h('pre', JSON.stringify(a.would || a, null, 1))]
 }
-const planned = p => [h('ul', {class: 'row legend'}, [['add', p.add], ['remove', p.remove], ['change',
-  p.update], ['leave', p.unchanged]].map(
-  ([k, n]) => h('li', {class: !n[0] && 'dim'}, h('b', null, num(n.length)), ' to ' + k))),
-p.changes.map(c => h('div', null, lab('Instances ' + ranges(c.instances)), changes(c.fields)))]
+const planned = p => [h('ul.row.legend', [['add', p.add],
+    ['remove', p.remove], ['change', p.update], ['leave', p.unchanged]
+  ].map(([k, n]) => h('li', {class: !n[0] && 'dim'}, h('b', num(n.length)), ' to ' + k))),
+  p.changes.map(c => h('div', lab('Instances ' + ranges(c.instances)), changes(c.fields)))]
 
 function login(why = 'With a token; with a name and password where the scheduler asks for them.') {
-  const name = h('input', {autocomplete: 'username'}), secret = h('input', {type: 'password',
-    autocomplete: 'off', required: true})
+  const name = h('input', {autocomplete: 'username'}),
+    secret = h('input', {type: 'password', autocomplete: 'off', required: true})
   const stay = h('input', {type: 'checkbox'}), result = h('div')
-  dialog('', 'Log in', h('form', {async submit(e) {
-    e.preventDefault()
-    const before = S.auth, bytes = new TextEncoder().encode(name.value + ':' + secret.value)
-    S.auth = name.value ? 'Basic ' + btoa(String.fromCharCode(...bytes)) : 'Bearer ' + secret.value.trim()
-    try {
-      await request('GET', 'alpha/me', {quiet: true})
-      kept('auth', stay.checked ? S.auth : '')
-      close()
-      start()
-    } catch (e) {
-      S.auth = before
-      fill(result, oops(e))
-    }
-  }}, h('p', null, why), labelled('Name, where it is no token', name), labelled('Token or password', secret),
-    result,
-  ticked(stay, 'Keep until this tab closes'), plain('It stays in this page and is sent only to this server.'),
-  row(gap(), cancel(), h('button', {type: 'submit', class: 'main'}, 'Log in'))))
+  dialog('',
+    'Log in',
+    h('form', {
+      async submit(e) {
+        e.preventDefault()
+        const before = S.auth, bytes = new TextEncoder().encode(name.value + ':' + secret.value)
+        S.auth = name.value
+          ? 'Basic ' + btoa(String.fromCharCode(...bytes))
+          : 'Bearer ' + secret.value.trim()
+        try {
+          await request('GET', 'alpha/me', {quiet: true})
+          kept('auth', stay.checked ? S.auth : '')
+          close()
+          start()
+        } catch (e) {
+          S.auth = before
+          fill(result, oops(e))
+        }
+      }},
+      h('p', why),
+      labelled('Name, where it is no token', name),
+      labelled('Token or password', secret),
+      result,
+      ticked(stay, 'Keep until this tab closes'),
+      plain('It stays in this page and is sent only to this server.'),
+      row(gap(), cancel(), h('button', {type: 'submit', class: 'main'}, 'Log in'))))
   secret.focus()
 }
 function about() {
-  const box = (key, text) => ticked(h('input', {type: 'checkbox', checked: S[key], change(e) {
-    kept(key, S[key] = e.target.checked ? '1' : '')
-    V.draw()
-  }}), text)
-  dialog('', whoever(), pairs([['May', `${S.me.level}; ${S.me.roles.includes('*') ? 'all roles' :
-    'roles ' + S.me.roles.join(', ')}`], S.me.by != 'nobody' && ['Known by', S.me.by]]),
-  box('read', 'Read only (r)'),
-    box('local', 'Local times instead of UTC'), box('quiet', 'No single-letter keys'),
-      pairs(Object.entries({'/': 'search', 'j k': 'next, previous row', x: 'select',
-      'l c u': 'logs, config, updates', 'g h': 'overview', p: 'pause', '?': 'this'}).map(([k, t]) => [k, t])),
-    row(button(S.auth ? 'Log out' : 'Log in', () => { close(); if (S.auth) { kept('auth', S.auth = '');
-      start() } else login() }), gap(), button('Close', close)))
+  const box = (key, text) =>
+    ticked(h('input', {
+      type: 'checkbox', checked: S[key],
+      change(e) {
+        kept(key, (S[key] = e.target.checked ? '1' : ''))
+        V.draw()
+      }}),
+      text)
+  dialog('',
+    whoever(),
+    pairs([['May',
+      `${S.me.level}; ${S.me.roles.includes('*') ? 'all roles' : 'roles ' + S.me.roles.join(', ')}`],
+      S.me.by != 'nobody' && ['Known by', S.me.by]]),
+    box('read', 'Read only (r)'),
+    box('local', 'Local times instead of UTC'),
+    box('quiet', 'No single-letter keys'),
+    pairs(Object.entries({
+      '/': 'search', 'j k': 'next, previous row', x: 'select', 'l c u': 'logs, config, updates',
+      'g h': 'overview', p: 'pause', '?': 'this'
+    }).map(([k, t]) => [k, t])),
+    row(button(S.auth ? 'Log out' : 'Log in', () => {
+      close()
+      if (S.auth) {
+        kept('auth', (S.auth = ''))
+        start()
+      } else login()
+    }),
+      gap(),
+      button('Close', close)))
 }
 
 /* ---- Search: names are fetched when it opens ---- */
 async function palette() {
   const c = cluster(), hits = h('div', {id: 'hits', role: 'listbox', 'aria-label': 'Found'})
   let all = [], found = [], at = 0, ready
-  const open = x => { close(); location.hash = x[2] }
-  const box = h('input', {role: 'combobox', autocomplete: 'off', 'aria-label': 'Search',
-    'aria-expanded': 'true', 'aria-controls': 'hits',
-    placeholder: 'Job, role, host or task', input() { at = 0; draw() }, keydown(e) {
+  const open = x => {
+    close()
+    location.hash = x[2]
+  }
+  const box = h('input', {
+    role: 'combobox', autocomplete: 'off', 'aria-label': 'Search', 'aria-expanded': 'true',
+    'aria-controls': 'hits', placeholder: 'Job, role, host or task',
+    input() {
+      at = 0
+      draw()
+    },
+    keydown(e) {
       const step = {ArrowDown: 1, ArrowUp: -1}[e.key]
-      if (step) { e.preventDefault(); at = (at + step + found.length) % found.length || 0; draw() }
-      if (e.key == 'Enter' && found[at]) { e.preventDefault(); open(found[at]) }
+      if (step) {
+        e.preventDefault()
+        at = (at + step + found.length) % found.length || 0
+        draw()
+      }
+      if (e.key == 'Enter' && found[at]) {
+        e.preventDefault()
+        open(found[at])
+      }
     }})
   function draw() {
     const text = box.value.trim().toLowerCase(), hit = x => x[1].toLowerCase().includes(text)
     // A task's id is role-environment-name-instance-uuid.
-    const tasks = all.flatMap(x => text.startsWith(x[3] + '-') ?
-      [['Task', x[1] + '/' + parseInt(text.slice(x[3].length + 1)),
-      x[2] + '/' + parseInt(text.slice(x[3].length + 1))]] : [])
+    const tasks = all.flatMap(x =>
+      text.startsWith(x[3] + '-')
+        ? [['Task',
+            x[1] + '/' + parseInt(text.slice(x[3].length + 1)),
+            x[2] + '/' + parseInt(text.slice(x[3].length + 1))]]
+        : [])
     found = [...tasks, ...all.filter(hit)].slice(0, 50)
-    fill(hits, found.map((x, i) => h('div', {role: 'option', id: 'hit' + i, class: 'row',
-      'aria-selected': String(i == at), click() { open(x) }},
-      h('span', null, x[1]), gap(), h('span', {class: 'dim'}, x[0]))), !found[0] &&
-        plain(ready ? 'Nothing found.' : 'Loading…'))
+    fill(hits,
+      found.map((x, i) =>
+        h('div', {
+          role: 'option', id: 'hit' + i, class: 'row', 'aria-selected': String(i == at),
+          click() {
+            open(x)
+          }},
+          h('span', x[1]),
+          gap(),
+          h('span.dim', x[0]))),
+      !found[0] && plain(ready ? 'Nothing found.' : 'Loading…'))
     box.setAttribute('aria-activedescendant', 'hit' + at)
     $('#hit' + at)?.scrollIntoView({block: 'nearest'})
   }
   if (!dialog('palette', 'Search', box, hits)) return
   box.focus()
-  const told = await Promise.all(['jobs', 'hosts'].map(x => request('GET', url(x, c)))).catch(e => fill(hits,
-    oops(e)))
+  const told = await Promise.all(['jobs', 'hosts'].map(x => request('GET', url(x, c)))).catch(e =>
+    fill(hits, oops(e)))
   if (!told) return
   ready = true
   const jobs = Object.values(told[0].jobs).map(k => k.split('/').slice(1))
-  all = [...new Set(jobs.map(k => k[0]))].map(r => ['Role', r, `#/${c}/${r}`]).concat(jobs.map(k =>
-    ['Job', k.join('/'), `#/${c}/${k.join('/')}`, k.join('-').toLowerCase()]),
-    told[1].hosts.map(x => ['Host', x.host, `#/${c}/hosts?q=${x.host}&open=${x.host}`]))
+  all = [...new Set(jobs.map(k => k[0]))]
+    .map(r => ['Role', r, `#/${c}/${r}`])
+    .concat(jobs.map(k => ['Job', k.join('/'), `#/${c}/${k.join('/')}`, k.join('-').toLowerCase()]),
+      told[1].hosts.map(x => ['Host', x.host, `#/${c}/hosts?q=${x.host}&open=${x.host}`]))
   draw()
 }
 
 /* ---- Operations of this server; a tray for those that were begun here ---- */
 async function operations() {
   clearTimeout(operations.timer)
-  if (S.me && !resting() && !S.down) S.ops = (await request('GET', 'alpha/operations',
-    {quiet: true}).catch(() => S)).operations || S.ops
+  if (S.me && !resting() && !S.down)
+    S.ops = (await request('GET', 'alpha/operations', {quiet: true}).catch(() => S)).operations || S.ops
   const mine = S.ops.filter(o => S.shown.has(o.id))
   $('#tray').hidden = !mine[0]
-  fill($('#tray'), mine.map(o => h('div', {'data-k': o.id}, work(o), row(gap(), stopper(o), button('Close',
-    () => { S.shown.delete(o.id); operations() })))))
+  fill($('#tray'),
+    mine.map(o =>
+      h('div', {'data-k': o.id},
+        work(o),
+        row(gap(),
+          stopper(o),
+          button('Close', () => {
+            S.shown.delete(o.id)
+            operations()
+          })))))
   frame()
   operations.timer = setTimeout(operations, S.ops.some(o => o.state == 'running') ? 1e3 : 15e3)
 }
-const count = p => h('span', {class: 'dim num'}, `${num(p.done)} of ${num(p.total)}`)
+const count = p => h('span.dim.num', `${num(p.done)} of ${num(p.total)}`)
 const progress = p => bar(p.total, ['ok', p.done], ['fail', p.failed], ['go', p.active])
-const keyed = key => link('#/' + (key.split('/')[3] ? key : key.split('/')[0] + '/hosts'),
-  key.split('/').slice(1).join('/'))
-const work = o => h('div', null, row(state(o.state, `${word(o.kind)}: ${word(o.state).toLowerCase()}`),
-  gap(), count(o.progress)), keyed(o.key), progress(o.progress),
-  plain(o.errors[0] || o.steps.at(-1)?.text))
-const stopper = o => o.state == 'running' && may(o.key.split('/')[3] ? 'write' : 'admin',
-  o.key.split('/')[1]) && button('Cancel…', () =>
-  act({name: `Cancel the ${o.kind} of ${o.key}?`, verb: 'Cancel it',
-  text: 'It stops before its next step; what is done stays done.', method: 'DELETE', path: url('operations',
-    o.id), done: operations}))
+const keyed = key =>
+  link('#/' + (key.split('/')[3] ? key : key.split('/')[0] + '/hosts'), key.split('/').slice(1).join('/'))
+const work = o =>
+  h('div', row(state(o.state, `${word(o.kind)}: ${word(o.state).toLowerCase()}`), gap(), count(o.progress)),
+    keyed(o.key),
+    progress(o.progress),
+    plain(o.errors[0] || o.steps.at(-1)?.text))
+const stopper = o =>
+  o.state == 'running' &&
+  may(o.key.split('/')[3] ? 'write' : 'admin', o.key.split('/')[1]) &&
+  button('Cancel…', () =>
+    act({
+      name: `Cancel the ${o.kind} of ${o.key}?`, verb: 'Cancel it',
+      text: 'It stops before its next step; what is done stays done.', method: 'DELETE',
+      path: url('operations', o.id), done: operations}))
 
 /* ---- Tasks ---- */
 const last = t => t.events.at(-1) || {}
 const oneOf = t => link(`#/${t.job}/${t.instance}`, t.job.split('/').slice(1).join('/') + ' ' + t.instance)
 const hostly = (v, x) => x && link(`#/${v.path[0]}/hosts?q=${x}&open=${x}`, x)
-const events = (list, time, text) => h('ol', {class: 'events'}, list.map(e => h('li', null, time(e),
-  e.state ? state(e.state) : h('span'), plain(...[text(e)].flat()))))
+const events = (list, time, text) =>
+  h('ol.events',
+    list.map(e => h('li', time(e), e.state ? state(e.state) : h('span'), plain(...[text(e)].flat()))))
 // What is known of one instance: the events of its task, its earlier runs, what can be done to it.
 function detail(v, tasks, more) {
   const [t, ...old] = tasks, base = '#/' + v.path.slice(0, 4).join('/'), i = t.instance
-  return h('div', {class: 'detail'}, h('div', null, lab('Events'), events(t.events, e => at(e.time), e =>
-    e.message || '')),
-    h('div', null, lab('Earlier runs'), old[0] ? events(old.slice(0, 9), e => age(last(e).time), e =>
-      [[e.host, last(e).message].filter(Boolean).join(': '), e.host && can('logs', v.path[1]) && [' ',
-        link(`${base}?tab=logs&i=${i}&task=${e.id}`, 'Logs', 'link')]]) : plain('None known')),
-    h('div', {class: 'stack'}, h('div', null, lab('Task'), h('p', {class: 'mono'}, t.id),
-      Object.entries(t.ports).map(([k, n]) => [link(`http://${t.host}:${n}/`, `${k} ${n}`, 'link'), ' '])),
-      row(can('logs', v.path[1]) && link(`${base}?tab=logs&i=${i}`, 'Logs', 'btn'), more &&
-        link(`${base}/${i}`, 'Instance', 'btn'),
-        may('write', v.path[1]) && ['restart', 'kill'].map(x => button(word(x) + '…', () => killOrRestart(v,
-        x, [i]), x == 'kill' && 'bad',
-          {disabled: !!off()})))))
+  return h('div.detail', h('div', lab('Events'),
+      events(t.events,
+        e => at(e.time),
+        e => e.message || '')),
+    h('div', lab('Earlier runs'),
+      old[0]
+        ? events(old.slice(0, 9),
+            e => age(last(e).time),
+            e => [[e.host, last(e).message].filter(Boolean).join(': '),
+              e.host &&
+                can('logs', v.path[1]) && [' ',
+                  link(`${base}?tab=logs&i=${i}&task=${e.id}`, 'Logs', 'link')]])
+        : plain('None known')),
+    h('div.stack', h('div', lab('Task'),
+        h('p.mono', t.id),
+        Object.entries(t.ports).map(([k, n]) => [link(`http://${t.host}:${n}/`, `${k} ${n}`, 'link'), ' '])
+      ),
+      row(can('logs', v.path[1]) && link(`${base}?tab=logs&i=${i}`, 'Logs', 'btn'),
+        more && link(`${base}/${i}`, 'Instance', 'btn'),
+        may('write', v.path[1]) &&
+          ['restart', 'kill'].map(x =>
+            button(word(x) + '…', () => killOrRestart(v, x, [i]), x == 'kill' && 'bad', {disabled: !!off()})
+          ))))
 }
 const newest = list => list.sort((a, b) => (last(b).time || 0) - (last(a).time || 0))
 // Its name has to be typed where the whole job, production or many instances are meant.
-const grave = (path, n, all) => all || n > 10 || /^(prod|stag)/.test(path[2]) ? path[3] : ''
+const grave = (path, n, all) => (all || n > 10 || /^(prod|stag)/.test(path[2]) ? path[3] : '')
 function killOrRestart(v, what, ids, all) {
   const n = some(ids.length, 'instance'), kill = what == 'kill', name = v.path[3]
-  act({name: `${word(what)} ${all && ids[1] != null ? 'all ' : ''}${n} of ${name}?`,
+  act({
+    name: `${word(what)} ${all && ids[1] != null ? 'all ' : ''}${n} of ${name}?`,
     verb: `${word(what)} ${n}`, bad: kill, message: kill, type: grave(v.path, ids.length, all),
-    text: !kill ? 'One batch after another; it stops when an instance does not come back.' : all ?
-      'The job ends and leaves the cluster.' : 'The other instances go on.',
-    method: kill ? 'DELETE' : 'PUT', path: v.api + (kill ? '' : '/restart'), query: !all &&
-      {shards: ranges(ids)}, fields: kill ? [] : [{id: 'batch_size', text: 'Instances at once', value: 1}]})
+    text: !kill
+      ? 'One batch after another; it stops when an instance does not come back.'
+      : all
+        ? 'The job ends and leaves the cluster.'
+        : 'The other instances go on.',
+    method: kill ? 'DELETE' : 'PUT', path: v.api + (kill ? '' : '/restart'),
+    query: !all && {shards: ranges(ids)},
+    fields: kill ? [] : [{id: 'batch_size', text: 'Instances at once', value: 1}]})
 }
 
 /* ---- Job ---- */
-const head = (v, name, ...actions) => h('div', {class: 'row head'}, title(v.path.slice(1, Math.min(4,
-  v.path.length - 1)).map((p, i) => [p, '#/' + v.path.slice(0, i + 2).join('/')]), name),
-  gap(), h('div', {class: 'row', role: 'group', 'aria-label': 'Actions'}, actions))
-const kindOf = j => j.cron ? 'Cron' : j.service ? 'Service' : 'Job'
+const head = (v, name, ...actions) =>
+  h('div.row.head', title(v.path
+        .slice(1, Math.min(4, v.path.length - 1))
+        .map((p, i) => [p, '#/' + v.path.slice(0, i + 2).join('/')]),
+      name),
+    gap(),
+    h('div.row', {role: 'group', 'aria-label': 'Actions'}, actions))
+const kindOf = j => (j.cron ? 'Cron' : j.service ? 'Service' : 'Job')
 const isActive = u => /^ROLL(ING|_)/.test(u.state)
-const nextRun = c => time(c.next_run, {title: stamp(c.next_run, '') + ' UTC; here ' + stamp(c.next_run, 1)},
-  stamp(c.next_run).slice(0, 16), !S.local && ' UTC', stamp(c.next_run, 1) != stamp(c.next_run, '') &&
-  ` (${stamp(c.next_run, S.local ? '' : 1).slice(11, 16)} ${S.local ? 'UTC' : 'here'})`)
+const nextRun = c =>
+  time(c.next_run,
+    {title: stamp(c.next_run, '') + ' UTC; here ' + stamp(c.next_run, 1)},
+    stamp(c.next_run).slice(0, 16),
+    !S.local && ' UTC',
+    stamp(c.next_run, 1) != stamp(c.next_run, '') &&
+      ` (${stamp(c.next_run, S.local ? '' : 1).slice(11, 16)} ${S.local ? 'UTC' : 'here'})`)
 function steer(u) {
-  const key = u.job.split('/'), one = (verb, text, says, type) => button(text + '…', () =>
-    act({name: `${text} the update of ${key[3]}?`, text: says, verb: text, bad: verb == 'abort',
-    message: verb != 'pulse',
-    method: 'POST', path: url('job', ...key, 'updates', u.id, verb), type: type && grave(key,
-      u.progress.total)}), verb == 'abort' ? 'bad' : '', {disabled: !!(S.down || S.sick)})
-  return isActive(u) && may('write', key[1]) && [/PULSE/.test(u.state) && one('pulse', 'Pulse',
-    'It goes on until it waits for the next pulse.'),
-    /PAUSED/.test(u.state) ? one('resume', 'Resume', 'It goes on where it stopped.') : one('pause', 'Pause',
-      'What is under way is finished; nothing more begins.'),
-    /FORWARD/.test(u.state) && one('rollback', 'Roll back',
-      'Instances that were updated go back to what they were.', 1), one('abort', 'Abort',
-      'Instances stay as they are now, old and new.', 1)]
+  const key = u.job.split('/'), one = (verb, text, says, type) =>
+      button(text + '…',
+        () =>
+          act({
+            name: `${text} the update of ${key[3]}?`, text: says, verb: text, bad: verb == 'abort',
+            message: verb != 'pulse', method: 'POST', path: url('job', ...key, 'updates', u.id, verb),
+            type: type && grave(key, u.progress.total)}),
+        verb == 'abort' ? 'bad' : '',
+        {disabled: !!(S.down || S.sick)})
+  return (isActive(u) &&
+    may('write', key[1]) && [
+      /PULSE/.test(u.state) && one('pulse', 'Pulse', 'It goes on until it waits for the next pulse.'),
+      /PAUSED/.test(u.state)
+        ? one('resume', 'Resume', 'It goes on where it stopped.')
+        : one('pause', 'Pause', 'What is under way is finished; nothing more begins.'),
+      /FORWARD/.test(u.state) &&
+        one('rollback', 'Roll back', 'Instances that were updated go back to what they were.', 1),
+      one('abort', 'Abort', 'Instances stay as they are now, old and new.', 1)])
 }
-const legend = u => h('ul', {class: 'row legend'}, Object.entries(u.instances).map(([x, list]) =>
-  h('li', null, state(x, num(list.length) + ' ' + word(x).toLowerCase() + (x == 'failed' && u.settings ?
-    `, ${num(u.settings.maxFailedInstances)} allowed` : '')))))
-const pace = ({state, created, progress: p}) => state == 'ROLLING_FORWARD' && p.done &&
-  'about ' + took((now() - created) / p.done * (p.total - p.done)) + ' at this pace'
-const who = user => user == 'UNSECURE' ? '' : user      // which is what a scheduler calls nobody
+const legend = u =>
+  h('ul.row.legend', Object.entries(u.instances).map(([x, list]) =>
+      h('li', state(x,
+          num(list.length) +
+            ' ' +
+            word(x).toLowerCase() +
+            (x == 'failed' && u.settings ? `, ${num(u.settings.maxFailedInstances)} allowed` : '')))))
+const pace = ({state, created, progress: p}) =>
+  state == 'ROLLING_FORWARD' &&
+  p.done &&
+  'about ' + took(((now() - created) / p.done) * (p.total - p.done)) + ' at this pace'
+const who = user => (user == 'UNSECURE' ? '' : user) // which is what a scheduler calls nobody
 const by = user => who(user) && 'by ' + user
-const cronActions = (v, key, disabled) => [button('Start now…', () => act({name: `Start ${key[3]} now?`,
-  text: 'A run beside its schedule.', verb: 'Start', method: 'POST', path: url('cron', ...key, 'start')}),
-  '', {disabled}),
-  button('Deschedule…', () => act({name: `Deschedule ${key[3]}?`,
-    text: 'It runs no more; a run that goes on is not ended.', verb: 'Deschedule', bad: true,
-    method: 'DELETE', path: url('cron', ...key), type: key[3]}), 'bad', {disabled})]
-const TABS = {tasks: ['Tasks', taskTab], logs: ['Logs', logTab], config: ['Config', configTab],
-  updates: ['Updates', updateTab], sla: ['SLA', slaTab]}
+const cronActions = (v, key, disabled) => [button('Start now…',
+  () =>
+    act({
+      name: `Start ${key[3]} now?`, text: 'A run beside its schedule.', verb: 'Start', method: 'POST',
+      path: url('cron', ...key, 'start')}),
+  '',
+  {disabled}),
+  button('Deschedule…',
+    () =>
+      act({
+        name: `Deschedule ${key[3]}?`, text: 'It runs no more; a run that goes on is not ended.',
+        verb: 'Deschedule', bad: true, method: 'DELETE', path: url('cron', ...key), type: key[3]}),
+    'bad',
+    {disabled})]
+function jobActions(v, job, ids) {
+  const disabled = !!off(), locked = v.locked ? 'opt' : '', n = ids.length
+  const scale = {
+    name: `Scale ${v.path[3]}`, verb: 'Scale', message: true, type: grave(v.path, n),
+    text: 'New instances are like the first; those with the highest numbers go.', method: 'PUT',
+    path: v.api + '/scale', fields: [{id: 'instances', text: 'Instances', value: n}]}
+  const one = (text, click, cls = '') => button(text + '…', click, cls + locked, {disabled})
+  return [disabled &&
+      h('span', {class: 'dim ' + locked},
+        S.down || S.sick ? 'Off until it answers' : 'Locked while an update is active'),
+    job?.cron && cronActions(v, v.path, disabled),
+    n && [one('Restart', () => killOrRestart(v, 'restart', ids, 1)),
+      one('Scale', () => act(scale)), one('Kill', () => killOrRestart(v, 'kill', ids, 1), 'bad ')],
+    disabled || link(v.base + '/deploy', 'Deploy…', 'btn main')]
+}
+const banner = (v, u) =>
+  h('section.panel', {'aria-label': 'Active update'},
+    row(state(u.state),
+      count(u.progress),
+      h('span.dim', [u.message, by(u.user)].filter(Boolean).map(x => x + ', '),
+        age(u.created)),
+      gap(),
+      steer(u),
+      link(`${v.base}/update/${u.id}`, 'Details', 'btn')),
+    progress(u.progress),
+    h('div.row.opt', legend(u), gap(), h('span.dim', pace(u))))
+const lastWords = (v, {instance: i, process, host, failed, stderr, errors}) =>
+  h('section.panel.stack', {'aria-label': 'Last words'},
+    row(h('b', `Instance ${i} failed`),
+      plain([process, host].filter(Boolean).join(' on '), ', ', age(failed), ' ago'),
+      gap(),
+      process &&
+        link(`${v.base}?tab=logs&i=${i}&stream=stderr&process=${encodeURIComponent(process)}`, 'Log', 'btn')
+    ),
+    h('pre', (stderr || errors || ['It wrote nothing.']).join('\n')))
+const TABS = {
+  tasks: ['Tasks', taskTab], logs: ['Logs', logTab],
+  config: ['Config', configTab], updates: ['Updates', updateTab], sla: ['SLA', slaTab]}
 function jobView(v) {
   const [c, role, , name] = v.path, tab = TABS[arg('tab')] ? arg('tab') : 'tasks',
-    tasks = v.tasks = new Map(), part = TABS[tab][1](v), soon = calm(() => v.draw())
-  const take = list => list.forEach(t => {      // of an instance's tasks the newest counts
-    const e = last(t), old = tasks.get(t.instance)
-    if (!old || old.id == t.id || old.since <= e.time) tasks.set(t.instance, {ports: {},
-      failures: old?.failures, ...t, i: t.instance, since: e.time, message: t.pending || e.message})
-  })
+    tasks = (v.tasks = new Map()), part = TABS[tab][1](v), soon = calm(() => v.draw())
+  const take = list =>
+    list.forEach(t => {
+      // of an instance's tasks the newest counts
+      const e = last(t), old = tasks.get(t.instance)
+      if (!old || old.id == t.id || old.since <= e.time)
+        tasks.set(t.instance, {
+          ports: {}, failures: old?.failures, ...t, i: t.instance,
+          since: e.time, message: t.pending || e.message})
+    })
   let config, job, u, quota, died
   v.load = async () => {
     v.open ||= v.follow(v.api + '/events?snapshot=0', (kind, e) => {
       if (kind == 'task' && e.state != 'DELETED') {
         take([{...e, events: [e]}])
         soon()
-        if (e.state == 'PENDING') v.again(2e3)      // for the reason
-      }
-      else if (kind == 'error') { S.sick = e.errors[0]; frame() }
-      else if (kind != 'task') v.again(500)
+        if (e.state == 'PENDING') v.again(2e3) // for the reason
+      } else if (kind == 'error') {
+        S.sick = e.errors[0]
+        frame()
+      } else if (kind != 'task') v.again(500)
     })
     await Promise.race([v.open, new Promise(done => setTimeout(done, 300))])
-    const rest = [v.api + '/config', `${url('jobs', c, role, v.path[2])}?detail=1&name=${name}`,
-      v.api + '/updates?limit=1', url('quota', c, role)].map(x => v.maybe(x))
+    const rest = [v.api + '/config',
+      `${url('jobs', c, role, v.path[2])}?detail=1&name=${name}`, v.api + '/updates?limit=1',
+      url('quota', c, role)
+    ].map(x => v.maybe(x))
     rest.forEach(x => x.catch(() => {}))
     // The first rows of a large job come at once, as the scheduler itself cuts them.
     const few = `${url('tasks', c)}?role=${role}&environment=${v.path[2]}&name=${name}&limit=200`
-    if (!v.ready) v.maybe(few).then(t => {
-      if (!v.ready && t?.count == 200) { take(t.tasks); v.draw() }
-    }, () => {})
+    if (!v.ready)
+      v.maybe(few).then(t => {
+        if (!v.ready && t?.count == 200) {
+          take(t.tasks)
+          v.draw()
+        }
+      },
+        () => {})
     const all = await v.get(v.api + '/tasks?brief=1')
     tasks.clear()
     take(all.tasks)
@@ -19625,155 +20077,230 @@ function jobView(v) {
     await part.load?.()
   }
   v.draw = () => {
-    const rows = [...tasks.values()], ids = rows.filter(t => rank(t.state) < 13 &&
-      rank(t.state) > 2).map(t => t.i), bad = rows.filter(t => rank(t.state) < 3).length
+    const rows = [...tasks.values()],
+      ids = rows.filter(t => rank(t.state) < 13 && rank(t.state) > 2).map(t => t.i),
+      bad = rows.filter(t => rank(t.state) < 3).length
     const up = rows.filter(t => t.state == 'RUNNING').length
-    const news = [u && 'update ' + word(u.state).toLowerCase(), bad && bad + ' failing'].filter(
-      Boolean).join()
+    const news = [u && 'update ' + word(u.state).toLowerCase(), bad && bad + ' failing']
+      .filter(Boolean)
+      .join()
     if (v.ready && v.news != null && news != v.news) say(`${name}: ${news || 'no failures'}`)
     v.news = news
-    const one = v.config?.[0]?.config, disabled = !!off(), locked = v.locked ? 'opt' : ''
-    fill(v.node, head(v, name, may('write', role) && [disabled && h('span', {class: 'dim ' + locked},
-      S.down || S.sick ? 'Off until it answers' : 'Locked while an update is active'),
-      job?.cron && cronActions(v, v.path, disabled),
-      ids[0] != null && [button('Restart…', () => killOrRestart(v, 'restart', ids, 1), locked, {disabled}),
-        button('Scale…', () => act({name: `Scale ${name}`, verb: 'Scale', message: true, type: grave(v.path,
-        ids.length), method: 'PUT',
-        text: 'New instances are like the first; those with the highest numbers go.', path: v.api + '/scale',
-          fields: [{id: 'instances', text: 'Instances', value: ids.length}]}), locked, {disabled}),
-      button('Kill…', () => killOrRestart(v, 'kill', ids, 1), 'bad ' + locked, {disabled})], disabled ||
-        link(v.base + '/deploy', 'Deploy…', 'btn main')]),
-    facts(['Instances', `${num(up)} of ${num(ids.length)} running`, bad && h('span', {class: 'fail'},
-      `, ${bad} failing`)], job && ['*Kind', kindOf(job), ', ' + job.tier],
-      one && ['*Each', needs(one.resources)], quota && ['*Production quota of ' + role,
-        `${+quota.consumption.production.cpu.toFixed(1)} of ${num(quota.quota.cpu)} CPU`],
-      job?.cron && ['Schedule', job.cron.schedule, ', next ', nextRun(job.cron)], u && ['*Last update',
-        [age(u.modified), ' ago', by(u.user) && ' ' + by(u.user)], `, ${word(u.state).toLowerCase()}`]),
-    v.locked && h('section', {class: 'panel', 'aria-label': 'Active update'}, row(state(u.state),
-      count(u.progress), h('span', {class: 'dim'}, [u.message, by(u.user)].filter(Boolean).map(x => x + ', '),
-      age(u.created)), gap(), steer(u), link(`${v.base}/update/${u.id}`, 'Details', 'btn')),
-      progress(u.progress), h('div', {class: 'row opt'}, legend(u), gap(),
-        h('span', {class: 'dim'}, pace(u)))), died && h('section', {class: 'panel stack',
-      'aria-label': 'Last words'}, row(h('b', null, `Instance ${died.instance} failed`), plain([died.process,
-      died.host].filter(Boolean).join(' on '), ', ', age(died.failed), ' ago'), gap(), died.process &&
-      link(`${v.base}?tab=logs&i=${died.instance}&stream=stderr&process=${encodeURIComponent(died.process)}`,
-      'Log', 'btn')), h('pre', null, (died.stderr || died.errors || ['It wrote nothing.']).join('\n'))),
-      h('nav', {class: 'tabs',
-        'aria-label': 'Parts of the job'}, Object.keys(TABS).map(x => (x != 'logs' || can('logs', role)) &&
-        h('a', {href: `${v.base}?tab=${x}`, 'aria-current': x == tab && 'page'}, TABS[x][0],
-      x == 'tasks' && h('span', {class: 'count'}, ' ' + num(rows.length))))), part.draw(rows) || loading())
+    const one = v.config?.[0]?.config, made = quota?.consumption.production
+    fill(v.node,
+      head(v, name, may('write', role) && jobActions(v, job, ids)),
+      facts(['Instances',
+        `${num(up)} of ${num(ids.length)} running`, bad && h('span.fail', `, ${bad} failing`)],
+        job && ['*Kind', kindOf(job), ', ' + job.tier],
+        one && ['*Each', needs(one.resources)],
+        quota && ['*Production quota of ' + role, `${+made.cpu.toFixed(1)} of ${num(quota.quota.cpu)} CPU`],
+        job?.cron && ['Schedule', job.cron.schedule, ', next ', nextRun(job.cron)],
+        u && ['*Last update',
+          age(u.modified), ' ago', by(u.user) && ' ' + by(u.user), `, ${word(u.state).toLowerCase()}`]),
+      v.locked && banner(v, u),
+      died && lastWords(v, died),
+      h('nav.tabs', {'aria-label': 'Parts of the job'},
+        Object.keys(TABS).map(x =>
+            (x != 'logs' || can('logs', role)) &&
+            h('a', {href: `${v.base}?tab=${x}`, 'aria-current': x == tab && 'page'},
+              TABS[x][0],
+              x == 'tasks' && h('span.count', ' ' + num(rows.length))))),
+      part.draw(rows) || loading())
   }
   v.every(6e4)
 }
 function taskTab(v) {
   const known = new Map(), picked = new Set()
-  const l = list(v, {name: 'Tasks, the newest of each instance', key: t => t.i, sort: 'state', picked,
-    hay: t => `${t.i} ${t.host} ${t.message}`, filter: (x = arg('state')) => t => !x || t.state == x,
-    empty: 'The job has no tasks.',
-    cols: [['i', 'Instance', 'w1'], ['state', 'State', 'w2'], ['since', 'Since', 'num w1'], ['host', 'Host',
-      'opt w3'], ['failures', 'Failures', 'num opt w1'], ['message', 'Message', 'msg']],
-    by: {state: t => rank(t.state) * 1e4 + t.i, since: t => -t.since}, cells: t => [String(t.i),
-      state(t.state), age(t.since), hostly(v, t.host), num(t.failures || 0), t.message], more: t => {
-      const mark = t.id + t.state
-      if (known.get(t.i)?.mark != mark) {
-        known.set(t.i, {mark, tasks: known.get(t.i)?.tasks})
-        v.get(`${v.api}/tasks?shards=${t.i}`).then(a => { known.set(t.i, {mark, tasks: newest(a.tasks)});
-          l.draw() }, () => {})
-      }
-      return known.get(t.i).tasks ? detail(v, known.get(t.i).tasks, 1) : plain('…')
-    }}), box = search('Filter instance, host, message', () => { l.draw(); soon() }), soon = calm(() =>
-      v.draw())
-  return {draw(rows) {
-    const counts = {}, want = arg('state'), ids = [...picked].map(Number), turn = x =>
-      { put('state', want == x ? '' : x); v.draw() }, n = x => h('span', {class: 'count'}, ' ' + num(x))
-    rows.forEach(t => { counts[t.state] = (counts[t.state] || 0) + 1 })
-    l.set(rows)
-    return h('div', null, h('div', {class: 'row tools'}, box, h('div', {class: 'chips', role: 'group',
-      'aria-label': 'State'}, toggle(['All', n(rows.length)], !want, () => turn('')),
-      Object.keys(counts).sort((a, b) => rank(a) - rank(b)).map(
-      x => toggle([state(x), n(counts[x])], want == x, () => turn(x)))), l.sorter(), gap(),
-        l.rows.length < rows.length && plain(num(l.rows.length), ' of ', num(rows.length)), ids[0] != null &&
-        may('write', v.path[1]) && [h('b', null, num(ids.length), ' selected'),
-      ['restart', 'kill'].map(x => button(word(x) + '…', () => killOrRestart(v, x, ids), x == 'kill' &&
-        'bad', {disabled: off()}))]), l.node)
-  }}
+  const l = list(v, {
+      name: 'Tasks, the newest of each instance', key: t => t.i, sort: 'state', picked,
+      hay: t => `${t.i} ${t.host} ${t.message}`, filter:
+        (x = arg('state')) =>
+        t =>
+          !x || t.state == x,
+      empty: 'The job has no tasks.',
+      cols: [['i', 'Instance', 'w1'],
+        ['state', 'State', 'w2'], ['since', 'Since', 'num w1'],
+        ['host', 'Host', 'opt w3'], ['failures', 'Failures', 'num opt w1'],
+        ['message', 'Message', 'msg']],
+      by: {state: t => rank(t.state) * 1e4 + t.i, since: t => -t.since},
+      cells: t => [String(t.i),
+        state(t.state), age(t.since), hostly(v, t.host), num(t.failures || 0), t.message],
+      more: t => {
+        const mark = t.id + t.state
+        if (known.get(t.i)?.mark != mark) {
+          known.set(t.i, {mark, tasks: known.get(t.i)?.tasks})
+          v.get(`${v.api}/tasks?shards=${t.i}`).then(a => {
+            known.set(t.i, {mark, tasks: newest(a.tasks)})
+            l.draw()
+          },
+            () => {})
+        }
+        return known.get(t.i).tasks ? detail(v, known.get(t.i).tasks, 1) : plain('…')
+      }}),
+    box = search('Filter instance, host, message', () => {
+      l.draw()
+      soon()
+    }),
+    soon = calm(() => v.draw())
+  return {
+    draw(rows) {
+      const counts = {}, want = arg('state'), ids = [...picked].map(Number),
+        turn = x => {
+          put('state', want == x ? '' : x)
+          v.draw()
+        },
+        n = x => h('span.count', ' ' + num(x))
+      rows.forEach(t => {
+        counts[t.state] = (counts[t.state] || 0) + 1
+      })
+      l.set(rows)
+      return h('div', h('div.row.tools', box,
+          h('div.chips', {role: 'group', 'aria-label': 'State'},
+            toggle(['All', n(rows.length)], !want, () => turn('')),
+            Object.keys(counts)
+              .sort((a, b) => rank(a) - rank(b))
+              .map(x => toggle([state(x), n(counts[x])], want == x, () => turn(x)))),
+          l.sorter(),
+          gap(),
+          l.rows.length < rows.length && plain(num(l.rows.length), ' of ', num(rows.length)),
+          ids[0] != null &&
+            may('write', v.path[1]) && [h('b', num(ids.length), ' selected'),
+              ['restart', 'kill'].map(x =>
+                button(word(x) + '…', () => killOrRestart(v, x, ids), x == 'kill' && 'bad', {
+                  disabled: off()}))]),
+        l.node)
+    }}
 }
-const processes = c => (c.executorConfig?.data?.task?.processes || []).map(p => h('div', null,
-  lab('Process ' + p.name), h('pre', {class: 'panel'}, p.cmdline)))
+const processes = c =>
+  (c.executorConfig?.data?.task?.processes || []).map(p =>
+    h('div', lab('Process ' + p.name), h('pre.panel', p.cmdline)))
 const needs = list => {
-  const a = Object.assign({}, ...list), ports = list.filter(x => x.namedPort).map(x => x.namedPort).sort()
-  return [a.numCpus + ' CPU', mb(a.ramMb) + ' RAM', mb(a.diskMb) + ' disk', a.numGpus && a.numGpus + ' GPU',
-    ports[0] && some(ports.length, 'port').slice(2) + ' ' + ports.join(' ')].filter(Boolean).join(', ')
+  const a = Object.assign({}, ...list), ports = list
+      .filter(x => x.namedPort)
+      .map(x => x.namedPort)
+      .sort()
+  return [a.numCpus + ' CPU',
+    mb(a.ramMb) + ' RAM', mb(a.diskMb) + ' disk', a.numGpus && a.numGpus + ' GPU',
+    ports[0] && some(ports.length, 'port').slice(2) + ' ' + ports.join(' ')]
+    .filter(Boolean)
+    .join(', ')
 }
-const config = c => [pairs([['Resources', needs(c.resources)], ...Object.entries(c).map(([k, x]) =>
-  !/^(executorConfig|job|owner|resources)$/.test(k) && !blank(x) &&
-  [k[0].toUpperCase() + k.slice(1).replace(/[A-Z]/g, x => ' ' + x.toLowerCase()), words(x)])]),
-processes(c), h('details', null, h('summary', null, 'As JSON'), h('pre', null, JSON.stringify(c, null, 1)))]
+const config = c => [pairs([['Resources', needs(c.resources)],
+  ...Object.entries(c).map(([k, x]) =>
+      !/^(executorConfig|job|owner|resources)$/.test(k) &&
+      !blank(x) && [k[0].toUpperCase() + k.slice(1).replace(/[A-Z]/g, x => ' ' + x.toLowerCase()),
+        words(x)])]),
+  processes(c), h('details', h('summary', 'As JSON'), h('pre', JSON.stringify(c, null, 1)))]
 function configTab(v) {
-  const pick = (k, otherwise) => h('select', {'aria-label': 'Group', change: e => { put(k, e.target.value);
-    v.draw() }}, v.config.map((g, i) => h('option', {value: i, selected: i == arg(k, otherwise)},
-    ranges(g.instances))))
-  return {draw: () => v.config && h('div', {class: 'stack far'}, v.config[1] && section('Compare',
-    row(pick('a', 0), 'with', pick('b', 1)), changes(differences(v.config[arg('a', 0)].config,
-    v.config[arg('b', 1)].config))),
-    v.config.map(g => section('Instances ' + ranges(g.instances), config(g.config))), !v.config[0] &&
-      plain('No instance is active.'))}
+  const pick = (k, otherwise) =>
+    h('select', {
+      'aria-label': 'Group',
+      change: e => {
+        put(k, e.target.value)
+        v.draw()
+      }},
+      v.config.map((g, i) => h('option', {value: i, selected: i == arg(k, otherwise)}, ranges(g.instances)))
+    )
+  return {
+    draw: () =>
+      v.config &&
+      h('div.stack.far', v.config[1] &&
+          section('Compare', row(pick('a', 0), 'with', pick('b', 1)),
+            changes(differences(v.config[arg('a', 0)].config, v.config[arg('b', 1)].config))),
+        v.config.map(g => section('Instances ' + ranges(g.instances), config(g.config))),
+        !v.config[0] && plain('No instance is active.'))}
 }
 function updateTab(v) {
   let known, updates
-  const l = list(v, {name: 'Configurations, the newest first', key: x => x.id, sort: '-when', hay: x =>
-    `${x.id} ${x.user} ${x.message}`, cols: [['id', 'Configuration', 'w3'], ['when', 'Since', 'num w1'],
-    ['user', 'By', 'opt w2'], ['message', 'Message', 'msg'], ['runs', 'Instances', 'num opt w2'],
-    ['', '', 'num w3']], empty: 'The scheduler knows of none.',
-    by: {runs: x => x.running.length}, cells: x => [h('span', {class: 'mono'}, x.id), x.when && age(x.when),
-      who(x.user), x.message, num(x.running.length), x.running.length && !known.versions.some(y => y != x &&
-      y.running.length) ? 'Runs now' : may('write', v.path[1]) && button('Roll back to this…', () =>
-      act({name: `Roll ${v.path[3]} back to ${x.id}?`, verb: 'Roll back',
-      text: 'Starts an update to this configuration, as gently as the last update.', message: true,
-        method: 'POST', path: v.api + '/rollback', query: {to: x.id}, type: grave(v.path, v.tasks.size),
-        done: a => { if (a.update) location.hash = `${v.base}/update/${a.update.id}` }}), 'bare link',
-        {disabled: !!off()})],
-    more: x => v.config[0] ? [lab('From what runs now'), changes(differences(v.config[0].config,
-      x.config))] : config(x.config)}), u = updateList(v)
-  return {async load() { [known, updates] = await Promise.all([v.maybe(v.api + '/history'),
-    v.maybe(v.api + '/updates')]) }, draw() {
-    if (!updates) return
-    l.set(known?.versions || [])
-    u.set(updates?.updates || [])
-    return h('div', {class: 'stack far'}, section('Configurations', l.node), section('Updates', u.node))
-  }}
+  const l = list(v, {
+      name: 'Configurations, the newest first', key: x => x.id,
+      sort: '-when', hay: x => `${x.id} ${x.user} ${x.message}`,
+      cols: [['id', 'Configuration', 'w3'],
+        ['when', 'Since', 'num w1'], ['user', 'By', 'opt w2'],
+        ['message', 'Message', 'msg'], ['runs', 'Instances', 'num opt w2'], ['', '', 'num w3']],
+      empty: 'The scheduler knows of none.', by: {runs: x => x.running.length},
+      cells: x => [h('span.mono', x.id),
+        x.when && age(x.when), who(x.user), x.message, num(x.running.length),
+        x.running.length && !known.versions.some(y => y != x && y.running.length)
+          ? 'Runs now'
+          : may('write', v.path[1]) &&
+            button('Roll back to this…',
+              () =>
+                act({
+                  name: `Roll ${v.path[3]} back to ${x.id}?`, verb: 'Roll back',
+                  text: 'Starts an update to this configuration, as gently as the last update.',
+                  message: true, method: 'POST', path: v.api + '/rollback', query: {to: x.id},
+                  type: grave(v.path, v.tasks.size),
+                  done: a => {
+                    if (a.update) location.hash = `${v.base}/update/${a.update.id}`
+                  }}),
+              'bare link',
+              {disabled: !!off()})],
+      more: x =>
+        v.config[0]
+          ? [lab('From what runs now'), changes(differences(v.config[0].config, x.config))]
+          : config(x.config)}),
+    u = updateList(v)
+  return {
+    async load() {
+      ;[known, updates] = await Promise.all([v.maybe(v.api + '/history'), v.maybe(v.api + '/updates')])
+    },
+    draw() {
+      if (!updates) return
+      l.set(known?.versions || [])
+      u.set(updates?.updates || [])
+      return h('div.stack.far', section('Configurations', l.node), section('Updates', u.node))
+    }}
 }
-const updateList = v => list(v, {name: 'Updates', empty: 'The job was never updated.', key: u => u.id,
-  sort: '-created', hay: u => u.job + u.message, cols: [['id', 'Update', 'w2'], ['state', 'Status', 'w3'],
-  ['n', 'Instances', 'num opt w2'], ['user', 'By', 'opt w2'], ['message', 'Message', 'msg'],
-  ['created', 'Started', 'num w1']],
-  cells: u => [link(`#/${u.job}/update/${u.id}`, u.id.slice(0, 8), 'link mono'), state(u.state),
-    count(u.progress), who(u.user), u.message, age(u.created)]})
+const updateList = v =>
+  list(v, {
+    name: 'Updates', empty: 'The job was never updated.', key: u => u.id, sort: '-created',
+    hay: u => u.job + u.message,
+    cols: [['id', 'Update', 'w2'],
+      ['state', 'Status', 'w3'], ['n', 'Instances', 'num opt w2'],
+      ['user', 'By', 'opt w2'], ['message', 'Message', 'msg'], ['created', 'Started', 'num w1']],
+    cells: u => [link(`#/${u.job}/update/${u.id}`, u.id.slice(0, 8), 'link mono'),
+      state(u.state), count(u.progress), who(u.user), u.message, age(u.created)]})
 function slaTab(v) {
   let up, many
   const sla = url('sla', ...v.path)
-  return {async load() { [up, many] = await Promise.all([v.maybe(sla + '/uptime'),
-    v.maybe(sla + '/up-count')]) }, draw: () => up && h('div', {class: 'cols half'},
-    section('Up without a break', pairs(Object.entries(up.uptime).map(([p, x]) => [p + ' % of the instances',
-      'for ' + took(x * 1e3) + ' or longer']))), section('Share that is up for at least',
-      pairs(Object.entries(many.up_count).map(([x, p]) => [took(x * 1e3), p + ' %',
-      bar(100, ['used', p])]))))}
+  return {
+    async load() {
+      ;[up, many] = await Promise.all([v.maybe(sla + '/uptime'), v.maybe(sla + '/up-count')])
+    },
+    draw: () =>
+      up &&
+      h('div.cols.half', section('Up without a break',
+          pairs(Object.entries(up.uptime).map(([p, x]) => [p + ' % of the instances',
+            'for ' + took(x * 1e3) + ' or longer']))),
+        section('Share that is up for at least',
+          pairs(
+            Object.entries(many.up_count).map(([x, p]) => [took(x * 1e3), p + ' %', bar(100, ['used', p])]))
+        ))}
 }
 
 /* ---- Logs: a ring of lines, of which those in sight are in the document ---- */
 const bytes = text => new TextEncoder().encode(text)
-const numbers = text => text.split(',').flatMap(x => {
-  const [a, b = a] = x.split('-').map(Number)
-  return x && a <= b && b - a < 50 ? Array.from({length: b - a + 1}, (_, i) => a + i) : []
-})
+const numbers = text =>
+  text.split(',').flatMap(x => {
+    const [a, b = a] = x.split('-').map(Number)
+    return x && a <= b && b - a < 50 ? Array.from({length: b - a + 1}, (_, i) => a + i) : []
+  })
 const where = path => new URL(path, document.baseURI)
-const curl = (method, path, headers, file) => [`curl${method == 'GET' ? ' -O' : ' -X ' + method}`,
-  ...Object.entries({...S.auth && {Authorization: S.auth.split(' ')[0] + ' …'}, ...headers}).map(([k, x]) =>
-    `-H '${k}: ${x}'`), file && '--data-binary @FILE', `'${where(path)}'`].filter(Boolean).join(' ')
+const curl = (method, path, headers, file) =>
+  [`curl${method == 'GET' ? ' -O' : ' -X ' + method}`,
+    ...Object.entries({...(S.auth && {Authorization: S.auth.split(' ')[0] + ' …'}), ...headers}).map(
+      ([k, x]) => `-H '${k}: ${x}'`),
+    file && '--data-binary @FILE', `'${where(path)}'`]
+    .filter(Boolean)
+    .join(' ')
 async function download(path, name, size) {
   if (size > 5e7) {
-    dialog('', `${name} has ${sized(size)}`, h('p', null, 'Too much for a page. With curl:'),
-      h('pre', {class: 'panel'}, curl('GET', path)), row(gap(), button('Close', close, 'main')))
+    dialog('',
+      `${name} has ${sized(size)}`,
+      h('p', 'Too much for a page. With curl:'),
+      h('pre.panel', curl('GET', path)),
+      row(gap(), button('Close', close, 'main')))
     return
   }
   const answer = await fetch(path, {headers: sent()}).catch(e => e)
@@ -19790,17 +20317,24 @@ function logTab(v) {
   const streams = stream == 'both' ? ['stdout', 'stderr'] : [stream], agent = arg('source')
   const soon = calm(() => paint()), box = search('Filter lines', () => paint())
   const pads = [0, 1].map(() => h('div'))
-  const view = h('div', {class: 'log', role: 'log', 'aria-live': 'off', 'aria-label': 'Lines', tabindex: 0,
+  const view = h('div.log', {
+    role: 'log', 'aria-live': 'off', 'aria-label': 'Lines', tabindex: 0,
     scroll() {
       const end = view.scrollHeight - view.scrollTop - view.clientHeight < 30
-      if (arg('wrap')) {      // lines have no height that is known: older and newer ones come at the ends
-        if (!view.scrollTop && begin) { last = begin + 300; view.scrollTop = 40 }
-        else if (end && last < seen.length) { last += 300; view.scrollTop -= 40 }
+      if (arg('wrap')) {
+        // lines have no height that is known: older and newer ones come at the ends
+        if (!view.scrollTop && begin) {
+          last = begin + 300
+          view.scrollTop = 40
+        } else if (end && last < seen.length) {
+          last += 300
+          view.scrollTop -= 40
+        }
       }
-      hold(!end || arg('wrap') && last < seen.length)
+      hold(!end || (arg('wrap') && last < seen.length))
     }})
-  let ids = numbers(arg('i')), size = 0, stick = !arg('at'), fresh = 0, known = [], process, seen = lines,
-    begin = 0, last = 0, serial = 0, gone = 0, wrong
+  let ids = numbers(arg('i')), size = 0, stick = !arg('at'), fresh = 0,
+    known = [], process, seen = lines, begin = 0, last = 0, serial = 0, gone = 0, wrong
   view.own = pads[0].own = pads[1].own = true
   const many = () => ids[1] || streams[1]
   const hue = k => ['go', 'lost', 'wait', 'ok'][ids.indexOf(+k) % 4]
@@ -19808,9 +20342,13 @@ function logTab(v) {
     lines.push({k, text, mark, at, s, n: serial++})
     size += text.length
     if (!stick) fresh++
-    while (lines.length > 5e3 || size > 2e6) { size -= lines.shift().text.length; gone++ }
+    while (lines.length > 5e3 || size > 2e6) {
+      size -= lines.shift().text.length
+      gone++
+    }
   }
-  function hold(on) {      // a line that is looked at gets into the address
+  function hold(on) {
+    // a line that is looked at gets into the address
     const top = arg('wrap') ? begin : Math.floor(view.scrollTop / 20)
     if (stick == on) put('at', on && !many() && String(seen.slice(top).find(x => x.at != null)?.at ?? ''))
     stick = !on
@@ -19820,104 +20358,202 @@ function logTab(v) {
   function paint() {
     const q = arg('q').toLowerCase(), wrap = arg('wrap'), n = Math.ceil(view.clientHeight / 20) + 20
     let test = x => x.text.toLowerCase().includes(q)
-    if (q && arg('regex')) try { const re = RegExp(arg('q'), 'i'); test = x => re.test(x.text) } catch {
-      /* not finished yet */ }
+    if (q && arg('regex'))
+      try {
+        const re = RegExp(arg('q'), 'i')
+        test = x => re.test(x.text)
+      } catch {
+        /* not finished yet */
+      }
     seen = q ? lines.filter(x => x.mark || test(x)) : lines
-    if (gone && !stick && !q && !wrap) view.scrollTop -= gone * 20      // what is read stays in sight
+    if (gone && !stick && !q && !wrap) view.scrollTop -= gone * 20 // what is read stays in sight
     gone = 0
-    last = stick ? seen.length : wrap ? Math.min(seen.length, last) :
-      Math.min(seen.length, Math.floor(view.scrollTop / 20) + n)
+    last = stick
+      ? seen.length
+      : wrap
+        ? Math.min(seen.length, last)
+        : Math.min(seen.length, Math.floor(view.scrollTop / 20) + n)
     begin = Math.max(0, last - (wrap ? 400 : 2 * n))
     view.classList.toggle('wrap', !!wrap)
     pads[0].style.height = (wrap ? 0 : begin * 20) + 'px'
     pads[1].style.height = (wrap ? 0 : (seen.length - last) * 20) + 'px'
-    fill(view, pads[0], seen.slice(begin, last).map(x => h('p', {class: x.mark && 'dim', 'data-k': x.n},
-      ids[1] && h('b', {class: x.mark ? '' : hue(x.k)}, String(x.k)), streams[1] && h('b', {class: x.s ==
-        'stderr' && 'fail'}, x.s?.slice(3)), h('span', null, x.text))), pads[1])
+    fill(view,
+      pads[0],
+      seen
+        .slice(begin, last)
+        .map(x =>
+          h('p', {class: x.mark && 'dim', 'data-k': x.n},
+            ids[1] && h('b', {class: x.mark ? '' : hue(x.k)}, String(x.k)),
+            streams[1] && h('b', {class: x.s == 'stderr' && 'fail'}, x.s?.slice(3)),
+            h('span', x.text))),
+      pads[1])
     if (stick) view.scrollTop = 1e9
     v.draw()
   }
   function on(kind, e, s) {
     const k = e.instance ?? ids[0], m = k + s
     if (kind == 'log') {
-      let text = e.text, skip = met[m]?.task == e.task && met[m].run == e.run ? met[m].end - e.offset : 0
-      if (skip >= e.length) return      // many are followed again from their ends
+      let text = e.text,
+        skip = met[m]?.task == e.task && met[m].run == e.run ? met[m].end - e.offset : 0
+      if (skip >= e.length) return // many are followed again from their ends
       if (skip > 0) text = new TextDecoder().decode(bytes(text).slice(skip))
       met[m] = {task: e.task, run: e.run, end: e.offset + e.length}
       if (!left[m]) from[m] = e.offset + Math.max(0, skip)
       const all = ((left[m] || '') + text).split('\n')
       left[m] = all.pop()
-      all.forEach(x => { add(k, x, 0, from[m], s); from[m] += bytes(x).length + 1 })
+      all.forEach(x => {
+        add(k, x, 0, from[m], s)
+        from[m] += bytes(x).length + 1
+      })
     } else {
       delete met[m]
-      if (s == streams[0] || kind == 'refused' || e.errors) add(k, ['—', word(kind), kind == 'run' ?
-        String(e.run) : kind == 'task' && `${e.task} on ${e.host}`,
-        e.reason, e.errors].flat().filter(Boolean).join(' '), 1, null, s)
+      if (s == streams[0] || kind == 'refused' || e.errors)
+        add(k,
+          ['—',
+            word(kind), kind == 'run' ? String(e.run) : kind == 'task' && `${e.task} on ${e.host}`,
+            e.reason, e.errors]
+            .flat()
+            .filter(Boolean)
+            .join(' '),
+          1,
+          null,
+          s)
     }
     soon()
   }
-  const query = s => v.api + (ids[1] ? `/logs/${encodeURIComponent(process)}?shards=${ranges(ids)}` :
-    `/instances/${ids[0]}/logs${process && '/' + encodeURIComponent(process)}?`) + (task && '&task=' + task) +
-    (arg('run') && '&run=' + arg('run')) + '&stream=' + s + (agent && '&source=' + agent)
-  const other = (k, x) => { put('at'); put(k, x); route() }
+  const query = s =>
+    v.api +
+    (ids[1]
+      ? `/logs/${encodeURIComponent(process)}?shards=${ranges(ids)}`
+      : `/instances/${ids[0]}/logs${process && '/' + encodeURIComponent(process)}?`) +
+    (task && '&task=' + task) +
+    (arg('run') && '&run=' + arg('run')) +
+    '&stream=' +
+    s +
+    (agent && '&source=' + agent)
+  const other = (k, x) => {
+    put('at')
+    put(k, x)
+    route()
+  }
   async function save(stream) {
     const name = `${v.path[3]}-${ranges(ids)}-${process || 'executor'}.${stream}`
-    if (ids[1]) { download(query(stream) + '&tail=100000', name); return }
+    if (ids[1]) {
+      download(query(stream) + '&tail=100000', name)
+      return
+    }
     const told = await fetch(query(stream) + '&offset=0&length=1', {headers: sent()}).catch(() => 0)
     const run = told && told.headers.get('X-Log-Run')
     const path = encodeURIComponent(['.logs', process, run, stream].join('/'))
-    download(run == null ? query(stream) : `${v.api}/instances/${ids[0]}/files/content?path=${path}${
-      task && '&task=' + task}`, name, told && told.headers.get('X-Log-Size'))
+    download(run == null
+        ? query(stream)
+        : `${v.api}/instances/${ids[0]}/files/content?path=${path}${task && '&task=' + task}`,
+      name,
+      told && told.headers.get('X-Log-Size'))
   }
-  return {async load() {
-    if (process != null) return
-    if (!ids[0] && ids[0] !== 0) ids = [Math.min(...v.tasks.keys())]
-    if (agent) ids.length = 1       // what the executor wrote, one at a time
-    const some = agent ? {processes: [{name: ''}]} : await v.get(`${v.api}/instances/${ids[0]}/processes${
-      task && '?task=' + task}`).catch(e => {
-      if (!e.status) throw e
-      wrong = e
-    })
-    if (!some) { v.again(5e3); return }
-    wrong = 0
-    known = some.processes
-    process = (known.find(p => p.name == arg('process')) || known.find(p => p.state) || known[0])?.name
-    if (process == null) { wrong = new Error('The task has no process.'); return }
-    for (const s of streams) v.follow(`${query(s)}&follow=1&${arg('at') && !many() ? 'offset=' + arg('at') :
-      'tail=200'}`, (kind, e) => on(kind, e, s))
-  }, draw() {
-    const source = toggle('From the agent', agent, () => other('source', agent ? '' : 'agent'), 'opt')
-    if (wrong) return [oops(wrong), source]
-    const newest = known.find(p => p.name == process)?.run
-    return h('div', {class: 'logs'}, h('div', {class: 'row tools'},
-      !agent && h('select', {'aria-label': 'Process', change(e) { other('process', e.target.value) }},
-        known.map(p => h('option', {value: p.name, selected: p.name == process}, p.name))),
-      newest > 0 && !ids[1] && h('select', {'aria-label': 'Run', change(e) { other('run', e.target.value) }},
-        h('option', {value: ''}, 'Newest run'), Array.from({length: newest}, (_, i) => h('option',
-          {value: String(newest - 1 - i), selected: arg('run') == newest - 1 - i},
-          'Run ' + (newest - 1 - i)))),
-      h('div', {class: 'chips'}, ['stdout', 'stderr', 'both'].map(x =>
-        toggle(x, stream == x, () => other('stream', x)))), source,
-      h('label', {class: 'row'}, 'Instances', h('input', {value: ranges(ids), change(e) {
-        other('i', e.target.value) }, title: 'Such as 0,2,5-9; at most 50'})), gap(), box,
-      toggle('Regex', arg('regex'), () => { flip('regex'); paint() }, 'opt'),
-      toggle('Wrap', arg('wrap'), () => { flip('wrap'); paint() }),
-      toggle('Follow', stick, () => hold(stick)),
-      button('Download', () => streams.forEach(save), 'opt')), view,
-    row(plain(some(lines.length, 'line'), seen != lines && [', ', num(seen.length), ' match'],
-      `, ${sized(size)}`, lines.length > 4999 && '; older ones were let go'), gap(), fresh &&
-      button(some(fresh, 'new line') + ' ↓', () => hold(false), 'main')))
-  }}
+  return {
+    async load() {
+      if (process != null) return
+      if (!ids[0] && ids[0] !== 0) ids = [Math.min(...v.tasks.keys())]
+      if (agent) ids.length = 1 // what the executor wrote, one at a time
+      const some = agent
+        ? {processes: [{name: ''}]}
+        : await v.get(`${v.api}/instances/${ids[0]}/processes${task && '?task=' + task}`).catch(e => {
+            if (!e.status) throw e
+            wrong = e
+          })
+      if (!some) {
+        v.again(5e3)
+        return
+      }
+      wrong = 0
+      known = some.processes
+      process = (known.find(p => p.name == arg('process')) || known.find(p => p.state) || known[0])?.name
+      if (process == null) {
+        wrong = new Error('The task has no process.')
+        return
+      }
+      for (const s of streams)
+        v.follow(`${query(s)}&follow=1&${arg('at') && !many() ? 'offset=' + arg('at') : 'tail=200'}`,
+          (kind, e) => on(kind, e, s))
+    },
+    draw() {
+      const source = toggle('From the agent', agent, () => other('source', agent ? '' : 'agent'), 'opt')
+      if (wrong) return [oops(wrong), source]
+      const newest = known.find(p => p.name == process)?.run
+      return h('div.logs', h('div.row.tools', !agent &&
+            h('select', {
+              'aria-label': 'Process',
+              change(e) {
+                other('process', e.target.value)
+              }},
+              known.map(p => h('option', {value: p.name, selected: p.name == process}, p.name))),
+          newest > 0 &&
+            !ids[1] &&
+            h('select', {
+              'aria-label': 'Run',
+              change(e) {
+                other('run', e.target.value)
+              }},
+              h('option', {value: ''}, 'Newest run'),
+              Array.from({length: newest}, (_, i) =>
+                h('option', {value: String(newest - 1 - i), selected: arg('run') == newest - 1 - i},
+                  'Run ' + (newest - 1 - i)))),
+          h('div.chips',
+            ['stdout', 'stderr', 'both'].map(x => toggle(x, stream == x, () => other('stream', x)))),
+          source,
+          h('label.row', 'Instances',
+            h('input', {
+              value: ranges(ids),
+              change(e) {
+                other('i', e.target.value)
+              },
+              title: 'Such as 0,2,5-9; at most 50'})),
+          gap(),
+          box,
+          toggle('Regex', arg('regex'),
+            () => {
+              flip('regex')
+              paint()
+            },
+            'opt'),
+          toggle('Wrap', arg('wrap'), () => {
+            flip('wrap')
+            paint()
+          }),
+          toggle('Follow', stick, () => hold(stick)),
+          button('Download', () => streams.forEach(save), 'opt')),
+        view,
+        row(plain(some(lines.length, 'line'),
+          seen != lines && [', ', num(seen.length), ' match'],
+          `, ${sized(size)}`,
+          lines.length > 4999 && '; older ones were let go'),
+          gap(),
+          fresh && button(some(fresh, 'new line') + ' ↓', () => hold(false), 'main')))
+    }}
 }
 
 /* ---- Deploy: a file, what it would change, then the question ---- */
 function deployView(v) {
-  const role = v.path[1], job = v.path.slice(0, 4), key = h('input', {'aria-label': 'Job',
-    value: job.slice(1, 4).join('/'), placeholder: 'role/environment/name'})
-  const text = h('textarea', {'aria-label': 'Configuration', spellcheck: 'false', input() { plan = null;
-    v.draw() }}), bind = h('input', {'aria-label': 'Bindings',
-    placeholder: 'Bindings: NAME=VALUE NAME=VALUE', input() { plan = null }})
-  const pick = h('input', {type: 'file', multiple: true, hidden: true, change(e) { take(e.target.files) }})
+  const role = v.path[1], job = v.path.slice(0, 4),
+    key = h('input', {
+      'aria-label': 'Job', value: job.slice(1, 4).join('/'), placeholder: 'role/environment/name'})
+  const text = h('textarea', {
+      'aria-label': 'Configuration', spellcheck: 'false',
+      input() {
+        plan = null
+        v.draw()
+      }}),
+    bind = h('input', {
+      'aria-label': 'Bindings', placeholder: 'Bindings: NAME=VALUE NAME=VALUE',
+      input() {
+        plan = null
+      }})
+  const pick = h('input', {
+    type: 'file', multiple: true, hidden: true,
+    change(e) {
+      take(e.target.files)
+    }})
   let files = [], plan, found, etag, wrong
   text.own = key.own = bind.own = pick.own = true
   async function take(list) {
@@ -19925,12 +20561,19 @@ function deployView(v) {
     text.value = files[0] ? await files[0].text() : ''
     read()
   }
-  const body = () => { if (!files[1]) return text.value; const form = new FormData(); files.forEach(f =>
-    form.append('file', f)); return form }
-  const type = () => files[1] ? {} : {'Content-Type': /^\s*\{/.test(text.value) ?
-    'application/json' : 'text/plain'}
-  const query = () => { const q = new URLSearchParams(); bind.value.split(/\s+/).forEach(x => x &&
-    q.append('bind', x)); return q }
+  const body = () => {
+    if (!files[1]) return text.value
+    const form = new FormData()
+    files.forEach(f => form.append('file', f))
+    return form
+  }
+  const type = () =>
+    files[1] ? {} : {'Content-Type': /^\s*\{/.test(text.value) ? 'application/json' : 'text/plain'}
+  const query = () => {
+    const q = new URLSearchParams()
+    bind.value.split(/\s+/).forEach(x => x && q.append('bind', x))
+    return q
+  }
   async function read() {
     plan = found = wrong = etag = null
     v.api = url('job', v.path[0], ...key.value.split('/'))
@@ -19939,33 +20582,61 @@ function deployView(v) {
       found = await ask('inspect')
       etag = (await v.maybe(v.api + '/config'))?.etag
       if (etag) plan = await ask('diff')
-    } catch (e) { wrong = e }
+    } catch (e) {
+      wrong = e
+    }
     v.draw()
   }
   function go() {
-    const name = key.value.split('/')[2], path = [v.path[0], ...key.value.split('/')], cron = found.cron,
-      n = found.job.instanceCount || 1, q = String(query())
-    act({name: `${cron ? 'Schedule' : plan ? 'Update' : 'Create'} ${name}?`, verb: cron ? 'Schedule' : plan ?
-      'Start update' : 'Create', text: plan ?
-      'Refused (412) if the job has changed since the plan was made.' : `With ${some(n, 'instance')}.`,
-      message: !!plan && !cron,
-      method: 'PUT', path: (cron ? url('cron', ...path) : v.api + (plan ? '/update' : '')) + (q && '?' + q),
-        body: body(), headers: {...type(), ...etag && !cron && {'If-Match': etag}}, type: grave(path, n),
-      done: a => { location.hash = '#/' + path.join('/') + (a.update ? '/update/' + a.update.id : '') }})
+    const name = key.value.split('/')[2], path = [v.path[0], ...key.value.split('/')],
+      cron = found.cron, n = found.job.instanceCount || 1, q = String(query())
+    act({
+      name: `${cron ? 'Schedule' : plan ? 'Update' : 'Create'} ${name}?`,
+      verb: cron ? 'Schedule' : plan ? 'Start update' : 'Create', text: plan
+        ? 'Refused (412) if the job has changed since the plan was made.'
+        : `With ${some(n, 'instance')}.`,
+      message: !!plan && !cron, method: 'PUT',
+      path: (cron ? url('cron', ...path) : v.api + (plan ? '/update' : '')) + (q && '?' + q),
+      body: body(), headers: {...type(), ...(etag && !cron && {'If-Match': etag})},
+      type: grave(path, n),
+      done: a => {
+        location.hash = '#/' + path.join('/') + (a.update ? '/update/' + a.update.id : '')
+      }})
   }
-  for (const kind of ['dragover', 'drop']) addEventListener(kind, e => { e.preventDefault();
-    if (kind == 'drop') take(e.dataTransfer.files) }, {signal: v.signal})
+  for (const kind of ['dragover', 'drop'])
+    addEventListener(kind,
+      e => {
+        e.preventDefault()
+        if (kind == 'drop') take(e.dataTransfer.files)
+      },
+      {signal: v.signal})
   v.load = async () => {}
-  v.draw = () => fill(v.node, head(v, 'Deploy'), h('div', {class: 'cols half'}, h('div', {class: 'stack'},
-    row(key, bind, button('Choose file…', () => pick.click()), pick), text,
-    plain('Drop a .aurora file anywhere, or paste. Nothing goes to the scheduler yet.')),
-    h('div', {class: 'stack'}, row(h('h2', null, 'Plan'), gap(), button('Read', read)), wrong && oops(wrong),
-      plan ? planned(plan) : found && [plain(found.cron ?
-      'Its schedule would be set.' : 'The job would be new.'), config(found.job.taskConfig)],
-      found?.warnings.map(x => plain(x)), found?.update_errors?.map(x => plain(x)),
-      !found && !wrong && plain('What would change is shown here.'), found && may('write', role || '') &&
-        row(gap(), button(plan ? 'Start update…' : 'Create…', go, 'main', {disabled: !!S.down || plan &&
-        !(plan.add[0] ?? plan.remove[0] ?? plan.update[0] ?? false) && plan.count == 0})))))
+  v.draw = () =>
+    fill(v.node,
+      head(v, 'Deploy'),
+      h('div.cols.half', h('div.stack', row(key,
+            bind,
+            button('Choose file…', () => pick.click()),
+            pick),
+          text,
+          plain('Drop a .aurora file anywhere, or paste. Nothing goes to the scheduler yet.')),
+        h('div.stack', row(h('h2', 'Plan'), gap(), button('Read', read)),
+          wrong && oops(wrong),
+          plan
+            ? planned(plan)
+            : found && [plain(found.cron ? 'Its schedule would be set.' : 'The job would be new.'),
+                config(found.job.taskConfig)],
+          found?.warnings.map(x => plain(x)),
+          found?.update_errors?.map(x => plain(x)),
+          !found && !wrong && plain('What would change is shown here.'),
+          found &&
+            may('write', role || '') &&
+            row(gap(),
+              button(plan ? 'Start update…' : 'Create…', go, 'main', {
+                disabled:
+                  !!S.down ||
+                  (plan && !(plan.add[0] ?? plan.remove[0] ?? plan.update[0] ?? false) && plan.count == 0)})
+            ))))
 }
 
 /* ---- Update: a square an instance ---- */
@@ -19980,61 +20651,89 @@ function updateView(v) {
     of = new Map(Object.entries(u.instances).flatMap(([x, list]) => list.map(i => [i, x])))
   }
   addEventListener('resize', () => v.draw(), {signal: v.signal})
-  const pick = i => { const all = [...of.keys()]; chosen = all[Math.max(0, Math.min(all.length - 1, i))];
-    put('i', String(chosen)); v.draw() }
+  const pick = i => {
+    const all = [...of.keys()]
+    chosen = all[Math.max(0, Math.min(all.length - 1, i))]
+    put('i', String(chosen))
+    v.draw()
+  }
   function grid() {
-    const all = [...of.keys()].sort((a, b) => a - b), n = all.length, wide = (host.clientWidth || 740) - 36,
-      size = n > 200 ? 14 : 28, cols = Math.max(10, Math.floor(wide / size / 10) * 10), d = {},
-      side = size - (n > 200 ? 3 : 6)
-    const box = (x, y, w, t = w) => `M${x} ${y}h${w}v${t}h-${w}z`, add = (k, path) =>
-      { d[k] = (d[k] || '') + path }
+    const all = [...of.keys()].sort((a, b) => a - b), n = all.length,
+      wide = (host.clientWidth || 740) - 36, size = n > 200 ? 14 : 28,
+      cols = Math.max(10, Math.floor(wide / size / 10) * 10), d = {}, side = size - (n > 200 ? 3 : 6)
+    const box = (x, y, w, t = w) => `M${x} ${y}h${w}v${t}h-${w}z`,
+      add = (k, path) => {
+        d[k] = (d[k] || '') + path
+      }
     all.forEach((i, j) => {
-      const x = 36 + j % cols * size, y = 3 + Math.floor(j / cols) * size, [icon, cls] = STATE[of.get(i)],
-        m = side * .3
-      add(icon == 'ring' ? 'w' : icon == 'half' ? cls + ' line' : cls, icon == 'ring' ?
-        box(x + side / 2 - 2.5, y + side / 2 - 2.5, 5) : box(x, y, side))
+      const x = 36 + (j % cols) * size, y = 3 + Math.floor(j / cols) * size,
+        [icon, cls] = STATE[of.get(i)],
+        m = side * 0.3
+      add(icon == 'ring' ? 'w' : icon == 'half' ? cls + ' line' : cls,
+        icon == 'ring' ? box(x + side / 2 - 2.5, y + side / 2 - 2.5, 5) : box(x, y, side))
       if (icon == 'half') add(cls, box(x, y + side / 2, side, side / 2))
       const l = side - 2 * m
       if (icon == 'cross') add('x line', `M${x + m} ${y + m}l${l} ${l}M${x + m + l} ${y + m}l-${l} ${l}`)
     })
     const j = Math.max(0, all.indexOf(chosen)), lines = Math.ceil(n / cols)
-    fill(host, s('svg', {class: 'grid', width: 36 + cols * size, height: lines * size + 6, tabindex: 0,
-      role: 'slider', 'aria-label': 'Instance', 'aria-valuemin': 0, 'aria-valuemax': n - 1,
-      'aria-valuenow': j, 'aria-valuetext': `instance ${all[j]}: ${word(of.get(all[j]))}`,
-      keydown(e) { const go = {ArrowRight: 1, ArrowLeft: -1, ArrowDown: cols, ArrowUp: -cols, Home: -n,
-        End: n}[e.key]; if (go) { e.preventDefault(); pick(j + go) } },
-      click(e) { const b = e.currentTarget.getBoundingClientRect(),
-        x = Math.floor((e.clientX - b.x - 36) / size), y = Math.floor((e.clientY - b.y) / size);
-        if (x >= 0 && x < cols && y * cols + x < n) pick(y * cols + x) }},
-    Array.from({length: lines}, (_, r) => s('text', {x: 0, y: r * size + side / 2 + 7},
-      String(all[r * cols]))), Object.entries(d).map(([cls, path]) => s('path', {class: cls, d: path,
-      fill: 'currentColor'})),
-    s('path', {class: 'line', d: box(33.5 + j % cols * size, .5 + Math.floor(j / cols) * size, side + 5)})))
+    fill(host,
+      s('svg.grid', {
+        width: 36 + cols * size, height: lines * size + 6, tabindex: 0, role: 'slider',
+        'aria-label': 'Instance', 'aria-valuemin': 0, 'aria-valuemax': n - 1, 'aria-valuenow': j,
+        'aria-valuetext': `instance ${all[j]}: ${word(of.get(all[j]))}`,
+        keydown(e) {
+          const go = {ArrowRight: 1, ArrowLeft: -1, ArrowDown: cols, ArrowUp: -cols, Home: -n, End: n}[
+            e.key]
+          if (go) {
+            e.preventDefault()
+            pick(j + go)
+          }
+        },
+        click(e) {
+          const b = e.currentTarget.getBoundingClientRect(),
+            x = Math.floor((e.clientX - b.x - 36) / size), y = Math.floor((e.clientY - b.y) / size)
+          if (x >= 0 && x < cols && y * cols + x < n) pick(y * cols + x)
+        }},
+        Array.from({length: lines}, (_, r) =>
+          s('text', {x: 0, y: r * size + side / 2 + 7}, String(all[r * cols]))),
+        Object.entries(d).map(([cls, path]) => s('path', {class: cls, d: path, fill: 'currentColor'})),
+        s('path.line', {d: box(33.5 + (j % cols) * size, 0.5 + Math.floor(j / cols) * size, side + 5)})))
     return all[j]
   }
   v.draw = () => {
-    const fresh = !host.isConnected, i = grid(), p = u.settings || {},
-      group = u.before.find(g => g.instances.includes(i)) || u.before[0],
+    const fresh = !host.isConnected, i = grid(),
+      p = u.settings || {}, group = u.before.find(g => g.instances.includes(i)) || u.before[0],
       mine = u.instance_events.filter(e => e.instance == i)
-    fill(v.node, head(v, u.events[0]?.message || 'Update ' + id.slice(0, 8), steer(u)),
-      facts(['Status', state(u.state)], ['Instances', count(u.progress)], who(u.user) && ['*By', u.user],
-      ['Started', age(u.created), ' ago'], isActive(u) ? pace(u) && ['Left', pace(u)] :
-        ['Took', took(u.modified - u.created)],
-      ['*Id', id.slice(0, 8)]),
-      h('div', {class: 'cols'}, h('div', {class: 'stack far'}, section('Instances', legend(u), host),
-        section('History', events(u.events.toReversed(), e => at(e.time), e => [e.message,
-        by(e.user)].filter(Boolean).join(', ')))),
-        h('div', {class: 'stack far'}, section('Instance ' + i, state(of.get(i)), h('ol', {class: 'pairs'},
-          mine.map(e => h('li', null, at(e.time), h('span', null, word(e.action.replace('INSTANCE_', '')),
-          e.message && ': ' + e.message)))), row(link('#/' + u.job + '/' + i, 'Instance', 'btn'),
-          link(`#/${u.job}?tab=logs&i=${i}`, 'Logs', 'btn'))),
-          section('Settings', pairs([['At once', show(p.updateGroupSize)], ['Watch time',
-            took(p.minWaitInInstanceRunningMs || 0)], ['Failures of one', show(p.maxPerInstanceFailures)],
-            ['Failures in all', show(p.maxFailedInstances)], ['On failure', p.rollbackOnFailure ?
-            'Roll back' : 'Stop'], ['SLA-aware', p.slaAware ? 'Yes' : 'No']].filter(x => x[1]))),
-          section('Changes', group && u.after ? changes(differences(group.config,
-            u.after.config)) : plain('All of its instances are new, or go.')))))
-    if (fresh) grid()       // now that its width is known
+    fill(v.node,
+      head(v, u.events[0]?.message || 'Update ' + id.slice(0, 8), steer(u)),
+      facts(['Status', state(u.state)],
+        ['Instances', count(u.progress)],
+        who(u.user) && ['*By', u.user],
+        ['Started', age(u.created), ' ago'],
+        isActive(u) ? pace(u) && ['Left', pace(u)] : ['Took', took(u.modified - u.created)],
+        ['*Id', id.slice(0, 8)]),
+      h('div.cols', h('div.stack.far', section('Instances', legend(u), host),
+          section('History', events(u.events.toReversed(),
+              e => at(e.time),
+              e => [e.message, by(e.user)].filter(Boolean).join(', ')))),
+        h('div.stack.far', section('Instance ' + i,
+            state(of.get(i)),
+            h('ol.pairs', mine.map(e =>
+                h('li', at(e.time),
+                  h('span', word(e.action.replace('INSTANCE_', '')), e.message && ': ' + e.message)))),
+            row(link('#/' + u.job + '/' + i, 'Instance', 'btn'),
+              link(`#/${u.job}?tab=logs&i=${i}`, 'Logs', 'btn'))),
+          section('Settings', pairs([['At once', show(p.updateGroupSize)],
+            ['Watch time', took(p.minWaitInInstanceRunningMs || 0)],
+            ['Failures of one', show(p.maxPerInstanceFailures)],
+            ['Failures in all', show(p.maxFailedInstances)],
+            ['On failure', p.rollbackOnFailure ? 'Roll back' : 'Stop'],
+            ['SLA-aware', p.slaAware ? 'Yes' : 'No']
+          ].filter(x => x[1]))),
+          section('Changes', group && u.after
+              ? changes(differences(group.config, u.after.config))
+              : plain('All of its instances are new, or go.')))))
+    if (fresh) grid() // now that its width is known
   }
 }
 /* ---- Instance ---- */
@@ -20042,40 +20741,70 @@ function instanceView(v) {
   const [c, role, , , i] = v.path, base = `${v.api}/instances/${i}/`
   let tasks, near, told, files
   const listing = () => base + 'files' + (arg('path') && '?path=' + encodeURIComponent(arg('path')))
-  const look = async path => { put('path', path); files = await v.get(listing()).catch(e => e); v.draw() }
+  const look = async path => {
+    put('path', path)
+    files = await v.get(listing()).catch(e => e)
+    v.draw()
+  }
   v.load = async () => {
-    v.open ||= v.follow(v.api + '/events?snapshot=0', (kind, e) => { if (e.instance == i) v.again(300) })
+    v.open ||= v.follow(v.api + '/events?snapshot=0', (kind, e) => {
+      if (e.instance == i) v.again(300)
+    })
     tasks = newest((await v.get(`${v.api}/tasks?shards=${i}`)).tasks)
     const host = tasks[0]?.host, paths = [`${url('tasks', c)}?host=${host}&state=RUNNING&limit=100`]
     if (can('logs', role)) paths.push(base + 'processes', listing())
     v.locked = (await v.maybe(v.api + '/updates?limit=1'))?.updates.some(isActive)
     if (host) [near, told, files] = await Promise.all(paths.map(x => v.get(x).catch(e => e)))
   }
-  const spot = (name, at) => name == '..' ? at.replace(/\/?[^/]*$/, '') : at ? at + '/' + name : name
-  const runs = list => flow('Processes', [['Process', 'w3'], ['State', 'w2'], ['Run', 'num opt w1'],
-    ['Started', 'num w1'], ['Exit', 'num w1'], ['CPU', 'num opt w1'], ['RAM', 'num opt w2'], ['', '']],
-  list.map(p => [link(`#/${v.path.slice(0, 4).join('/')}?tab=logs&i=${i}&process=${
-    encodeURIComponent(p.name)}`, p.name, 'link'), state(p.state || 'WAITING'), num(p.run || 0),
-  p.started && age(p.started), String(p.return_code ?? (p.state == 'SUCCESS' ? 0 : '')),
-  p.used && num(+p.used.cpu.toFixed(2)),
-  p.used && sized(p.used.ram), '']), 'None has begun.')
+  const spot = (name, at) => (name == '..' ? at.replace(/\/?[^/]*$/, '') : at ? at + '/' + name : name)
+  const runs = list =>
+    flow('Processes', [['Process', 'w3'],
+        ['State', 'w2'], ['Run', 'num opt w1'], ['Started', 'num w1'], ['Exit', 'num w1'],
+        ['CPU', 'num opt w1'], ['RAM', 'num opt w2'], ['', '']],
+      list.map(p => [link(
+        `#/${v.path.slice(0, 4).join('/')}?tab=logs&i=${i}&process=${encodeURIComponent(p.name)}`,
+        p.name,
+        'link'),
+        state(p.state || 'WAITING'), num(p.run || 0),
+        p.started && age(p.started), String(p.return_code ?? (p.state == 'SUCCESS' ? 0 : '')),
+        p.used && num(+p.used.cpu.toFixed(2)), p.used && sized(p.used.ram), '']),
+      'None has begun.')
   const file = f => {
     const up = f.name == '..', at = files.path
     const to = up ? at.replace(/\/?[^/]*$/, '') : at + (at && '/') + f.name
-    return [f.type == 'directory' ? button(up ? 'Up' : f.name + '/', () => look(to), 'bare link') :
-      button(f.name, () => download(base + 'files/content?path=' + encodeURIComponent(to), f.name, f.size),
-        'bare link'), f.type == 'file' && sized(f.size), f.modified_text, '']
+    return [f.type == 'directory'
+        ? button(up ? 'Up' : f.name + '/', () => look(to), 'bare link')
+        : button(f.name,
+            () => download(base + 'files/content?path=' + encodeURIComponent(to), f.name, f.size),
+            'bare link'),
+      f.type == 'file' && sized(f.size), f.modified_text, '']
   }
-  v.draw = () => fill(v.node, head(v, 'Instance ' + i), tasks[0] ? [facts(['State', state(tasks[0].state)],
-    ['Since', age(last(tasks[0]).time)], ['Host', hostly(v, tasks[0].host)], tasks[0].pending &&
-    ['Why', tasks[0].pending]), h('div', {class: 'stack far'}, detail(v, tasks),
-  told && section('Processes', told.code ? oops(told) : runs(told.processes)),
-  files && section('Files' + (files.path ? ': ' + files.path : ''), files.code ? oops(files) : flow('Files',
-    [['Name', 'w4'], ['Size', 'num w2'], ['Changed', 'num w2'], ['', '']], [...files.path ?
-      [{name: '..', type: 'directory'}] : [], ...files.entries].map(file), 'The directory is empty.')),
-  near?.tasks?.[1] && section('On the same host', h('div', {class: 'many'}, near.tasks.filter(t =>
-    t.id != tasks[0].id).sort((a, b) => a.job.localeCompare(b.job) || a.instance - b.instance).map(t =>
-    h('p', null, oneOf(t))))))] : plain('There is no such instance.'))
+  v.draw = () =>
+    fill(v.node,
+      head(v, 'Instance ' + i),
+      tasks[0]
+        ? [facts(['State', state(tasks[0].state)],
+            ['Since', age(last(tasks[0]).time)],
+            ['Host', hostly(v, tasks[0].host)],
+            tasks[0].pending && ['Why', tasks[0].pending]),
+            h('div.stack.far', detail(v, tasks),
+              told && section('Processes', told.code ? oops(told) : runs(told.processes)),
+              files &&
+                section('Files' + (files.path ? ': ' + files.path : ''),
+                  files.code
+                    ? oops(files)
+                    : flow('Files', [['Name', 'w4'],
+                          ['Size', 'num w2'], ['Changed', 'num w2'], ['', '']],
+                        [...(files.path ? [{name: '..', type: 'directory'}] : []), ...files.entries].map(
+                          file),
+                        'The directory is empty.')),
+              near?.tasks?.[1] &&
+                section('On the same host',
+                  h('div.many', near.tasks
+                      .filter(t => t.id != tasks[0].id)
+                      .sort((a, b) => a.job.localeCompare(b.job) || a.instance - b.instance)
+                      .map(t => h('p', oneOf(t))))))]
+        : plain('There is no such instance.'))
 }
 
 /* ---- Cluster ---- */
@@ -20083,159 +20812,290 @@ function overview(v) {
   const c = v.path[0]
   let jobs, updates, waiting, failed, roles, hosts
   v.load = async () => {
-    [jobs, updates, waiting, failed, roles, hosts] = await Promise.all([v.get(url('jobs', c) + '?detail=1'),
-      v.get(url('updates', c) + '?status=active'), v.get(url('pending', c)), v.get(url('tasks',
-      c) + '?state=FAILED,LOST&limit=1000'), v.get(url('roles', c)), v.maybe(url('hosts', c))])
+    ;[jobs, updates, waiting, failed, roles, hosts] = await Promise.all([
+      v.get(url('jobs', c) + '?detail=1'), v.get(url('updates', c) + '?status=active'),
+      v.get(url('pending', c)), v.get(url('tasks', c) + '?state=FAILED,LOST&limit=1000'),
+      v.get(url('roles', c)), v.maybe(url('hosts', c))])
   }
   v.every(5e3)
   v.draw = () => {
     const eyes = new Map(), all = Object.values(jobs.jobs), sum = {}
-    const note = (x, job, since, why) => { const k = x + job, old = eyes.get(k); eyes.set(k,
-      {x, job, n: (old?.n || 0) + 1, since: old && x[0] != 'F' ? Math.min(old.since,
-      since) : Math.max(old?.since || 0, since), why: why || old?.why}) }
-    failed.tasks.forEach(t => { if (now() - last(t).time < 36e5) note(t.state, t.job, last(t).time,
-      last(t).message) })
+    const note = (x, job, since, why) => {
+      const k = x + job, old = eyes.get(k)
+      eyes.set(k, {
+        x, job, n: (old?.n || 0) + 1,
+        since: old && x[0] != 'F' ? Math.min(old.since, since) : Math.max(old?.since || 0, since),
+        why: why || old?.why})
+    }
+    failed.tasks.forEach(t => {
+      if (now() - last(t).time < 36e5) note(t.state, t.job, last(t).time, last(t).message)
+    })
     waiting.pending.forEach(t => note(t.state, t.job, t.since, t.reason))
-    all.forEach(j => { const r = sum[j.key.split('/')[1]] ||= [0, 0]; r[0] += j.active; r[1] += j.pending })
+    all.forEach(j => {
+      const r = (sum[j.key.split('/')[1]] ||= [0, 0])
+      r[0] += j.active
+      r[1] += j.pending
+    })
     const worst = [...eyes.values()].sort((a, b) => rank(a.x) - rank(b.x) || b.since - a.since),
       busy = S.ops.filter(o => o.state == 'running'),
       away = hosts?.hosts.filter(x => (x.mode || 'NONE') != 'NONE') || []
-    fill(v.node, head(v, c, may('write', '') && link(`#/${c}/deploy`, 'Deploy…', 'btn main')),
-      facts(['Jobs', num(all.length)], ['Tasks', num(all.reduce((n, j) => n + j.instances, 0))], ['Waiting',
-      num(waiting.total)], ['Tiers', link(`#/${c}/tiers`, 'Show', 'link')]), h('div', {class: 'cols'},
-      h('div', {class: 'stack far'},
-      section('Needs attention', flow('What needs attention, the worst first', [['State', 'w2'],
-        ['Job', 'w4 wide'], ['Tasks', 'num opt w1'], ['Why', 'msg'], ['For', 'num w1']], worst.slice(0,
-        50).map(e => [state(e.x), keyed(e.job), num(e.n), e.why, age(e.since)]),
-        'Nothing waits, and nothing has failed within an hour.')),
-      section('Roles', flow('Roles', [['Role', 'w3'], ['Jobs', 'num opt'], ['Cron', 'num opt'], ['Active',
-        'num'], ['Pending', 'num']], Object.entries(roles.roles).map(([r, x]) => [link(`#/${c}/${r}`, r),
-        num(x.jobs), num(x.cron), num(sum[r]?.[0] || 0), sum[r]?.[1] ? state('PENDING',
-        num(sum[r][1])) : '0'])))),
-    h('div', {class: 'stack far'}, section('Updates in progress', updates.updates.map(u => h('div', null,
-      row(state(u.state), gap(), count(u.progress)), link(`#/${u.job}/update/${u.id}`,
-      u.job.split('/').slice(1).join('/')), progress(u.progress), plain(u.message))), !updates.count &&
-      plain('None')),
-      section('Operations', busy.map(work), !busy[0] && plain('None')),
-      away[0] && section('Hosts out of service', away.map(x => row(state(x.mode), hostly(v, x.host), gap(),
-        h('span', {class: 'dim'}, some(x.tasks, 'task'))))))))
+    fill(v.node,
+      head(v, c, may('write', '') && link(`#/${c}/deploy`, 'Deploy…', 'btn main')),
+      facts(['Jobs', num(all.length)],
+        ['Tasks', num(all.reduce((n, j) => n + j.instances, 0))],
+        ['Waiting', num(waiting.total)],
+        ['Tiers', link(`#/${c}/tiers`, 'Show', 'link')]),
+      h('div.cols', h('div.stack.far', section('Needs attention',
+            flow('What needs attention, the worst first',
+              [['State', 'w2'],
+                ['Job', 'w4 wide'], ['Tasks', 'num opt w1'], ['Why', 'msg'], ['For', 'num w1']],
+              worst.slice(0, 50).map(e => [state(e.x), keyed(e.job), num(e.n), e.why, age(e.since)]),
+              'Nothing waits, and nothing has failed within an hour.')),
+          section('Roles', flow('Roles', [['Role', 'w3'],
+                ['Jobs', 'num opt'], ['Cron', 'num opt'], ['Active', 'num'], ['Pending', 'num']],
+              Object.entries(roles.roles).map(([r, x]) => [link(`#/${c}/${r}`, r),
+                num(x.jobs), num(x.cron),
+                num(sum[r]?.[0] || 0), sum[r]?.[1] ? state('PENDING', num(sum[r][1])) : '0'])))),
+        h('div.stack.far', section('Updates in progress',
+            updates.updates.map(u =>
+              h('div', row(state(u.state), gap(), count(u.progress)),
+                link(`#/${u.job}/update/${u.id}`, u.job.split('/').slice(1).join('/')),
+                progress(u.progress),
+                plain(u.message))),
+            !updates.count && plain('None')),
+          section('Operations', busy.map(work), !busy[0] && plain('None')),
+          away[0] &&
+            section('Hosts out of service',
+              away.map(x =>
+                row(state(x.mode), hostly(v, x.host), gap(), h('span.dim', some(x.tasks, 'task'))))))))
   }
 }
 // A table of few rows, drawn whole.
-const flow = (name, cols, rows, empty) => rows[0] ? h('table', {class: 'flow', role: 'table'}, h('caption',
-  {class: 'vh'}, name), h('thead', {role: 'rowgroup'}, h('tr', {role: 'row'}, cols.map(([text, cls]) =>
-  h(text ? 'th' : 'td', {class: cls, scope: text && 'col', role: text && 'columnheader'}, text)))),
-  h('tbody', {role: 'rowgroup'}, rows.map(cells => h('tr', {role: 'row'}, cells.map((x, i) =>
-    cell(x, ...cols[i])))))) : plain(empty)
+const flow = (name, cols, rows, empty) =>
+  rows[0]
+    ? h('table.flow', h('caption.vh', name),
+        h('thead', h('tr',
+            cols.map(([text, cls]) => h(text ? 'th' : 'td', {class: cls, scope: text && 'col'}, text)))),
+        h('tbody', rows.map(cells =>
+            h('tr', cells.map((x, i) => cell(x, ...cols[i]))))))
+    : plain(empty)
 // What has a title, a filter and one list.
 function listView(v, name, path, pick, o, above) {
-  let all = []
+  let all = [], told
   const l = list(v, o), box = search('Filter', () => v.draw())
-  v.load = async () => { all = pick(await v.get(path.call ? path() : path)); above && await above.load() }
-  v.draw = () => { l.set(all); fill(v.node, head(v, name, o.picked?.size && o.actions?.([...o.picked])),
-    above && above.draw(), h('div', {class: 'row tools'}, box, l.sorter(), gap(), plain(l.rows.length <
-    all.length && num(l.rows.length) + ' of ', some(all.length, o.one))), l.node) }
+  v.load = async () => {
+    told = await v.get(path)
+    all = pick(told)
+    above && (await above.load())
+  }
+  v.draw = () => {
+    l.set(all)
+    fill(v.node,
+      head(v, name, o.picked?.size && o.actions?.([...o.picked])),
+      above && above.draw(),
+      told.warnings?.map(x => plain(x)),
+      h('div.row.tools', box,
+        l.sorter(),
+        gap(),
+        plain(l.rows.length < all.length && num(l.rows.length) + ' of ', some(all.length, o.one))),
+      l.node)
+  }
   v.every(5e3)
 }
 function jobsView(v, cron) {
-  const [c, role, env] = v.path, own = role && role != 'jobs' && !cron, path = own ? url('jobs',
-    ...v.path) : url('jobs', c)
+  const [c, role, env] = v.path, own = role && role != 'jobs' && !cron,
+    path = own ? url('jobs', ...v.path) : url('jobs', c)
   let quota
-  const amounts = {cpu: 'CPU', ram_mb: 'RAM', disk_mb: 'Disk'}, text = (k, n) => k == 'cpu' ?
-    +n.toFixed(1) + '' : mb(n)
-  const above = own && {async load() { quota = await v.maybe(url('quota', c, role)) }, draw: () => quota &&
-    facts(...Object.entries(amounts).map(([k, name]) => ['Production quota, ' + name,
-    text(k, quota.consumption.production[k]), ' of ', text(k, quota.quota[k]), bar(quota.quota[k],
-    ['used', quota.consumption.production[k]])]),
-    may('admin', '') && ['', button('Set quota…', () => ask())])}
+  const amounts = {cpu: 'CPU', ram_mb: 'RAM', disk_mb: 'Disk'},
+    text = (k, n) => (k == 'cpu' ? +n.toFixed(1) + '' : mb(n))
+  const above = own && {
+    async load() {
+      quota = await v.maybe(url('quota', c, role))
+    },
+    draw: () =>
+      quota &&
+      facts(...Object.entries(amounts).map(([k, name]) => ['Production quota, ' + name,
+        text(k, quota.consumption.production[k]), ' of ',
+        text(k, quota.quota[k]), bar(quota.quota[k], ['used', quota.consumption.production[k]])]),
+        may('admin', '') && ['', button('Set quota…', () => ask())])}
   const ask = () => {
     const fields = Object.keys(amounts).map(k => [k, h('input', {type: 'number', value: quota.quota[k]})])
-    dialog('', 'Quota of ' + role, h('form', {submit(e) { e.preventDefault(); close();
-      act({name: `Set the quota of ${role}?`, verb: 'Set quota',
-      text: JSON.stringify(Object.fromEntries(fields.map(([k, e]) => [k, +e.value]))), method: 'PUT',
-      path: url('quota', c, role), headers: {'Content-Type': 'application/json'},
-      body: JSON.stringify(Object.fromEntries(fields.map(([k, e]) => [k, +e.value])))}) }},
-      fields.map(([k, e]) => labelled(k, e)), row(gap(), cancel(), h('button', {class: 'main'}, 'Next'))))
+    dialog('',
+      'Quota of ' + role,
+      h('form', {
+        submit(e) {
+          e.preventDefault()
+          close()
+          act({
+            name: `Set the quota of ${role}?`, verb: 'Set quota',
+            text: JSON.stringify(Object.fromEntries(fields.map(([k, e]) => [k, +e.value]))),
+            method: 'PUT', path: url('quota', c, role), headers: {'Content-Type': 'application/json'},
+            body: JSON.stringify(Object.fromEntries(fields.map(([k, e]) => [k, +e.value])))})
+        }},
+        fields.map(([k, e]) => labelled(k, e)),
+        row(gap(), cancel(), h('button.main', 'Next'))))
   }
-  listView(v, cron ? 'Cron' : own ? v.path.at(-1) : 'Jobs', path + '?detail=1', a =>
-    Object.values(a.jobs).filter(j => !cron || j.cron), {name: 'Jobs', one: 'job',
-    key: j => j.key, sort: 'key', empty: cron ? 'No job runs by a schedule.' : 'There are no jobs here.',
-    hay: j => j.key, by: {next: j => j.cron?.next_run, kind: kindOf},
-    cols: [['key', 'Job', cron ? 'w4 wide' : 'wide'], ...cron ? [['schedule', 'Schedule', 'w2'],
-      ['next', 'Next run', 'w3'], ['', '', 'num']] : [['kind', 'Kind', 'opt w1'], ['tier', 'Tier', 'opt w2'],
-      ['active', 'Active', 'num w1'], ['pending', 'Pending', 'num w1'], ['failed', 'Failed', 'num opt w1'],
-      ['next', 'Next run', 'opt w3']]],
-    cells: j => { const k = j.key.split('/'), cells = [link('#/' + j.key,
-      (own ? k.slice(2) : k.slice(1)).join('/'))]; return cells.concat(cron ? [j.cron.schedule,
-      nextRun(j.cron), may('write', k[1]) && row(gap(), cronActions(v, k, !!off()))] :
-      [kindOf(j), j.tier, num(j.active), j.pending ? state('PENDING', num(j.pending)) : '0', num(j.failed),
-        j.cron && nextRun(j.cron)]) }}, above)
-  if (own) { v.every = () => {}; v.follow(url('events', c, role) + '?snapshot=0', () => v.again(1e3)) }
+  listView(v,
+    cron ? 'Cron' : own ? v.path.at(-1) : 'Jobs',
+    path + '?detail=1',
+    a => Object.values(a.jobs).filter(j => !cron || j.cron),
+    {
+      name: 'Jobs',
+      one: 'job',
+      key: j => j.key,
+      sort: 'key',
+      empty: cron ? 'No job runs by a schedule.' : 'There are no jobs here.',
+      hay: j => j.key,
+      by: {next: j => j.cron?.next_run, kind: kindOf},
+      cols: [['key', 'Job', cron ? 'w4 wide' : 'wide'],
+        ...(cron
+          ? [['schedule', 'Schedule', 'w2'],
+              ['next', 'Next run', 'w3'], ['', '', 'num']]
+          : [['kind', 'Kind', 'opt w1'],
+              ['tier', 'Tier', 'opt w2'], ['active', 'Active', 'num w1'],
+              ['pending', 'Pending', 'num w1'], ['failed', 'Failed', 'num opt w1'],
+              ['next', 'Next run', 'opt w3']])],
+      cells: j => {
+        const k = j.key.split('/'),
+          cells = [link('#/' + j.key, (own ? k.slice(2) : k.slice(1)).join('/'))]
+        return cells.concat(cron
+            ? [j.cron.schedule,
+                nextRun(j.cron), may('write', k[1]) && row(gap(), cronActions(v, k, !!off()))]
+            : [kindOf(j),
+                j.tier, num(j.active),
+                j.pending ? state('PENDING', num(j.pending)) : '0', num(j.failed),
+                j.cron && nextRun(j.cron)])
+      }
+    },
+    above)
+  if (own) {
+    v.every = () => {}
+    v.follow(url('events', c, role) + '?snapshot=0', () => v.again(1e3))
+  }
 }
 function hostsView(v) {
-  const c = v.path[0], picked = new Set(), known = new Map(), where = x => url('maintenance', c, x.join())
-  const does = (text, says, method, path, bad) => button(text + '…', () =>
-    act({name: `${text} ${some(picked.size, 'host')}?`, text: says, verb: text, method,
-    path: where([...picked]) + path, bad, type: bad && c}), bad && 'bad', {disabled: !!off()})
-  // A host that is named whole is told of also where it has no tasks.
-  const path = () => url('hosts', c) + (arg('q') && '?host=*&host=' + encodeURIComponent(arg('q')))
-  listView(v, 'Hosts', path, a => a.hosts, {name: 'Hosts', one: 'host', key: x => x.host,
-    hay: x => x.host, picked, sort: 'host', cols: [['host', 'Host', 'w4'], ['mode', 'Mode', 'w3'],
-    ['tasks', 'Tasks', 'num w1'], ['', '', '']], by: {mode: x => -rank(x.mode || 'NONE')},
-    cells: x => [x.host, state(x.mode || 'NONE'), num(x.tasks), ''],
-    actions: () => may('admin', '') && [h('b', null, num(picked.size), ' selected'), does('Deactivate',
-      'New tasks go elsewhere if they can.', 'PUT', ''), does('Drain',
-      'Tasks are moved away; refused where a job would fall below its SLA.', 'POST', '/drain', true),
-      does('Activate', 'Tasks may come again.', 'DELETE', '')],
+  const c = v.path[0], picked = new Set(),
+    known = new Map(), where = x => url('maintenance', c, x.join())
+  const does = (text, says, method, path, bad) =>
+    button(text + '…',
+      () =>
+        act({
+          name: `${text} ${some(picked.size, 'host')}?`, text: says, verb: text, method,
+          path: where([...picked]) + path, bad, type: bad && c}),
+      bad && 'bad',
+      {disabled: !!off()})
+  const traits = x =>
+    Object.entries(x.attributes || {})
+      .map(([k, all]) => k + '=' + all.join())
+      .join(' ')
+  const cpu = x => x.free?.cpu, ram = x => x.free?.ram_mb
+  listView(v, 'Hosts', url('hosts', c), a => a.hosts, {
+    name: 'Hosts', one: 'host', key: x => x.host, hay: x => x.host + ' ' + traits(x),
+    picked, sort: 'host',
+    cols: [['host', 'Host', 'w3'],
+      ['mode', 'Mode', 'w2'], ['tasks', 'Tasks', 'num w1'],
+      ['cpu', 'CPU free', 'num opt w1'], ['ram', 'RAM free', 'num opt w1'],
+      ['attributes', 'Attributes', 'msg']],
+    by: {mode: x => -rank(x.mode || 'NONE'), cpu, ram, attributes: traits},
+    cells: x => [x.host,
+      state(x.mode || 'NONE'), num(x.tasks), x.free && +cpu(x).toFixed(2) + '', x.free && mb(ram(x)),
+      traits(x)],
+    actions: () =>
+      may('admin', '') && [h('b', num(picked.size), ' selected'),
+        does('Deactivate', 'New tasks go elsewhere if they can.', 'PUT', ''),
+        does('Drain', 'Tasks are moved away; refused where a job would fall below its SLA.',
+          'POST',
+          '/drain',
+          true),
+        does('Activate', 'Tasks may come again.', 'DELETE', '')],
     more: x => {
       const mark = x.tasks + (x.mode || '')
-      if (known.get(x.host)?.mark != mark) { known.set(x.host, {mark});
-        v.get(`${url('tasks', c)}?host=${x.host}&state=active&limit=1000`).then(a => { known.set(x.host,
-        {mark, tasks: a.tasks}); v.draw() }) }
+      if (known.get(x.host)?.mark != mark) {
+        known.set(x.host, {mark})
+        v.get(`${url('tasks', c)}?host=${x.host}&state=active&limit=1000`).then(a => {
+          known.set(x.host, {mark, tasks: a.tasks})
+          v.draw()
+        })
+      }
       const by = new Map(), tasks = known.get(x.host).tasks || []
-      tasks.forEach(t => { const k = t.state + ' ' + t.job; by.set(k, [...by.get(k) || [], t.instance]) })
-      return [flow('Tasks on ' + x.host, [['State', 'w2'], ['Job', 'w4'], ['Instances', '']], [...by].map(
-        ([k, ids]) => [state(k.split(' ')[0]), keyed(k.split(' ')[1]), ranges(ids)]), 'No task is on it.'),
-      tasks.length < x.tasks && plain(`${num(tasks.length)} of ${num(x.tasks)} tasks`)]
+      tasks.forEach(t => {
+        const k = t.state + ' ' + t.job
+        by.set(k, [...(by.get(k) || []), t.instance])
+      })
+      return [flow('Tasks on ' + x.host,
+        [['State', 'w2'],
+          ['Job', 'w4'], ['Instances', '']],
+        [...by].map(([k, ids]) => [state(k.split(' ')[0]), keyed(k.split(' ')[1]), ranges(ids)]),
+        'No task is on it.'),
+        tasks.length < x.tasks && plain(`${num(tasks.length)} of ${num(x.tasks)} tasks`)]
     }})
 }
-const pendingView = v => listView(v, 'Pending', url('pending', v.path[0]), a => a.pending,
-  {name: 'Tasks that wait', one: 'task', key: t => t.id, sort: 'since', hay: t => t.job + t.reason,
-  empty: 'No task waits for a host.', cols: [['state', 'State', 'w2'], ['job', 'Instance', 'w4 wide'],
-  ['since', 'For', 'num w1'], ['reason', 'Why', 'msg']],
-  cells: t => [state(t.state), oneOf(t), age(t.since), t.reason]})
-const operationsView = v => listView(v, 'Operations', 'alpha/operations', a => a.operations,
-  {name: 'Operations', one: 'operation', key: o => o.id, sort: '-started', hay: o => o.key + o.kind + o.user,
-  empty: 'This server has run none since it was started.', cols: [['kind', 'Operation', 'w2'], ['state',
-  'State', 'w2'], ['key', 'Of', 'wide'], ['n', 'Done', 'num w2'], ['user', 'By', 'opt w2'], ['started',
-  'Began', 'num w1'], ['', '', 'num w2']],
-  cells: o => [word(o.kind), state(o.state), keyed(o.key), count(o.progress), o.user, age(o.started),
-    stopper(o)], more: o => [events(o.steps, e => at(e.time), e => e.text), o.errors.map(x =>
-    h('p', {class: 'fail'}, x))]})
-const tiersView = v => listView(v, 'Tiers', url('tiers', v.path[0]), a => Object.entries(a.tiers).map(([name,
-  t]) => ({name, ...t, chosen: name == a.default})), {name: 'Tiers', one: 'tier', key: t => t.name,
-  hay: t => t.name, cols: [['name', 'Tier', 'w3'], ['preemptible', 'Preemptible'], ['revocable', 'Revocable'],
-  ['chosen', 'Default']],
-  cells: t => [t.name, ...[t.preemptible, t.revocable, t.chosen].map(x => x ? 'Yes' : 'No')]})
+const pendingView = v =>
+  listView(v, 'Pending', url('pending', v.path[0]), a => a.pending, {
+    name: 'Tasks that wait', one: 'task', key: t => t.id, sort: 'since',
+    hay: t => t.job + t.reason, empty: 'No task waits for a host.',
+    cols: [['state', 'State', 'w2'],
+      ['job', 'Instance', 'w4 wide'], ['since', 'For', 'num w1'], ['reason', 'Why', 'msg']],
+    cells: t => [state(t.state), oneOf(t), age(t.since), t.reason]})
+const operationsView = v =>
+  listView(v, 'Operations', 'alpha/operations', a => a.operations, {
+    name: 'Operations', one: 'operation', key: o => o.id, sort: '-started',
+    hay: o => o.key + o.kind + o.user, empty: 'This server has run none since it was started.',
+    cols: [['kind', 'Operation', 'w2'],
+      ['state', 'State', 'w2'], ['key', 'Of', 'wide'],
+      ['n', 'Done', 'num w2'], ['user', 'By', 'opt w2'],
+      ['started', 'Began', 'num w1'], ['', '', 'num w2']],
+    cells: o => [word(o.kind),
+      state(o.state), keyed(o.key), count(o.progress), o.user, age(o.started), stopper(o)],
+    more: o => [events(o.steps,
+      e => at(e.time),
+      e => e.text),
+      o.errors.map(x => h('p.fail', x))]})
+const tiersView = v =>
+  listView(v,
+    'Tiers',
+    url('tiers', v.path[0]),
+    a => Object.entries(a.tiers).map(([name, t]) => ({name, ...t, chosen: name == a.default})),
+    {
+      name: 'Tiers',
+      one: 'tier',
+      key: t => t.name,
+      hay: t => t.name,
+      cols: [['name', 'Tier', 'w3'],
+        ['preemptible', 'Preemptible'], ['revocable', 'Revocable'], ['chosen', 'Default']],
+      cells: t => [t.name, ...[t.preemptible, t.revocable, t.chosen].map(x => (x ? 'Yes' : 'No'))]
+    })
 
 /* ---- Route ---- */
-const PLACES = {jobs: v => jobsView(v), hosts: hostsView, cron: v => jobsView(v, 1), pending: pendingView,
+const PLACES = {
+  jobs: v => jobsView(v), hosts: hostsView, cron: v => jobsView(v, 1), pending: pendingView,
   operations: operationsView, tiers: tiersView, deploy: deployView}
 function route(moved) {
   V?.ctl.abort()
   clearTimeout(V?.timer)
-  const {path} = place(), v = V = new View()
-  if (!path[0] && S.clusters[0]) { location.replace('#/' + S.clusters[0]); return }
-  v.node = h('div', {class: 'view'}, title([], path.at(-1) || 'Aurora'),
-    loading())
+  const {path} = place(), v = (V = new View())
+  if (!path[0] && S.clusters[0]) {
+    location.replace('#/' + S.clusters[0])
+    return
+  }
+  v.node = h('div.view', title([], path.at(-1) || 'Aurora'), loading())
   $('#main').replaceChildren(v.node)
-  const view = !path[1] ? overview : path[4] == 'update' && path[5] ? updateView : path[4] == 'deploy' ?
-    deployView : path[4] ? instanceView : path[3] ? jobView : PLACES[path[1]] || jobsView
+  const view = !path[1]
+    ? overview
+    : path[4] == 'update' && path[5]
+      ? updateView
+      : path[4] == 'deploy'
+        ? deployView
+        : path[4]
+          ? instanceView
+          : path[3]
+            ? jobView
+            : PLACES[path[1]] || jobsView
   S.sick = ''
   view(v)
   const draw = v.draw
   v.draw = () => {
-    if (V != v || !v.ready && view != jobView) return
+    if (V != v || (!v.ready && view != jobView)) return
     draw()
     stubs.forEach(x => x.isConnected && x.replaceWith(x.is))
     stubs = []
@@ -20259,7 +21119,7 @@ async function start() {
   } catch (e) {
     S.me = null
     if (!e.status) setTimeout(start, 2e3)
-    fill($('#main'), h('div', {class: 'stack'}, h('h1', null, 'Aurora'), oops(e)))
+    fill($('#main'), h('div.stack', h('h1', 'Aurora'), oops(e)))
     frame()
     return
   }
@@ -20268,29 +21128,62 @@ async function start() {
 }
 
 /* ---- Keys ---- */
-const KEYS = {'/': palette, '?': () => S.me && about(), j: () => V.list?.step(1), k: () => V.list?.step(-1),
+const KEYS = {
+  '/': palette, '?': () => S.me && about(), j: () => V.list?.step(1), k: () => V.list?.step(-1),
   p: pause, x: () => document.activeElement.closest('tr')?.querySelector('[type=checkbox]')?.click(),
-  r() { kept('read', S.read = S.read ? '' : '1'); V.draw(); frame() },
-    h() { if (KEYS.before == 'g') location.hash = '#/' + cluster() }}
-for (const [k, tab] of [['l', 'logs'], ['c', 'config'], ['u', 'updates'], ['t', 'tasks']]) KEYS[k] = () =>
-  { if (V.path[3]) location.hash = `#/${V.path.slice(0, 4).join('/')}?tab=${tab}` }
+  r() {
+    kept('read', (S.read = S.read ? '' : '1'))
+    V.draw()
+    frame()
+  },
+  h() {
+    if (KEYS.before == 'g') location.hash = '#/' + cluster()
+  }}
+for (const [k, tab] of [['l', 'logs'],
+  ['c', 'config'], ['u', 'updates'], ['t', 'tasks']])
+  KEYS[k] = () => {
+    if (V.path[3]) location.hash = `#/${V.path.slice(0, 4).join('/')}?tab=${tab}`
+  }
 addEventListener('keydown', e => {
-  if (e.key == 'k' && (e.ctrlKey || e.metaKey)) { e.preventDefault(); palette(); return }
-  if (e.ctrlKey || e.metaKey || e.altKey || S.quiet || $('dialog') ||
-    /INPUT|TEXTAREA|SELECT/.test(e.target.tagName)) return
+  if (e.key == 'k' && (e.ctrlKey || e.metaKey)) {
+    e.preventDefault()
+    palette()
+    return
+  }
+  if (e.ctrlKey ||
+    e.metaKey ||
+    e.altKey ||
+    S.quiet ||
+    $('dialog') ||
+    /INPUT|TEXTAREA|SELECT/.test(e.target.tagName))
+    return
   if (e.key == 'Escape') history.back()
-  if (Object.hasOwn(KEYS, e.key) && KEYS[e.key].call) { e.preventDefault(); KEYS[e.key]() }
+  if (Object.hasOwn(KEYS, e.key) && KEYS[e.key].call) {
+    e.preventDefault()
+    KEYS[e.key]()
+  }
   KEYS.before = e.key
 })
 addEventListener('hashchange', () => route(true))
-document.addEventListener('visibilitychange', () => { if (document.hidden) V?.cuts.forEach(cut => cut());
-  else { wake(); beat(); operations() } })
-$('.skip').addEventListener('click', e => { e.preventDefault(); $('#main').focus() })
-setInterval(() => document.querySelectorAll('time[data-t]').forEach(e => {
-  const [n, unit] = parts(now() - (e.closest('.fresh') ? S.seen + S.skew : e.dataset.t))
-  e.firstChild.data = n
-  e.lastChild.textContent = unit
-}), 1e3)
+document.addEventListener('visibilitychange', () => {
+  if (document.hidden) V?.cuts.forEach(cut => cut())
+  else {
+    wake()
+    beat()
+    operations()
+  }
+})
+$('.skip').addEventListener('click', e => {
+  e.preventDefault()
+  $('#main').focus()
+})
+setInterval(() =>
+    document.querySelectorAll('time[data-t]').forEach(e => {
+      const [n, unit] = parts(now() - (e.closest('.fresh') ? S.seen + S.skew : e.dataset.t))
+      e.firstChild.data = n
+      e.lastChild.textContent = unit
+    }),
+  1e3)
 beat()
 start()
 """
@@ -20305,14 +21198,15 @@ _PAGE_HEADERS = [
 
 @lru_cache(maxsize=8)
 def _page_text(text: str, kind: str) -> Response:
-    """A text of the page as it is sent: without indentation, comments and the blanks around signs, which only
-    readers of this file need. In the script strings stay whole; a template may not be within another."""
+    """A text of the page as it is sent: without indentation, comments and the blanks and line breaks around
+    signs, which only readers of this file need. In the script strings stay whole; a template may not be
+    within another."""
     text = re.sub(r"\n *(?://.*|/\* -.*)?(?=\n)|(?<=\n) +", "", text.lstrip("\n"))
     if kind == "text/css":
         text = re.sub(r"/\*.*?\*/|(?<=[,:;{}])\s+|\s+(?=[{}])", "", text, flags=re.DOTALL)
     if kind == "text/javascript":
-        text = re.sub(r"('(?:[^'\\]|\\.)*'|`(?:[^`\\]|\\.)*`)| *// .*| *([=?:,{([<>&|*]+)\s*| *([])}]+) *",
-                      r"\1\2\3", text)
+        text = re.sub(r"('(?:[^'\\]|\\.)*'|`(?:[^`\\]|\\.)*`)| *// .*|\n(?=\.\w)| *([{([<*]+)\s*|"
+                      r"\s*([=?:,>&|+]+)(?<!\+\+)\s*|\s*([])}]+) *", r"\1\2\3\4", text)
     return Response(200, body=text.encode(), content_type=kind + "; charset=utf-8", headers=_PAGE_HEADERS)
 
 

@@ -333,7 +333,7 @@ class FakeScheduler:
                         return
                     data += part
                 head, _, body = data.partition(b"\r\n\r\n")
-                length = int(matched(rb"Content-Length: (\d+)", head).group(1))
+                length = int(matched(rb"Content-Length: (\d+)|$", head).group(1) or 0)
                 while len(body) < length:
                     body += sock.recv(65536)
                 self.requests.append((head, body))
@@ -1045,6 +1045,26 @@ class SchedulerTest(unittest.TestCase):
         self.assertEqual((len(other.requests), len(leader.requests)), (1, 2))
         self.assertTrue(all(b"Authorization: Basic c2VjcmV0" in head for head, _ in leader.requests))
         self.assertEqual(scheduler.leader, leader.url)
+
+    def test_a_page_is_that_of_the_leader_beside_its_thrift_endpoint(self) -> None:
+        leader = self.fake(answering(lambda body: http_answer(200, b'[{"hostname": "h"}]')))
+        other = self.fake(answering(lambda body: http_answer(307, b"", "Location: %s/offers" % leader.url)))
+        scheduler = self.scheduler(other.url, leader.url, authorization="Basic c2VjcmV0")
+        for _ in range(2):
+            self.assertEqual(scheduler.call("/offers"), [{"hostname": "h"}])
+        self.assertEqual((len(other.requests), scheduler.leader), (1, leader.url))
+        head, body = leader.requests[-1]
+        self.assertTrue(head.startswith(b"GET /offers HTTP/1.1\r\n"), head)
+        self.assertIn(b"Authorization: Basic c2VjcmV0", head)
+        self.assertFalse(b"Content-" in head or body)
+        self.assertEqual(self.scheduler(leader.url + "/aurora/api").call("/offers"), [{"hostname": "h"}])
+        self.assertTrue(leader.requests[-1][0].startswith(b"GET /aurora/offers "))
+
+    def test_a_page_that_is_not_json_is_a_bad_answer(self) -> None:
+        for answer in http_answer(200, b"<html>"), http_answer(200, b"\xff"), http_answer(404, b"{}"):
+            scheduler = self.scheduler(self.fake(answering(lambda body, answer=answer: answer)).url)
+            with self.assertRaisesRegex(aurora_rest.BadAnswer, "/offers"):
+                scheduler.call("/offers")
 
     def test_a_leader_that_fails_is_forgotten(self) -> None:
         second = self.fake(answering(tiers_answer))
@@ -8411,9 +8431,40 @@ class PageApiTest(Serving):
         self.assertEqual([(each["host"], each["mode"]) for each in found], [(host["host"], "SCHEDULED")])
         self.good("DELETE", "/alpha/maintenance/devcluster/" + host["host"])
         self.assertEqual(self.good("GET", "/alpha/hosts/devcluster?host=none-*&host=nohost")["hosts"], [])
-        idle = next(each for each in self.demo.hosts if each not in {each["host"] for each in told["hosts"]})
-        self.assertEqual(self.good("GET", "/alpha/hosts/devcluster?host=" + idle)["hosts"],
-                         [{"host": idle, "mode": "NONE", "tasks": 0}])
+
+    def test_hosts_without_tasks_are_told_with_what_is_offered_there(self) -> None:
+        told = self.good("GET", "/alpha/hosts/devcluster")
+        self.assertEqual({each["host"] for each in told["hosts"]}, set(self.demo.hosts))
+        self.assertNotIn("warnings", told)
+        for each in told["hosts"]:
+            host = self.demo.hosts[each["host"]]
+            self.assertEqual({name: set(values) for name, values in each["attributes"].items()},
+                             host.attributes)
+            self.assertEqual(list(each["free"].values()),
+                             [total - used for total, used in zip(host.total, host.used)])
+
+    def test_hosts_of_maintenance_are_told_where_none_of_their_offers_is_held(self) -> None:
+        gone = next(name for name, host in self.demo.hosts.items() if not host.tasks)
+        self.good("PUT", "/alpha/maintenance/devcluster/" + gone)
+        self.addCleanup(self.good, "DELETE", "/alpha/maintenance/devcluster/" + gone)
+        with mock.patch.object(aurora_rest.DemoApp, "_offer", staticmethod(lambda host: {
+                "hostname": "elsewhere", "attributes": [], "resources": []})):
+            told = {each["host"]: each for each in self.good("GET", "/alpha/hosts/devcluster")["hosts"]}
+        self.assertEqual(told[gone], {"host": gone, "tasks": 0, "mode": "SCHEDULED"})
+        self.assertIn("elsewhere", told)
+
+    def test_where_the_leader_shows_no_offers_the_hosts_with_tasks_are_told_and_what_lacks(self) -> None:
+        self.create("placed2")
+        hidden = aurora_rest.Response(404, body=b"no", content_type="text/plain")
+        strange = aurora_rest.Response(200, [{"host": "not Aurora's"}])
+        for page in hidden, strange:
+            with mock.patch.object(aurora_rest.DemoApp, "_page", lambda app, request, page=page: page):
+                told = self.good("GET", "/alpha/hosts/devcluster")
+            self.assertIn("/offers", told["warnings"][0])
+            self.assertTrue(told["hosts"])
+            self.assertTrue(all(each["tasks"] and "free" not in each for each in told["hosts"]))
+        leader = self.good("GET", "/alpha/clusters")["clusters"]["devcluster"]
+        self.assertIsNone(leader["error"], "a page that is not shown is no trouble of the scheduler's")
 
     def test_events_without_how_things_stand(self) -> None:
         self.create("quiet")
