@@ -11961,6 +11961,7 @@ PARAMS: Dict[str, Param] = {
                    "nginx:*"),
     "state": Param(STATES, "only in this state; repeatable; active, live and terminal stand for several",
                    "RUNNING"),
+    "id": Param(TEXT._replace(join=list), "only the task of this id; repeatable"),
     "exact_role": Param(TEXT, "only this role", "www-data"),
     "exact_environment": Param(TEXT, "only this environment", "prod"),
     "exact_name": Param(TEXT, "only this name", "hello"),
@@ -15375,10 +15376,10 @@ def list_backups(call: Call) -> Any:
     return call.success(count=len(backups), backups=backups)
 
 
-_QUERY_PARAMS = "role environment name shards instances state host"
+_QUERY_PARAMS = "id role environment name shards instances state host"
 
 
-_EXACT_PARAMS = ("role:exact_role environment:exact_environment name:exact_name host:exact_host shards "
+_EXACT_PARAMS = ("id role:exact_role environment:exact_environment name:exact_name host:exact_host shards "
                  "instances state:%s")
 
 
@@ -15395,6 +15396,7 @@ def _task_query(call: Call, exact: bool = True) -> Any:
             given[name] = None
     return api.TaskQuery(role=given["role"], environment=given["environment"], jobName=given["name"],
                          slaveHosts=set(given["host"] or ()) or None, instanceIds=set(call.shards) or None,
+                         taskIds=set(call.get("id", ())) or None,
                          statuses=call.get("ended_state") or call.get("state"))
 
 
@@ -15427,7 +15429,7 @@ def _task_limit(call: Call) -> int:
        " limit offset",
        gives="TaskList", a200="tasks")
 def query_cluster_tasks(call: Call) -> Any:
-    """Tasks of a cluster by role, environment, name, instance, state and host (aurora_admin query): a
+    """Tasks of a cluster by id, role, environment, name, instance, state and host (aurora_admin query): a
     thousand, or limit= of them; `next` is the offset of what follows."""
     start, limit = call.get("offset", 0), _task_limit(call)
     query = _task_query(call, exact=False)

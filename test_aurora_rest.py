@@ -3469,6 +3469,21 @@ class RoutesTest(Serving):
         self.assertEqual(self.good("GET", "/alpha/tasks/devcluster?role=batch&state=lost")["count"], 0)
         self.bad(404, "PUT", "/alpha/tasks/devcluster/unknown/state?to_state=LOST")
 
+    def test_tasks_are_found_and_deleted_by_their_ids(self) -> None:
+        ids = [each["id"] for each in self.good("GET", "/alpha/tasks/devcluster?role=www-data")["tasks"]][:2]
+        found = self.good("GET", "/alpha/tasks/devcluster?id=%s&id=%s" % tuple(ids))["tasks"]
+        self.assertEqual([each["id"] for each in found], ids)
+        self.assertEqual(self.good("GET", "/alpha/tasks/devcluster?id=none")["count"], 0)
+        one = "/alpha/recovery/devcluster/tasks?id=" + ids[0]
+        self.good("POST", "/alpha/backups/devcluster", status=202)
+        backup = self.good("GET", "/alpha/backups/devcluster")["backups"][-1]
+        self.good("POST", "/alpha/recovery/devcluster/%s/stage" % backup, status=202)
+        self.addCleanup(self.good, "DELETE", "/alpha/recovery/devcluster")
+        staged = self.good("GET", "/alpha/recovery/devcluster/tasks?limit=10000")["count"]
+        self.good("DELETE", one)
+        self.assertEqual(self.good("GET", one)["count"], 0)
+        self.assertEqual(self.good("GET", "/alpha/recovery/devcluster/tasks?limit=10000")["count"], staged - 1)
+
     def test_no_request_brings_the_scheduler_to_delete_everything(self) -> None:
         before = self.good("GET", "/alpha/tasks/devcluster?limit=10000")["count"]
         self.assertIn("nothing was sent", self.good("DELETE",
@@ -3493,6 +3508,7 @@ class RoutesTest(Serving):
                              ("GET", "/alpha/jobs/devcluster?name="),
                              ("GET", "/alpha/jobs/devcluster?role=%09"),
                              ("DELETE", "/alpha/tasks/devcluster?host="),
+                             ("DELETE", "/alpha/tasks/devcluster?id="),
                              ("GET", "/alpha/updates/devcluster?user="), ("DELETE", JOB + "x?shards="),
                              ("GET", "/alpha/tasks/devcluster?state="), ("PUT", JOB + "x/scale?instances=")):
             self.bad(400, method, path, says="is empty")
