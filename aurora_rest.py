@@ -5397,7 +5397,8 @@ class _Dict(Dict[Any, Any], metaclass=_Kind):       # type: ignore[misc]
         self._table = None
 
     def update(self, *given: Any, **named: Any) -> None:
-        for each in given + ((_Dict(named.items()),) if named else ()):
+        # the last keyword is the first on the stack from which Python 2's own functions take them
+        for each in given + ((_Dict(reversed(named.items())),) if named else ()):
             if isinstance(each, dict):
                 table = self._known()
                 table.reserve(len(each))
@@ -5862,14 +5863,15 @@ def _number_text(value: Any, name: str) -> Any:
     return value
 
 
-def _int(value: Any = 0, *base: int) -> int:
-    if isinstance(value, str) and base and base[0] in (0, 8) and re.fullmatch(r"\s*[-+]?0[0-7]+\s*", value):
-        base = (8,)
-    return int(_number_text(value, "int() with base 10"), *base)
+def _int(x: Any = 0, base: Optional[int] = None) -> int:
+    if isinstance(x, str) and base == 0 and re.fullmatch(r"\s*[-+]?0[0-7]+\s*", x):
+        base = 8
+    number = _number_text(x, "int() with base 10")
+    return int(number) if base is None else int(number, base)
 
 
-def _long(value: Any = 0, *base: int) -> int:
-    return _int(value.strip().rstrip("lL") if isinstance(value, str) else value, *base)
+def _long(x: Any = 0, base: Optional[int] = None) -> int:
+    return _int(x.strip().rstrip("lL") if isinstance(x, str) else x, base)
 
 
 def _float(value: Any = 0.0) -> float:
@@ -7161,8 +7163,8 @@ class _Evaluation:
     def _exit(self, status: Any = None) -> None:
         raise SystemExit(status)
 
-    def _exec(self, source: Any, names: Any = None, _local: Any = None) -> None:
-        """exec source in names"""
+    def _exec(self, source: Any, names: Any = None, local: Any = None) -> None:
+        """exec source in names, local"""
         if not isinstance(source, str):
             raise TypeError("exec takes text")
         code = self._compiled("<exec>", source)
@@ -7170,7 +7172,7 @@ class _Evaluation:
             exec(code, self.environment)
             return
         around = dict(names, __builtins__=self.environment["__builtins__"], __name__="config")
-        exec(code, around)
+        exec(code, around, around if local is None else local)
         names.update({name: value for name, value in around.items() if not name.startswith("__")})
 
     def _import(self, name: str, _globals: Any = None, _locals: Any = None, wanted: Any = (),
@@ -7453,6 +7455,7 @@ class _Conversion:
         job_type = self.schema["Job"]
         if isinstance(jobs, job_type):
             raise ConfigProblem("jobs must be a list of jobs: jobs = [...]")
+        jobs = list(jobs) if hasattr(jobs, "__next__") else jobs        # a generator's too
         if not isinstance(jobs, (list, tuple)) or not jobs:
             raise ConfigProblem("No job defined in this config! Assign a list of jobs to the name jobs.")
         for each in jobs:
