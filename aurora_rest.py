@@ -11384,9 +11384,10 @@ LIMITS.update({
 def glob(pattern: str) -> Callable[[str], bool]:
     """Whether a text matches a shell pattern, in time linear in the text whatever the pattern.
 
-    What stands between two stars is taken where it first fits and nowhere else, as a group in a lookahead is not
-    tried again; Python's own fnmatch does the same from 3.9 on. A plain regular expression would try all ways to
-    share a text among the stars, in exponential time. Raises BadRequest for a pattern longer than any name.
+    What stands between two stars is taken where it first fits and nowhere else, as a group in a lookahead is
+    not tried again; Python's own fnmatch does the same from 3.9 on. A plain regular expression would try all
+    ways to share a text among the stars, in exponential time. Raises BadRequest for a pattern longer than any
+    name.
     """
     if len(pattern) > 255:
         raise BadRequest("a pattern has at most 255 characters")
@@ -11427,50 +11428,37 @@ class Metrics:
     written."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()       # guards _families and _answered
-        self._answered: Dict[Tuple[str, str, int], Any] = {}
+        self._lock = threading.Lock()       # guards _families
         self._families: Dict[str, Tuple[str, str, Tuple[str, ...], Dict[Tuple[str, ...], Any]]] = {}
-        self.gauges: List[Tuple[str, str, str, Callable[[], Iterable[Tuple[Dict[str, str], float]]]]] = []
+        self.gauges: List[Tuple[str, str, str, Callable[[], Any]]] = []
 
     def declare(self, name: str, kind: str, text: str, *labels: str) -> None:
-        # A counter without labels is there from the start, so that its first event is an increase.
-        self._families[name] = (kind, text, labels, {} if labels or kind != "counter" else {(): 0})
+        samples = collections.defaultdict(Histogram if kind == "histogram" else int)
+        if not labels and kind == "counter":
+            samples[()] = 0     # there from the start, so that its first event is an increase
+        self._families[name] = (kind, text, labels, samples)
 
     def gauge(self, name: str, text: str, read: Callable[[], Any]) -> None:
         """A figure, or some with labels, read when it is asked for; a counter where its name ends with
         _total."""
-        def samples() -> Iterable[Tuple[Dict[str, str], float]]:
-            found = read()
-            return [({}, found)] if isinstance(found, (int, float)) else found
-        self.gauges.append((name, "counter" if name.endswith("_total") else "gauge", text, samples))
+        self.gauges.append((name, "counter" if name.endswith("_total") else "gauge", text, read))
 
-    def count(self, name: str, *values: str, by: int = 1) -> None:
-        samples = self._families[name][3]
+    def count(self, name: str, *values: str) -> None:
         with self._lock:
-            samples[values] = samples.get(values, 0) + by
+            self._families[name][3][values] += 1
 
     def observe(self, name: str, seconds: float, *values: str) -> None:
-        samples = self._families[name][3]
         with self._lock:
-            histogram = samples.get(values)
-            if histogram is None:
-                histogram = samples[values] = Histogram()
-            histogram.observe(seconds)
+            self._families[name][3][values].observe(seconds)
 
     def answered(self, route: str, method: str, status: int, seconds: Optional[float]) -> None:
-        """Count an answered request: the two families that every request touches, with one look-up and one
-        lock. seconds: None where the caller wanted to wait, so that they say nothing of the server."""
+        """Count an answered request: the two families that every request touches, with one lock. seconds:
+        None where the caller wanted to wait, so that they say nothing of the server."""
         with self._lock:
-            entry = self._answered.get((route, method, status))
-            if entry is None:
-                counts = self._families["aurora_rest_http_requests_total"][3]
-                durations = self._families["aurora_rest_http_request_duration_seconds"][3]
-                entry = self._answered[route, method, status] = (
-                    counts, (route, method, str(status)), durations.setdefault((route,), Histogram()))
-            counts, values, histogram = entry
-            counts[values] = counts.get(values, 0) + 1
+            self._families["aurora_rest_http_requests_total"][3][route, method, str(status)] += 1
+            durations = self._families["aurora_rest_http_request_duration_seconds"][3][route,]
             if seconds is not None:
-                histogram.observe(seconds)
+                durations.observe(seconds)
 
     def text(self) -> str:
         """All of them, in the text format 0.0.4."""
@@ -11485,25 +11473,23 @@ class Metrics:
                 if kind != "histogram":
                     lines.append("%s%s %d" % (name, _labels(pairs), sample))
                     continue
-                total = 0
-                for bound, number in zip(list(map(str, Histogram.BOUNDS)) + ["+Inf"], sample.counts):
-                    total += number
-                    lines.append("%s_bucket%s %d" % (name, _labels(pairs + [("le", bound)]), total))
+                totals = list(itertools.accumulate(sample.counts))
+                lines += ["%s_bucket%s %d" % (name, _labels(pairs + [("le", bound)]), total)
+                          for bound, total in zip([*map(str, Histogram.BOUNDS), "+Inf"], totals)]
                 lines.append("%s_sum%s %.6f" % (name, _labels(pairs), sample.sum))
-                lines.append("%s_count%s %d" % (name, _labels(pairs), total))
+                lines.append("%s_count%s %d" % (name, _labels(pairs), totals[-1]))
         for name, kind, text, read in self.gauges:
             lines += ["# HELP %s %s" % (name, text), "# TYPE %s %s" % (name, kind)]
-            for shown, value in read():
-                lines.append("%s%s %s" % (name, _labels(sorted(shown.items())), repr(float(value))))
+            found = read()
+            for shown, value in [({}, found)] if isinstance(found, (int, float)) else found:
+                lines.append("%s%s %s" % (name, _labels(shown.items()), repr(float(value))))
         return "\n".join(lines) + "\n"
 
 
-def _labels(pairs: Sequence[Tuple[str, str]]) -> str:
-    if not pairs:
-        return ""
-    quoted = [(name, value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")) for name,
-              value in pairs]
-    return "{" + ",".join('%s="%s"' % pair for pair in quoted) + "}"
+def _labels(pairs: Iterable[Tuple[str, str]]) -> str:
+    quoted = ['%s="%s"' % (name, value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n"))
+              for name, value in pairs]
+    return "{%s}" % ",".join(quoted) if quoted else ""
 
 
 _Found = TypeVar("_Found")
@@ -11511,15 +11497,9 @@ _Found = TypeVar("_Found")
 
 def brief(function: Callable[[], _Found]) -> Callable[[], _Found]:
     """The function, which for a moment returns again what it returned: all figures of a scrape cost one
-    look."""
-    found: List[Tuple[float, _Found]] = []
-
-    def get() -> _Found:
-        now = time.monotonic()
-        if not found or now - found[0][0] > 0.02:
-            found[:] = [(now, function())]
-        return found[0][1]
-    return get
+    look, or two."""
+    kept = lru_cache(maxsize=1)(lambda moment: function())
+    return lambda: kept(time.monotonic() // 0.02)
 
 
 def process_figures() -> Dict[str, float]:
@@ -11618,10 +11598,9 @@ class Tokens:
                 entries.append((stored, User(name, level, tuple(roles.split(",")), by=kind), until))
         before, now = ({each[1].name: each for each in some} for some in (self._entries, entries))
         self._entries = entries
-        told = [mark + name for mark, name in [("+", each) for each in now if each not in before]
-                + [("-", each) for each in before if each not in now]
-                + [("~", each) for each in now if each in before and before[each] != now[each]]]
-        return " ".join(told)
+        told = (("+" if name not in before else "-" if name not in now else "~") + name
+                for name in {**now, **before} if before.get(name) != now.get(name))
+        return " ".join(sorted(told, key=lambda each: each[0]))
 
     @property
     def count(self) -> int:
@@ -11633,10 +11612,6 @@ class Tokens:
         """Whether any line is for a certificate; then none without one is let in."""
         return any(user.by == "certificate" for _, user, _ in self._entries)
 
-    def find(self, token: str) -> Optional[User]:
-        """Whose token it is."""
-        return self.named(hash_token(token))
-
     def named(self, *marks: str) -> Optional[User]:
         """Who has one of these marks, each as the file has it, the first that has a line; None where that has
         ended."""
@@ -11647,6 +11622,16 @@ class Tokens:
             if lines:
                 found = next((user for holds, user in reversed(lines) if holds), None)
         return found
+
+
+def _basic_pair(secret: str) -> Tuple[str, str]:
+    """The name and the password of Basic credentials; empty ones where they are none."""
+    try:
+        text = base64.b64decode(secret.strip(), validate=True).decode("utf-8", "replace")
+    except ValueError:
+        text = ""
+    name, _, password = text.partition(":")
+    return name, password
 
 
 class Access(NamedTuple):
@@ -11663,6 +11648,7 @@ class Access(NamedTuple):
         """Who asks. Raises Unauthorized."""
         given = request.headers.get("authorization", "")
         scheme, _, secret = given.partition(" ")
+        name, token = _basic_pair(secret) if scheme.lower() == "basic" else ("", secret.strip())
         spoken = self.spoken_of(request)
         if spoken and self.tokens:
             user = self.tokens.named("user=" + spoken, "user=*")
@@ -11671,13 +11657,7 @@ class Access(NamedTuple):
                                    headers=self.challenge())
             return user._replace(name=user_name(spoken))
         if self.tokens and scheme.lower() in ("bearer", "basic"):
-            token = secret.strip()
-            if scheme.lower() == "basic":
-                try:
-                    token = base64.b64decode(token, validate=True).decode().partition(":")[2]
-                except ValueError:
-                    token = ""
-            user = self.tokens.find(token)
+            user = self.tokens.named(hash_token(token))
             if user is not None:
                 return user
             if not self.forward:
@@ -11694,11 +11674,6 @@ class Access(NamedTuple):
             return User(user_name(request.certificate[0].partition("=")[2]), "admin", by="certificate")
         if self.forward:
             request.authorization = given       # "": none, and never the server's own instead
-            name = "forwarded"
-            if scheme.lower() == "basic":
-                with contextlib.suppress(ValueError):
-                    name = base64.b64decode(secret.strip(), validate=True).decode("utf-8",
-                            "replace").partition(":")[0]
             return User(user_name(name) or "forwarded", "admin", known=bool(given))
         if self.anonymous:
             return ANONYMOUS
@@ -11728,26 +11703,28 @@ class Kind(NamedTuple):
     join: Optional[Callable[[List[Any]], Any]] = None
 
 
-def _bounded(kind: str, expected: str, pattern: str, convert: Callable[[str], Any], least: float,
-             most: float) -> Kind:
+def _bounded(schema: Json, expected: str, pattern: str, convert: Callable[[str], Any], least: float,
+             most: float, unit: str = "") -> Kind:
     def read(text: str) -> Any:
         if not re.fullmatch(pattern, text, re.ASCII):
             raise ValueError(expected)
         value = convert(text)
         if not least <= value <= most:
-            raise ValueError("%.15g to %.15g" % (least, most))
+            raise ValueError("%.15g to %.15g%s" % (least, most, unit))
         return value
-    return Kind(read, {"type": kind, "minimum": least, "maximum": most})
+    return Kind(read, schema)
 
 
 def integer(least: int, most: int) -> Kind:
     """A whole number."""
-    return _bounded("integer", "a whole number", r"-?\d{1,18}", int, least, most)
+    return _bounded({"type": "integer", "minimum": least, "maximum": most}, "a whole number",
+                    r"-?\d{1,18}", int, least, most)
 
 
 def number(least: float, most: float) -> Kind:
     """A number."""
-    return _bounded("number", "a number", r"-?\d{1,18}(\.\d{1,18})?([eE][+-]?\d{1,2})?", float, least, most)
+    return _bounded({"type": "number", "minimum": least, "maximum": most}, "a number",
+                    r"-?\d{1,18}(\.\d{1,18})?([eE][+-]?\d{1,2})?", float, least, most)
 
 
 _DURATION = r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9}(?:\.\d{1,6})?)s?)?"
@@ -11755,15 +11732,12 @@ _DURATION = r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9}(?:\.\d{1,
 
 def duration(least: float = 0.0, most: float = 1e9) -> Kind:
     """Seconds: 90, 1m30s, 2h, 7d."""
-    def read(text: str) -> float:
-        match = re.fullmatch(_DURATION, text, re.ASCII)
-        if not match or not text:
-            raise ValueError("a time in seconds, or such as 30s, 1m30s, 2h, 7d")
-        seconds = sum(float(part) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1)) if part)
-        if not least <= seconds <= most:
-            raise ValueError("%.15g to %.15g seconds" % (least, most))
-        return seconds
-    return Kind(read, {"type": "string", "pattern": "^%s$" % _DURATION.replace("?:", ""), "minLength": 1})
+    def seconds(text: str) -> float:
+        parts = re.findall(_DURATION, text, re.ASCII)[0]
+        return sum(float(part) * unit for part, unit in zip(parts, (86400, 3600, 60, 1)) if part)
+    return _bounded({"type": "string", "pattern": "^%s$" % _DURATION.replace("?:", ""), "minLength": 1},
+                    "a time in seconds, or such as 30s, 1m30s, 2h, 7d", "(?=.)" + _DURATION, seconds,
+                    least, most, " seconds")
 
 
 def choice(*words: str) -> Kind:
@@ -11775,20 +11749,19 @@ def choice(*words: str) -> Kind:
     return Kind(read, {"type": "string", "enum": list(words)})
 
 
-def members(enum: Enum, groups: Dict[str, Tuple[str, ...]]) -> Kind:
+def members(enum: Enum, groups: Dict[str, Set[int]]) -> Kind:
     """Members of a Thrift enum by name, or by a word that stands for several; the set of their numbers."""
-    known = sorted(groups) + sorted(enum.values)
+    known = dict(groups, **{name: {number} for name, number in enum.values.items()})
+    words = sorted(groups) + sorted(enum.values)
 
     def read(text: str) -> Set[int]:
-        found: Set[int] = set()
-        for each in map(str.strip, text.split(",")):
-            named = (each,) if each in enum.values else groups.get(each.lower(), (each.upper(),))
-            if named[0] not in enum.values:
-                raise ValueError("one of " + ", ".join(known))
-            found.update(enum.values[member] for member in named)
-        return found
+        found = [known.get(each) or known.get(each.lower()) or known.get(each.upper())
+                 for each in map(str.strip, text.split(","))]
+        if None in found:
+            raise ValueError("one of " + ", ".join(words))
+        return set().union(*found)
     # A generator makes an identifier of each: those that differ only in case would be twins.
-    shown = [each for each in known if each.upper() not in enum.values or each in enum.values]
+    shown = [each for each in words if each.upper() not in enum.values or each in enum.values]
     return Kind(read, {"type": "string", "enum": shown}, lambda found: set().union(*found))
 
 
@@ -11816,8 +11789,8 @@ def _read_glob(text: str) -> str:
     return text
 
 
-def _names(enum: Enum, numbers: Iterable[int]) -> Tuple[str, ...]:
-    return tuple(enum.names[each] for each in numbers)
+def _numbers(enum: Enum, names: str) -> Set[int]:
+    return {enum.values[each] for each in names.split()}
 
 
 FLAG = Kind(_read_flag, {"type": "boolean"})
@@ -11829,17 +11802,15 @@ INSTANCES = Kind(lambda text: parse_instances([text]),
                  {"type": "string", "pattern": r"^\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*$"},
                  lambda found: sorted({each for part in found for each in part}))
 STATES = members(api.ScheduleStatus, {
-    "active": _names(api.ScheduleStatus, api.ACTIVE_STATES),
-    "live": _names(api.ScheduleStatus, api.LIVE_STATES),
-    "terminal": _names(api.ScheduleStatus, api.TERMINAL_STATES)})
+    "active": api.ACTIVE_STATES, "live": api.LIVE_STATES, "terminal": api.TERMINAL_STATES})
+_FAILED_UPDATES = _numbers(api.JobUpdateStatus, "ERROR FAILED ROLLED_BACK")
 UPDATE_STATES = members(api.JobUpdateStatus, {
-    "active": _names(api.JobUpdateStatus, api.ACTIVE_JOB_UPDATE_STATES),
-    "all": tuple(api.JobUpdateStatus.values),
-    "inactive": ("ROLLED_FORWARD", "ROLLED_BACK", "ABORTED", "ERROR", "FAILED"),
-    "blocked": _names(api.JobUpdateStatus, api.AWAITNG_PULSE_JOB_UPDATE_STATES),
-    "failed": ("ERROR", "FAILED", "ROLLED_BACK"), "unsuccessful": ("ERROR", "FAILED", "ROLLED_BACK"),
-    "paused": ("ROLL_FORWARD_PAUSED", "ROLL_BACK_PAUSED"),
-    "succeeded": ("ROLLED_FORWARD",)})
+    "active": api.ACTIVE_JOB_UPDATE_STATES, "all": set(api.JobUpdateStatus.names),
+    "inactive": _numbers(api.JobUpdateStatus, "ROLLED_FORWARD ROLLED_BACK ABORTED ERROR FAILED"),
+    "blocked": api.AWAITNG_PULSE_JOB_UPDATE_STATES,
+    "failed": _FAILED_UPDATES, "unsuccessful": _FAILED_UPDATES,
+    "paused": _numbers(api.JobUpdateStatus, "ROLL_FORWARD_PAUSED ROLL_BACK_PAUSED"),
+    "succeeded": {api.JobUpdateStatus.ROLLED_FORWARD}})
 ENDED = Enum("ScheduleStatus", {name: number for name, number in api.ScheduleStatus.values.items()
                                 if number in api.TERMINAL_STATES})
 BATCH = Kind(lambda text: text if text == "all" else integer(1, 999999).read(text),
@@ -11899,7 +11870,7 @@ PARAMS: Dict[str, Param] = {
     "exact_environment": Param(TEXT, "only this environment", "prod"),
     "exact_name": Param(TEXT, "only this name", "hello"),
     "exact_host": Param(TEXT._replace(join=list), "only on this host; repeatable", "demo-01"),
-    "ended_state": Param(members(ENDED, {"terminal": tuple(ENDED.values)}), "only in this state; repeatable",
+    "ended_state": Param(members(ENDED, {"terminal": api.TERMINAL_STATES}), "only in this state; repeatable",
                          "FAILED"),
     "has": Param(choice("active", "pending", "finished", "failed"), "only jobs that have such tasks"),
     "status": Param(UPDATE_STATES, "only updates in this state; repeatable; active, paused, unsuccessful, "
@@ -12343,19 +12314,17 @@ Ready(Success): able to work
 
 
 @lru_cache(maxsize=1)
-def _objects() -> Dict[str, Tuple[str, List[Tuple[str, bool, str, str]]]]:
-    """name → (what it is, its fields as (name, whether it may be absent, type, what it is))."""
-    found: Dict[str, Tuple[str, List[Tuple[str, bool, str, str]]]] = {}
+def _objects() -> Dict[str, Tuple[str, Dict[str, Tuple[bool, str, str]]]]:
+    """name → (what it is, its fields: name → (whether it may be absent, type, what it is))."""
+    found: Dict[str, Tuple[str, Dict[str, Tuple[bool, str, str]]]] = {}
     for line in OBJECTS.strip().split("\n"):
         head, _, text = line.partition(": ")
-        if not line.startswith(" "):
+        if line.startswith(" "):
+            field, kind = head.split()
+            found[name][1][field.rstrip("?")] = (field.endswith("?"), kind, text)
+        else:
             name, _, parent = head.rstrip(")").partition("(")
-            found[name] = (text, list(found[parent][1]) if parent else [])
-            continue
-        field, kind = head.split()
-        known = found[name][1]
-        known[:] = [each for each in known if each[0] != field.rstrip("?")]
-        known.append((field.rstrip("?"), field.endswith("?"), kind, text))
+            found[name] = (text, dict(found[parent][1]) if parent else {})
     return found
 
 
@@ -12368,12 +12337,9 @@ class Schemas:
     def ref(self, name: str) -> Json:
         """A reference to an object of the table, or to a Thrift struct."""
         if name not in self.made:
-            self.made[name] = {}
-            thrift = None if name in _objects() else getattr(api, name)
-            self.made[name] = self._object(name) if thrift is None else {
-                "type": "string", "enum": sorted(thrift.values), "description": "Thrift %s" %
-                name} if isinstance(
-                    thrift, Enum) else self._struct(thrift)
+            self.made[name] = {}        # its place, also for what refers to it meanwhile
+            self.made[name] = self._object(name) if name in _objects() else self._thrift(
+                name, getattr(api, name))
         return {"$ref": "#/components/schemas/" + name}
 
     def of(self, kind: str) -> Json:
@@ -12383,54 +12349,53 @@ class Schemas:
             if isinstance(inner.get("type"), str) and "enum" not in inner:
                 return dict(inner, type=[inner["type"], "null"])
             return {"anyOf": [inner, {"type": "null"}]}
-        if kind[0] in "[{":
-            name = "items" if kind[0] == "[" else "additionalProperties"
-            return {"type": "array" if kind[0] == "[" else "object", name: self.of(kind[1:-1])}
+        if kind[0] == "[":
+            return {"type": "array", "items": self.of(kind[1:-1])}
+        if kind[0] == "{":
+            return {"type": "object", "additionalProperties": self.of(kind[1:-1])}
         if "|" in kind:
             return {"anyOf": [self.of(each) for each in kind.split("|")]}
-        if kind[0] == "=" and kind[1].isupper():
-            return self.ref(kind[1:])
-        if kind[0] == "=":
-            words = kind[1:].split(",")
-            return {"type": "string", "const": words[0]} if len(words) == 1 else {"type": "string",
-                    "enum": words}
-        known: Json = {"any": {}, "object": {"type": "object", "additionalProperties": True},
-                       "time": {"type": "integer", "format": "int64"}}
-        return dict(known.get(kind) or {"type": kind}) if kind.islower() and kind != "any" else (
-            {} if kind == "any" else self.ref(kind))
+        name = kind.lstrip("=")
+        if name[0].isupper():
+            return self.ref(name)
+        if name != kind:
+            return {"type": "string", **({"enum": name.split(",")} if "," in name else {"const": name})}
+        special: Json = {"any": {}, "object": {"type": "object", "additionalProperties": True},
+                         "time": {"type": "integer", "format": "int64"}}
+        return special.get(kind, {"type": kind})
 
     def _object(self, name: str) -> Json:
         text, fields = _objects()[name]
-        fields = [(field, absent, kind, what + ", in milliseconds since 1970" if "time" in kind else what)
-                  for field, absent, kind, what in fields]
         return {"type": "object", "description": text,
-                "required": [field for field, absent, _, _ in fields if not absent],
-                "properties": {field: dict(self.of(kind), description=what) for field, _, kind,
-                               what in fields}}
+                "required": [field for field, (absent, _, _) in fields.items() if not absent],
+                "properties": {field: dict(self.of(kind), description=what + (
+                    ", in milliseconds since 1970" if "time" in kind else ""))
+                    for field, (_, kind, what) in fields.items()}}
 
-    def _struct(self, struct: Any) -> Json:
-        """A Thrift struct in plain JSON: no field has to be there. executorConfig.data is shown as what it
-        holds."""
-        fields = {name: self._thrift(kind) for name, kind in struct.fields.items()}
-        if struct is api.ExecutorConfig:
+    def _thrift(self, name: str, named: Any) -> Json:
+        """A Thrift enum, or a struct in plain JSON: no field has to be there. executorConfig.data is shown as
+        what it holds."""
+        text = "Thrift " + name
+        if isinstance(named, Enum):
+            return {"type": "string", "enum": sorted(named.values), "description": text}
+        fields = {field: self.of(_written(kind)) for field, kind in named.fields.items()}
+        if named is api.ExecutorConfig:
             fields["data"] = {"description": "what the executor gets, as the object it holds"}
-        bounds: Json = {"minProperties": 1, "maxProperties": 1} if struct.is_union else {}
-        if struct.__name__.lower() in fields:       # generators make one name of both
-            bounds["title"] = "Thrift" + struct.__name__
-        return dict({"type": "object", "description": "Thrift %s, in plain JSON" % struct.__name__,
-                     "properties": fields},
-                    **bounds)
+        made: Json = {"type": "object", "description": text + ", in plain JSON", "properties": fields}
+        if named.is_union:
+            made.update(minProperties=1, maxProperties=1)
+        if name.lower() in fields:      # generators make one name of both
+            made["title"] = "Thrift" + name
+        return made
 
-    def _thrift(self, kind: Type) -> Json:
-        if kind.kind == "struct":
-            return self.ref(kind.ref.__name__)
-        if kind.kind == "enum":
-            return self.ref(kind.ref.name)
-        if kind.kind == "map":
-            return {"type": "object", "additionalProperties": self._thrift(kind.items[1])}
-        if kind.items:
-            return {"type": "array", "items": self._thrift(kind.items[0])}
-        return {"type": {"bool": "boolean", "double": "number", "string": "string"}.get(kind.kind, "integer")}
+
+def _written(kind: Type) -> str:
+    """A Thrift type as the table of objects writes it."""
+    if kind.kind in ("struct", "enum"):
+        return kind.ref.__name__ if kind.kind == "struct" else "=" + kind.ref.name
+    if kind.items:
+        return ("{%s}" if kind.kind == "map" else "[%s]") % _written(kind.items[-1])
+    return {"bool": "boolean", "double": "number", "string": "string"}.get(kind.kind, "integer")
 
 
 # --- the route table ----------------------------------------------------------------------------------------
@@ -12537,15 +12502,10 @@ def route(method: str, path: str, group: str, access: str = "", params: str = ""
 
 
 @lru_cache(maxsize=None)
-def _routes_by_name(count: int) -> Dict[str, Route]:
-    return {each.name: each for each in ROUTES[:count]}
-
-
-@lru_cache(maxsize=None)
-def _patterns(count: int) -> List[Tuple[Any, Dict[str, Route]]]:
-    """(compiled path, method → route) of the first `count` routes, made once when the table is complete."""
+def _patterns() -> List[Tuple[Any, Dict[str, Route]]]:
+    """(compiled path, method → route) of all routes, made once when the table is complete."""
     made: Dict[str, Tuple[Any, Dict[str, Route]]] = {}
-    for each in ROUTES[:count]:
+    for each in ROUTES:
         text = each.path.replace("{key}", "{cluster}/{role}/{environment}/{name}")
         text = re.sub(r"^/alpha/jobs?\b", "/alpha/jobs?", text)
         text = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", text.replace(".", r"\."))
@@ -12557,7 +12517,7 @@ def _patterns(count: int) -> List[Tuple[Any, Dict[str, Route]]]:
 @lru_cache(maxsize=2048)
 def _match(path: str) -> Tuple[Dict[str, Route], Dict[str, str]]:
     """(method → route, path arguments) for a path. Raises NotFound, BadRequest."""
-    for pattern, methods in _patterns(len(ROUTES)):
+    for pattern, methods in _patterns():
         found = pattern.fullmatch(path)
         if found:
             arguments = {name: decode_percent(text) for name, text in found.groupdict().items()}
@@ -12568,8 +12528,7 @@ def _match(path: str) -> Tuple[Dict[str, Route], Dict[str, str]]:
                     raise BadRequest("%r is not a valid %s: letters, digits, _ - . and at most %d of them" % (
                         text[:80], name, MAX_IDENTIFIER))
             return methods, arguments
-    if len(path) > 1 and path.endswith("/") and any(each.fullmatch(path.rstrip("/")) for each,
-                                                    _ in _patterns(len(ROUTES))):
+    if any(pattern.fullmatch(path.rstrip("/")) for pattern, _ in _patterns()):
         raise NotFound("there is nothing at this path; it is there without the slash at the end")
     raise NotFound("there is nothing at this path; /openapi.json describes what there is")
 
@@ -13693,7 +13652,8 @@ class Service(Reception):
         etag = None
         for name in chosen.guards:
             with contextlib.suppress(NotFound):
-                found = _routes_by_name(len(ROUTES))[name].handler(call).etag
+                guard = next(each for each in ROUTES if each.name == name)
+                found = guard.handler(call).etag
                 etag = etag or found
                 if etag_matches(wanted, found, weak=False):
                     return

@@ -6235,8 +6235,8 @@ class AccessTest(unittest.TestCase):
         token = aurora_rest.hash_token("t")
         day = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 86400))
         today = time.strftime("%Y-%m-%d", time.gmtime())
-        self.assertIsNone(self.tokens("a read * %s until=%s" % (token, day)).find("t"))
-        self.assertEqual(self.tokens("a read * %s until=%s" % (token, today)).find("t").name, "a")
+        self.assertIsNone(self.tokens("a read * %s until=%s" % (token, day)).named(token))
+        self.assertEqual(self.tokens("a read * %s until=%s" % (token, today)).named(token).name, "a")
         for wrong in ("until=2026-13-01", "until=soon", "till=2026-01-01"):
             with self.assertRaisesRegex(ValueError, "line 2"):
                 self.tokens("a read * %s %s" % (token, wrong))
@@ -6401,13 +6401,14 @@ class AccessTest(unittest.TestCase):
         for line in ("x", "a read *", "a nonsense * sha256:" + "0" * 64, "a read * 123"):
             with self.assertRaisesRegex(ValueError, "line 2"):
                 self.tokens(line)
-        tokens = self.tokens("a read * " + aurora_rest.hash_token("t"))
-        self.assertEqual(tokens.find("t").name, "a")
+        token = aurora_rest.hash_token("t")
+        tokens = self.tokens("a read * " + token)
+        self.assertEqual(tokens.named(token).name, "a")
         with open(tokens.path, "w", encoding="utf-8") as stream:
             stream.write("broken")
         with self.assertRaises(ValueError):
             tokens.load()
-        self.assertEqual(tokens.find("t").name, "a")
+        self.assertEqual(tokens.named(token).name, "a")
 
     def test_forwarded_credentials_let_the_scheduler_decide(self) -> None:
         demo = aurora_rest.Demo(speed=0, users={"alice": ("pw", "www-*"), "root": ("pw", "*")})
