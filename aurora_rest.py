@@ -11433,7 +11433,8 @@ class Metrics:
         self.gauges: List[Tuple[str, str, str, Callable[[], Any]]] = []
 
     def declare(self, name: str, kind: str, text: str, *labels: str) -> None:
-        samples = collections.defaultdict(Histogram if kind == "histogram" else int)
+        samples: Dict[Tuple[str, ...], Any] = collections.defaultdict(
+            Histogram if kind == "histogram" else int)
         if not labels and kind == "counter":
             samples[()] = 0     # there from the start, so that its first event is an increase
         self._families[name] = (kind, text, labels, samples)
@@ -11755,8 +11756,8 @@ def members(enum: Enum, groups: Dict[str, Set[int]]) -> Kind:
     words = sorted(groups) + sorted(enum.values)
 
     def read(text: str) -> Set[int]:
-        found = [known.get(each) or known.get(each.lower()) or known.get(each.upper())
-                 for each in map(str.strip, text.split(","))]
+        found: List[Any] = [known.get(each) or known.get(each.lower()) or known.get(each.upper())
+                            for each in map(str.strip, text.split(","))]
         if None in found:
             raise ValueError("one of " + ", ".join(words))
         return set().union(*found)
@@ -12319,12 +12320,12 @@ def _objects() -> Dict[str, Tuple[str, Dict[str, Tuple[bool, str, str]]]]:
     found: Dict[str, Tuple[str, Dict[str, Tuple[bool, str, str]]]] = {}
     for line in OBJECTS.strip().split("\n"):
         head, _, text = line.partition(": ")
-        if line.startswith(" "):
-            field, kind = head.split()
-            found[name][1][field.rstrip("?")] = (field.endswith("?"), kind, text)
-        else:
+        if not line.startswith(" "):
             name, _, parent = head.rstrip(")").partition("(")
             found[name] = (text, dict(found[parent][1]) if parent else {})
+            continue
+        field, kind = head.split()
+        found[name][1][field.rstrip("?")] = (field.endswith("?"), kind, text)
     return found
 
 
@@ -12623,10 +12624,9 @@ class Memory:
             while self._kept and next(iter(self._kept.values()))[1] < before:
                 self._drop(next(iter(self._kept)))
 
-    def _drop(self, question: Any) -> Any:
+    def _drop(self, question: Any) -> None:
         kept, _ = self._kept.pop(question, (None, 0.0))
         self.size -= kept.size if kept else 0
-        return kept
 
 
 class Replay:
@@ -12634,8 +12634,8 @@ class Replay:
     before the run began, Responses or AuroraErrors, is not asked for again, if the run asks for the same in
     the same order."""
 
-    def __init__(self, scheduler: Scheduler, memory: Memory, authorization: Optional[str] = None,
-                 request_id: Optional[str] = None) -> None:
+    def __init__(self, scheduler: Scheduler, memory: Memory, authorization: Optional[str],
+                 request_id: str) -> None:
         self.scheduler = scheduler
         self.memory = memory
         self.request_id = request_id
@@ -12900,13 +12900,12 @@ class Call:
     def success(self, status: int = 200, headers: Iterable[Tuple[str, str]] = (), **fields: Any) -> Response:
         """An answer: status and key, and these fields."""
         key = self.service.key_of(self.request)
-        return Response(status, dict({"status": "success", "key": key} if key else {"status": "success"},
-                                     **fields),
-                        headers=headers)
+        return Response(status, {"status": "success", **_some(key=key), **fields}, headers=headers)
 
     def job_success(self, status: int, headers: Iterable[Tuple[str, str]] = (), **fields: Any) -> Response:
-        """The body that the original calls on one job share."""
-        return self.success(status, headers, **dict({"count": 1, "job": str(self.key)}, **fields))
+        """The body that the original calls on one job share; that of `success` where the path names none."""
+        job = {"count": 1, "job": str(self.key)} if "name" in self.args else {}
+        return self.success(status, headers, **{**job, **fields})
 
     def page(self, items: Sequence[Any], most: Optional[int] = None) -> Tuple[Sequence[Any],
             List[Tuple[str, str]]]:
@@ -12927,9 +12926,10 @@ class Call:
         BadRequest."""
         request = self.request
         body = request.body
+        limit = int(self.service.limits["body"])
         coding = request.headers.get("content-encoding", "identity").lower()
         if coding in ("gzip", "x-gzip"):
-            body = gunzip(body, int(self.service.limits["body"]))
+            body = gunzip(body, limit)
         elif coding != "identity":
             raise UnsupportedMedia("the content encoding %s is not understood; gzip is" % coding)
         kind, options = parse_content_type(request.headers.get("content-type", ""))
@@ -12941,8 +12941,7 @@ class Call:
             raise InvalidConfig("the body is empty; it has to be an .aurora file, or a JSON job as "
                                 "application/json")
         elif kind in TAR_TYPES:
-            files = parse_tar(gunzip(body, int(self.service.limits["body"])) if body[:2] == b"\x1f\x8b"
-                              else body)
+            files = parse_tar(gunzip(body, limit) if body[:2] == b"\x1f\x8b" else body)
         else:
             files = {"job.json" if kind == JSON_TYPE else "job.aurora": body}
         files = root_first(files, self.get("file"), kind in TAR_TYPES)
@@ -12959,16 +12958,16 @@ class Call:
     def job(self) -> Job:
         """The job that the body describes, for the key in the URL. Raises InvalidConfig."""
         files, is_json = self.files()
-        cluster = self.service.clusters.pair(self.args["cluster"])[0]
+        cluster, scheduler = self.service.clusters.pair(self.args["cluster"])
         user = self.user.name if self.user.known else None
         try:
             return load_job(files, str(self.key), user=user, is_json=is_json, bindings=self.get("bind", []),
-                            tiers=self.service.tiers(self.service.clusters[self.args["cluster"]], self.auth),
+                            tiers=self.service.tiers(scheduler, self.auth),
                             docker_registry=cluster.docker_registry, evaluator=self.service.evaluator,
                             caller=self.request.caller, env=self.get("env", []))
         except InvalidConfig as error:
             hint = "" if is_json else _misread(next(iter(files.values())))
-            raise InvalidConfig(*error.messages, *([hint] if hint else []), **error.details) from None
+            raise InvalidConfig(*filter(None, [*error.messages, hint]), **error.details) from None
 
     def json_body(self) -> Any:
         """The body as JSON. Raises BadRequest, UnsupportedMedia."""
@@ -12981,7 +12980,7 @@ class Call:
     def start(self, kind: str, total: int, work: Callable[[Operation], Any],
               alone: bool = False) -> Operation:
         """Begin an operation in the place that was taken before the handler ran."""
-        key = str(self.key) if "name" in self.args else "/".join(self.args.values())
+        key = self.service.key_of(self.request) or ""
         operation = Operation(kind, key, self.user.name, total, self.owner)
         operation.needs = (self.request.route.access, self.args.get("role"))
         operation.request_id = self.request.id
@@ -13017,11 +13016,9 @@ class Call:
         more = dict(fields, reached=bool(verdict.reached), progress=verdict.progress, **verdict.fields)
         if verdict.reached is False:
             return self.service.refuse(Conflict(verdict.text, code=verdict.code, **more), self.request)
-        if "name" in self.args:
-            more = dict({"count": 1, "job": str(self.key)}, **more)
         if verdict.reached is None:
-            return self.success(202, headers, **dict(more, why=verdict.text))
-        return self.success(201 if status == 201 else 200, headers, **more)
+            return self.job_success(202, headers, **more, why=verdict.text)
+        return self.job_success(201 if status == 201 else 200, headers, **more)
 
     def operated(self, operation: Operation, tell: Callable[[], Json] = lambda: {},
                  **fields: Any) -> Union[Response, Later]:
@@ -13032,8 +13029,7 @@ class Call:
         def answer() -> Response:
             more = dict(fields, operation=operation.to_plain(), **tell())
             if not self.get("wait"):
-                return self.success(202, headers,
-                        **more) if "name" not in self.args else self.job_success(202, headers, **more)
+                return self.job_success(202, headers, **more)
             state, steps = operation.state, list(operation.steps)
             text = "; ".join(operation.errors) or (steps[-1]["text"] if steps else "not begun yet")
             known = {"endings": operation.result["endings"]} if "endings" in operation.result else {}
@@ -13072,12 +13068,11 @@ class Call:
                                  fields) if latest.reached is not None or latest.stuck else None
             return ready
         place = self.take_place()
-        made: Later = self.service.watched.watch(
+        return self.service.watched.watch(
             ("outcome", self.args["cluster"], watched, self.auth), lambda: Poll(
                 self.service.runner, ask, self.service.poll_interval),
             lambda poll: Later(poll, seconds, with_last_words(self, poll, ready_after(poll)),
                                lambda: self.told(status, latest, headers, fields), place), counted=False)
-        return made
 
 
 def _misread(body: str) -> str:
@@ -13150,36 +13145,20 @@ class Readiness(Source):
         return {"ready": True, "leader": scheduler.leader}
 
 
-class Waits:
-    """Places for those who wait for an outcome, a quarter of them for one caller. _lock guards _taken."""
-
-    def __init__(self, limits: Dict[str, float]) -> None:
-        self.limits = limits
-        self._lock = threading.Lock()
-        self._taken: collections.Counter[str] = collections.Counter()
-
-    @property
-    def count(self) -> int:
-        """How many are taken."""
-        return sum(self._taken.values())
+class Waits(Budget):
+    """Places for those who wait for an outcome, a quarter of them for one caller."""
 
     def take(self, caller: str) -> Callable[[], None]:
         """A place; what gives it back, once. Raises Overloaded."""
-        most = int(self.limits["waits"])
-        share = max(1, most // 4)
-        with self._lock:
-            if self.count >= most or self._taken[caller] >= share:
-                raise Overloaded("%d callers wait for an outcome already, %d may; %d for one caller" % (
-                    self.count, most, share), retry_after=10)
-            self._taken[caller] += 1
+        if self.add(caller, 1):
+            self.add(caller, -1)
+            raise Overloaded("%d callers wait for an outcome already, %d may; %d for one caller" % (
+                self.all, self.most, self.share), retry_after=10)
         given = threading.Lock()
 
         def give() -> None:
             if given.acquire(blocking=False):
-                with self._lock:
-                    self._taken[caller] -= 1
-                    if not self._taken[caller]:
-                        del self._taken[caller]
+                self.add(caller, -1)
         return give
 
 
@@ -13255,7 +13234,7 @@ class Reception(App):
         except AuroraError as error:
             request.route = error
             if method == "OPTIONS" and request.path == "*":
-                request.route = {each: None for each in ("GET", "PUT", "POST", "DELETE")}
+                request.route = dict.fromkeys(("GET", *_WRITES))
             return
         if chosen.shared and not request.head.length and "prefer" not in request.headers:
             with contextlib.suppress(BadRequest):
@@ -13443,15 +13422,20 @@ class Reception(App):
                          path=request.path[:512], key=self.key_of(request), **more, status=status,
                          outcome=outcome, **_named_in(answer)))
 
+    def _tell_outcome(self, request: Request, status: Optional[int], outcome: str, answer: Any = None,
+                      **more: str) -> None:
+        """The line of what came of a write whose first line says that it waits."""
+        self.trail(Event("outcome", **self._who(request), did=request.route.name, key=self.key_of(request),
+                         status=status, outcome=outcome, **more,
+                         seconds=round(time.monotonic() - request.started, 3), **_named_in(answer)))
+
     def ended(self, request: Request, size: int, left: bool) -> None:
-        seconds = round(time.monotonic() - request.started, 3)
         why = request.left or ("the caller left" if left else "whole")
         if request.audited == "waiting":
-            self.trail(Event("outcome", **self._who(request), did=request.route.name,
-                             key=self.key_of(request), status=None, outcome=why, seconds=seconds))
+            self._tell_outcome(request, None, why)
         elif request.route.is_stream and self.access_log:
             self.log(Event("stream", **self._who(request), path=request.path[:512], bytes=size,
-                           seconds=seconds, ended=why))
+                           seconds=round(time.monotonic() - request.started, 3), ended=why))
 
     def finished(self, request: Optional[Request], peer: str, response: Response, size: int) -> None:
         chosen = request.route if request and isinstance(request.route, Route) else None
@@ -13470,20 +13454,16 @@ class Reception(App):
             self.audit(request, response.code or "done", response.status, response)
         elif request and request.audited == "waiting":
             request.audited = "told"
-            self.trail(Event("outcome", **self._who(request), did=named, key=self.key_of(request),
-                             status=response.status, outcome=response.code or "done",
-                             **({"left": request.left} if request.left else {}), seconds=round(seconds, 3),
-                             **_named_in(response)))
+            self._tell_outcome(request, response.status, response.code or "done", response,
+                               **_some(left=request.left))
         if self.access_log:
             later = getattr(self.log, "later", None) or (lambda make, *parts: self.log(make(*parts)))
-            if request is None:
-                later(_access, None, peer, None, method, None, named, response.status, size, seconds)
-            else:
-                later(_access, request.id, request.peer, request.user, method, request.path[:512], named,
-                      response.status, size, seconds)
+            who = (request.id, request.peer, request.user, request.path[:512]) if request else (
+                None, peer, None, None)
+            later(_access, *who, method, named, response.status, size, seconds)
 
 
-def _access(request_id: Optional[str], peer: str, user: Optional[User], method: str, path: Optional[str],
+def _access(request_id: Optional[str], peer: str, user: Optional[User], path: Optional[str], method: str,
             route: str, status: int, size: int, seconds: float) -> Event:
     """The line that every request leaves."""
     return Event("access", id=request_id, peer=peer, user=user.name if user else None, method=method,
@@ -13557,7 +13537,7 @@ class Service(Reception):
         self.operations.ended = self.trail
         self.runner: Any = None
         self.readiness = Readiness()
-        self.waits = Waits(self.limits)
+        self.waits = Waits(self.limits["waits"], 1)
         self.watched = Watched(self.limits)
         self.lookouts = Watched(self.limits)
         self.memory = Memory(self.limits["remembered"])
@@ -13566,11 +13546,10 @@ class Service(Reception):
         self.options: Callable[[], Json] = dict             # those of the command line, by name
         self.expires: Optional[float] = None    # when the certificate does, in Unix time
         self.reloaded = (time.time(), True)     # when last, and whether all could be read
-        self._lock = threading.Lock()       # guards _tiers
-        self._tiers: collections.OrderedDict[Any, Tuple[float, Json]] = collections.OrderedDict()
+        self._tiers = lru_cache(maxsize=256)(self._ask_tiers)
         # how much is in use of each limit that is an amount
         self.amounts: Dict[str, Callable[[], float]] = {
-            "watchers": lambda: self.watched.count, "waits": lambda: self.waits.count,
+            "watchers": lambda: self.watched.count, "waits": lambda: self.waits.all,
             "operations": lambda: self.operations.running,
             "kept_operations": lambda: len(self.operations.all()),
             "remembered": lambda: self.memory.size,
@@ -13745,9 +13724,8 @@ class Service(Reception):
                 return found if isinstance(found,
                         Response) and found.status < 500 and found.etag != answer.etag else None
             return Later(poll, call.get("wait"), ready, lambda: answer)
-        made: Later = self.watched.watch(self._question(request, self._lasting_query(request)), lambda: Poll(
+        return self.watched.watch(self._question(request, self._lasting_query(request)), lambda: Poll(
             self.runner, lambda: self.run(call, chosen), self.poll_interval, delayed=True), wait)
-        return made
 
     def stream(self, call: Call, key: Any, make: Callable[[], TaskChanges], job: str = "") -> Stream:
         """The events of a watched thing, after the caller's Last-Event-ID. job: its role/environment/name,
@@ -13762,28 +13740,23 @@ class Service(Reception):
                     (scheduler, auth), lambda: Lookout(self.runner, scheduler, auth, self.poll_interval), use,
                     counted=False))
         last, whole = call.request.headers.get("last-event-id", ""), call.get("snapshot", True)
-        made: Stream = self.watched.watch(
+        return self.watched.watch(
             (*key, auth), events, lambda found: Stream(found, found.since, found.mark(last, whole)))
-        return made
 
     def tiers(self, scheduler: Scheduler, authorization: Optional[str] = None) -> Json:
-        """The scheduler's tiers as plain JSON, asked for at most every thirty seconds."""
-        asked = (scheduler, authorization)      # by credentials: an answer to one caller is none to another
-        with self._lock:
-            known = self._tiers.get(asked)
-        if known is None or time.monotonic() - known[0] > 30:
-            response = scheduler.call("getTierConfigs", authorization=authorization)
-            plain = response.result.getTierConfigResult.to_plain()
-            # In Aurora's own order of preference: preemptible last among those that match is what its client
-            # picks.
-            order = ("preferred", "preemptible", "revocable")
-            plain["tiers"].sort(key=lambda tier: order.index(tier["name"]) if tier["name"] in order else 3)
-            known = (time.monotonic(), plain)
-            with self._lock:
-                self._tiers[asked] = known
-                if len(self._tiers) > 256:
-                    self._tiers.popitem(last=False)
-        return known[1]
+        """The scheduler's tiers as plain JSON, asked for twice a minute at the most, and by credentials: an
+        answer to one caller is none to another."""
+        return self._tiers(scheduler, authorization, time.monotonic() // 30)
+
+    @staticmethod
+    def _ask_tiers(scheduler: Scheduler, authorization: Optional[str], half_minute: float) -> Json:
+        response = scheduler.call("getTierConfigs", authorization=authorization)
+        plain = response.result.getTierConfigResult.to_plain()
+        # In Aurora's own order of preference: preemptible last among those that match is what its client
+        # picks.
+        order = ("preferred", "preemptible", "revocable")
+        plain["tiers"].sort(key=lambda tier: order.index(tier["name"]) if tier["name"] in order else 3)
+        return plain
 
     def beat(self) -> None:
         """Every fifteen seconds: let idle evaluators go, what is no longer asked for, and who may no longer

@@ -3004,7 +3004,7 @@ class RestartTest(Serving):
         socks = [socket.create_connection(("127.0.0.1", self.server.port)) for _ in range(30)]
         for sock in socks:
             sock.sendall(b"POST %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode())
-        wait_for(lambda: service.waits.count == 30
+        wait_for(lambda: service.waits.all == 30
                  and any(poll.waiters == 30 for poll in list(service.watched._polls.values())))
         polls = [poll for name, poll in service.watched._polls.items() if name[0] == "outcome"
                  and poll.waiters]
@@ -3012,17 +3012,17 @@ class RestartTest(Serving):
                          [(30, operations)])
         for sock in socks[1:]:
             sock.close()
-        wait_for(lambda: service.waits.count == 1)
+        wait_for(lambda: service.waits.all == 1)
         self.good("DELETE", "/alpha/job/%s" % key)
         self.assertEqual(statuses(socks[0].recv(65536)), [200])
         socks[0].close()
-        wait_for(lambda: not service.waits.count and polls[0].ended)
+        wait_for(lambda: not service.waits.all and polls[0].ended)
 
     def test_what_can_refuse_is_asked_before_the_effect(self) -> None:
         key = str(self.create("full", 1))
         path = "/alpha/job/%s" % key
         service = self.server.service
-        with mock.patch.dict(service.limits, {"waits": 0}):
+        with mock.patch.object(service.waits, "most", 0):
             for method, what, body in (("PUT", "/alpha/job/devcluster/www-data/devel/never?wait=1",
                                         source("never")),
                                        ("POST", path + "/instances?count=1&wait=1", None),
@@ -3048,14 +3048,14 @@ class RestartTest(Serving):
         wait_for(lambda: service.operations._slots._value == service.operations.limit)
 
     def test_a_caller_has_a_share_of_the_waits(self) -> None:
-        with mock.patch.dict(self.server.service.limits, {"waits": 8}):
+        with mock.patch.multiple(self.server.service.waits, most=8, share=2):
             places = [self.server.service.waits.take("loud") for _ in range(2)]
             with self.assertRaises(aurora_rest.Overloaded):
                 self.server.service.waits.take("loud")
             places.append(self.server.service.waits.take("calm"))
             for give in places + places:
                 give()
-        self.assertFalse(self.server.service.waits.count)
+        self.assertFalse(self.server.service.waits.all)
 
     def test_callers_at_once_scale_to_what_they_say(self) -> None:
         key = str(self.create("scaled", 2))
@@ -3545,9 +3545,9 @@ class RoutesTest(Serving):
         sock.close()
         wait_for(lambda: not any(c.waiting for c in list(self.server.http.connections)))
         # what comes of it is to be kept
-        self.assertEqual((service.waits.count, len(service.idempotency._under_way)), (1, 1))
+        self.assertEqual((service.waits.all, len(service.idempotency._under_way)), (1, 1))
         self.demo.advance(5)
-        wait_for(lambda: not service.waits.count and not service.idempotency._under_way)
+        wait_for(lambda: not service.waits.all and not service.idempotency._under_way)
         wait_for(lambda: not any("Later.expire" in repr(each[2])
                                  for each in list(self.server.http.loop._timers)))
         self.assertEqual(self.ask("DELETE", path + "?wait=30",
@@ -9354,8 +9354,8 @@ MUTANTS = [
     ("a key is settled by the status", 'if call.sent: limits', 'if True:\n                limits',
      "RoutesTest"),
     ("two different requests with one key are one", 'if first.asked != asked:', 'if False:', "RoutesTest"),
-    ("a wait for an outcome has no share", 'if self.count >= most or self._taken[caller] >= share:',
-     'if self.count >= most:', "RestartTest"),
+    ("a wait for an outcome has no share", 'if self.add(caller, 1): self', 'if self.add(caller, 1) == "all":\n'
+     '            self', "RestartTest"),
     ("what was asked before the caller came is new", 'if poll.asked <= began or answer is None:',
      'if answer is None:', "RestartTest OutcomeTest"),
     ("a 401 says nothing of what it wants",
