@@ -11507,12 +11507,12 @@ def process_figures() -> Dict[str, float]:
     """Resident bytes, open descriptors, processor seconds, threads of this process."""
     times = os.times()
     figures = {"process_cpu_seconds_total": times.user + times.system,
-               "aurora_rest_threads": float(threading.active_count())}
+               "aurora_rest_threads": threading.active_count()}
     with contextlib.suppress(ImportError):
         import resource
-        figures["process_max_fds"] = float(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        figures["process_max_fds"] = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     with contextlib.suppress(OSError, ValueError, IndexError):
-        figures["process_open_fds"] = float(len(os.listdir("/proc/self/fd")))
+        figures["process_open_fds"] = len(os.listdir("/proc/self/fd"))
         figures["process_resident_memory_bytes"] = resident_bytes()
     return figures
 
@@ -11577,18 +11577,18 @@ class Tokens:
         the tokens read before stay then."""
         entries = []
         with open(self.path, encoding="utf-8") as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.strip() or line.strip().startswith("#"):
+            for number, line in enumerate(map(str.strip, stream), 1):
+                if not line or line[0] == "#":
                     continue
-                found = self._LINE.fullmatch(line.strip())
+                found = self._LINE.fullmatch(line)
                 if not found:
                     raise ValueError("%s, line %d: expected NAME read|logs|write|admin ROLES sha256:HASH, or "
                                      "CN=…, DNS=…, URI=…, email=… or user for the hash, and perhaps "
                                      "until=YYYY-MM-DD" % (self.path, number))
-                name, level, roles, who, day = found.groups()
-                until = math.inf
+                name, level, joined, who, day = found.groups()
+                roles, until = tuple(joined.split(",")), math.inf
                 try:
-                    for role in roles.split(","):
+                    for role in roles:
                         glob(role)
                     if day:     # the whole day, in UTC
                         until = calendar.timegm(time.strptime(day, "%Y-%m-%d")) + 86400
@@ -11596,7 +11596,7 @@ class Tokens:
                     raise ValueError("%s, line %d: %s" % (self.path, number, error)) from None
                 stored = "user=" + name if who == "user" else urllib.parse.unquote(who)
                 kind = "token" if who[:7] == "sha256:" else "proxy" if who == "user" else "certificate"
-                entries.append((stored, User(name, level, tuple(roles.split(",")), by=kind), until))
+                entries.append((stored, User(name, level, roles, by=kind), until))
         before, now = ({each[1].name: each for each in some} for some in (self._entries, entries))
         self._entries = entries
         told = (("+" if name not in before else "-" if name not in now else "~") + name
@@ -11623,6 +11623,9 @@ class Tokens:
             if lines:
                 found = next((user for holds, user in reversed(lines) if holds), None)
         return found
+
+
+_CHALLENGE = [("WWW-Authenticate", 'Bearer realm="aurora_rest"')]
 
 
 def _basic_pair(secret: str) -> Tuple[str, str]:
@@ -11655,30 +11658,30 @@ class Access(NamedTuple):
             user = self.tokens.named("user=" + spoken, "user=*")
             if user is None:
                 raise Unauthorized("the proxy's user %s has no line here" % user_name(spoken),
-                                   headers=self.challenge())
+                                   headers=_CHALLENGE)
             return user._replace(name=user_name(spoken))
         if self.tokens and scheme.lower() in ("bearer", "basic"):
             user = self.tokens.named(hash_token(token))
             if user is not None:
                 return user
             if not self.forward:
-                raise Unauthorized("the token is not known here", headers=self.challenge())
+                raise Unauthorized("the token is not known here", headers=_CHALLENGE)
         if self.client_certificates and request.certificate:
             user = self.tokens.named(*request.certificate) if self.tokens else None
             if user is not None:
                 return user
             if self.user_header and request.trusted:    # it is the proxy's, who is nobody himself
-                raise Unauthorized("the proxy names no user", headers=self.challenge())
+                raise Unauthorized("the proxy names no user", headers=_CHALLENGE)
             if self.tokens and self.tokens.maps_certificates:
                 raise Unauthorized("the certificate of %s has no line here" % request.certificate[0][:200],
-                                   headers=self.challenge())
+                                   headers=_CHALLENGE)
             return User(user_name(request.certificate[0].partition("=")[2]), "admin", by="certificate")
         if self.forward:
             request.authorization = given       # "": none, and never the server's own instead
             return User(user_name(name) or "forwarded", "admin", known=bool(given))
         if self.anonymous:
             return ANONYMOUS
-        raise Unauthorized("credentials are needed: Authorization: Bearer TOKEN", headers=self.challenge())
+        raise Unauthorized("credentials are needed: Authorization: Bearer TOKEN", headers=_CHALLENGE)
 
     def spoken_of(self, request: Request) -> str:
         """The user whom a trusted proxy speaks for; "" where none does."""
@@ -11686,10 +11689,6 @@ class Access(NamedTuple):
             return ""
         given = request.headers.get(self.user_header, "")
         return given.encode("latin-1", "replace").decode("utf-8", "replace")
-
-    @staticmethod
-    def challenge() -> List[Tuple[str, str]]:
-        return [("WWW-Authenticate", 'Bearer realm="aurora_rest"')]
 
 
 # --- parameters ---------------------------------------------------------------------------------------------
@@ -12801,19 +12800,17 @@ class Call:
         given: Dict[str, List[str]] = {}
         for name, value in self.request.query:
             given.setdefault(name, []).append(value)
-        prefer = self.request.headers.get("prefer")
-        if prefer is not None and "wait" in known and "wait" not in given:
-            prefers = re.search(r"\bwait=(\d{1,9})\b", prefer[:1024])
-            if prefers:
-                given["wait"] = [prefers.group(1)]
+        prefers = re.search(r"\bwait=(\d{1,9})\b", self.request.headers.get("prefer", "")[:1024])
+        if prefers and "wait" in known:
+            given.setdefault("wait", [prefers.group(1)])
         for name, values in given.items():
             if name not in known:
                 raise BadRequest("unknown parameter %s; this call knows %s" % (
                     name[:80], ", ".join(sorted(known)) or "none"))
             self.params[known[name]] = read_param(name, PARAMS[known[name]].kind, values)
-        if "wait" in self.params and self.params["wait"] > self.service.limits["wait"]:
-            raise BadRequest("wait=%g: at most %g seconds" %
-                             (self.params["wait"], self.service.limits["wait"]))
+        wait, most = self.get("wait", 0), self.service.limits["wait"]
+        if wait > most:
+            raise BadRequest("wait=%g: at most %g seconds" % (wait, most))
 
     def get(self, name: str, default: Any = None) -> Any:
         """A parameter's value, by the name of its row."""
@@ -13031,13 +13028,14 @@ class Call:
             if not self.get("wait"):
                 return self.job_success(202, headers, **more)
             state, steps = operation.state, list(operation.steps)
-            text = "; ".join(operation.errors) or (steps[-1]["text"] if steps else "not begun yet")
+            going_on = steps[-1]["text"] if steps else "not begun yet"
+            text = "; ".join(operation.errors) or (
+                going_on if state == "running" else "the operation was " + state)
             known = {"endings": operation.result["endings"]} if "endings" in operation.result else {}
             return self.told(202, Verdict(
                 {"running": None, "succeeded": True}.get(state, False), operation.done, operation.failed,
-                operation.total,
-                text if operation.errors or state == "running" else "the operation was " + state,
-                operation.result.get("code") or "OPERATION_" + state.upper(), known), headers, more)
+                operation.total, text, operation.result.get("code") or "OPERATION_" + state.upper(), known),
+                headers, more)
         return self.await_operation(operation, answer)
 
     def outcome(self, status: int, watched: Any, ask: Callable[[], Any], judge: Callable[[Any], Verdict],
@@ -13139,7 +13137,9 @@ class Readiness(Source):
             when, problem = self._known(scheduler)
             asking = scheduler in self._asking
         if time.monotonic() - when > self.FRESH + 1.0:
-            return None if asking else {"ready": False, "code": "NOT_READY", "errors": ["not asked yet"]}
+            if asking:
+                return None
+            problem = Failure("not asked yet", code="NOT_READY")
         if problem is not None:
             return {"ready": False, "code": problem.code, "errors": problem.messages}
         return {"ready": True, "leader": scheduler.leader}
@@ -13299,12 +13299,12 @@ class Reception(App):
         # a forwarded name is only what somebody says of himself
         if request.user.known and request.authorization is None:
             request.caller = "user " + request.user.name
-        if not chosen.judges:
-            self.require(request.user, chosen.access, request.args.get("role"))
-            self._check_proxy(request, chosen.access)
-            return chosen.access
-        level = self.rpc_access(request.args["method"]) if "method" in request.args else chosen.access
-        self.require(request.user._replace(roles=("*",)), level, None)
+        user, level = request.user, chosen.access
+        if "method" in request.args:
+            level = self.rpc_access(request.args["method"])
+        if chosen.judges:
+            user = user._replace(roles=("*",))
+        self.require(user, level, request.args.get("role"))
         self._check_proxy(request, level)
         return level
 
@@ -13413,9 +13413,10 @@ class Reception(App):
             more["config"] = _digest(request.body)
         elif request.body:
             try:
-                more.update(_trailed(parse_json(request.body), "body"))
+                plain = parse_json(request.body)
             except Failure:
-                more.update(_trailed(request.body.decode("utf-8", "replace"), "body"))
+                plain = request.body.decode("utf-8", "replace")
+            more.update(_trailed(plain, "body"))
         if isinstance(answer, Response) and "Idempotency-Replayed" in dict(answer.headers):
             more["replayed"] = True
         self.trail(Event("audit", **self._who(request), did=chosen.name, method=request.method,
@@ -13547,17 +13548,7 @@ class Service(Reception):
         self.expires: Optional[float] = None    # when the certificate does, in Unix time
         self.reloaded = (time.time(), True)     # when last, and whether all could be read
         self._tiers = lru_cache(maxsize=256)(self._ask_tiers)
-        # how much is in use of each limit that is an amount
-        self.amounts: Dict[str, Callable[[], float]] = {
-            "watchers": lambda: self.watched.count, "waits": lambda: self.waits.all,
-            "operations": lambda: self.operations.running,
-            "kept_operations": lambda: len(self.operations.all()),
-            "remembered": lambda: self.memory.size,
-            "idempotency_keys": lambda: self.idempotency.answers.count,
-            "idempotency_bytes": lambda: self.idempotency.answers.size}
         self._figures = brief(lambda: self.runner.figures())
-        for limit in ("connections", "threads", "queue", "bodies", "unsent"):
-            self.amounts[limit] = partial(self._figure, limit)
         declare_metrics(self)
         for scheduler in clusters.schedulers():
             scheduler.observe = partial(self._observe_call, scheduler)
@@ -13569,13 +13560,18 @@ class Service(Reception):
         """Seconds since it was made."""
         return int(time.monotonic() - self._began)
 
-    def _figure(self, name: str) -> float:
-        return self._figures()[name] if self.runner else 0
+    def amounts(self) -> Dict[str, float]:
+        """How much is in use of each limit that is an amount, and what else the server tells of itself."""
+        kept = self.idempotency.answers
+        return {**(self._figures() if self.runner else {}), "watchers": self.watched.count,
+                "waits": self.waits.all, "operations": self.operations.running,
+                "kept_operations": len(self.operations.all()), "remembered": self.memory.size,
+                "idempotency_keys": kept.count, "idempotency_bytes": kept.size}
 
     def levels(self) -> Dict[str, Tuple[float, float]]:
         """What is bounded: how much of it is taken, and how much may be."""
-        found = {name: (float(amount()), float(self.limits[name]))
-                 for name, amount in sorted(self.amounts.items())}
+        found = {name: (float(amount), float(self.limits[name]))
+                 for name, amount in sorted(self.amounts().items()) if name in self.limits}
         found["evaluators"] = self.evaluator.busy, self.evaluator.workers
         for each in self.clusters.schedulers():
             found["calls to " + (each.name or "the scheduler")] = each.semaphore.inside, each.semaphore.slots
@@ -13743,7 +13739,7 @@ class Service(Reception):
         return self.watched.watch(
             (*key, auth), events, lambda found: Stream(found, found.since, found.mark(last, whole)))
 
-    def tiers(self, scheduler: Scheduler, authorization: Optional[str] = None) -> Json:
+    def tiers(self, scheduler: Scheduler, authorization: Optional[str]) -> Json:
         """The scheduler's tiers as plain JSON, asked for twice a minute at the most, and by credentials: an
         answer to one caller is none to another."""
         return self._tiers(scheduler, authorization, time.monotonic() // 30)
@@ -13773,13 +13769,6 @@ class Service(Reception):
 
     def _observe_wait(self, scheduler: Scheduler, seconds: float) -> None:
         self.metrics.observe("aurora_rest_scheduler_slot_wait_seconds", seconds, scheduler.name or "")
-
-    def clusters_up(self) -> List[Tuple[Dict[str, str], float]]:
-        """Whether each cluster's scheduler answered last; those of which nothing new is known are asked, for
-        the next look."""
-        schedulers = self.clusters.schedulers()
-        self.readiness.look(schedulers)
-        return [({"cluster": each.name or ""}, float(each.up)) for each in schedulers]
 
 
 def _allowed(routes: Iterable[str]) -> str:
@@ -13819,19 +13808,26 @@ def _declare_gauges(service: Service) -> None:
         return lambda: [({"cluster": each.name or ""}, figure(each))
                         for each in service.clusters.schedulers()]
 
+    def up(scheduler: Scheduler) -> float:
+        service.readiness.look([scheduler])     # if nothing new is known it is asked, for the next look
+        return scheduler.up
+
+    def amount(name: str) -> Callable[[], float]:
+        return lambda: service.amounts().get(name, 0)
+
     def by_reason(label: str, counts: Callable[[], Dict[str, int]]) -> Callable[[], Any]:
         return lambda: [({label: each}, count) for each, count in sorted(counts().items())]
     read: List[Tuple[str, str, Callable[[], Any]]] = [
         ("info", "The version.", lambda: [({"version": __version__}, 1)]),
-        ("in_flight_requests", "Requests being handled.", partial(service._figure, "in_flight")),
-        ("queued_requests", "Requests waiting for a thread.", service.amounts["queue"]),
-        ("connections", "Open connections.", service.amounts["connections"]),
-        ("watchers", "Event streams and blocking reads.", service.amounts["watchers"]),
-        ("waits", "Callers that wait for an outcome.", service.amounts["waits"]),
+        ("in_flight_requests", "Requests being handled.", amount("in_flight")),
+        ("queued_requests", "Requests waiting for a thread.", amount("queue")),
+        ("connections", "Open connections.", amount("connections")),
+        ("watchers", "Event streams and blocking reads.", amount("watchers")),
+        ("waits", "Callers that wait for an outcome.", amount("waits")),
         ("log_lines_lost_total", "Log lines that nobody read in time.", lambda: service.lost_lines()),
         ("evaluator_isolation", "Layers that shut configurations in, once one was evaluated.", lambda: [
             ({"layer": each}, float(each in (service.evaluator.isolation or ()))) for each in LAYERS]),
-        ("operations_running", "Operations running.", service.amounts["operations"]),
+        ("operations_running", "Operations running.", amount("operations")),
         ("operations_total", "Operations ended, by kind and outcome.", lambda: [
             (dict(zip(("kind", "outcome"), each.rsplit(" ", 1))), count)
             for each, count in sorted(service.operations.outcomes.items())]),
@@ -13840,9 +13836,9 @@ def _declare_gauges(service: Service) -> None:
         ("evaluator_processes", "Evaluator processes.", lambda: service.evaluator.processes),
         ("scheduler_waiting_calls", "Thrift calls waiting for a slot.",
          by_cluster(lambda each: each.semaphore.waiting)),
-        ("remembered_bytes", "Replies remembered, with their answers.", service.amounts["remembered"]),
+        ("remembered_bytes", "Replies remembered, with their answers.", amount("remembered")),
         ("scheduler_up", "Whether the last call of the cluster's scheduler was answered.",
-         service.clusters_up),
+         by_cluster(up)),
         ("zookeeper_up", "Whether ZooKeeper told when last asked where the cluster's schedulers are.",
          lambda: [
             ({"cluster": each.name or ""}, float(each.leadership.zookeeper.failure is None))

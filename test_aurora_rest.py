@@ -9359,7 +9359,7 @@ MUTANTS = [
     ("what was asked before the caller came is new", 'if poll.asked <= began or answer is None:',
      'if answer is None:', "RestartTest OutcomeTest"),
     ("a 401 says nothing of what it wants",
-     'raise Unauthorized("the token is not known here", headers=self.challenge())',
+     'raise Unauthorized("the token is not known here", headers=_CHALLENGE)',
      'raise Unauthorized("the token is not known here")', "AccessTest"),
     ("count_up is passed over", 'elif "count_up" in call.params:', 'elif False:',
      "RoutesTest.test_sla_figures_are_served"),
