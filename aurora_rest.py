@@ -11556,7 +11556,7 @@ ANONYMOUS = User("anonymous", "admin", known=False, by="nobody")
 def hash_token(token: str) -> str:
     """How a token is stored. Tokens are 32 random bytes: one pass of SHA-256 is enough to make guessing
     hopeless."""
-    return "sha256:" + hashlib.sha256(token.encode()).hexdigest()
+    return _digest(token.encode())
 
 
 class Tokens:
@@ -12428,7 +12428,7 @@ class Route(NamedTuple):
     quick: bool
     operates: str
     judges: bool
-    guards: Tuple[str, ...]
+    guards: Sequence[str]
 
     @property
     def is_stream(self) -> bool:
@@ -12489,14 +12489,13 @@ def route(method: str, path: str, group: str, access: str = "", params: str = ""
     if "/" not in gives:
         named.append("pretty")
     rows = {query: row or query for query, _, row in (each.partition(":") for each in named)}
-    assert group in _GROUPS and set(rows.values()) <= set(PARAMS)
 
     def put(handler: Callable[[Call], Any]) -> Callable[[Call], Any]:
         ROUTES.append(Route(method, path, handler, name or handler.__name__,
                             summary or (handler.__doc__ or "").strip().split("\n")[0], group, level, rows,
                             body,
-                            {int(code[1:]): text for code, text in answers.items()} or {200: "done"}, gives,
-                            remembered, quick, operates, judges, tuple(guards)))
+                            {int(code[1:]): text for code, text in answers.items()}, gives, remembered, quick,
+                            operates, judges, guards))
         return handler
     return put
 
@@ -12715,7 +12714,7 @@ class Idempotency:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self.answers = Memory(0)        # the limits are looked at when something is to be kept
+        self.answers = Memory(service.limits["idempotency_bytes"], service.limits["idempotency_keys"])
         self._lock = threading.Lock()
         self._under_way: Dict[Any, Once] = {}
 
@@ -12760,8 +12759,6 @@ class Idempotency:
         with self._lock:
             self._under_way.pop(slot, None)
             if call.sent:
-                limits = self.service.limits
-                self.answers.room, self.answers.most = limits["idempotency_bytes"], limits["idempotency_keys"]
                 self.answers.keep(slot, mine)
         mine.changed()
 
@@ -12819,7 +12816,7 @@ class Call:
     @property
     def shards(self) -> List[int]:
         """The instances that the query names; none where it names none."""
-        return sorted(set(self.params.get("shards", [])) | set(self.params.get("instances", [])))
+        return sorted({*self.get("shards", ()), *self.get("instances", ())})
 
     @property
     def user(self) -> User:
@@ -13051,26 +13048,26 @@ class Call:
         began = time.monotonic()
         latest = Verdict(None, text="not known yet")
 
-        def ready_after(poll: Poll) -> Callable[[], Optional[Response]]:
+        def told() -> Response:
+            return self.told(status, latest, headers, fields)
+
+        def wait(poll: Poll) -> Later:
             def ready() -> Optional[Response]:
                 nonlocal latest
-                answer = poll.answer
-                if poll.asked <= began or answer is None:
+                if poll.asked <= began:
                     return None         # what was asked before this caller came is older
+                answer = poll.answer
                 if isinstance(answer, AuroraError):
                     latest = latest._replace(text="; ".join(answer.messages))
                     return self.service.refuse(answer, self.request) if answer.http < 500 else None
                 latest = judge(answer)
                 fields.update(tell(answer))
-                return self.told(status, latest, headers,
-                                 fields) if latest.reached is not None or latest.stuck else None
-            return ready
+                return told() if latest.reached is not None or latest.stuck else None
+            return Later(poll, seconds, with_last_words(self, poll, ready), told, place)
         place = self.take_place()
         return self.service.watched.watch(
-            ("outcome", self.args["cluster"], watched, self.auth), lambda: Poll(
-                self.service.runner, ask, self.service.poll_interval),
-            lambda poll: Later(poll, seconds, with_last_words(self, poll, ready_after(poll)),
-                               lambda: self.told(status, latest, headers, fields), place), counted=False)
+            ("outcome", self.args["cluster"], watched, self.auth),
+            lambda: Poll(self.service.runner, ask, self.service.poll_interval), wait, counted=False)
 
 
 def _misread(body: str) -> str:
@@ -13219,8 +13216,7 @@ class Reception(App):
             if request.prefix and request.path == request.prefix:      # links in pages are relative
                 raise Failure("it is at %s/" % request.prefix, http=308, code="MOVED",
                               headers=[("Location", "/")])
-            routes, arguments = _match(request.path)
-            request.args = arguments
+            routes, request.args = _match(request.path)
             if method == "OPTIONS":
                 request.route = routes
                 return
@@ -13239,14 +13235,14 @@ class Reception(App):
         if chosen.shared and not request.head.length and "prefer" not in request.headers:
             with contextlib.suppress(BadRequest):
                 if all(name != "wait" for name, _ in request.query):
-                    request.share = self._question(request, request.raw_query)
+                    request.share = self._question(request)
 
-    def _question(self, request: Request, query: str) -> Tuple[Any, ...]:
-        """What makes two reads the same: they get the same answer. For reads without a body, which could
-        differ."""
+    def _question(self, request: Request) -> Tuple[Any, ...]:
+        """What makes two reads the same: they get the same answer, however long they wait. For reads without
+        a body, which could differ."""
         headers = request.headers
-        return (request.path, query, headers.get("authorization"), headers.get("host"), headers.get("origin"),
-                request.certificate, self.access.spoken_of(request))
+        return (request.path, _lasting_query(request), headers.get("authorization"), headers.get("host"),
+                headers.get("origin"), request.certificate, self.access.spoken_of(request))
 
     def admit(self, request: Request) -> None:
         if isinstance(request.route, AuroraError):
@@ -13350,7 +13346,7 @@ class Reception(App):
                 asked = any(name == "pretty" and value in ("1", "true") for name, value in request.query)
         if not asked:
             return response
-        plain = json.loads(response.body.decode())
+        plain = json.loads(response.body)
         return Response(response.status, body=(json.dumps(plain, indent=2) + "\n").encode(),
                         headers=response.headers, close=response.close, code=response.code)
 
@@ -13464,6 +13460,11 @@ class Reception(App):
             later(_access, *who, method, named, response.status, size, seconds)
 
 
+def _lasting_query(request: Request) -> str:
+    """The query without what only says how long to wait."""
+    return "&".join(pair for pair in request.raw_query.split("&") if not pair.startswith("wait="))
+
+
 def _access(request_id: Optional[str], peer: str, user: Optional[User], path: Optional[str], method: str,
             route: str, status: int, size: int, seconds: float) -> Event:
     """The line that every request leaves."""
@@ -13501,7 +13502,7 @@ def _named_in(answer: Any) -> Json:
     reached."""
     if not isinstance(answer, Response) or answer.content_type != JSON_TYPE:
         return {}
-    plain = answer.plain if answer.plain is not None else json.loads(answer.body.decode() or "{}")
+    plain = answer.plain if answer.plain is not None else json.loads(answer.body or b"{}")
     found = {name: plain[name] for name in ("instances", "added", "killed", "reached", "state", "dry_run")
              if plain.get(name) is not None}
     found.update((name, plain[name]["id"]) for name in ("operation", "update") if plain.get(name))
@@ -13678,7 +13679,7 @@ class Service(Reception):
         """The answer to a read that is remembered. The scheduler is asked every time; where it replies to all
         that the last run asked with the bytes that it replied then, the answer is that of the last run, and
         nothing is decoded."""
-        question = (call.request.path, self._lasting_query(call.request), call.auth)
+        question = (call.request.path, _lasting_query(call.request), call.auth)
         kept = self.memory.take(question)
         replay = Replay(self.clusters[call.args["cluster"]], self.memory, call.auth, call.request.id)
         held = kept.size if kept else 0
@@ -13700,13 +13701,6 @@ class Service(Reception):
             self.memory.keep(question, kept)
         return answer
 
-    @staticmethod
-    def _lasting_query(request: Request) -> str:
-        """The query without what only says how long to wait."""
-        query = request.raw_query
-        return "&".join(pair for pair in query.split("&")
-                        if not pair.startswith("wait=")) if "wait=" in query else query
-
     def _block(self, request: Request, call: Call, chosen: Route, answer: Response) -> Later:
         """A read that waits for a change: all that ask for the same wait on one poll."""
         now = time.monotonic()
@@ -13720,7 +13714,7 @@ class Service(Reception):
                 return found if isinstance(found,
                         Response) and found.status < 500 and found.etag != answer.etag else None
             return Later(poll, call.get("wait"), ready, lambda: answer)
-        return self.watched.watch(self._question(request, self._lasting_query(request)), lambda: Poll(
+        return self.watched.watch(self._question(request), lambda: Poll(
             self.runner, lambda: self.run(call, chosen), self.poll_interval, delayed=True), wait)
 
     def stream(self, call: Call, key: Any, make: Callable[[], TaskChanges], job: str = "") -> Stream:

@@ -3557,7 +3557,7 @@ class RoutesTest(Serving):
         path = self.create("bounded")
         service = self.server.service
         answers = service.idempotency.answers
-        with mock.patch.dict(service.limits, {"idempotency_bytes": 5000, "idempotency_keys": 100}):
+        with mock.patch.multiple(answers, room=5000, most=100):
             for number in range(20):
                 self.good("POST", path + "/instances", status=201, Idempotency_Key="b%d" % number)
             self.assertTrue(answers.size <= 5000 and len(answers._kept) < 20)
@@ -3566,7 +3566,7 @@ class RoutesTest(Serving):
                                                             Idempotency_Key="slow"))]
         waiting[0].start()
         wait_for(lambda: service.idempotency._under_way and set(self.states("bounded")) == {"KILLING"})
-        with mock.patch.dict(service.limits, {"idempotency_bytes": 0, "idempotency_keys": 0}):
+        with mock.patch.multiple(answers, room=0, most=0):
             self.bad(400, "PUT", "/alpha/quota/devcluster/x?increase=1", '{"ram_mb": 0.5}',
                      Idempotency_Key="other")
             self.assertEqual(len(service.idempotency._under_way), 1)
@@ -9345,19 +9345,18 @@ MUTANTS = [
      "OriginalEndpointsTest RoutesTest"),
     ("an empty filter is none", 'if not all(each.strip() for each in values):', 'if False:', "RoutesTest"),
     ("callers share answers whatever their credentials",
-     'return (request.path, query, headers.get("authorization"), headers.get("host")',
-     'return (request.path, query, headers.get("host")', "AccessTest"),
+     'return (request.path, _lasting_query(request), headers.get("authorization"), headers.get("host")',
+     'return (request.path, _lasting_query(request), headers.get("host")', "AccessTest"),
     ("If-Match is passed over", 'if "if-match" in request.headers and chosen.writes:', 'if False:',
      "OutcomeTest"),
     ("writes are taken while it stops", 'if self.draining and chosen.method in _WRITES:', 'if False:',
      "LimitsTest"),
-    ("a key is settled by the status", 'if call.sent: limits', 'if True:\n                limits',
+    ("a key is settled by the status", 'if call.sent: self.answers', 'if True:\n                self.answers',
      "RoutesTest"),
     ("two different requests with one key are one", 'if first.asked != asked:', 'if False:', "RoutesTest"),
     ("a wait for an outcome has no share", 'if self.add(caller, 1): self', 'if self.add(caller, 1) == "all":\n'
      '            self', "RestartTest"),
-    ("what was asked before the caller came is new", 'if poll.asked <= began or answer is None:',
-     'if answer is None:', "RestartTest OutcomeTest"),
+    ("what was asked before the caller came is new", 'if poll.asked <= began:', 'if poll.answer is None:', "RestartTest OutcomeTest"),
     ("a 401 says nothing of what it wants",
      'raise Unauthorized("the token is not known here", headers=_CHALLENGE)',
      'raise Unauthorized("the token is not known here")', "AccessTest"),
