@@ -11618,10 +11618,10 @@ class Tokens:
         ended."""
         found = None
         for mark in reversed(marks):        # all of them and of the lines, so that time tells nothing
-            lines = [(time.time() < until, user) for stored, user, until in self._entries
+            lines = [user if time.time() < until else None for stored, user, until in self._entries
                      if hmac.compare_digest(stored.encode(), mark.encode())]
             if lines:
-                found = next((user for holds, user in reversed(lines) if holds), None)
+                found = next(filter(None, reversed(lines)), None)
         return found
 
 
@@ -12701,7 +12701,7 @@ class Once(Source):
     def replayed(self) -> Optional[Response]:
         """The answer again, marked as such; None while there is none."""
         kept = self.answer
-        return kept and Response(kept.status, kept.plain, kept.body, kept.content_type,
+        return kept and Response(kept.status, None, kept.body, kept.content_type,
                                  kept.headers + [("Idempotency-Replayed", "true")], code=kept.code)
 
 
@@ -13179,9 +13179,8 @@ class Watched:
         if counted and self.count >= self.limits["watchers"]:
             raise Overloaded("%d streams are open already" % self.limits["watchers"], retry_after=10)
         with self._lock:
-            found: Any = self._polls.get(key)
-            used = use(found) if found is not None else None
-            if used is None or not used.listening:      # there is none, or it has just ended
+            used: Any = key in self._polls and use(self._polls[key])
+            if not (used and used.listening):       # there is none, or it has just ended
                 self._polls = {k: p for k, p in self._polls.items() if not p.ended}
                 found = self._polls[key] = make()
                 used = use(found)
@@ -13419,11 +13418,11 @@ class Reception(App):
                          path=request.path[:512], key=self.key_of(request), **more, status=status,
                          outcome=outcome, **_named_in(answer)))
 
-    def _tell_outcome(self, request: Request, status: Optional[int], outcome: str, answer: Any = None,
-                      **more: str) -> None:
+    def _tell_outcome(self, request: Request, status: Optional[int], outcome: str,
+                      answer: Any = None) -> None:
         """The line of what came of a write whose first line says that it waits."""
         self.trail(Event("outcome", **self._who(request), did=request.route.name, key=self.key_of(request),
-                         status=status, outcome=outcome, **more,
+                         status=status, outcome=outcome, **_some(left=request.left if answer else ""),
                          seconds=round(time.monotonic() - request.started, 3), **_named_in(answer)))
 
     def ended(self, request: Request, size: int, left: bool) -> None:
@@ -13451,8 +13450,7 @@ class Reception(App):
             self.audit(request, response.code or "done", response.status, response)
         elif request and request.audited == "waiting":
             request.audited = "told"
-            self._tell_outcome(request, response.status, response.code or "done", response,
-                               **_some(left=request.left))
+            self._tell_outcome(request, response.status, response.code or "done", response)
         if self.access_log:
             later = getattr(self.log, "later", None) or (lambda make, *parts: self.log(make(*parts)))
             who = (request.id, request.peer, request.user, request.path[:512]) if request else (

@@ -9386,7 +9386,7 @@ MUTANTS = [
     ("a job that comes again is forgotten", 'if before.get(whole.message) == hash(reply): return {}',
      'if hash(reply): return {}', "EventsOfManyTest"),
     ("the first address counts", 'for each in reversed(said):', 'for each in said:', "ProxyTest"),
-    ("tokens never end", 'lines = [(time.time() < until, user)', 'lines = [(True, user)', "AccessTest"),
+    ("tokens never end", 'lines = [user if time.time() < until else None', 'lines = [user', "AccessTest"),
     ("any certificate is let in", 'if self.tokens and self.tokens.maps_certificates:', 'if False:',
      "AccessTest"),
     ("an unknown name in the file is passed over", 'if option.name == name: return option', 'return option',
