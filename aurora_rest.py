@@ -281,7 +281,7 @@ to_json = json.JSONEncoder(check_circular=False).encode
 # ETags ("[^"]*" ends at the next quote), identifiers, instances, numbers, durations and hosts in paths and
 # parameters; of other servers' answers for status lines, chunk sizes, hosts and challenges (whose names begin
 # at a word's edge). What would not be is done by hand: `parse_parameters` and `parse_multipart` go through
-# once, `glob` takes one step a character, `load_json` reads no number of more than MAX_DIGITS digits. A
+# once, `glob` goes back over no star, `load_json` reads no number of more than MAX_DIGITS digits. A
 # configuration's own patterns run in its own process.
 _SINGLE_FIELDS = frozenset(["content-type", "authorization", "expect", "idempotency-key", "origin"])
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -11431,48 +11431,27 @@ LIMITS.update({
 def glob(pattern: str) -> Callable[[str], bool]:
     """Whether a text matches a shell pattern, in time linear in the text whatever the pattern.
 
-    A pattern with several stars becomes a set of positions, the bits of one number, that each character moves
-    on (Shift-And); a regular expression would try all ways to share a text among the stars, on Python 3.8 in
-    exponential time. With at most one star there is nothing to share. Raises BadRequest for a pattern longer
-    than any name.
+    What stands between two stars is taken where it first fits and nowhere else, as a group in a lookahead is
+    not tried again; Python's own fnmatch does the same from 3.9 on. A plain regular expression would try all
+    ways to share a text among the stars, in exponential time. Raises BadRequest for a pattern longer than any
+    name.
     """
     if len(pattern) > 255:
         raise BadRequest("a pattern has at most 255 characters")
+    parts = [""]        # what stands between the stars, as regular expressions
     try:
-        return _matcher(pattern)
+        for token in re.findall(r"\*+|\[!?\]?[^\]]*\]|.", pattern, re.DOTALL):
+            if token[0] == "*":
+                parts.append("")
+            else:
+                parts[-1] += fnmatch.translate(token)[4:-3]     # what it has between (?s: and )\Z
+        parts[-1] += r"\Z"
+        match = re.compile(parts[0] + "".join(
+            "(?=(?P<_%d>.*?%s))(?P=_%d)" % (number, part, number) for number, part in enumerate(parts[1:])),
+            re.DOTALL).match
     except re.error as error:
         raise BadRequest("%r is not a pattern: %s" % (pattern[:80], error)) from None
-
-
-def _matcher(pattern: str) -> Callable[[str], bool]:
-    pattern = re.sub(r"\*+", "*", pattern)
-    if pattern == "*":
-        return lambda text: True
-    if pattern.count("*") < 2:
-        match = re.compile(fnmatch.translate(pattern)).match
-        return lambda text: match(text) is not None
-    tokens = re.findall(r"\[!?\]?[^\]]*\]|.", pattern, re.DOTALL)
-    stays = 0           # bit i: a star stands before token i, so that any character may pass there
-    wanted: List[Callable[[str], Any]] = []
-    for token in tokens:
-        if token == "*":
-            stays |= 1 << len(wanted)
-        else:
-            wanted.append(re.compile(fnmatch.translate(token)).match)
-    moves: Dict[str, int] = {}
-
-    def matches(text: str) -> bool:
-        here = 1
-        for character in text:
-            if character not in moves:
-                if len(moves) > 1024:
-                    moves.clear()
-                moves[character] = sum(1 << i for i, match in enumerate(wanted) if match(character))
-            here = (here & moves[character]) << 1 | here & stays
-            if not here:
-                return False
-        return bool(here >> len(wanted))
-    return matches
+    return lambda text: match(text) is not None
 
 
 # --- metrics ------------------------------------------------------------------------------------------------
@@ -11496,50 +11475,38 @@ class Metrics:
     written."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()       # guards _families and _answered
-        self._answered: Dict[Tuple[str, str, int], Any] = {}
+        self._lock = threading.Lock()       # guards _families
         self._families: Dict[str, Tuple[str, str, Tuple[str, ...], Dict[Tuple[str, ...], Any]]] = {}
-        self.gauges: List[Tuple[str, str, str, Callable[[], Iterable[Tuple[Dict[str, str], float]]]]] = []
+        self.gauges: List[Tuple[str, str, str, Callable[[], Any]]] = []
 
     def declare(self, name: str, kind: str, text: str, *labels: str) -> None:
-        # A counter without labels is there from the start, so that its first event is an increase.
-        self._families[name] = (kind, text, labels, {} if labels or kind != "counter" else {(): 0})
+        samples: Dict[Tuple[str, ...], Any] = collections.defaultdict(
+            Histogram if kind == "histogram" else int)
+        if not labels and kind == "counter":
+            samples[()] = 0     # there from the start, so that its first event is an increase
+        self._families[name] = (kind, text, labels, samples)
 
     def gauge(self, name: str, text: str, read: Callable[[], Any]) -> None:
         """A figure, or some with labels, read when it is asked for; a counter where its name ends with
         _total."""
-        def samples() -> Iterable[Tuple[Dict[str, str], float]]:
-            found = read()
-            return [({}, found)] if isinstance(found, (int, float)) else found
-        self.gauges.append((name, "counter" if name.endswith("_total") else "gauge", text, samples))
+        self.gauges.append((name, "counter" if name.endswith("_total") else "gauge", text, read))
 
-    def count(self, name: str, *values: str, by: int = 1) -> None:
-        samples = self._families[name][3]
+    def count(self, name: str, *values: str) -> None:
         with self._lock:
-            samples[values] = samples.get(values, 0) + by
+            self._families[name][3][values] += 1
 
     def observe(self, name: str, seconds: float, *values: str) -> None:
-        samples = self._families[name][3]
         with self._lock:
-            histogram = samples.get(values)
-            if histogram is None:
-                histogram = samples[values] = Histogram()
-            histogram.observe(seconds)
+            self._families[name][3][values].observe(seconds)
 
     def answered(self, route: str, method: str, status: int, seconds: Optional[float]) -> None:
-        """Count an answered request: the two families that every request touches, with one look-up and one
-        lock. seconds: None where the caller wanted to wait, so that they say nothing of the server."""
+        """Count an answered request: the two families that every request touches, with one lock. seconds:
+        None where the caller wanted to wait, so that they say nothing of the server."""
         with self._lock:
-            entry = self._answered.get((route, method, status))
-            if entry is None:
-                counts = self._families["aurora_rest_http_requests_total"][3]
-                durations = self._families["aurora_rest_http_request_duration_seconds"][3]
-                entry = self._answered[route, method, status] = (
-                    counts, (route, method, str(status)), durations.setdefault((route,), Histogram()))
-            counts, values, histogram = entry
-            counts[values] = counts.get(values, 0) + 1
+            self._families["aurora_rest_http_requests_total"][3][route, method, str(status)] += 1
+            durations = self._families["aurora_rest_http_request_duration_seconds"][3][route,]
             if seconds is not None:
-                histogram.observe(seconds)
+                durations.observe(seconds)
 
     def text(self) -> str:
         """All of them, in the text format 0.0.4."""
@@ -11554,25 +11521,23 @@ class Metrics:
                 if kind != "histogram":
                     lines.append("%s%s %d" % (name, _labels(pairs), sample))
                     continue
-                total = 0
-                for bound, number in zip(list(map(str, Histogram.BOUNDS)) + ["+Inf"], sample.counts):
-                    total += number
-                    lines.append("%s_bucket%s %d" % (name, _labels(pairs + [("le", bound)]), total))
+                totals = list(itertools.accumulate(sample.counts))
+                lines += ["%s_bucket%s %d" % (name, _labels(pairs + [("le", bound)]), total)
+                          for bound, total in zip([*map(str, Histogram.BOUNDS), "+Inf"], totals)]
                 lines.append("%s_sum%s %.6f" % (name, _labels(pairs), sample.sum))
-                lines.append("%s_count%s %d" % (name, _labels(pairs), total))
+                lines.append("%s_count%s %d" % (name, _labels(pairs), totals[-1]))
         for name, kind, text, read in self.gauges:
             lines += ["# HELP %s %s" % (name, text), "# TYPE %s %s" % (name, kind)]
-            for shown, value in read():
-                lines.append("%s%s %s" % (name, _labels(sorted(shown.items())), repr(float(value))))
+            found = read()
+            for shown, value in [({}, found)] if isinstance(found, (int, float)) else found:
+                lines.append("%s%s %s" % (name, _labels(shown.items()), repr(float(value))))
         return "\n".join(lines) + "\n"
 
 
-def _labels(pairs: Sequence[Tuple[str, str]]) -> str:
-    if not pairs:
-        return ""
-    quoted = [(name, value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")) for name,
-              value in pairs]
-    return "{" + ",".join('%s="%s"' % pair for pair in quoted) + "}"
+def _labels(pairs: Iterable[Tuple[str, str]]) -> str:
+    quoted = ['%s="%s"' % (name, value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n"))
+              for name, value in pairs]
+    return "{%s}" % ",".join(quoted) if quoted else ""
 
 
 _Found = TypeVar("_Found")
@@ -11580,27 +11545,21 @@ _Found = TypeVar("_Found")
 
 def brief(function: Callable[[], _Found]) -> Callable[[], _Found]:
     """The function, which for a moment returns again what it returned: all figures of a scrape cost one
-    look."""
-    found: List[Tuple[float, _Found]] = []
-
-    def get() -> _Found:
-        now = time.monotonic()
-        if not found or now - found[0][0] > 0.02:
-            found[:] = [(now, function())]
-        return found[0][1]
-    return get
+    look, or two."""
+    kept = lru_cache(maxsize=1)(lambda moment: function())
+    return lambda: kept(time.monotonic() // 0.02)
 
 
 def process_figures() -> Dict[str, float]:
     """Resident bytes, open descriptors, processor seconds, threads of this process."""
     times = os.times()
     figures = {"process_cpu_seconds_total": times.user + times.system,
-               "aurora_rest_threads": float(threading.active_count())}
+               "aurora_rest_threads": threading.active_count()}
     with contextlib.suppress(ImportError):
         import resource
-        figures["process_max_fds"] = float(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        figures["process_max_fds"] = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     with contextlib.suppress(OSError, ValueError, IndexError):
-        figures["process_open_fds"] = float(len(os.listdir("/proc/self/fd")))
+        figures["process_open_fds"] = len(os.listdir("/proc/self/fd"))
         figures["process_resident_memory_bytes"] = resident_bytes()
     return figures
 
@@ -11644,7 +11603,7 @@ ANONYMOUS = User("anonymous", "admin", known=False, by="nobody")
 def hash_token(token: str) -> str:
     """How a token is stored. Tokens are 32 random bytes: one pass of SHA-256 is enough to make guessing
     hopeless."""
-    return "sha256:" + hashlib.sha256(token.encode()).hexdigest()
+    return _digest(token.encode())
 
 
 class Tokens:
@@ -11665,18 +11624,18 @@ class Tokens:
         the tokens read before stay then."""
         entries = []
         with open(self.path, encoding="utf-8") as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.strip() or line.strip().startswith("#"):
+            for number, line in enumerate(map(str.strip, stream), 1):
+                if not line or line[0] == "#":
                     continue
-                found = self._LINE.fullmatch(line.strip())
+                found = self._LINE.fullmatch(line)
                 if not found:
                     raise ValueError("%s, line %d: expected NAME read|logs|write|admin ROLES sha256:HASH, or "
                                      "CN=…, DNS=…, URI=…, email=… or user for the hash, and perhaps "
                                      "until=YYYY-MM-DD" % (self.path, number))
-                name, level, roles, who, day = found.groups()
-                until = math.inf
+                name, level, joined, who, day = found.groups()
+                roles, until = tuple(joined.split(",")), math.inf
                 try:
-                    for role in roles.split(","):
+                    for role in roles:
                         glob(role)
                     if day:     # the whole day, in UTC
                         until = calendar.timegm(time.strptime(day, "%Y-%m-%d")) + 86400
@@ -11684,13 +11643,12 @@ class Tokens:
                     raise ValueError("%s, line %d: %s" % (self.path, number, error)) from None
                 stored = "user=" + name if who == "user" else urllib.parse.unquote(who)
                 kind = "token" if who[:7] == "sha256:" else "proxy" if who == "user" else "certificate"
-                entries.append((stored, User(name, level, tuple(roles.split(",")), by=kind), until))
+                entries.append((stored, User(name, level, roles, by=kind), until))
         before, now = ({each[1].name: each for each in some} for some in (self._entries, entries))
         self._entries = entries
-        told = [mark + name for mark, name in [("+", each) for each in now if each not in before]
-                + [("-", each) for each in before if each not in now]
-                + [("~", each) for each in now if each in before and before[each] != now[each]]]
-        return " ".join(told)
+        told = (("+" if name not in before else "-" if name not in now else "~") + name
+                for name in {**now, **before} if before.get(name) != now.get(name))
+        return " ".join(sorted(told, key=lambda each: each[0]))
 
     @property
     def count(self) -> int:
@@ -11702,20 +11660,29 @@ class Tokens:
         """Whether any line is for a certificate; then none without one is let in."""
         return any(user.by == "certificate" for _, user, _ in self._entries)
 
-    def find(self, token: str) -> Optional[User]:
-        """Whose token it is."""
-        return self.named(hash_token(token))
-
     def named(self, *marks: str) -> Optional[User]:
         """Who has one of these marks, each as the file has it, the first that has a line; None where that has
         ended."""
         found = None
         for mark in reversed(marks):        # all of them and of the lines, so that time tells nothing
-            lines = [(time.time() < until, user) for stored, user, until in self._entries
+            lines = [user if time.time() < until else None for stored, user, until in self._entries
                      if hmac.compare_digest(stored.encode(), mark.encode())]
             if lines:
-                found = next((user for holds, user in reversed(lines) if holds), None)
+                found = next(filter(None, reversed(lines)), None)
         return found
+
+
+_CHALLENGE = [("WWW-Authenticate", 'Bearer realm="aurora_rest"')]
+
+
+def _basic_pair(secret: str) -> Tuple[str, str]:
+    """The name and the password of Basic credentials; empty ones where they are none."""
+    try:
+        text = base64.b64decode(secret.strip(), validate=True).decode("utf-8", "replace")
+    except ValueError:
+        text = ""
+    name, _, password = text.partition(":")
+    return name, password
 
 
 class Access(NamedTuple):
@@ -11732,46 +11699,36 @@ class Access(NamedTuple):
         """Who asks. Raises Unauthorized."""
         given = request.headers.get("authorization", "")
         scheme, _, secret = given.partition(" ")
+        name, token = _basic_pair(secret) if scheme.lower() == "basic" else ("", secret.strip())
         spoken = self.spoken_of(request)
         if spoken and self.tokens:
             user = self.tokens.named("user=" + spoken, "user=*")
             if user is None:
                 raise Unauthorized("the proxy's user %s has no line here" % user_name(spoken),
-                                   headers=self.challenge())
+                                   headers=_CHALLENGE)
             return user._replace(name=user_name(spoken))
         if self.tokens and scheme.lower() in ("bearer", "basic"):
-            token = secret.strip()
-            if scheme.lower() == "basic":
-                try:
-                    token = base64.b64decode(token, validate=True).decode().partition(":")[2]
-                except ValueError:
-                    token = ""
-            user = self.tokens.find(token)
+            user = self.tokens.named(hash_token(token))
             if user is not None:
                 return user
             if not self.forward:
-                raise Unauthorized("the token is not known here", headers=self.challenge())
+                raise Unauthorized("the token is not known here", headers=_CHALLENGE)
         if self.client_certificates and request.certificate:
             user = self.tokens.named(*request.certificate) if self.tokens else None
             if user is not None:
                 return user
             if self.user_header and request.trusted:    # it is the proxy's, who is nobody himself
-                raise Unauthorized("the proxy names no user", headers=self.challenge())
+                raise Unauthorized("the proxy names no user", headers=_CHALLENGE)
             if self.tokens and self.tokens.maps_certificates:
                 raise Unauthorized("the certificate of %s has no line here" % request.certificate[0][:200],
-                                   headers=self.challenge())
+                                   headers=_CHALLENGE)
             return User(user_name(request.certificate[0].partition("=")[2]), "admin", by="certificate")
         if self.forward:
             request.authorization = given       # "": none, and never the server's own instead
-            name = "forwarded"
-            if scheme.lower() == "basic":
-                with contextlib.suppress(ValueError):
-                    name = base64.b64decode(secret.strip(), validate=True).decode("utf-8",
-                            "replace").partition(":")[0]
             return User(user_name(name) or "forwarded", "admin", known=bool(given))
         if self.anonymous:
             return ANONYMOUS
-        raise Unauthorized("credentials are needed: Authorization: Bearer TOKEN", headers=self.challenge())
+        raise Unauthorized("credentials are needed: Authorization: Bearer TOKEN", headers=_CHALLENGE)
 
     def spoken_of(self, request: Request) -> str:
         """The user whom a trusted proxy speaks for; "" where none does."""
@@ -11779,10 +11736,6 @@ class Access(NamedTuple):
             return ""
         given = request.headers.get(self.user_header, "")
         return given.encode("latin-1", "replace").decode("utf-8", "replace")
-
-    @staticmethod
-    def challenge() -> List[Tuple[str, str]]:
-        return [("WWW-Authenticate", 'Bearer realm="aurora_rest"')]
 
 
 # --- parameters ---------------------------------------------------------------------------------------------
@@ -11797,26 +11750,28 @@ class Kind(NamedTuple):
     join: Optional[Callable[[List[Any]], Any]] = None
 
 
-def _bounded(kind: str, expected: str, pattern: str, convert: Callable[[str], Any], least: float,
-             most: float) -> Kind:
+def _bounded(schema: Json, expected: str, pattern: str, convert: Callable[[str], Any], least: float,
+             most: float, unit: str = "") -> Kind:
     def read(text: str) -> Any:
         if not re.fullmatch(pattern, text, re.ASCII):
             raise ValueError(expected)
         value = convert(text)
         if not least <= value <= most:
-            raise ValueError("%.15g to %.15g" % (least, most))
+            raise ValueError("%.15g to %.15g%s" % (least, most, unit))
         return value
-    return Kind(read, {"type": kind, "minimum": least, "maximum": most})
+    return Kind(read, schema)
 
 
 def integer(least: int, most: int) -> Kind:
     """A whole number."""
-    return _bounded("integer", "a whole number", r"-?\d{1,18}", int, least, most)
+    return _bounded({"type": "integer", "minimum": least, "maximum": most}, "a whole number",
+                    r"-?\d{1,18}", int, least, most)
 
 
 def number(least: float, most: float) -> Kind:
     """A number."""
-    return _bounded("number", "a number", r"-?\d{1,18}(\.\d{1,18})?([eE][+-]?\d{1,2})?", float, least, most)
+    return _bounded({"type": "number", "minimum": least, "maximum": most}, "a number",
+                    r"-?\d{1,18}(\.\d{1,18})?([eE][+-]?\d{1,2})?", float, least, most)
 
 
 _DURATION = r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9}(?:\.\d{1,6})?)s?)?"
@@ -11824,15 +11779,12 @@ _DURATION = r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9}(?:\.\d{1,
 
 def duration(least: float = 0.0, most: float = 1e9) -> Kind:
     """Seconds: 90, 1m30s, 2h, 7d."""
-    def read(text: str) -> float:
-        match = re.fullmatch(_DURATION, text, re.ASCII)
-        if not match or not text:
-            raise ValueError("a time in seconds, or such as 30s, 1m30s, 2h, 7d")
-        seconds = sum(float(part) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1)) if part)
-        if not least <= seconds <= most:
-            raise ValueError("%.15g to %.15g seconds" % (least, most))
-        return seconds
-    return Kind(read, {"type": "string", "pattern": "^%s$" % _DURATION.replace("?:", ""), "minLength": 1})
+    def seconds(text: str) -> float:
+        parts = re.findall(_DURATION, text, re.ASCII)[0]
+        return sum(float(part) * unit for part, unit in zip(parts, (86400, 3600, 60, 1)) if part)
+    return _bounded({"type": "string", "pattern": "^%s$" % _DURATION.replace("?:", ""), "minLength": 1},
+                    "a time in seconds, or such as 30s, 1m30s, 2h, 7d", "(?=.)" + _DURATION, seconds,
+                    least, most, " seconds")
 
 
 def choice(*words: str) -> Kind:
@@ -11844,20 +11796,19 @@ def choice(*words: str) -> Kind:
     return Kind(read, {"type": "string", "enum": list(words)})
 
 
-def members(enum: Enum, groups: Dict[str, Tuple[str, ...]]) -> Kind:
+def members(enum: Enum, groups: Dict[str, Set[int]]) -> Kind:
     """Members of a Thrift enum by name, or by a word that stands for several; the set of their numbers."""
-    known = sorted(groups) + sorted(enum.values)
+    known = dict(groups, **{name: {number} for name, number in enum.values.items()})
+    words = sorted(groups) + sorted(enum.values)
 
     def read(text: str) -> Set[int]:
-        found: Set[int] = set()
-        for each in map(str.strip, text.split(",")):
-            named = (each,) if each in enum.values else groups.get(each.lower(), (each.upper(),))
-            if named[0] not in enum.values:
-                raise ValueError("one of " + ", ".join(known))
-            found.update(enum.values[member] for member in named)
-        return found
+        found: List[Any] = [known.get(each) or known.get(each.lower()) or known.get(each.upper())
+                            for each in map(str.strip, text.split(","))]
+        if None in found:
+            raise ValueError("one of " + ", ".join(words))
+        return set().union(*found)
     # A generator makes an identifier of each: those that differ only in case would be twins.
-    shown = [each for each in known if each.upper() not in enum.values or each in enum.values]
+    shown = [each for each in words if each.upper() not in enum.values or each in enum.values]
     return Kind(read, {"type": "string", "enum": shown}, lambda found: set().union(*found))
 
 
@@ -11885,8 +11836,8 @@ def _read_glob(text: str) -> str:
     return text
 
 
-def _names(enum: Enum, numbers: Iterable[int]) -> Tuple[str, ...]:
-    return tuple(enum.names[each] for each in numbers)
+def _numbers(enum: Enum, names: str) -> Set[int]:
+    return {enum.values[each] for each in names.split()}
 
 
 FLAG = Kind(_read_flag, {"type": "boolean"})
@@ -11898,17 +11849,15 @@ INSTANCES = Kind(lambda text: parse_instances([text]),
                  {"type": "string", "pattern": r"^\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*$"},
                  lambda found: sorted({each for part in found for each in part}))
 STATES = members(api.ScheduleStatus, {
-    "active": _names(api.ScheduleStatus, api.ACTIVE_STATES),
-    "live": _names(api.ScheduleStatus, api.LIVE_STATES),
-    "terminal": _names(api.ScheduleStatus, api.TERMINAL_STATES)})
+    "active": api.ACTIVE_STATES, "live": api.LIVE_STATES, "terminal": api.TERMINAL_STATES})
+_FAILED_UPDATES = _numbers(api.JobUpdateStatus, "ERROR FAILED ROLLED_BACK")
 UPDATE_STATES = members(api.JobUpdateStatus, {
-    "active": _names(api.JobUpdateStatus, api.ACTIVE_JOB_UPDATE_STATES),
-    "all": tuple(api.JobUpdateStatus.values),
-    "inactive": ("ROLLED_FORWARD", "ROLLED_BACK", "ABORTED", "ERROR", "FAILED"),
-    "blocked": _names(api.JobUpdateStatus, api.AWAITNG_PULSE_JOB_UPDATE_STATES),
-    "failed": ("ERROR", "FAILED", "ROLLED_BACK"), "unsuccessful": ("ERROR", "FAILED", "ROLLED_BACK"),
-    "paused": ("ROLL_FORWARD_PAUSED", "ROLL_BACK_PAUSED"),
-    "succeeded": ("ROLLED_FORWARD",)})
+    "active": api.ACTIVE_JOB_UPDATE_STATES, "all": set(api.JobUpdateStatus.names),
+    "inactive": _numbers(api.JobUpdateStatus, "ROLLED_FORWARD ROLLED_BACK ABORTED ERROR FAILED"),
+    "blocked": api.AWAITNG_PULSE_JOB_UPDATE_STATES,
+    "failed": _FAILED_UPDATES, "unsuccessful": _FAILED_UPDATES,
+    "paused": _numbers(api.JobUpdateStatus, "ROLL_FORWARD_PAUSED ROLL_BACK_PAUSED"),
+    "succeeded": {api.JobUpdateStatus.ROLLED_FORWARD}})
 ENDED = Enum("ScheduleStatus", {name: number for name, number in api.ScheduleStatus.values.items()
                                 if number in api.TERMINAL_STATES})
 BATCH = Kind(lambda text: text if text == "all" else integer(1, 999999).read(text),
@@ -11969,7 +11918,7 @@ PARAMS: Dict[str, Param] = {
     "exact_environment": Param(TEXT, "only this environment", "prod"),
     "exact_name": Param(TEXT, "only this name", "hello"),
     "exact_host": Param(TEXT._replace(join=list), "only on this host; repeatable", "demo-01"),
-    "ended_state": Param(members(ENDED, {"terminal": tuple(ENDED.values)}), "only in this state; repeatable",
+    "ended_state": Param(members(ENDED, {"terminal": api.TERMINAL_STATES}), "only in this state; repeatable",
                          "FAILED"),
     "has": Param(choice("active", "pending", "finished", "failed"), "only jobs that have such tasks"),
     "status": Param(UPDATE_STATES, "only updates in this state; repeatable; active, paused, unsuccessful, "
@@ -12416,19 +12365,17 @@ Ready(Success): able to work
 
 
 @lru_cache(maxsize=1)
-def _objects() -> Dict[str, Tuple[str, List[Tuple[str, bool, str, str]]]]:
-    """name → (what it is, its fields as (name, whether it may be absent, type, what it is))."""
-    found: Dict[str, Tuple[str, List[Tuple[str, bool, str, str]]]] = {}
+def _objects() -> Dict[str, Tuple[str, Dict[str, Tuple[bool, str, str]]]]:
+    """name → (what it is, its fields: name → (whether it may be absent, type, what it is))."""
+    found: Dict[str, Tuple[str, Dict[str, Tuple[bool, str, str]]]] = {}
     for line in OBJECTS.strip().split("\n"):
         head, _, text = line.partition(": ")
         if not line.startswith(" "):
             name, _, parent = head.rstrip(")").partition("(")
-            found[name] = (text, list(found[parent][1]) if parent else [])
+            found[name] = (text, dict(found[parent][1]) if parent else {})
             continue
         field, kind = head.split()
-        known = found[name][1]
-        known[:] = [each for each in known if each[0] != field.rstrip("?")]
-        known.append((field.rstrip("?"), field.endswith("?"), kind, text))
+        found[name][1][field.rstrip("?")] = (field.endswith("?"), kind, text)
     return found
 
 
@@ -12441,12 +12388,9 @@ class Schemas:
     def ref(self, name: str) -> Json:
         """A reference to an object of the table, or to a Thrift struct."""
         if name not in self.made:
-            self.made[name] = {}
-            thrift = None if name in _objects() else getattr(api, name)
-            self.made[name] = self._object(name) if thrift is None else {
-                "type": "string", "enum": sorted(thrift.values), "description": "Thrift %s" %
-                name} if isinstance(
-                    thrift, Enum) else self._struct(thrift)
+            self.made[name] = {}        # its place, also for what refers to it meanwhile
+            self.made[name] = self._object(name) if name in _objects() else self._thrift(
+                name, getattr(api, name))
         return {"$ref": "#/components/schemas/" + name}
 
     def of(self, kind: str) -> Json:
@@ -12456,54 +12400,53 @@ class Schemas:
             if isinstance(inner.get("type"), str) and "enum" not in inner:
                 return dict(inner, type=[inner["type"], "null"])
             return {"anyOf": [inner, {"type": "null"}]}
-        if kind[0] in "[{":
-            name = "items" if kind[0] == "[" else "additionalProperties"
-            return {"type": "array" if kind[0] == "[" else "object", name: self.of(kind[1:-1])}
+        if kind[0] == "[":
+            return {"type": "array", "items": self.of(kind[1:-1])}
+        if kind[0] == "{":
+            return {"type": "object", "additionalProperties": self.of(kind[1:-1])}
         if "|" in kind:
             return {"anyOf": [self.of(each) for each in kind.split("|")]}
-        if kind[0] == "=" and kind[1].isupper():
-            return self.ref(kind[1:])
-        if kind[0] == "=":
-            words = kind[1:].split(",")
-            return {"type": "string", "const": words[0]} if len(words) == 1 else {"type": "string",
-                    "enum": words}
-        known: Json = {"any": {}, "object": {"type": "object", "additionalProperties": True},
-                       "time": {"type": "integer", "format": "int64"}}
-        return dict(known.get(kind) or {"type": kind}) if kind.islower() and kind != "any" else (
-            {} if kind == "any" else self.ref(kind))
+        name = kind.lstrip("=")
+        if name[0].isupper():
+            return self.ref(name)
+        if name != kind:
+            return {"type": "string", **({"enum": name.split(",")} if "," in name else {"const": name})}
+        special: Json = {"any": {}, "object": {"type": "object", "additionalProperties": True},
+                         "time": {"type": "integer", "format": "int64"}}
+        return special.get(kind, {"type": kind})
 
     def _object(self, name: str) -> Json:
         text, fields = _objects()[name]
-        fields = [(field, absent, kind, what + ", in milliseconds since 1970" if "time" in kind else what)
-                  for field, absent, kind, what in fields]
         return {"type": "object", "description": text,
-                "required": [field for field, absent, _, _ in fields if not absent],
-                "properties": {field: dict(self.of(kind), description=what) for field, _, kind,
-                               what in fields}}
+                "required": [field for field, (absent, _, _) in fields.items() if not absent],
+                "properties": {field: dict(self.of(kind), description=what + (
+                    ", in milliseconds since 1970" if "time" in kind else ""))
+                    for field, (_, kind, what) in fields.items()}}
 
-    def _struct(self, struct: Any) -> Json:
-        """A Thrift struct in plain JSON: no field has to be there. executorConfig.data is shown as what it
-        holds."""
-        fields = {name: self._thrift(kind) for name, kind in struct.fields.items()}
-        if struct is api.ExecutorConfig:
+    def _thrift(self, name: str, named: Any) -> Json:
+        """A Thrift enum, or a struct in plain JSON: no field has to be there. executorConfig.data is shown as
+        what it holds."""
+        text = "Thrift " + name
+        if isinstance(named, Enum):
+            return {"type": "string", "enum": sorted(named.values), "description": text}
+        fields = {field: self.of(_written(kind)) for field, kind in named.fields.items()}
+        if named is api.ExecutorConfig:
             fields["data"] = {"description": "what the executor gets, as the object it holds"}
-        bounds: Json = {"minProperties": 1, "maxProperties": 1} if struct.is_union else {}
-        if struct.__name__.lower() in fields:       # generators make one name of both
-            bounds["title"] = "Thrift" + struct.__name__
-        return dict({"type": "object", "description": "Thrift %s, in plain JSON" % struct.__name__,
-                     "properties": fields},
-                    **bounds)
+        made: Json = {"type": "object", "description": text + ", in plain JSON", "properties": fields}
+        if named.is_union:
+            made.update(minProperties=1, maxProperties=1)
+        if name.lower() in fields:      # generators make one name of both
+            made["title"] = "Thrift" + name
+        return made
 
-    def _thrift(self, kind: Type) -> Json:
-        if kind.kind == "struct":
-            return self.ref(kind.ref.__name__)
-        if kind.kind == "enum":
-            return self.ref(kind.ref.name)
-        if kind.kind == "map":
-            return {"type": "object", "additionalProperties": self._thrift(kind.items[1])}
-        if kind.items:
-            return {"type": "array", "items": self._thrift(kind.items[0])}
-        return {"type": {"bool": "boolean", "double": "number", "string": "string"}.get(kind.kind, "integer")}
+
+def _written(kind: Type) -> str:
+    """A Thrift type as the table of objects writes it."""
+    if kind.kind in ("struct", "enum"):
+        return kind.ref.__name__ if kind.kind == "struct" else "=" + kind.ref.name
+    if kind.items:
+        return ("{%s}" if kind.kind == "map" else "[%s]") % _written(kind.items[-1])
+    return {"bool": "boolean", "double": "number", "string": "string"}.get(kind.kind, "integer")
 
 
 # --- the route table ----------------------------------------------------------------------------------------
@@ -12536,7 +12479,7 @@ class Route(NamedTuple):
     quick: bool
     operates: str
     judges: bool
-    guards: Tuple[str, ...]
+    guards: Sequence[str]
 
     @property
     def is_stream(self) -> bool:
@@ -12597,28 +12540,22 @@ def route(method: str, path: str, group: str, access: str = "", params: str = ""
     if "/" not in gives:
         named.append("pretty")
     rows = {query: row or query for query, _, row in (each.partition(":") for each in named)}
-    assert group in _GROUPS and set(rows.values()) <= set(PARAMS)
 
     def put(handler: Callable[[Call], Any]) -> Callable[[Call], Any]:
         ROUTES.append(Route(method, path, handler, name or handler.__name__,
                             summary or (handler.__doc__ or "").strip().split("\n")[0], group, level, rows,
                             body,
-                            {int(code[1:]): text for code, text in answers.items()} or {200: "done"}, gives,
-                            remembered, quick, operates, judges, tuple(guards)))
+                            {int(code[1:]): text for code, text in answers.items()}, gives, remembered, quick,
+                            operates, judges, guards))
         return handler
     return put
 
 
 @lru_cache(maxsize=None)
-def _routes_by_name(count: int) -> Dict[str, Route]:
-    return {each.name: each for each in ROUTES[:count]}
-
-
-@lru_cache(maxsize=None)
-def _patterns(count: int) -> List[Tuple[Any, Dict[str, Route]]]:
-    """(compiled path, method → route) of the first `count` routes, made once when the table is complete."""
+def _patterns() -> List[Tuple[Any, Dict[str, Route]]]:
+    """(compiled path, method → route) of all routes, made once when the table is complete."""
     made: Dict[str, Tuple[Any, Dict[str, Route]]] = {}
-    for each in ROUTES[:count]:
+    for each in ROUTES:
         text = each.path.replace("{key}", "{cluster}/{role}/{environment}/{name}")
         text = re.sub(r"^/alpha/jobs?\b", "/alpha/jobs?", text)
         text = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", text.replace(".", r"\."))
@@ -12630,7 +12567,7 @@ def _patterns(count: int) -> List[Tuple[Any, Dict[str, Route]]]:
 @lru_cache(maxsize=2048)
 def _match(path: str) -> Tuple[Dict[str, Route], Dict[str, str]]:
     """(method → route, path arguments) for a path. Raises NotFound, BadRequest."""
-    for pattern, methods in _patterns(len(ROUTES)):
+    for pattern, methods in _patterns():
         found = pattern.fullmatch(path)
         if found:
             arguments = {name: decode_percent(text) for name, text in found.groupdict().items()}
@@ -12641,8 +12578,7 @@ def _match(path: str) -> Tuple[Dict[str, Route], Dict[str, str]]:
                     raise BadRequest("%r is not a valid %s: letters, digits, _ - . and at most %d of them" % (
                         text[:80], name, MAX_IDENTIFIER))
             return methods, arguments
-    if len(path) > 1 and path.endswith("/") and any(each.fullmatch(path.rstrip("/")) for each,
-                                                    _ in _patterns(len(ROUTES))):
+    if any(pattern.fullmatch(path.rstrip("/")) for pattern, _ in _patterns()):
         raise NotFound("there is nothing at this path; it is there without the slash at the end")
     raise NotFound("there is nothing at this path; /openapi.json describes what there is")
 
@@ -12737,10 +12673,9 @@ class Memory:
             while self._kept and next(iter(self._kept.values()))[1] < before:
                 self._drop(next(iter(self._kept)))
 
-    def _drop(self, question: Any) -> Any:
+    def _drop(self, question: Any) -> None:
         kept, _ = self._kept.pop(question, (None, 0.0))
         self.size -= kept.size if kept else 0
-        return kept
 
 
 class Replay:
@@ -12748,8 +12683,8 @@ class Replay:
     before the run began, Responses or AuroraErrors, is not asked for again, if the run asks for the same in
     the same order."""
 
-    def __init__(self, scheduler: Scheduler, memory: Memory, authorization: Optional[str] = None,
-                 request_id: Optional[str] = None) -> None:
+    def __init__(self, scheduler: Scheduler, memory: Memory, authorization: Optional[str],
+                 request_id: str) -> None:
         self.scheduler = scheduler
         self.memory = memory
         self.request_id = request_id
@@ -12817,7 +12752,7 @@ class Once(Source):
     def replayed(self) -> Optional[Response]:
         """The answer again, marked as such; None while there is none."""
         kept = self.answer
-        return kept and Response(kept.status, kept.plain, kept.body, kept.content_type,
+        return kept and Response(kept.status, None, kept.body, kept.content_type,
                                  kept.headers + [("Idempotency-Replayed", "true")], code=kept.code)
 
 
@@ -12830,7 +12765,7 @@ class Idempotency:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self.answers = Memory(0)        # the limits are looked at when something is to be kept
+        self.answers = Memory(service.limits["idempotency_bytes"], service.limits["idempotency_keys"])
         self._lock = threading.Lock()
         self._under_way: Dict[Any, Once] = {}
 
@@ -12875,8 +12810,6 @@ class Idempotency:
         with self._lock:
             self._under_way.pop(slot, None)
             if call.sent:
-                limits = self.service.limits
-                self.answers.room, self.answers.most = limits["idempotency_bytes"], limits["idempotency_keys"]
                 self.answers.keep(slot, mine)
         mine.changed()
 
@@ -12915,19 +12848,17 @@ class Call:
         given: Dict[str, List[str]] = {}
         for name, value in self.request.query:
             given.setdefault(name, []).append(value)
-        prefer = self.request.headers.get("prefer")
-        if prefer is not None and "wait" in known and "wait" not in given:
-            prefers = re.search(r"\bwait=(\d{1,9})\b", prefer[:1024])
-            if prefers:
-                given["wait"] = [prefers.group(1)]
+        prefers = re.search(r"\bwait=(\d{1,9})\b", self.request.headers.get("prefer", "")[:1024])
+        if prefers and "wait" in known:
+            given.setdefault("wait", [prefers.group(1)])
         for name, values in given.items():
             if name not in known:
                 raise BadRequest("unknown parameter %s; this call knows %s" % (
                     name[:80], ", ".join(sorted(known)) or "none"))
             self.params[known[name]] = read_param(name, PARAMS[known[name]].kind, values)
-        if "wait" in self.params and self.params["wait"] > self.service.limits["wait"]:
-            raise BadRequest("wait=%g: at most %g seconds" %
-                             (self.params["wait"], self.service.limits["wait"]))
+        wait, most = self.get("wait", 0), self.service.limits["wait"]
+        if wait > most:
+            raise BadRequest("wait=%g: at most %g seconds" % (wait, most))
 
     def get(self, name: str, default: Any = None) -> Any:
         """A parameter's value, by the name of its row."""
@@ -12936,7 +12867,7 @@ class Call:
     @property
     def shards(self) -> List[int]:
         """The instances that the query names; none where it names none."""
-        return sorted(set(self.params.get("shards", [])) | set(self.params.get("instances", [])))
+        return sorted({*self.get("shards", ()), *self.get("instances", ())})
 
     @property
     def user(self) -> User:
@@ -13014,13 +12945,12 @@ class Call:
     def success(self, status: int = 200, headers: Iterable[Tuple[str, str]] = (), **fields: Any) -> Response:
         """An answer: status and key, and these fields."""
         key = self.service.key_of(self.request)
-        return Response(status, dict({"status": "success", "key": key} if key else {"status": "success"},
-                                     **fields),
-                        headers=headers)
+        return Response(status, {"status": "success", **_some(key=key), **fields}, headers=headers)
 
     def job_success(self, status: int, headers: Iterable[Tuple[str, str]] = (), **fields: Any) -> Response:
-        """The body that the original calls on one job share."""
-        return self.success(status, headers, **dict({"count": 1, "job": str(self.key)}, **fields))
+        """The body that the original calls on one job share; that of `success` where the path names none."""
+        job = {"count": 1, "job": str(self.key)} if "name" in self.args else {}
+        return self.success(status, headers, **{**job, **fields})
 
     def page(self, items: Sequence[Any], most: Optional[int] = None) -> Tuple[Sequence[Any],
             List[Tuple[str, str]]]:
@@ -13041,9 +12971,10 @@ class Call:
         BadRequest."""
         request = self.request
         body = request.body
+        limit = int(self.service.limits["body"])
         coding = request.headers.get("content-encoding", "identity").lower()
         if coding in ("gzip", "x-gzip"):
-            body = gunzip(body, int(self.service.limits["body"]))
+            body = gunzip(body, limit)
         elif coding != "identity":
             raise UnsupportedMedia("the content encoding %s is not understood; gzip is" % coding)
         kind, options = parse_content_type(request.headers.get("content-type", ""))
@@ -13055,8 +12986,7 @@ class Call:
             raise InvalidConfig("the body is empty; it has to be an .aurora file, or a JSON job as "
                                 "application/json")
         elif kind in TAR_TYPES:
-            files = parse_tar(gunzip(body, int(self.service.limits["body"])) if body[:2] == b"\x1f\x8b"
-                              else body)
+            files = parse_tar(gunzip(body, limit) if body[:2] == b"\x1f\x8b" else body)
         else:
             files = {"job.json" if kind == JSON_TYPE else "job.aurora": body}
         files = root_first(files, self.get("file"), kind in TAR_TYPES)
@@ -13073,16 +13003,16 @@ class Call:
     def job(self) -> Job:
         """The job that the body describes, for the key in the URL. Raises InvalidConfig."""
         files, is_json = self.files()
-        cluster = self.service.clusters.pair(self.args["cluster"])[0]
+        cluster, scheduler = self.service.clusters.pair(self.args["cluster"])
         user = self.user.name if self.user.known else None
         try:
             return load_job(files, str(self.key), user=user, is_json=is_json, bindings=self.get("bind", []),
-                            tiers=self.service.tiers(self.service.clusters[self.args["cluster"]], self.auth),
+                            tiers=self.service.tiers(scheduler, self.auth),
                             docker_registry=cluster.docker_registry, evaluator=self.service.evaluator,
                             caller=self.request.caller, env=self.get("env", []))
         except InvalidConfig as error:
             hint = "" if is_json else _misread(next(iter(files.values())))
-            raise InvalidConfig(*error.messages, *([hint] if hint else []), **error.details) from None
+            raise InvalidConfig(*filter(None, [*error.messages, hint]), **error.details) from None
 
     def json_body(self) -> Any:
         """The body as JSON. Raises BadRequest, UnsupportedMedia."""
@@ -13095,7 +13025,7 @@ class Call:
     def start(self, kind: str, total: int, work: Callable[[Operation], Any],
               alone: bool = False) -> Operation:
         """Begin an operation in the place that was taken before the handler ran."""
-        key = str(self.key) if "name" in self.args else "/".join(self.args.values())
+        key = self.service.key_of(self.request) or ""
         operation = Operation(kind, key, self.user.name, total, self.owner)
         operation.needs = (self.request.route.access, self.args.get("role"))
         operation.request_id = self.request.id
@@ -13131,11 +13061,9 @@ class Call:
         more = dict(fields, reached=bool(verdict.reached), progress=verdict.progress, **verdict.fields)
         if verdict.reached is False:
             return self.service.refuse(Conflict(verdict.text, code=verdict.code, **more), self.request)
-        if "name" in self.args:
-            more = dict({"count": 1, "job": str(self.key)}, **more)
         if verdict.reached is None:
-            return self.success(202, headers, **dict(more, why=verdict.text))
-        return self.success(201 if status == 201 else 200, headers, **more)
+            return self.job_success(202, headers, **more, why=verdict.text)
+        return self.job_success(201 if status == 201 else 200, headers, **more)
 
     def operated(self, operation: Operation, tell: Callable[[], Json] = lambda: {},
                  **fields: Any) -> Union[Response, Later]:
@@ -13146,16 +13074,16 @@ class Call:
         def answer() -> Response:
             more = dict(fields, operation=operation.to_plain(), **tell())
             if not self.get("wait"):
-                return self.success(202, headers,
-                        **more) if "name" not in self.args else self.job_success(202, headers, **more)
+                return self.job_success(202, headers, **more)
             state, steps = operation.state, list(operation.steps)
-            text = "; ".join(operation.errors) or (steps[-1]["text"] if steps else "not begun yet")
+            going_on = steps[-1]["text"] if steps else "not begun yet"
+            text = "; ".join(operation.errors) or (
+                going_on if state == "running" else "the operation was " + state)
             known = {"endings": operation.result["endings"]} if "endings" in operation.result else {}
             return self.told(202, Verdict(
                 {"running": None, "succeeded": True}.get(state, False), operation.done, operation.failed,
-                operation.total,
-                text if operation.errors or state == "running" else "the operation was " + state,
-                operation.result.get("code") or "OPERATION_" + state.upper(), known), headers, more)
+                operation.total, text, operation.result.get("code") or "OPERATION_" + state.upper(), known),
+                headers, more)
         return self.await_operation(operation, answer)
 
     def outcome(self, status: int, watched: Any, ask: Callable[[], Any], judge: Callable[[Any], Verdict],
@@ -13171,27 +13099,26 @@ class Call:
         began = time.monotonic()
         latest = Verdict(None, text="not known yet")
 
-        def ready_after(poll: Poll) -> Callable[[], Optional[Response]]:
+        def told() -> Response:
+            return self.told(status, latest, headers, fields)
+
+        def wait(poll: Poll) -> Later:
             def ready() -> Optional[Response]:
                 nonlocal latest
-                answer = poll.answer
-                if poll.asked <= began or answer is None:
+                if poll.asked <= began:
                     return None         # what was asked before this caller came is older
+                answer = poll.answer
                 if isinstance(answer, AuroraError):
                     latest = latest._replace(text="; ".join(answer.messages))
                     return self.service.refuse(answer, self.request) if answer.http < 500 else None
                 latest = judge(answer)
                 fields.update(tell(answer))
-                return self.told(status, latest, headers,
-                                 fields) if latest.reached is not None or latest.stuck else None
-            return ready
+                return told() if latest.reached is not None or latest.stuck else None
+            return Later(poll, seconds, with_last_words(self, poll, ready), told, place)
         place = self.take_place()
-        made: Later = self.service.watched.watch(
-            ("outcome", self.args["cluster"], watched, self.auth), lambda: Poll(
-                self.service.runner, ask, self.service.poll_interval),
-            lambda poll: Later(poll, seconds, with_last_words(self, poll, ready_after(poll)),
-                               lambda: self.told(status, latest, headers, fields), place), counted=False)
-        return made
+        return self.service.watched.watch(
+            ("outcome", self.args["cluster"], watched, self.auth),
+            lambda: Poll(self.service.runner, ask, self.service.poll_interval), wait, counted=False)
 
 
 def _misread(body: str) -> str:
@@ -13258,42 +13185,28 @@ class Readiness(Source):
             when, problem = self._known(scheduler)
             asking = scheduler in self._asking
         if time.monotonic() - when > self.FRESH + 1.0:
-            return None if asking else {"ready": False, "code": "NOT_READY", "errors": ["not asked yet"]}
+            if asking:
+                return None
+            problem = Failure("not asked yet", code="NOT_READY")
         if problem is not None:
             return {"ready": False, "code": problem.code, "errors": problem.messages}
         return {"ready": True, "leader": scheduler.leader}
 
 
-class Waits:
-    """Places for those who wait for an outcome, a quarter of them for one caller. _lock guards _taken."""
-
-    def __init__(self, limits: Dict[str, float]) -> None:
-        self.limits = limits
-        self._lock = threading.Lock()
-        self._taken: collections.Counter[str] = collections.Counter()
-
-    @property
-    def count(self) -> int:
-        """How many are taken."""
-        return sum(self._taken.values())
+class Waits(Budget):
+    """Places for those who wait for an outcome, a quarter of them for one caller."""
 
     def take(self, caller: str) -> Callable[[], None]:
         """A place; what gives it back, once. Raises Overloaded."""
-        most = int(self.limits["waits"])
-        share = max(1, most // 4)
-        with self._lock:
-            if self.count >= most or self._taken[caller] >= share:
-                raise Overloaded("%d callers wait for an outcome already, %d may; %d for one caller" % (
-                    self.count, most, share), retry_after=10)
-            self._taken[caller] += 1
+        if self.add(caller, 1):
+            self.add(caller, -1)
+            raise Overloaded("%d callers wait for an outcome already, %d may; %d for one caller" % (
+                self.all, self.most, self.share), retry_after=10)
         given = threading.Lock()
 
         def give() -> None:
             if given.acquire(blocking=False):
-                with self._lock:
-                    self._taken[caller] -= 1
-                    if not self._taken[caller]:
-                        del self._taken[caller]
+                self.add(caller, -1)
         return give
 
 
@@ -13317,9 +13230,8 @@ class Watched:
         if counted and self.count >= self.limits["watchers"]:
             raise Overloaded("%d streams are open already" % self.limits["watchers"], retry_after=10)
         with self._lock:
-            found: Any = self._polls.get(key)
-            used = use(found) if found is not None else None
-            if used is None or not used.listening:      # there is none, or it has just ended
+            used: Any = key in self._polls and use(self._polls[key])
+            if not (used and used.listening):       # there is none, or it has just ended
                 self._polls = {k: p for k, p in self._polls.items() if not p.ended}
                 found = self._polls[key] = make()
                 used = use(found)
@@ -13354,8 +13266,7 @@ class Reception(App):
             if request.prefix and request.path == request.prefix:      # links in pages are relative
                 raise Failure("it is at %s/" % request.prefix, http=308, code="MOVED",
                               headers=[("Location", "/")])
-            routes, arguments = _match(request.path)
-            request.args = arguments
+            routes, request.args = _match(request.path)
             if method == "OPTIONS":
                 request.route = routes
                 return
@@ -13369,19 +13280,19 @@ class Reception(App):
         except AuroraError as error:
             request.route = error
             if method == "OPTIONS" and request.path == "*":
-                request.route = {each: None for each in ("GET", "PUT", "POST", "DELETE")}
+                request.route = dict.fromkeys(("GET", *_WRITES))
             return
         if chosen.shared and not request.head.length and "prefer" not in request.headers:
             with contextlib.suppress(BadRequest):
                 if all(name != "wait" for name, _ in request.query):
-                    request.share = self._question(request, request.raw_query)
+                    request.share = self._question(request)
 
-    def _question(self, request: Request, query: str) -> Tuple[Any, ...]:
-        """What makes two reads the same: they get the same answer. For reads without a body, which could
-        differ."""
+    def _question(self, request: Request) -> Tuple[Any, ...]:
+        """What makes two reads the same: they get the same answer, however long they wait. For reads without
+        a body, which could differ."""
         headers = request.headers
-        return (request.path, query, headers.get("authorization"), headers.get("host"), headers.get("origin"),
-                request.certificate, self.access.spoken_of(request))
+        return (request.path, _lasting_query(request), headers.get("authorization"), headers.get("host"),
+                headers.get("origin"), request.certificate, self.access.spoken_of(request))
 
     def admit(self, request: Request) -> None:
         if isinstance(request.route, AuroraError):
@@ -13434,12 +13345,12 @@ class Reception(App):
         # a forwarded name is only what somebody says of himself
         if request.user.known and request.authorization is None:
             request.caller = "user " + request.user.name
-        if not chosen.judges:
-            self.require(request.user, chosen.access, request.args.get("role"))
-            self._check_proxy(request, chosen.access)
-            return chosen.access
-        level = self.rpc_access(request.args["method"]) if "method" in request.args else chosen.access
-        self.require(request.user._replace(roles=("*",)), level, None)
+        user, level = request.user, chosen.access
+        if "method" in request.args:
+            level = self.rpc_access(request.args["method"])
+        if chosen.judges:
+            user = user._replace(roles=("*",))
+        self.require(user, level, request.args.get("role"))
         self._check_proxy(request, level)
         return level
 
@@ -13485,7 +13396,7 @@ class Reception(App):
                 asked = any(name == "pretty" and value in ("1", "true") for name, value in request.query)
         if not asked:
             return response
-        plain = json.loads(response.body.decode())
+        plain = json.loads(response.body)
         return Response(response.status, body=(json.dumps(plain, indent=2) + "\n").encode(),
                         headers=response.headers, close=response.close, code=response.code)
 
@@ -13548,24 +13459,30 @@ class Reception(App):
             more["config"] = _digest(request.body)
         elif request.body:
             try:
-                more.update(_trailed(parse_json(request.body), "body"))
+                plain = parse_json(request.body)
             except Failure:
-                more.update(_trailed(request.body.decode("utf-8", "replace"), "body"))
+                plain = request.body.decode("utf-8", "replace")
+            more.update(_trailed(plain, "body"))
         if isinstance(answer, Response) and "Idempotency-Replayed" in dict(answer.headers):
             more["replayed"] = True
         self.trail(Event("audit", **self._who(request), did=chosen.name, method=request.method,
                          path=request.path[:512], key=self.key_of(request), **more, status=status,
                          outcome=outcome, **_named_in(answer)))
 
+    def _tell_outcome(self, request: Request, status: Optional[int], outcome: str,
+                      answer: Any = None) -> None:
+        """The line of what came of a write whose first line says that it waits."""
+        self.trail(Event("outcome", **self._who(request), did=request.route.name, key=self.key_of(request),
+                         status=status, outcome=outcome, **_some(left=request.left if answer else ""),
+                         seconds=round(time.monotonic() - request.started, 3), **_named_in(answer)))
+
     def ended(self, request: Request, size: int, left: bool) -> None:
-        seconds = round(time.monotonic() - request.started, 3)
         why = request.left or ("the caller left" if left else "whole")
         if request.audited == "waiting":
-            self.trail(Event("outcome", **self._who(request), did=request.route.name,
-                             key=self.key_of(request), status=None, outcome=why, seconds=seconds))
+            self._tell_outcome(request, None, why)
         elif request.route.is_stream and self.access_log:
             self.log(Event("stream", **self._who(request), path=request.path[:512], bytes=size,
-                           seconds=seconds, ended=why))
+                           seconds=round(time.monotonic() - request.started, 3), ended=why))
 
     def finished(self, request: Optional[Request], peer: str, response: Response, size: int) -> None:
         chosen = request.route if request and isinstance(request.route, Route) else None
@@ -13584,20 +13501,20 @@ class Reception(App):
             self.audit(request, response.code or "done", response.status, response)
         elif request and request.audited == "waiting":
             request.audited = "told"
-            self.trail(Event("outcome", **self._who(request), did=named, key=self.key_of(request),
-                             status=response.status, outcome=response.code or "done",
-                             **({"left": request.left} if request.left else {}), seconds=round(seconds, 3),
-                             **_named_in(response)))
+            self._tell_outcome(request, response.status, response.code or "done", response)
         if self.access_log:
             later = getattr(self.log, "later", None) or (lambda make, *parts: self.log(make(*parts)))
-            if request is None:
-                later(_access, None, peer, None, method, None, named, response.status, size, seconds)
-            else:
-                later(_access, request.id, request.peer, request.user, method, request.path[:512], named,
-                      response.status, size, seconds)
+            who = (request.id, request.peer, request.user, request.path[:512]) if request else (
+                None, peer, None, None)
+            later(_access, *who, method, named, response.status, size, seconds)
 
 
-def _access(request_id: Optional[str], peer: str, user: Optional[User], method: str, path: Optional[str],
+def _lasting_query(request: Request) -> str:
+    """The query without what only says how long to wait."""
+    return "&".join(pair for pair in request.raw_query.split("&") if not pair.startswith("wait="))
+
+
+def _access(request_id: Optional[str], peer: str, user: Optional[User], path: Optional[str], method: str,
             route: str, status: int, size: int, seconds: float) -> Event:
     """The line that every request leaves."""
     return Event("access", id=request_id, peer=peer, user=user.name if user else None, method=method,
@@ -13634,7 +13551,7 @@ def _named_in(answer: Any) -> Json:
     reached."""
     if not isinstance(answer, Response) or answer.content_type != JSON_TYPE:
         return {}
-    plain = answer.plain if answer.plain is not None else json.loads(answer.body.decode() or "{}")
+    plain = answer.plain if answer.plain is not None else json.loads(answer.body or b"{}")
     found = {name: plain[name] for name in ("instances", "added", "killed", "reached", "state", "dry_run")
              if plain.get(name) is not None}
     found.update((name, plain[name]["id"]) for name in ("operation", "update") if plain.get(name))
@@ -13671,7 +13588,7 @@ class Service(Reception):
         self.operations.ended = self.trail
         self.runner: Any = None
         self.readiness = Readiness()
-        self.waits = Waits(self.limits)
+        self.waits = Waits(self.limits["waits"], 1)
         self.watched = Watched(self.limits)
         self.lookouts = Watched(self.limits)
         self.memory = Memory(self.limits["remembered"])
@@ -13680,19 +13597,8 @@ class Service(Reception):
         self.options: Callable[[], Json] = dict             # those of the command line, by name
         self.expires: Optional[float] = None    # when the certificate does, in Unix time
         self.reloaded = (time.time(), True)     # when last, and whether all could be read
-        self._lock = threading.Lock()       # guards _tiers
-        self._tiers: collections.OrderedDict[Any, Tuple[float, Json]] = collections.OrderedDict()
-        # how much is in use of each limit that is an amount
-        self.amounts: Dict[str, Callable[[], float]] = {
-            "watchers": lambda: self.watched.count, "waits": lambda: self.waits.count,
-            "operations": lambda: self.operations.running,
-            "kept_operations": lambda: len(self.operations.all()),
-            "remembered": lambda: self.memory.size,
-            "idempotency_keys": lambda: self.idempotency.answers.count,
-            "idempotency_bytes": lambda: self.idempotency.answers.size}
+        self._tiers = lru_cache(maxsize=256)(self._ask_tiers)
         self._figures = brief(lambda: self.runner.figures())
-        for limit in ("connections", "threads", "queue", "bodies", "unsent"):
-            self.amounts[limit] = partial(self._figure, limit)
         declare_metrics(self)
         for scheduler in clusters.schedulers():
             scheduler.observe = partial(self._observe_call, scheduler)
@@ -13704,13 +13610,18 @@ class Service(Reception):
         """Seconds since it was made."""
         return int(time.monotonic() - self._began)
 
-    def _figure(self, name: str) -> float:
-        return self._figures()[name] if self.runner else 0
+    def amounts(self) -> Dict[str, float]:
+        """How much is in use of each limit that is an amount, and what else the server tells of itself."""
+        kept = self.idempotency.answers
+        return {**(self._figures() if self.runner else {}), "watchers": self.watched.count,
+                "waits": self.waits.all, "operations": self.operations.running,
+                "kept_operations": len(self.operations.all()), "remembered": self.memory.size,
+                "idempotency_keys": kept.count, "idempotency_bytes": kept.size}
 
     def levels(self) -> Dict[str, Tuple[float, float]]:
         """What is bounded: how much of it is taken, and how much may be."""
-        found = {name: (float(amount()), float(self.limits[name]))
-                 for name, amount in sorted(self.amounts.items())}
+        found = {name: (float(amount), float(self.limits[name]))
+                 for name, amount in sorted(self.amounts().items()) if name in self.limits}
         found["evaluators"] = self.evaluator.busy, self.evaluator.workers
         for each in self.clusters.schedulers():
             found["calls to " + (each.name or "the scheduler")] = each.semaphore.inside, each.semaphore.slots
@@ -13766,7 +13677,8 @@ class Service(Reception):
         etag = None
         for name in chosen.guards:
             with contextlib.suppress(NotFound):
-                found = _routes_by_name(len(ROUTES))[name].handler(call).etag
+                guard = next(each for each in ROUTES if each.name == name)
+                found = guard.handler(call).etag
                 etag = etag or found
                 if etag_matches(wanted, found, weak=False):
                     return
@@ -13816,7 +13728,7 @@ class Service(Reception):
         """The answer to a read that is remembered. The scheduler is asked every time; where it replies to all
         that the last run asked with the bytes that it replied then, the answer is that of the last run, and
         nothing is decoded."""
-        question = (call.request.path, self._lasting_query(call.request), call.auth)
+        question = (call.request.path, _lasting_query(call.request), call.auth)
         kept = self.memory.take(question)
         replay = Replay(self.clusters[call.args["cluster"]], self.memory, call.auth, call.request.id)
         held = kept.size if kept else 0
@@ -13838,13 +13750,6 @@ class Service(Reception):
             self.memory.keep(question, kept)
         return answer
 
-    @staticmethod
-    def _lasting_query(request: Request) -> str:
-        """The query without what only says how long to wait."""
-        query = request.raw_query
-        return "&".join(pair for pair in query.split("&")
-                        if not pair.startswith("wait=")) if "wait=" in query else query
-
     def _block(self, request: Request, call: Call, chosen: Route, answer: Response) -> Later:
         """A read that waits for a change: all that ask for the same wait on one poll."""
         now = time.monotonic()
@@ -13858,9 +13763,8 @@ class Service(Reception):
                 return found if isinstance(found,
                         Response) and found.status < 500 and found.etag != answer.etag else None
             return Later(poll, call.get("wait"), ready, lambda: answer)
-        made: Later = self.watched.watch(self._question(request, self._lasting_query(request)), lambda: Poll(
+        return self.watched.watch(self._question(request), lambda: Poll(
             self.runner, lambda: self.run(call, chosen), self.poll_interval, delayed=True), wait)
-        return made
 
     def stream(self, call: Call, key: Any, make: Callable[[], TaskChanges], job: str = "") -> Stream:
         """The events of a watched thing, after the caller's Last-Event-ID. job: its role/environment/name,
@@ -13875,28 +13779,23 @@ class Service(Reception):
                     (scheduler, auth), lambda: Lookout(self.runner, scheduler, auth, self.poll_interval), use,
                     counted=False))
         last, whole = call.request.headers.get("last-event-id", ""), call.get("snapshot", True)
-        made: Stream = self.watched.watch(
+        return self.watched.watch(
             (*key, auth), events, lambda found: Stream(found, found.since, found.mark(last, whole)))
-        return made
 
-    def tiers(self, scheduler: Scheduler, authorization: Optional[str] = None) -> Json:
-        """The scheduler's tiers as plain JSON, asked for at most every thirty seconds."""
-        asked = (scheduler, authorization)      # by credentials: an answer to one caller is none to another
-        with self._lock:
-            known = self._tiers.get(asked)
-        if known is None or time.monotonic() - known[0] > 30:
-            response = scheduler.call("getTierConfigs", authorization=authorization)
-            plain = response.result.getTierConfigResult.to_plain()
-            # In Aurora's own order of preference: preemptible last among those that match is what its client
-            # picks.
-            order = ("preferred", "preemptible", "revocable")
-            plain["tiers"].sort(key=lambda tier: order.index(tier["name"]) if tier["name"] in order else 3)
-            known = (time.monotonic(), plain)
-            with self._lock:
-                self._tiers[asked] = known
-                if len(self._tiers) > 256:
-                    self._tiers.popitem(last=False)
-        return known[1]
+    def tiers(self, scheduler: Scheduler, authorization: Optional[str]) -> Json:
+        """The scheduler's tiers as plain JSON, asked for twice a minute at the most, and by credentials: an
+        answer to one caller is none to another."""
+        return self._tiers(scheduler, authorization, time.monotonic() // 30)
+
+    @staticmethod
+    def _ask_tiers(scheduler: Scheduler, authorization: Optional[str], half_minute: float) -> Json:
+        response = scheduler.call("getTierConfigs", authorization=authorization)
+        plain = response.result.getTierConfigResult.to_plain()
+        # In Aurora's own order of preference: preemptible last among those that match is what its client
+        # picks.
+        order = ("preferred", "preemptible", "revocable")
+        plain["tiers"].sort(key=lambda tier: order.index(tier["name"]) if tier["name"] in order else 3)
+        return plain
 
     def beat(self) -> None:
         """Every fifteen seconds: let idle evaluators go, what is no longer asked for, and who may no longer
@@ -13913,13 +13812,6 @@ class Service(Reception):
 
     def _observe_wait(self, scheduler: Scheduler, seconds: float) -> None:
         self.metrics.observe("aurora_rest_scheduler_slot_wait_seconds", seconds, scheduler.name or "")
-
-    def clusters_up(self) -> List[Tuple[Dict[str, str], float]]:
-        """Whether each cluster's scheduler answered last; those of which nothing new is known are asked, for
-        the next look."""
-        schedulers = self.clusters.schedulers()
-        self.readiness.look(schedulers)
-        return [({"cluster": each.name or ""}, float(each.up)) for each in schedulers]
 
 
 def _allowed(routes: Iterable[str]) -> str:
@@ -13959,19 +13851,26 @@ def _declare_gauges(service: Service) -> None:
         return lambda: [({"cluster": each.name or ""}, figure(each))
                         for each in service.clusters.schedulers()]
 
+    def up(scheduler: Scheduler) -> float:
+        service.readiness.look([scheduler])     # if nothing new is known it is asked, for the next look
+        return scheduler.up
+
+    def amount(name: str) -> Callable[[], float]:
+        return lambda: service.amounts().get(name, 0)
+
     def by_reason(label: str, counts: Callable[[], Dict[str, int]]) -> Callable[[], Any]:
         return lambda: [({label: each}, count) for each, count in sorted(counts().items())]
     read: List[Tuple[str, str, Callable[[], Any]]] = [
         ("info", "The version.", lambda: [({"version": __version__}, 1)]),
-        ("in_flight_requests", "Requests being handled.", partial(service._figure, "in_flight")),
-        ("queued_requests", "Requests waiting for a thread.", service.amounts["queue"]),
-        ("connections", "Open connections.", service.amounts["connections"]),
-        ("watchers", "Event streams and blocking reads.", service.amounts["watchers"]),
-        ("waits", "Callers that wait for an outcome.", service.amounts["waits"]),
+        ("in_flight_requests", "Requests being handled.", amount("in_flight")),
+        ("queued_requests", "Requests waiting for a thread.", amount("queue")),
+        ("connections", "Open connections.", amount("connections")),
+        ("watchers", "Event streams and blocking reads.", amount("watchers")),
+        ("waits", "Callers that wait for an outcome.", amount("waits")),
         ("log_lines_lost_total", "Log lines that nobody read in time.", lambda: service.lost_lines()),
         ("evaluator_isolation", "Layers that shut configurations in, once one was evaluated.", lambda: [
             ({"layer": each}, float(each in (service.evaluator.isolation or ()))) for each in LAYERS]),
-        ("operations_running", "Operations running.", service.amounts["operations"]),
+        ("operations_running", "Operations running.", amount("operations")),
         ("operations_total", "Operations ended, by kind and outcome.", lambda: [
             (dict(zip(("kind", "outcome"), each.rsplit(" ", 1))), count)
             for each, count in sorted(service.operations.outcomes.items())]),
@@ -13980,9 +13879,9 @@ def _declare_gauges(service: Service) -> None:
         ("evaluator_processes", "Evaluator processes.", lambda: service.evaluator.processes),
         ("scheduler_waiting_calls", "Thrift calls waiting for a slot.",
          by_cluster(lambda each: each.semaphore.waiting)),
-        ("remembered_bytes", "Replies remembered, with their answers.", service.amounts["remembered"]),
+        ("remembered_bytes", "Replies remembered, with their answers.", amount("remembered")),
         ("scheduler_up", "Whether the last call of the cluster's scheduler was answered.",
-         service.clusters_up),
+         by_cluster(up)),
         ("zookeeper_up", "Whether ZooKeeper told when last asked where the cluster's schedulers are.",
          lambda: [
             ({"cluster": each.name or ""}, float(each.leadership.zookeeper.failure is None))

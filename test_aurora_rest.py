@@ -3024,7 +3024,7 @@ class RestartTest(Serving):
         socks = [socket.create_connection(("127.0.0.1", self.server.port)) for _ in range(30)]
         for sock in socks:
             sock.sendall(b"POST %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode())
-        wait_for(lambda: service.waits.count == 30
+        wait_for(lambda: service.waits.all == 30
                  and any(poll.waiters == 30 for poll in list(service.watched._polls.values())))
         polls = [poll for name, poll in service.watched._polls.items() if name[0] == "outcome"
                  and poll.waiters]
@@ -3032,17 +3032,17 @@ class RestartTest(Serving):
                          [(30, operations)])
         for sock in socks[1:]:
             sock.close()
-        wait_for(lambda: service.waits.count == 1)
+        wait_for(lambda: service.waits.all == 1)
         self.good("DELETE", "/alpha/job/%s" % key)
         self.assertEqual(statuses(socks[0].recv(65536)), [200])
         socks[0].close()
-        wait_for(lambda: not service.waits.count and polls[0].ended)
+        wait_for(lambda: not service.waits.all and polls[0].ended)
 
     def test_what_can_refuse_is_asked_before_the_effect(self) -> None:
         key = str(self.create("full", 1))
         path = "/alpha/job/%s" % key
         service = self.server.service
-        with mock.patch.dict(service.limits, {"waits": 0}):
+        with mock.patch.object(service.waits, "most", 0):
             for method, what, body in (("PUT", "/alpha/job/devcluster/www-data/devel/never?wait=1",
                                         source("never")),
                                        ("POST", path + "/instances?count=1&wait=1", None),
@@ -3068,14 +3068,14 @@ class RestartTest(Serving):
         wait_for(lambda: service.operations._slots._value == service.operations.limit)
 
     def test_a_caller_has_a_share_of_the_waits(self) -> None:
-        with mock.patch.dict(self.server.service.limits, {"waits": 8}):
+        with mock.patch.multiple(self.server.service.waits, most=8, share=2):
             places = [self.server.service.waits.take("loud") for _ in range(2)]
             with self.assertRaises(aurora_rest.Overloaded):
                 self.server.service.waits.take("loud")
             places.append(self.server.service.waits.take("calm"))
             for give in places + places:
                 give()
-        self.assertFalse(self.server.service.waits.count)
+        self.assertFalse(self.server.service.waits.all)
 
     def test_callers_at_once_scale_to_what_they_say(self) -> None:
         key = str(self.create("scaled", 2))
@@ -3581,9 +3581,9 @@ class RoutesTest(Serving):
         sock.close()
         wait_for(lambda: not any(c.waiting for c in list(self.server.http.connections)))
         # what comes of it is to be kept
-        self.assertEqual((service.waits.count, len(service.idempotency._under_way)), (1, 1))
+        self.assertEqual((service.waits.all, len(service.idempotency._under_way)), (1, 1))
         self.demo.advance(5)
-        wait_for(lambda: not service.waits.count and not service.idempotency._under_way)
+        wait_for(lambda: not service.waits.all and not service.idempotency._under_way)
         wait_for(lambda: not any("Later.expire" in repr(each[2])
                                  for each in list(self.server.http.loop._timers)))
         self.assertEqual(self.ask("DELETE", path + "?wait=30",
@@ -3593,7 +3593,7 @@ class RoutesTest(Serving):
         path = self.create("bounded")
         service = self.server.service
         answers = service.idempotency.answers
-        with mock.patch.dict(service.limits, {"idempotency_bytes": 5000, "idempotency_keys": 100}):
+        with mock.patch.multiple(answers, room=5000, most=100):
             for number in range(20):
                 self.good("POST", path + "/instances", status=201, Idempotency_Key="b%d" % number)
             self.assertTrue(answers.size <= 5000 and len(answers._kept) < 20)
@@ -3602,7 +3602,7 @@ class RoutesTest(Serving):
                                                             Idempotency_Key="slow"))]
         waiting[0].start()
         wait_for(lambda: service.idempotency._under_way and set(self.states("bounded")) == {"KILLING"})
-        with mock.patch.dict(service.limits, {"idempotency_bytes": 0, "idempotency_keys": 0}):
+        with mock.patch.multiple(answers, room=0, most=0):
             self.bad(400, "PUT", "/alpha/quota/devcluster/x?increase=1", '{"ram_mb": 0.5}',
                      Idempotency_Key="other")
             self.assertEqual(len(service.idempotency._under_way), 1)
@@ -6271,8 +6271,8 @@ class AccessTest(unittest.TestCase):
         token = aurora_rest.hash_token("t")
         day = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 86400))
         today = time.strftime("%Y-%m-%d", time.gmtime())
-        self.assertIsNone(self.tokens("a read * %s until=%s" % (token, day)).find("t"))
-        self.assertEqual(self.tokens("a read * %s until=%s" % (token, today)).find("t").name, "a")
+        self.assertIsNone(self.tokens("a read * %s until=%s" % (token, day)).named(token))
+        self.assertEqual(self.tokens("a read * %s until=%s" % (token, today)).named(token).name, "a")
         for wrong in ("until=2026-13-01", "until=soon", "till=2026-01-01"):
             with self.assertRaisesRegex(ValueError, "line 2"):
                 self.tokens("a read * %s %s" % (token, wrong))
@@ -6437,13 +6437,14 @@ class AccessTest(unittest.TestCase):
         for line in ("x", "a read *", "a nonsense * sha256:" + "0" * 64, "a read * 123"):
             with self.assertRaisesRegex(ValueError, "line 2"):
                 self.tokens(line)
-        tokens = self.tokens("a read * " + aurora_rest.hash_token("t"))
-        self.assertEqual(tokens.find("t").name, "a")
+        token = aurora_rest.hash_token("t")
+        tokens = self.tokens("a read * " + token)
+        self.assertEqual(tokens.named(token).name, "a")
         with open(tokens.path, "w", encoding="utf-8") as stream:
             stream.write("broken")
         with self.assertRaises(ValueError):
             tokens.load()
-        self.assertEqual(tokens.find("t").name, "a")
+        self.assertEqual(tokens.named(token).name, "a")
 
     def test_forwarded_credentials_let_the_scheduler_decide(self) -> None:
         demo = aurora_rest.Demo(speed=0, users={"alice": ("pw", "www-*"), "root": ("pw", "*")})
@@ -9411,21 +9412,20 @@ MUTANTS = [
      "OriginalEndpointsTest RoutesTest"),
     ("an empty filter is none", 'if not all(each.strip() for each in values):', 'if False:', "RoutesTest"),
     ("callers share answers whatever their credentials",
-     'return (request.path, query, headers.get("authorization"), headers.get("host")',
-     'return (request.path, query, headers.get("host")', "AccessTest"),
+     'return (request.path, _lasting_query(request), headers.get("authorization"), headers.get("host")',
+     'return (request.path, _lasting_query(request), headers.get("host")', "AccessTest"),
     ("If-Match is passed over", 'if "if-match" in request.headers and chosen.writes:', 'if False:',
      "OutcomeTest"),
     ("writes are taken while it stops", 'if self.draining and chosen.method in _WRITES:', 'if False:',
      "LimitsTest"),
-    ("a key is settled by the status", 'if call.sent: limits', 'if True:\n                limits',
+    ("a key is settled by the status", 'if call.sent: self.answers', 'if True:\n                self.answers',
      "RoutesTest"),
     ("two different requests with one key are one", 'if first.asked != asked:', 'if False:', "RoutesTest"),
-    ("a wait for an outcome has no share", 'if self.count >= most or self._taken[caller] >= share:',
-     'if self.count >= most:', "RestartTest"),
-    ("what was asked before the caller came is new", 'if poll.asked <= began or answer is None:',
-     'if answer is None:', "RestartTest OutcomeTest"),
+    ("a wait for an outcome has no share", 'if self.add(caller, 1): self', 'if self.add(caller, 1) == "all":\n'
+     '            self', "RestartTest"),
+    ("what was asked before the caller came is new", 'if poll.asked <= began:', 'if poll.answer is None:', "RestartTest OutcomeTest"),
     ("a 401 says nothing of what it wants",
-     'raise Unauthorized("the token is not known here", headers=self.challenge())',
+     'raise Unauthorized("the token is not known here", headers=_CHALLENGE)',
      'raise Unauthorized("the token is not known here")', "AccessTest"),
     ("count_up is passed over", 'elif "count_up" in call.params:', 'elif False:',
      "RoutesTest.test_sla_figures_are_served"),
@@ -9453,7 +9453,7 @@ MUTANTS = [
     ("a job that comes again is forgotten", 'if before.get(whole.message) == hash(reply): return {}',
      'if hash(reply): return {}', "EventsOfManyTest"),
     ("the first address counts", 'for each in reversed(said):', 'for each in said:', "ProxyTest"),
-    ("tokens never end", 'lines = [(time.time() < until, user)', 'lines = [(True, user)', "AccessTest"),
+    ("tokens never end", 'lines = [user if time.time() < until else None', 'lines = [user', "AccessTest"),
     ("any certificate is let in", 'if self.tokens and self.tokens.maps_certificates:', 'if False:',
      "AccessTest"),
     ("an unknown name in the file is passed over", 'if option.name == name: return option', 'return option',
