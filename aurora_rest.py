@@ -13964,15 +13964,18 @@ def _declare_gauges(service: Service) -> None:
 
 # --- handlers: server ---------------------------------------------------------------------------------------
 #
-# Rows of the route table that have much in common: reads whose answer is remembered, changes of a job that
-# there is, and what only an operator of the cluster may.
+# Rows of the route table that have much in common: reads of this server that take no time, reads of a cluster
+# whose answers are remembered, streams of events, changes of a job that there is, and what takes an
+# administrator of the cluster.
 
-_remembered = partial(route, "GET", remembered=True)
+_quick = partial(route, "GET", group="server", quick=True)
+_remembered = partial(route, "GET", group="watch", remembered=True)
+_events = partial(route, "GET", group="watch", gives="text/event-stream")
 _job_change = partial(route, gives="JobWritten", guards=_JOB_GUARDS)
 _operator = partial(route, group="operate", access="admin")
 
 
-@route("GET", "/alpha/version", "server", quick=True, gives="Version", a200="the version")
+@_quick("/alpha/version", gives="Version", a200="the version")
 def get_version(call: Call) -> Any:
     """The version of this service."""
     return _VERSION
@@ -13994,15 +13997,15 @@ def get_server(call: Call) -> Any:
         limits={name: {"used": used, "limit": most} for name, (used, most) in service.levels().items()})
 
 
-@route("GET", "/health", "server", quick=True, gives="Health", a200="alive")
+@_quick("/health", gives="Health", a200="alive")
 def get_health(call: Call) -> Any:
     """Whether this process answers; says nothing about schedulers."""
     return call.success(version=__version__, uptime=call.service.uptime)
 
 
-@route("GET", "/ready", "server", quick=True, gives="Ready",
-       a200="every cluster has a leader that answers, or at least one where there are several",
-       a503="stopping, or no scheduler answers")
+@_quick("/ready", gives="Ready",
+        a200="every cluster has a leader that answers, or at least one where there are several",
+        a503="stopping, or no scheduler answers")
 def get_ready(call: Call) -> Any:
     """Whether this server can do its work: which clusters have a leader that answers. Known within a
     second."""
@@ -14014,7 +14017,8 @@ def get_ready(call: Call) -> Any:
 
     def answer(late: Optional[Json] = None) -> Any:
         """late: what is said of a scheduler that has not answered; without it all have to."""
-        clusters = {each.name or "default": service.readiness.state(each) or late for each in schedulers}
+        clusters: Json = {each.name or "default": service.readiness.state(each) or late
+                          for each in schedulers}
         if not all(clusters.values()):
             return None
         isolation = service.evaluator.isolation
@@ -14026,14 +14030,14 @@ def get_ready(call: Call) -> Any:
         "ready": False, "code": "SCHEDULER_TIMEOUT", "errors": ["no answer within a second"]}))
 
 
-@route("GET", "/metrics", "server", quick=True, gives="text/plain", a200="Prometheus text format")
+@_quick("/metrics", gives="text/plain", a200="Prometheus text format")
 def get_metrics(call: Call) -> Any:
     """Counters, histograms and gauges for Prometheus."""
     return Response(200, body=call.service.metrics.text().encode(),
                     content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-@route("GET", "/openapi.json", "server", quick=True, gives=JSON_TYPE, a200="OpenAPI 3.1")
+@_quick("/openapi.json", gives=JSON_TYPE, a200="OpenAPI 3.1")
 def get_openapi(call: Call) -> Any:
     """This API's description, made from the route table."""
     return _openapi_response(call.request.prefix)
@@ -14050,7 +14054,7 @@ def list_clusters(call: Call) -> Any:
     return call.success(count=len(clusters), clusters=clusters)
 
 
-@_remembered("/alpha/roles/{cluster}", "watch", gives="RoleList", a200="roles with job counts")
+@_remembered("/alpha/roles/{cluster}", gives="RoleList", a200="roles with job counts")
 def list_roles(call: Call) -> Any:
     """The roles of a cluster with their numbers of jobs and cron jobs."""
     summaries = call.read("getRoleSummary").result.roleSummaryResult.summaries or ()
@@ -14059,7 +14063,7 @@ def list_roles(call: Call) -> Any:
     return call.success(count=len(roles), roles=roles)
 
 
-@_remembered("/alpha/tiers/{cluster}", "watch", gives="TierList", a200="tiers")
+@_remembered("/alpha/tiers/{cluster}", gives="TierList", a200="tiers")
 def list_tiers(call: Call) -> Any:
     """The tiers of a cluster and which is the default."""
     result = call.read("getTierConfigs").result.getTierConfigResult
@@ -14197,7 +14201,7 @@ for _path, _named, _params, _does in (
          "List the jobs of a cluster, or those whose role, environment and name match."),
         ("{cluster}/{role}/{environment}", "list_environment_jobs", "name",
          "List the jobs of a role in one environment.")):
-    _remembered("/alpha/jobs/" + _path, "watch", params=_params + _JOB_FILTERS, gives="JobList", name=_named,
+    _remembered("/alpha/jobs/" + _path, params=_params + _JOB_FILTERS, gives="JobList", name=_named,
                 summary=_does, a200="job keys")(_list_jobs)
 
 
@@ -14232,22 +14236,21 @@ def list_all_jobs(call: Call) -> Any:
 @reading
 def _plain_tasks(cluster: str, job: str, tasks: Iterable[Any]) -> List[Json]:
     """Plain tasks as callers see them. job: the key, where they are all of one."""
-    return [_plain_task(cluster, job, task, api.ScheduleStatus.names) for task in tasks]
-
-
-def _plain_task(cluster: str, job: str, task: Any, names: Dict[int, str]) -> Json:
-    assigned = task["assignedTask"]
-    plain = {"id": assigned["taskId"], "job": job or "%s/%s" % (cluster, assigned["task"]["job"]),
-             "instance": assigned.get("instanceId", 0),
-             "state": names.get(task["status"]) or str(task["status"]),
-             "host": assigned.get("slaveHost"), "ports": assigned.get("assignedPorts") or {},
-             "failures": task.get("failureCount", 0), "ancestor": task.get("ancestorId"),
-             "events": [{"time": event["timestamp"],
-                         "state": names.get(event["status"]) or str(event["status"]),
-                         "message": event.get("message")} for event in task.get("taskEvents", ())]}
-    if task.get("reason"):
-        plain["pending"] = task["reason"]
-    return plain
+    found, names = [], api.ScheduleStatus.names
+    for task in tasks:
+        assigned = task["assignedTask"]
+        found.append({
+            "id": assigned["taskId"], "job": job or "%s/%s" % (cluster, assigned["task"]["job"]),
+            "instance": assigned.get("instanceId", 0),
+            "state": names.get(task["status"]) or str(task["status"]),
+            "host": assigned.get("slaveHost"), "ports": assigned.get("assignedPorts") or {},
+            "failures": task.get("failureCount", 0), "ancestor": task.get("ancestorId"),
+            "events": [{"time": event["timestamp"],
+                        "state": names.get(event["status"]) or str(event["status"]),
+                        "message": event.get("message")} for event in task.get("taskEvents", ())]})
+        if task.get("reason"):
+            found[-1]["pending"] = task["reason"]
+    return found
 
 
 def _cron_of(call: Call) -> Optional[Json]:
@@ -14272,7 +14275,7 @@ def _no_job(call: Call) -> Failure:
     return no_such("job", str(key), known)
 
 
-@_remembered("/alpha/job/{key}", "watch", params="logs", gives="JobStatus",
+@_remembered("/alpha/job/{key}", params="logs", gives="JobStatus",
              a200="the job's tasks, statistics, cron schedule and active update")
 def get_job(call: Call) -> Any:
     """Status of a job: its tasks by instance, with host, state and events; statistics; cron; the update in
@@ -14306,7 +14309,7 @@ def get_job(call: Call) -> Any:
         tasks={"active": active, "inactive": ended}, **words)
 
 
-@_remembered("/alpha/job/{key}/tasks", "watch", params="shards instances state host brief limit offset",
+@_remembered("/alpha/job/{key}/tasks", params="shards instances state host brief limit offset",
              gives="TaskList", a200="tasks")
 def list_tasks(call: Call) -> Any:
     """The tasks of a job, filtered by instance, state and host."""
@@ -14321,8 +14324,7 @@ def list_tasks(call: Call) -> Any:
     return _listed(call, "tasks", tasks, total=len(tasks))
 
 
-@_remembered("/alpha/job/{key}/config", "watch", gives="ConfigList",
-             a200="configurations with their instances")
+@_remembered("/alpha/job/{key}/config", gives="ConfigList", a200="configurations with their instances")
 def get_config(call: Call) -> Any:
     """The running configuration, by instances that share it. Its ETag goes into If-Match of a write to the
     job."""
@@ -14334,8 +14336,7 @@ def get_config(call: Call) -> Any:
         for config, numbers in sorted(call.running, key=lambda pair: pair[1])])
 
 
-@_remembered("/alpha/job/{key}/pending", "watch", params="limit offset", gives="PendingList",
-             a200="reasons by task")
+@_remembered("/alpha/job/{key}/pending", params="limit offset", gives="PendingList", a200="reasons by task")
 def list_pending(call: Call) -> Any:
     """Why tasks of the job are pending: which constraint or resource, per task."""
     reasons = pending_reasons(call.scheduler, api.TaskQuery(jobKeys={call.key.thrift}))
@@ -14347,8 +14348,7 @@ def list_pending(call: Call) -> Any:
         for task, reason in sorted(reasons.items())])
 
 
-@route("GET", "/alpha/job/{key}/events", "watch", params="snapshot", gives="text/event-stream",
-       a200="task, instance and update events")
+@_events("/alpha/job/{key}/events", params="snapshot", a200="task, instance and update events")
 def watch_job(call: Call) -> Any:
     """Events of a job as they happen: task, update, instance; resumes at Last-Event-ID."""
     _require_job(call)
@@ -14356,8 +14356,7 @@ def watch_job(call: Call) -> Any:
                                "/".join(call.key[1:]))
 
 
-@route("GET", "/alpha/events/{cluster}/{role}", "watch", params="snapshot", gives="text/event-stream",
-       a200="task, instance and update events")
+@_events("/alpha/events/{cluster}/{role}", params="snapshot", a200="task, instance and update events")
 def watch_role(call: Call) -> Any:
     """Events of all jobs of a role as they happen."""
     cluster, role = call.args["cluster"], call.args.get("role")
@@ -14396,6 +14395,7 @@ def get_up_count(call: Call) -> Any:
 # the last one, and holds no connection to an observer in between.
 
 _FOLLOWED = 50          # instances that are followed at once
+_Opened = Tuple[Optional[Output], int, Optional[int]]   # of `open_output`; no log: it is to be found first
 
 
 def _spot(call: Call) -> Spot:
@@ -14456,14 +14456,11 @@ class Follow(Source):
         if entry.name != "log":
             said = " ".join("%s=%s" % pair for pair in sorted(plain.items()))
             return ("--- %s %s\n" % (entry.name, said)).encode()
-        return _named_lines(data, plain["instance"]) if self.named else data
-
-
-def _named_lines(data: bytes, instance: int) -> bytes:
-    lines = data.splitlines(True)
-    if lines and not lines[-1].endswith(b"\n"):
-        lines[-1] += b"\n"
-    return b"".join(b"%d: %b" % (instance, line) for line in lines)
+        if not self.named:
+            return data
+        if data and not data.endswith(b"\n"):
+            data += b"\n"
+        return b"".join(b"%d: %b" % (plain["instance"], line) for line in data.splitlines(True))
 
 
 def _text(body: bytes, *headers: Tuple[str, str]) -> Response:
@@ -14471,11 +14468,9 @@ def _text(body: bytes, *headers: Tuple[str, str]) -> Response:
                     headers=[("X-Content-Type-Options", "nosniff"), *headers])
 
 
-def _follow(call: Call,
-            wanted: Sequence[Tuple[int, Optional[Output], int, Optional[int], Optional[Position]]],
-            tail: int, named: bool) -> Stream:
-    """A stream of what these instances write: (number, log or None where it is to be found, its size and
-    check, where the caller goes on)."""
+def _follow(call: Call, wanted: Sequence[Tuple[int, _Opened, Optional[Position]]], tail: int,
+            named: bool) -> Stream:
+    """A stream of what these instances write: (number, its log, where the caller goes on)."""
     service, key = call.service, call.key
     stream, fixed, auth = call.get("stream", "stdout"), "task" in call.params, call.auth
     scheduler = service.clusters[key.cluster]
@@ -14483,21 +14478,19 @@ def _follow(call: Call,
     events = not once and "text/event-stream" in call.request.headers.get("accept", "")
     follow = Follow(call.get("grep"), events, named)
 
-    def make(number: int, output: Optional[Output], size: int, check: Optional[int]) -> Feed:
+    def make(number: int, opened: _Opened) -> Feed:
         def find() -> List[Spot]:
             return find_tasks(Session(scheduler, auth), key, [number], service.clock)
-        return Feed(service.runner,
-                    Cursor(service.observer, find, key, number, call.args.get("process"), stream, output,
-                                           size, check, fixed), service.poll_interval)
+        return Feed(service.runner, Cursor(service.observer, find, key, number, call.args.get("process"),
+                                           stream, *opened, fixed), service.poll_interval)
     try:
-        for number, output, size, check, position in wanted:
-            process = output.process if output else call.args.get("process")
+        for number, opened, position in wanted:
+            process = opened[0].process if opened[0] else call.args.get("process")
             watched = ("log", key, number, process, stream, call.get("task"), call.get("run", -1),
                        call.get("source"), auth)
             use = partial(Follower, tail=tail, grep=follow.grep, changed=follow.changed, position=position,
                           once=once)
-            follow.followers.append(service.watched.watch(watched, partial(make, number, output, size, check),
-                                                          use))
+            follow.followers.append(service.watched.watch(watched, partial(make, number, opened), use))
     except AuroraError:
         follow.deserted()
         raise
@@ -14527,14 +14520,15 @@ def get_log(call: Call) -> Any:
     if "length" in call.params and (offset is None or call.get("follow")):
         raise BadRequest("length= goes with offset=, and not with follow=")
     spot = _spot(call)
-    output, size, check = open_output(observer, find_output(
+    opened = open_output(observer, find_output(
         observer, spot, call.args.get("process"), call.get("stream", "stdout"), call.get("run", -1),
         call.get("source") == "agent"))
+    output, size, _ = opened
     if call.get("follow"):
         position = Position.parse(call.request.headers.get("last-event-id", ""))
         if position is None and offset is not None:
             position = Position(spot.id, output.run, offset if offset >= 0 else max(0, size + offset))
-        return _follow(call, [(spot.instance, output, size, check, position)], tail, False)
+        return _follow(call, [(spot.instance, opened, position)], tail, False)
     piece = read_piece(observer, output, tail, offset, call.get("length", _CHUNK), call.get("grep"))
     shown = (("Task", spot.id), ("Run", output.run), ("Offset", piece.offset), ("Next", piece.next),
              ("Size", piece.size),
@@ -14557,7 +14551,7 @@ def get_job_log(call: Call) -> Any:
                          (len(numbers), _FOLLOWED))
     last = Position.parse(call.request.headers.get("last-event-id", ""))
     of = next((spot.instance for spot in spots if last and spot.id == last.task), None)
-    return _follow(call, [(number, None, 0, None, last if number == of else None) for number in numbers],
+    return _follow(call, [(number, (None, 0, None), last if number == of else None) for number in numbers],
                    tail, True)
 
 
@@ -14805,7 +14799,7 @@ def _steer(verb: str, call: Call) -> Any:
     return _awaiting_update(call, 202, key.id, "ROLLED_BACK", **fields)
 
 
-for _verb, _group, _params, _done, _does in (
+for _verb, _tag, _params, _done, _does in (
         ("pause", "change", "message", "paused", "Pause"),
         ("resume", "change", "message", "resumed", "Resume"),
         ("abort", "fix", "message", "aborted", "Abort, leaving instances as they are,"),
@@ -14813,7 +14807,7 @@ for _verb, _group, _params, _done, _does in (
         ("pulse", "change", "", "pulsed", "Send a pulse, for which it waits, to")):
     for _path, _named, _which in (("update", "%s_update", "the update in progress"),
                                   ("updates/{id}", "%s_one_update", "the update of this id")):
-        _job_change("POST", "/alpha/job/{key}/%s/%s" % (_path, _verb), _group, params=_params,
+        _job_change("POST", "/alpha/job/{key}/%s/%s" % (_path, _verb), _tag, params=_params,
                     name=_named % _verb, summary="%s %s." % (_does, _which), a202=_done,
                     **_some(a200="rolled back" if _verb == "rollback" else ""))(partial(_steer, _verb))
 _job_change("DELETE", "/alpha/job/{key}/update", "fix", params="message", name="cancel_job_update",
@@ -14834,11 +14828,10 @@ def _update_id(call: Call) -> str:
     return str((active or found)[0].key.id)
 
 
-@_remembered("/alpha/job/{key}/updates/{id}", "watch", params="detail", gives="UpdateAnswer",
-             name="get_one_update",
+@_remembered("/alpha/job/{key}/updates/{id}", params="detail", gives="UpdateAnswer", name="get_one_update",
              summary="One update and how far it is; detail=1 with configurations and all its events.",
              a200="the update")
-@_remembered("/alpha/job/{key}/update", "watch", params="detail", gives="UpdateAnswer",
+@_remembered("/alpha/job/{key}/update", params="detail", gives="UpdateAnswer",
              a200="the update and how far it is")
 def get_update(call: Call) -> Any:
     """The update in progress, else the latest one, and how far it is; detail=1 with configurations and
@@ -14867,12 +14860,11 @@ for _path, _named, _does in (
         ("job/{key}/updates", "list_updates", "The updates a job has had."),
         ("updates/{cluster}", "list_cluster_updates", "The updates of all jobs of a cluster."),
         ("updates/{cluster}/{role}", "list_role_updates", "The updates of a role's jobs.")):
-    _remembered("/alpha/" + _path, "watch", params="status user limit offset detail", gives="UpdateList",
-                name=_named, summary=_does, a200="updates")(_list_updates)
+    _remembered("/alpha/" + _path, params="status user limit offset detail", gives="UpdateList", name=_named,
+                summary=_does, a200="updates")(_list_updates)
 
 
-@route("GET", "/alpha/job/{key}/updates/{id}/events", "watch", gives="text/event-stream",
-       a200="update and instance events")
+@_events("/alpha/job/{key}/updates/{id}/events", a200="update and instance events")
 def watch_update(call: Call) -> Any:
     """Events of one update from its beginning, and as they happen."""
     key, update_id = call.key, call.args["id"]
@@ -15052,7 +15044,7 @@ def _template(call: Call) -> Any:
         "/".join((call.key.cluster, each.key.role, each.key.environment, each.key.name)) for each in jobs])
 
 
-@_remembered("/alpha/cron/{key}", "watch", gives="CronAnswer", a200="the cron job")
+@_remembered("/alpha/cron/{key}", gives="CronAnswer", a200="the cron job")
 def get_cron(call: Call) -> Any:
     """A cron job: its schedule, next run and configuration."""
     template = _template(call)
@@ -15079,11 +15071,11 @@ def start_cron(call: Call) -> Any:
     return _awaiting(call, 202, None, known, template.instanceCount or 1)
 
 
-@_remembered("/alpha/cron/{cluster}", "watch", params="role environment name limit offset", gives="CronList",
+@_remembered("/alpha/cron/{cluster}", params="role environment name limit offset", gives="CronList",
              name="list_cluster_cron",
              summary="The cron jobs of a cluster with their schedules and next runs.", a200="cron jobs")
-@_remembered("/alpha/cron/{cluster}/{role}", "watch", params="environment name limit offset",
-             gives="CronList", a200="cron jobs")
+@_remembered("/alpha/cron/{cluster}/{role}", params="environment name limit offset", gives="CronList",
+             a200="cron jobs")
 def list_cron(call: Call) -> Any:
     """The cron jobs of a role with their schedules and next runs."""
     fits = _key_filter(call)
@@ -15105,7 +15097,8 @@ def _amounts(aggregate: Any) -> Dict[str, float]:
     return made
 
 
-@_remembered("/alpha/quota/{cluster}/{role}", "operate", gives="QuotaAnswer", a200="quota and consumption")
+@_remembered("/alpha/quota/{cluster}/{role}", group="operate", gives="QuotaAnswer",
+             a200="quota and consumption")
 def get_quota(call: Call) -> Any:
     """A role's quota, and what its production and other jobs consume."""
     result = call.read("getQuota", call.args["role"]).result.getQuotaResult
@@ -15123,26 +15116,22 @@ def set_quota(call: Call) -> Any:
     of them."""
     given = call.json_body()
     if not isinstance(given, dict) or set(given) - set(_QUOTA_FIELDS) or not all(
-            isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1 << 62
-            for v in given.values()):
+            type(each) in (int, float) and abs(each) < 1 << 62 for each in given.values()):
         raise BadRequest("the body has to be an object of numbers: %s" % ", ".join(_QUOTA_FIELDS))
-    with locked("quota", call.args["cluster"], call.args["role"]):
-        return _set_quota(call, given)
-
-
-def _set_quota(call: Call, given: Json) -> Response:
-    if call.get("increase"):
-        now = _amounts(call.read("getQuota", call.args["role"]).result.getQuotaResult.quota)
-        given = {name: now[name] + given.get(name, 0) for name in _QUOTA_FIELDS}
-    if any(given.get(name, 0) != int(given.get(name, 0)) for name in ("ram_mb", "disk_mb")):
-        raise BadRequest("ram_mb and disk_mb are whole numbers")
-    missing = sorted(set(_QUOTA_FIELDS) - set(given))
-    if missing:
-        raise BadRequest("%s missing; increase=1 adds to the quota there is" % ", ".join(missing))
-    call.write("setQuota", call.args["role"], api.ResourceAggregate(resources={
-        api.Resource(numCpus=float(given["cpu"])), api.Resource(ramMb=int(given["ram_mb"])),
-        api.Resource(diskMb=int(given["disk_mb"]))}))
-    return call.success(quota=given)
+    role = call.args["role"]
+    with locked("quota", call.args["cluster"], role):
+        if call.get("increase"):
+            now = _amounts(call.read("getQuota", role).result.getQuotaResult.quota)
+            given = {name: now[name] + given.get(name, 0) for name in _QUOTA_FIELDS}
+        if not all(float(given.get(name, 0)).is_integer() for name in ("ram_mb", "disk_mb")):
+            raise BadRequest("ram_mb and disk_mb are whole numbers")
+        missing = sorted(set(_QUOTA_FIELDS) - set(given))
+        if missing:
+            raise BadRequest("%s missing; increase=1 adds to the quota there is" % ", ".join(missing))
+        call.write("setQuota", role, api.ResourceAggregate(resources={
+            api.Resource(numCpus=float(given["cpu"])), api.Resource(ramMb=int(given["ram_mb"])),
+            api.Resource(diskMb=int(given["disk_mb"]))}))
+        return call.success(quota=given)
 
 
 def _modes(call: Call, hosts: Sequence[str]) -> Dict[str, str]:
@@ -15168,7 +15157,8 @@ def _host_list(statuses: Any) -> List[Json]:
             for each in sorted(statuses or (), key=lambda each: each.host)]
 
 
-@_remembered("/alpha/maintenance/{cluster}/{hosts}", "operate", gives="HostList", a200="maintenance modes")
+@_remembered("/alpha/maintenance/{cluster}/{hosts}", group="operate", gives="HostList",
+             a200="maintenance modes")
 def get_maintenance(call: Call) -> Any:
     """The maintenance mode of hosts."""
     return _listed(call, "hosts", [{"host": host, "mode": mode}
@@ -15313,7 +15303,7 @@ def _task_limit(call: Call) -> int:
     return limit
 
 
-@_remembered("/alpha/tasks/{cluster}", "operate", params=_QUERY_PARAMS, gives="TaskList", a200="tasks")
+@_remembered("/alpha/tasks/{cluster}", group="operate", params=_QUERY_PARAMS, gives="TaskList", a200="tasks")
 def query_cluster_tasks(call: Call) -> Any:
     """Tasks of a cluster by role, environment, name, instance, state and host (aurora_admin query): a
     thousand, or limit= of them; `next` is the offset of what follows."""
@@ -15372,8 +15362,9 @@ for _verb, _path, _named, _method, _status, _done, _does in (
          "Replace the scheduler's state by the staged backup; the scheduler restarts."),
         ("DELETE", "recovery/{cluster}", "unload_recovery", "unloadRecovery", 200, "unloaded",
          "Forget the staged backup.")):
+    _answers: Any = {"a%d" % _status: _done}
     _operator(_verb, "/alpha/" + _path, name=_named, summary=_does,
-              **{"a%d" % _status: _done})(partial(_call_plainly, _method, _status))
+              **_answers)(partial(_call_plainly, _method, _status))
 
 
 @_operator("GET", "/alpha/recovery/{cluster}/tasks", params=_QUERY_PARAMS, gives="TaskList", a200="tasks",
@@ -15496,8 +15487,7 @@ def cancel_operation(call: Call) -> Any:
     return call.success(202, key=operation.key, operation=operation.to_plain())
 
 
-@route("GET", "/alpha/operations/{id}/events", "watch", gives="text/event-stream",
-       a200="step and state events")
+@_events("/alpha/operations/{id}/events", a200="step and state events")
 def watch_operation(call: Call) -> Any:
     """Events of an operation as they happen."""
     operation = call.service.operations[call.args["id"]]
@@ -15523,7 +15513,7 @@ def watch_operation(call: Call) -> Any:
 # --- handlers: what the page asks ---------------------------------------------------------------------------
 
 
-@route("GET", "/alpha/me", "server", quick=True, gives="Me", a200="who asks")
+@_quick("/alpha/me", gives="Me", a200="who asks")
 def get_me(call: Call) -> Any:
     """Who the caller is to this server, and what he may do."""
     user = call.user
@@ -15531,7 +15521,7 @@ def get_me(call: Call) -> Any:
                         by="scheduler" if call.auth is not None else user.by)
 
 
-@_remembered("/alpha/pending/{cluster}", "watch", params="role limit offset", gives="WaitingList",
+@_remembered("/alpha/pending/{cluster}", params="role limit offset", gives="WaitingList",
              a200="tasks that wait, the one that has waited longest first")
 def list_waiting(call: Call) -> Any:
     """The tasks of a cluster that wait for a host, and why."""
@@ -15568,9 +15558,9 @@ def list_hosts(call: Call) -> Any:
         dict({"host": host, "tasks": counts[host]}, **_some(mode=modes.get(host))) for host in shown])
 
 
-route("GET", "/alpha/events/{cluster}", "watch", params="snapshot", gives="text/event-stream",
-      name="watch_cluster", summary="Events of all jobs of a cluster as they happen.",
-      a200="task, instance and update events")(watch_role)
+_events("/alpha/events/{cluster}", params="snapshot", name="watch_cluster",
+        summary="Events of all jobs of a cluster as they happen.",
+        a200="task, instance and update events")(watch_role)
 
 
 class Version(NamedTuple):
@@ -15587,12 +15577,12 @@ class Version(NamedTuple):
 
 def _config_id(config: Any) -> str:
     """A short hash of what a configuration means: equal for what `same_meaning` takes for the same."""
-    data: Any = config.executorConfig.data if config.executorConfig else None
+    executor = config.executorConfig or api.ExecutorConfig()
+    data: Any = executor.data
     with contextlib.suppress(TypeError, ValueError):
         data = load_json(data)
-    name = config.executorConfig.name if config.executorConfig else None
     plain = _significant(config.replace(executorConfig=None, owner=None, taskLinks=None).to_plain())
-    return hashlib.sha256(json.dumps([plain, name, data], sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([plain, executor.name, data], sort_keys=True).encode()).hexdigest()[:12]
 
 
 _ENDED_READ = 200       # ended tasks that are looked at for configurations: each comes with its own
@@ -15603,7 +15593,8 @@ _ROLLBACK_SETTINGS = api.JobUpdateSettings(
 
 
 def _versions(call: Call) -> Dict[str, Version]:
-    """The configurations that the scheduler still knows of a job, by id, the one begun last first."""
+    """The configurations that the scheduler still knows of a job, by id, the one begun last first. Raises
+    NotFound where there is no such job."""
     found: Dict[str, Version] = {}
 
     def note(version: Version) -> None:
@@ -15629,16 +15620,16 @@ def _versions(call: Call) -> Dict[str, Version]:
         version = found.get(_config_id(task.assignedTask.task))
         if version is None or version.update is None:       # an update tells who; a task only when
             note(Version(task.assignedTask.task, 1, first))
+    if not found:
+        _require_job(call)
     return dict(sorted(found.items(), key=lambda pair: pair[1].when or 0, reverse=True))
 
 
-@_remembered("/alpha/job/{key}/history", "watch", params="limit offset", gives="History",
+@_remembered("/alpha/job/{key}/history", params="limit offset", gives="History",
              a200="configurations, the one begun last first")
 def list_history(call: Call) -> Any:
     """The configurations that the scheduler still knows of a job, from updates and tasks: for rollback."""
     versions = _versions(call)
-    if not versions:
-        _require_job(call)
     running: Dict[str, List[int]] = {}
     for config, numbers in call.running:
         running.setdefault(_config_id(config), []).extend(numbers)
@@ -15657,18 +15648,16 @@ def rollback_job(call: Call) -> Any:
     if "version" not in call.params:
         raise BadRequest("rollback needs to=ID; GET /alpha/job/%s/history lists them" % (call.key,))
     versions = _versions(call)
-    if not versions:
-        _require_job(call)
     version = versions.get(call.get("version"))
     if version is None:
         raise no_such("configuration", call.get("version"), versions)
     if not version.config.isService and _cron_of(call) is not None:
         raise Unprocessable("%s is a cron job; replace it with PUT /alpha/cron/%s" % (call.key, call.key))
-    if call.running and {_config_id(config) for config, _ in call.running} == {call.get("version")}:
+    if {_config_id(config) for config, _ in call.running} == {call.get("version")}:
         said = "all instances have this configuration already"
         return call.job_success(200, unchanged=True, messages=[said])
-    known = [each.settings for each in (version, *versions.values()) if each.settings]
-    settings = known[0] if known else _ROLLBACK_SETTINGS
+    settings = next((each.settings for each in (version, *versions.values()) if each.settings),
+                    _ROLLBACK_SETTINGS)
     count = sum(len(numbers) for _, numbers in call.running) or version.instances
     configuration = api.JobConfiguration(key=call.key.thrift, owner=version.config.owner,
                                          taskConfig=version.config, instanceCount=count)
@@ -15693,13 +15682,12 @@ def _request_body(body: str) -> Json:
     if body != "config":
         return {"required": body == "quota", "content": {JSON_TYPE: {"schema": _BODIES[body]}}}
     source = {"schema": {"type": "string", "description": "an .aurora file"}, "example": _EXAMPLE}
+    binary = {"type": "string", "format": "binary"}
     files = {"type": "object", "required": ["file"], "properties": {"file": {
-        "type": "array", "items": {"type": "string", "format": "binary"},
-        "description": "the first is the root"}}}
+        "type": "array", "items": binary, "description": "the first is the root"}}}
     return {"required": True, "content": {
-        "text/plain": source, "application/octet-stream": {"schema": {
-            "type": "string", "format": "binary", "description": "the same"}},
-        TAR_TYPES[0]: {"schema": {"type": "string", "format": "binary", "description": "a folder"}},
+        "text/plain": source, "application/octet-stream": {"schema": dict(binary, description="the same")},
+        TAR_TYPES[0]: {"schema": dict(binary, description="a folder")},
         JSON_TYPE: {"schema": {"type": "object", "additionalProperties": True,
                                "description": "a JSON job, as aurora --read-json takes"}},
         "multipart/form-data": {"schema": files}}}
@@ -15707,23 +15695,22 @@ def _request_body(body: str) -> Json:
 
 def _parameters(each: Route, path: str) -> List[Json]:
     found: List[Json] = []
+
+    def put(name: str, where: str, required: bool, text: str, schema: Json, example: Any = None) -> None:
+        found.append(dict({"name": name, "in": where, "required": required, "description": text,
+                           "schema": schema}, **_some(example=example)))
     for name in re.findall(r"\{(\w+)\}", path):
         schema: Json = {"type": "string", "pattern": "^%s$" % _SEGMENTS.get(name, IDENTIFIER.pattern).replace(
             r"\w", "A-Za-z0-9_"), "maxLength": 4096 if name == "hosts" else MAX_IDENTIFIER}
         if name == "method":
             schema = {"type": "string", "enum": list(api.method_names)}
         text, example = _PATH_PARAMS[name]
-        found.append(dict({"name": name, "in": "path", "required": True, "description": text,
-                           "schema": schema},
-                          **_some(example=example)))
+        put(name, "path", True, text, schema, example)
     for name, row in each.params.items():
-        param = PARAMS[row]
-        many = param.kind.join is not None
-        shown: Json = {"name": name, "in": "query", "required": param.required, "description": param.help,
-                       "schema": {"type": "array", "items": param.kind.schema} if many else param.kind.schema}
-        if param.example is not None:
-            shown["example"] = [param.example] if many else param.example
-        found.append(shown)
+        kind, text, example, required = PARAMS[row]
+        many = kind.join is not None
+        put(name, "query", required, text, {"type": "array", "items": kind.schema} if many else kind.schema,
+            [example] if many and example else example)
     for name, text, there in (
             ("If-None-Match", "an ETag: 304 where it is still that", each.method == "GET"
              and not each.is_stream),
@@ -15732,9 +15719,9 @@ def _parameters(each: Route, path: str) -> List[Json]:
             ("Idempotency-Key", "a write with it is done once", each.writes),
             ("If-Match", "an ETag that the thing must still have, else 412", bool(each.guards))):
         if there:
-            found.append({"name": name, "in": "header", "required": False, "description": text, "schema": {
+            put(name, "header", False, text, {
                 "type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[\x21-\x7e]+$"}
-                if name == "Idempotency-Key" else {"type": "string", "minLength": 1}})
+                if name == "Idempotency-Key" else {"type": "string", "minLength": 1})
     return found
 
 
