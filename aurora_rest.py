@@ -14287,7 +14287,7 @@ def get_job(call: Call) -> Any:
     # a service is no cron job: only others cost a look at the role's templates
     cron = None if service else _cron_of(call)
     updates = _updates_in_progress(call)
-    if not found and cron is None and not updates:
+    if not (found or cron or updates):
         raise _no_job(call)
     counts = collections.Counter([task["status"] for task in found])
     waiting = sum(counts[each] for each in (states.INIT, *_NOT_PLACED))
@@ -14824,8 +14824,8 @@ def _update_id(call: Call) -> str:
     if not found:
         _require_job(call)
         raise NotFound("job %s has had no update" % (call.key,))
-    active = [each for each in found if each.state.status in api.ACTIVE_JOB_UPDATE_STATES]
-    return str((active or found)[0].key.id)
+    chosen = next((each for each in found if each.state.status in api.ACTIVE_JOB_UPDATE_STATES), found[0])
+    return str(chosen.key.id)
 
 
 @_remembered("/alpha/job/{key}/updates/{id}", params="detail", gives="UpdateAnswer", name="get_one_update",
@@ -15003,10 +15003,9 @@ def scale_job(call: Call) -> Any:
             tasks, killed), added=[], killed=killed)
     if added == []:
         return call.job_success(200, unchanged=True, added=[], killed=[])
-    unsaid = ["message= was not sent: the scheduler takes none where instances are added"] if call.get(
-        "message") else []
-    return _awaiting(call, 202, added or None, known, len(added or ()) or 1, added=added, killed=[],
-                     **_some(warnings=unsaid))
+    return _awaiting(call, 202, added or None, known, len(added or ()) or 1, added=added, killed=[], **_some(
+        warnings=call.get("message") and [
+            "message= was not sent: the scheduler takes none where instances are added"]))
 
 
 # --- handlers: cron -----------------------------------------------------------------------------------------
@@ -15202,7 +15201,7 @@ def drain(call: Call) -> Any:
         if not all(each["safe"] for each in probed):
             raise Conflict(
                 "draining these hosts would take jobs below their SLA; force=1 drains nevertheless",
-                           code="SLA_UNSAFE", hosts=probed)
+                code="SLA_UNSAFE", hosts=probed)
     return _draining(call, call.write("drainHosts", api.Hosts(hostNames=set(hosts))), 300.0)
 
 
@@ -15268,13 +15267,13 @@ _EXACT_PARAMS = ("role:exact_role environment:exact_environment name:exact_name 
                  "instances state:%s force")
 
 
-def _task_query(call: Call, exact: bool = True) -> Any:
-    """The TaskQuery of the parameters. exact: where tasks are deleted, which takes no patterns; else what is
+def _task_query(call: Call) -> Any:
+    """The TaskQuery of the parameters. Where tasks are deleted these are exact, and no patterns; else what is
     a glob is left to `_task_list`."""
-    given = {name: call.get("exact_" + name if exact else name) for name in _NAMED}
+    given = {name: call.get("exact_" + name) or call.get(name) for name in _NAMED}
     for name, text in given.items():
         if _is_pattern(text):
-            if exact:
+            if "exact_" + name in call.params:
                 raise BadRequest("%s: a pattern is not possible here, where tasks are deleted; name them" %
                                  "".join(text)[:80])
             given[name] = None
@@ -15307,7 +15306,7 @@ def _task_limit(call: Call) -> int:
 def query_cluster_tasks(call: Call) -> Any:
     """Tasks of a cluster by role, environment, name, instance, state and host (aurora_admin query): a
     thousand, or limit= of them; `next` is the offset of what follows."""
-    limit, query = _task_limit(call), _task_query(call, exact=False)
+    limit, query = _task_limit(call), _task_query(call)
     globs = any(_is_pattern(call.get(name)) for name in _NAMED)
     if not globs:
         query = query.replace(limit=limit + 1, offset=call.get("offset", 0))
@@ -15373,8 +15372,7 @@ def query_recovery(call: Call) -> Any:
     """The tasks of the staged backup: a thousand, or limit= of them; `next` is the offset of what follows."""
     limit = _task_limit(call)
     with _recovering():
-        response = call.read("queryRecovery", _task_query(call, exact=False),
-                             projection=projection("recovery tasks"))
+        response = call.read("queryRecovery", _task_query(call), projection=projection("recovery tasks"))
     return _task_list(call, response.get("result", {}).get("queryRecoveryResult", {}).get("tasks", []), limit)
 
 
@@ -15408,6 +15406,7 @@ def force_state(call: Call) -> Any:
     """Force a task into a state; the scheduler ignores what is no legal transition."""
     if "to_state" not in call.params:
         raise BadRequest("which state? to_state=LOST for instance")
+
     def look() -> Any:
         found = call.read("getTasksWithoutConfigs", api.TaskQuery(taskIds={call.args["task"]}))
         return found.result.scheduleStatusResult.tasks
@@ -15651,11 +15650,11 @@ def rollback_job(call: Call) -> Any:
     version = versions.get(call.get("version"))
     if version is None:
         raise no_such("configuration", call.get("version"), versions)
-    if not version.config.isService and _cron_of(call) is not None:
+    if not version.config.isService and _cron_of(call):
         raise Unprocessable("%s is a cron job; replace it with PUT /alpha/cron/%s" % (call.key, call.key))
     if {_config_id(config) for config, _ in call.running} == {call.get("version")}:
-        said = "all instances have this configuration already"
-        return call.job_success(200, unchanged=True, messages=[said])
+        return call.job_success(200, unchanged=True,
+                                messages=["all instances have this configuration already"])
     settings = next((each.settings for each in (version, *versions.values()) if each.settings),
                     _ROLLBACK_SETTINGS)
     count = sum(len(numbers) for _, numbers in call.running) or version.instances
