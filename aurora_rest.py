@@ -14360,7 +14360,7 @@ def watch_job(call: Call) -> Any:
 def watch_role(call: Call) -> Any:
     """Events of all jobs of a role as they happen."""
     cluster, role = call.args["cluster"], call.args.get("role")
-    return call.service.stream(call, ("jobs", cluster, role), lambda: TaskChanges(
+    return call.service.stream(call, ("role", cluster, role), lambda: TaskChanges(
         call.scheduler, cluster, lambda: api.TaskQuery(role=role), lambda: api.JobUpdateQuery(role=role)))
 
 
@@ -14590,17 +14590,16 @@ def get_file(call: Call) -> Any:
         raise BadRequest("path= says which file; files?path= lists a directory")
     spot = _spot(call)
     size = observer.read(spot, path, 0, 1, agent)[2]
-    given = call.request.headers.get("range", "")
-    asked = _range(given, size) if "if-range" not in call.request.headers else None
+    given = call.request.headers
+    asked = _range(given.get("range", ""), size) if "if-range" not in given else None
     first, end = asked or (0, size)
     if asked and first >= end:
         raise RangeNotSatisfiable("%s has %d bytes" % (path, size),
                                   headers=[("Content-Range", "bytes */%d" % size)])
-    name = path.rpartition("/")[2]
     headers = [("Content-Length", str(end - first)), ("Accept-Ranges", "bytes"),
-               ("Cache-Control", "no-store"),
-               ("X-Content-Type-Options", "nosniff"), ("X-Log-Task", spot.id),
-               ("Content-Disposition", "attachment; filename*=UTF-8''" + urllib.parse.quote(name, ""))]
+               ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"), ("X-Log-Task", spot.id),
+               ("Content-Disposition",
+                "attachment; filename*=UTF-8''" + urllib.parse.quote(path.rpartition("/")[2], ""))]
     if asked:
         headers.append(("Content-Range", "bytes %d-%d/%d" % (first, end - 1, size)))
 
@@ -14793,10 +14792,9 @@ def _steer(verb: str, call: Call) -> Any:
     """Pause, resume, abort, roll back or pulse an update."""
     key = _chosen_update(call).key
     response = call.write(verb + "JobUpdate", key, *([] if verb == "pulse" else [call.message]))
-    fields: Json = {}
-    if verb == "pulse":
-        fields["pulse"] = api.JobUpdatePulseStatus.name_of(response.result.pulseJobUpdateResult.status)
-    return _awaiting_update(call, 202, key.id, "ROLLED_BACK", **fields)
+    return _awaiting_update(call, 202, key.id, "ROLLED_BACK", **_some(
+        pulse=verb == "pulse" and api.JobUpdatePulseStatus.name_of(
+            response.result.pulseJobUpdateResult.status)))
 
 
 for _verb, _tag, _params, _done, _does in (
