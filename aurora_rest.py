@@ -9385,9 +9385,9 @@ def up_count(ups: Sequence[int], seconds: float) -> float:
 
 @reading
 def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage: float, seconds: float,
-                min_instances: int, now: float, together: bool = True) -> List[Json]:
+                min_instances: int, now: float) -> List[Json]:
     """For every job on `hosts`, or on any host, whether it keeps `percentage` of its instances up for
-    `seconds` when they go, all together or each alone; only production jobs of at least `min_instances`
+    `seconds` when they go, these together or else each alone; only production jobs of at least `min_instances`
     count, as in aurora_admin. For each host: jobs, each with its figures."""
     def ask(**query: Any) -> List[Any]:
         response = scheduler.call("getTasksWithoutConfigs",
@@ -9410,7 +9410,7 @@ def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage
         by_job.setdefault(task["assignedTask"]["task"]["job"], []).append(task)
     found = []
     for host in on_host:
-        leaving = set(hosts or ()) if together and hosts is not None else {host}
+        leaving = {host} if hosts is None else set(hosts)
         judged = []
         for key in sorted(on_host[host]):
             everything = uptimes(by_job.get(key, ()), now)
@@ -15486,16 +15486,15 @@ def list_waiting(call: Call) -> Any:
     return _listed(call, "pending", found, total=len(found))
 
 
-@route("GET", "/alpha/hosts/{cluster}", "watch", remembered=True, params="host limit offset",
-       gives="HostList", a200="hosts by name")
+@_remembered("/alpha/hosts/{cluster}", params="host limit offset", gives="HostList",
+             a200="hosts by name")
 def list_hosts(call: Call) -> Any:
     """The hosts of a cluster as far as the scheduler tells of them: those with tasks, with resources that are
     offered or in maintenance, and those that host= names in full."""
     states = api.ScheduleStatus
     query = api.TaskQuery(statuses=set(api.LIVE_STATES) | {states.ASSIGNED, states.STARTING})
-    response = call.read("getTasksWithoutConfigs", query, projection=projection("hosts"))
-    tasks = response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", ())
-    counts = collections.Counter(task["assignedTask"].get("slaveHost") for task in tasks)
+    counts = collections.Counter(task["assignedTask"].get("slaveHost")
+                                 for task in _find_tasks(call, query, "hosts"))
     offered: Dict[str, Json] = {}
     idle: Set[str] = set()
     warnings = []
@@ -15504,10 +15503,10 @@ def list_hosts(call: Call) -> Any:
         idle = kept_hosts(call.read("/maintenance"))
     except AuroraError as error:
         warnings.append("hosts without tasks may lack here, and what is known of offers: %s" % error)
-    wanted = call.get("host") or ["*"]
-    globs = [glob(each) for each in wanted]
-    seen = {host for host in {*counts, *offered, *idle} if host and any(fits(host) for fits in globs)}
-    modes = _modes(call, [each for each in wanted if each not in seen and not re.search(r"[*?\[]", each)])
+    on_host = _host_filter(call)
+    seen = {host for host in {*counts, *offered, *idle} if host and on_host(host)}
+    modes = _modes(call, [each for each in call.get("host", ()) if each not in seen
+                          and not _is_pattern(each)])
     names = sorted(seen | set(modes))
     shown, headers = call.page(names)
     modes.update(_modes(call, [host for host in shown if host in seen]))
