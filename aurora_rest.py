@@ -5397,8 +5397,7 @@ class _Dict(Dict[Any, Any], metaclass=_Kind):       # type: ignore[misc]
         self._table = None
 
     def update(self, *given: Any, **named: Any) -> None:
-        # the last keyword is the first on the stack from which Python 2's own functions take them
-        for each in given + ((_Dict(reversed(named.items())),) if named else ()):
+        for each in given + ((_Dict(named.items()),) if named else ()):
             if isinstance(each, dict):
                 table = self._known()
                 table.reserve(len(each))
@@ -5733,8 +5732,10 @@ def _modulo(left: Any, right: Any) -> Any:
         if kind in "sr":
             value = _repr(value) if kind == "r" else _Unicode(value) if marked else _str(value)
             marked = marked or isinstance(value, _Unicode)
+        elif kind in "oxX" and isinstance(value, float):
+            value = int(value)
         elif kind == "o" and "#" in flags and isinstance(value, int):
-            value, kind, flags = _oct(value), "s", flags.replace("#", "")
+            value, kind, flags = _oct(value).rstrip("L"), "s", flags.replace("#", "")
         parts.append(("%" + flags + (width or "") + (precision or "") + kind.replace("r", "s")) % (value,))
     rest = str.__getitem__(left, slice(place, None))
     if "%" in rest:
@@ -5890,12 +5891,16 @@ def _round(number: Any, places: int = 0) -> float:
                                                       decimal.ROUND_HALF_UP))
 
 
+def _long_mark(number: int) -> str:
+    return "" if -_MOST - 1 <= number <= _MOST else "L"
+
+
 def _oct(number: int) -> str:
-    return oct(number).replace("0o", "0") if number else "0"
+    return "0" if number == 0 else oct(number).replace("0o", "0") + _long_mark(number)
 
 
 def _hex(number: int) -> str:
-    return hex(number) + ("" if -_MOST - 1 <= number <= _MOST else "L")
+    return hex(number) + _long_mark(number)
 
 
 def _divide(left: Any, right: Any) -> Any:
@@ -6729,12 +6734,13 @@ class _Older(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        name = node.func.id if isinstance(node.func, ast.Name) else ""
-        if name == "dict":      # the last is put in first
+        name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+        if name in ("dict", "defaultdict", "update"):
+            # what is written in C takes keywords from the stack: the last is put in first
             node.keywords.sort(key=lambda each: each.arg is not None)
             stars = sum(each.arg is None for each in node.keywords)
             node.keywords[stars:] = reversed(node.keywords[stars:])
-        elif name in ("vars", "locals"):
+        elif name in ("vars", "locals") and isinstance(node.func, ast.Name):
             return self.call("__vars__", self.call("__locals__"), *node.args)
         return node
 
@@ -9387,8 +9393,8 @@ def up_count(ups: Sequence[int], seconds: float) -> float:
 def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage: float, seconds: float,
                 min_instances: int, now: float) -> List[Json]:
     """For every job on `hosts`, or on any host, whether it keeps `percentage` of its instances up for
-    `seconds` when they go, these together or else each alone; only production jobs of at least `min_instances`
-    count, as in aurora_admin. For each host: jobs, each with its figures."""
+    `seconds` when they go, these together or else each alone; only production jobs of at least
+    `min_instances` count, as in aurora_admin. For each host: jobs, each with its figures."""
     def ask(**query: Any) -> List[Any]:
         response = scheduler.call("getTasksWithoutConfigs",
                                   api.TaskQuery(statuses=set(api.LIVE_STATES), **query),

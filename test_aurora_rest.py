@@ -2266,6 +2266,34 @@ class Python2Test(Serving):
              "run(async=True) + (nonlocal,)", "(True, 1, 3)"),
             ("X = {'print': 1}['print']\ndef f(x, *, y=2): return x + y", "f'{X}' + str(f(1))", "13")))
 
+    def test_exec_reads_and_writes_the_locals_it_is_given(self) -> None:
+        self.table((
+            ("d = {}\nexec 'b = a * 2' in {'a': 4}, d", "d", "{'b': 8}"),
+            ("d = {'a': 1}\nexec 'b = a + c' in {'a': 4, 'c': 2}, d", "sorted(d.items())",
+             "[('a', 1), ('b', 3)]")))
+
+    def test_keywords_come_into_a_dict_as_they_lie_on_the_stack(self) -> None:
+        # these three fall upon one place of the table: the first that comes takes it
+        self.table((
+            ("", "dict(a2=1, b=2).keys()", "['b', 'a2']"), ("", "dict(b=2, a2=1).keys()", "['a2', 'b']"),
+            ("X = {}\nX.update(a2=1, b=2)", "X", "{'b': 2, 'a2': 1}"),
+            ("X = {}\nX.update(a2=1, b=2, **{'z': 0})", "X", "{'z': 0, 'b': 2, 'a2': 1}"),
+            ("from collections import defaultdict\nX = defaultdict(int, a2=1, b=2)", "X.keys()", "['b', 'a2']"),
+            ("X = {}\nX['a2'] = 1\nX['b'] = 2", "X", "{'a2': 1, 'b': 2}")))
+
+    def test_numbers_as_text_in_other_bases(self) -> None:
+        self.table((
+            ("from functools import partial", "partial(int, base=2)('101')", "5"),
+            ("", "int(x='7') + long('12', base=8)", "17"),
+            ("", "(oct(8), oct(0), oct(2**65), '%#o' % 2**65)",
+             "('010', '0', '04000000000000000000000L', '04000000000000000000000')"),
+            ("", "'%x %X %o' % (2.5, 255.9, 8.0)", "2 FF 10"),
+            ("try: X = oct(None)\nexcept TypeError: X = 'no'", "X", "no")))
+
+    def test_jobs_may_come_from_a_generator(self) -> None:
+        text = source().replace("jobs = [", "jobs = (each for each in [").rstrip().rstrip("]") + "])"
+        self.assertEqual(load(text).configuration.instanceCount, load(source()).configuration.instanceCount)
+
     def test_print(self) -> None:
         text = ("import sys, StringIO\nprint 'a', 1\nprint 'b',\nprint 'c'\nprint\nprint ('x'), 'y'\nprint "
                 "('%s') % 1; print -1\nif 1: print [1][0]\nelse: print 2\nprint >>sys.stderr, 'e', 0.1 + "
