@@ -2278,7 +2278,9 @@ class Python2Test(Serving):
             ("", "dict(a2=1, b=2).keys()", "['b', 'a2']"), ("", "dict(b=2, a2=1).keys()", "['a2', 'b']"),
             ("X = {}\nX.update(a2=1, b=2)", "X", "{'b': 2, 'a2': 1}"),
             ("X = {}\nX.update(a2=1, b=2, **{'z': 0})", "X", "{'z': 0, 'b': 2, 'a2': 1}"),
-            ("from collections import defaultdict\nX = defaultdict(int, a2=1, b=2)", "X.keys()", "['b', 'a2']"),
+            ("from collections import defaultdict as d\nX = d(int, b=2, a2=1)", "X.keys()", "['b', 'a2']"),
+            ("from collections import defaultdict\nX = defaultdict(int, a2=1, b=2)", "X.keys()",
+             "['b', 'a2']"),
             ("X = {}\nX['a2'] = 1\nX['b'] = 2", "X", "{'a2': 1, 'b': 2}")))
 
     def test_numbers_as_text_in_other_bases(self) -> None:
