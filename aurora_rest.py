@@ -4929,7 +4929,7 @@ def _declare(names: Json) -> None:
         names[struct_name] = type(Struct)(struct_name, (Struct,), fields)
 
 
-def _unit_helpers(names: Json) -> Tuple[Any, Callable[..., Any], Callable[..., List[Any]]]:
+def _unit_helpers(names: Json) -> Any:
     """Units of apache/thermos/config/schema_helpers.py: what it accepts and returns is the same."""
     from pystachio import Empty
     Resources = names["Resources"]
@@ -4937,9 +4937,12 @@ def _unit_helpers(names: Json) -> Tuple[Any, Callable[..., Any], Callable[..., L
     def amount(value: Any) -> Any:
         return 0 if value is Empty else value.get()
 
-    def fold_resources(how: Callable[..., Any], *resources: Any) -> Any:
-        given = [Resources() if each is Empty else each for each in resources]
-        return Resources(**{unit: how([amount(getattr(each, unit)()) for each in given] + [0])
+    def fold(how: Callable[..., Any], values: Iterable[Any]) -> Any:
+        return how([amount(each) for each in values] + [0])
+
+    def fold_resources(how: Callable[..., Any], resources: Iterable[Any]) -> Any:
+        given = [Units.optional_resources(each) for each in resources]
+        return Resources(**{unit: fold(how, (getattr(each, unit)() for each in given))
                             for unit in ("cpu", "ram", "disk", "gpu")})
 
     def merged(tasks: Sequence[Any], field: str) -> List[Any]:
@@ -4949,17 +4952,16 @@ def _unit_helpers(names: Json) -> Tuple[Any, Callable[..., Any], Callable[..., L
         """Sums and maxima of resources and waits; merges of processes and constraints."""
         safe_get = staticmethod(amount)
         optional_resources = staticmethod(lambda resources: Resources() if resources is Empty else resources)
-        resources_sum = staticmethod(lambda *resources: fold_resources(_sum, *resources))
-        resources_max = staticmethod(lambda resources: fold_resources(max, *resources))
-        finalization_wait_sum = staticmethod(lambda waits: sum(amount(each) for each in waits))
-        finalization_wait_max = staticmethod(lambda waits: max([0] + [amount(each) for each in waits]))
+        resources_sum = staticmethod(lambda *resources: fold_resources(_sum, resources))
+        resources_max = staticmethod(partial(fold_resources, max))
+        finalization_wait_sum = staticmethod(partial(fold, _sum))
+        finalization_wait_max = staticmethod(partial(fold, max))
         processes_merge = staticmethod(lambda tasks: merged(tasks, "processes"))
         constraints_merge = staticmethod(lambda tasks: merged(tasks, "constraints"))
-    return Units, fold_resources, merged
+    return Units
 
 
-def _task_helpers(names: Json, Units: Any, fold_resources: Callable[..., Any],
-                  merged: Callable[..., List[Any]]) -> Json:
+def _task_helpers(names: Json, Units: Any) -> Json:
     """The helpers of the same file for processes and tasks."""
     from pystachio import Empty
     from pystachio import List as ListOf
@@ -4975,32 +4977,30 @@ def _task_helpers(names: Json, Units: Any, fold_resources: Callable[..., Any],
             return [Constraint(order=[each.name() if isinstance(each, Process) else each
                                       for each in processes])]
 
+    def joined(tasks: Sequence[Any], resources: Callable[..., Any], wait: Callable[..., Any],
+               order: List[Any], fields: Json) -> Any:
+        if not tasks:
+            return Task()
+        return tasks[-1](processes=Units.processes_merge(tasks))(
+            resources=resources(*[task.resources() for task in tasks]),
+            constraints=Units.constraints_merge(tasks) + order,
+            finalization_wait=wait(task.finalization_wait() for task in tasks), **fields)
+
     class Tasks:
         """Tasks made of tasks."""
         SIMPLE_CPU, SIMPLE_RAM, SIMPLE_DISK = 1.0, names["GB"], names["GB"]
 
         @staticmethod
         def combine(*tasks: Any, **fields: Any) -> Any:
-            if not tasks:
-                return Task()
-            return tasks[-1](processes=merged(tasks, "processes"))(
-                resources=fold_resources(_sum, *[task.resources() for task in tasks]),
-                constraints=merged(tasks, "constraints"),
-                finalization_wait=Units.finalization_wait_max(task.finalization_wait() for task in tasks),
-                **fields)
+            return joined(tasks, Units.resources_sum, Units.finalization_wait_max, [], fields)
 
         @staticmethod
         def concat(*tasks: Any, **fields: Any) -> Any:
-            if not tasks:
-                return Task()
-            constraints = merged(tasks, "constraints")
-            for before, after in zip(tasks, tasks[1:]):
-                constraints += [one for first in before.processes() for second in after.processes()
-                                if first != second for one in Processes.order(first, second)]
-            return tasks[-1](processes=merged(tasks, "processes"))(
-                resources=fold_resources(max, *[task.resources() for task in tasks]), constraints=constraints,
-                finalization_wait=Units.finalization_wait_sum(task.finalization_wait() for task in tasks),
-                **fields)
+            order = [one for before, after in zip(tasks, tasks[1:])
+                     for first in before.processes() for second in after.processes()
+                     if first != second for one in Processes.order(first, second)]
+            return joined(tasks, lambda *each: Units.resources_max(each), Units.finalization_wait_sum, order,
+                          fields)
 
         @staticmethod
         def simple(name: Any, command: Any) -> Any:
@@ -5019,12 +5019,9 @@ def _task_helpers(names: Json, Units: Any, fold_resources: Callable[..., Any],
             around = given.in_scope(*task.scopes()).scopes()
             return task(constraints=Processes.order(*[each.in_scope(*around) for each in given._values]))
 
-    def SimpleTask(name: Any, command: Any) -> Any:
-        return Tasks.simple(name, command)
-
     def SequentialTask(*arguments: Any, **fields: Any) -> Any:
         return Tasks.sequential(Task(*arguments, **fields))
-    return {"Units": Units, "Processes": Processes, "Tasks": Tasks, "SimpleTask": SimpleTask,
+    return {"Units": Units, "Processes": Processes, "Tasks": Tasks, "SimpleTask": Tasks.simple,
             "SequentialTask": SequentialTask,
             "order": Processes.order, "combine_tasks": Tasks.combine, "concat_tasks": Tasks.concat}
 
@@ -5065,10 +5062,9 @@ def _schema() -> Json:
     units = dict(zip(("BYTES", "KB", "MB", "GB", "TB"), (1024 ** power for power in range(5))))
     names.update(units, AURORA_EXECUTOR_NAME=EXECUTOR_NAME)
     _declare(names)
-    names.update(_task_helpers(names, *_unit_helpers(names)))
-    names.update(units, Options=_Options, java_options=_Options.java, python_options=_Options.python,
-                 AURORA_EXECUTOR_NAME=EXECUTOR_NAME)
-    names.pop("__builtins__", None)
+    names.update(_task_helpers(names, _unit_helpers(names)), Options=_Options, java_options=_Options.java,
+                 python_options=_Options.python)
+    del names["__builtins__"]       # which eval() leaves there
     return names
 
 
