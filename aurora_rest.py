@@ -4705,78 +4705,35 @@ UPDATE_ID_METADATA = "org.apache.aurora.client.update_id"
 # Names, types and defaults are those of py/config/schema/base.py and apache/thermos/config/schema_base.py.
 
 
-@lru_cache(maxsize=1)
-def _stachio() -> Any:
-    """What of pystachio's the quickening changes and asks for."""
-    import types
-
-    from pystachio import Empty, base, basic, composite, container, naming, typing
-    return types.SimpleNamespace(
-        Empty=Empty, Environment=base.Environment, Simple=basic.SimpleObject, Struct=composite.Structural,
-        List=container.ListContainer, Map=container.MapContainer, Namable=naming.Namable, Ref=naming.Ref,
-        frozendict=naming.frozendict, TypeCheck=typing.TypeCheck)
-
-
 def _lazy_scopes() -> Callable[[Any], Any]:
     """A struct's `scopes` that are built only when something wants to see them."""
-    given = _stachio()
-    Empty, Environment, Namable, Ref = given.Empty, given.Environment, given.Namable, given.Ref
+    from pystachio import Empty, Environment, Ref
+    from pystachio.naming import Namable
 
-    class Fields(Environment):  # type: ignore[misc,valid-type]
-        """A struct's own fields as a scope."""
-        __slots__ = ("fields",)
+    class Names(Environment):   # type: ignore[misc]
+        """Values, and other scopes, by name."""
+        __slots__ = ("names",)
 
-        def __init__(self, fields: Any) -> None:
-            self.fields = fields
-
-        @property
-        def _table(self) -> Dict[Any, Any]:
-            return {Ref.from_address(name): value for name, value in self.fields.items()
-                    if value is not Empty}
-
-        def find(self, ref: Any) -> Any:
-            first = ref.components()[0]
-            value = self.fields.get(first.value, Empty) if isinstance(first, Ref.Dereference) else Empty
-            if value is Empty:
-                raise Namable.NotFound(self, ref)
-            if len(ref.components()) == 1:
-                return value
-            if not isinstance(value, Namable):
-                raise Namable.NotFound(self, ref)
-            return found_in(value, ref.rest(), self, ref)
-
-    class Under(Environment):  # type: ignore[misc,valid-type]
-        """Another scope under a name."""
-        __slots__ = ("name", "scope")
-
-        def __init__(self, name: str, scope: Any) -> None:
-            self.name = name
-            self.scope = scope
+        def __init__(self, names: Mapping[str, Any]) -> None:
+            self.names = names
 
         @property
         def _table(self) -> Dict[Any, Any]:
-            return Environment({self.name: self.scope})._table
+            return Environment({name: each for name, each in self.names.items() if each is not Empty})._table
 
         def find(self, ref: Any) -> Any:
-            first = ref.components()[0]
-            if first.value != self.name or not isinstance(first, Ref.Dereference):
+            first, *rest = ref.components()
+            value = self.names.get(first.value, Empty) if isinstance(first, Ref.Dereference) else Empty
+            if rest and isinstance(value, Namable):
+                return value.find(ref.rest())
+            if rest or value is Empty or isinstance(value, Environment):
                 raise Namable.NotFound(self, ref)
-            if len(ref.components()) > 1:
-                return found_in(self.scope, ref.rest(), self, ref)
-            if isinstance(self.scope, Environment):
-                raise Namable.NotFound(self, ref)
-            return self.scope
-
-    def found_in(scope: Any, rest: Any, asked: Any, ref: Any) -> Any:
-        try:
-            return scope.find(rest)
-        except Namable.Error:
-            raise Namable.NotFound(asked, ref) from None
+            return value
 
     def scopes(self: Any) -> Any:
-        fields = Fields(self._schema_data)
-        return (Under("self", fields), fields) + self._scopes + tuple(Under("super", scope)
-                for scope in self._scopes)
+        fields = Names(self._schema_data)
+        return (Names({"self": fields}), fields, *self._scopes,
+                *(Names({"super": scope}) for scope in self._scopes))
     return scopes
 
 
@@ -4785,7 +4742,7 @@ def _copier(attribute: str) -> Callable[[Any], Any]:
     def dup(self: Any) -> Any:
         made = object.__new__(type(self))
         value = getattr(self, attribute)
-        setattr(made, attribute, _stachio().frozendict(value) if attribute == "_schema_data" else value)
+        setattr(made, attribute, type(value)(value))
         made._scopes = ()
         return made
     return dup
@@ -4798,28 +4755,16 @@ def _literal(self: Any) -> bool:
 def _closed(value: Any) -> bool:
     """Whether nothing in a value is left to interpolate, and all is of the right types: found out once for
     each."""
-    given = _stachio()
-    if isinstance(value, given.Simple):
+    parts = getattr(type(value), "_parts", None)
+    if parts is None:
         try:
             return _literal(value) and type(value.coerce(value._value)) is type(value._value)
-        except ValueError:
+        except (AttributeError, ValueError):    # of a Choice; of a value of another type
             return False
-    known = value.__dict__.get("_closed")
-    if known is None:       # a copy does not have it, and finds out anew from its parts
-        parts: Iterable[Any] = ()
-        known = True
-        if isinstance(value, given.Struct):
-            parts = value._schema_data.values()
-        elif isinstance(value, given.List):
-            parts = value._values
-        elif isinstance(value, given.Map):
-            parts = itertools.chain.from_iterable(value._map)
-        else:
-            known = False
+    if "_closed" not in value.__dict__:     # a copy does not have it, and finds out anew from its parts
         # What has scopes of its own loses them in interpolation.
-        known = value._closed = known and all(each is given.Empty or _closed(each) and (
-            isinstance(each, given.Simple) or not each._scopes) for each in parts)
-    return bool(known)
+        value._closed = all(_closed(each) and not each._scopes for each in parts(value))
+    return bool(value._closed)
 
 
 def _bare(value: Any) -> Any:
@@ -4827,54 +4772,23 @@ def _bare(value: Any) -> Any:
 
 
 def _quicken_structs() -> None:
-    given = _stachio()
-    Empty, Structural = given.Empty, given.Struct
+    from pystachio import Empty
+    from pystachio.composite import Structural
 
     def interpolate_struct(self: Any) -> Any:
-        if _closed(self):
-            return _bare(self), []
         unbound: Set[Any] = set()
-        data, around = {}, self.scopes()
+        made, around = self.dup(), self.scopes()
         for name, value in self._schema_data.items():
-            if value is not Empty and _closed(value):
-                value = _bare(value)
-            elif value is not Empty:
-                found, left = value.in_scope(*around).interpolate()
+            if value is not Empty:
+                found, left = (value if _closed(value) else value.in_scope(*around)).interpolate()
                 unbound.update(left)
                 # A Choice comes back as what was chosen, and is wrapped again; all else is of the type it
                 # was.
-                value = found if type(found) is type(value) else self._process_schema_attribute(name, found)
-            data[name] = value
-        made = object.__new__(type(self))
-        made._schema_data, made._scopes = given.frozendict(data), ()
+                made._schema_data[name] = found if type(found) is type(value) else (
+                    self._process_schema_attribute(name, found))
         return made, list(unbound)
-
-    def interpolate_key(self: Any, name: str) -> Any:
-        value = self._schema_data[name]
-        return _bare(value) if value is not Empty and _closed(value) else keyed(self, name)
-
-    def check_struct(self: Any) -> Any:
-        if not _closed(self):
-            return checked(self)
-        if "_checked" not in self.__dict__:
-            self._checked = checked(self)
-        return self._checked
-
-    def checked(self: Any) -> Any:
-        around = self.scopes()
-        for name, signature in self.TYPEMAP.items():
-            value = self._schema_data[name]
-            if value is not Empty:
-                found = (value if _closed(value) else value.in_scope(*around)).check()
-                if not found.ok():
-                    return given.TypeCheck.failure("%s[%s] failed: %s" %
-                                                   (type(self).__name__, name, found.message()))
-            elif signature.required:
-                return given.TypeCheck.failure("%s[%s] is required." % (type(self).__name__, name))
-        return given.TypeCheck.success()
-    keyed = Structural.interpolate_key
-    Structural.interpolate_key, Structural.check = interpolate_key, check_struct
     Structural.scopes, Structural.interpolate = _lazy_scopes(), interpolate_struct
+    Structural._parts = lambda self: [each for each in self._schema_data.values() if each is not Empty]
 
 
 def _quicken_pystachio() -> None:
@@ -4888,8 +4802,10 @@ def _quicken_pystachio() -> None:
     which is to say that nothing in it is left to interpolate: that it is so, and whether it is of the right
     types, is found out once for each object; no scope changes it.
     """
-    given = _stachio()
-    scoped, interpolated = given.Simple.in_scope, given.Simple.interpolate
+    from pystachio.basic import SimpleObject
+    from pystachio.composite import Structural
+    from pystachio.container import ListContainer, MapContainer
+    scoped, interpolated = SimpleObject.in_scope, SimpleObject.interpolate
 
     def in_scope(self: Any, *arguments: Any, **named: Any) -> Any:
         return self if _literal(self) else scoped(self, *arguments, **named)
@@ -4906,11 +4822,12 @@ def _quicken_pystachio() -> None:
 
     def interpolator(original: Any) -> Any:
         return lambda self: (_bare(self), []) if _closed(self) else original(self)
-    given.Simple.in_scope, given.Simple.interpolate = in_scope, interpolate
-    for container in (given.List, given.Map):
-        container.interpolate = interpolator(container.interpolate)
-    given.Struct.dup, given.List.dup, given.Map.dup = map(_copier, ("_schema_data", "_values", "_map"))
+    SimpleObject.in_scope, SimpleObject.interpolate = in_scope, interpolate
     _quicken_structs()
+    ListContainer._parts = lambda self: self._values
+    MapContainer._parts = lambda self: itertools.chain.from_iterable(self._map)
+    for kind, attribute in ((Structural, "_schema_data"), (ListContainer, "_values"), (MapContainer, "_map")):
+        kind.dup, kind.interpolate = _copier(attribute), interpolator(kind.interpolate)
 
 
 SCHEMA = """
@@ -5012,7 +4929,7 @@ def _declare(names: Json) -> None:
         names[struct_name] = type(Struct)(struct_name, (Struct,), fields)
 
 
-def _unit_helpers(names: Json) -> Tuple[Any, Callable[..., Any], Callable[..., List[Any]]]:
+def _unit_helpers(names: Json) -> Any:
     """Units of apache/thermos/config/schema_helpers.py: what it accepts and returns is the same."""
     from pystachio import Empty
     Resources = names["Resources"]
@@ -5020,9 +4937,12 @@ def _unit_helpers(names: Json) -> Tuple[Any, Callable[..., Any], Callable[..., L
     def amount(value: Any) -> Any:
         return 0 if value is Empty else value.get()
 
-    def fold_resources(how: Callable[..., Any], *resources: Any) -> Any:
-        given = [Resources() if each is Empty else each for each in resources]
-        return Resources(**{unit: how([amount(getattr(each, unit)()) for each in given] + [0])
+    def fold(how: Callable[..., Any], values: Iterable[Any]) -> Any:
+        return how([amount(each) for each in values] + [0])
+
+    def fold_resources(how: Callable[..., Any], resources: Iterable[Any]) -> Any:
+        given = [Units.optional_resources(each) for each in resources]
+        return Resources(**{unit: fold(how, (getattr(each, unit)() for each in given))
                             for unit in ("cpu", "ram", "disk", "gpu")})
 
     def merged(tasks: Sequence[Any], field: str) -> List[Any]:
@@ -5032,17 +4952,16 @@ def _unit_helpers(names: Json) -> Tuple[Any, Callable[..., Any], Callable[..., L
         """Sums and maxima of resources and waits; merges of processes and constraints."""
         safe_get = staticmethod(amount)
         optional_resources = staticmethod(lambda resources: Resources() if resources is Empty else resources)
-        resources_sum = staticmethod(lambda *resources: fold_resources(_sum, *resources))
-        resources_max = staticmethod(lambda resources: fold_resources(max, *resources))
-        finalization_wait_sum = staticmethod(lambda waits: sum(amount(each) for each in waits))
-        finalization_wait_max = staticmethod(lambda waits: max([0] + [amount(each) for each in waits]))
+        resources_sum = staticmethod(lambda *resources: fold_resources(_sum, resources))
+        resources_max = staticmethod(partial(fold_resources, max))
+        finalization_wait_sum = staticmethod(partial(fold, _sum))
+        finalization_wait_max = staticmethod(partial(fold, max))
         processes_merge = staticmethod(lambda tasks: merged(tasks, "processes"))
         constraints_merge = staticmethod(lambda tasks: merged(tasks, "constraints"))
-    return Units, fold_resources, merged
+    return Units
 
 
-def _task_helpers(names: Json, Units: Any, fold_resources: Callable[..., Any],
-                  merged: Callable[..., List[Any]]) -> Json:
+def _task_helpers(names: Json, Units: Any) -> Json:
     """The helpers of the same file for processes and tasks."""
     from pystachio import Empty
     from pystachio import List as ListOf
@@ -5058,32 +4977,30 @@ def _task_helpers(names: Json, Units: Any, fold_resources: Callable[..., Any],
             return [Constraint(order=[each.name() if isinstance(each, Process) else each
                                       for each in processes])]
 
+    def joined(tasks: Sequence[Any], resources: Callable[..., Any], wait: Callable[..., Any],
+               order: List[Any], fields: Json) -> Any:
+        if not tasks:
+            return Task()
+        return tasks[-1](processes=Units.processes_merge(tasks))(
+            resources=resources(*[task.resources() for task in tasks]),
+            constraints=Units.constraints_merge(tasks) + order,
+            finalization_wait=wait(task.finalization_wait() for task in tasks), **fields)
+
     class Tasks:
         """Tasks made of tasks."""
         SIMPLE_CPU, SIMPLE_RAM, SIMPLE_DISK = 1.0, names["GB"], names["GB"]
 
         @staticmethod
         def combine(*tasks: Any, **fields: Any) -> Any:
-            if not tasks:
-                return Task()
-            return tasks[-1](processes=merged(tasks, "processes"))(
-                resources=fold_resources(_sum, *[task.resources() for task in tasks]),
-                constraints=merged(tasks, "constraints"),
-                finalization_wait=Units.finalization_wait_max(task.finalization_wait() for task in tasks),
-                **fields)
+            return joined(tasks, Units.resources_sum, Units.finalization_wait_max, [], fields)
 
         @staticmethod
         def concat(*tasks: Any, **fields: Any) -> Any:
-            if not tasks:
-                return Task()
-            constraints = merged(tasks, "constraints")
-            for before, after in zip(tasks, tasks[1:]):
-                constraints += [one for first in before.processes() for second in after.processes()
-                                if first != second for one in Processes.order(first, second)]
-            return tasks[-1](processes=merged(tasks, "processes"))(
-                resources=fold_resources(max, *[task.resources() for task in tasks]), constraints=constraints,
-                finalization_wait=Units.finalization_wait_sum(task.finalization_wait() for task in tasks),
-                **fields)
+            order = [one for before, after in zip(tasks, tasks[1:])
+                     for first in before.processes() for second in after.processes()
+                     if first != second for one in Processes.order(first, second)]
+            return joined(tasks, lambda *each: Units.resources_max(each), Units.finalization_wait_sum, order,
+                          fields)
 
         @staticmethod
         def simple(name: Any, command: Any) -> Any:
@@ -5102,12 +5019,9 @@ def _task_helpers(names: Json, Units: Any, fold_resources: Callable[..., Any],
             around = given.in_scope(*task.scopes()).scopes()
             return task(constraints=Processes.order(*[each.in_scope(*around) for each in given._values]))
 
-    def SimpleTask(name: Any, command: Any) -> Any:
-        return Tasks.simple(name, command)
-
     def SequentialTask(*arguments: Any, **fields: Any) -> Any:
         return Tasks.sequential(Task(*arguments, **fields))
-    return {"Units": Units, "Processes": Processes, "Tasks": Tasks, "SimpleTask": SimpleTask,
+    return {"Units": Units, "Processes": Processes, "Tasks": Tasks, "SimpleTask": Tasks.simple,
             "SequentialTask": SequentialTask,
             "order": Processes.order, "combine_tasks": Tasks.combine, "concat_tasks": Tasks.concat}
 
@@ -5148,10 +5062,9 @@ def _schema() -> Json:
     units = dict(zip(("BYTES", "KB", "MB", "GB", "TB"), (1024 ** power for power in range(5))))
     names.update(units, AURORA_EXECUTOR_NAME=EXECUTOR_NAME)
     _declare(names)
-    names.update(_task_helpers(names, *_unit_helpers(names)))
-    names.update(units, Options=_Options, java_options=_Options.java, python_options=_Options.python,
-                 AURORA_EXECUTOR_NAME=EXECUTOR_NAME)
-    names.pop("__builtins__", None)
+    names.update(_task_helpers(names, _unit_helpers(names)), Options=_Options, java_options=_Options.java,
+                 python_options=_Options.python)
+    del names["__builtins__"]       # which eval() leaves there
     return names
 
 
@@ -7343,7 +7256,7 @@ class ConfigProblem(Exception):
 
 # The functions that go into a struct's fields, and where they have the name of the one that they are at.
 _AT_FIELD = {"_update_schema_data": "attr", "_process_schema_attribute": "attr", "interpolate_struct": "name",
-             "interpolate_key": "name"}
+             "interpolate_key": "attribute"}
 
 
 def _failing(error: BaseException) -> List[Tuple[Any, str]]:
