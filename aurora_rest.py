@@ -8950,11 +8950,16 @@ def reading(work: _Work) -> _Work:
     return made
 
 
+def found_in(response: Any, result: str, field: str) -> Any:
+    """The items that a projected Response has in a field of its result; none where it lacks that."""
+    return response.get("result", {}).get(result, {}).get(field, [])
+
+
 @reading
 def list_jobs(scheduler: Scheduler, role: Optional[str] = None) -> List[str]:
     """The keys role/environment/name of a role's jobs, or of all, sorted."""
     response = scheduler.call("getJobs", role, projection=projection("job keys"))
-    return sorted(response.get("result", {}).get("getJobsResult", {}).get("configs", ()))
+    return sorted(found_in(response, "getJobsResult", "configs"))
 
 
 @reading
@@ -8962,8 +8967,13 @@ def list_summaries(scheduler: Scheduler, role: Optional[str] = None, fields: str
     """The plain summaries of a role's jobs, or of all, sorted by key: job (key as text), stats,
     nextCronRunMs."""
     response = scheduler.call("getJobSummary", role, projection=projection(fields))
-    found = response.get("result", {}).get("jobSummaryResult", {}).get("summaries", ())
-    return sorted(found, key=lambda each: each["job"]["key"])
+    return sorted(found_in(response, "jobSummaryResult", "summaries"), key=lambda each: each["job"]["key"])
+
+
+def read_tasks(scheduler: Any, query: Any, fields: str) -> Any:
+    """The plain tasks that an api.TaskQuery finds. fields: a projection's name."""
+    response = scheduler.call("getTasksWithoutConfigs", query, projection=projection(fields))
+    return found_in(response, "scheduleStatusResult", "tasks")
 
 
 @reading
@@ -8974,17 +8984,16 @@ def query_tasks(scheduler: Scheduler, key: Key, instances: Sequence[int] = (),
     name; reasons: with the scheduler's `reason` why, in each that waits for a host."""
     query = api.TaskQuery(jobKeys={key.thrift}, instanceIds=set(instances) or None,
                           statuses=set(statuses) if statuses else None)
-    response = scheduler.call("getTasksWithoutConfigs", query, projection=projection(fields))
-    tasks = response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", [])
+    tasks = read_tasks(scheduler, query, fields)
     numbers = {task["assignedTask"].setdefault("instanceId", 0) for task in tasks}
     if reasons and api.ScheduleStatus.PENDING in {task["status"] for task in tasks}:
         known = pending_reasons(scheduler, api.TaskQuery(jobKeys={key.thrift}))
         for task in tasks:
             task["reason"] = known.get(task["assignedTask"]["taskId"])
     if len(numbers) == len(tasks):      # each has one task, whatever its age
-        return sorted(tasks, key=lambda t: t["assignedTask"]["instanceId"])
-    return sorted(tasks, key=lambda t: (t["assignedTask"]["instanceId"], _first_event(t),
-                                        t["assignedTask"]["taskId"]))
+        return sorted(tasks, key=instance_of)
+    return sorted(tasks, key=lambda task: (instance_of(task), min(times_of(task), default=0),
+                                           task["assignedTask"]["taskId"]))
 
 
 def pending_reasons(scheduler: Scheduler, query: Any) -> Dict[str, str]:
@@ -8993,8 +9002,9 @@ def pending_reasons(scheduler: Scheduler, query: Any) -> Dict[str, str]:
     return {each.taskId: each.reason or "" for each in found}
 
 
-def _first_event(task: Any) -> int:
-    return min((event["timestamp"] for event in task.get("taskEvents", ())), default=0)
+def times_of(task: Any) -> List[int]:
+    """When the events of a plain task were."""
+    return [event["timestamp"] for event in task.get("taskEvents", ())]
 
 
 def is_active(task: Any) -> bool:
@@ -9002,9 +9012,19 @@ def is_active(task: Any) -> bool:
     return task["status"] in api.ACTIVE_STATES
 
 
+def instance_of(task: Any) -> Any:
+    """The instance number of a plain task."""
+    return task["assignedTask"]["instanceId"]
+
+
 def instances_of(tasks: Iterable[Any]) -> List[int]:
     """The sorted instance numbers of plain tasks."""
-    return sorted({task["assignedTask"]["instanceId"] for task in tasks})
+    return sorted(set(map(instance_of, tasks)))
+
+
+def by_instance(tasks: Iterable[Any]) -> Dict[int, Any]:
+    """Plain tasks, sorted by age, by their instance: of each the youngest."""
+    return {instance_of(task): task for task in tasks}
 
 
 def last_words(task: Any) -> Json:
@@ -9019,9 +9039,9 @@ def last_words(task: Any) -> Json:
 def active_instances(scheduler: Scheduler, key: Key, instances: Sequence[int] = ()) -> Dict[int, Any]:
     """The active plain tasks of a job by instance, without those that are being killed. Raises NotFound where
     there is none at all, and where one of `instances` is not active."""
-    tasks = {task["assignedTask"]["instanceId"]: task
-             for task in query_tasks(scheduler, key, instances, api.ACTIVE_STATES, "task states")
-             if task["status"] != api.ScheduleStatus.KILLING}
+    tasks = by_instance(task for task in query_tasks(scheduler, key, instances, api.ACTIVE_STATES,
+                                                     "task states")
+                        if task["status"] != api.ScheduleStatus.KILLING)
     missing = [each for each in instances if each not in tasks]
     if missing:
         raise NotFound("job %s has no active instance %s" % (key, ", ".join(map(str, missing))))
@@ -9232,9 +9252,9 @@ def look_at_update(scheduler: Scheduler, key: Key, update_id: str) -> UpdateLook
         failed = {event.instanceId for event in details.instanceEvents or () if event.action in actions}
         if failed and status != api.JobUpdateStatus.ROLLED_FORWARD:
             tasks = query_tasks(scheduler, key, sorted(failed), api.TERMINAL_STATES)
-            latest = {task["assignedTask"]["instanceId"]: task for task in tasks
-                      if task["status"] in (api.ScheduleStatus.FAILED, api.ScheduleStatus.LOST)}
-            return UpdateLook(details, (), [last_words(latest[number]) for number in sorted(latest)])
+            latest = by_instance(task for task in tasks if task["status"] in (api.ScheduleStatus.FAILED,
+                                                                              api.ScheduleStatus.LOST))
+            return UpdateLook(details, (), list(map(last_words, latest.values())))
     return UpdateLook(details)
 
 
@@ -9242,37 +9262,31 @@ def add_like(scheduler: Scheduler, key: Key, count: int, like: Optional[int] = N
     """Add `count` instances that are like one of the job's, the lowest by default. Which were added, as read
     back; None where that could not be read. Raises NotFound."""
     with locked("instances", key):
-        return _add_like(scheduler, key, _all_active(scheduler, key), count, like)
+        active, staying = _active_and_staying(scheduler, key)
+        return _add_like(scheduler, key, active, staying or active, count, like)
 
 
-def _all_active(scheduler: Scheduler, key: Key) -> List[Any]:
-    """The active plain tasks, those that are being killed too. Raises NotFound where there is none."""
+def _active_and_staying(scheduler: Scheduler, key: Key) -> Tuple[List[int], List[int]]:
+    """The active instances, and those of them that are not being killed. Raises NotFound where there is
+    none."""
     tasks = query_tasks(scheduler, key, (), api.ACTIVE_STATES, "task states")
     if not tasks:
         raise NotFound("job %s has no active instances" % (key,))
-    return tasks
+    return instances_of(tasks), instances_of(task for task in tasks
+                                             if task["status"] != api.ScheduleStatus.KILLING)
 
 
-def _staying(tasks: Iterable[Any]) -> List[int]:
-    """The instances of active tasks that are not being killed."""
-    return instances_of(task for task in tasks if task["status"] != api.ScheduleStatus.KILLING)
-
-
-def _add_like(scheduler: Scheduler, key: Key, tasks: Sequence[Any], count: int,
+def _add_like(scheduler: Scheduler, key: Key, active: Sequence[int], models: Sequence[int], count: int,
               like: Optional[int]) -> Optional[List[int]]:
-    numbers = _staying(tasks) or sorted(task["assignedTask"]["instanceId"] for task in tasks)
-    if like is not None and like not in numbers:
+    if like is not None and like not in models:
         raise NotFound("job %s has no active instance %d to copy" % (key, like))
-    source = api.InstanceKey(jobKey=key.thrift, instanceId=numbers[0] if like is None else like)
+    source = api.InstanceKey(jobKey=key.thrift, instanceId=models[0] if like is None else like)
     scheduler.call("addInstances", source, count)
-    before = {task["assignedTask"]["taskId"] for task in tasks}
     try:
         after = query_tasks(scheduler, key, (), api.ACTIVE_STATES, "task states")
     except AuroraError:
         return None     # it was done; only which numbers they have is not known
-    return sorted({task["assignedTask"]["instanceId"] for task in after
-                   if task["assignedTask"]["taskId"] not in before}
-                  - {task["assignedTask"]["instanceId"] for task in tasks})
+    return sorted(set(instances_of(after)) - set(active))
 
 
 def change_instances(scheduler: Scheduler, key: Key, wanted: int, like: Optional[int] = None,
@@ -9283,12 +9297,11 @@ def change_instances(scheduler: Scheduler, key: Key, wanted: int, like: Optional
     if wanted > MAX_TASKS_PER_JOB or wanted < 0:
         raise BadRequest("a job has 0 to %d instances" % MAX_TASKS_PER_JOB)
     with locked("instances", key):
-        tasks = _all_active(scheduler, key)
-        staying = _staying(tasks)
+        active, staying = _active_and_staying(scheduler, key)
         if like is not None and like not in staying:
             raise NotFound("job %s has no active instance %d to copy" % (key, like))
         if wanted > len(staying):
-            added = _add_like(scheduler, key, tasks, wanted - len(staying), like)
+            added = _add_like(scheduler, key, active, staying or active, wanted - len(staying), like)
             return {"added": added, "killed": []}
         surplus = staying[wanted:]
         if surplus:
@@ -9390,11 +9403,8 @@ def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage
     `seconds` when they go, all together or each alone; only production jobs of at least `min_instances`
     count, as in aurora_admin. For each host: jobs, each with its figures."""
     def ask(**query: Any) -> List[Any]:
-        response = scheduler.call("getTasksWithoutConfigs",
-                                  api.TaskQuery(statuses=set(api.LIVE_STATES), **query),
-                                  projection=projection("sla tasks"))
-        return list(response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", ()))
-    tasks = ask(slaveHosts=set(hosts)) if hosts is not None else ask()
+        return list(read_tasks(scheduler, api.TaskQuery(statuses=set(api.LIVE_STATES), **query), "sla tasks"))
+    tasks = ask() if hosts is None else ask(slaveHosts=set(hosts))
     on_host: Dict[str, Set[str]] = {host: set() for host in hosts or ()}
     for task in tasks:
         config = task["assignedTask"]["task"]
@@ -9403,18 +9413,17 @@ def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage
             jobs.add(config["job"])
     keys = {job for jobs in on_host.values() for job in jobs}
     if hosts is not None:
-        tasks = ask(jobKeys={api.JobKey(**dict(zip(Key._fields[1:], key.split("/"))))
-                             for key in keys}) if keys else []
+        tasks = ask(jobKeys={api.JobKey(*key.split("/")) for key in keys}) if keys else []
     by_job: Dict[str, List[Any]] = {}
     for task in tasks:
         by_job.setdefault(task["assignedTask"]["task"]["job"], []).append(task)
     found = []
     for host in on_host:
-        leaving = set(hosts or ()) if together and hosts is not None else {host}
+        leaving = set(hosts) if together and hosts else {host}
         judged = []
         for key in sorted(on_host[host]):
             everything = uptimes(by_job.get(key, ()), now)
-            if not everything or len(everything) < min_instances:
+            if len(everything) < max(1, min_instances):
                 continue
             staying = uptimes([t for t in by_job[key] if t["assignedTask"].get("slaveHost") not in leaving],
                               now)
@@ -9724,7 +9733,7 @@ class Verdict(NamedTuple):
 def judge_gone(tasks: Iterable[Any], instances: Sequence[int] = ()) -> Verdict:
     """Whether none of the instances (all if none are named) is active any more."""
     left = instances_of(task for task in tasks if is_active(task)
-                        and (not instances or task["assignedTask"]["instanceId"] in instances))
+                        and (not instances or instance_of(task) in instances))
     text = "instances %s have not ended" % ", ".join(map(str, left[:20])) if left else ""
     return Verdict(None if left else True, max(0, len(instances) - len(left)), 0, len(instances) or len(left),
                    text)
@@ -9738,14 +9747,13 @@ def judge_running(tasks: Iterable[Any], instances: Optional[Sequence[int]], know
     task that failed or was lost is a failure although another takes its place."""
     status = api.ScheduleStatus
     fresh = [task for task in tasks if task["assignedTask"]["taskId"] not in known
-             and (instances is None or task["assignedTask"]["instanceId"] in instances)]
-    # sorted by age: the youngest stays
-    latest = {task["assignedTask"]["instanceId"]: task for task in fresh}
+             and (instances is None or instance_of(task) in instances)]
+    latest = by_instance(fresh)
     ran = [number for number, task in latest.items() if task["status"] in (status.RUNNING, status.FINISHED)]
     ended = [task for task in (fresh if strict else ()) if task["status"] in (status.FAILED, status.LOST)]
     ended += [task for task in latest.values() if task["status"] in (status.FAILED, status.LOST,
             status.KILLED)]
-    bad = {task["assignedTask"]["instanceId"]: last_words(task) for task in ended}
+    bad = {instance_of(task): last_words(task) for task in ended}
     total = count if instances is None else len(instances)
     if bad and (instances is not None or len(latest) - len(bad) < count):
         endings = [bad[number] for number in sorted(bad)]
@@ -9922,10 +9930,9 @@ def _endings(scheduler: Scheduler, key: Key, instances: Iterable[int]) -> List[J
     """How the youngest task of each instance stands that a restart gave up; nothing where that cannot be
     read."""
     with contextlib.suppress(AuroraError):
-        latest = {task["assignedTask"]["instanceId"]: task
-                  for task in query_tasks(scheduler, key, sorted(instances), reasons=True)}
+        latest = by_instance(query_tasks(scheduler, key, sorted(instances), reasons=True))
         return [dict(last_words(task), **({"message": task["reason"]} if task.get("reason") else {}))
-                for _, task in sorted(latest.items())]
+                for task in latest.values()]
     return []
 
 
@@ -9948,24 +9955,21 @@ def _watch_batch(operation: Operation, scheduler: Scheduler, key: Key, before: D
             scheduler, key, sorted(before), api.ACTIVE_STATES, "task states"), options.time_limit,
             options.poll_secs):
         now = time.monotonic()
-        current = {task["assignedTask"]["instanceId"]: task for task in tasks}
+        running = {instance: task["assignedTask"]["taskId"] for instance, task in by_instance(tasks).items()
+                   if task["status"] == api.ScheduleStatus.RUNNING}
         for instance in set(before) - set(outcome):
-            task = current.get(instance)
-            task_id = task["assignedTask"]["taskId"] if task else None
-            running = task is not None and task["status"] == api.ScheduleStatus.RUNNING
+            task_id = running.get(instance, before[instance])
+            if task_id != before[instance]:
+                watched.setdefault(instance, (task_id, now))
             if instance in watched:
                 seen_id, since = watched[instance]
-                if task_id != seen_id or not running:
+                if running.get(instance) != seen_id:
                     outcome[instance] = "the new task did not keep running for %g s" % options.watch_secs
                 elif now - since >= options.watch_secs:
                     outcome[instance] = ""
-            elif running and task_id != before[instance]:
-                watched[instance] = (str(task_id), now)
-                if not options.watch_secs:
-                    outcome[instance] = ""
-            if instance not in outcome and late:
-                outcome[
-                    instance] = "not running and watched within the time limit of %g s" % options.time_limit
+            if late:
+                outcome.setdefault(instance, "not running and watched within the time limit of %g s" %
+                                   options.time_limit)
         if len(outcome) >= len(before):
             break
     return outcome
@@ -10090,10 +10094,9 @@ class TaskChanges:
         return [(name, plain) for _, name, plain in events]
 
     def _task_events(self, query: Any) -> Tuple[List[Tuple[int, str, Any]], Dict[str, Tuple[int, int, Any]]]:
-        response = self.scheduler.call("getTasksWithoutConfigs", query, projection=projection("task changes"))
         events: List[Tuple[int, str, Any]] = []
         seen: Dict[str, Tuple[int, int, Any]] = {}
-        for task in response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", ()):
+        for task in read_tasks(self.scheduler, query, "task changes"):
             assigned = task["assignedTask"]
             identity, instance = assigned["taskId"], assigned.get("instanceId", 0)
             told, last, plain = self._tasks.get(identity, (0, -1, None))
@@ -10257,11 +10260,9 @@ class Lookout(Poll):
         if before.get(whole.message) == hash(reply):
             return {}
         made: Dict[str, Any] = {name: [] for name in names}
-        result = scheduler.decode(whole, reply).get("result", {})
-        for task in result.get("scheduleStatusResult", {}).get("tasks", ()):
+        for task in found_in(scheduler.decode(whole, reply), "scheduleStatusResult", "tasks"):
             assigned = task["assignedTask"]
-            made[assigned["task"]["job"]].append((assigned["taskId"], task["status"], [
-                event["timestamp"] for event in task.get("taskEvents", ())]))
+            made[assigned["task"]["job"]].append((assigned["taskId"], task["status"], times_of(task)))
         for each in made.values():
             each.sort()
         return made
@@ -10437,7 +10438,7 @@ def find_tasks(scheduler: Any, key: Key, instances: Sequence[int] = (),
     found = []
     for task in query_tasks(scheduler, key, instances, None, "log tasks"):
         assigned = task["assignedTask"]
-        since = max((event["timestamp"] for event in task.get("taskEvents", ())), default=0)
+        since = max(times_of(task), default=0)
         executor = assigned.get("task", {}).get("executorConfig", {}).get("name")
         found.append(Spot(key.cluster, assigned["instanceId"], assigned["taskId"],
                           assigned.get("slaveHost") or "",
