@@ -8896,42 +8896,34 @@ def projection(name: str) -> Projection:
     assigned = {"taskId": True, "slaveHost": True, "instanceId": True}
     events = {"status": True, "taskEvents": {"timestamp": True, "status": True, "message": True},
               "failureCount": True, "ancestorId": True}
-    summary = {"tier": True, "isService": True}
-    shapes: Json = {
-        "job keys": {"getJobsResult": {"configs": {"key": _STRING_KEY, None: _OnlyKey}}},
-        "tasks": {"scheduleStatusResult": {"tasks": dict(events, assignedTask=dict(
-            assigned, assignedPorts=True, task=summary))}},
-        "task changes": {"scheduleStatusResult": {"tasks": {
-            "assignedTask": dict(assigned, task={"job": _STRING_KEY}), "status": True,
-            "taskEvents": events["taskEvents"]}}},
-        "log tasks": {"scheduleStatusResult": {"tasks": {
-            "assignedTask": dict(assigned, task={"executorConfig": {"name": True}}),
-            "status": True, "taskEvents": {"timestamp": True}}}},
-        "sla tasks": {"scheduleStatusResult": {"tasks": {
-            "assignedTask": {"slaveHost": True, "task": {"job": _STRING_KEY, "production": True}},
-            "status": True, "taskEvents": {"timestamp": True, "status": True}}}},
-        "task times": {"scheduleStatusResult": {"tasks": {
-            "assignedTask": {"taskId": True, "task": {"job": _STRING_KEY}}, "status": True,
-            "taskEvents": {"timestamp": True}}}},
-        "no tasks": {"scheduleStatusResult": {}},
-        "task states": {"scheduleStatusResult": {"tasks": {"assignedTask": assigned, "status": True}}},
-        "hosts": {"scheduleStatusResult": {"tasks": {"assignedTask": {"slaveHost": True}}}},
-        "summaries": {"jobSummaryResult": {"summaries": {
-            "job": {"key": _STRING_KEY, "cronSchedule": True, "cronCollisionPolicy": True,
-                    "instanceCount": True,
-                    "taskConfig": summary},
-            "stats": True, "nextCronRunMs": True}}},
-        "described summaries": {"jobSummaryResult": {"summaries": {
-            "job": {"key": _STRING_KEY, "cronSchedule": True, "cronCollisionPolicy": True,
-                    "instanceCount": True,
-                    "taskConfig": dict(summary, metadata=True, container=True)},
-            "stats": True, "nextCronRunMs": True}}},
+    summary, ports = {"tier": True, "isService": True}, dict(assigned, assignedPorts=True)
+    whole = dict(events, assignedTask=dict(ports, task=dict(summary, job=_STRING_KEY)))
+    job = {"key": _STRING_KEY, "cronSchedule": True, "cronCollisionPolicy": True, "instanceCount": True}
+    summaries = {"job": dict(job, taskConfig=summary), "stats": True, "nextCronRunMs": True}
+    tasks: Json = {
+        "tasks": dict(events, assignedTask=dict(ports, task=summary)),
+        "cluster tasks": whole,
+        "task changes": {"assignedTask": dict(assigned, task={"job": _STRING_KEY}), "status": True,
+                         "taskEvents": events["taskEvents"]},
+        "log tasks": {"assignedTask": dict(assigned, task={"executorConfig": {"name": True}}),
+                      "status": True, "taskEvents": {"timestamp": True}},
+        "sla tasks": {"assignedTask": {"slaveHost": True, "task": {"job": _STRING_KEY, "production": True}},
+                      "status": True, "taskEvents": {"timestamp": True, "status": True}},
+        "task times": {"assignedTask": {"taskId": True, "task": {"job": _STRING_KEY}}, "status": True,
+                       "taskEvents": {"timestamp": True}},
+        "task states": {"assignedTask": assigned, "status": True},
+        "hosts": {"assignedTask": {"slaveHost": True}},
     }
-    for name_, method in (("cluster tasks", "scheduleStatusResult"),
-                          ("recovery tasks", "queryRecoveryResult")):
-        shapes[name_] = {method: {"tasks": dict(events, assignedTask=dict(
-            assigned, assignedPorts=True, task=dict(summary, job=_STRING_KEY)))}}
-    return Projection(Type("struct", api.Response), dict(_MESSAGES, result=shapes[name]))
+    others: Json = {
+        "no tasks": {"scheduleStatusResult": {}},
+        "job keys": {"getJobsResult": {"configs": {"key": _STRING_KEY, None: _OnlyKey}}},
+        "recovery tasks": {"queryRecoveryResult": {"tasks": whole}},
+        "summaries": {"jobSummaryResult": {"summaries": summaries}},
+        "described summaries": {"jobSummaryResult": {"summaries": dict(
+            summaries, job=dict(job, taskConfig=dict(summary, metadata=True, container=True)))}},
+    }
+    result = others.get(name) or {"scheduleStatusResult": {"tasks": tasks[name]}}
+    return Projection(Type("struct", api.Response), dict(_MESSAGES, result=result))
 
 
 _Work = TypeVar("_Work", bound=Callable[..., Any])
@@ -9104,9 +9096,8 @@ def start_update(scheduler: Scheduler, job: Job, instances: Sequence[int] = (),
         raise Conflict(*(conflict.messages or ["an update of the job is in progress"]),
                        code="UPDATE_IN_PROGRESS", update=shown) from None
     started = response.result.startJobUpdateResult if response.result else None
-    if started and started.key:
-        return UpdateStarted(started.key.id, messages_of(response))
-    return UpdateStarted(_own_update(scheduler, job, update_id), messages_of(response))
+    known = started.key.id if started and started.key else _own_update(scheduler, job, update_id)
+    return UpdateStarted(known, messages_of(response))
 
 
 def _own_update(scheduler: Scheduler, job: Job, update_id: str) -> str:
@@ -9197,35 +9188,44 @@ def plain_config(config: Any) -> Json:
     return plain
 
 
+def last_message(details: Any) -> Optional[str]:
+    """The last message in an update's events: an end often has none of its own."""
+    said = [event.message for event in details.updateEvents or () if event.message]
+    return said[-1] if said else None
+
+
+def _plain_group(group: Any) -> Json:
+    """An api.InstanceTaskConfig as callers see it."""
+    return {"instances": from_ranges(group.instances), "config": plain_config(group.task)}
+
+
+def _plain_change(event: Any) -> Json:
+    """An api.JobUpdateEvent as callers see it."""
+    return {"state": api.JobUpdateStatus.name_of(event.status), "time": event.timestampMs, "user": event.user,
+            "message": event.message}
+
+
 @reading
 def plain_update(cluster: str, details: Any, whole: bool = False) -> Json:
     """An update's api.JobUpdateDetails as callers see it; whole: with settings, configurations and all
     events."""
-    summary, events = details.update.summary, details.updateEvents or []
+    summary, instructions = details.update.summary, details.update.instructions
     state, job = summary.state, summary.key.job
-    said = [event.message for event in events if event.message]
     plain: Json = {
         "id": summary.key.id, "job": "/".join((cluster, job.role, job.environment, job.name)),
         "user": summary.user,
         "state": api.JobUpdateStatus.name_of(state.status), "created": state.createdTimestampMs,
-        "modified": state.lastModifiedTimestampMs, "message": said[-1] if said else None,
+        "modified": state.lastModifiedTimestampMs, "message": last_message(details),
         "progress": update_progress(details), "instances": update_instances(details),
         "metadata": {each.key: each.value for each in sorted(summary.metadata or (), key=lambda m: m.key
                                                              or "")}}
     if not whole:
         return plain
-    instructions = details.update.instructions
-    desired = instructions.desiredState
-    groups = sorted(((from_ranges(each.instances), each.task) for each in instructions.initialState or ()),
-                    key=lambda pair: pair[0])
     plain.update(
         settings=instructions.settings.to_plain() if instructions.settings else None,
-        before=[{"instances": numbers, "config": plain_config(config)} for numbers, config in groups],
-        after={"instances": from_ranges(desired.instances), "config": plain_config(desired.task)} if desired
-        else None,
-        events=[{"state": api.JobUpdateStatus.name_of(each.status), "time": each.timestampMs,
-                 "user": each.user,
-                 "message": each.message} for each in events],
+        before=sorted(map(_plain_group, instructions.initialState or ()), key=lambda group: group["instances"]),
+        after=_plain_group(instructions.desiredState) if instructions.desiredState else None,
+        events=list(map(_plain_change, details.updateEvents or ())),
         instance_events=[{"instance": each.instanceId, "action": api.JobUpdateAction.name_of(each.action),
                           "time": each.timestampMs, "message": each.message}
                           for each in details.instanceEvents or ()])
@@ -9323,17 +9323,14 @@ def _by_name(items: Any) -> Optional[Json]:
 def field_changes(old: Any, new: Any, path: str = "") -> List[Json]:
     """Field by field how plain JSON `new` differs from `old`: path, old, new. Objects in lists are told apart
     by their names (`processes[hello].cmdline`)."""
-    changes: List[Json] = []
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted(set(old) | set(new)):
-            changes += field_changes(old.get(name), new.get(name), "%s.%s" % (path, name) if path else name)
-        return changes
-    before, after = _by_name(old), _by_name(new)
+    fields = isinstance(old, dict) and isinstance(new, dict)
+    before, after = (old, new) if fields else (_by_name(old), _by_name(new))
     if before is not None and after is not None:
-        for name in sorted(set(before) | set(after)):
-            changes += field_changes(before.get(name), after.get(name), "%s[%s]" % (path, name))
-        return changes or ([] if list(before) == list(after)
-                           else [{"path": path, "old": list(before), "new": list(after)}])
+        form = "%s[%s]" if not fields else "%s.%s" if path else "%s%s"
+        changes = [change for name in sorted(set(before) | set(after))
+                   for change in field_changes(before.get(name), after.get(name), form % (path, name))]
+        alike = changes or fields or list(before) == list(after)
+        return changes if alike else [{"path": path, "old": list(before), "new": list(after)}]
     # unset and empty mean the same
     same = old == new or (old in (None, [], {}) and new in (None, [], {}))
     return [] if same else [{"path": path, "old": old, "new": new}]
@@ -9345,23 +9342,20 @@ def plan_update(scheduler: Scheduler, job: Job, instances: Sequence[int],
     has no update: its template is compared with the active tasks."""
     if job.is_cron:
         check_instance_count(job.configuration.instanceCount)
-        everything = list(range(job.configuration.instanceCount))
-        now = {number: config for config, numbers in running for number in numbers}
-        sets: Dict[str, List[Tuple[Any, List[int]]]] = {"add": [], "remove": [], "update": [],
-                                                        "unchanged": []}
+        added = set(range(job.configuration.instanceCount)).difference(*(numbers for _, numbers in running))
+        sets: Dict[str, List[Tuple[Any, List[int]]]] = {
+            "add": [(job.configuration.taskConfig, list(added))], "remove": [], "update": [], "unchanged": []}
         for config, numbers in running:
             same = "unchanged" if same_meaning(job.configuration.taskConfig, config) else "update"
             sets[same].append((config, numbers))
-        sets["add"] = [(job.configuration.taskConfig, [n for n in everything if n not in now])]
     else:
         response = scheduler.call("getJobUpdateDiff", job.update_request(instances))
         result = response.result.getJobUpdateDiffResult
         sets = {name: [(group.config, from_ranges(group.instances)) for group in getattr(result, name) or ()]
                 for name in ("add", "remove", "update", "unchanged")}
     new = plain_config(job.configuration.taskConfig)
-    plan: Json = {}
-    for name, groups in sets.items():
-        plan[name] = sorted(number for _, numbers in groups for number in numbers)
+    plan: Json = {name: sorted(number for _, numbers in groups for number in numbers)
+                  for name, groups in sets.items()}
     plan["changes"] = [{"instances": numbers, "fields": field_changes(plain_config(config), new)}
                        for config, numbers in sorted(sets["update"], key=lambda pair: pair[1]) if numbers]
     return plan
@@ -9560,8 +9554,7 @@ class Operation(Source):
         """As callers see it."""
         return {"id": self.id, "kind": self.kind, "key": self.key, "user": self.user, "state": self.state,
                 "started": self.started, "ended": self.ended,
-                "progress": {"done": self.done, "failed": self.failed, "total": self.total,
-                             "active": max(0, self.total - self.done - self.failed)},
+                "progress": Verdict(None, self.done, self.failed, self.total).progress,
                 "steps": list(self.steps), "errors": list(self.errors), "result": dict(self.result)}
 
 
@@ -9759,16 +9752,19 @@ def judge_running(tasks: Iterable[Any], instances: Optional[Sequence[int]], know
         endings = [bad[number] for number in sorted(bad)]
         return Verdict(False, len(ran), len(bad), total, _told(endings[0]), "TASKS_FAILED",
                        {"endings": endings})
-    waiting = ["instance %d is %s%s" % (number, status.name_of(task["status"]), ": " + task["reason"]
-                                        if task.get(
-        "reason") else "") for number, task in sorted(latest.items()) if number not in ran]
+    waiting = ["instance %d is %s%s" % (number, status.name_of(task["status"]), _said(task.get("reason")))
+               for number, task in sorted(latest.items()) if number not in ran]
     return Verdict(True if len(ran) >= total else None, len(ran), len(bad), total,
                    "; ".join(["%d of %d run" % (len(ran), total)] + waiting[:3]))
 
 
 def _told(ending: Json) -> str:
-    message = ": " + ending["message"] if ending["message"] else ""
-    return "instance %d ended as %s%s" % (ending["instance"], ending["state"], message)
+    return "instance %d ended as %s%s" % (ending["instance"], ending["state"], _said(ending["message"]))
+
+
+def _said(text: Optional[str]) -> str:
+    """A text behind a colon, if there is one."""
+    return ": " + text if text else ""
 
 
 def judge_update(look: UpdateLook, wanted: str = "ROLLED_FORWARD") -> Verdict:
@@ -9779,25 +9775,19 @@ def judge_update(look: UpdateLook, wanted: str = "ROLLED_FORWARD") -> Verdict:
     name, progress = updates.name_of(status), update_progress(details)
     counts, fields = (progress["done"], progress["failed"], progress["total"]), {"state": name}
     last = details.updateEvents[-1] if details.updateEvents else api.JobUpdateEvent()
-    said = ": " + last.message if last.message else ""
     if status in api.ACTIVE_JOB_UPDATE_STATES:
         paused = status in (updates.ROLL_FORWARD_PAUSED, updates.ROLL_BACK_PAUSED)
         by = " by %s" % last.user if paused and last.user else ""
-        text = "; ".join(["the update is %s%s%s" % (name, by, said)] + list(look.reasons[:3]))
+        text = "; ".join(["the update is %s%s%s" % (name, by, _said(last.message)), *look.reasons[:3]])
         return Verdict(None, *counts, text, "", fields, paused and not last.user)
     if name == wanted:
         return Verdict(True, *counts, name, "", fields)
-    text = "the update ended as %s%s" % (name, said or _said_before(details))
+    text = "the update ended as %s%s" % (name, _said(last_message(details)))
     if look.endings:
         text += "; " + _told(look.endings[0])
     code = name if name in ("ROLLED_BACK", "ABORTED", "ROLLED_FORWARD") else "UPDATE_FAILED"
     return Verdict(False, *counts, text, code, dict(fields, endings=list(look.endings)))
 
-
-def _said_before(details: Any) -> str:
-    """The last message in an update's events: an end often has none of its own."""
-    said = [event.message for event in details.updateEvents or () if event.message]
-    return ": " + said[-1] if said else ""
 
 
 def host_modes(response: Any) -> Dict[str, str]:
@@ -9859,10 +9849,8 @@ def await_verdict(operation: Optional[Operation], ask: Callable[[], Any], judge:
             operation.step(verdict.text or "done", done=verdict.done, failed=verdict.failed)
         if verdict.reached:
             return operation
-        if verdict.reached is False:
-            raise Unprocessable(verdict.text, code=verdict.code)
-        if verdict.stuck:
-            raise Unprocessable(verdict.text, code="UPDATE_PAUSED")
+        if verdict.reached is False or verdict.stuck:
+            raise Unprocessable(verdict.text, code="UPDATE_PAUSED" if verdict.stuck else verdict.code)
         if late:
             raise Unprocessable("%s after %g s" % (verdict.text, time_limit), code="NOT_REACHED")
     raise AssertionError("unreachable")
