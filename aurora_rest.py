@@ -1217,8 +1217,7 @@ class Events(Poll):
     """A Poll whose answers are the events that are new: numbered, the last ones kept so that a caller can
     resume.
 
-    ask: called for the new events, (name, plain); its `standing` tells how things stand, as (time, name,
-    plain).
+    ask: called for the new events, (name, plain); its `standing` tells how things stand, as the same.
     """
     KEPT = 2000
     PIECE = 256         # events given at once
@@ -1280,7 +1279,7 @@ class Events(Poll):
         if number != self._number:
             found = self._found or []
             pieces = [event_bytes("" if left else "%s-%d" % (self.epoch, self._number), name, plain)
-                      for left, (_, name, plain) in zip(range(len(found) - 1, -1, -1), found)]
+                      for left, (name, plain) in zip(range(len(found) - 1, -1, -1), found)]
             self._standing = (self._number, pieces)
         return pieces
 
@@ -9223,7 +9222,8 @@ def plain_update(cluster: str, details: Any, whole: bool = False) -> Json:
         return plain
     plain.update(
         settings=instructions.settings.to_plain() if instructions.settings else None,
-        before=sorted(map(_plain_group, instructions.initialState or ()), key=lambda group: group["instances"]),
+        before=sorted(map(_plain_group, instructions.initialState or ()),
+                      key=lambda group: group["instances"]),
         after=_plain_group(instructions.desiredState) if instructions.desiredState else None,
         events=list(map(_plain_change, details.updateEvents or ())),
         instance_events=[{"instance": each.instanceId, "action": api.JobUpdateAction.name_of(each.action),
@@ -10033,13 +10033,23 @@ def wait_until_drained(scheduler: Scheduler, hosts: Sequence[str], time_limit: f
 # --- watching -----------------------------------------------------------------------------------------------
 
 
+_Happened = Tuple[str, Json]            # an event's name, and what happened, with its `time`
+_TaskTold = Tuple[int, int, Any]        # events told, time of the last one, the last one
+# status and instance events told, what its summary said, its last status event
+_UpdateTold = Tuple[int, int, Any, Any]
+
+
+def _in_order(events: Iterable[_Happened]) -> List[_Happened]:
+    return sorted(events, key=lambda event: event[1]["time"])
+
+
 class TaskChanges:
     """What is new in the tasks and updates of a job or a role, or in one update, since the last look.
 
     query: makes the TaskQuery, or None for no tasks; updates: makes the JobUpdateQuery of the updates that
     count; history: the first look tells all there was, instead of the latest. standing: after each look how
-    things stand, (milliseconds, name, plain event) in order of time. Called by one thread at a time; standing
-    is replaced, never changed.
+    things stand, events in order of time. Called by one thread at a time; standing is replaced, never
+    changed.
 
     An update is looked at with its events while it is active, and once more after it was changed for the last
     time: the summaries, newest change first, tell which. So the end of an update is told however soon it
@@ -10054,86 +10064,75 @@ class TaskChanges:
         self.query = query
         self.updates = updates
         self.history = history
-        self.standing: List[Tuple[int, str, Any]] = []
-        # task id: (events told, time of the last one, the last one)
-        self._tasks: Dict[str, Tuple[int, int, Any]] = {}
-        # update id: (status and instance events told, what
-        self._updates: Dict[str, Tuple[int, int, Any, Any]] = {}
-        # its summary said, its last status event); newest change seen
-        self._newest = -1
+        self.standing: List[_Happened] = []
+        self._tasks: Dict[str, _TaskTold] = {}          # by task id
+        self._updates: Dict[str, _UpdateTold] = {}      # by update id
+        self._newest = -1                               # change of an update that was seen
         self._first = not history
 
-    def __call__(self) -> List[Tuple[str, Any]]:
+    def __call__(self) -> List[_Happened]:
         """The events since the last call, in order of time. Raises AuroraError; nothing is taken as told
         then."""
         events, tasks = self._task_events(self.query()) if self.query else ([], {})
         more, updates, newest = self._update_events()
-        events = sorted(events + more, key=lambda event: event[0])
+        events = _in_order(events + more)
         # told only now: all reads were answered
         self._tasks, self._updates, self._newest = tasks, updates, newest
         self._first = False
         if events and self.history:
             self.standing = self.standing + events
         elif events:
-            self.standing = sorted(
-                [(last["time"], "task", last) for _, _, last in tasks.values() if last] +
-                [(last["time"], "update", last) for _, _, _, last in updates.values() if last],
-                key=lambda each: each[0])
-        return [(name, plain) for _, name, plain in events]
+            self.standing = _in_order(
+                [("task", last) for _, _, last in tasks.values() if last] +
+                [("update", last) for _, _, _, last in updates.values() if last])
+        return events
 
-    def _task_events(self, query: Any) -> Tuple[List[Tuple[int, str, Any]], Dict[str, Tuple[int, int, Any]]]:
-        events: List[Tuple[int, str, Any]] = []
-        seen: Dict[str, Tuple[int, int, Any]] = {}
+    def _task_events(self, query: Any) -> Tuple[List[_Happened], Dict[str, _TaskTold]]:
+        events: List[_Happened] = []
+        seen: Dict[str, _TaskTold] = {}
         for task in read_tasks(self.scheduler, query, "task changes"):
-            assigned = task["assignedTask"]
-            identity, instance = assigned["taskId"], assigned.get("instanceId", 0)
+            assigned, history, times = task["assignedTask"], task.get("taskEvents", []), times_of(task)
+            identity = assigned["taskId"]
             told, last, plain = self._tasks.get(identity, (0, -1, None))
-            history = task.get("taskEvents", [])
-            newest = max([event["timestamp"] for event in history], default=last)
             # Two events may share a millisecond, so they are counted; a flapping partition makes a history
             # shorter.
-            whole = len(history) >= told and (not told or history[told - 1]["timestamp"] == last)
+            whole = not told or times[told - 1:told] == [last]
             fresh = history[told:] if whole else [event for event in history if event["timestamp"] > last]
             for event in fresh[-1:] if self._first else fresh:
-                plain = {"id": identity, "instance": instance, "job": "%s/%s" %
-                         (self.cluster, assigned["task"]["job"]),
+                plain = {"id": identity, "instance": assigned.get("instanceId", 0),
+                         "job": "%s/%s" % (self.cluster, assigned["task"]["job"]),
                          "state": api.ScheduleStatus.name_of(event["status"]), "time": event["timestamp"],
                          "message": event.get("message"), "host": assigned.get("slaveHost")}
-                events.append((event["timestamp"], "task", plain))
-            seen[identity] = (len(history), newest, plain)
+                events.append(("task", plain))
+            seen[identity] = (len(history), max(times, default=last), plain)
         now = int(time.time() * 1000)
-        for identity in set(self._tasks) - set(seen):
-            last_one = self._tasks[identity][2] or {}
-            events.append((now, "task", {"id": identity, "instance": last_one.get("instance"),
-                                         "job": last_one.get("job"),
-                                         "state": "DELETED", "time": now}))
+        for identity, (_, _, plain) in self._tasks.items():
+            if identity not in seen:
+                gone = plain or {}
+                events.append(("task", {"id": identity, "instance": gone.get("instance"),
+                                        "job": gone.get("job"), "state": "DELETED", "time": now}))
         return events, seen
 
-    def _changed_updates(self) -> Tuple[List[Any], Dict[str, Tuple[int, int, Any, Any]], int]:
+    def _changed_updates(self) -> Tuple[List[Any], Dict[str, _UpdateTold], int]:
         """(summaries of the updates to look at, what is known of those that stay as they are, the newest
         change)."""
-        query = self.updates()
+        query, newest = self.updates(), self._newest
         look: List[Any] = []
-        kept: Dict[str, Tuple[int, int, Any, Any]] = {}
-        newest = self._newest
+        kept: Dict[str, _UpdateTold] = {}
         for offset in itertools.count(0, self.PAGE):
             page = update_summaries(self.scheduler, query.replace(limit=self.PAGE, offset=offset))
-            fresh = False
-            for position, summary in enumerate(page):
-                state = summary.state
-                said, modified = (state.status,
-                                  state.lastModifiedTimestampMs), state.lastModifiedTimestampMs or 0
-                known = self._updates.get(summary.key.id)
-                active = state.status in api.ACTIVE_JOB_UPDATE_STATES
+            before = len(look)
+            for summary in page:
+                said = (summary.state.status, summary.state.lastModifiedTimestampMs)
+                modified, known = said[1] or 0, self._updates.get(summary.key.id)
                 newest = max(newest, modified)
-                latest_of_job = self._first and query.jobKey is not None and not offset + position
-                if active or self.history or latest_of_job or (known[2] != said if known else
-                                                               not self._first and modified >= self._newest):
+                latest_of_job = self._first and query.jobKey is not None and not (look or kept)
+                if said[0] in api.ACTIVE_JOB_UPDATE_STATES or self.history or latest_of_job or (
+                        known[2] != said if known else not self._first and modified >= self._newest):
                     look.append(summary)
-                    fresh = True
                 else:
                     kept[summary.key.id] = known or (0, 0, said, None)
-            if len(page) < self.PAGE or not fresh:
+            if len(page) < self.PAGE or len(look) == before:
                 break
         # active ones may be older than all that was read
         if len(page) == self.PAGE and query.jobKey is None:
@@ -10143,20 +10142,18 @@ class TaskChanges:
                      if each.key.id not in read]
         return look, kept, newest
 
-    def _update_events(self) -> Tuple[List[Tuple[int, str, Any]], Dict[str, Tuple[int, int, Any, Any]], int]:
+    def _update_events(self) -> Tuple[List[_Happened], Dict[str, _UpdateTold], int]:
         look, seen, newest = self._changed_updates()
         # only the last update of a job, and what is active, stands
         if self.query is None or len(seen) > 1:
             seen = {each: known[:3] + (None,) for each, known in seen.items()}
-        events: List[Tuple[int, str, Any]] = []
+        events: List[_Happened] = []
         for summary in look:
-            query = api.JobUpdateQuery(key=summary.key)
-            response = self.scheduler.call("getJobUpdateDetails", None, query)
-            for details in response.result.getJobUpdateDetailsResult.detailsList or ():
+            for details in find_updates(self.scheduler, api.JobUpdateQuery(key=summary.key)):
                 seen[summary.key.id] = self._events_of(details, events)
         return events, seen, newest
 
-    def _events_of(self, details: Any, events: List[Tuple[int, str, Any]]) -> Tuple[int, int, Any, Any]:
+    def _events_of(self, details: Any, events: List[_Happened]) -> _UpdateTold:
         """Add an update's new events; what is known of it then."""
         key, state = details.update.summary.key, details.update.summary.state
         shared = {"update": key.id, "job": "/".join((self.cluster, key.job.role, key.job.environment,
@@ -10165,12 +10162,10 @@ class TaskChanges:
         told_statuses, told_steps, _, last = self._updates.get(key.id, (0, 0, None, None))
         fresh = statuses[told_statuses:]
         for event in fresh[-1:] if self._first else fresh:
-            last = dict(shared, state=api.JobUpdateStatus.name_of(event.status), time=event.timestampMs,
-                        user=event.user,
-                        message=event.message)
-            events.append((event.timestampMs, "update", last))
+            last = dict(shared, **_plain_change(event))
+            events.append(("update", last))
         for event in () if self._first else steps[told_steps:]:
-            events.append((event.timestampMs, "instance", dict(
+            events.append(("instance", dict(
                 shared, instance=event.instanceId, time=event.timestampMs,
                 action=api.JobUpdateAction.name_of(event.action), message=event.message)))
         return len(statuses), len(steps), (state.status, state.lastModifiedTimestampMs), last
@@ -10219,22 +10214,18 @@ class Lookout(Poll):
         with self._lock:
             self._names = {each: name for each, name in self._names.items() if each in self._listeners}
             names = set(self._names.values())
-        try:
-            if len(names) < self.FEW:
-                self._known, self._replies, self._updates = {}, {}, {}
-                return names
-            found = self._by_updates(names)
-            order = sorted(names)
-            known = {name: tasks for name, tasks in self._known.items() if name in names}
-            before, self._replies = self._replies, {}
-            for start in range(0, len(order), self.JOBS):
-                known.update(self._by_tasks(order[start:start + self.JOBS], before))
-        except AuroraError:
-            self._known, self._replies, self._updates = {}, {}, {}
-            return names
-        found |= {name for name in names if known[name] != self._known.get(name)}
-        self._known = known
-        return found & names
+        with contextlib.suppress(AuroraError):
+            if len(names) >= self.FEW:
+                found, order = self._by_updates(names), sorted(names)
+                known = {name: tasks for name, tasks in self._known.items() if name in names}
+                before, self._replies = self._replies, {}
+                for start in range(0, len(order), self.JOBS):
+                    known.update(self._by_tasks(order[start:start + self.JOBS], before))
+                found |= {name for name in names if known[name] != self._known.get(name)}
+                self._known = known
+                return found & names
+        self._known, self._replies, self._updates = {}, {}, {}
+        return names
 
     def _by_tasks(self, names: Sequence[str], before: Dict[bytes, int]) -> Dict[str, Any]:
         """What the tasks of the jobs are; none where the question got the same reply in the look before."""
