@@ -9567,35 +9567,14 @@ def begin(work: Callable[..., Any], *arguments: Any, **named: Any) -> Operation:
     return operation
 
 
-class _Slot:
-    """A place among the running operations, with a thread that waits for the work. Taken before anything has
-    an effect, so that what was done is never followed by "too many operations". `begin` or `give`, once, by
-    who took it."""
-
-    def __init__(self, run: Callable[[_Slot], None]) -> None:
-        self.operation: Optional[Operation] = None
-        self.work: Callable[[Operation], Any] = lambda operation: None
-        self._go = threading.Event()
-        self._run = run
-        threading.Thread(target=self._wait, name="operation", daemon=True).start()
-
-    def begin(self, operation: Operation, work: Callable[[Operation], Any]) -> None:
-        """Do the work."""
-        self.operation, self.work = operation, work
-        self._go.set()
-
-    def give(self) -> None:
-        """There is none to do."""
-        self._go.set()
-
-    def _wait(self) -> None:
-        self._go.wait()
-        self._run(self)
-
-
 class Operations:
     """The operations of this process: at most `running` at a time, the last `kept` remembered. _lock guards
-    _all and _untold."""
+    _all and _untold.
+
+    A slot is a place among those that run, with a thread that waits for the work. It is taken before anything
+    has an effect, so that what was done is never followed by "too many operations". Who took it puts into it,
+    once, an operation and its work, or None where there is none to do.
+    """
 
     def __init__(self, running: int = 100, kept: int = 1000) -> None:
         self.limit = running
@@ -9603,33 +9582,35 @@ class Operations:
         self._lock = threading.Lock()
         self._slots = threading.Semaphore(running)
         self._untold = 0                # begun, and their end is not in the log yet
-        self._all: collections.OrderedDict[str, Operation] = collections.OrderedDict()
+        self._all: Dict[str, Operation] = {}        # the oldest first
         self.outcomes: collections.Counter[str] = collections.Counter()
         self.log: Callable[[str], None] = lambda line: None
         self.ended: Callable[[Event], None] = lambda event: self.log(event)
 
-    def take(self) -> _Slot:
-        """A place, with its thread, before anything has an effect. Raises Overloaded."""
+    def take(self) -> SimpleQueue[Any]:
+        """A slot. Raises Overloaded."""
         if not self._slots.acquire(blocking=False):
             raise Overloaded("%d operations are running; try again" % self.limit, retry_after=5)
+        slot: SimpleQueue[Any] = SimpleQueue()
         try:
-            return _Slot(self._run)
+            threading.Thread(target=self._run, name="operation", daemon=True, args=(slot,)).start()
         except RuntimeError:
             self._slots.release()
             raise Overloaded("no thread could be started for the operation; try again",
                              retry_after=5) from None
+        return slot
 
     def check_alone(self, kind: str, key: str) -> None:
         """Raises Conflict where an operation of that kind on the same thing is running: two that each take
         care of what is up would take it down together."""
-        for other in tuple(self._all.values()):
+        for other in self.all():
             if (other.kind, other.key, other.state) == (kind, key, "running"):
                 raise Conflict("a %s of %s is running already: operation %s, begun by %s; wait for its end, "
                                "cancel it, or say force=1" % (kind, key, other.id, other.user),
                                code="OPERATION_RUNNING", operation=other.to_plain())
 
     def start(self, operation: Operation, work: Callable[[Operation], Any],
-              slot: Optional[_Slot] = None, alone: bool = False) -> Operation:
+              slot: Optional[SimpleQueue[Any]] = None, alone: bool = False) -> Operation:
         """Run `work` in the place that was taken, or in a new one. alone: not beside another one of its kind
         on the same thing. Raises Overloaded, Conflict."""
         slot = slot or self.take()
@@ -9639,14 +9620,14 @@ class Operations:
                 try:
                     self.check_alone(operation.kind, operation.key)
                 except Conflict:
-                    slot.give()
+                    slot.put(None)
                     raise
             self._all[operation.id] = operation
             self._untold += 1
             ended = [each.id for each in self._all.values() if each.state != "running"]
             for old in ended[:max(0, len(self._all) - self.kept)]:
                 del self._all[old]
-        slot.begin(operation, work)
+        slot.put((operation, work))
         return operation
 
     @staticmethod
@@ -9657,11 +9638,12 @@ class Operations:
     def _log_step(self, operation: Operation, step: Json) -> None:
         self.log(self._event(operation, step=step["text"][:200], instances=step.get("instances", [])[:200]))
 
-    def _run(self, slot: _Slot) -> None:
-        operation = slot.operation
+    def _run(self, slot: SimpleQueue[Any]) -> None:
+        begun = slot.get()
         try:
-            if operation is not None:
-                operation.run(slot.work)
+            if begun is not None:
+                operation, work = begun
+                operation.run(work)
                 self.outcomes[operation.kind + " " + operation.state] += 1
                 met = {each for step in tuple(operation.steps) for each in step.get("instances", ())}
                 self.ended(self._event(
@@ -9675,19 +9657,18 @@ class Operations:
         finally:
             self._slots.release()
             with self._lock:
-                self._untold -= operation is not None
+                self._untold -= begun is not None
 
     def __getitem__(self, operation_id: str) -> Operation:
-        with self._lock:
-            if operation_id in self._all:
-                return self._all[operation_id]
-        raise NotFound("no operation %s; they are kept while this server runs, the last %d of them" % (
-            operation_id, self.kept))
+        found = self._all.get(operation_id)
+        if found is None:
+            raise NotFound("no operation %s; they are kept while this server runs, the last %d of them" % (
+                operation_id, self.kept))
+        return found
 
     def all(self) -> List[Operation]:
         """Newest first."""
-        with self._lock:
-            return list(self._all.values())[::-1]
+        return list(self._all.values())[::-1]
 
     @property
     def running(self) -> int:
@@ -11281,10 +11262,9 @@ class Follower:
                       position.check, feed.fixed)
 
 
-def _found(scheduler: Any, key: Union[str, Key], instance: int,
-           task: Optional[str] = None) -> Tuple[Key, Spot]:
-    named = Key(*key.split("/")) if isinstance(key, str) else key
-    return named, choose_task(find_tasks(scheduler, named, [instance]), named, instance, task)
+def _found(scheduler: Any, key: Union[str, Key], instance: int, task: Optional[str] = None) -> Spot:
+    job = Key.of(key)
+    return choose_task(find_tasks(scheduler, job, [instance]), job, instance, task)
 
 
 def read_log(scheduler: Any, key: Union[str, Key], instance: int, process: Optional[str] = None,
@@ -11293,7 +11273,7 @@ def read_log(scheduler: Any, key: Union[str, Key], instance: int, process: Optio
              source: str = "observer", **part: Any) -> LogPiece:
     """A part of a log, for scripts; without more the last 100 lines. part: tail, offset, length, grep."""
     observer = observer or Observer()
-    output = find_output(observer, _found(scheduler, key, instance, task)[1], process, stream, run,
+    output = find_output(observer, _found(scheduler, key, instance, task), process, stream, run,
                          source == "agent")
     return read_piece(observer, open_output(observer, output)[0], **part)
 
@@ -11303,12 +11283,11 @@ def follow_log(scheduler: Any, key: Union[str, Key], instance: int, process: Opt
                interval: float = 1.0) -> Iterator[Entry]:
     """What an instance's process writes, as it comes, over rotations, runs and tasks, until nothing more
     can come."""
-    observer = observer or Observer()
-    named, spot = _found(scheduler, key, instance)
-    output, size, check = open_output(observer, find_output(observer, spot, process, stream))
-    cursor = Cursor(observer, lambda: find_tasks(scheduler, named, [instance]), named, instance, process,
-                    stream, output,
-                    size, check)
+    observer, job = observer or Observer(), Key.of(key)
+    output, size, check = open_output(observer, find_output(
+        observer, _found(scheduler, job, instance), process, stream))
+    cursor = Cursor(observer, lambda: find_tasks(scheduler, job, [instance]), job, instance, process, stream,
+                    output, size, check)
     piece = read_tail(observer, output, tail, None, size)
     yield _log_entry(output, piece.offset, piece.data, cursor.position)
     while not cursor.over:
@@ -11326,7 +11305,7 @@ def list_files(scheduler: Any, key: Union[str, Key], instance: int, path: str = 
                observer: Optional[Observer] = None,
                task: Optional[str] = None) -> List[Json]:
     """What a directory of the sandbox holds, for scripts."""
-    return (observer or Observer()).listing(_found(scheduler, key, instance, task)[1], clean_path(path))[0]
+    return (observer or Observer()).listing(_found(scheduler, key, instance, task), clean_path(path))[0]
 
 
 def open_file(scheduler: Any, key: Union[str, Key], instance: int, path: str, *,
@@ -11334,15 +11313,14 @@ def open_file(scheduler: Any, key: Union[str, Key], instance: int, path: str, *,
               task: Optional[str] = None) -> Iterator[bytes]:
     """The bytes of a file of the sandbox, in pieces, for scripts."""
     observer = observer or Observer()
-    spot, path = _found(scheduler, key, instance, task)[1], clean_path(path)
-    at = 0
-    while True:
+    spot, path = _found(scheduler, key, instance, task), clean_path(path)
+    at, size = 0, 1
+    while at < size:
         data, _, size = observer.read(spot, path, at, _CHUNK)
-        at += len(data)
-        if data:
-            yield data
-        if not data or at >= size:
+        if not data:
             return
+        yield data
+        at += len(data)
 
 
 def words_of_failure(observer: Observer, spots: Sequence[Spot], key: Key,
@@ -12815,7 +12793,7 @@ class Call:
         self.args = request.args
         self.params: Json = {}
         self.replay: Optional[Replay] = None
-        self.slot: Optional[_Slot] = None               # for an operation, taken and not used yet
+        self.slot: Optional[SimpleQueue[Any]] = None    # for an operation, taken and not used yet
         # among those who wait: what gives it back, until it is used
         self.place: Optional[Callable[[], None]] = None
         self.began = False                              # an operation
@@ -13698,7 +13676,7 @@ class Service(Reception):
             raise
         finally:
             if call.slot:
-                call.slot.give()
+                call.slot.put(None)
             if call.place:
                 call.place()
             if chosen.leaves_a_line and level != "read":

@@ -2727,7 +2727,7 @@ class OperationsTest(unittest.TestCase):
         slots = [operations.take(), operations.take()]
         with self.assertRaises(aurora_rest.Overloaded):
             operations.take()
-        slots[0].give()
+        slots[0].put(None)
         wait_for(lambda: operations._slots._value == 1)
         done = []
         operations.start(aurora_rest.Operation("k", "key", "u"), lambda op: done.append(1), slots[1])
@@ -3060,7 +3060,7 @@ class RestartTest(Serving):
         self.bad(503, "DELETE", path + "?batch_size=1", code="OVERLOADED")
         self.good("PUT", path + "/restart?dry_run=1")
         for each in taken:
-            each.give()
+            each.put(None)
         self.assertEqual(self.good("GET", "/alpha/maintenance/devcluster/demo-06")["hosts"],
                          [{"host": "demo-06", "mode": "NONE"}])
         self.assertEqual(self.states("full"), ["RUNNING"])
