@@ -10600,13 +10600,10 @@ class Observer:
         """(bytes, where they begin, size of the file). start: -1 for the last ones. A bounded range of a
         file that grows is exact; where a file shrinks meanwhile the answer is cut, and it is asked again."""
         read = self._from_agent if agent else self._from_observer
-        for left in (2, 1, 0):
-            try:
+        for _ in range(2):
+            with contextlib.suppress(ObserverBadAnswer):
                 return read(spot, path, start, length)
-            except ObserverBadAnswer:
-                if not left:
-                    raise
-        raise AssertionError
+        return read(spot, path, start, length)
 
     def _from_observer(self, spot: Spot, path: str, start: int, length: int) -> Tuple[bytes, int, int]:
         span = "%d-%d" % (start, start + length - 1) if start >= 0 else "-%d" % length
@@ -10698,10 +10695,10 @@ class Observer:
         before, pre, rest = body.decode("utf-8", "replace").partition("<pre>")
         if status != 200 or not pre:
             raise ObserverBadAnswer("what the observer of %s answered is no listing" % spot.host)
+        form = re.compile(_LISTED % (re.escape(spot.id), re.escape(path or "."), re.escape(spot.id)))
         lines = [line for line in rest.rpartition("</pre>")[0].split("\n") if line.strip()]
-        found = [_listed_file(line, spot.id, path) for line in lines]
-        entries = [each for each in found if each is not None and each["name"] != ".."]
-        return entries, sum(each is None for each in found)
+        found = list(filter(None, map(form.fullmatch, lines)))
+        return [_listed_file(each) for each in found if each["name"] != ".."], len(lines) - len(found)
 
     def _agent_listing(self, spot: Spot, path: str) -> List[Json]:
         folder = "%s/%s" % (self.root(spot), path) if path else self.root(spot)
@@ -10716,30 +10713,20 @@ class Observer:
         return found
 
 
-_LISTED = re.compile(
-    r"([ds-][rwx-]{9}) +\d+ +(\S+) +(\S+) +(\d+) (\w{3} [ \d]\d [ \d:]{5}) <a href='/(browse|file)/")
+# A line of a listing of the folder, in the task's sandbox (task, folder, task). Names stand there as they are,
+# with quotes and tags in them: the line has to be, to the letter, the one that a name makes. A file name has
+# at most 255 bytes.
+_LISTED = (r"(?P<mode>[ds-][rwx-]{9}) +\d+ +(?P<owner>\S+) +(?P<group>\S+) +(?P<size>\d+)"
+           r" (?P<modified_text>\w{3} [ \d]\d [ \d:]{5})"
+           r" <a href='/(?:(?P<folder>browse)|file)/(?P<path>%s/%s/|%s/)(?P<name>[^/]{1,255})'>(?P=name)</a>"
+           r"(?(folder)| <a href='/download/(?P=path)(?P=name)'><font size=1>dl</font></a>)")
 
 
-def _listed_file(line: str, task: str, path: str) -> Optional[Json]:
-    """An entry from its line of a listing; None where the line cannot be read. Names stand there as they
-    are, with quotes and tags in them: the line has to be, to the letter, the one that a name makes which
-    is as long as its rest leaves room for."""
-    found = _LISTED.match(line)
-    if not found:
-        return None
-    mode, owner, group, size, modified, kind = found.groups()
-    for folder in ("%s/%s/" % (task, path or "."), task + "/"):
-        before, after = "%s%%s'>%%s</a>" % folder.replace("%", "%%"), ""
-        if kind == "file":
-            after = " <a href='/download/%s%%s'><font size=1>dl</font></a>" % folder.replace("%", "%%")
-        form, names = before + after, 3 if after else 2
-        length, extra = divmod(len(line) - found.end() - len(form % (("",) * names)), names)
-        name = line[found.end() + len(folder):][:max(0, length)]
-        if name and not extra and line[found.end():] == form % ((name,) * names) and "/" not in name:
-            return {"name": name, "type": {"d": "directory", "s": "socket"}.get(mode[0], "file"),
-                    "mode": mode,
-                    "size": int(size), "owner": owner, "group": group, "modified_text": modified}
-    return None
+def _listed_file(line: re.Match[str]) -> Json:
+    """An entry of a listing as callers see it."""
+    kind = {"d": "directory", "s": "socket"}.get(line["mode"][0], "file")
+    return {"name": line["name"], "type": kind, "mode": line["mode"], "size": int(line["size"]),
+            "owner": line["owner"], "group": line["group"], "modified_text": line["modified_text"]}
 
 
 def _run_of(name: str, run: Any) -> Json:
@@ -10820,6 +10807,11 @@ def _run_output(output: Output, run: int, final: bool = False) -> Output:
     return output._replace(run=run, path=path, final=final)
 
 
+def _rotated(output: Output, number: int) -> Output:
+    """The log as it is called after so many rotations."""
+    return output._replace(path="%s.%d" % (output.path, number)) if number else output
+
+
 def open_output(observer: Observer, output: Output) -> Tuple[Output, int, int]:
     """(the log, its size, the check of its end); that of the console where the process logs there. Raises
     LogElsewhere."""
@@ -10862,18 +10854,15 @@ def read_tail(observer: Observer, output: Output, lines: int, grep: Optional[byt
     """The last lines, or of those that hold `grep` the last; within the last MiB, or eight. until: of
     what is before that."""
     spot, path, agent = output.spot, output.path, output.agent
-    if until is None:
-        data, start, size = observer.read(spot, path, -1, 65536, agent)
-    else:
-        start = max(0, until - 65536)
-        data, start, size = observer.read(spot, path, start, max(1, until - start), agent)
-        data = data[:max(0, until - start)]
+    start, length = (-1, 65536) if until is None else (max(0, until - 65536), min(until, 65536))
+    data, start, size = observer.read(spot, path, start, max(1, length), agent)
+    data = data[:length]
     end = start + len(data)
     most = (8 if grep else 1) << 20
     while start and len(data) < most and len(_matching(data.split(b"\n")[1:], grep)) <= lines:
         more, start, _ = observer.read(spot, path, max(0, start - 262144), min(262144, start), agent)
         data = more + data
-    parts = data.splitlines(True) if b"\r" not in data else re.findall(rb"[^\n]*\n|[^\n]+", data)
+    parts = io.BytesIO(data).readlines()
     chosen = _matching(parts[1:] if start and len(parts) > 1 else parts, grep)
     chosen = chosen[-lines:] if lines else []
     text = b"".join(chosen)
@@ -10888,9 +10877,7 @@ def read_piece(observer: Observer, output: Output, tail: int = 100, offset: Opti
     if offset is None:
         piece = read_tail(observer, output, tail, wanted)
     else:
-        start = offset
-        if start < 0:
-            start = max(0, open_output(observer, output)[1] + offset)
+        start = offset if offset >= 0 else max(0, open_output(observer, output)[1] + offset)
         data, start, size = observer.read(output.spot, output.path, start, length, output.agent)
         piece = LogPiece(output, start, start + len(data), size, data)
     if not output.final or piece.next < piece.size:
@@ -10945,25 +10932,24 @@ class Cursor:
 
     @property
     def position(self) -> Position:
-        spot = self.output.spot if self.output else None
-        return Position(spot.id if spot else "", self.output.run if self.output else 0, self.offset,
-                        self.check)
+        task, run = (self.output.spot.id, self.output.run) if self.output else ("", 0)
+        return Position(task, run, self.offset, self.check)
 
     @property
     def file(self) -> Optional[Output]:
         """The log as it is called now that it may be rotated."""
-        name = ".%d" % self._behind if self._behind else ""
-        return self.output._replace(path=self.output.path + name) if self.output else None
+        return self.output and _rotated(self.output, self._behind)
 
     def step(self, until: Optional[int] = None) -> List[Entry]:
         """What is new. until: not beyond this offset. Raises AuroraError where nobody answers for now."""
         if self.over:
             return []
+        output = self.output
         try:
-            entries = self._news(until) if self.output is not None else self._open()
+            entries = self._news(output, until) if output else self._open()
         except (ObserverUnreachable, ObserverTimeout, ObserverBadAnswer):
             self._failed += 1
-            entries = self._leave() if self._failed % self.QUIET == 0 and self.output is not None else []
+            entries = self._leave(output) if output and self._failed % self.QUIET == 0 else []
             if not entries:
                 raise
         except AuroraError as error:
@@ -10980,22 +10966,20 @@ class Cursor:
             self.observer, spot, self.process, self.stream))
         return []
 
-    def _news(self, until: Optional[int] = None) -> List[Entry]:
+    def _news(self, output: Output, until: Optional[int]) -> List[Entry]:
         entries: List[Entry] = []
         with contextlib.suppress(NotFound, SandboxGone, TaskTooYoung, LogElsewhere):
             # What these mean here: nothing was written yet, or nothing more will be.
-            entries = self._move_on() if self._quiet % self.QUIET == 1 and until is None else self._read(
-                until)
+            moves_on = self._quiet % self.QUIET == 1 and until is None
+            entries = self._move_on(output) if moves_on else self._read(output, until)
         self._quiet = 0 if entries else self._quiet + 1
         return entries
 
-    def _read(self, until: Optional[int]) -> List[Entry]:
-        output = self.output
-        assert output is not None
+    def _read(self, output: Output, until: Optional[int] = None) -> List[Entry]:
         overlap = min(_OVERLAP, self.offset)
         for number in range(self._behind, 100):
             try:
-                data, _, size = self._part(number, self.offset - overlap, overlap + _CHUNK)
+                data, _, size = self._part(output, number, self.offset - overlap, overlap + _CHUNK)
             except NotFound:
                 if not number:
                     raise
@@ -11007,18 +10991,17 @@ class Cursor:
         self.offset, self.check, self._behind = 0, None, max(0, number - 1)       # the oldest that is there
         return [self._event("gap", reason="what was written in between is not there any more")]
 
-    def _part(self, number: int, start: int, length: int) -> Tuple[bytes, int, int]:
-        assert self.output is not None
-        path = self.output.path + (".%d" % number if number else "")
-        return self.observer.read(self.output.spot, path, start, length, self.output.agent)
+    def _part(self, output: Output, number: int, start: int, length: int) -> Tuple[bytes, int, int]:
+        path = _rotated(output, number).path
+        return self.observer.read(output.spot, path, start, length, output.agent)
 
     def _next_file(self, output: Output) -> List[Entry]:
         """From the end of a rotated file to the next. Only once there is something in it: at the
         beginning of an empty one nothing would tell it from the one that comes after; and only if the one
         that was read still has its name, as the next one has another where it has not."""
-        data, _, size = self._part(self._behind - 1, 0, _CHUNK)
+        data, _, size = self._part(output, self._behind - 1, 0, _CHUNK)
         overlap = min(_OVERLAP, self.offset)
-        still, _, _ = self._part(self._behind, self.offset - overlap, max(1, overlap))
+        still, _, _ = self._part(output, self._behind, self.offset - overlap, max(1, overlap))
         if self.check is not None and zlib.crc32(still[:overlap]) != self.check:
             return []
         rotated, here = self._event("rotated"), (self.offset, self.check, self._behind)
@@ -11051,10 +11034,8 @@ class Cursor:
         return Entry(name, dict(instance=self.instance, task=position.task, run=position.run, **fields),
                      position)
 
-    def _move_on(self) -> List[Entry]:
+    def _move_on(self, output: Output) -> List[Entry]:
         """When nothing comes: a later run, a later task, or the end."""
-        output = self.output
-        assert output is not None
         known: Json = {}
         gone = output.agent
         if not gone:
@@ -11070,16 +11051,14 @@ class Cursor:
             return []
         if ended and not output.final:
             self.output = output = output._replace(final=True)
-            entries = self._read(None)      # an unfinished line
+            entries = self._read(output)    # an unfinished line
             if entries:
                 return entries
         if latest > output.run:
             return self._go_to(_run_output(output, output.run + 1, latest > output.run + 1), "run")
-        return self._other_task(gone)
+        return self._other_task(output, gone)
 
-    def _other_task(self, gone: bool) -> List[Entry]:
-        output = self.output
-        assert output is not None
+    def _other_task(self, output: Output, gone: bool) -> List[Entry]:
         spots = self.find()
         mine = next((spot for spot in spots if spot.id == output.spot.id), None)
         later = [] if self.fixed else [spot for spot in spots if spot.id != output.spot.id and (
@@ -11087,8 +11066,8 @@ class Cursor:
         if mine is not None and not mine.ended and not later:
             return []
         if not output.final:                # first what is left of this one
-            self.output = output._replace(final=True)
-            entries = [] if gone and not output.agent else self._read(None)
+            self.output = output = output._replace(final=True)
+            entries = [] if gone and not output.agent else self._read(output)
             if entries:
                 return entries
         if later and not later[0].host:
@@ -11104,12 +11083,10 @@ class Cursor:
         spot = output.spot
         return [self._event(name, **({"host": spot.host, "state": spot.state} if name == "task" else {}))]
 
-    def _leave(self) -> List[Entry]:
+    def _leave(self, output: Output) -> List[Entry]:
         """Where the host does not answer: whether the instance is on another one by now."""
-        output = self.output
-        assert output is not None
-        entries = self._other_task(True)
-        if entries and self.output is not None and self.output.spot.id != output.spot.id:
+        entries = self._other_task(output, True)
+        if entries and self.position.task != output.spot.id:
             reason = "%s did not answer before the task ended" % output.spot.host
             return [Entry("gap",
                           {"instance": self.instance, "task": output.spot.id, "reason": reason})] + entries
@@ -11134,18 +11111,15 @@ class Feed(Poll):
         self._failing = False
 
     def note(self, answer: Any) -> None:
-        if isinstance(answer, Failure):
-            failing, self._failing = self._failing, True
+        failing, self._failing = self._failing, isinstance(answer, Failure)
+        if self._failing:
             answer = [] if failing else [Entry("unreachable", {
                 "instance": self.cursor.instance, "retry": int(self.interval * 1000), "code": answer.code,
                 "errors": answer.messages})]
-        else:
-            self._failing = False
         with self._lock:
-            for each in answer:
-                self.number += 1
-                self._entries.append(each)
-                self._size += len(each.data) + 1024
+            self.number += len(answer)
+            self._entries.extend(answer)
+            self._size += sum(len(each.data) + 1024 for each in answer)
             while self._size > self.ROOM and len(self._entries) > 1:
                 self._size -= len(self._entries.popleft().data) + 1024
             self.over = self.cursor.over
