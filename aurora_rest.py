@@ -8841,8 +8841,7 @@ class Session:
         self.permit(ask.method, ask.arguments)
         if self.dry_run:
             left = narrowed(self.scheduler, ask, timeout)
-            raise DryRun(method, (left or ask).arguments,
-                         **dict(self.notes, **({} if left else {"nothing": True})))
+            raise DryRun(method, (left or ask).arguments, **self.notes, **({} if left else {"nothing": True}))
         self.announce(ask)
         try:
             reply, response = self.scheduler.ask(ask, timeout)
@@ -8941,7 +8940,7 @@ def reading(work: _Work) -> _Work:
     return made
 
 
-def found_in(response: Any, result: str, field: str) -> Any:
+def listed_in(response: Any, result: str, field: str) -> Any:
     """The items that a projected Response has in a field of its result; none where it lacks that."""
     return response.get("result", {}).get(result, {}).get(field, [])
 
@@ -8950,7 +8949,7 @@ def found_in(response: Any, result: str, field: str) -> Any:
 def list_jobs(scheduler: Scheduler, role: Optional[str] = None) -> List[str]:
     """The keys role/environment/name of a role's jobs, or of all, sorted."""
     response = scheduler.call("getJobs", role, projection=projection("job keys"))
-    return sorted(found_in(response, "getJobsResult", "configs"))
+    return sorted(listed_in(response, "getJobsResult", "configs"))
 
 
 @reading
@@ -8958,13 +8957,13 @@ def list_summaries(scheduler: Scheduler, role: Optional[str] = None, fields: str
     """The plain summaries of a role's jobs, or of all, sorted by key: job (key as text), stats,
     nextCronRunMs."""
     response = scheduler.call("getJobSummary", role, projection=projection(fields))
-    return sorted(found_in(response, "jobSummaryResult", "summaries"), key=lambda each: each["job"]["key"])
+    return sorted(listed_in(response, "jobSummaryResult", "summaries"), key=lambda each: each["job"]["key"])
 
 
 def read_tasks(scheduler: Any, query: Any, fields: str) -> Any:
     """The plain tasks that an api.TaskQuery finds. fields: a projection's name."""
     response = scheduler.call("getTasksWithoutConfigs", query, projection=projection(fields))
-    return found_in(response, "scheduleStatusResult", "tasks")
+    return listed_in(response, "scheduleStatusResult", "tasks")
 
 
 @reading
@@ -9021,10 +9020,9 @@ def by_instance(tasks: Iterable[Any]) -> Dict[int, Any]:
 def last_words(task: Any) -> Json:
     """How a plain task ended: instance, id, state, host, and the message of its last event."""
     assigned = task["assignedTask"]
-    events = sorted(task.get("taskEvents", ()), key=lambda event: event["timestamp"])
+    last = max(reversed(task.get("taskEvents", ())), key=lambda event: event["timestamp"], default={})
     return {"instance": assigned["instanceId"], "id": assigned["taskId"], "host": assigned.get("slaveHost"),
-            "state": api.ScheduleStatus.name_of(task["status"]), "message": events[-1].get("message")
-            if events else None}
+            "state": api.ScheduleStatus.name_of(task["status"]), "message": last.get("message")}
 
 
 def active_instances(scheduler: Scheduler, key: Key, instances: Sequence[int] = ()) -> Dict[int, Any]:
@@ -9041,17 +9039,19 @@ def active_instances(scheduler: Scheduler, key: Key, instances: Sequence[int] = 
     return tasks
 
 
+Group = Tuple[Any, List[int]]       # a TaskConfig, and the instances that have it
+
+
 @reading
-def running_configs(scheduler: Scheduler, key: Key) -> List[Tuple[Any, List[int]]]:
-    """(TaskConfig, instances) of each configuration that active instances of a job have, largest group
-    first."""
+def running_configs(scheduler: Scheduler, key: Key) -> List[Group]:
+    """Each configuration that active instances of a job have, largest group first."""
     response = scheduler.call("getConfigSummary", key.thrift)
     groups = response.result.configSummaryResult.summary.groups or ()
     pairs = [(group.config, from_ranges(group.instances)) for group in groups]
     return sorted(pairs, key=lambda pair: (-len(pair[1]), pair[1]))
 
 
-def align(job: Job, running: Sequence[Tuple[Any, List[int]]]) -> Job:
+def align(job: Job, running: Sequence[Group]) -> Job:
     """The job with the running configuration's own text and owner where both mean the same: the scheduler
     compares the text of executor data and the owner, and would restart every instance for a difference
     without meaning."""
@@ -9171,10 +9171,9 @@ def update_instances(details: Any) -> Dict[str, List[int]]:
 
 def update_progress(details: Any) -> Dict[str, int]:
     """How far an update is, from its details: how many instances in all, done, failed, under way."""
-    counts = {name: len(numbers) for name, numbers in update_instances(details).items()}
-    return {"total": sum(counts.values()), "done": counts.get("updated", 0) + counts.get("rolled_back", 0),
-            "failed": counts.get("failed", 0), "active": counts.get("updating", 0) +
-            counts.get("rolling_back", 0)}
+    counts = collections.Counter({name: len(numbers) for name, numbers in update_instances(details).items()})
+    return {"total": sum(counts.values()), "done": counts["updated"] + counts["rolled_back"],
+            "failed": counts["failed"], "active": counts["updating"] + counts["rolling_back"]}
 
 
 def plain_config(config: Any) -> Json:
@@ -9336,14 +9335,13 @@ def field_changes(old: Any, new: Any, path: str = "") -> List[Json]:
     return [] if same else [{"path": path, "old": old, "new": new}]
 
 
-def plan_update(scheduler: Scheduler, job: Job, instances: Sequence[int],
-                running: Sequence[Tuple[Any, List[int]]]) -> Json:
+def plan_update(scheduler: Scheduler, job: Job, instances: Sequence[int], running: Sequence[Group]) -> Json:
     """What an update to `job` would add, remove, change (with the fields, old and new) and leave. A cron job
     has no update: its template is compared with the active tasks."""
     if job.is_cron:
         check_instance_count(job.configuration.instanceCount)
         added = set(range(job.configuration.instanceCount)).difference(*(numbers for _, numbers in running))
-        sets: Dict[str, List[Tuple[Any, List[int]]]] = {
+        sets: Dict[str, List[Group]] = {
             "add": [(job.configuration.taskConfig, list(added))], "remove": [], "update": [], "unchanged": []}
         for config, numbers in running:
             same = "unchanged" if same_meaning(job.configuration.taskConfig, config) else "update"
@@ -9369,14 +9367,10 @@ SLA_PERCENTILES = (99.0, 95.0, 90.0, 85.0, 75.0, 60.0, 50.0, 30.0, 10.0)
 
 def uptimes(tasks: Iterable[Any], now: float) -> List[int]:
     """Seconds that each live plain task has been up, counted from its first RUNNING event."""
-    found = []
-    for task in tasks:
-        if task["status"] in api.LIVE_STATES:
-            running = [event["timestamp"] for event in task.get("taskEvents", ())
-                       if event.get("status") == api.ScheduleStatus.RUNNING]
-            if running:
-                found.append(max(0, int(now - min(running) / 1000.0)))
-    return found
+    started = [[event["timestamp"] for event in task.get("taskEvents", ())
+                if event.get("status") == api.ScheduleStatus.RUNNING]
+               for task in tasks if task["status"] in api.LIVE_STATES]
+    return [max(0, int(now - min(times) / 1000.0)) for times in started if times]
 
 
 def job_uptime(ups: Sequence[int], percentile: float) -> int:
@@ -10220,7 +10214,7 @@ class Lookout(Poll):
         if before.get(whole.message) == hash(reply):
             return {}
         made: Dict[str, Any] = {name: [] for name in names}
-        for task in found_in(scheduler.decode(whole, reply), "scheduleStatusResult", "tasks"):
+        for task in listed_in(scheduler.decode(whole, reply), "scheduleStatusResult", "tasks"):
             assigned = task["assignedTask"]
             made[assigned["task"]["job"]].append((assigned["taskId"], task["status"], times_of(task)))
         for each in made.values():
@@ -10429,16 +10423,15 @@ def clean_path(text: str) -> str:
 
 def _figure(value: Any) -> Any:
     """What another server says is a number; None where it is none."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else None
+    return value if type(value) in (int, float) and math.isfinite(value) else None
 
 
 def _milliseconds(seconds: Any) -> Optional[int]:
     return None if _figure(seconds) is None else int(seconds * 1000)
 
 
-def _run_number(run: Any) -> int:
-    number = run.get("process_run") if isinstance(run, dict) else None
+def _run_number(run: Json) -> int:
+    number = run.get("process_run")
     return number if isinstance(number, int) and 0 <= number < 1 << 30 else 0
 
 
@@ -10509,9 +10502,9 @@ class Observer:
             limit: int = LISTING) -> Tuple[int, Dict[bytes, bytes], bytes]:
         """(status, headers, body) of a GET. span: the Range to ask for."""
         port = self.agent_port if agent else self.port
-        what, option = ("agent", "--agent-port") if agent else ("observer", "--observer-port")
+        what = "agent" if agent else "observer"
         if not port:
-            raise LogElsewhere("it takes the %s of the host; %s names its port" % (what, option))
+            raise LogElsewhere("it takes the %s of the host; --%s-port names its port" % (what, what))
         where = "%s:%d" % ("[%s]" % spot.host if ":" in spot.host else spot.host, port)
         deadline = min(self.deadline, time.monotonic() + self.timeout)
         lines = ["GET %s HTTP/1.1" % target, "Host: " + where, "Connection: close", "User-Agent: aurora_rest"]
@@ -10529,8 +10522,8 @@ class Observer:
                 wire.close()
         except _Broken as error:
             kind = ObserverTimeout if error.late else ObserverBadAnswer if error.sent else ObserverUnreachable
-            raise kind("the %s at %s: %s; whether it runs there can be seen with curl http://%s/%s" % (
-                what, where, error, where, "health")) from None
+            raise kind("the %s at %s: %s; whether it runs there can be seen with curl http://%s/health" % (
+                what, where, error, where)) from None
         finally:
             self.slots.leave(where)
 
@@ -10713,9 +10706,9 @@ class Observer:
         return found
 
 
-# A line of a listing of the folder, in the task's sandbox (task, folder, task). Names stand there as they are,
-# with quotes and tags in them: the line has to be, to the letter, the one that a name makes. A file name has
-# at most 255 bytes.
+# A line of a listing of a folder in a task's sandbox: of the task, the folder and the task again. Names stand
+# there as they are, with quotes and tags in them: the line has to be, to the letter, the one that a name
+# makes. A name has at most 255 bytes.
 _LISTED = (r"(?P<mode>[ds-][rwx-]{9}) +\d+ +(?P<owner>\S+) +(?P<group>\S+) +(?P<size>\d+)"
            r" (?P<modified_text>\w{3} [ \d]\d [ \d:]{5})"
            r" <a href='/(?:(?P<folder>browse)|file)/(?P<path>%s/%s/|%s/)(?P<name>[^/]{1,255})'>(?P=name)</a>"
@@ -11045,8 +11038,9 @@ class Cursor:
                 return []
             except (SandboxGone, LogElsewhere):
                 gone = True
-        latest = _run_number(known.get(output.process))
-        ended = latest > output.run or known.get(output.process, {}).get("state") in _ENDED_RUNS
+        run = known.get(output.process, {})
+        latest = _run_number(run)
+        ended = latest > output.run or run.get("state") in _ENDED_RUNS
         if not (ended or gone or self._quiet % (10 * self.QUIET) == 9 * self.QUIET + 1):
             return []
         if ended and not output.final:
