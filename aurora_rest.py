@@ -8846,9 +8846,9 @@ class Session:
         try:
             reply, response = self.scheduler.ask(ask, timeout)
         except AuroraError as error:
-            self.sent = self.sent or error.sent or error.response is not None and not error.harmless
+            self.sent |= error.sent or error.response is not None and not error.harmless
             raise
-        self.sent = self.sent or bool(reply)
+        self.sent |= bool(reply)
         return response
 
 
@@ -10421,6 +10421,11 @@ def clean_path(text: str) -> str:
     return "/".join(part for part in text.split("/") if part not in ("", "."))
 
 
+def _joined(*parts: str) -> str:
+    """A path from its parts, some of which may be empty."""
+    return "/".join(filter(None, parts))
+
+
 def _figure(value: Any) -> Any:
     """What another server says is a number; None where it is none."""
     return value if type(value) in (int, float) and math.isfinite(value) else None
@@ -10577,11 +10582,11 @@ class Observer:
 
     def task(self, spot: Spot) -> Json:
         """The task with its configuration."""
-        status, _, _ = answer = self.ask(spot, "/j/task/" + urllib.parse.quote(spot.id, ""))
+        status, _, body = self.ask(spot, "/j/task/" + urllib.parse.quote(spot.id, ""))
         if status == 500:
             self.processes(spot)        # raises where the task is unknown, which is what 500 means most often
         with contextlib.suppress(ValueError):
-            found = json.loads(answer[2].decode("utf-8", "replace")).get(spot.id) if status == 200 else None
+            found = json.loads(body.decode("utf-8", "replace")).get(spot.id) if status == 200 else None
             if isinstance(found, dict):
                 return found
         raise ObserverBadAnswer(_NO_JSON % ("observer", spot.host))
@@ -10648,9 +10653,8 @@ class Observer:
         if spot.id not in self._roots:
             found = next(self._executors(spot), None)
             if found is None:
-                kind = TaskTooYoung if spot.young else SandboxGone
-                raise kind("the agent of %s does not know task %s%s" % (
-                    spot.host, spot.id, " yet" if spot.young else " any more"))
+                kind, since = (TaskTooYoung, "yet") if spot.young else (SandboxGone, "any more")
+                raise kind("the agent of %s does not know task %s %s" % (spot.host, spot.id, since))
             if len(self._roots) > 10000:
                 self._roots.clear()
             self._roots[spot.id] = found
@@ -10677,8 +10681,7 @@ class Observer:
         """(what a directory holds, how many lines of it could not be read)."""
         if agent:
             return self._agent_listing(spot, path), 0
-        parts = [urllib.parse.quote(each) for each in (spot.id, path) if each]
-        status, _, body = self.ask(spot, "/browse/" + "/".join(parts))
+        status, _, body = self.ask(spot, "/browse/" + urllib.parse.quote(_joined(spot.id, path)))
         if status == 404:
             self.processes(spot)
             raise NotFound("there is no directory %s in the sandbox of task %s" % (path, spot.id))
@@ -10694,9 +10697,9 @@ class Observer:
         return [_listed_file(each) for each in found if each["name"] != ".."], len(lines) - len(found)
 
     def _agent_listing(self, spot: Spot, path: str) -> List[Json]:
-        folder = "%s/%s" % (self.root(spot), path) if path else self.root(spot)
         found = []
-        for each in self._json(spot, "/files/browse?path=" + urllib.parse.quote(folder), list, True):
+        for each in self._json(spot, "/files/browse?path=" + urllib.parse.quote(
+                _joined(self.root(spot), path)), list, True):
             with contextlib.suppress(AttributeError, TypeError):
                 mode = str(each.get("mode"))
                 found.append({"name": each.get("path").rpartition("/")[2],
@@ -10827,15 +10830,14 @@ def open_output(observer: Observer, output: Output) -> Tuple[Output, int, int]:
             "has it: --agent-port") % output.process)
 
 
+# The beginning of a character of UTF-8 of two, of three and of four bytes, without its end.
+_CUT_CHARACTER = re.compile(rb"(?:[\xc0-\xff]|[\xe0-\xff][\x80-\xbf]|[\xf0-\xff][\x80-\xbf]{2})\Z")
+
+
 def whole_characters(data: bytes) -> int:
     """How many of the bytes there are without a character of UTF-8 that is cut at the end."""
-    for back in range(1, min(3, len(data)) + 1):
-        byte = data[-back]
-        if byte >= 0xC0:
-            return len(data) - back if back < 2 + (byte >= 0xE0) + (byte >= 0xF0) else len(data)
-        if byte < 0x80:
-            break
-    return len(data)
+    cut = _CUT_CHARACTER.search(data, max(0, len(data) - 3))
+    return cut.start() if cut else len(data)
 
 
 def _matching(lines: Iterable[bytes], grep: Optional[bytes]) -> List[bytes]:
@@ -10933,7 +10935,7 @@ class Cursor:
         """The log as it is called now that it may be rotated."""
         return self.output and _rotated(self.output, self._behind)
 
-    def step(self, until: Optional[int] = None) -> List[Entry]:
+    def step(self, until: int = sys.maxsize) -> List[Entry]:
         """What is new. until: not beyond this offset. Raises AuroraError where nobody answers for now."""
         if self.over:
             return []
@@ -10959,16 +10961,16 @@ class Cursor:
             self.observer, spot, self.process, self.stream))
         return []
 
-    def _news(self, output: Output, until: Optional[int]) -> List[Entry]:
+    def _news(self, output: Output, until: int) -> List[Entry]:
         entries: List[Entry] = []
         with contextlib.suppress(NotFound, SandboxGone, TaskTooYoung, LogElsewhere):
             # What these mean here: nothing was written yet, or nothing more will be.
-            moves_on = self._quiet % self.QUIET == 1 and until is None
+            moves_on = self._quiet % self.QUIET == 1 and until == sys.maxsize
             entries = self._move_on(output) if moves_on else self._read(output, until)
         self._quiet = 0 if entries else self._quiet + 1
         return entries
 
-    def _read(self, output: Output, until: Optional[int] = None) -> List[Entry]:
+    def _read(self, output: Output, until: int = sys.maxsize) -> List[Entry]:
         overlap = min(_OVERLAP, self.offset)
         for number in range(self._behind, 100):
             try:
@@ -10999,18 +11001,18 @@ class Cursor:
             return []
         rotated, here = self._event("rotated"), (self.offset, self.check, self._behind)
         self.offset, self.check, self._behind = 0, None, self._behind - 1
-        entries = self._tell(output, data, 0, size, None)
+        entries = self._tell(output, data, 0, size)
         if not entries:
             self.offset, self.check, self._behind = here
             return []
         return [rotated] + entries
 
     def _tell(self, output: Output, data: bytes, overlap: int, size: int,
-              until: Optional[int]) -> List[Entry]:
-        new = data[overlap:] if until is None else data[overlap:][:max(0, until - self.offset)]
+              until: int = sys.maxsize) -> List[Entry]:
+        new = data[overlap:][:max(0, until - self.offset)]
         last = output.final or self._behind > 0
         end = new.rfind(b"\n") + 1
-        if until is not None and self.offset + len(new) == until:
+        if self.offset + len(new) == until:
             end = len(new)
         elif not end and (last or len(new) >= _CHUNK or self._seen == size):
             end = len(new) if last and len(new) < _CHUNK else whole_characters(new) or len(new)
@@ -11055,8 +11057,8 @@ class Cursor:
     def _other_task(self, output: Output, gone: bool) -> List[Entry]:
         spots = self.find()
         mine = next((spot for spot in spots if spot.id == output.spot.id), None)
-        later = [] if self.fixed else [spot for spot in spots if spot.id != output.spot.id and (
-            spot.since >= output.spot.since if mine is None else spots.index(spot) > spots.index(mine))]
+        later = [] if self.fixed else spots[spots.index(mine) + 1:] if mine else [
+            spot for spot in spots if spot.since >= output.spot.since]
         if mine is not None and not mine.ended and not later:
             return []
         if not output.final:                # first what is left of this one
@@ -11208,7 +11210,7 @@ class Follower:
         if not self._met(cursor, place):
             before = cursor.position
             ahead = before[:2] == place[:2] and before.offset < place.offset
-            entries = cursor.step(place.offset if ahead else None)
+            entries = cursor.step(place.offset if ahead else sys.maxsize)
         if self._met(cursor, place):
             self.number, self.live, self._cursor = number, True, None
         self.position = cursor.position
