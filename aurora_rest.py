@@ -1217,8 +1217,7 @@ class Events(Poll):
     """A Poll whose answers are the events that are new: numbered, the last ones kept so that a caller can
     resume.
 
-    ask: called for the new events, (name, plain); its `standing` tells how things stand, as (time, name,
-    plain).
+    ask: called for the new events, (name, plain); its `standing` tells how things stand, as the same.
     """
     KEPT = 2000
     PIECE = 256         # events given at once
@@ -1280,7 +1279,7 @@ class Events(Poll):
         if number != self._number:
             found = self._found or []
             pieces = [event_bytes("" if left else "%s-%d" % (self.epoch, self._number), name, plain)
-                      for left, (_, name, plain) in zip(range(len(found) - 1, -1, -1), found)]
+                      for left, (name, plain) in zip(range(len(found) - 1, -1, -1), found)]
             self._standing = (self._number, pieces)
         return pieces
 
@@ -8761,15 +8760,14 @@ class Session:
         self.permit(ask.method, ask.arguments)
         if self.dry_run:
             left = narrowed(self.scheduler, ask, timeout)
-            raise DryRun(method, (left or ask).arguments,
-                         **dict(self.notes, **({} if left else {"nothing": True})))
+            raise DryRun(method, (left or ask).arguments, **self.notes, **({} if left else {"nothing": True}))
         self.announce(ask)
         try:
             reply, response = self.scheduler.ask(ask, timeout)
         except AuroraError as error:
-            self.sent = self.sent or error.sent or error.response is not None and not error.harmless
+            self.sent |= error.sent or error.response is not None and not error.harmless
             raise
-        self.sent = self.sent or bool(reply)
+        self.sent |= bool(reply)
         return response
 
 
@@ -8815,42 +8813,34 @@ def projection(name: str) -> Projection:
     assigned = {"taskId": True, "slaveHost": True, "instanceId": True}
     events = {"status": True, "taskEvents": {"timestamp": True, "status": True, "message": True},
               "failureCount": True, "ancestorId": True}
-    summary = {"tier": True, "isService": True}
-    shapes: Json = {
-        "job keys": {"getJobsResult": {"configs": {"key": _STRING_KEY, None: _OnlyKey}}},
-        "tasks": {"scheduleStatusResult": {"tasks": dict(events, assignedTask=dict(
-            assigned, assignedPorts=True, task=summary))}},
-        "task changes": {"scheduleStatusResult": {"tasks": {
-            "assignedTask": dict(assigned, task={"job": _STRING_KEY}), "status": True,
-            "taskEvents": events["taskEvents"]}}},
-        "log tasks": {"scheduleStatusResult": {"tasks": {
-            "assignedTask": dict(assigned, task={"executorConfig": {"name": True}}),
-            "status": True, "taskEvents": {"timestamp": True}}}},
-        "sla tasks": {"scheduleStatusResult": {"tasks": {
-            "assignedTask": {"slaveHost": True, "task": {"job": _STRING_KEY, "production": True}},
-            "status": True, "taskEvents": {"timestamp": True, "status": True}}}},
-        "task times": {"scheduleStatusResult": {"tasks": {
-            "assignedTask": {"taskId": True, "task": {"job": _STRING_KEY}}, "status": True,
-            "taskEvents": {"timestamp": True}}}},
-        "no tasks": {"scheduleStatusResult": {}},
-        "task states": {"scheduleStatusResult": {"tasks": {"assignedTask": assigned, "status": True}}},
-        "hosts": {"scheduleStatusResult": {"tasks": {"assignedTask": {"slaveHost": True}}}},
-        "summaries": {"jobSummaryResult": {"summaries": {
-            "job": {"key": _STRING_KEY, "cronSchedule": True, "cronCollisionPolicy": True,
-                    "instanceCount": True,
-                    "taskConfig": summary},
-            "stats": True, "nextCronRunMs": True}}},
-        "described summaries": {"jobSummaryResult": {"summaries": {
-            "job": {"key": _STRING_KEY, "cronSchedule": True, "cronCollisionPolicy": True,
-                    "instanceCount": True,
-                    "taskConfig": dict(summary, metadata=True, container=True)},
-            "stats": True, "nextCronRunMs": True}}},
+    summary, ports = {"tier": True, "isService": True}, dict(assigned, assignedPorts=True)
+    whole = dict(events, assignedTask=dict(ports, task=dict(summary, job=_STRING_KEY)))
+    job = {"key": _STRING_KEY, "cronSchedule": True, "cronCollisionPolicy": True, "instanceCount": True}
+    summaries = {"job": dict(job, taskConfig=summary), "stats": True, "nextCronRunMs": True}
+    tasks: Json = {
+        "tasks": dict(events, assignedTask=dict(ports, task=summary)),
+        "cluster tasks": whole,
+        "task changes": {"assignedTask": dict(assigned, task={"job": _STRING_KEY}), "status": True,
+                         "taskEvents": events["taskEvents"]},
+        "log tasks": {"assignedTask": dict(assigned, task={"executorConfig": {"name": True}}),
+                      "status": True, "taskEvents": {"timestamp": True}},
+        "sla tasks": {"assignedTask": {"slaveHost": True, "task": {"job": _STRING_KEY, "production": True}},
+                      "status": True, "taskEvents": {"timestamp": True, "status": True}},
+        "task times": {"assignedTask": {"taskId": True, "task": {"job": _STRING_KEY}}, "status": True,
+                       "taskEvents": {"timestamp": True}},
+        "task states": {"assignedTask": assigned, "status": True},
+        "hosts": {"assignedTask": {"slaveHost": True}},
     }
-    for name_, method in (("cluster tasks", "scheduleStatusResult"),
-                          ("recovery tasks", "queryRecoveryResult")):
-        shapes[name_] = {method: {"tasks": dict(events, assignedTask=dict(
-            assigned, assignedPorts=True, task=dict(summary, job=_STRING_KEY)))}}
-    return Projection(Type("struct", api.Response), dict(_MESSAGES, result=shapes[name]))
+    others: Json = {
+        "no tasks": {"scheduleStatusResult": {}},
+        "job keys": {"getJobsResult": {"configs": {"key": _STRING_KEY, None: _OnlyKey}}},
+        "recovery tasks": {"queryRecoveryResult": {"tasks": whole}},
+        "summaries": {"jobSummaryResult": {"summaries": summaries}},
+        "described summaries": {"jobSummaryResult": {"summaries": dict(
+            summaries, job=dict(job, taskConfig=dict(summary, metadata=True, container=True)))}},
+    }
+    result = others.get(name) or {"scheduleStatusResult": {"tasks": tasks[name]}}
+    return Projection(Type("struct", api.Response), dict(_MESSAGES, result=result))
 
 
 _Work = TypeVar("_Work", bound=Callable[..., Any])
@@ -8869,11 +8859,16 @@ def reading(work: _Work) -> _Work:
     return made
 
 
+def listed_in(response: Any, result: str, field: str) -> Any:
+    """The items that a projected Response has in a field of its result; none where it lacks that."""
+    return response.get("result", {}).get(result, {}).get(field, [])
+
+
 @reading
 def list_jobs(scheduler: Scheduler, role: Optional[str] = None) -> List[str]:
     """The keys role/environment/name of a role's jobs, or of all, sorted."""
     response = scheduler.call("getJobs", role, projection=projection("job keys"))
-    return sorted(response.get("result", {}).get("getJobsResult", {}).get("configs", ()))
+    return sorted(listed_in(response, "getJobsResult", "configs"))
 
 
 @reading
@@ -8881,8 +8876,13 @@ def list_summaries(scheduler: Scheduler, role: Optional[str] = None, fields: str
     """The plain summaries of a role's jobs, or of all, sorted by key: job (key as text), stats,
     nextCronRunMs."""
     response = scheduler.call("getJobSummary", role, projection=projection(fields))
-    found = response.get("result", {}).get("jobSummaryResult", {}).get("summaries", ())
-    return sorted(found, key=lambda each: each["job"]["key"])
+    return sorted(listed_in(response, "jobSummaryResult", "summaries"), key=lambda each: each["job"]["key"])
+
+
+def read_tasks(scheduler: Any, query: Any, fields: str) -> Any:
+    """The plain tasks that an api.TaskQuery finds. fields: a projection's name."""
+    response = scheduler.call("getTasksWithoutConfigs", query, projection=projection(fields))
+    return listed_in(response, "scheduleStatusResult", "tasks")
 
 
 @reading
@@ -8893,17 +8893,16 @@ def query_tasks(scheduler: Scheduler, key: Key, instances: Sequence[int] = (),
     name; reasons: with the scheduler's `reason` why, in each that waits for a host."""
     query = api.TaskQuery(jobKeys={key.thrift}, instanceIds=set(instances) or None,
                           statuses=set(statuses) if statuses else None)
-    response = scheduler.call("getTasksWithoutConfigs", query, projection=projection(fields))
-    tasks = response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", [])
+    tasks = read_tasks(scheduler, query, fields)
     numbers = {task["assignedTask"].setdefault("instanceId", 0) for task in tasks}
     if reasons and api.ScheduleStatus.PENDING in {task["status"] for task in tasks}:
         known = pending_reasons(scheduler, api.TaskQuery(jobKeys={key.thrift}))
         for task in tasks:
             task["reason"] = known.get(task["assignedTask"]["taskId"])
     if len(numbers) == len(tasks):      # each has one task, whatever its age
-        return sorted(tasks, key=lambda t: t["assignedTask"]["instanceId"])
-    return sorted(tasks, key=lambda t: (t["assignedTask"]["instanceId"], _first_event(t),
-                                        t["assignedTask"]["taskId"]))
+        return sorted(tasks, key=instance_of)
+    return sorted(tasks, key=lambda task: (instance_of(task), min(times_of(task), default=0),
+                                           task["assignedTask"]["taskId"]))
 
 
 def pending_reasons(scheduler: Scheduler, query: Any) -> Dict[str, str]:
@@ -8912,8 +8911,9 @@ def pending_reasons(scheduler: Scheduler, query: Any) -> Dict[str, str]:
     return {each.taskId: each.reason or "" for each in found}
 
 
-def _first_event(task: Any) -> int:
-    return min((event["timestamp"] for event in task.get("taskEvents", ())), default=0)
+def times_of(task: Any) -> List[int]:
+    """When the events of a plain task were."""
+    return [event["timestamp"] for event in task.get("taskEvents", ())]
 
 
 def is_active(task: Any) -> bool:
@@ -8921,26 +8921,35 @@ def is_active(task: Any) -> bool:
     return task["status"] in api.ACTIVE_STATES
 
 
+def instance_of(task: Any) -> Any:
+    """The instance number of a plain task."""
+    return task["assignedTask"]["instanceId"]
+
+
 def instances_of(tasks: Iterable[Any]) -> List[int]:
     """The sorted instance numbers of plain tasks."""
-    return sorted({task["assignedTask"]["instanceId"] for task in tasks})
+    return sorted(set(map(instance_of, tasks)))
+
+
+def by_instance(tasks: Iterable[Any]) -> Dict[int, Any]:
+    """Plain tasks, sorted by age, by their instance: of each the youngest."""
+    return {instance_of(task): task for task in tasks}
 
 
 def last_words(task: Any) -> Json:
     """How a plain task ended: instance, id, state, host, and the message of its last event."""
     assigned = task["assignedTask"]
-    events = sorted(task.get("taskEvents", ()), key=lambda event: event["timestamp"])
+    last = max(reversed(task.get("taskEvents", ())), key=lambda event: event["timestamp"], default={})
     return {"instance": assigned["instanceId"], "id": assigned["taskId"], "host": assigned.get("slaveHost"),
-            "state": api.ScheduleStatus.name_of(task["status"]), "message": events[-1].get("message")
-            if events else None}
+            "state": api.ScheduleStatus.name_of(task["status"]), "message": last.get("message")}
 
 
 def active_instances(scheduler: Scheduler, key: Key, instances: Sequence[int] = ()) -> Dict[int, Any]:
     """The active plain tasks of a job by instance, without those that are being killed. Raises NotFound where
     there is none at all, and where one of `instances` is not active."""
-    tasks = {task["assignedTask"]["instanceId"]: task
-             for task in query_tasks(scheduler, key, instances, api.ACTIVE_STATES, "task states")
-             if task["status"] != api.ScheduleStatus.KILLING}
+    tasks = by_instance(task for task in query_tasks(scheduler, key, instances, api.ACTIVE_STATES,
+                                                     "task states")
+                        if task["status"] != api.ScheduleStatus.KILLING)
     missing = [each for each in instances if each not in tasks]
     if missing:
         raise NotFound("job %s has no active instance %s" % (key, ", ".join(map(str, missing))))
@@ -8949,17 +8958,19 @@ def active_instances(scheduler: Scheduler, key: Key, instances: Sequence[int] = 
     return tasks
 
 
+Group = Tuple[Any, List[int]]       # a TaskConfig, and the instances that have it
+
+
 @reading
-def running_configs(scheduler: Scheduler, key: Key) -> List[Tuple[Any, List[int]]]:
-    """(TaskConfig, instances) of each configuration that active instances of a job have, largest group
-    first."""
+def running_configs(scheduler: Scheduler, key: Key) -> List[Group]:
+    """Each configuration that active instances of a job have, largest group first."""
     response = scheduler.call("getConfigSummary", key.thrift)
     groups = response.result.configSummaryResult.summary.groups or ()
     pairs = [(group.config, from_ranges(group.instances)) for group in groups]
     return sorted(pairs, key=lambda pair: (-len(pair[1]), pair[1]))
 
 
-def align(job: Job, running: Sequence[Tuple[Any, List[int]]]) -> Job:
+def align(job: Job, running: Sequence[Group]) -> Job:
     """The job with the running configuration's own text and owner where both mean the same: the scheduler
     compares the text of executor data and the owner, and would restart every instance for a difference
     without meaning."""
@@ -9003,9 +9014,8 @@ def start_update(scheduler: Scheduler, job: Job, instances: Sequence[int] = (),
         raise Conflict(*(conflict.messages or ["an update of the job is in progress"]),
                        code="UPDATE_IN_PROGRESS", update=shown) from None
     started = response.result.startJobUpdateResult if response.result else None
-    if started and started.key:
-        return UpdateStarted(started.key.id, messages_of(response))
-    return UpdateStarted(_own_update(scheduler, job, update_id), messages_of(response))
+    known = started.key.id if started and started.key else _own_update(scheduler, job, update_id)
+    return UpdateStarted(known, messages_of(response))
 
 
 def _own_update(scheduler: Scheduler, job: Job, update_id: str) -> str:
@@ -9080,10 +9090,9 @@ def update_instances(details: Any) -> Dict[str, List[int]]:
 
 def update_progress(details: Any) -> Dict[str, int]:
     """How far an update is, from its details: how many instances in all, done, failed, under way."""
-    counts = {name: len(numbers) for name, numbers in update_instances(details).items()}
-    return {"total": sum(counts.values()), "done": counts.get("updated", 0) + counts.get("rolled_back", 0),
-            "failed": counts.get("failed", 0), "active": counts.get("updating", 0) +
-            counts.get("rolling_back", 0)}
+    counts = collections.Counter({name: len(numbers) for name, numbers in update_instances(details).items()})
+    return {"total": sum(counts.values()), "done": counts["updated"] + counts["rolled_back"],
+            "failed": counts["failed"], "active": counts["updating"] + counts["rolling_back"]}
 
 
 def plain_config(config: Any) -> Json:
@@ -9096,35 +9105,45 @@ def plain_config(config: Any) -> Json:
     return plain
 
 
+def last_message(details: Any) -> Optional[str]:
+    """The last message in an update's events: an end often has none of its own."""
+    said = [event.message for event in details.updateEvents or () if event.message]
+    return said[-1] if said else None
+
+
+def _plain_group(group: Any) -> Json:
+    """An api.InstanceTaskConfig as callers see it."""
+    return {"instances": from_ranges(group.instances), "config": plain_config(group.task)}
+
+
+def _plain_change(event: Any) -> Json:
+    """An api.JobUpdateEvent as callers see it."""
+    return {"state": api.JobUpdateStatus.name_of(event.status), "time": event.timestampMs, "user": event.user,
+            "message": event.message}
+
+
 @reading
 def plain_update(cluster: str, details: Any, whole: bool = False) -> Json:
     """An update's api.JobUpdateDetails as callers see it; whole: with settings, configurations and all
     events."""
-    summary, events = details.update.summary, details.updateEvents or []
+    summary, instructions = details.update.summary, details.update.instructions
     state, job = summary.state, summary.key.job
-    said = [event.message for event in events if event.message]
     plain: Json = {
         "id": summary.key.id, "job": "/".join((cluster, job.role, job.environment, job.name)),
         "user": summary.user,
         "state": api.JobUpdateStatus.name_of(state.status), "created": state.createdTimestampMs,
-        "modified": state.lastModifiedTimestampMs, "message": said[-1] if said else None,
+        "modified": state.lastModifiedTimestampMs, "message": last_message(details),
         "progress": update_progress(details), "instances": update_instances(details),
         "metadata": {each.key: each.value for each in sorted(summary.metadata or (), key=lambda m: m.key
                                                              or "")}}
     if not whole:
         return plain
-    instructions = details.update.instructions
-    desired = instructions.desiredState
-    groups = sorted(((from_ranges(each.instances), each.task) for each in instructions.initialState or ()),
-                    key=lambda pair: pair[0])
     plain.update(
         settings=instructions.settings.to_plain() if instructions.settings else None,
-        before=[{"instances": numbers, "config": plain_config(config)} for numbers, config in groups],
-        after={"instances": from_ranges(desired.instances), "config": plain_config(desired.task)} if desired
-        else None,
-        events=[{"state": api.JobUpdateStatus.name_of(each.status), "time": each.timestampMs,
-                 "user": each.user,
-                 "message": each.message} for each in events],
+        before=sorted(map(_plain_group, instructions.initialState or ()),
+                      key=lambda group: group["instances"]),
+        after=_plain_group(instructions.desiredState) if instructions.desiredState else None,
+        events=list(map(_plain_change, details.updateEvents or ())),
         instance_events=[{"instance": each.instanceId, "action": api.JobUpdateAction.name_of(each.action),
                           "time": each.timestampMs, "message": each.message}
                           for each in details.instanceEvents or ()])
@@ -9151,9 +9170,9 @@ def look_at_update(scheduler: Scheduler, key: Key, update_id: str) -> UpdateLook
         failed = {event.instanceId for event in details.instanceEvents or () if event.action in actions}
         if failed and status != api.JobUpdateStatus.ROLLED_FORWARD:
             tasks = query_tasks(scheduler, key, sorted(failed), api.TERMINAL_STATES)
-            latest = {task["assignedTask"]["instanceId"]: task for task in tasks
-                      if task["status"] in (api.ScheduleStatus.FAILED, api.ScheduleStatus.LOST)}
-            return UpdateLook(details, (), [last_words(latest[number]) for number in sorted(latest)])
+            latest = by_instance(task for task in tasks if task["status"] in (api.ScheduleStatus.FAILED,
+                                                                              api.ScheduleStatus.LOST))
+            return UpdateLook(details, (), list(map(last_words, latest.values())))
     return UpdateLook(details)
 
 
@@ -9161,37 +9180,31 @@ def add_like(scheduler: Scheduler, key: Key, count: int, like: Optional[int] = N
     """Add `count` instances that are like one of the job's, the lowest by default. Which were added, as read
     back; None where that could not be read. Raises NotFound."""
     with locked("instances", key):
-        return _add_like(scheduler, key, _all_active(scheduler, key), count, like)
+        active, staying = _active_and_staying(scheduler, key)
+        return _add_like(scheduler, key, active, staying or active, count, like)
 
 
-def _all_active(scheduler: Scheduler, key: Key) -> List[Any]:
-    """The active plain tasks, those that are being killed too. Raises NotFound where there is none."""
+def _active_and_staying(scheduler: Scheduler, key: Key) -> Tuple[List[int], List[int]]:
+    """The active instances, and those of them that are not being killed. Raises NotFound where there is
+    none."""
     tasks = query_tasks(scheduler, key, (), api.ACTIVE_STATES, "task states")
     if not tasks:
         raise NotFound("job %s has no active instances" % (key,))
-    return tasks
+    return instances_of(tasks), instances_of(task for task in tasks
+                                             if task["status"] != api.ScheduleStatus.KILLING)
 
 
-def _staying(tasks: Iterable[Any]) -> List[int]:
-    """The instances of active tasks that are not being killed."""
-    return instances_of(task for task in tasks if task["status"] != api.ScheduleStatus.KILLING)
-
-
-def _add_like(scheduler: Scheduler, key: Key, tasks: Sequence[Any], count: int,
+def _add_like(scheduler: Scheduler, key: Key, active: Sequence[int], models: Sequence[int], count: int,
               like: Optional[int]) -> Optional[List[int]]:
-    numbers = _staying(tasks) or sorted(task["assignedTask"]["instanceId"] for task in tasks)
-    if like is not None and like not in numbers:
+    if like is not None and like not in models:
         raise NotFound("job %s has no active instance %d to copy" % (key, like))
-    source = api.InstanceKey(jobKey=key.thrift, instanceId=numbers[0] if like is None else like)
+    source = api.InstanceKey(jobKey=key.thrift, instanceId=models[0] if like is None else like)
     scheduler.call("addInstances", source, count)
-    before = {task["assignedTask"]["taskId"] for task in tasks}
     try:
         after = query_tasks(scheduler, key, (), api.ACTIVE_STATES, "task states")
     except AuroraError:
         return None     # it was done; only which numbers they have is not known
-    return sorted({task["assignedTask"]["instanceId"] for task in after
-                   if task["assignedTask"]["taskId"] not in before}
-                  - {task["assignedTask"]["instanceId"] for task in tasks})
+    return sorted(set(instances_of(after)) - set(active))
 
 
 def change_instances(scheduler: Scheduler, key: Key, wanted: int, like: Optional[int] = None,
@@ -9202,12 +9215,11 @@ def change_instances(scheduler: Scheduler, key: Key, wanted: int, like: Optional
     if wanted > MAX_TASKS_PER_JOB or wanted < 0:
         raise BadRequest("a job has 0 to %d instances" % MAX_TASKS_PER_JOB)
     with locked("instances", key):
-        tasks = _all_active(scheduler, key)
-        staying = _staying(tasks)
+        active, staying = _active_and_staying(scheduler, key)
         if like is not None and like not in staying:
             raise NotFound("job %s has no active instance %d to copy" % (key, like))
         if wanted > len(staying):
-            added = _add_like(scheduler, key, tasks, wanted - len(staying), like)
+            added = _add_like(scheduler, key, active, staying or active, wanted - len(staying), like)
             return {"added": added, "killed": []}
         surplus = staying[wanted:]
         if surplus:
@@ -9229,45 +9241,38 @@ def _by_name(items: Any) -> Optional[Json]:
 def field_changes(old: Any, new: Any, path: str = "") -> List[Json]:
     """Field by field how plain JSON `new` differs from `old`: path, old, new. Objects in lists are told apart
     by their names (`processes[hello].cmdline`)."""
-    changes: List[Json] = []
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted(set(old) | set(new)):
-            changes += field_changes(old.get(name), new.get(name), "%s.%s" % (path, name) if path else name)
-        return changes
-    before, after = _by_name(old), _by_name(new)
+    fields = isinstance(old, dict) and isinstance(new, dict)
+    before, after = (old, new) if fields else (_by_name(old), _by_name(new))
     if before is not None and after is not None:
-        for name in sorted(set(before) | set(after)):
-            changes += field_changes(before.get(name), after.get(name), "%s[%s]" % (path, name))
-        return changes or ([] if list(before) == list(after)
-                           else [{"path": path, "old": list(before), "new": list(after)}])
+        form = "%s[%s]" if not fields else "%s.%s" if path else "%s%s"
+        changes = [change for name in sorted(set(before) | set(after))
+                   for change in field_changes(before.get(name), after.get(name), form % (path, name))]
+        alike = changes or fields or list(before) == list(after)
+        return changes if alike else [{"path": path, "old": list(before), "new": list(after)}]
     # unset and empty mean the same
     same = old == new or (old in (None, [], {}) and new in (None, [], {}))
     return [] if same else [{"path": path, "old": old, "new": new}]
 
 
-def plan_update(scheduler: Scheduler, job: Job, instances: Sequence[int],
-                running: Sequence[Tuple[Any, List[int]]]) -> Json:
+def plan_update(scheduler: Scheduler, job: Job, instances: Sequence[int], running: Sequence[Group]) -> Json:
     """What an update to `job` would add, remove, change (with the fields, old and new) and leave. A cron job
     has no update: its template is compared with the active tasks."""
     if job.is_cron:
         check_instance_count(job.configuration.instanceCount)
-        everything = list(range(job.configuration.instanceCount))
-        now = {number: config for config, numbers in running for number in numbers}
-        sets: Dict[str, List[Tuple[Any, List[int]]]] = {"add": [], "remove": [], "update": [],
-                                                        "unchanged": []}
+        added = set(range(job.configuration.instanceCount)).difference(*(numbers for _, numbers in running))
+        sets: Dict[str, List[Group]] = {
+            "add": [(job.configuration.taskConfig, list(added))], "remove": [], "update": [], "unchanged": []}
         for config, numbers in running:
             same = "unchanged" if same_meaning(job.configuration.taskConfig, config) else "update"
             sets[same].append((config, numbers))
-        sets["add"] = [(job.configuration.taskConfig, [n for n in everything if n not in now])]
     else:
         response = scheduler.call("getJobUpdateDiff", job.update_request(instances))
         result = response.result.getJobUpdateDiffResult
         sets = {name: [(group.config, from_ranges(group.instances)) for group in getattr(result, name) or ()]
                 for name in ("add", "remove", "update", "unchanged")}
     new = plain_config(job.configuration.taskConfig)
-    plan: Json = {}
-    for name, groups in sets.items():
-        plan[name] = sorted(number for _, numbers in groups for number in numbers)
+    plan: Json = {name: sorted(number for _, numbers in groups for number in numbers)
+                  for name, groups in sets.items()}
     plan["changes"] = [{"instances": numbers, "fields": field_changes(plain_config(config), new)}
                        for config, numbers in sorted(sets["update"], key=lambda pair: pair[1]) if numbers]
     return plan
@@ -9281,14 +9286,10 @@ SLA_PERCENTILES = (99.0, 95.0, 90.0, 85.0, 75.0, 60.0, 50.0, 30.0, 10.0)
 
 def uptimes(tasks: Iterable[Any], now: float) -> List[int]:
     """Seconds that each live plain task has been up, counted from its first RUNNING event."""
-    found = []
-    for task in tasks:
-        if task["status"] in api.LIVE_STATES:
-            running = [event["timestamp"] for event in task.get("taskEvents", ())
-                       if event.get("status") == api.ScheduleStatus.RUNNING]
-            if running:
-                found.append(max(0, int(now - min(running) / 1000.0)))
-    return found
+    started = [[event["timestamp"] for event in task.get("taskEvents", ())
+                if event.get("status") == api.ScheduleStatus.RUNNING]
+               for task in tasks if task["status"] in api.LIVE_STATES]
+    return [max(0, int(now - min(times) / 1000.0)) for times in started if times]
 
 
 def job_uptime(ups: Sequence[int], percentile: float) -> int:
@@ -9309,11 +9310,8 @@ def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage
     `seconds` when they go, these together or else each alone; only production jobs of at least
     `min_instances` count, as in aurora_admin. For each host: jobs, each with its figures."""
     def ask(**query: Any) -> List[Any]:
-        response = scheduler.call("getTasksWithoutConfigs",
-                                  api.TaskQuery(statuses=set(api.LIVE_STATES), **query),
-                                  projection=projection("sla tasks"))
-        return list(response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", ()))
-    tasks = ask(slaveHosts=set(hosts)) if hosts is not None else ask()
+        return list(read_tasks(scheduler, api.TaskQuery(statuses=set(api.LIVE_STATES), **query), "sla tasks"))
+    tasks = ask() if hosts is None else ask(slaveHosts=set(hosts))
     on_host: Dict[str, Set[str]] = {host: set() for host in hosts or ()}
     for task in tasks:
         config = task["assignedTask"]["task"]
@@ -9322,8 +9320,7 @@ def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage
             jobs.add(config["job"])
     keys = {job for jobs in on_host.values() for job in jobs}
     if hosts is not None:
-        tasks = ask(jobKeys={api.JobKey(**dict(zip(Key._fields[1:], key.split("/"))))
-                             for key in keys}) if keys else []
+        tasks = ask(jobKeys={api.JobKey(*key.split("/")) for key in keys}) if keys else []
     by_job: Dict[str, List[Any]] = {}
     for task in tasks:
         by_job.setdefault(task["assignedTask"]["task"]["job"], []).append(task)
@@ -9333,7 +9330,7 @@ def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage
         judged = []
         for key in sorted(on_host[host]):
             everything = uptimes(by_job.get(key, ()), now)
-            if not everything or len(everything) < min_instances:
+            if len(everything) < max(1, min_instances):
                 continue
             staying = uptimes([t for t in by_job[key] if t["assignedTask"].get("slaveHost") not in leaving],
                               now)
@@ -9470,8 +9467,7 @@ class Operation(Source):
         """As callers see it."""
         return {"id": self.id, "kind": self.kind, "key": self.key, "user": self.user, "state": self.state,
                 "started": self.started, "ended": self.ended,
-                "progress": {"done": self.done, "failed": self.failed, "total": self.total,
-                             "active": max(0, self.total - self.done - self.failed)},
+                "progress": Verdict(None, self.done, self.failed, self.total).progress,
                 "steps": list(self.steps), "errors": list(self.errors), "result": dict(self.result)}
 
 
@@ -9484,35 +9480,14 @@ def begin(work: Callable[..., Any], *arguments: Any, **named: Any) -> Operation:
     return operation
 
 
-class _Slot:
-    """A place among the running operations, with a thread that waits for the work. Taken before anything has
-    an effect, so that what was done is never followed by "too many operations". `begin` or `give`, once, by
-    who took it."""
-
-    def __init__(self, run: Callable[[_Slot], None]) -> None:
-        self.operation: Optional[Operation] = None
-        self.work: Callable[[Operation], Any] = lambda operation: None
-        self._go = threading.Event()
-        self._run = run
-        threading.Thread(target=self._wait, name="operation", daemon=True).start()
-
-    def begin(self, operation: Operation, work: Callable[[Operation], Any]) -> None:
-        """Do the work."""
-        self.operation, self.work = operation, work
-        self._go.set()
-
-    def give(self) -> None:
-        """There is none to do."""
-        self._go.set()
-
-    def _wait(self) -> None:
-        self._go.wait()
-        self._run(self)
-
-
 class Operations:
     """The operations of this process: at most `running` at a time, the last `kept` remembered. _lock guards
-    _all and _untold."""
+    _all and _untold.
+
+    A slot is a place among those that run, with a thread that waits for the work. It is taken before anything
+    has an effect, so that what was done is never followed by "too many operations". Who took it puts into it,
+    once, an operation and its work, or None where there is none to do.
+    """
 
     def __init__(self, running: int = 100, kept: int = 1000) -> None:
         self.limit = running
@@ -9520,33 +9495,35 @@ class Operations:
         self._lock = threading.Lock()
         self._slots = threading.Semaphore(running)
         self._untold = 0                # begun, and their end is not in the log yet
-        self._all: collections.OrderedDict[str, Operation] = collections.OrderedDict()
+        self._all: Dict[str, Operation] = {}        # the oldest first
         self.outcomes: collections.Counter[str] = collections.Counter()
         self.log: Callable[[str], None] = lambda line: None
         self.ended: Callable[[Event], None] = lambda event: self.log(event)
 
-    def take(self) -> _Slot:
-        """A place, with its thread, before anything has an effect. Raises Overloaded."""
+    def take(self) -> SimpleQueue[Any]:
+        """A slot. Raises Overloaded."""
         if not self._slots.acquire(blocking=False):
             raise Overloaded("%d operations are running; try again" % self.limit, retry_after=5)
+        slot: SimpleQueue[Any] = SimpleQueue()
         try:
-            return _Slot(self._run)
+            threading.Thread(target=self._run, name="operation", daemon=True, args=(slot,)).start()
         except RuntimeError:
             self._slots.release()
             raise Overloaded("no thread could be started for the operation; try again",
                              retry_after=5) from None
+        return slot
 
     def check_alone(self, kind: str, key: str) -> None:
         """Raises Conflict where an operation of that kind on the same thing is running: two that each take
         care of what is up would take it down together."""
-        for other in tuple(self._all.values()):
+        for other in self.all():
             if (other.kind, other.key, other.state) == (kind, key, "running"):
                 raise Conflict("a %s of %s is running already: operation %s, begun by %s; wait for its end, "
                                "cancel it, or say force=1" % (kind, key, other.id, other.user),
                                code="OPERATION_RUNNING", operation=other.to_plain())
 
     def start(self, operation: Operation, work: Callable[[Operation], Any],
-              slot: Optional[_Slot] = None, alone: bool = False) -> Operation:
+              slot: Optional[SimpleQueue[Any]] = None, alone: bool = False) -> Operation:
         """Run `work` in the place that was taken, or in a new one. alone: not beside another one of its kind
         on the same thing. Raises Overloaded, Conflict."""
         slot = slot or self.take()
@@ -9556,14 +9533,14 @@ class Operations:
                 try:
                     self.check_alone(operation.kind, operation.key)
                 except Conflict:
-                    slot.give()
+                    slot.put(None)
                     raise
             self._all[operation.id] = operation
             self._untold += 1
             ended = [each.id for each in self._all.values() if each.state != "running"]
             for old in ended[:max(0, len(self._all) - self.kept)]:
                 del self._all[old]
-        slot.begin(operation, work)
+        slot.put((operation, work))
         return operation
 
     @staticmethod
@@ -9574,11 +9551,12 @@ class Operations:
     def _log_step(self, operation: Operation, step: Json) -> None:
         self.log(self._event(operation, step=step["text"][:200], instances=step.get("instances", [])[:200]))
 
-    def _run(self, slot: _Slot) -> None:
-        operation = slot.operation
+    def _run(self, slot: SimpleQueue[Any]) -> None:
+        begun = slot.get()
         try:
-            if operation is not None:
-                operation.run(slot.work)
+            if begun is not None:
+                operation, work = begun
+                operation.run(work)
                 self.outcomes[operation.kind + " " + operation.state] += 1
                 met = {each for step in tuple(operation.steps) for each in step.get("instances", ())}
                 self.ended(self._event(
@@ -9592,19 +9570,18 @@ class Operations:
         finally:
             self._slots.release()
             with self._lock:
-                self._untold -= operation is not None
+                self._untold -= begun is not None
 
     def __getitem__(self, operation_id: str) -> Operation:
-        with self._lock:
-            if operation_id in self._all:
-                return self._all[operation_id]
-        raise NotFound("no operation %s; they are kept while this server runs, the last %d of them" % (
-            operation_id, self.kept))
+        found = self._all.get(operation_id)
+        if found is None:
+            raise NotFound("no operation %s; they are kept while this server runs, the last %d of them" % (
+                operation_id, self.kept))
+        return found
 
     def all(self) -> List[Operation]:
         """Newest first."""
-        with self._lock:
-            return list(self._all.values())[::-1]
+        return list(self._all.values())[::-1]
 
     @property
     def running(self) -> int:
@@ -9643,7 +9620,7 @@ class Verdict(NamedTuple):
 def judge_gone(tasks: Iterable[Any], instances: Sequence[int] = ()) -> Verdict:
     """Whether none of the instances (all if none are named) is active any more."""
     left = instances_of(task for task in tasks if is_active(task)
-                        and (not instances or task["assignedTask"]["instanceId"] in instances))
+                        and (not instances or instance_of(task) in instances))
     text = "instances %s have not ended" % ", ".join(map(str, left[:20])) if left else ""
     return Verdict(None if left else True, max(0, len(instances) - len(left)), 0, len(instances) or len(left),
                    text)
@@ -9657,29 +9634,31 @@ def judge_running(tasks: Iterable[Any], instances: Optional[Sequence[int]], know
     task that failed or was lost is a failure although another takes its place."""
     status = api.ScheduleStatus
     fresh = [task for task in tasks if task["assignedTask"]["taskId"] not in known
-             and (instances is None or task["assignedTask"]["instanceId"] in instances)]
-    # sorted by age: the youngest stays
-    latest = {task["assignedTask"]["instanceId"]: task for task in fresh}
+             and (instances is None or instance_of(task) in instances)]
+    latest = by_instance(fresh)
     ran = [number for number, task in latest.items() if task["status"] in (status.RUNNING, status.FINISHED)]
     ended = [task for task in (fresh if strict else ()) if task["status"] in (status.FAILED, status.LOST)]
     ended += [task for task in latest.values() if task["status"] in (status.FAILED, status.LOST,
             status.KILLED)]
-    bad = {task["assignedTask"]["instanceId"]: last_words(task) for task in ended}
+    bad = {instance_of(task): last_words(task) for task in ended}
     total = count if instances is None else len(instances)
     if bad and (instances is not None or len(latest) - len(bad) < count):
         endings = [bad[number] for number in sorted(bad)]
         return Verdict(False, len(ran), len(bad), total, _told(endings[0]), "TASKS_FAILED",
                        {"endings": endings})
-    waiting = ["instance %d is %s%s" % (number, status.name_of(task["status"]), ": " + task["reason"]
-                                        if task.get(
-        "reason") else "") for number, task in sorted(latest.items()) if number not in ran]
+    waiting = ["instance %d is %s%s" % (number, status.name_of(task["status"]), _said(task.get("reason")))
+               for number, task in sorted(latest.items()) if number not in ran]
     return Verdict(True if len(ran) >= total else None, len(ran), len(bad), total,
                    "; ".join(["%d of %d run" % (len(ran), total)] + waiting[:3]))
 
 
 def _told(ending: Json) -> str:
-    message = ": " + ending["message"] if ending["message"] else ""
-    return "instance %d ended as %s%s" % (ending["instance"], ending["state"], message)
+    return "instance %d ended as %s%s" % (ending["instance"], ending["state"], _said(ending["message"]))
+
+
+def _said(text: Optional[str]) -> str:
+    """A text behind a colon, if there is one."""
+    return ": " + text if text else ""
 
 
 def judge_update(look: UpdateLook, wanted: str = "ROLLED_FORWARD") -> Verdict:
@@ -9690,25 +9669,19 @@ def judge_update(look: UpdateLook, wanted: str = "ROLLED_FORWARD") -> Verdict:
     name, progress = updates.name_of(status), update_progress(details)
     counts, fields = (progress["done"], progress["failed"], progress["total"]), {"state": name}
     last = details.updateEvents[-1] if details.updateEvents else api.JobUpdateEvent()
-    said = ": " + last.message if last.message else ""
     if status in api.ACTIVE_JOB_UPDATE_STATES:
         paused = status in (updates.ROLL_FORWARD_PAUSED, updates.ROLL_BACK_PAUSED)
         by = " by %s" % last.user if paused and last.user else ""
-        text = "; ".join(["the update is %s%s%s" % (name, by, said)] + list(look.reasons[:3]))
+        text = "; ".join(["the update is %s%s%s" % (name, by, _said(last.message)), *look.reasons[:3]])
         return Verdict(None, *counts, text, "", fields, paused and not last.user)
     if name == wanted:
         return Verdict(True, *counts, name, "", fields)
-    text = "the update ended as %s%s" % (name, said or _said_before(details))
+    text = "the update ended as %s%s" % (name, _said(last_message(details)))
     if look.endings:
         text += "; " + _told(look.endings[0])
     code = name if name in ("ROLLED_BACK", "ABORTED", "ROLLED_FORWARD") else "UPDATE_FAILED"
     return Verdict(False, *counts, text, code, dict(fields, endings=list(look.endings)))
 
-
-def _said_before(details: Any) -> str:
-    """The last message in an update's events: an end often has none of its own."""
-    said = [event.message for event in details.updateEvents or () if event.message]
-    return ": " + said[-1] if said else ""
 
 
 def host_modes(response: Any) -> Dict[str, str]:
@@ -9770,10 +9743,8 @@ def await_verdict(operation: Optional[Operation], ask: Callable[[], Any], judge:
             operation.step(verdict.text or "done", done=verdict.done, failed=verdict.failed)
         if verdict.reached:
             return operation
-        if verdict.reached is False:
-            raise Unprocessable(verdict.text, code=verdict.code)
-        if verdict.stuck:
-            raise Unprocessable(verdict.text, code="UPDATE_PAUSED")
+        if verdict.reached is False or verdict.stuck:
+            raise Unprocessable(verdict.text, code="UPDATE_PAUSED" if verdict.stuck else verdict.code)
         if late:
             raise Unprocessable("%s after %g s" % (verdict.text, time_limit), code="NOT_REACHED")
     raise AssertionError("unreachable")
@@ -9841,10 +9812,9 @@ def _endings(scheduler: Scheduler, key: Key, instances: Iterable[int]) -> List[J
     """How the youngest task of each instance stands that a restart gave up; nothing where that cannot be
     read."""
     with contextlib.suppress(AuroraError):
-        latest = {task["assignedTask"]["instanceId"]: task
-                  for task in query_tasks(scheduler, key, sorted(instances), reasons=True)}
+        latest = by_instance(query_tasks(scheduler, key, sorted(instances), reasons=True))
         return [dict(last_words(task), **({"message": task["reason"]} if task.get("reason") else {}))
-                for _, task in sorted(latest.items())]
+                for task in latest.values()]
     return []
 
 
@@ -9867,24 +9837,21 @@ def _watch_batch(operation: Operation, scheduler: Scheduler, key: Key, before: D
             scheduler, key, sorted(before), api.ACTIVE_STATES, "task states"), options.time_limit,
             options.poll_secs):
         now = time.monotonic()
-        current = {task["assignedTask"]["instanceId"]: task for task in tasks}
+        running = {instance: task["assignedTask"]["taskId"] for instance, task in by_instance(tasks).items()
+                   if task["status"] == api.ScheduleStatus.RUNNING}
         for instance in set(before) - set(outcome):
-            task = current.get(instance)
-            task_id = task["assignedTask"]["taskId"] if task else None
-            running = task is not None and task["status"] == api.ScheduleStatus.RUNNING
+            task_id = running.get(instance, before[instance])
+            if task_id != before[instance]:
+                watched.setdefault(instance, (task_id, now))
             if instance in watched:
                 seen_id, since = watched[instance]
-                if task_id != seen_id or not running:
+                if running.get(instance) != seen_id:
                     outcome[instance] = "the new task did not keep running for %g s" % options.watch_secs
                 elif now - since >= options.watch_secs:
                     outcome[instance] = ""
-            elif running and task_id != before[instance]:
-                watched[instance] = (str(task_id), now)
-                if not options.watch_secs:
-                    outcome[instance] = ""
-            if instance not in outcome and late:
-                outcome[
-                    instance] = "not running and watched within the time limit of %g s" % options.time_limit
+            if late:
+                outcome.setdefault(instance, "not running and watched within the time limit of %g s" %
+                                   options.time_limit)
         if len(outcome) >= len(before):
             break
     return outcome
@@ -9960,13 +9927,23 @@ def wait_until_drained(scheduler: Scheduler, hosts: Sequence[str], time_limit: f
 # --- watching -----------------------------------------------------------------------------------------------
 
 
+_Happened = Tuple[str, Json]            # an event's name, and what happened, with its `time`
+_TaskTold = Tuple[int, int, Any]        # events told, time of the last one, the last one
+# status and instance events told, what its summary said, its last status event
+_UpdateTold = Tuple[int, int, Any, Any]
+
+
+def _in_order(events: Iterable[_Happened]) -> List[_Happened]:
+    return sorted(events, key=lambda event: event[1]["time"])
+
+
 class TaskChanges:
     """What is new in the tasks and updates of a job or a role, or in one update, since the last look.
 
     query: makes the TaskQuery, or None for no tasks; updates: makes the JobUpdateQuery of the updates that
     count; history: the first look tells all there was, instead of the latest. standing: after each look how
-    things stand, (milliseconds, name, plain event) in order of time. Called by one thread at a time; standing
-    is replaced, never changed.
+    things stand, events in order of time. Called by one thread at a time; standing is replaced, never
+    changed.
 
     An update is looked at with its events while it is active, and once more after it was changed for the last
     time: the summaries, newest change first, tell which. So the end of an update is told however soon it
@@ -9981,87 +9958,75 @@ class TaskChanges:
         self.query = query
         self.updates = updates
         self.history = history
-        self.standing: List[Tuple[int, str, Any]] = []
-        # task id: (events told, time of the last one, the last one)
-        self._tasks: Dict[str, Tuple[int, int, Any]] = {}
-        # update id: (status and instance events told, what
-        self._updates: Dict[str, Tuple[int, int, Any, Any]] = {}
-        # its summary said, its last status event); newest change seen
-        self._newest = -1
+        self.standing: List[_Happened] = []
+        self._tasks: Dict[str, _TaskTold] = {}          # by task id
+        self._updates: Dict[str, _UpdateTold] = {}      # by update id
+        self._newest = -1                               # change of an update that was seen
         self._first = not history
 
-    def __call__(self) -> List[Tuple[str, Any]]:
+    def __call__(self) -> List[_Happened]:
         """The events since the last call, in order of time. Raises AuroraError; nothing is taken as told
         then."""
         events, tasks = self._task_events(self.query()) if self.query else ([], {})
         more, updates, newest = self._update_events()
-        events = sorted(events + more, key=lambda event: event[0])
+        events = _in_order(events + more)
         # told only now: all reads were answered
         self._tasks, self._updates, self._newest = tasks, updates, newest
         self._first = False
         if events and self.history:
             self.standing = self.standing + events
         elif events:
-            self.standing = sorted(
-                [(last["time"], "task", last) for _, _, last in tasks.values() if last] +
-                [(last["time"], "update", last) for _, _, _, last in updates.values() if last],
-                key=lambda each: each[0])
-        return [(name, plain) for _, name, plain in events]
+            self.standing = _in_order(
+                [("task", last) for _, _, last in tasks.values() if last] +
+                [("update", last) for _, _, _, last in updates.values() if last])
+        return events
 
-    def _task_events(self, query: Any) -> Tuple[List[Tuple[int, str, Any]], Dict[str, Tuple[int, int, Any]]]:
-        response = self.scheduler.call("getTasksWithoutConfigs", query, projection=projection("task changes"))
-        events: List[Tuple[int, str, Any]] = []
-        seen: Dict[str, Tuple[int, int, Any]] = {}
-        for task in response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", ()):
-            assigned = task["assignedTask"]
-            identity, instance = assigned["taskId"], assigned.get("instanceId", 0)
+    def _task_events(self, query: Any) -> Tuple[List[_Happened], Dict[str, _TaskTold]]:
+        events: List[_Happened] = []
+        seen: Dict[str, _TaskTold] = {}
+        for task in read_tasks(self.scheduler, query, "task changes"):
+            assigned, history, times = task["assignedTask"], task.get("taskEvents", []), times_of(task)
+            identity = assigned["taskId"]
             told, last, plain = self._tasks.get(identity, (0, -1, None))
-            history = task.get("taskEvents", [])
-            newest = max([event["timestamp"] for event in history], default=last)
             # Two events may share a millisecond, so they are counted; a flapping partition makes a history
             # shorter.
-            whole = len(history) >= told and (not told or history[told - 1]["timestamp"] == last)
+            whole = not told or times[told - 1:told] == [last]
             fresh = history[told:] if whole else [event for event in history if event["timestamp"] > last]
             for event in fresh[-1:] if self._first else fresh:
-                plain = {"id": identity, "instance": instance, "job": "%s/%s" %
-                         (self.cluster, assigned["task"]["job"]),
+                plain = {"id": identity, "instance": assigned.get("instanceId", 0),
+                         "job": "%s/%s" % (self.cluster, assigned["task"]["job"]),
                          "state": api.ScheduleStatus.name_of(event["status"]), "time": event["timestamp"],
                          "message": event.get("message"), "host": assigned.get("slaveHost")}
-                events.append((event["timestamp"], "task", plain))
-            seen[identity] = (len(history), newest, plain)
+                events.append(("task", plain))
+            seen[identity] = (len(history), max(times, default=last), plain)
         now = int(time.time() * 1000)
-        for identity in set(self._tasks) - set(seen):
-            last_one = self._tasks[identity][2] or {}
-            events.append((now, "task", {"id": identity, "instance": last_one.get("instance"),
-                                         "job": last_one.get("job"),
-                                         "state": "DELETED", "time": now}))
+        for identity, (_, _, plain) in self._tasks.items():
+            if identity not in seen:
+                gone = plain or {}
+                events.append(("task", {"id": identity, "instance": gone.get("instance"),
+                                        "job": gone.get("job"), "state": "DELETED", "time": now}))
         return events, seen
 
-    def _changed_updates(self) -> Tuple[List[Any], Dict[str, Tuple[int, int, Any, Any]], int]:
+    def _changed_updates(self) -> Tuple[List[Any], Dict[str, _UpdateTold], int]:
         """(summaries of the updates to look at, what is known of those that stay as they are, the newest
         change)."""
-        query = self.updates()
+        query, newest = self.updates(), self._newest
         look: List[Any] = []
-        kept: Dict[str, Tuple[int, int, Any, Any]] = {}
-        newest = self._newest
+        kept: Dict[str, _UpdateTold] = {}
         for offset in itertools.count(0, self.PAGE):
             page = update_summaries(self.scheduler, query.replace(limit=self.PAGE, offset=offset))
-            fresh = False
-            for position, summary in enumerate(page):
-                state = summary.state
-                said, modified = (state.status,
-                                  state.lastModifiedTimestampMs), state.lastModifiedTimestampMs or 0
-                known = self._updates.get(summary.key.id)
-                active = state.status in api.ACTIVE_JOB_UPDATE_STATES
+            before = len(look)
+            for summary in page:
+                said = (summary.state.status, summary.state.lastModifiedTimestampMs)
+                modified, known = said[1] or 0, self._updates.get(summary.key.id)
                 newest = max(newest, modified)
-                latest_of_job = self._first and query.jobKey is not None and not offset + position
-                if active or self.history or latest_of_job or (known[2] != said if known else
-                                                               not self._first and modified >= self._newest):
+                latest_of_job = self._first and query.jobKey is not None and not (look or kept)
+                if said[0] in api.ACTIVE_JOB_UPDATE_STATES or self.history or latest_of_job or (
+                        known[2] != said if known else not self._first and modified >= self._newest):
                     look.append(summary)
-                    fresh = True
                 else:
                     kept[summary.key.id] = known or (0, 0, said, None)
-            if len(page) < self.PAGE or not fresh:
+            if len(page) < self.PAGE or len(look) == before:
                 break
         # active ones may be older than all that was read
         if len(page) == self.PAGE and query.jobKey is None:
@@ -10071,20 +10036,18 @@ class TaskChanges:
                      if each.key.id not in read]
         return look, kept, newest
 
-    def _update_events(self) -> Tuple[List[Tuple[int, str, Any]], Dict[str, Tuple[int, int, Any, Any]], int]:
+    def _update_events(self) -> Tuple[List[_Happened], Dict[str, _UpdateTold], int]:
         look, seen, newest = self._changed_updates()
         # only the last update of a job, and what is active, stands
         if self.query is None or len(seen) > 1:
             seen = {each: known[:3] + (None,) for each, known in seen.items()}
-        events: List[Tuple[int, str, Any]] = []
+        events: List[_Happened] = []
         for summary in look:
-            query = api.JobUpdateQuery(key=summary.key)
-            response = self.scheduler.call("getJobUpdateDetails", None, query)
-            for details in response.result.getJobUpdateDetailsResult.detailsList or ():
+            for details in find_updates(self.scheduler, api.JobUpdateQuery(key=summary.key)):
                 seen[summary.key.id] = self._events_of(details, events)
         return events, seen, newest
 
-    def _events_of(self, details: Any, events: List[Tuple[int, str, Any]]) -> Tuple[int, int, Any, Any]:
+    def _events_of(self, details: Any, events: List[_Happened]) -> _UpdateTold:
         """Add an update's new events; what is known of it then."""
         key, state = details.update.summary.key, details.update.summary.state
         shared = {"update": key.id, "job": "/".join((self.cluster, key.job.role, key.job.environment,
@@ -10093,12 +10056,10 @@ class TaskChanges:
         told_statuses, told_steps, _, last = self._updates.get(key.id, (0, 0, None, None))
         fresh = statuses[told_statuses:]
         for event in fresh[-1:] if self._first else fresh:
-            last = dict(shared, state=api.JobUpdateStatus.name_of(event.status), time=event.timestampMs,
-                        user=event.user,
-                        message=event.message)
-            events.append((event.timestampMs, "update", last))
+            last = dict(shared, **_plain_change(event))
+            events.append(("update", last))
         for event in () if self._first else steps[told_steps:]:
-            events.append((event.timestampMs, "instance", dict(
+            events.append(("instance", dict(
                 shared, instance=event.instanceId, time=event.timestampMs,
                 action=api.JobUpdateAction.name_of(event.action), message=event.message)))
         return len(statuses), len(steps), (state.status, state.lastModifiedTimestampMs), last
@@ -10147,22 +10108,18 @@ class Lookout(Poll):
         with self._lock:
             self._names = {each: name for each, name in self._names.items() if each in self._listeners}
             names = set(self._names.values())
-        try:
-            if len(names) < self.FEW:
-                self._known, self._replies, self._updates = {}, {}, {}
-                return names
-            found = self._by_updates(names)
-            order = sorted(names)
-            known = {name: tasks for name, tasks in self._known.items() if name in names}
-            before, self._replies = self._replies, {}
-            for start in range(0, len(order), self.JOBS):
-                known.update(self._by_tasks(order[start:start + self.JOBS], before))
-        except AuroraError:
-            self._known, self._replies, self._updates = {}, {}, {}
-            return names
-        found |= {name for name in names if known[name] != self._known.get(name)}
-        self._known = known
-        return found & names
+        with contextlib.suppress(AuroraError):
+            if len(names) >= self.FEW:
+                found, order = self._by_updates(names), sorted(names)
+                known = {name: tasks for name, tasks in self._known.items() if name in names}
+                before, self._replies = self._replies, {}
+                for start in range(0, len(order), self.JOBS):
+                    known.update(self._by_tasks(order[start:start + self.JOBS], before))
+                found |= {name for name in names if known[name] != self._known.get(name)}
+                self._known = known
+                return found & names
+        self._known, self._replies, self._updates = {}, {}, {}
+        return names
 
     def _by_tasks(self, names: Sequence[str], before: Dict[bytes, int]) -> Dict[str, Any]:
         """What the tasks of the jobs are; none where the question got the same reply in the look before."""
@@ -10176,11 +10133,9 @@ class Lookout(Poll):
         if before.get(whole.message) == hash(reply):
             return {}
         made: Dict[str, Any] = {name: [] for name in names}
-        result = scheduler.decode(whole, reply).get("result", {})
-        for task in result.get("scheduleStatusResult", {}).get("tasks", ()):
+        for task in listed_in(scheduler.decode(whole, reply), "scheduleStatusResult", "tasks"):
             assigned = task["assignedTask"]
-            made[assigned["task"]["job"]].append((assigned["taskId"], task["status"], [
-                event["timestamp"] for event in task.get("taskEvents", ())]))
+            made[assigned["task"]["job"]].append((assigned["taskId"], task["status"], times_of(task)))
         for each in made.values():
             each.sort()
         return made
@@ -10356,7 +10311,7 @@ def find_tasks(scheduler: Any, key: Key, instances: Sequence[int] = (),
     found = []
     for task in query_tasks(scheduler, key, instances, None, "log tasks"):
         assigned = task["assignedTask"]
-        since = max((event["timestamp"] for event in task.get("taskEvents", ())), default=0)
+        since = max(times_of(task), default=0)
         executor = assigned.get("task", {}).get("executorConfig", {}).get("name")
         found.append(Spot(key.cluster, assigned["instanceId"], assigned["taskId"],
                           assigned.get("slaveHost") or "",
@@ -10385,18 +10340,22 @@ def clean_path(text: str) -> str:
     return "/".join(part for part in text.split("/") if part not in ("", "."))
 
 
+def _joined(*parts: str) -> str:
+    """A path from its parts, some of which may be empty."""
+    return "/".join(filter(None, parts))
+
+
 def _figure(value: Any) -> Any:
     """What another server says is a number; None where it is none."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else None
+    return value if type(value) in (int, float) and math.isfinite(value) else None
 
 
 def _milliseconds(seconds: Any) -> Optional[int]:
     return None if _figure(seconds) is None else int(seconds * 1000)
 
 
-def _run_number(run: Any) -> int:
-    number = run.get("process_run") if isinstance(run, dict) else None
+def _run_number(run: Json) -> int:
+    number = run.get("process_run")
     return number if isinstance(number, int) and 0 <= number < 1 << 30 else 0
 
 
@@ -10467,9 +10426,9 @@ class Observer:
             limit: int = LISTING) -> Tuple[int, Dict[bytes, bytes], bytes]:
         """(status, headers, body) of a GET. span: the Range to ask for."""
         port = self.agent_port if agent else self.port
-        what, option = ("agent", "--agent-port") if agent else ("observer", "--observer-port")
+        what = "agent" if agent else "observer"
         if not port:
-            raise LogElsewhere("it takes the %s of the host; %s names its port" % (what, option))
+            raise LogElsewhere("it takes the %s of the host; --%s-port names its port" % (what, what))
         where = "%s:%d" % ("[%s]" % spot.host if ":" in spot.host else spot.host, port)
         deadline = min(self.deadline, time.monotonic() + self.timeout)
         lines = ["GET %s HTTP/1.1" % target, "Host: " + where, "Connection: close", "User-Agent: aurora_rest"]
@@ -10487,8 +10446,8 @@ class Observer:
                 wire.close()
         except _Broken as error:
             kind = ObserverTimeout if error.late else ObserverBadAnswer if error.sent else ObserverUnreachable
-            raise kind("the %s at %s: %s; whether it runs there can be seen with curl http://%s/%s" % (
-                what, where, error, where, "health")) from None
+            raise kind("the %s at %s: %s; whether it runs there can be seen with curl http://%s/health" % (
+                what, where, error, where)) from None
         finally:
             self.slots.leave(where)
 
@@ -10542,11 +10501,11 @@ class Observer:
 
     def task(self, spot: Spot) -> Json:
         """The task with its configuration."""
-        status, _, _ = answer = self.ask(spot, "/j/task/" + urllib.parse.quote(spot.id, ""))
+        status, _, body = self.ask(spot, "/j/task/" + urllib.parse.quote(spot.id, ""))
         if status == 500:
             self.processes(spot)        # raises where the task is unknown, which is what 500 means most often
         with contextlib.suppress(ValueError):
-            found = json.loads(answer[2].decode("utf-8", "replace")).get(spot.id) if status == 200 else None
+            found = json.loads(body.decode("utf-8", "replace")).get(spot.id) if status == 200 else None
             if isinstance(found, dict):
                 return found
         raise ObserverBadAnswer(_NO_JSON % ("observer", spot.host))
@@ -10558,13 +10517,10 @@ class Observer:
         """(bytes, where they begin, size of the file). start: -1 for the last ones. A bounded range of a
         file that grows is exact; where a file shrinks meanwhile the answer is cut, and it is asked again."""
         read = self._from_agent if agent else self._from_observer
-        for left in (2, 1, 0):
-            try:
+        for _ in range(2):
+            with contextlib.suppress(ObserverBadAnswer):
                 return read(spot, path, start, length)
-            except ObserverBadAnswer:
-                if not left:
-                    raise
-        raise AssertionError
+        return read(spot, path, start, length)
 
     def _from_observer(self, spot: Spot, path: str, start: int, length: int) -> Tuple[bytes, int, int]:
         span = "%d-%d" % (start, start + length - 1) if start >= 0 else "-%d" % length
@@ -10616,9 +10572,8 @@ class Observer:
         if spot.id not in self._roots:
             found = next(self._executors(spot), None)
             if found is None:
-                kind = TaskTooYoung if spot.young else SandboxGone
-                raise kind("the agent of %s does not know task %s%s" % (
-                    spot.host, spot.id, " yet" if spot.young else " any more"))
+                kind, since = (TaskTooYoung, "yet") if spot.young else (SandboxGone, "any more")
+                raise kind("the agent of %s does not know task %s %s" % (spot.host, spot.id, since))
             if len(self._roots) > 10000:
                 self._roots.clear()
             self._roots[spot.id] = found
@@ -10645,8 +10600,7 @@ class Observer:
         """(what a directory holds, how many lines of it could not be read)."""
         if agent:
             return self._agent_listing(spot, path), 0
-        parts = [urllib.parse.quote(each) for each in (spot.id, path) if each]
-        status, _, body = self.ask(spot, "/browse/" + "/".join(parts))
+        status, _, body = self.ask(spot, "/browse/" + urllib.parse.quote(_joined(spot.id, path)))
         if status == 404:
             self.processes(spot)
             raise NotFound("there is no directory %s in the sandbox of task %s" % (path, spot.id))
@@ -10656,15 +10610,15 @@ class Observer:
         before, pre, rest = body.decode("utf-8", "replace").partition("<pre>")
         if status != 200 or not pre:
             raise ObserverBadAnswer("what the observer of %s answered is no listing" % spot.host)
+        form = re.compile(_LISTED % (re.escape(spot.id), re.escape(path or "."), re.escape(spot.id)))
         lines = [line for line in rest.rpartition("</pre>")[0].split("\n") if line.strip()]
-        found = [_listed_file(line, spot.id, path) for line in lines]
-        entries = [each for each in found if each is not None and each["name"] != ".."]
-        return entries, sum(each is None for each in found)
+        found = list(filter(None, map(form.fullmatch, lines)))
+        return [_listed_file(each) for each in found if each["name"] != ".."], len(lines) - len(found)
 
     def _agent_listing(self, spot: Spot, path: str) -> List[Json]:
-        folder = "%s/%s" % (self.root(spot), path) if path else self.root(spot)
         found = []
-        for each in self._json(spot, "/files/browse?path=" + urllib.parse.quote(folder), list, True):
+        for each in self._json(spot, "/files/browse?path=" + urllib.parse.quote(
+                _joined(self.root(spot), path)), list, True):
             with contextlib.suppress(AttributeError, TypeError):
                 mode = str(each.get("mode"))
                 found.append({"name": each.get("path").rpartition("/")[2],
@@ -10674,30 +10628,20 @@ class Observer:
         return found
 
 
-_LISTED = re.compile(
-    r"([ds-][rwx-]{9}) +\d+ +(\S+) +(\S+) +(\d+) (\w{3} [ \d]\d [ \d:]{5}) <a href='/(browse|file)/")
+# A line of a listing of a folder in a task's sandbox: of the task, the folder and the task again. Names stand
+# there as they are, with quotes and tags in them: the line has to be, to the letter, the one that a name
+# makes. A name has at most 255 bytes.
+_LISTED = (r"(?P<mode>[ds-][rwx-]{9}) +\d+ +(?P<owner>\S+) +(?P<group>\S+) +(?P<size>\d+)"
+           r" (?P<modified_text>\w{3} [ \d]\d [ \d:]{5})"
+           r" <a href='/(?:(?P<folder>browse)|file)/(?P<path>%s/%s/|%s/)(?P<name>[^/]{1,255})'>(?P=name)</a>"
+           r"(?(folder)| <a href='/download/(?P=path)(?P=name)'><font size=1>dl</font></a>)")
 
 
-def _listed_file(line: str, task: str, path: str) -> Optional[Json]:
-    """An entry from its line of a listing; None where the line cannot be read. Names stand there as they
-    are, with quotes and tags in them: the line has to be, to the letter, the one that a name makes which
-    is as long as its rest leaves room for."""
-    found = _LISTED.match(line)
-    if not found:
-        return None
-    mode, owner, group, size, modified, kind = found.groups()
-    for folder in ("%s/%s/" % (task, path or "."), task + "/"):
-        before, after = "%s%%s'>%%s</a>" % folder.replace("%", "%%"), ""
-        if kind == "file":
-            after = " <a href='/download/%s%%s'><font size=1>dl</font></a>" % folder.replace("%", "%%")
-        form, names = before + after, 3 if after else 2
-        length, extra = divmod(len(line) - found.end() - len(form % (("",) * names)), names)
-        name = line[found.end() + len(folder):][:max(0, length)]
-        if name and not extra and line[found.end():] == form % ((name,) * names) and "/" not in name:
-            return {"name": name, "type": {"d": "directory", "s": "socket"}.get(mode[0], "file"),
-                    "mode": mode,
-                    "size": int(size), "owner": owner, "group": group, "modified_text": modified}
-    return None
+def _listed_file(line: re.Match[str]) -> Json:
+    """An entry of a listing as callers see it."""
+    kind = {"d": "directory", "s": "socket"}.get(line["mode"][0], "file")
+    return {"name": line["name"], "type": kind, "mode": line["mode"], "size": int(line["size"]),
+            "owner": line["owner"], "group": line["group"], "modified_text": line["modified_text"]}
 
 
 def _run_of(name: str, run: Any) -> Json:
@@ -10778,6 +10722,11 @@ def _run_output(output: Output, run: int, final: bool = False) -> Output:
     return output._replace(run=run, path=path, final=final)
 
 
+def _rotated(output: Output, number: int) -> Output:
+    """The log as it is called after so many rotations."""
+    return output._replace(path="%s.%d" % (output.path, number)) if number else output
+
+
 def open_output(observer: Observer, output: Output) -> Tuple[Output, int, int]:
     """(the log, its size, the check of its end); that of the console where the process logs there. Raises
     LogElsewhere."""
@@ -10800,15 +10749,14 @@ def open_output(observer: Observer, output: Output) -> Tuple[Output, int, int]:
             "has it: --agent-port") % output.process)
 
 
+# The beginning of a character of UTF-8 of two, of three and of four bytes, without its end.
+_CUT_CHARACTER = re.compile(rb"(?:[\xc0-\xff]|[\xe0-\xff][\x80-\xbf]|[\xf0-\xff][\x80-\xbf]{2})\Z")
+
+
 def whole_characters(data: bytes) -> int:
     """How many of the bytes there are without a character of UTF-8 that is cut at the end."""
-    for back in range(1, min(3, len(data)) + 1):
-        byte = data[-back]
-        if byte >= 0xC0:
-            return len(data) - back if back < 2 + (byte >= 0xE0) + (byte >= 0xF0) else len(data)
-        if byte < 0x80:
-            break
-    return len(data)
+    cut = _CUT_CHARACTER.search(data, max(0, len(data) - 3))
+    return cut.start() if cut else len(data)
 
 
 def _matching(lines: Iterable[bytes], grep: Optional[bytes]) -> List[bytes]:
@@ -10820,18 +10768,15 @@ def read_tail(observer: Observer, output: Output, lines: int, grep: Optional[byt
     """The last lines, or of those that hold `grep` the last; within the last MiB, or eight. until: of
     what is before that."""
     spot, path, agent = output.spot, output.path, output.agent
-    if until is None:
-        data, start, size = observer.read(spot, path, -1, 65536, agent)
-    else:
-        start = max(0, until - 65536)
-        data, start, size = observer.read(spot, path, start, max(1, until - start), agent)
-        data = data[:max(0, until - start)]
+    start, length = (-1, 65536) if until is None else (max(0, until - 65536), min(until, 65536))
+    data, start, size = observer.read(spot, path, start, max(1, length), agent)
+    data = data[:length]
     end = start + len(data)
     most = (8 if grep else 1) << 20
     while start and len(data) < most and len(_matching(data.split(b"\n")[1:], grep)) <= lines:
         more, start, _ = observer.read(spot, path, max(0, start - 262144), min(262144, start), agent)
         data = more + data
-    parts = data.splitlines(True) if b"\r" not in data else re.findall(rb"[^\n]*\n|[^\n]+", data)
+    parts = io.BytesIO(data).readlines()
     chosen = _matching(parts[1:] if start and len(parts) > 1 else parts, grep)
     chosen = chosen[-lines:] if lines else []
     text = b"".join(chosen)
@@ -10846,9 +10791,7 @@ def read_piece(observer: Observer, output: Output, tail: int = 100, offset: Opti
     if offset is None:
         piece = read_tail(observer, output, tail, wanted)
     else:
-        start = offset
-        if start < 0:
-            start = max(0, open_output(observer, output)[1] + offset)
+        start = offset if offset >= 0 else max(0, open_output(observer, output)[1] + offset)
         data, start, size = observer.read(output.spot, output.path, start, length, output.agent)
         piece = LogPiece(output, start, start + len(data), size, data)
     if not output.final or piece.next < piece.size:
@@ -10903,25 +10846,24 @@ class Cursor:
 
     @property
     def position(self) -> Position:
-        spot = self.output.spot if self.output else None
-        return Position(spot.id if spot else "", self.output.run if self.output else 0, self.offset,
-                        self.check)
+        task, run = (self.output.spot.id, self.output.run) if self.output else ("", 0)
+        return Position(task, run, self.offset, self.check)
 
     @property
     def file(self) -> Optional[Output]:
         """The log as it is called now that it may be rotated."""
-        name = ".%d" % self._behind if self._behind else ""
-        return self.output._replace(path=self.output.path + name) if self.output else None
+        return self.output and _rotated(self.output, self._behind)
 
-    def step(self, until: Optional[int] = None) -> List[Entry]:
+    def step(self, until: int = sys.maxsize) -> List[Entry]:
         """What is new. until: not beyond this offset. Raises AuroraError where nobody answers for now."""
         if self.over:
             return []
+        output = self.output
         try:
-            entries = self._news(until) if self.output is not None else self._open()
+            entries = self._news(output, until) if output else self._open()
         except (ObserverUnreachable, ObserverTimeout, ObserverBadAnswer):
             self._failed += 1
-            entries = self._leave() if self._failed % self.QUIET == 0 and self.output is not None else []
+            entries = self._leave(output) if output and self._failed % self.QUIET == 0 else []
             if not entries:
                 raise
         except AuroraError as error:
@@ -10938,22 +10880,20 @@ class Cursor:
             self.observer, spot, self.process, self.stream))
         return []
 
-    def _news(self, until: Optional[int] = None) -> List[Entry]:
+    def _news(self, output: Output, until: int) -> List[Entry]:
         entries: List[Entry] = []
         with contextlib.suppress(NotFound, SandboxGone, TaskTooYoung, LogElsewhere):
             # What these mean here: nothing was written yet, or nothing more will be.
-            entries = self._move_on() if self._quiet % self.QUIET == 1 and until is None else self._read(
-                until)
+            moves_on = self._quiet % self.QUIET == 1 and until == sys.maxsize
+            entries = self._move_on(output) if moves_on else self._read(output, until)
         self._quiet = 0 if entries else self._quiet + 1
         return entries
 
-    def _read(self, until: Optional[int]) -> List[Entry]:
-        output = self.output
-        assert output is not None
+    def _read(self, output: Output, until: int = sys.maxsize) -> List[Entry]:
         overlap = min(_OVERLAP, self.offset)
         for number in range(self._behind, 100):
             try:
-                data, _, size = self._part(number, self.offset - overlap, overlap + _CHUNK)
+                data, _, size = self._part(output, number, self.offset - overlap, overlap + _CHUNK)
             except NotFound:
                 if not number:
                     raise
@@ -10965,34 +10905,33 @@ class Cursor:
         self.offset, self.check, self._behind = 0, None, max(0, number - 1)       # the oldest that is there
         return [self._event("gap", reason="what was written in between is not there any more")]
 
-    def _part(self, number: int, start: int, length: int) -> Tuple[bytes, int, int]:
-        assert self.output is not None
-        path = self.output.path + (".%d" % number if number else "")
-        return self.observer.read(self.output.spot, path, start, length, self.output.agent)
+    def _part(self, output: Output, number: int, start: int, length: int) -> Tuple[bytes, int, int]:
+        path = _rotated(output, number).path
+        return self.observer.read(output.spot, path, start, length, output.agent)
 
     def _next_file(self, output: Output) -> List[Entry]:
         """From the end of a rotated file to the next. Only once there is something in it: at the
         beginning of an empty one nothing would tell it from the one that comes after; and only if the one
         that was read still has its name, as the next one has another where it has not."""
-        data, _, size = self._part(self._behind - 1, 0, _CHUNK)
+        data, _, size = self._part(output, self._behind - 1, 0, _CHUNK)
         overlap = min(_OVERLAP, self.offset)
-        still, _, _ = self._part(self._behind, self.offset - overlap, max(1, overlap))
+        still, _, _ = self._part(output, self._behind, self.offset - overlap, max(1, overlap))
         if self.check is not None and zlib.crc32(still[:overlap]) != self.check:
             return []
         rotated, here = self._event("rotated"), (self.offset, self.check, self._behind)
         self.offset, self.check, self._behind = 0, None, self._behind - 1
-        entries = self._tell(output, data, 0, size, None)
+        entries = self._tell(output, data, 0, size)
         if not entries:
             self.offset, self.check, self._behind = here
             return []
         return [rotated] + entries
 
     def _tell(self, output: Output, data: bytes, overlap: int, size: int,
-              until: Optional[int]) -> List[Entry]:
-        new = data[overlap:] if until is None else data[overlap:][:max(0, until - self.offset)]
+              until: int = sys.maxsize) -> List[Entry]:
+        new = data[overlap:][:max(0, until - self.offset)]
         last = output.final or self._behind > 0
         end = new.rfind(b"\n") + 1
-        if until is not None and self.offset + len(new) == until:
+        if self.offset + len(new) == until:
             end = len(new)
         elif not end and (last or len(new) >= _CHUNK or self._seen == size):
             end = len(new) if last and len(new) < _CHUNK else whole_characters(new) or len(new)
@@ -11009,10 +10948,8 @@ class Cursor:
         return Entry(name, dict(instance=self.instance, task=position.task, run=position.run, **fields),
                      position)
 
-    def _move_on(self) -> List[Entry]:
+    def _move_on(self, output: Output) -> List[Entry]:
         """When nothing comes: a later run, a later task, or the end."""
-        output = self.output
-        assert output is not None
         known: Json = {}
         gone = output.agent
         if not gone:
@@ -11022,31 +10959,30 @@ class Cursor:
                 return []
             except (SandboxGone, LogElsewhere):
                 gone = True
-        latest = _run_number(known.get(output.process))
-        ended = latest > output.run or known.get(output.process, {}).get("state") in _ENDED_RUNS
+        run = known.get(output.process, {})
+        latest = _run_number(run)
+        ended = latest > output.run or run.get("state") in _ENDED_RUNS
         if not (ended or gone or self._quiet % (10 * self.QUIET) == 9 * self.QUIET + 1):
             return []
         if ended and not output.final:
             self.output = output = output._replace(final=True)
-            entries = self._read(None)      # an unfinished line
+            entries = self._read(output)    # an unfinished line
             if entries:
                 return entries
         if latest > output.run:
             return self._go_to(_run_output(output, output.run + 1, latest > output.run + 1), "run")
-        return self._other_task(gone)
+        return self._other_task(output, gone)
 
-    def _other_task(self, gone: bool) -> List[Entry]:
-        output = self.output
-        assert output is not None
+    def _other_task(self, output: Output, gone: bool) -> List[Entry]:
         spots = self.find()
         mine = next((spot for spot in spots if spot.id == output.spot.id), None)
-        later = [] if self.fixed else [spot for spot in spots if spot.id != output.spot.id and (
-            spot.since >= output.spot.since if mine is None else spots.index(spot) > spots.index(mine))]
+        later = [] if self.fixed else spots[spots.index(mine) + 1:] if mine else [
+            spot for spot in spots if spot.since >= output.spot.since]
         if mine is not None and not mine.ended and not later:
             return []
         if not output.final:                # first what is left of this one
-            self.output = output._replace(final=True)
-            entries = [] if gone and not output.agent else self._read(None)
+            self.output = output = output._replace(final=True)
+            entries = [] if gone and not output.agent else self._read(output)
             if entries:
                 return entries
         if later and not later[0].host:
@@ -11062,12 +10998,10 @@ class Cursor:
         spot = output.spot
         return [self._event(name, **({"host": spot.host, "state": spot.state} if name == "task" else {}))]
 
-    def _leave(self) -> List[Entry]:
+    def _leave(self, output: Output) -> List[Entry]:
         """Where the host does not answer: whether the instance is on another one by now."""
-        output = self.output
-        assert output is not None
-        entries = self._other_task(True)
-        if entries and self.output is not None and self.output.spot.id != output.spot.id:
+        entries = self._other_task(output, True)
+        if entries and self.position.task != output.spot.id:
             reason = "%s did not answer before the task ended" % output.spot.host
             return [Entry("gap",
                           {"instance": self.instance, "task": output.spot.id, "reason": reason})] + entries
@@ -11092,18 +11026,15 @@ class Feed(Poll):
         self._failing = False
 
     def note(self, answer: Any) -> None:
-        if isinstance(answer, Failure):
-            failing, self._failing = self._failing, True
+        failing, self._failing = self._failing, isinstance(answer, Failure)
+        if self._failing:
             answer = [] if failing else [Entry("unreachable", {
                 "instance": self.cursor.instance, "retry": int(self.interval * 1000), "code": answer.code,
                 "errors": answer.messages})]
-        else:
-            self._failing = False
         with self._lock:
-            for each in answer:
-                self.number += 1
-                self._entries.append(each)
-                self._size += len(each.data) + 1024
+            self.number += len(answer)
+            self._entries.extend(answer)
+            self._size += sum(len(each.data) + 1024 for each in answer)
             while self._size > self.ROOM and len(self._entries) > 1:
                 self._size -= len(self._entries.popleft().data) + 1024
             self.over = self.cursor.over
@@ -11198,7 +11129,7 @@ class Follower:
         if not self._met(cursor, place):
             before = cursor.position
             ahead = before[:2] == place[:2] and before.offset < place.offset
-            entries = cursor.step(place.offset if ahead else None)
+            entries = cursor.step(place.offset if ahead else sys.maxsize)
         if self._met(cursor, place):
             self.number, self.live, self._cursor = number, True, None
         self.position = cursor.position
@@ -11220,10 +11151,9 @@ class Follower:
                       position.check, feed.fixed)
 
 
-def _found(scheduler: Any, key: Union[str, Key], instance: int,
-           task: Optional[str] = None) -> Tuple[Key, Spot]:
-    named = Key(*key.split("/")) if isinstance(key, str) else key
-    return named, choose_task(find_tasks(scheduler, named, [instance]), named, instance, task)
+def _found(scheduler: Any, key: Union[str, Key], instance: int, task: Optional[str] = None) -> Spot:
+    job = Key.of(key)
+    return choose_task(find_tasks(scheduler, job, [instance]), job, instance, task)
 
 
 def read_log(scheduler: Any, key: Union[str, Key], instance: int, process: Optional[str] = None,
@@ -11232,7 +11162,7 @@ def read_log(scheduler: Any, key: Union[str, Key], instance: int, process: Optio
              source: str = "observer", **part: Any) -> LogPiece:
     """A part of a log, for scripts; without more the last 100 lines. part: tail, offset, length, grep."""
     observer = observer or Observer()
-    output = find_output(observer, _found(scheduler, key, instance, task)[1], process, stream, run,
+    output = find_output(observer, _found(scheduler, key, instance, task), process, stream, run,
                          source == "agent")
     return read_piece(observer, open_output(observer, output)[0], **part)
 
@@ -11242,12 +11172,11 @@ def follow_log(scheduler: Any, key: Union[str, Key], instance: int, process: Opt
                interval: float = 1.0) -> Iterator[Entry]:
     """What an instance's process writes, as it comes, over rotations, runs and tasks, until nothing more
     can come."""
-    observer = observer or Observer()
-    named, spot = _found(scheduler, key, instance)
-    output, size, check = open_output(observer, find_output(observer, spot, process, stream))
-    cursor = Cursor(observer, lambda: find_tasks(scheduler, named, [instance]), named, instance, process,
-                    stream, output,
-                    size, check)
+    observer, job = observer or Observer(), Key.of(key)
+    output, size, check = open_output(observer, find_output(
+        observer, _found(scheduler, job, instance), process, stream))
+    cursor = Cursor(observer, lambda: find_tasks(scheduler, job, [instance]), job, instance, process, stream,
+                    output, size, check)
     piece = read_tail(observer, output, tail, None, size)
     yield _log_entry(output, piece.offset, piece.data, cursor.position)
     while not cursor.over:
@@ -11265,7 +11194,7 @@ def list_files(scheduler: Any, key: Union[str, Key], instance: int, path: str = 
                observer: Optional[Observer] = None,
                task: Optional[str] = None) -> List[Json]:
     """What a directory of the sandbox holds, for scripts."""
-    return (observer or Observer()).listing(_found(scheduler, key, instance, task)[1], clean_path(path))[0]
+    return (observer or Observer()).listing(_found(scheduler, key, instance, task), clean_path(path))[0]
 
 
 def open_file(scheduler: Any, key: Union[str, Key], instance: int, path: str, *,
@@ -11273,15 +11202,14 @@ def open_file(scheduler: Any, key: Union[str, Key], instance: int, path: str, *,
               task: Optional[str] = None) -> Iterator[bytes]:
     """The bytes of a file of the sandbox, in pieces, for scripts."""
     observer = observer or Observer()
-    spot, path = _found(scheduler, key, instance, task)[1], clean_path(path)
-    at = 0
-    while True:
+    spot, path = _found(scheduler, key, instance, task), clean_path(path)
+    at, size = 0, 1
+    while at < size:
         data, _, size = observer.read(spot, path, at, _CHUNK)
-        at += len(data)
-        if data:
-            yield data
-        if not data or at >= size:
+        if not data:
             return
+        yield data
+        at += len(data)
 
 
 def words_of_failure(observer: Observer, spots: Sequence[Spot], key: Key,
@@ -12759,7 +12687,7 @@ class Call:
         self.args = request.args
         self.params: Json = {}
         self.replay: Optional[Replay] = None
-        self.slot: Optional[_Slot] = None               # for an operation, taken and not used yet
+        self.slot: Optional[SimpleQueue[Any]] = None    # for an operation, taken and not used yet
         # among those who wait: what gives it back, until it is used
         self.place: Optional[Callable[[], None]] = None
         self.began = False                              # an operation
@@ -13644,7 +13572,7 @@ class Service(Reception):
             raise
         finally:
             if call.slot:
-                call.slot.give()
+                call.slot.put(None)
             if call.place:
                 call.place()
             if chosen.leaves_a_line and level != "read":

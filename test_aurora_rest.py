@@ -2757,7 +2757,7 @@ class OperationsTest(unittest.TestCase):
         slots = [operations.take(), operations.take()]
         with self.assertRaises(aurora_rest.Overloaded):
             operations.take()
-        slots[0].give()
+        slots[0].put(None)
         wait_for(lambda: operations._slots._value == 1)
         done = []
         operations.start(aurora_rest.Operation("k", "key", "u"), lambda op: done.append(1), slots[1])
@@ -3090,7 +3090,7 @@ class RestartTest(Serving):
         self.bad(503, "DELETE", path + "?batch_size=1", code="OVERLOADED")
         self.good("PUT", path + "/restart?dry_run=1")
         for each in taken:
-            each.give()
+            each.put(None)
         self.assertEqual(self.good("GET", "/alpha/maintenance/devcluster/demo-06")["hosts"],
                          [{"host": "demo-06", "mode": "NONE"}])
         self.assertEqual(self.states("full"), ["RUNNING"])
@@ -4195,7 +4195,7 @@ class EventsTest(Serving):
 
     def test_a_newcomer_in_the_middle_of_a_look_is_told_nothing_twice(self) -> None:
         class Changes:
-            standing = [(1, "task", {"state": "S1"})]
+            standing = [("task", {"state": "S1"})]
 
             def __call__(self) -> Any:
                 return []
@@ -4203,7 +4203,7 @@ class EventsTest(Serving):
         events = aurora_rest.Events(None, changes, 1.0)
         events.note([("task", {"state": "S1"})])
         events.note([("task", {"state": "S2"})])
-        changes.standing = [(3, "task", {"state": "S3"})]       # looked, and not noted yet
+        changes.standing = [("task", {"state": "S3"})]       # looked, and not noted yet
         data, mark = events.since(None)
         self.assertNotIn(b"S3", data)
         events.note([("task", {"state": "S3"})])
@@ -9424,11 +9424,12 @@ MUTANTS = [
     # 5. Operations
     ("a dry run sends", 'if self.dry_run: left', 'if False:\n            left', "RoutesTest"),
     ("no one asks whether he may", 'self.permit(ask.method, ask.arguments)', 'pass', "AccessTest"),
-    ("two callers scale at once", 'with locked("instances", key): tasks', 'if True:\n        tasks',
+    ("two callers scale at once", 'with locked("instances", key): active, staying = _active_and_staying(scheduler, key) if',
+     'if True:\n        active, staying = _active_and_staying(scheduler, key)\n        if',
      "RestartTest.test_callers_at_once_scale_to_what_they_say"),
     ("the dying are counted",
-     'return instances_of(task for task in tasks if task["status"] != api.ScheduleStatus.KILLING)',
-     'return instances_of(tasks)', "RestartTest"),
+     'instances_of(task for task in tasks if task["status"] != api.ScheduleStatus.KILLING)',
+     'instances_of(tasks)', "RestartTest"),
     ("a slot is taken after the effect",
      'call.slot = None if call.get("dry_run") else self.operations.take()', 'call.slot = None',
      "RestartTest"),
