@@ -27,6 +27,7 @@ import argparse
 import ast
 import base64
 import bisect
+import builtins
 import calendar
 import collections
 import contextlib
@@ -56,6 +57,7 @@ import struct
 import sys
 import threading
 import time
+import traceback
 import urllib.parse
 import uuid
 import zlib
@@ -6918,13 +6920,13 @@ _MODULES = {    # what an import gives; anything else of the module is not there
     "pystachio": "*", "apache.aurora.config.schema.base": "*", "apache.thermos.config.schema": "*",
     "apache.thermos.config.schema_base": "*", "apache.thermos.config.schema_helpers": "*",
     "pystachio.config": "*", "__future__": "*",
+    "urllib": "unquote unquote_plus", "StringIO": "StringIO", "cStringIO": "StringIO",
+    "urlparse": "urlparse urlsplit urlunparse urlunsplit urljoin urldefrag parse_qs parse_qsl",
+    "pipes": "", "md5": "", "sha": "",
 }
-# Modules that Python 3 has under another name, or no more: what they are there, what they give.
+# Those of them that Python 3 has under another name, or no more: what they are there.
 _RENAMED = {"urllib": "urllib.parse", "urlparse": "urllib.parse", "StringIO": "io", "cStringIO": "io",
-            "pipes": "re", "md5": "hashlib",
-            "sha": "hashlib"}
-_RENAMED_GIVE = {"urllib": "unquote unquote_plus", "StringIO": "StringIO", "cStringIO": "StringIO",
-                 "urlparse": "urlparse urlsplit urlunparse urlunsplit urljoin urldefrag parse_qs parse_qsl"}
+            "pipes": "re", "md5": "hashlib", "sha": "hashlib"}
 _INSTEAD = {    # what to write for what is refused
     "socket": "its host would be the server's; write the name, or {{mesos.hostname}} for the task's",
     "subprocess": "no command can be run here; give its output with bind=NAME=VALUE",
@@ -6963,19 +6965,11 @@ _REFUSED_NODES = {
     "TypeVar": "type parameters", "ParamSpec": "type parameters", "TypeVarTuple": "type parameters"}
 
 
-class _NotAllowed(Exception):
-    """Source says what it may not."""
-
-    def __init__(self, node: ast.AST, what: str, instead: str = "") -> None:
-        super().__init__("line %d, column %d: %s not allowed in a configuration%s" % (
-            getattr(node, "lineno", 0), getattr(node, "col_offset", 0) + 1, what, "; " + instead if instead
-            else ""))
-
-
 class _Syntax(ast.NodeVisitor):
-    """Refuses what a configuration has no business with."""
+    """Refuses, with a ConfigProblem, what a configuration has no business with."""
 
-    def __init__(self, tree: ast.AST) -> None:
+    def __init__(self, path: str, tree: ast.AST) -> None:
+        self.path = path
         self.in_class = self.in_method = False
         self.bound: Set[str] = set()        # names the source gives itself
         self.tried: Set[ast.AST] = set()    # imports whose failure the source expects
@@ -6986,7 +6980,9 @@ class _Syntax(ast.NodeVisitor):
                 self.bound.add(node.id)
 
     def refuse(self, node: ast.AST, what: str, instead: str = "") -> None:
-        raise _NotAllowed(node, what, instead)
+        raise ConfigProblem("%s, line %d, column %d: %s not allowed in a configuration%s" % (
+            self.path, getattr(node, "lineno", 0), getattr(node, "col_offset", 0) + 1, what,
+            "; " + instead if instead else ""))
 
     def generic_visit(self, node: ast.AST) -> None:
         refused = _REFUSED_NODES.get(type(node).__name__)
@@ -7008,15 +7004,15 @@ class _Syntax(ast.NodeVisitor):
         mine = self.in_method and isinstance(node.value, ast.Name) and node.value.id == "self"
         own = mine and bool(_OWN_ATTRIBUTE.fullmatch(node.attr)) and node.attr not in _pystachio_privates()
         special = node.attr in _SPECIAL_METHODS - {"__name__"} and isinstance(node.value, ast.Call)
-        if isinstance(node.ctx, ast.Load) and node.attr in _OLDER_PLAIN:
+        special |= node.attr == "__init__" and isinstance(node.value, ast.Name)
+        loaded = isinstance(node.ctx, ast.Load)
+        if loaded and node.attr in _OLDER_PLAIN:
             if isinstance(node.value, ast.Attribute) and node.value.attr == "__class__":
                 self.visit(node.value.value)
                 return
-        elif node.attr == "__init__" and isinstance(node.value, ast.Name):
-            pass
         elif _REFUSED_ATTRIBUTE.fullmatch(node.attr) and not own and not special:
             self.refuse(node, "the attribute %s is" % node.attr)
-        if not isinstance(node.ctx, ast.Load) and not mine:
+        if not loaded and not mine:
             self.refuse(node, "changing the attributes of objects is",
                         "make a new one, as job(name=value) does")
         self.generic_visit(node)
@@ -7030,18 +7026,15 @@ class _Syntax(ast.NodeVisitor):
         self._visit_body(node, True, False)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        first = (node.args.args or [None])[0]       # type: ignore[list-item]
-        self._visit_body(node, False, self.in_method or self.in_class and first is not None
-                         and first.arg == "self")
+        takes_self = [each.arg for each in node.args.args[:1]] == ["self"]
+        self._visit_body(node, False, self.in_method or self.in_class and takes_self)
 
-    def _visit_body(self, node: Any, in_class: bool, in_method: bool) -> None:
+    def _visit_body(self, node: ast.AST, in_class: bool, in_method: bool) -> None:
         """Of a class or function. A function within a method may speak of the method's self."""
         before = self.in_class, self.in_method
         self.in_class, self.in_method = in_class, in_method
-        try:
-            self.generic_visit(node)
-        finally:
-            self.in_class, self.in_method = before
+        self.generic_visit(node)
+        self.in_class, self.in_method = before
 
     def visit_Try(self, node: ast.Try) -> None:
         caught = {getattr(name, "id", "") for each in node.handlers for name in ast.walk(each)}
@@ -7051,16 +7044,15 @@ class _Syntax(ast.NodeVisitor):
 
     def visit_Import(self, node: ast.Import) -> None:
         for alias in node.names if node not in self.tried else ():
-            known = alias.name in _MODULES or alias.name in _RENAMED
-            if not known or "." in alias.name and not alias.asname and alias.name != "os.path":
+            inner = "." in alias.name and not alias.asname and alias.name != "os.path"
+            if inner or alias.name not in _MODULES:
                 self.refuse(node, "importing %s is" % alias.name, _INSTEAD.get(alias.name, ""))
         self.generic_visit(node)
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        unknown = node.level or node.module not in _MODULES and node.module not in _RENAMED
-        if unknown and node not in self.tried:
-            self.refuse(node, "importing from %s is" % (node.module or "here"), _INSTEAD.get(node.module
-                or "", ""))
+        module = node.module or "here"
+        if (node.level or module not in _MODULES) and node not in self.tried:
+            self.refuse(node, "importing from %s is" % module, _INSTEAD.get(module, ""))
         self.generic_visit(node)
 
 
@@ -7069,30 +7061,20 @@ def _pystachio_privates() -> Set[str]:
     """The private attributes of pystachio's classes and their instances, as its source writes them."""
     import inspect
 
-    import pystachio.base
-    import pystachio.basic
-    import pystachio.choice
-    import pystachio.composite
-    import pystachio.container
-    found: Set[str] = set()
-    for module in (pystachio.base, pystachio.basic, pystachio.choice, pystachio.composite,
-                   pystachio.container):
-        found.update(re.findall(r"\b_[a-zA-Z]\w*", inspect.getsource(module)))
-    return found
+    from pystachio import base, basic, choice, composite, container
+    return {name for module in (base, basic, choice, composite, container)
+            for name in re.findall(r"\b_[a-zA-Z]\w*", inspect.getsource(module))}
 
 
-_ALL_BUILTINS = frozenset(dir(__builtins__) if not isinstance(__builtins__, dict) else __builtins__)
-_PROVIDED = frozenset(_BUILTINS) | frozenset(_REPLACED) | {"print", "True", "False", "None", "exec", "vars",
-                                                           "locals", "globals"}
-_NOT_PROVIDED = (_ALL_BUILTINS | frozenset(_INSTEAD)) - _PROVIDED
+_NOT_PROVIDED = {*vars(builtins), *_INSTEAD} - {*_BUILTINS, *_REPLACED, "print", "True", "False", "None",
+                                                "exec", "vars", "locals", "globals"}
 
 
 class _Namespace:
     """What `import` of a permitted module gives: some of its names."""
 
-    def __init__(self, names: Json, module: str = "") -> None:
-        self.__dict__.update(names)
-        self.__dict__["__name__"] = module
+    def __init__(self, names: Json, module: str) -> None:
+        self.__dict__.update(names, __name__=module)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError("%s.%s is not available in a configuration" % (self.__dict__["__name__"], name))
@@ -7125,8 +7107,7 @@ class _Evaluation:
         self.environment = self._environment()
 
     def _environment(self) -> Json:
-        builtins: Any = __builtins__
-        available = builtins if isinstance(builtins, dict) else vars(builtins)
+        available = vars(builtins)
         provided = {name: available[name] for name in _BUILTINS}
         if self.request["trusted"]:
             provided = dict(available)
@@ -7139,17 +7120,14 @@ class _Evaluation:
         return dict(self.schema, __builtins__=provided, __name__="config", include=_apart(self._include))
 
     def _print(self, *values: Any, **options: Any) -> None:
-        text = _plain_str(options.get("sep", " ")).join(map(_plain_str, values)) + _plain_str(
-            options.get("end", "\n"))
-        self._print_to(options["file"], text, end="") if options.get("file") is not None else self._write(
-            text)
+        stream = options.get("file")
+        write = self._write if stream is None else stream.write
+        write(_plain_str(options.get("sep", " ")).join(map(_plain_str, values))
+              + _plain_str(options.get("end", "\n")))
 
     def _print_to(self, stream: Any, *values: Any, **options: Any) -> None:
         """print >>stream, …"""
-        if stream is None:
-            self._print(*values, **options)
-        else:
-            stream.write(" ".join(map(_plain_str, values)) + options.get("end", "\n"))
+        self._print(*values, file=stream, **options)
 
     def _write(self, text: str) -> None:
         *lines, self.unfinished = (self.unfinished + text).split("\n")
@@ -7176,11 +7154,9 @@ class _Evaluation:
     def _import(self, name: str, _globals: Any = None, _locals: Any = None, wanted: Any = (),
                 level: int = 0) -> Any:
         trusted = self.request["trusted"] and name not in _RENAMED
-        if name == "_strptime" or trusted and _MODULES.get(name, "*") != "*":
+        if name == "_strptime" or trusted and _MODULES.get(name) != "*":
             return __import__(name, None, None, wanted or (), 0)
-        if name not in _MODULES and trusted:
-            return __import__(name, None, None, wanted, 0)
-        if name not in _MODULES and name not in _RENAMED or level:
+        if name not in _MODULES or level:
             raise ImportError("importing %s is not allowed in a configuration" % name)
         if name == "os.path" and not wanted:
             name = "os"
@@ -7193,16 +7169,14 @@ class _Evaluation:
         return made
 
     def _module(self, name: str) -> _Namespace:
-        if _MODULES.get(name) == "*":
-            made = _Namespace({k: v for k, v in self.schema.items() if not k.startswith("_")}, name)
-            made.__dict__["__all__"] = [k for k in self.schema if not k.startswith("_")]
-            return made
+        if _MODULES[name] == "*":
+            public = {each: made for each, made in self.schema.items() if not each.startswith("_")}
+            return _Namespace(dict(public, __all__=list(public)), name)
         if name in ("os", "os.path", "sys", "getpass"):
             return _Namespace(_system(name, self), name)
         module = sys.modules[_RENAMED.get(name, name)]
-        given = _RENAMED_GIVE.get(name, _MODULES.get(name, "")).split()
-        return _Namespace(dict({each: getattr(module, each) for each in given if hasattr(module, each)},
-                               **_replacements(name)), name)
+        return _Namespace(dict({each: getattr(module, each) for each in _MODULES[name].split()
+                                if hasattr(module, each)}, **_replacements(name)), name)
 
     def _include(self, name: Any) -> None:
         if not isinstance(name, str) or len(name) > MAX_INCLUDE_NAME:
@@ -7251,10 +7225,7 @@ class _Evaluation:
             error.filename = path
             raise
         if not self.request["trusted"]:
-            try:
-                _Syntax(tree).visit(tree)
-            except _NotAllowed as error:
-                raise ConfigProblem("%s, %s" % (path, error)) from None
+            _Syntax(path, tree).visit(tree)
         tree = _Older(reading, self.request["trusted"]).visit(tree)
         return compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
 
@@ -7264,38 +7235,36 @@ class _Evaluation:
             answer = self._answer()
         except ConfigProblem as problem:
             answer = {"errors": list(problem.args)}
-        except SyntaxError as error:
-            text = "%s, line %s: %s (column %s)" % (error.filename, error.lineno, error.msg, error.offset)
-            if len(self.files[self.request["root"]].splitlines()) == 1:
-                text += " (the source is one single line: curl -d drops line ends, --data-binary keeps them)"
-            answer = {"errors": [text]}
-        except SystemExit as error:
-            answer = {"errors": [self._where() + "the configuration ended the program" + (
-                ": %s" % error.code if isinstance(error.code, str) else "")]}
-        except RecursionError:
-            answer = {"errors": [self._where() + "nested or recursive without end"]}
-        except MemoryError:
-            answer = {"errors": ["the configuration needs more memory than it may have"]}
         except BaseException as error:      # a configuration may raise anything
-            try:
-                answer = {"errors": [self._where() + _wording(error)]}
-            except BaseException:       # as may its text
-                answer = {"errors": [self._where() + type(error).__name__]}
+            answer = {"errors": [self._failure(error)]}
         if self.unfinished:
             self.printed.append(self.unfinished)
         if self.printed:
             answer["output"] = self.printed
         return answer
 
-    def _where(self) -> str:
-        """File and line of the failure, as far as the user's own files go."""
-        trace, place = sys.exc_info()[2], ""
-        while trace is not None:
-            path = trace.tb_frame.f_code.co_filename
+    def _failure(self, error: BaseException) -> str:
+        if isinstance(error, MemoryError):
+            return "the configuration needs more memory than it may have"
+        if isinstance(error, SyntaxError):
+            text = "%s, line %s: %s (column %s)" % (error.filename, error.lineno, error.msg, error.offset)
+            if len(self.files[self.request["root"]].splitlines()) == 1:
+                text += " (the source is one single line: curl -d drops line ends, --data-binary keeps them)"
+            return text
+        where = ""      # file and line, as far as the user's own files go
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            path = frame.f_code.co_filename
             if path in self.files or path in self.shared:
-                place = "%s, line %d: " % (path, trace.tb_lineno)
-            trace = trace.tb_next
-        return place
+                where = "%s, line %d: " % (path, line)
+        if isinstance(error, SystemExit):
+            return where + "the configuration ended the program" + (
+                ": %s" % error.code if isinstance(error.code, str) else "")
+        if isinstance(error, RecursionError):
+            return where + "nested or recursive without end"
+        try:
+            return where + _wording(error)
+        except BaseException:       # its text may raise anything, too
+            return where + type(error).__name__
 
     def _answer(self) -> Json:
         root = self.request["root"]
@@ -7325,8 +7294,7 @@ class _Evaluation:
                                 "under any other content type" % error) from None
         if not isinstance(parsed, dict):
             raise ConfigProblem("a JSON job is an object, or an object with a list under jobs")
-        jobs = parsed["jobs"] if "jobs" in parsed else [parsed]
-        self.environment["jobs"] = [self.schema["Job"](job) for job in jobs]
+        self.environment["jobs"] = [self.schema["Job"](job) for job in parsed.get("jobs", [parsed])]
 
 
 class ConfigProblem(Exception):
@@ -7340,10 +7308,8 @@ _AT_FIELD = {"_update_schema_data": "attr", "_process_schema_attribute": "attr",
 
 def _failing(error: BaseException) -> List[Tuple[Any, str]]:
     """The structs and fields in which an exception arose, outermost first."""
-    trace = error.__traceback__
     found: List[Tuple[Any, str]] = []
-    while trace is not None:
-        frame, trace = trace.tb_frame, trace.tb_next
+    for frame, _ in traceback.walk_tb(error.__traceback__):
         field = _AT_FIELD.get(frame.f_code.co_name)
         if field and frame.f_globals.get("__name__") != "config" and field in frame.f_locals:
             at = frame.f_locals["self"], str(frame.f_locals[field])
@@ -8100,8 +8066,9 @@ def _evaluator_main(limits: ConfigLimits, cpus: Sequence[int]) -> None:
     os.closerange(3, control.fileno())
     os.closerange(control.fileno() + 1, 1024)
     os.environ.clear()
-    for name in [each for each in _MODULES if _MODULES[each] != "*"] + list(_RENAMED.values()):
-        __import__(name)
+    for name, given in _MODULES.items():
+        if given != "*":
+            __import__(_RENAMED.get(name, name))
     for name in ("unicodedata", "_strptime", "encodings.idna", "string", "ctypes", "resource", "tempfile"):
         __import__(name)
     for name in ("unicode_escape", "latin_1", "ascii", "cp1252", "utf_8_sig"):
