@@ -7319,11 +7319,12 @@ def _failing(error: BaseException) -> List[Tuple[Any, str]]:
 
 def _wording(error: BaseException) -> str:
     """An exception raised while a configuration ran, in the words of its author."""
+    name = type(error).__name__
     if isinstance(error, _Unset):
         return str(error.args[0])
     if isinstance(error, KeyError):
         return "there is no key %s" % error
-    if type(error).__name__ == "InvalidRefError":
+    if name == "InvalidRefError":
         return "not a reference: {{%s}}" % str(error).replace("Badly formed address ", "").lstrip(".")
     try:
         text = str(error)
@@ -7331,21 +7332,20 @@ def _wording(error: BaseException) -> str:
         text = ""
     failing = _failing(error)
     if failing:
-        kind, path = type(failing[-1][0]), ".".join(field for _, field in failing) + ": "
         coerced = re.match("Cannot coerce '(.*)' to (.*)", text, re.S)
         if text.startswith("Unknown schema attribute "):
-            return "%s%s has no such field; it has %s" % (path, kind.__name__,
-                                                          ", ".join(sorted(kind.TYPEMAP)))
-        if text.startswith("ListContainer expects an iterable, got "):
-            return "%sexpected a list, got %.200s" % (path, " ".join(text.split()[5:]))
-        if type(error).__name__ == "IsNotMappingError":
-            return "%sexpected names and values, got %.200r" % (path, error.args[0] if error.args else "")
-        if coerced:
-            return "%s%.200r is not %s" % (path, coerced.group(1),
-                                           _KINDS.get(coerced.group(2), coerced.group(2)))
-        return path + (text or type(error).__name__)
-    return text if text and isinstance(error, (ValueError, AttributeError, NameError, TypeError)) else \
-        "%s: %s" % (type(error).__name__, text) if text else type(error).__name__
+            kind = type(failing[-1][0])
+            text = "%s has no such field; it has %s" % (kind.__name__, ", ".join(sorted(kind.TYPEMAP)))
+        elif text.startswith("ListContainer expects an iterable, got "):
+            text = "expected a list, got %.200s" % " ".join(text.split()[5:])
+        elif name == "IsNotMappingError":
+            text = "expected names and values, got %.200r" % error.args
+        elif coerced:
+            text = "%.200r is not %s" % (coerced.group(1), _KINDS.get(coerced.group(2), coerced.group(2)))
+        return "%s: %s" % (".".join(field for _, field in failing), text or name)
+    if text and isinstance(error, (ValueError, AttributeError, NameError, TypeError)):
+        return text
+    return "%s: %s" % (name, text) if text else name
 
 
 _KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
@@ -7376,21 +7376,19 @@ class _Conversion:
     values."""
 
     def __init__(self, schema: Json, request: Json, ask: Callable[[Json], Json]) -> None:
-        from pystachio import Empty, Environment, Ref
+        from pystachio import Empty, Ref
         self.schema = schema
         self.request = request
         self.ask = ask
         self.empty = Empty
-        self.environment = Environment
         self.ref = Ref.from_address
-        self.subscope = Ref.subscope
+        self.port = partial(Ref.subscope, Ref.from_address("thermos.ports"))    # None for other references
         self.hooked = False
 
     def convert(self, jobs: Any) -> Json:
         """Plain job, update settings, warnings. Raises ConfigProblem."""
-        job = self.pick(jobs).bind({self.ref("mesos.role"): "{{role}}",
-                                    self.ref("mesos.cluster"): "{{cluster}}",
-                                    self.ref("thermos.user"): "{{role}}"})
+        job = self.pick(jobs).bind({"mesos.role": "{{role}}", "mesos.cluster": "{{cluster}}",
+                                    "thermos.user": "{{role}}"})
         self.require(job)
         try:
             return self.converted(job)
@@ -7404,11 +7402,10 @@ class _Conversion:
         ports = self.ports(made, plain)
         warnings = _check_client_rules(plain, ports)
         job = self.fill_tier(job, plain, warnings)
-        made, open_refs = (job % self.environment(mesos=self.schema["MesosContext"]())).interpolate()
-        answer = {"job": _without_none(self.job_configuration(made, made.get(), open_refs, ports)),
-                  "warnings": warnings}
+        made, open_refs = (job % {"mesos": self.schema["MesosContext"]()}).interpolate()
+        answer = {"job": self.job_configuration(made, made.get(), open_refs, ports), "warnings": warnings}
         try:
-            answer["update"] = _without_none(self.update_settings(made, made.get()["update_config"]))
+            answer["update"] = self.update_settings(made, made.get()["update_config"])
         except ConfigProblem as problem:
             answer["update_errors"] = ["%s.update_config: %s" % (job.name(), text) for text in problem.args]
         return answer
@@ -7426,19 +7423,19 @@ class _Conversion:
                 raise ConfigProblem("jobs holds a %s where a Job was expected" % type(each).__name__)
         bindings = self.bindings()
         bound = [job.bind(*bindings) if bindings else job for job in jobs]
-        cluster, role, environment, name = self.request["key"]
-        found = [job for job in bound if str(job.cluster()) == cluster and str(job.role()) == role
-                 and str(job.environment()) == environment and str(job.name()) == name]
+        key, fields = self.request["key"], ("cluster", "role", "environment", "name")
+        found = [job for job in bound if all(str(getattr(job, field)()) == part
+                                             for field, part in zip(fields, key))]
         if len(found) == 1:
             return found[0]
         lines = ["Multiple jobs match, please disambiguate by specifying a job key." if found else
-                 "Could not find job %s" % "/".join(self.request["key"])]
+                 "Could not find job %s" % "/".join(key)]
         shown = [[str(getattr(job, field)()) if getattr(job, field)() is not self.empty else "{MISSING}"
-                  for field in ("cluster", "role", "environment", "name")] for job in bound[:100]]
+                  for field in fields] for job in bound[:100]]
         for parts in shown:
             if not found and "{MISSING}" in parts[:3]:
-                field = ("cluster", "role", "environment")[parts.index("{MISSING}")]
-                lines.append("Job %s does not specify its %s" % ("/".join(parts), field))
+                lines.append("Job %s does not specify its %s" % (
+                    "/".join(parts), fields[parts.index("{MISSING}")]))
         lines.append("Candidates are: " + ", ".join("/".join(parts) for parts in shown))
         raise ConfigProblem(*lines)
 
@@ -7513,11 +7510,8 @@ class _Conversion:
     def bind_images(self, job: Any) -> Tuple[Any, Any]:
         """The job with its images' digests bound, and the same interpolated."""
         made, refs = job.interpolate()
-        wanted = {}
-        for ref in refs:
-            match = re.fullmatch(r"docker\.image\[([^\]]+)\]\[([^\]]+)\]", ref.address())
-            if match:
-                wanted[ref] = match.groups()
+        image = re.compile(r"docker\.image\[([^\]]+)\]\[([^\]]+)\]")
+        wanted = {ref: match.groups() for ref in refs if (match := image.fullmatch(ref.address()))}
         if wanted:
             found = self.ask({"images": list(wanted.values())})["images"]
             job = job.bind(dict(zip(wanted, found)))
@@ -7526,11 +7520,10 @@ class _Conversion:
 
     def ports(self, job: Any, plain: Any) -> Set[str]:
         """Names of the ports that the scheduler has to allocate."""
-        scope = self.ref("thermos.ports")
         referenced: Set[str] = set()
         for process in job.task().processes():
             for ref in process.interpolate()[1]:
-                name = self.subscope(scope, ref)
+                name = self.port(ref)
                 if name is not None:
                     if not name.is_index():
                         raise ConfigProblem("Process %r: a port is written {{thermos.ports[name]}}" %
@@ -7565,9 +7558,8 @@ class _Conversion:
         task.update(job=key, taskLinks={}, metadata=_camel(plain["metadata"]),
                     resources=_resources(plain["task"], ports),
                     constraints=_constraints(plain.get("constraints", {})),
-                    container=self.container(made.container()))
-        if "partition_policy" in plain:
-            task["partitionPolicy"] = _camel(plain["partition_policy"])
+                    container=self.container(made.container()),
+                    partitionPolicy=_camel(plain.get("partition_policy")))
         if made.has_sla_policy():
             kind = type(made.sla_policy().unwrap()).__name__
             task["slaPolicy"] = {kind[0].lower() + kind[1:]: _camel(plain["sla_policy"])}
@@ -7603,10 +7595,9 @@ class _Conversion:
         self.check_task(checked.task())
         if not checked.check().ok():
             raise ConfigProblem("Job not fully specified: %s" % checked.check().message())
-        ports = self.ref("thermos.ports")
-        bound_later = [self.ref(name) for name in ("thermos.task_id", "mesos.instance", "mesos.hostname")]
-        unbound = [str(ref) for ref in open_refs if ref not in bound_later
-                   and self.subscope(ports, ref) is None]
+        bound_later = ("thermos.task_id", "mesos.instance", "mesos.hostname")
+        unbound = [str(ref) for ref in open_refs if ref.address() not in bound_later
+                   and self.port(ref) is None]
         if unbound:
             raise ConfigProblem("Config contains unbound variables: %s" % " ".join(sorted(unbound)))
         if plain["executor_config"]["name"] != EXECUTOR_NAME:
@@ -7632,8 +7623,7 @@ class _Conversion:
             raise ConfigProblem("Failed to fully evaluate task: %s" % check.message())
         for final in (False, True):
             _check_order(plain, final)
-        scope = self.ref("thermos.ports")
-        names = [self.subscope(scope, ref) for ref in task.interpolate()[1]]
+        names = map(self.port, task.interpolate()[1])
         ports = {name.action().value: 31337 for name in names if name is not None}
         context = self.schema["ThermosContext"](task_id="task", user="user", ports=ports)
         left = (task % {"thermos": context}).interpolate()[1]
@@ -7660,8 +7650,7 @@ class _Conversion:
             raise ConfigProblem(*problems)
         if strategy is None:
             kind = "BatchUpdateStrategy" if wait else "QueueUpdateStrategy"
-            strategy = {"batch_size": batch,
-                        "autopause_after_batch": False} if wait else {"batch_size": batch}
+            strategy = self.schema[kind](batch_size=batch).get()
         else:
             kind = type(made.update_config().update_strategy().unwrap()).__name__
             batch, wait = strategy.get("batch_size", batch), kind == "BatchUpdateStrategy"
@@ -7753,26 +7742,19 @@ def _truth(text: Any) -> bool:
     return str(text).lower() in ("true", "1")
 
 
-def _without_none(value: Any) -> Any:
-    """Plain JSON without the fields that have no value."""
-    if isinstance(value, dict):
-        return {key: _without_none(each) for key, each in value.items() if each is not None}
-    return [_without_none(each) for each in value] if isinstance(value, list) else value
-
 
 def _resolve_ports(portmap: Json) -> Json:
     """A portmap with every alias followed to its end. Raises ConfigProblem for a cycle."""
     ports: Dict[Any, Any] = {name: int(port) if _is_integer(port) else port for name, port in portmap.items()}
-    resolved: Json = {}
-    for name in ports:
-        port, seen = ports[name], {name}
+    for name, port in ports.items():
+        seen = {name}
         while port in ports:
             if port in seen:
                 raise ConfigProblem("Found cycle in portmap!")
             seen.add(port)
             port = ports[port]
-        resolved[name] = port
-    return resolved
+        ports[name] = port
+    return ports
 
 
 def _check_order(task: Any, final: bool) -> None:
@@ -7798,13 +7780,12 @@ def _check_order(task: Any, final: bool) -> None:
                                     "process %s" % (
                     second, first))
             before[second].add(first)
-    left = dict(before)
-    while left:
-        ready = [name for name, needs in left.items() if not needs & set(left)]
+    while before:
+        ready = [name for name, needs in before.items() if needs.isdisjoint(before)]
         if not ready:
             raise ConfigProblem("Task has invalid plan: Cycles detected in the task schedule!")
         for name in ready:
-            del left[name]
+            del before[name]
 
 
 # --- child: the evaluator process ---------------------------------------------------------------------------
