@@ -27,6 +27,7 @@ import argparse
 import ast
 import base64
 import bisect
+import builtins
 import calendar
 import collections
 import contextlib
@@ -56,6 +57,7 @@ import struct
 import sys
 import threading
 import time
+import traceback
 import urllib.parse
 import uuid
 import zlib
@@ -6838,13 +6840,13 @@ _MODULES = {    # what an import gives; anything else of the module is not there
     "pystachio": "*", "apache.aurora.config.schema.base": "*", "apache.thermos.config.schema": "*",
     "apache.thermos.config.schema_base": "*", "apache.thermos.config.schema_helpers": "*",
     "pystachio.config": "*", "__future__": "*",
+    "urllib": "unquote unquote_plus", "StringIO": "StringIO", "cStringIO": "StringIO",
+    "urlparse": "urlparse urlsplit urlunparse urlunsplit urljoin urldefrag parse_qs parse_qsl",
+    "pipes": "", "md5": "", "sha": "",
 }
-# Modules that Python 3 has under another name, or no more: what they are there, what they give.
+# Those of them that Python 3 has under another name, or no more: what they are there.
 _RENAMED = {"urllib": "urllib.parse", "urlparse": "urllib.parse", "StringIO": "io", "cStringIO": "io",
-            "pipes": "re", "md5": "hashlib",
-            "sha": "hashlib"}
-_RENAMED_GIVE = {"urllib": "unquote unquote_plus", "StringIO": "StringIO", "cStringIO": "StringIO",
-                 "urlparse": "urlparse urlsplit urlunparse urlunsplit urljoin urldefrag parse_qs parse_qsl"}
+            "pipes": "re", "md5": "hashlib", "sha": "hashlib"}
 _INSTEAD = {    # what to write for what is refused
     "socket": "its host would be the server's; write the name, or {{mesos.hostname}} for the task's",
     "subprocess": "no command can be run here; give its output with bind=NAME=VALUE",
@@ -6883,19 +6885,11 @@ _REFUSED_NODES = {
     "TypeVar": "type parameters", "ParamSpec": "type parameters", "TypeVarTuple": "type parameters"}
 
 
-class _NotAllowed(Exception):
-    """Source says what it may not."""
-
-    def __init__(self, node: ast.AST, what: str, instead: str = "") -> None:
-        super().__init__("line %d, column %d: %s not allowed in a configuration%s" % (
-            getattr(node, "lineno", 0), getattr(node, "col_offset", 0) + 1, what, "; " + instead if instead
-            else ""))
-
-
 class _Syntax(ast.NodeVisitor):
-    """Refuses what a configuration has no business with."""
+    """Refuses, with a ConfigProblem, what a configuration has no business with."""
 
-    def __init__(self, tree: ast.AST) -> None:
+    def __init__(self, path: str, tree: ast.AST) -> None:
+        self.path = path
         self.in_class = self.in_method = False
         self.bound: Set[str] = set()        # names the source gives itself
         self.tried: Set[ast.AST] = set()    # imports whose failure the source expects
@@ -6906,7 +6900,9 @@ class _Syntax(ast.NodeVisitor):
                 self.bound.add(node.id)
 
     def refuse(self, node: ast.AST, what: str, instead: str = "") -> None:
-        raise _NotAllowed(node, what, instead)
+        raise ConfigProblem("%s, line %d, column %d: %s not allowed in a configuration%s" % (
+            self.path, getattr(node, "lineno", 0), getattr(node, "col_offset", 0) + 1, what,
+            "; " + instead if instead else ""))
 
     def generic_visit(self, node: ast.AST) -> None:
         refused = _REFUSED_NODES.get(type(node).__name__)
@@ -6928,15 +6924,15 @@ class _Syntax(ast.NodeVisitor):
         mine = self.in_method and isinstance(node.value, ast.Name) and node.value.id == "self"
         own = mine and bool(_OWN_ATTRIBUTE.fullmatch(node.attr)) and node.attr not in _pystachio_privates()
         special = node.attr in _SPECIAL_METHODS - {"__name__"} and isinstance(node.value, ast.Call)
-        if isinstance(node.ctx, ast.Load) and node.attr in _OLDER_PLAIN:
+        special |= node.attr == "__init__" and isinstance(node.value, ast.Name)
+        loaded = isinstance(node.ctx, ast.Load)
+        if loaded and node.attr in _OLDER_PLAIN:
             if isinstance(node.value, ast.Attribute) and node.value.attr == "__class__":
                 self.visit(node.value.value)
                 return
-        elif node.attr == "__init__" and isinstance(node.value, ast.Name):
-            pass
         elif _REFUSED_ATTRIBUTE.fullmatch(node.attr) and not own and not special:
             self.refuse(node, "the attribute %s is" % node.attr)
-        if not isinstance(node.ctx, ast.Load) and not mine:
+        if not loaded and not mine:
             self.refuse(node, "changing the attributes of objects is",
                         "make a new one, as job(name=value) does")
         self.generic_visit(node)
@@ -6950,18 +6946,15 @@ class _Syntax(ast.NodeVisitor):
         self._visit_body(node, True, False)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        first = (node.args.args or [None])[0]       # type: ignore[list-item]
-        self._visit_body(node, False, self.in_method or self.in_class and first is not None
-                         and first.arg == "self")
+        takes_self = [each.arg for each in node.args.args[:1]] == ["self"]
+        self._visit_body(node, False, self.in_method or self.in_class and takes_self)
 
-    def _visit_body(self, node: Any, in_class: bool, in_method: bool) -> None:
+    def _visit_body(self, node: ast.AST, in_class: bool, in_method: bool) -> None:
         """Of a class or function. A function within a method may speak of the method's self."""
         before = self.in_class, self.in_method
         self.in_class, self.in_method = in_class, in_method
-        try:
-            self.generic_visit(node)
-        finally:
-            self.in_class, self.in_method = before
+        self.generic_visit(node)
+        self.in_class, self.in_method = before
 
     def visit_Try(self, node: ast.Try) -> None:
         caught = {getattr(name, "id", "") for each in node.handlers for name in ast.walk(each)}
@@ -6971,16 +6964,15 @@ class _Syntax(ast.NodeVisitor):
 
     def visit_Import(self, node: ast.Import) -> None:
         for alias in node.names if node not in self.tried else ():
-            known = alias.name in _MODULES or alias.name in _RENAMED
-            if not known or "." in alias.name and not alias.asname and alias.name != "os.path":
+            inner = "." in alias.name and not alias.asname and alias.name != "os.path"
+            if inner or alias.name not in _MODULES:
                 self.refuse(node, "importing %s is" % alias.name, _INSTEAD.get(alias.name, ""))
         self.generic_visit(node)
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        unknown = node.level or node.module not in _MODULES and node.module not in _RENAMED
-        if unknown and node not in self.tried:
-            self.refuse(node, "importing from %s is" % (node.module or "here"), _INSTEAD.get(node.module
-                or "", ""))
+        module = node.module or "here"
+        if (node.level or module not in _MODULES) and node not in self.tried:
+            self.refuse(node, "importing from %s is" % module, _INSTEAD.get(module, ""))
         self.generic_visit(node)
 
 
@@ -6989,30 +6981,20 @@ def _pystachio_privates() -> Set[str]:
     """The private attributes of pystachio's classes and their instances, as its source writes them."""
     import inspect
 
-    import pystachio.base
-    import pystachio.basic
-    import pystachio.choice
-    import pystachio.composite
-    import pystachio.container
-    found: Set[str] = set()
-    for module in (pystachio.base, pystachio.basic, pystachio.choice, pystachio.composite,
-                   pystachio.container):
-        found.update(re.findall(r"\b_[a-zA-Z]\w*", inspect.getsource(module)))
-    return found
+    from pystachio import base, basic, choice, composite, container
+    return {name for module in (base, basic, choice, composite, container)
+            for name in re.findall(r"\b_[a-zA-Z]\w*", inspect.getsource(module))}
 
 
-_ALL_BUILTINS = frozenset(dir(__builtins__) if not isinstance(__builtins__, dict) else __builtins__)
-_PROVIDED = frozenset(_BUILTINS) | frozenset(_REPLACED) | {"print", "True", "False", "None", "exec", "vars",
-                                                           "locals", "globals"}
-_NOT_PROVIDED = (_ALL_BUILTINS | frozenset(_INSTEAD)) - _PROVIDED
+_NOT_PROVIDED = {*vars(builtins), *_INSTEAD} - {*_BUILTINS, *_REPLACED, "print", "True", "False", "None",
+                                                "exec", "vars", "locals", "globals"}
 
 
 class _Namespace:
     """What `import` of a permitted module gives: some of its names."""
 
-    def __init__(self, names: Json, module: str = "") -> None:
-        self.__dict__.update(names)
-        self.__dict__["__name__"] = module
+    def __init__(self, names: Json, module: str) -> None:
+        self.__dict__.update(names, __name__=module)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError("%s.%s is not available in a configuration" % (self.__dict__["__name__"], name))
@@ -7045,8 +7027,7 @@ class _Evaluation:
         self.environment = self._environment()
 
     def _environment(self) -> Json:
-        builtins: Any = __builtins__
-        available = builtins if isinstance(builtins, dict) else vars(builtins)
+        available = vars(builtins)
         provided = {name: available[name] for name in _BUILTINS}
         if self.request["trusted"]:
             provided = dict(available)
@@ -7059,17 +7040,14 @@ class _Evaluation:
         return dict(self.schema, __builtins__=provided, __name__="config", include=_apart(self._include))
 
     def _print(self, *values: Any, **options: Any) -> None:
-        text = _plain_str(options.get("sep", " ")).join(map(_plain_str, values)) + _plain_str(
-            options.get("end", "\n"))
-        self._print_to(options["file"], text, end="") if options.get("file") is not None else self._write(
-            text)
+        stream = options.get("file")
+        write = self._write if stream is None else stream.write
+        write(_plain_str(options.get("sep", " ")).join(map(_plain_str, values))
+              + _plain_str(options.get("end", "\n")))
 
     def _print_to(self, stream: Any, *values: Any, **options: Any) -> None:
         """print >>stream, …"""
-        if stream is None:
-            self._print(*values, **options)
-        else:
-            stream.write(" ".join(map(_plain_str, values)) + options.get("end", "\n"))
+        self._print(*values, file=stream, **options)
 
     def _write(self, text: str) -> None:
         *lines, self.unfinished = (self.unfinished + text).split("\n")
@@ -7096,11 +7074,9 @@ class _Evaluation:
     def _import(self, name: str, _globals: Any = None, _locals: Any = None, wanted: Any = (),
                 level: int = 0) -> Any:
         trusted = self.request["trusted"] and name not in _RENAMED
-        if name == "_strptime" or trusted and _MODULES.get(name, "*") != "*":
+        if name == "_strptime" or trusted and _MODULES.get(name) != "*":
             return __import__(name, None, None, wanted or (), 0)
-        if name not in _MODULES and trusted:
-            return __import__(name, None, None, wanted, 0)
-        if name not in _MODULES and name not in _RENAMED or level:
+        if name not in _MODULES or level:
             raise ImportError("importing %s is not allowed in a configuration" % name)
         if name == "os.path" and not wanted:
             name = "os"
@@ -7113,16 +7089,14 @@ class _Evaluation:
         return made
 
     def _module(self, name: str) -> _Namespace:
-        if _MODULES.get(name) == "*":
-            made = _Namespace({k: v for k, v in self.schema.items() if not k.startswith("_")}, name)
-            made.__dict__["__all__"] = [k for k in self.schema if not k.startswith("_")]
-            return made
+        if _MODULES[name] == "*":
+            public = {each: made for each, made in self.schema.items() if not each.startswith("_")}
+            return _Namespace(dict(public, __all__=list(public)), name)
         if name in ("os", "os.path", "sys", "getpass"):
             return _Namespace(_system(name, self), name)
         module = sys.modules[_RENAMED.get(name, name)]
-        given = _RENAMED_GIVE.get(name, _MODULES.get(name, "")).split()
-        return _Namespace(dict({each: getattr(module, each) for each in given if hasattr(module, each)},
-                               **_replacements(name)), name)
+        return _Namespace(dict({each: getattr(module, each) for each in _MODULES[name].split()
+                                if hasattr(module, each)}, **_replacements(name)), name)
 
     def _include(self, name: Any) -> None:
         if not isinstance(name, str) or len(name) > MAX_INCLUDE_NAME:
@@ -7171,10 +7145,7 @@ class _Evaluation:
             error.filename = path
             raise
         if not self.request["trusted"]:
-            try:
-                _Syntax(tree).visit(tree)
-            except _NotAllowed as error:
-                raise ConfigProblem("%s, %s" % (path, error)) from None
+            _Syntax(path, tree).visit(tree)
         tree = _Older(reading, self.request["trusted"]).visit(tree)
         return compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
 
@@ -7184,38 +7155,36 @@ class _Evaluation:
             answer = self._answer()
         except ConfigProblem as problem:
             answer = {"errors": list(problem.args)}
-        except SyntaxError as error:
-            text = "%s, line %s: %s (column %s)" % (error.filename, error.lineno, error.msg, error.offset)
-            if len(self.files[self.request["root"]].splitlines()) == 1:
-                text += " (the source is one single line: curl -d drops line ends, --data-binary keeps them)"
-            answer = {"errors": [text]}
-        except SystemExit as error:
-            answer = {"errors": [self._where() + "the configuration ended the program" + (
-                ": %s" % error.code if isinstance(error.code, str) else "")]}
-        except RecursionError:
-            answer = {"errors": [self._where() + "nested or recursive without end"]}
-        except MemoryError:
-            answer = {"errors": ["the configuration needs more memory than it may have"]}
         except BaseException as error:      # a configuration may raise anything
-            try:
-                answer = {"errors": [self._where() + _wording(error)]}
-            except BaseException:       # as may its text
-                answer = {"errors": [self._where() + type(error).__name__]}
+            answer = {"errors": [self._failure(error)]}
         if self.unfinished:
             self.printed.append(self.unfinished)
         if self.printed:
             answer["output"] = self.printed
         return answer
 
-    def _where(self) -> str:
-        """File and line of the failure, as far as the user's own files go."""
-        trace, place = sys.exc_info()[2], ""
-        while trace is not None:
-            path = trace.tb_frame.f_code.co_filename
+    def _failure(self, error: BaseException) -> str:
+        if isinstance(error, MemoryError):
+            return "the configuration needs more memory than it may have"
+        if isinstance(error, SyntaxError):
+            text = "%s, line %s: %s (column %s)" % (error.filename, error.lineno, error.msg, error.offset)
+            if len(self.files[self.request["root"]].splitlines()) == 1:
+                text += " (the source is one single line: curl -d drops line ends, --data-binary keeps them)"
+            return text
+        where = ""      # file and line, as far as the user's own files go
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            path = frame.f_code.co_filename
             if path in self.files or path in self.shared:
-                place = "%s, line %d: " % (path, trace.tb_lineno)
-            trace = trace.tb_next
-        return place
+                where = "%s, line %d: " % (path, line)
+        if isinstance(error, SystemExit):
+            return where + "the configuration ended the program" + (
+                ": %s" % error.code if isinstance(error.code, str) else "")
+        if isinstance(error, RecursionError):
+            return where + "nested or recursive without end"
+        try:
+            return where + _wording(error)
+        except BaseException:       # its text may raise anything, too
+            return where + type(error).__name__
 
     def _answer(self) -> Json:
         root = self.request["root"]
@@ -7245,8 +7214,7 @@ class _Evaluation:
                                 "under any other content type" % error) from None
         if not isinstance(parsed, dict):
             raise ConfigProblem("a JSON job is an object, or an object with a list under jobs")
-        jobs = parsed["jobs"] if "jobs" in parsed else [parsed]
-        self.environment["jobs"] = [self.schema["Job"](job) for job in jobs]
+        self.environment["jobs"] = [self.schema["Job"](job) for job in parsed.get("jobs", [parsed])]
 
 
 class ConfigProblem(Exception):
@@ -7260,10 +7228,8 @@ _AT_FIELD = {"_update_schema_data": "attr", "_process_schema_attribute": "attr",
 
 def _failing(error: BaseException) -> List[Tuple[Any, str]]:
     """The structs and fields in which an exception arose, outermost first."""
-    trace = error.__traceback__
     found: List[Tuple[Any, str]] = []
-    while trace is not None:
-        frame, trace = trace.tb_frame, trace.tb_next
+    for frame, _ in traceback.walk_tb(error.__traceback__):
         field = _AT_FIELD.get(frame.f_code.co_name)
         if field and frame.f_globals.get("__name__") != "config" and field in frame.f_locals:
             at = frame.f_locals["self"], str(frame.f_locals[field])
@@ -7273,11 +7239,12 @@ def _failing(error: BaseException) -> List[Tuple[Any, str]]:
 
 def _wording(error: BaseException) -> str:
     """An exception raised while a configuration ran, in the words of its author."""
+    name = type(error).__name__
     if isinstance(error, _Unset):
         return str(error.args[0])
     if isinstance(error, KeyError):
         return "there is no key %s" % error
-    if type(error).__name__ == "InvalidRefError":
+    if name == "InvalidRefError":
         return "not a reference: {{%s}}" % str(error).replace("Badly formed address ", "").lstrip(".")
     try:
         text = str(error)
@@ -7285,21 +7252,20 @@ def _wording(error: BaseException) -> str:
         text = ""
     failing = _failing(error)
     if failing:
-        kind, path = type(failing[-1][0]), ".".join(field for _, field in failing) + ": "
         coerced = re.match("Cannot coerce '(.*)' to (.*)", text, re.S)
         if text.startswith("Unknown schema attribute "):
-            return "%s%s has no such field; it has %s" % (path, kind.__name__,
-                                                          ", ".join(sorted(kind.TYPEMAP)))
-        if text.startswith("ListContainer expects an iterable, got "):
-            return "%sexpected a list, got %.200s" % (path, " ".join(text.split()[5:]))
-        if type(error).__name__ == "IsNotMappingError":
-            return "%sexpected names and values, got %.200r" % (path, error.args[0] if error.args else "")
-        if coerced:
-            return "%s%.200r is not %s" % (path, coerced.group(1),
-                                           _KINDS.get(coerced.group(2), coerced.group(2)))
-        return path + (text or type(error).__name__)
-    return text if text and isinstance(error, (ValueError, AttributeError, NameError, TypeError)) else \
-        "%s: %s" % (type(error).__name__, text) if text else type(error).__name__
+            kind = type(failing[-1][0])
+            text = "%s has no such field; it has %s" % (kind.__name__, ", ".join(sorted(kind.TYPEMAP)))
+        elif text.startswith("ListContainer expects an iterable, got "):
+            text = "expected a list, got %.200s" % " ".join(text.split()[5:])
+        elif name == "IsNotMappingError":
+            text = "expected names and values, got %.200r" % error.args
+        elif coerced:
+            text = "%.200r is not %s" % (coerced.group(1), _KINDS.get(coerced.group(2), coerced.group(2)))
+        return "%s: %s" % (".".join(field for _, field in failing), text or name)
+    if text and isinstance(error, (ValueError, AttributeError, NameError, TypeError)):
+        return text
+    return "%s: %s" % (name, text) if text else name
 
 
 _KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
@@ -7330,21 +7296,19 @@ class _Conversion:
     values."""
 
     def __init__(self, schema: Json, request: Json, ask: Callable[[Json], Json]) -> None:
-        from pystachio import Empty, Environment, Ref
+        from pystachio import Empty, Ref
         self.schema = schema
         self.request = request
         self.ask = ask
         self.empty = Empty
-        self.environment = Environment
         self.ref = Ref.from_address
-        self.subscope = Ref.subscope
+        self.port = partial(Ref.subscope, Ref.from_address("thermos.ports"))    # None for other references
         self.hooked = False
 
     def convert(self, jobs: Any) -> Json:
         """Plain job, update settings, warnings. Raises ConfigProblem."""
-        job = self.pick(jobs).bind({self.ref("mesos.role"): "{{role}}",
-                                    self.ref("mesos.cluster"): "{{cluster}}",
-                                    self.ref("thermos.user"): "{{role}}"})
+        job = self.pick(jobs).bind({"mesos.role": "{{role}}", "mesos.cluster": "{{cluster}}",
+                                    "thermos.user": "{{role}}"})
         self.require(job)
         try:
             return self.converted(job)
@@ -7358,11 +7322,10 @@ class _Conversion:
         ports = self.ports(made, plain)
         warnings = _check_client_rules(plain, ports)
         job = self.fill_tier(job, plain, warnings)
-        made, open_refs = (job % self.environment(mesos=self.schema["MesosContext"]())).interpolate()
-        answer = {"job": _without_none(self.job_configuration(made, made.get(), open_refs, ports)),
-                  "warnings": warnings}
+        made, open_refs = (job % {"mesos": self.schema["MesosContext"]()}).interpolate()
+        answer = {"job": self.job_configuration(made, made.get(), open_refs, ports), "warnings": warnings}
         try:
-            answer["update"] = _without_none(self.update_settings(made, made.get()["update_config"]))
+            answer["update"] = self.update_settings(made, made.get()["update_config"])
         except ConfigProblem as problem:
             answer["update_errors"] = ["%s.update_config: %s" % (job.name(), text) for text in problem.args]
         return answer
@@ -7381,19 +7344,19 @@ class _Conversion:
                 raise ConfigProblem("jobs holds a %s where a Job was expected" % type(each).__name__)
         bindings = self.bindings()
         bound = [job.bind(*bindings) if bindings else job for job in jobs]
-        cluster, role, environment, name = self.request["key"]
-        found = [job for job in bound if str(job.cluster()) == cluster and str(job.role()) == role
-                 and str(job.environment()) == environment and str(job.name()) == name]
+        key, fields = self.request["key"], ("cluster", "role", "environment", "name")
+        found = [job for job in bound if all(str(getattr(job, field)()) == part
+                                             for field, part in zip(fields, key))]
         if len(found) == 1:
             return found[0]
         lines = ["Multiple jobs match, please disambiguate by specifying a job key." if found else
-                 "Could not find job %s" % "/".join(self.request["key"])]
+                 "Could not find job %s" % "/".join(key)]
         shown = [[str(getattr(job, field)()) if getattr(job, field)() is not self.empty else "{MISSING}"
-                  for field in ("cluster", "role", "environment", "name")] for job in bound[:100]]
+                  for field in fields] for job in bound[:100]]
         for parts in shown:
             if not found and "{MISSING}" in parts[:3]:
-                field = ("cluster", "role", "environment")[parts.index("{MISSING}")]
-                lines.append("Job %s does not specify its %s" % ("/".join(parts), field))
+                lines.append("Job %s does not specify its %s" % (
+                    "/".join(parts), fields[parts.index("{MISSING}")]))
         lines.append("Candidates are: " + ", ".join("/".join(parts) for parts in shown))
         raise ConfigProblem(*lines)
 
@@ -7468,11 +7431,8 @@ class _Conversion:
     def bind_images(self, job: Any) -> Tuple[Any, Any]:
         """The job with its images' digests bound, and the same interpolated."""
         made, refs = job.interpolate()
-        wanted = {}
-        for ref in refs:
-            match = re.fullmatch(r"docker\.image\[([^\]]+)\]\[([^\]]+)\]", ref.address())
-            if match:
-                wanted[ref] = match.groups()
+        image = re.compile(r"docker\.image\[([^\]]+)\]\[([^\]]+)\]")
+        wanted = {ref: match.groups() for ref in refs if (match := image.fullmatch(ref.address()))}
         if wanted:
             found = self.ask({"images": list(wanted.values())})["images"]
             job = job.bind(dict(zip(wanted, found)))
@@ -7481,11 +7441,10 @@ class _Conversion:
 
     def ports(self, job: Any, plain: Any) -> Set[str]:
         """Names of the ports that the scheduler has to allocate."""
-        scope = self.ref("thermos.ports")
         referenced: Set[str] = set()
         for process in job.task().processes():
             for ref in process.interpolate()[1]:
-                name = self.subscope(scope, ref)
+                name = self.port(ref)
                 if name is not None:
                     if not name.is_index():
                         raise ConfigProblem("Process %r: a port is written {{thermos.ports[name]}}" %
@@ -7520,9 +7479,8 @@ class _Conversion:
         task.update(job=key, taskLinks={}, metadata=_camel(plain["metadata"]),
                     resources=_resources(plain["task"], ports),
                     constraints=_constraints(plain.get("constraints", {})),
-                    container=self.container(made.container()))
-        if "partition_policy" in plain:
-            task["partitionPolicy"] = _camel(plain["partition_policy"])
+                    container=self.container(made.container()),
+                    partitionPolicy=_camel(plain.get("partition_policy")))
         if made.has_sla_policy():
             kind = type(made.sla_policy().unwrap()).__name__
             task["slaPolicy"] = {kind[0].lower() + kind[1:]: _camel(plain["sla_policy"])}
@@ -7558,10 +7516,9 @@ class _Conversion:
         self.check_task(checked.task())
         if not checked.check().ok():
             raise ConfigProblem("Job not fully specified: %s" % checked.check().message())
-        ports = self.ref("thermos.ports")
-        bound_later = [self.ref(name) for name in ("thermos.task_id", "mesos.instance", "mesos.hostname")]
-        unbound = [str(ref) for ref in open_refs if ref not in bound_later
-                   and self.subscope(ports, ref) is None]
+        bound_later = ("thermos.task_id", "mesos.instance", "mesos.hostname")
+        unbound = [str(ref) for ref in open_refs if ref.address() not in bound_later
+                   and self.port(ref) is None]
         if unbound:
             raise ConfigProblem("Config contains unbound variables: %s" % " ".join(sorted(unbound)))
         if plain["executor_config"]["name"] != EXECUTOR_NAME:
@@ -7587,8 +7544,7 @@ class _Conversion:
             raise ConfigProblem("Failed to fully evaluate task: %s" % check.message())
         for final in (False, True):
             _check_order(plain, final)
-        scope = self.ref("thermos.ports")
-        names = [self.subscope(scope, ref) for ref in task.interpolate()[1]]
+        names = map(self.port, task.interpolate()[1])
         ports = {name.action().value: 31337 for name in names if name is not None}
         context = self.schema["ThermosContext"](task_id="task", user="user", ports=ports)
         left = (task % {"thermos": context}).interpolate()[1]
@@ -7615,8 +7571,7 @@ class _Conversion:
             raise ConfigProblem(*problems)
         if strategy is None:
             kind = "BatchUpdateStrategy" if wait else "QueueUpdateStrategy"
-            strategy = {"batch_size": batch,
-                        "autopause_after_batch": False} if wait else {"batch_size": batch}
+            strategy = self.schema[kind](batch_size=batch).get()
         else:
             kind = type(made.update_config().update_strategy().unwrap()).__name__
             batch, wait = strategy.get("batch_size", batch), kind == "BatchUpdateStrategy"
@@ -7708,26 +7663,19 @@ def _truth(text: Any) -> bool:
     return str(text).lower() in ("true", "1")
 
 
-def _without_none(value: Any) -> Any:
-    """Plain JSON without the fields that have no value."""
-    if isinstance(value, dict):
-        return {key: _without_none(each) for key, each in value.items() if each is not None}
-    return [_without_none(each) for each in value] if isinstance(value, list) else value
-
 
 def _resolve_ports(portmap: Json) -> Json:
     """A portmap with every alias followed to its end. Raises ConfigProblem for a cycle."""
     ports: Dict[Any, Any] = {name: int(port) if _is_integer(port) else port for name, port in portmap.items()}
-    resolved: Json = {}
-    for name in ports:
-        port, seen = ports[name], {name}
+    for name, port in ports.items():
+        seen = {name}
         while port in ports:
             if port in seen:
                 raise ConfigProblem("Found cycle in portmap!")
             seen.add(port)
             port = ports[port]
-        resolved[name] = port
-    return resolved
+        ports[name] = port
+    return ports
 
 
 def _check_order(task: Any, final: bool) -> None:
@@ -7753,13 +7701,12 @@ def _check_order(task: Any, final: bool) -> None:
                                     "process %s" % (
                     second, first))
             before[second].add(first)
-    left = dict(before)
-    while left:
-        ready = [name for name, needs in left.items() if not needs & set(left)]
+    while before:
+        ready = [name for name, needs in before.items() if needs.isdisjoint(before)]
         if not ready:
             raise ConfigProblem("Task has invalid plan: Cycles detected in the task schedule!")
         for name in ready:
-            del left[name]
+            del before[name]
 
 
 # --- child: the evaluator process ---------------------------------------------------------------------------
@@ -8021,8 +7968,9 @@ def _evaluator_main(limits: ConfigLimits, cpus: Sequence[int]) -> None:
     os.closerange(3, control.fileno())
     os.closerange(control.fileno() + 1, 1024)
     os.environ.clear()
-    for name in [each for each in _MODULES if _MODULES[each] != "*"] + list(_RENAMED.values()):
-        __import__(name)
+    for name, given in _MODULES.items():
+        if given != "*":
+            __import__(_RENAMED.get(name, name))
     for name in ("unicodedata", "_strptime", "encodings.idna", "string", "ctypes", "resource", "tempfile"):
         __import__(name)
     for name in ("unicode_escape", "latin_1", "ascii", "cp1252", "utf_8_sig"):

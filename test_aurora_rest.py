@@ -2123,10 +2123,10 @@ class ConfigTest(unittest.TestCase):
             "bindings": bindings}
             for text in texts for end in tail for bindings in ([], [["x", "1"], ["n", "3"]])]
         program = ("import json, sys; sys.path[:0] = [%r]; import aurora_rest as a\nif sys.argv[1] == "
-                   "'stock': a._quicken_pystachio = lambda: None\n[__import__(name) for name, given in "
-                   "a._MODULES.items() if given != '*']\nschema = a._schema()\nfor each in "
-                   "json.load(sys.stdin):\n    print(json.dumps(a._Evaluation(schema, dict(a._WARM_UP, "
-                   "tiers=a.DEFAULT_TIERS, **each), dict).run(), sort_keys=True))" % HERE)
+                   "'stock': a._quicken_pystachio = lambda: None\n[__import__(a._RENAMED.get(name, name)) "
+                   "for name, given in a._MODULES.items() if given != '*']\nschema = a._schema()\n"
+                   "for each in json.load(sys.stdin):\n    print(json.dumps(a._Evaluation(schema, "
+                   "dict(a._WARM_UP, tiers=a.DEFAULT_TIERS, **each), dict).run(), sort_keys=True))" % HERE)
         runs = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", program, kind], stdin=subprocess.PIPE,
                                  stdout=subprocess.PIPE, text=True,
                                  env=dict(os.environ, PYTHONHASHSEED="1")) for kind in ("stock", "quick")]
