@@ -4711,11 +4711,11 @@ def _lazy_scopes() -> Callable[[Any], Any]:
     from pystachio import Empty, Environment, Ref
     from pystachio.naming import Namable
 
-    class Names(Environment):   # type: ignore[misc]
+    class Names(Environment):
         """Values, and other scopes, by name."""
         __slots__ = ("names",)
 
-        def __init__(self, names: Mapping[str, Any]) -> None:
+        def __init__(self, names: Dict[str, Any]) -> None:
             self.names = names
 
         @property
@@ -8887,7 +8887,7 @@ def by_instance(tasks: Iterable[Any]) -> Dict[int, Any]:
 def last_words(task: Any) -> Json:
     """How a plain task ended: instance, id, state, host, and the message of its last event."""
     assigned = task["assignedTask"]
-    last = max(reversed(task.get("taskEvents", ())), key=lambda event: event["timestamp"], default={})
+    last: Any = max(reversed(task.get("taskEvents", ())), key=lambda event: event["timestamp"], default={})
     return {"instance": assigned["instanceId"], "id": assigned["taskId"], "host": assigned.get("slaveHost"),
             "state": api.ScheduleStatus.name_of(task["status"]), "message": last.get("message")}
 
