@@ -3405,7 +3405,7 @@ class Semaphore:
                 self._held[who] -= 1
                 if not self._held[who]:
                     del self._held[who]
-            for turn in tuple(self._line) if self._line else ():
+            for turn in tuple(self._line):
                 if not self._free:
                     return
                 if self._grant(turn[1]):
@@ -3424,50 +3424,42 @@ class Semaphore:
 
     def _withdraw(self, turn: Any) -> bool:
         """Take a turn out of the line; False where it has just been given a slot."""
-        with self._lock:
-            if turn not in self._line:
-                return False
+        with self._lock, contextlib.suppress(ValueError):
             self._line.remove(turn)
             return True
+        return False
 
 
 class Locks:
     """A lock for each name in use. One read-then-write of a job or a role at a time in this process: what two
     callers read at once, both would add to. `most` may wait in all, so that one scheduler that hangs does not
-    take the threads of the others. _lock guards _known, which holds a name only while somebody has or wants
-    it, and _waiting.
+    take the threads of the others. _lock guards _known: a name, only while somebody has or wants it, and how
+    many those are.
     """
 
     def __init__(self, most: int = 32) -> None:
         self.most = most
         self._lock = threading.Lock()
         self._known: Dict[Any, List[Any]] = {}
-        self._waiting = 0
 
     @contextlib.contextmanager
     def __call__(self, *name: Any, seconds: float = 20.0) -> Iterator[None]:
         """Hold the lock of that name. Raises Overloaded where others have it for so long, or too many
         wait."""
         with self._lock:
+            waiting = sum(users - 1 for _, users in self._known.values())
             entry = self._known.setdefault(name, [Semaphore(1, self.most, "change of the same"), 0])
-            waits = entry[1] > 0
-            if waits and self._waiting >= self.most:
+            if entry[1] and waiting >= self.most:
                 raise Overloaded("%d changes wait for others of the same; try again" % self.most,
                                  retry_after=5)
             entry[1] += 1
-            self._waiting += waits
-        taken = False
         try:
+            entry[0].enter(seconds)
             try:
-                entry[0].enter(seconds)
-                taken = True
+                yield
             finally:
-                with self._lock:
-                    self._waiting -= waits
-            yield
-        finally:
-            if taken:
                 entry[0].leave()
+        finally:
             with self._lock:
                 entry[1] -= 1
                 if not entry[1]:
@@ -3536,7 +3528,7 @@ class _Broken(Exception):
     """The connection failed. sent: request bytes may have arrived; late: it failed by running out of time;
     after: not even tried, since the circuit is open for so many seconds more."""
 
-    def __init__(self, text: str, sent: bool, late: bool = False, after: float = 0.0) -> None:
+    def __init__(self, text: str, sent: bool = True, late: bool = False, after: float = 0.0) -> None:
         super().__init__(text)
         self.sent = sent
         self.late = late
@@ -3548,7 +3540,7 @@ class _Location(NamedTuple):
     secure: bool
     host: str
     port: int
-    path: str
+    path: str = ""
 
     @classmethod
     def parse(cls, url: str) -> _Location:
@@ -3592,7 +3584,7 @@ class _Body:
         known, size = self.known, self.size
         self.size += len(part)
         if self.size > self.limit:
-            raise _Broken("an answer over the limit of %d bytes" % self.limit, True)
+            raise _Broken("an answer over the limit of %d bytes" % self.limit)
         if known is not None:
             if known.reply.startswith(part, size):
                 return
@@ -3662,13 +3654,13 @@ class _Wire:
                 words = lines[0].split(None, 2)
                 if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not re.fullmatch(rb"\d{3}",
                         words[1]):
-                    raise _Broken("an answer that is not HTTP", True)
+                    raise _Broken("an answer that is not HTTP")
             headers: Dict[bytes, bytes] = {}
             for line in lines[1:]:
                 name, _, value = line.partition(b":")
                 name, value = name.strip().lower(), value.strip()
                 if name == b"content-length" and headers.get(name, value) != value:
-                    raise _Broken("two different Content-Lengths", True)
+                    raise _Broken("two different Content-Lengths")
                 headers[name] = value
             status = int(words[1])
             reusable = words[0] != b"HTTP/1.0" and headers.get(b"connection", b"").lower() != b"close"
@@ -3683,12 +3675,12 @@ class _Wire:
                 self._rest(rest, body, deadline)
                 return status, headers, body.whole(), False
             if not length.isdigit() or len(length) > 18:
-                raise _Broken("a Content-Length that is no number", True)
+                raise _Broken("a Content-Length that is no number")
             size = int(length)
             if size > limit:
-                raise _Broken("an answer of %d bytes, over the limit of %d" % (size, limit), True)
+                raise _Broken("an answer of %d bytes, over the limit of %d" % (size, limit))
             if len(rest) > size:
-                raise _Broken("more bytes than announced", True)
+                raise _Broken("more bytes than announced")
             body.add(rest)
             while body.size < size:
                 body.add(self._something(self._next(deadline, size - body.size)))
@@ -3700,15 +3692,10 @@ class _Wire:
         """(a head, what came after it), after what has come already."""
         while b"\r\n\r\n" not in data:
             if len(data) > self.MAX_HEAD:
-                raise _Broken("an endless header", True)
+                raise _Broken("an endless header")
             data += self._receive(deadline)
         head, _, rest = data.partition(b"\r\n\r\n")
         return head, rest
-
-    def _wait(self, mask: int, deadline: float) -> None:
-        """Wait until the network is ready. Raises socket.timeout."""
-        if not wait_ready(self.socket, self._poll, mask, deadline):
-            raise socket.timeout("timed out")
 
     def _when_ready(self, function: Callable[[Any], Any], argument: Any, mask: int, deadline: float) -> Any:
         """What a function of the socket returns, when it does not block any more. Raises socket.timeout."""
@@ -3721,7 +3708,8 @@ class _Wire:
                 waited = waits_for(error, mask)
                 if not waited:
                     raise
-                self._wait(waited, deadline)
+                if not wait_ready(self.socket, self._poll, waited, deadline):
+                    raise socket.timeout("timed out") from None
 
     def _send(self, data: bytes, deadline: float) -> None:
         left = memoryview(data)
@@ -3742,7 +3730,7 @@ class _Wire:
     @staticmethod
     def _something(received: Any) -> Any:
         if not received:
-            raise _Broken("the connection was closed before the answer was whole", True)
+            raise _Broken("the connection was closed before the answer was whole")
         return received
 
     def _rest(self, data: bytes, body: _Body, deadline: float) -> None:
@@ -3760,7 +3748,7 @@ class _Wire:
             while not chunks.feed(buffer):
                 buffer += self._receive(deadline, self.PIECE)
         except Failure as error:
-            raise _Broken("its chunked answer is none: %s" % error, True) from None
+            raise _Broken("its chunked answer is none: %s" % error) from None
 
 
 class Ask(NamedTuple):
@@ -3922,16 +3910,16 @@ def _unreached(name: Optional[str], broken: _Broken) -> AuroraError:
     where = "the scheduler of cluster %s" % name if name else "the scheduler"
     if broken.late:
         return SchedulerTimeout("%s did not answer in time (%s)" % (where, broken))
-    after = max(1, math.ceil(broken.after)) if broken.after else 0
     return SchedulerUnreachable("%s cannot be reached or broke off: %s" % (where, broken),
-                                retry_after=after)
+                                retry_after=math.ceil(broken.after))
 
 
 class _Leadership:
     """Which scheduler of a cluster leads: the one that answered last.
 
     Where they listen is fixed, or told by `locate`, which is asked when no leader is known or the one that
-    was fails; ZooKeeper tells by itself what changes. For any thread; _lock guards all but `locate`.
+    was fails; ZooKeeper tells by itself what changes. For any thread; who writes holds _lock. The list
+    `named` is replaced, and never changed.
     """
 
     def __init__(self, urls: Sequence[str], locate: Optional[Callable[[float], Sequence[str]]]) -> None:
@@ -3957,26 +3945,22 @@ class _Leadership:
 
     def likely(self) -> List[_Location]:
         """The leader, or else all of whom one may be."""
-        with self._lock:
-            return [self.leading] if self.leading else list(self.named)
+        leading = self.leading
+        return [leading] if leading else self.named
 
     def candidates(self, deadline: float) -> Iterator[_Location]:
         """Whom to ask, the leader first; a generator, so that ZooKeeper is asked when it comes to that."""
-        with self._lock:
-            leading = self.leading
+        leading = self.leading
         if leading:
             yield leading
         if self.locate:
             let_go()
             self.told(self.locate(deadline - time.monotonic()))
-        with self._lock:
-            found = list(self.named)
-        yield from (each for each in found if each != leading)
+        yield from (each for each in self.named if each != leading)
 
     def names(self, location: _Location) -> bool:
         """Whether the cluster's entry, or ZooKeeper, names a scheduler at this host and port."""
-        with self._lock:
-            return any((each.host, each.port) == (location.host, location.port) for each in self.named)
+        return any((each.host, each.port) == (location.host, location.port) for each in self.named)
 
     def follow(self, location: _Location) -> None:
         """It answered; a stranger is asked anew each time."""
@@ -4003,8 +3987,7 @@ class _Leadership:
 
     def state(self) -> Json:
         """For who operates it: the leader, the schedulers, what is wrong with ZooKeeper."""
-        with self._lock:
-            named = [str(each) for each in self.named]
+        named = [str(each) for each in self.named]
         failure = self.zookeeper.failure if self.zookeeper else None
         return {"leader": self.last if not self.locate or self.last in named else None, "schedulers": named,
                 "zookeeper": str(failure) if failure else None}
@@ -4047,7 +4030,7 @@ class Scheduler:
         self.observe_wait: Callable[[float], None] = lambda seconds: None       # for a slot
         self.retries = 0
         self.answered = -math.inf           # when a scheduler last answered a call
-        self.trouble: Optional[Tuple[float, str]] = None        # when a call last failed, and how
+        self.trouble: Tuple[float, Optional[str]] = (-math.inf, None)   # when a call last failed, and how
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         if method.startswith("_"):
@@ -4069,13 +4052,12 @@ class Scheduler:
 
     def state(self) -> Json:
         """How things stand with it, for who operates it. Times are milliseconds since 1970."""
+        def told(at: float) -> Optional[int]:
+            return None if at == -math.inf else int((time.time() - time.monotonic() + at) * 1000)
         likely = self.leadership.likely()
-        circuit = self.network.circuit(likely[0]) if likely else None
-        now, answered = time.time() - time.monotonic(), self.answered
-        when, what = self.trouble or (None, None)
-        return dict(self.leadership.state(), circuit="open" if circuit and circuit.left else "closed",
-                    answered=None if answered == -math.inf else int((now + answered) * 1000),
-                    error=what, failed=when and int((now + when) * 1000))
+        failed, error = self.trouble
+        return dict(self.leadership.state(), answered=told(self.answered), error=error, failed=told(failed),
+                    circuit="open" if likely and self.network.circuit(likely[0]).left else "closed")
 
     def tell_to(self, log: Callable[[Event], None]) -> None:
         """Have changes of the leader, the circuit and ZooKeeper told."""
@@ -4094,16 +4076,14 @@ class Scheduler:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def call(self, method: str, *arguments: Any, projection: Optional[Projection] = None,
-             authorization: Optional[str] = None, timeout: Optional[float] = None, **named: Any) -> Any:
+    def call(self, method: str, *arguments: Any, timeout: Optional[float] = None, **options: Any) -> Any:
         """Call a Thrift method with its arguments in declared order or by name; returns the Response if it is
         OK. A method such as /offers is that page of the leader; what its JSON tells is returned.
 
-        projection: decode only these parts of the Response; authorization: instead of the scheduler's own.
-        Raises the AuroraError that the Response's code or the failure stands for.
+        Of the options, projection: decode only these parts of the Response; authorization: instead of the
+        scheduler's own. Raises the AuroraError that the Response's code or the failure stands for.
         """
-        return self.ask(self.prepare(
-            method, *arguments, projection=projection, authorization=authorization, **named), timeout)[1]
+        return self.ask(self.prepare(method, *arguments, **options), timeout)[1]
 
     @staticmethod
     def prepare(method: str, *arguments: Any, projection: Optional[Projection] = None,
@@ -4178,7 +4158,7 @@ class Scheduler:
     @property
     def up(self) -> bool:
         """Whether the last call was answered; False before the first."""
-        return self.answered > (self.trouble[0] if self.trouble else -math.inf)
+        return self.answered > self.trouble[0]
 
     def _repeat(self, ask: Ask, deadline: float) -> Tuple[bytes, Any]:
         """Attempt a call until it is answered or its time for retries is over."""
@@ -4186,7 +4166,8 @@ class Scheduler:
         repeatable = not method.writes or method.name in _REPEATABLE_WRITES
         give_up = min(deadline, time.monotonic() + self.retry_for)
         sent = False            # by any attempt so far
-        for attempt in itertools.count():
+        attempt = 0
+        while True:
             after = 0.0
             try:
                 return self._attempt(ask, deadline)
@@ -4205,9 +4186,9 @@ class Scheduler:
                 failure.sent = sent
                 raise failure from None
             self.retries += 1
+            attempt += 1
             let_go()
             time.sleep(pause)
-        raise AssertionError("unreachable")
 
     def _attempt(self, ask: Ask, deadline: float) -> Tuple[bytes, Any]:
         # Looked at before the semaphore, so that a dead scheduler does not fill the line.
@@ -4238,19 +4219,20 @@ class Scheduler:
         except (BadMessage, ValueError) as error:
             raise _unreadable("the scheduler's answer to %s cannot be read: %s" %
                                    (method.name, error)) from None
-        code = response.get("responseCode") if projection else response.responseCode
+
+        def part(of: Any, name: str) -> Any:
+            return (of or {}).get(name) if projection else getattr(of, name, None)
+        code = part(response, "responseCode")
         if code in (api.ResponseCode.OK, api.ResponseCode.WARNING):
             field = _RESULTS.get(method.name)
-            result = response.get("result", {}) if projection else response.result
-            if field and (field not in result if projection else getattr(result, field, None) is None):
+            if field and part(part(response, "result"), field) is None:
                 raise _unreadable("the scheduler answered %s with OK and no %s" % (method.name, field))
             return response
-        details = (response.get("details") if projection else response.details) or []
-        texts = [(each.get("message") if projection else each.message) for each in details]
+        texts = [part(each, "message") or "" for each in part(response, "details") or ()]
         name = api.ResponseCode.name_of(code)
         kind = _RESPONSE_ERRORS.get(name, SchedulerFailed)
         if kind is Refused and method.name in ("createJob", "scheduleCronJob") and any(
-                "already exists" in text for text in texts if text):
+                "already exists" in text for text in texts):
             kind = JobExists
         failure = kind(*([_shortened(text) for text in texts if text]
                          or ["the scheduler answered %s to %s" % (name, method.name)]))
@@ -4416,9 +4398,6 @@ def _with_port(host: str, port: str) -> str:
     return host if re.search(r"(^[^:\]]*|\]):\d+$", host) else "%s:%s" % (host, port)
 
 
-CLUSTER_FILES = (os.path.join("$AURORA_CONFIG_ROOT", "clusters.json"), "~/.aurora/clusters.json")
-
-
 def read_clusters(path: str) -> List[Cluster]:
     """The clusters of a clusters.json file, as common/clusters.py reads it: of a list or an object, and what
     has no name is no cluster. Raises ValueError or OSError."""
@@ -4431,40 +4410,36 @@ def read_clusters(path: str) -> List[Cluster]:
     if not isinstance(entries, list) or not all(isinstance(e, dict) and isinstance(e.get("name", ""), str)
                                                 for e in entries):
         raise ValueError("%s: expected a list of objects with a name each" % path)
-    found = []
-    for entry in [each for each in entries if "name" in each]:
-        if not all(isinstance(entry.get(field) or "", str)
-                   for field in ("scheduler_uri", "zk", "scheduler_zk_path", "docker_registry",
-                                                                         "auth_mechanism")):
-            raise ValueError("%s: cluster %s has a field that is not text" % (path, entry["name"]))
-        port = str(entry.get("zk_port") or 2181)
-        if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 0 < int(port) < 65536:
-            raise ValueError("%s: cluster %s has a zk_port that is none: %s" %
-                             (path, entry["name"], port[:80]))
-        made = Cluster(entry["name"], docker_registry=entry.get("docker_registry")
-                       or Cluster(None).docker_registry,
-                       basic=(entry.get("auth_mechanism") or "").upper() == "BASIC")
-        if entry.get("zk"):     # before scheduler_uri, as for the aurora client
-            ensemble, slash, chroot = entry["zk"].strip().partition("/")
-            made = made._replace(zk=",".join(_with_port(host.strip(), port) for host in ensemble.split(","))
-                                 + slash + chroot,
-                                 zk_path=entry.get("scheduler_zk_path") or "/aurora/scheduler")
-        elif entry.get("scheduler_uri"):
-            _Location.parse(entry["scheduler_uri"])
-            made = made._replace(urls=(entry["scheduler_uri"],))
-        else:
-            raise ValueError("%s: cluster %s has neither scheduler_uri nor zk" % (path, entry["name"]))
-        found.append(made)
-    return found
+    return [_read_cluster(each, "%s: cluster %s" % (path, each["name"])) for each in entries if "name" in each]
+
+
+def _read_cluster(entry: Json, where: str) -> Cluster:
+    texts = [entry.get(field) or "" for field in (
+        "scheduler_uri", "zk", "scheduler_zk_path", "docker_registry", "auth_mechanism")]
+    if not all(isinstance(each, str) for each in texts):
+        raise ValueError("%s has a field that is not text" % where)
+    uri, zk, zk_path, registry, mechanism = texts
+    port = str(entry.get("zk_port") or 2181)
+    if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 0 < int(port) < 65536:
+        raise ValueError("%s has a zk_port that is none: %s" % (where, port[:80]))
+    made = Cluster(entry["name"], basic=mechanism.upper() == "BASIC",
+                   docker_registry=registry or Cluster(None).docker_registry)
+    if zk:      # before scheduler_uri, as for the aurora client
+        ensemble, slash, chroot = zk.strip().partition("/")
+        hosts = ",".join(_with_port(host.strip(), port) for host in ensemble.split(","))
+        return made._replace(zk=hosts + slash + chroot, zk_path=zk_path or "/aurora/scheduler")
+    if not uri:
+        raise ValueError("%s has neither scheduler_uri nor zk" % where)
+    _Location.parse(uri)
+    return made._replace(urls=(uri,))
 
 
 def default_clusters() -> List[Cluster]:
     """The clusters of the files where the aurora client looks, else the scheduler on this host, its name
     unknown yet."""
-    root = os.environ.get("AURORA_CONFIG_ROOT") or "/etc/aurora"
     found: Dict[Optional[str], Cluster] = {}
-    for pattern in CLUSTER_FILES:
-        path = os.path.expanduser(pattern.replace("$AURORA_CONFIG_ROOT", root))
+    for folder in (os.environ.get("AURORA_CONFIG_ROOT") or "/etc/aurora", "~/.aurora"):
+        path = os.path.expanduser(os.path.join(folder, "clusters.json"))
         if os.path.isfile(path):
             found.update((cluster.name, cluster) for cluster in read_clusters(path))
     return list(found.values()) or [Cluster(None, ("http://127.0.0.1:8081",))]
@@ -4540,10 +4515,9 @@ class ZooKeeperLocator:
             except AuroraError as error:
                 failure = error
             except Exception as error:      # kazoo raises its own classes and those of its handlers
-                failure = SchedulerUnreachable("ZooKeeper %s does not tell where cluster %s is: %s" % (
-                    self.cluster.zk, self.cluster.name, str(error) or {
-                        "KazooTimeoutError": "no answer in %g s" % self.PATIENCE}.get(
-                            type(error).__name__, type(error).__name__)))
+                kind = type(error).__name__
+                failure = self._silent(str(error) or (
+                    "no answer in %g s" % self.PATIENCE if kind == "KazooTimeoutError" else kind))
             with self._lock:
                 self._urls = self._urls if urls is None else urls
                 before, self.failure = self.failure, failure
@@ -4556,9 +4530,13 @@ class ZooKeeperLocator:
                 client.stop()
                 client.close()
 
+    def _silent(self, why: str) -> AuroraError:
+        return SchedulerUnreachable("ZooKeeper %s does not tell where cluster %s is: %s" % (
+            self.cluster.zk, self.cluster.name, why))
+
     def _members(self, client: Any) -> List[str]:
         """The URLs in the group. Raises AuroraError for a znode that is missing or may not be read."""
-        path, answers = self.cluster.zk_path, []
+        path = self.cluster.zk_path
         try:
             names = client.get_children_async(path, watch=self._changed).get(timeout=self.PATIENCE)
         except Exception as error:
@@ -4569,21 +4547,17 @@ class ZooKeeperLocator:
                    "NoAuthError": "the znode %s may not be read without credentials"}.get(kind)
             if why is None:
                 raise
-            raise SchedulerUnreachable("ZooKeeper %s does not tell where cluster %s is: %s" % (
-                self.cluster.zk, self.cluster.name, why % path)) from None
-        for name in sorted(names):
-            if name.startswith("member_"):
-                answers.append(client.get_async("%s/%s" % (path, name)))
+            raise self._silent(why % path) from None
+        answers = [client.get_async("%s/%s" % (path, name)) for name in sorted(names)
+                   if name.startswith("member_")]
         urls = []
         for answer in answers:
             try:
-                url = member_url(answer.get(timeout=self.PATIENCE)[0])
+                urls.append(member_url(answer.get(timeout=self.PATIENCE)[0]))
             except Exception as error:
                 if type(error).__name__ != "NoNodeError":       # gone since the list was made
                     raise
-                continue
-            urls += [url] if url else []
-        return urls
+        return [url for url in urls if url]
 
 
 def _zookeeper_client(cluster: Cluster) -> Any:
@@ -4609,7 +4583,7 @@ def member_url(data: bytes) -> Optional[str]:
         host, port = str(end["host"]), int(end["port"])
         if not re.fullmatch(r"[\w.\-]+", host, re.ASCII) and not is_address(host) or not 0 < port < 65536:
             return None
-        return str(_Location.parse(str(_Location(scheme == "https", host, port, ""))))
+        return str(_Location.parse(str(_Location(scheme == "https", host, port))))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
@@ -10383,7 +10357,7 @@ class Observer:
         context = None if agent else self.context
         self.slots.enter(max(0.0, deadline - time.monotonic()), where)
         try:
-            location = _Location(context is not None, *self._address(spot.cluster, spot.host, port), "")
+            location = _Location(context is not None, *self._address(spot.cluster, spot.host, port))
             wire = _Wire(location, min(self.connect_timeout, deadline - time.monotonic()), context, spot.host)
             try:
                 return wire.exchange("\r\n".join(lines + ["", ""]).encode("ascii"), deadline, limit)[:3]
@@ -21090,127 +21064,125 @@ class Server:
 class _Option(NamedTuple):
     """A command-line option; also read from AURORA_REST_ and its name in capitals."""
     name: str
-    group: str
     help: str
-    default: Any = None
-    kind: Any = str
+    default: Any = None     # of the kind that it takes; without one it takes a text
     metavar: Optional[str] = None
-    many: bool = False
+    takes: Any = None       # where that is another kind
     least: float = 0
     live: bool = False      # a SIGHUP puts a change of it in force
+    group: str = ""
 
     @property
     def dest(self) -> str:
         """Its attribute among the parsed options."""
         return self.name.replace("-", "_")
 
+    @property
+    def kind(self) -> Any:
+        """bool, int, float, list where it is repeatable, "demo"; anything else is a text."""
+        return self.takes or type(self.default)
 
 
-OPTIONS = [
-    _Option("config", "commands", "a file of options, one a line, as in port = 8888; --print-config shows "
-            "one", None, str, "FILE"),
-    _Option("check", "commands", "say what would be served, and exit: 0, or 2 where it cannot be", False,
-            bool),
-    _Option("print-config", "commands", "print the options in force as a --config file, and exit", False,
-            bool),
-    _Option("new-token", "commands", "print a new token and its line for --tokens, and exit", None, str,
-            "NAME:LEVEL[:ROLES]"),
-    _Option("port", "serving", "port to listen on", 8888, int, "PORT"),
-    _Option("host", "serving", "address to listen on; beyond loopback it takes --tokens, --forward-auth, "
-            "--client-ca or --allow-anonymous", "127.0.0.1", str, "ADDRESS"),
-    _Option("executor", "serving", "how the scheduler is called; internal: direct Thrift calls", "internal"),
-    _Option("application", "serving", "kind of server; thread", "thread"),
-    _Option("parallel", "serving", "simultaneous calls to one cluster's scheduler", 4, int, "N", least=1),
-    _Option("cpu", "serving", "the one processor to run on, evaluators use all; auto: any one, and "
-            "another when that has clearly more room; all: keeps to none", "auto", str, "N|auto|all"),
-    _Option("drain-timeout", "serving", "seconds that requests may finish in when asked to stop", 10.0, float,
-            "SECONDS", live=True),
-    _Option("drain-delay", "serving", "seconds before that in which /ready says 503 and all else goes on",
-            0.0, float, "SECONDS", live=True),
-    _Option("trusted-proxy", "serving", "a network of proxies whose Forwarded, X-Forwarded-* and PROXY "
-            "headers are believed; repeatable", [], str, "CIDR", True, live=True),
-    _Option("base-path", "serving", "the path that callers see before all of ours, where proxies do not say "
-            "X-Forwarded-Prefix", "", str, "PATH", live=True),
-    _Option("poll-interval", "serving", "seconds between looks at a watched job", 1.0, float, "SECONDS",
-            least=0.01, live=True),
-    _Option("quiet", "serving", "no access log", False, bool, live=True),
-    _Option("log-format", "log", "of the log and the audit trail: text, as in event field=value, or json, an "
-            "object a line", "text", str, "FORMAT", live=True),
-    _Option("log-level", "log", "the least that is logged: info, warning or error", "info", str, "LEVEL",
-            live=True),
-    _Option("audit-log", "log", "append a line to this file for each write that is asked for, and for what "
-            "came of it; opened again on SIGHUP", None, str, "FILE"),
-    _Option("audit-required", "log", "send no write whose line cannot be written there", False, bool,
-            live=True),
-    _Option("page", "serving", "the page at /: full, read (it offers no actions) or off", "full", str,
-            "WHICH"),
-    _Option("scheduler", "clusters", "a cluster and where its schedulers listen; repeatable", [], str,
-            "NAME=URL[,URL…]",
-            True),
-    _Option("clusters", "clusters", "a clusters.json; default: where the aurora client looks", None, str,
-            "FILE"),
-    _Option("timeout", "clusters", "seconds for a scheduler call, attempts included", 20.0, float, "SECONDS",
-            least=0.01, live=True),
-    _Option("connect-timeout", "clusters", "seconds to connect to a scheduler", 3.0, float, "SECONDS",
-            least=0.01),
-    _Option("retry-for", "clusters", "seconds during which a call that failed harmlessly is tried again", 3.0,
-            float,
-            "SECONDS", live=True),
-    _Option("scheduler-auth", "clusters",
-            "file with USER:PASSWORD for the schedulers of a cluster, repeatable; FILE alone "
-            "where there is one cluster; default: ~/.netrc, by host, where clusters.json says BASIC", [], str,
-            "[NAME=]FILE", True),
-    _Option("scheduler-ca", "clusters", "certificates to trust for https schedulers", None, str, "FILE"),
-    _Option("observer-port", "logs",
-            "port of the Thermos observers, which have logs and files of tasks; 0 for none", 1338, int,
-            "PORT"),
-    _Option("observer-network", "logs",
-            "a network that hosts of tasks have to be in; repeatable; any if absent", [], str, "CIDR", True),
-    _Option("observer-ca", "logs", "observers are reached by https; certificates to trust for it", None, str,
-            "FILE"),
-    _Option("agent-port", "logs",
-            "port of the Mesos agents, for console logs and tasks of other executors; often 5051", 0,
-            int, "PORT"),
-    _Option("agent-auth", "logs", "file with USER:PASSWORD for them", None, str, "FILE"),
-    _Option("agent-framework", "logs",
-            "the id of Aurora's framework, where the state of agents may not be read", None, str, "ID"),
-    _Option("demo", "demo", "run a simulated scheduler as cluster NAME (devcluster)", None, "demo", "NAME"),
-    _Option("demo-port", "demo", "port of the simulated scheduler; 0 for any", 0, int, "PORT"),
-    _Option("demo-speed", "demo", "how many times as fast its time runs", 1.0, float, "N"),
-    _Option("demo-docker", "demo", "let it take Docker containers, as -allowed_container_types does", False,
-            bool),
-    _Option("demo-revocable", "demo", "let it have offers for revocable tasks", False, bool),
-    _Option("demo-jobs", "demo", "fill it with N jobs of ten instances each", 0, int, "N"),
-    _Option("tokens", "access", "file of tokens, and of who else may: NAME LEVEL ROLES HASH [until=DAY] a "
-            "line; reloaded on SIGHUP", None, str, "FILE"),
-    _Option("user-header", "access", "the header in which a trusted proxy names the caller, whom a line of "
-            "--tokens with the word user for a hash lets in", None, str, "NAME"),
-    _Option("forward-auth", "access", "pass callers' Authorization on; the scheduler decides", False, bool),
-    _Option("allow-anonymous", "access", "listen beyond loopback with no credentials asked for", False, bool),
-    _Option("cors", "access", "an origin whose pages may read and write; repeatable", [], str, "ORIGIN",
-            True, live=True),
-    _Option("host-name", "access", "a further Host header to accept on loopback; repeatable", [], str, "NAME",
-            True, live=True),
-    _Option("tls-cert", "access", "certificate chain to serve https with; reloaded on SIGHUP", None, str,
-            "FILE"),
-    _Option("tls-key", "access", "its private key", None, str, "FILE"),
-    _Option("client-ca", "access", "want client certificates signed by this", None, str, "FILE"),
-    _Option("client-crl", "access", "which of those are revoked, in PEM; reloaded on SIGHUP", None, str,
-            "FILE"),
-    _Option("include-root", "configuration", "folder of shared files that configurations may include()", None,
-            str, "DIR"),
-    _Option("config-workers", "configuration", "evaluator processes at the most", 4, int, "N", least=1),
-    _Option("trust-configs", "configuration",
-            "do not check what configurations say, and evaluate them also where they "
-            "cannot be shut in; the limits stay", False, bool),
-    _Option("config-cpu", "configuration", "processor seconds for one configuration", 5, int, "SECONDS",
-            least=1),
-    _Option("config-memory", "configuration", "MB of memory for one configuration", 512, int, "MB",
-            least=128),
-] + [_Option("limit-" + name.replace("_", "-"), "limits", "%s (%s)" % (limit.help, limit.unit),
-             int(limit.default) if limit.default == int(limit.default) else limit.default, float, "N",
-             least=limit.least)
-     for name, limit in LIMITS.items()]
+OPTIONS = [option._replace(group=group) for group, options in {
+    "commands": [
+        _Option("config", "a file of options, one a line, as in port = 8888; --print-config shows one", None,
+                "FILE"),
+        _Option("check", "say what would be served, and exit: 0, or 2 where it cannot be", False),
+        _Option("print-config", "print the options in force as a --config file, and exit", False),
+        _Option("new-token", "print a new token and its line for --tokens, and exit", None,
+                "NAME:LEVEL[:ROLES]"),
+    ],
+    "serving": [
+        _Option("port", "port to listen on", 8888, "PORT"),
+        _Option("host", "address to listen on; beyond loopback it takes --tokens, --forward-auth, "
+                "--client-ca or --allow-anonymous", "127.0.0.1", "ADDRESS"),
+        _Option("executor", "how the scheduler is called; internal: direct Thrift calls", "internal"),
+        _Option("application", "kind of server; thread", "thread"),
+        _Option("parallel", "simultaneous calls to one cluster's scheduler", 4, "N", least=1),
+        _Option("cpu", "the one processor to run on, evaluators use all; auto: any one, and another when "
+                "that has clearly more room; all: keeps to none", "auto", "N|auto|all"),
+        _Option("drain-timeout", "seconds that requests may finish in when asked to stop", 10.0, "SECONDS",
+                live=True),
+        _Option("drain-delay", "seconds before that in which /ready says 503 and all else goes on", 0.0,
+                "SECONDS", live=True),
+        _Option("trusted-proxy", "a network of proxies whose Forwarded, X-Forwarded-* and PROXY headers are "
+                "believed; repeatable", [], "CIDR", live=True),
+        _Option("base-path", "the path that callers see before all of ours, where proxies do not say "
+                "X-Forwarded-Prefix", "", "PATH", live=True),
+        _Option("poll-interval", "seconds between looks at a watched job", 1.0, "SECONDS", least=0.01,
+                live=True),
+        _Option("quiet", "no access log", False, live=True),
+        _Option("page", "the page at /: full, read (it offers no actions) or off", "full", "WHICH"),
+    ],
+    "log": [
+        _Option("log-format", "of the log and the audit trail: text, as in event field=value, or json, an "
+                "object a line", "text", "FORMAT", live=True),
+        _Option("log-level", "the least that is logged: info, warning or error", "info", "LEVEL", live=True),
+        _Option("audit-log", "append a line to this file for each write that is asked for, and for what came "
+                "of it; opened again on SIGHUP", None, "FILE"),
+        _Option("audit-required", "send no write whose line cannot be written there", False, live=True),
+    ],
+    "clusters": [
+        _Option("scheduler", "a cluster and where its schedulers listen; repeatable", [], "NAME=URL[,URL…]"),
+        _Option("clusters", "a clusters.json; default: where the aurora client looks", None, "FILE"),
+        _Option("timeout", "seconds for a scheduler call, attempts included", 20.0, "SECONDS", least=0.01,
+                live=True),
+        _Option("connect-timeout", "seconds to connect to a scheduler", 3.0, "SECONDS", least=0.01),
+        _Option("retry-for", "seconds during which a call that failed harmlessly is tried again", 3.0,
+                "SECONDS", live=True),
+        _Option("scheduler-auth", "file with USER:PASSWORD for the schedulers of a cluster, repeatable; FILE "
+                "alone where there is one cluster; default: ~/.netrc, by host, where clusters.json says BASIC",
+                [], "[NAME=]FILE"),
+        _Option("scheduler-ca", "certificates to trust for https schedulers", None, "FILE"),
+    ],
+    "logs": [
+        _Option("observer-port", "port of the Thermos observers, which have logs and files of tasks; 0 for "
+                "none", 1338, "PORT"),
+        _Option("observer-network", "a network that hosts of tasks have to be in; repeatable; any if absent",
+                [], "CIDR"),
+        _Option("observer-ca", "observers are reached by https; certificates to trust for it", None, "FILE"),
+        _Option("agent-port", "port of the Mesos agents, for console logs and tasks of other executors; "
+                "often 5051", 0, "PORT"),
+        _Option("agent-auth", "file with USER:PASSWORD for them", None, "FILE"),
+        _Option("agent-framework", "the id of Aurora's framework, where the state of agents may not be read",
+                None, "ID"),
+    ],
+    "demo": [
+        _Option("demo", "run a simulated scheduler as cluster NAME (devcluster)", None, "NAME", takes="demo"),
+        _Option("demo-port", "port of the simulated scheduler; 0 for any", 0, "PORT"),
+        _Option("demo-speed", "how many times as fast its time runs", 1.0, "N"),
+        _Option("demo-docker", "let it take Docker containers, as -allowed_container_types does", False),
+        _Option("demo-revocable", "let it have offers for revocable tasks", False),
+        _Option("demo-jobs", "fill it with N jobs of ten instances each", 0, "N"),
+    ],
+    "access": [
+        _Option("tokens", "file of tokens, and of who else may: NAME LEVEL ROLES HASH [until=DAY] a line; "
+                "reloaded on SIGHUP", None, "FILE"),
+        _Option("user-header", "the header in which a trusted proxy names the caller, whom a line of "
+                "--tokens with the word user for a hash lets in", None, "NAME"),
+        _Option("forward-auth", "pass callers' Authorization on; the scheduler decides", False),
+        _Option("allow-anonymous", "listen beyond loopback with no credentials asked for", False),
+        _Option("cors", "an origin whose pages may read and write; repeatable", [], "ORIGIN", live=True),
+        _Option("host-name", "a further Host header to accept on loopback; repeatable", [], "NAME",
+                live=True),
+        _Option("tls-cert", "certificate chain to serve https with; reloaded on SIGHUP", None, "FILE"),
+        _Option("tls-key", "its private key", None, "FILE"),
+        _Option("client-ca", "want client certificates signed by this", None, "FILE"),
+        _Option("client-crl", "which of those are revoked, in PEM; reloaded on SIGHUP", None, "FILE"),
+    ],
+    "configuration": [
+        _Option("include-root", "folder of shared files that configurations may include()", None, "DIR"),
+        _Option("config-workers", "evaluator processes at the most", 4, "N", least=1),
+        _Option("trust-configs", "do not check what configurations say, and evaluate them also where they "
+                "cannot be shut in; the limits stay", False),
+        _Option("config-cpu", "processor seconds for one configuration", 5, "SECONDS", least=1),
+        _Option("config-memory", "MB of memory for one configuration", 512, "MB", least=128),
+    ],
+    "limits": [
+        _Option("limit-" + name.replace("_", "-"), "%s (%s)" % (limit.help, limit.unit), limit.default, "N",
+                takes=float, least=limit.least)
+        for name, limit in LIMITS.items()],
+}.items() for option in options]
 
 
 class UsageError(Exception):
@@ -21245,7 +21217,7 @@ def _option(name: str, where: str) -> _Option:
 def _value(option: _Option, given: Any, where: str) -> Any:
     """An option's value from what was written: a text, a list of them, None for the name alone. Raises
     UsageError."""
-    if option.many:
+    if option.kind is list:
         return list(given) if isinstance(given, list) else (given or "").split()
     if option.kind is bool:
         text = "1" if given is None else given.lower()
@@ -21292,19 +21264,16 @@ def _parser() -> _Parser:
                             "--port, or in a --config file, as `port = 8888`; the command line comes first, "
                             "then the environment.", argument_default=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version="aurora_rest " + __version__)
+    by_kind: Json = {bool: {"action": "store_const", "const": "1"}, list: {"action": "append"},
+                     "demo": {"nargs": "?"}}
     groups: Json = {}
     for option in OPTIONS:
-        group = groups.setdefault(option.group, None) or parser.add_argument_group(option.group)
-        groups[option.group] = group
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
         shown = "" if option.default in (None, False, []) else " (default: %s)" % option.default
-        named: Json = {"help": (option.help + shown).replace("%", "%%"), "dest": option.name}
-        if option.kind is bool:
-            named.update(action="store_const", const="1")
-        elif option.kind == "demo":
-            named.update(nargs="?", const=None, metavar=option.metavar)
-        else:
-            named.update(action="append" if option.many else "store", metavar=option.metavar)
-        group.add_argument("--" + option.name, **named)
+        groups[option.group].add_argument(
+            "--" + option.name, dest=option.name, metavar=option.metavar,
+            help=(option.help + shown).replace("%", "%%"), **by_kind.get(option.kind, {}))
     return parser
 
 
@@ -21347,7 +21316,7 @@ def config_text(options: argparse.Namespace) -> str:
             group = option.group
             lines += ["", "[%s]" % group]
         value = getattr(options, option.dest)
-        text = "" if value is None else "\n    ".join(value) if option.many else (
+        text = "" if value is None else "\n    ".join(value) if option.kind is list else (
             "yes" if value else "no") if option.kind is bool else str(value)
         mark = "# " if options.origins[option.name] == "default" else ""
         lines.append(("%s%s = %s" % (mark, option.name, text)).rstrip())
@@ -21380,7 +21349,7 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError("--audit-required needs --audit-log")
     if not 0 <= options.port <= 65535:
         raise UsageError("--port=%d: 0 to 65535" % options.port)
-    if bool(options.tls_key) > bool(options.tls_cert):
+    if options.tls_key and not options.tls_cert:
         raise UsageError("--tls-key needs --tls-cert")
     if options.allow_anonymous and (options.tokens or options.forward_auth):
         raise UsageError("--allow-anonymous is for a server without --tokens and --forward-auth")
