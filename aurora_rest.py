@@ -3354,7 +3354,7 @@ class Semaphore:
     """
 
     def __init__(self, slots: int, most_waiting: int, what: str = "scheduler call",
-                 share: Optional[int] = None) -> None:
+                 share: float = math.inf) -> None:
         self.what = what
         self.slots = slots
         self.most_waiting = most_waiting
@@ -3380,8 +3380,7 @@ class Semaphore:
             if self._grant(who):
                 return
             if len(self._line) >= self.most_waiting:
-                raise Overloaded("%d %ss are under way and %d wait; try again" % (
-                    self.slots, self.what, self.most_waiting))
+                raise self._full()
             turn = (threading.Lock(), who)
             turn[0].acquire()
             self._line.append(turn)
@@ -3397,14 +3396,17 @@ class Semaphore:
         if self._withdraw(turn):
             raise Overloaded("no %s ended within %.1f s to make room for another" % (self.what, seconds))
 
+    def _full(self) -> Overloaded:
+        return Overloaded("%d %ss are under way and %d wait; try again" % (
+            self.slots, self.what, self.most_waiting))
+
     def leave(self, who: Any = None) -> None:
         """Give the slot back, or to the first in the line that may have it."""
         with self._lock:
             self._free += 1
-            if who is not None:
-                self._held[who] -= 1
-                if not self._held[who]:
-                    del self._held[who]
+            self._held[who] -= 1
+            if not self._held[who]:
+                del self._held[who]
             for turn in tuple(self._line):
                 if not self._free:
                     return
@@ -3415,11 +3417,10 @@ class Semaphore:
     def _grant(self, who: Any) -> bool:
         """Whether the caller gets a slot now. With the lock held; nobody who could have one is in the line
         then."""
-        if not self._free or who is not None and self.share is not None and self._held[who] >= self.share:
+        if not self._free or who is not None and self._held[who] >= self.share:
             return False
         self._free -= 1
-        if who is not None:
-            self._held[who] += 1
+        self._held[who] += 1
         return True
 
     def _withdraw(self, turn: Any) -> bool:
@@ -3430,40 +3431,28 @@ class Semaphore:
         return False
 
 
-class Locks:
-    """A lock for each name in use. One read-then-write of a job or a role at a time in this process: what two
-    callers read at once, both would add to. `most` may wait in all, so that one scheduler that hangs does not
-    take the threads of the others. _lock guards _known: a name, only while somebody has or wants it, and how
-    many those are.
+class Locks(Semaphore):
+    """A lock for each name in use: slots for all, of which a name may have one. One read-then-write of a job
+    or a role at a time in this process: what two callers read at once, both would add to. `most` may wait in
+    all, so that one scheduler that hangs does not take the threads of the others.
     """
 
     def __init__(self, most: int = 32) -> None:
-        self.most = most
-        self._lock = threading.Lock()
-        self._known: Dict[Any, List[Any]] = {}
+        super().__init__(sys.maxsize, most, "change of the same", 1)
 
     @contextlib.contextmanager
     def __call__(self, *name: Any, seconds: float = 20.0) -> Iterator[None]:
         """Hold the lock of that name. Raises Overloaded where others have it for so long, or too many
         wait."""
-        with self._lock:
-            waiting = sum(users - 1 for _, users in self._known.values())
-            entry = self._known.setdefault(name, [Semaphore(1, self.most, "change of the same"), 0])
-            if entry[1] and waiting >= self.most:
-                raise Overloaded("%d changes wait for others of the same; try again" % self.most,
-                                 retry_after=5)
-            entry[1] += 1
+        self.enter(seconds, name)
         try:
-            entry[0].enter(seconds)
-            try:
-                yield
-            finally:
-                entry[0].leave()
+            yield
         finally:
-            with self._lock:
-                entry[1] -= 1
-                if not entry[1]:
-                    del self._known[name]
+            self.leave(name)
+
+    def _full(self) -> Overloaded:
+        return Overloaded("%d changes wait for others of the same; try again" % self.most_waiting,
+                          retry_after=5)
 
 
 locked = Locks()
@@ -3766,7 +3755,7 @@ class Ask(NamedTuple):
 
 class _Network:
     """The way to the schedulers of a cluster: by location the idle connections, the circuit, the heads of
-    requests. For any thread; _lock guards _idle, _circuits and _heads."""
+    requests. For any thread; _lock guards _idle and _heads."""
     IDLE_SECONDS = 30.0
 
     def __init__(self, connect_timeout: float, max_answer: int, most_idle: int,
@@ -3779,7 +3768,8 @@ class _Network:
         self.tell: Callable[..., None] = lambda event, **fields: None
         self._lock = threading.Lock()
         self._idle: Dict[_Location, List[_Wire]] = {}
-        self._circuits: Dict[_Location, Circuit] = {}
+        # a location's; so many, as redirects may lead anywhere
+        self.circuit: Callable[[_Location], Circuit] = lru_cache(maxsize=64)(lambda location: Circuit())
         self._heads: Dict[Tuple[_Location, Optional[str], str], bytes] = {}
         self._context: Any = None
 
@@ -3792,15 +3782,6 @@ class _Network:
             self._context = None
         for wire in wires:
             wire.close()
-
-    def circuit(self, location: _Location) -> Circuit:
-        known = self._circuits.get(location)
-        if known is not None:
-            return known
-        with self._lock:
-            if len(self._circuits) > 64:        # redirects may have led anywhere
-                self._circuits.clear()
-            return self._circuits.setdefault(location, Circuit())
 
     def open(self, location: _Location) -> _Broken:
         """What a call meets where the circuit is open."""
@@ -20864,8 +20845,8 @@ class Log:
     """
     ROOM = 4 << 20          # characters that may wait
     LINE = 256              # of which one that is still to be made takes so many
-    # when, the line, its size; or, in place of the line, what makes it of what
-    Entry = Tuple[float, Union[str, Callable[..., str]], int, Tuple[Any, ...]]
+    # when, the line or what makes it, its size
+    Entry = Tuple[float, Union[str, Callable[[], str]], int]
     GATHER = 0.02           # seconds that lines may gather, so that the thread seldom wakes for one alone
 
     def __init__(self, stream: Any = None) -> None:
@@ -20892,9 +20873,9 @@ class Log:
         """Log the line of the least grave level, with the time of this call, that `make` gives of the parts
         when it is written."""
         if not self.least:
-            self._put(make, self.LINE, parts)
+            self._put(partial(make, *parts), self.LINE)
 
-    def _put(self, line: Union[str, Callable[..., str]], size: int, parts: Tuple[Any, ...] = ()) -> None:
+    def _put(self, line: Union[str, Callable[[], str]], size: int) -> None:
         with self._lock:
             if self._size + size > self.ROOM or not self._running():
                 self.lost += 1
@@ -20902,7 +20883,7 @@ class Log:
             if not self._lines:
                 self._empty.clear()
                 self._some.set()
-            self._lines.append((time.time(), line, size, parts))
+            self._lines.append((time.time(), line, size))
             self._size += size
 
     def _running(self) -> bool:
@@ -20930,23 +20911,24 @@ class Log:
                 self._told = self.lost
             if lost:
                 lines.append((time.time(), Event("warning", message="%d log lines were lost, as nobody took "
-                                                 "them in time" % lost, lost=lost), 0, ()))
-            written = False
-            with contextlib.suppress(OSError, ValueError, AttributeError):
+                                                 "them in time" % lost, lost=lost), 0))
+            unwritten = 0
+            try:
                 self.stream.write("".join(self._texts(lines)))
                 self.stream.flush()
-                written = True
+            except (OSError, ValueError, AttributeError):
+                unwritten = len(lines)
             with self._lock:
-                self.lost += 0 if written else len(lines)
-                self._told += 0 if written else len(lines)
-                self._size = sum(size for _, _, size, _ in self._lines)
+                self.lost += unwritten
+                self._told += unwritten
+                self._size = sum(size for _, _, size in self._lines)
                 if not self._lines:
                     self._empty.set()
 
     def _texts(self, lines: Iterable[Log.Entry]) -> Iterator[str]:
-        for at, made, _, parts in lines:
+        for at, made, _ in lines:
             try:
-                line = made if isinstance(made, str) else made(*parts)
+                line = made if isinstance(made, str) else made()
                 yield log_line(line, self.as_json, at)
             except Exception as error:      # one line that cannot be made costs no other, nor this thread
                 yield log_line(Event("error", error="a line of the log cannot be made: %s" %
@@ -21004,9 +20986,8 @@ class Server:
             own = {"authorization": credentials(cluster)} if credentials else {}
             return Scheduler(list(cluster.urls), cluster.name,
                              locate=ZooKeeperLocator(cluster) if cluster.zk else None, **dict(options, **own))
-        loopback = not beyond(host)
-        self.service = Service(Clusters(known, make), evaluator or Evaluator(), access, limit, log,
-                               loopback=service.pop("loopback", loopback), **service)
+        service.setdefault("loopback", not beyond(host))
+        self.service = Service(Clusters(known, make), evaluator or Evaluator(), access, limit, log, **service)
         try:
             self.http = HttpServer((host, port), self.service, limit, tls, sock)
         except OSError:
@@ -21021,9 +21002,7 @@ class Server:
         if self.demo is not None:
             self.service.clock = self.demo.clock.now
             self.service.observer.places[self.demo.name] = self.demo.observer.start()
-        scheme = "https" if tls else "http"
-        shown = "[%s]" % host if ":" in host else host
-        self.url = "%s://%s:%d" % (scheme, shown if shown != "0.0.0.0" else "127.0.0.1", self.http.port)
+        self.url = str(_Location(bool(tls), host if host != "0.0.0.0" else "127.0.0.1", self.http.port))
         self._thread: Optional[threading.Thread] = None
 
     @property
@@ -21320,7 +21299,7 @@ def config_text(options: argparse.Namespace) -> str:
             "yes" if value else "no") if option.kind is bool else str(value)
         mark = "# " if options.origins[option.name] == "default" else ""
         lines.append(("%s%s = %s" % (mark, option.name, text)).rstrip())
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -21425,15 +21404,14 @@ def make_observer(options: argparse.Namespace) -> Observer:
         raise UsageError("--observer-port and --agent-port: 0 to 65535")
     if options.agent_framework and not IDENTIFIER.fullmatch(options.agent_framework):
         raise UsageError("--agent-framework=%s is no id" % options.agent_framework)
-    try:
-        return Observer(options.observer_port, networks=options.observer_network, ca_file=options.observer_ca,
-                        agent_port=options.agent_port, agent_authorization=auth,
-                        framework=options.agent_framework)
-    except ValueError as error:
-        raise UsageError("--observer-network: %s" % error) from None
-    except OSError as error:
-        raise UsageError("--observer-ca=%s cannot be used: %s" %
-                         (options.observer_ca, _reason(error))) from None
+    with _read_for("observer-ca", options.observer_ca):
+        try:
+            observer = Observer(options.observer_port, networks=options.observer_network,
+                                ca_file=options.observer_ca, agent_port=options.agent_port,
+                                agent_authorization=auth, framework=options.agent_framework)
+        except ValueError as error:
+            raise UsageError("--observer-network: %s" % error) from None
+    return observer
 
 
 @lru_cache(maxsize=64)
@@ -21504,30 +21482,19 @@ def certificate_expiry(path: str) -> float:
                       _read_file("tls-cert", path), re.DOTALL)
     with _read_for("tls-cert", path):
         data = ssl.PEM_cert_to_DER_cert(found.group(0) if found else "")
-
-    def element(at: int) -> Tuple[int, int, int]:
-        """(tag, start, end) of what is there, in DER."""
-        size, start = data[at + 1], at + 2
-        if size & 0x80:
-            start += size & 0x7f
-            size = int.from_bytes(data[at + 2:start], "big")
-        return data[at], start, start + size
-    at = element(element(0)[1])[1]
-    at = element(at)[2] if element(at)[0] == 0xa0 else at       # the version
-    for _ in range(3):                                          # serial number, algorithm, issuer
-        at = element(at)[2]
-    tag, start, end = element(element(element(at)[1])[2])       # of the validity the second
-    return calendar.timegm(time.strptime(data[start:end].decode(), "%y%m%d%H%M%SZ" if tag == 0x17
-                                         else "%Y%m%d%H%M%SZ"))
+        # Its validity, in DER: two times side by side, with the year in two figures or in four.
+        times = re.search(rb"[\x17\x18].\d{12,14}Z[\x17\x18].(\d{12,14}Z)", data, re.DOTALL)
+        if not times:
+            raise ValueError("no certificate")
+    until = times.group(1).decode()
+    return calendar.timegm(time.strptime(until, "%y%m%d%H%M%SZ" if len(until) == 13 else "%Y%m%d%H%M%SZ"))
 
 
 def server_options(options: argparse.Namespace) -> Json:
     """What Server takes, as the options say: all the files that they name are read here. Raises
     UsageError."""
-    clusters: List[Cluster] = []
-    for each in options.scheduler:
-        name, _, urls = each.partition("=")
-        clusters.append(Cluster(name, tuple(urls.split(","))))
+    clusters = [Cluster(name, tuple(urls.split(",")))
+                for name, _, urls in (each.partition("=") for each in options.scheduler)]
     if options.clusters:
         with _read_for("clusters", options.clusters):
             named = read_clusters(options.clusters)
@@ -21632,7 +21599,8 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
         with _read_for("audit-log", options.audit_log):
             server.service.record = AuditFile(options.audit_log)
     apply_live(server, options)
-    server.service.expires = certificate_expiry(options.tls_cert) if options.tls_cert else None
+    if options.tls_cert:
+        server.service.expires = certificate_expiry(options.tls_cert)
     options.seen["certificate"] = _fingerprint(options)
     options.seen["scheduler ca"] = _fingerprint(options, "scheduler-ca")
     return server
@@ -21654,8 +21622,7 @@ def checked(options: argparse.Namespace) -> str:
     callers += ["the scheduler, by their own credentials"] if access.forward else []
     callers += ["certificates signed by " + options.client_ca] if access.client_certificates else []
     callers += ["nobody: anonymous callers may do all"] if access.anonymous else []
-    host = "[%s]" % options.host if ":" in options.host else options.host
-    lines = ["would serve %s://%s:%d" % ("https" if named["tls"] else "http", host, options.port)]
+    lines = ["would serve %s" % (_Location(bool(named["tls"]), options.host, options.port),)]
     for each in named["clusters"]:
         lines.append("  cluster %s: %s" % (each.name or "named by its scheduler", each.place))
     lines += ["  cluster %s: a simulated scheduler" % options.demo] if options.demo is not None else []
@@ -21869,8 +21836,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             os.open(os.devnull, os.O_RDWR)
     log = Log()
     try:
-        begun = _begin(sys.argv[1:] if arguments is None else arguments, log)
-        return begun if isinstance(begun, int) else _supervise(*begun)
+        return _run(sys.argv[1:] if arguments is None else arguments, log)
     except Exception as error:      # a defect: told in one line, too
         log(Event("error", error="%s: %s" % (type(error).__name__, error), at=_place(error)))
         return 1
@@ -21878,9 +21844,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         log.flush()
 
 
-def _begin(arguments: Sequence[str], log: Log) -> Union[
-        int, Tuple[Server, argparse.Namespace, Affinity, Log, int]]:
-    """Start what the command line says: what `_supervise` takes, or an exit status."""
+def _run(arguments: Sequence[str], log: Log) -> int:
+    """Do what the command line says; the exit status."""
     try:
         options = parse_command_line(arguments, dict(os.environ))
         if options.new_token:
@@ -21890,8 +21855,7 @@ def _begin(arguments: Sequence[str], log: Log) -> Union[
             return 0
         check_options(options)
         if options.check or options.print_config:
-            print(checked(options) if options.check else config_text(options), end="\n" if options.check
-                  else "")
+            print(checked(options) if options.check else config_text(options))
             return 0
         _share_memory()
         affinity = Affinity(options.cpu)
@@ -21910,7 +21874,7 @@ def _begin(arguments: Sequence[str], log: Log) -> Union[
     _greet(server, affinity.cpu, log)
     _aside(lambda: _look_at_isolation(server, log), "look-at-isolation", log)
     notify_systemd("READY=1")
-    return server, options, affinity, log, source
+    return _supervise(server, options, affinity, log, source)
 
 
 def _next_signal(source: int, seconds: Optional[float]) -> Optional[int]:
@@ -21921,10 +21885,10 @@ def _supervise(server: Server, options: argparse.Namespace, affinity: Affinity, 
                signals: int) -> int:
     """Wait for signals and do as they say; the exit status."""
     interval = os.environ.get("WATCHDOG_USEC", "")
-    pause = float(interval) / 2e6 if interval.isdigit() and int(interval) else None
+    pause = min(1.0, int(interval) / 2e6 or 1.0) if interval.isdigit() else 1.0
     least = 0.0
     while True:
-        wish = _next_signal(signals, min(pause or 1.0, 1.0))
+        wish = _next_signal(signals, pause)
         least = _settle_memory(least)
         affinity.look()
         if server.http.failure:
@@ -21955,8 +21919,7 @@ def _fingerprint(options: argparse.Namespace, *names: str) -> str:
     """What changes when one of the files does that these options name; by default those of TLS."""
     paths = {name: getattr(options, _option(name, name).dest) for name in names or (
         "tls-cert", "tls-key", "client-ca", "client-crl")}
-    texts = [_read_file(name, path) for name, path in paths.items() if path]
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    return str(hash(tuple(_read_file(name, path) for name, path in paths.items() if path)))
 
 
 class _Reload:
@@ -21996,8 +21959,7 @@ class _Reload:
         options = self.options
         fresh = parse_command_line(options.arguments, dict(os.environ))
         check_options(fresh)
-        changed = [each for each in OPTIONS if getattr(fresh, each.dest) != getattr(options, each.dest)
-                   and each.group != "commands"]
+        changed = [each for each in OPTIONS if getattr(fresh, each.dest) != getattr(options, each.dest)]
         for each in changed:
             if each.live:
                 setattr(options, each.dest, getattr(fresh, each.dest))
@@ -22032,8 +21994,7 @@ class _Reload:
         import ssl
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=text)
         options.client_ca_text = text
-        if context is not None:
-            context.load_verify_locations(cadata=text)
+        context.load_verify_locations(cadata=text)
         return "new"
 
     def certificate(self) -> str:

@@ -2725,7 +2725,7 @@ class OperationsTest(unittest.TestCase):
             each.join()
         with locks("a"), locks("b"), self.assertRaises(aurora_rest.Overloaded), locks("a", seconds=0.01):
             pass
-        self.assertEqual((max(most), len(most), locks._known), (1, 800, {}))
+        self.assertEqual((max(most), len(most), locks._held), (1, 800, {}))
 
     def test_changes_of_a_scheduler_that_hangs_do_not_take_the_threads_of_the_others(self) -> None:
         locks = aurora_rest.Locks(most=3)
@@ -2746,7 +2746,7 @@ class OperationsTest(unittest.TestCase):
                 pass
             for each in threads:
                 each.join()
-        self.assertEqual((len(refused), locks._known), (9, {}))
+        self.assertEqual((len(refused), locks._held), (9, {}))
 
     def test_an_operation_without_a_thread_is_refused_before_anything_is_done(self) -> None:
         operations = aurora_rest.Operations(running=2)
