@@ -3338,10 +3338,6 @@ _RESULTS = {"getRoleSummary": "roleSummaryResult", "getJobSummary": "jobSummaryR
             "drainHosts": "drainHostsResult", "slaDrainHosts": "drainHostsResult",
             "maintenanceStatus": "maintenanceStatusResult", "endMaintenance": "endMaintenanceResult"}
 
-# Methods that may be sent again although the first sending may have arrived: reads, and two writes that are
-# idempotent (SchedulerProxy in apache/aurora, src/main/python/apache/aurora/client/api/scheduler_client.py).
-_REPEATABLE_WRITES = frozenset(["startJobUpdate", "restartShards"])
-
 
 class Semaphore:
     """Lets at most `slots` callers in at once; others wait in the order they came, at most `most_waiting` of
@@ -3396,7 +3392,7 @@ class Semaphore:
         if self._withdraw(turn):
             raise Overloaded("no %s ended within %.1f s to make room for another" % (self.what, seconds))
 
-    def _full(self) -> Overloaded:
+    def _full(self) -> Failure:
         return Overloaded("%d %ss are under way and %d wait; try again" % (
             self.slots, self.what, self.most_waiting))
 
@@ -3450,7 +3446,7 @@ class Locks(Semaphore):
         finally:
             self.leave(name)
 
-    def _full(self) -> Overloaded:
+    def _full(self) -> Failure:
         return Overloaded("%d changes wait for others of the same; try again" % self.most_waiting,
                           retry_after=5)
 
@@ -3466,7 +3462,8 @@ class Circuit:
     time for retries is not seen by who came before it. For any thread; _lock guards all fields but cause.
     """
     AFTER = 5               # failures in a row before it opens
-    SECONDS = (0.5, 1.0)    # how long it stays open at first, and at most
+    FIRST = 0.5             # seconds that it stays open at first
+    LATER = 1.0             # and after a probe that failed
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -3507,9 +3504,8 @@ class Circuit:
             self.probing = False
             self.cause = cause
             if self.failures >= self.AFTER:
-                first, most = self.SECONDS
-                self.open_until = time.monotonic() + min(most,
-                                                         first * 2.0 ** min(8, self.failures - self.AFTER))
+                self.open_until = time.monotonic() + (
+                    self.FIRST if self.failures == self.AFTER else self.LATER)
             return self.failures
 
 
@@ -3636,43 +3632,41 @@ class _Wire:
                 raise socket.timeout("timed out")
             sent = True
             self._send(request, deadline)
-            rest, words = b"", [b"", b"100"]
-            while words[1][:1] == b"1":         # 100, 103: the answer itself is still to come
+            rest, status = b"", 100
+            while status // 100 == 1:       # 100, 103: the answer itself is still to come
                 head, rest = self._next_head(rest, deadline)
-                lines = head.split(b"\r\n")
-                words = lines[0].split(None, 2)
-                if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not re.fullmatch(rb"\d{3}",
-                        words[1]):
+                found = re.match(rb"[ \t]*HTTP/1\.(\S*)[ \t]+(\d{3})(?!\S)", head)
+                if not found:
                     raise _Broken("an answer that is not HTTP")
+                minor, status = found.group(1), int(found.group(2))
             headers: Dict[bytes, bytes] = {}
-            for line in lines[1:]:
+            for line in head.split(b"\r\n")[1:]:
                 name, _, value = line.partition(b":")
                 name, value = name.strip().lower(), value.strip()
                 if name == b"content-length" and headers.get(name, value) != value:
                     raise _Broken("two different Content-Lengths")
                 headers[name] = value
-            status = int(words[1])
-            reusable = words[0] != b"HTTP/1.0" and headers.get(b"connection", b"").lower() != b"close"
+            reusable = minor != b"0" and headers.get(b"connection", b"").lower() != b"close"
             if status in (204, 304):
                 return status, headers, b"", reusable
             body = _Body(known, limit)
+            length = headers.get(b"content-length")
             if b"chunked" in headers.get(b"transfer-encoding", b"").lower():
                 self._chunked(bytearray(rest), body, deadline)
-                return status, headers, body.whole(), reusable
-            length = headers.get(b"content-length")
-            if length is None:
+            elif length is None:
                 self._rest(rest, body, deadline)
-                return status, headers, body.whole(), False
-            if not length.isdigit() or len(length) > 18:
-                raise _Broken("a Content-Length that is no number")
-            size = int(length)
-            if size > limit:
-                raise _Broken("an answer of %d bytes, over the limit of %d" % (size, limit))
-            if len(rest) > size:
-                raise _Broken("more bytes than announced")
-            body.add(rest)
-            while body.size < size:
-                body.add(self._something(self._next(deadline, size - body.size)))
+                reusable = False
+            else:
+                if not length.isdigit() or len(length) > 18:
+                    raise _Broken("a Content-Length that is no number")
+                size = int(length)
+                if size > limit:
+                    raise _Broken("an answer of %d bytes, over the limit of %d" % (size, limit))
+                if len(rest) > size:
+                    raise _Broken("more bytes than announced")
+                body.add(rest)
+                while body.size < size:
+                    body.add(self._something(self._next(deadline, size - body.size)))
             return status, headers, body.whole(), reusable
         except (OSError, ValueError) as error:
             raise _Broken(_reason(error), sent, isinstance(error, socket.timeout)) from None
@@ -4143,8 +4137,9 @@ class Scheduler:
 
     def _repeat(self, ask: Ask, deadline: float) -> Tuple[bytes, Any]:
         """Attempt a call until it is answered or its time for retries is over."""
-        method = ask.method
-        repeatable = not method.writes or method.name in _REPEATABLE_WRITES
+        # What may be sent again although the first sending may have arrived: reads, and two writes that are
+        # idempotent (SchedulerProxy in py/client/api/scheduler_client.py).
+        repeatable = not ask.method.writes or ask.method.name in ("startJobUpdate", "restartShards")
         give_up = min(deadline, time.monotonic() + self.retry_for)
         sent = False            # by any attempt so far
         attempt = 0
@@ -4391,7 +4386,8 @@ def read_clusters(path: str) -> List[Cluster]:
     if not isinstance(entries, list) or not all(isinstance(e, dict) and isinstance(e.get("name", ""), str)
                                                 for e in entries):
         raise ValueError("%s: expected a list of objects with a name each" % path)
-    return [_read_cluster(each, "%s: cluster %s" % (path, each["name"])) for each in entries if "name" in each]
+    return [_read_cluster(each, "%s: cluster %s" % (path, each["name"]))
+            for each in entries if "name" in each]
 
 
 def _read_cluster(entry: Json, where: str) -> Cluster:
@@ -4432,8 +4428,8 @@ class ZooKeeperLocator:
     From the first question on one session is kept, and a watch on the schedulers' group. A thread reads the
     group when the watch fires, when the session is lost or comes back, and every half minute; while that
     fails, once a second. What it read last is kept, so that without ZooKeeper the last leader goes on. For
-    any thread; _lock guards _urls, failure, _thread and _closed; `moved` is called by the thread, with the
-    URLs, after each reading.
+    any thread; _lock guards _thread and _closed; `moved` is called by the thread, with the URLs, after each
+    reading.
     """
     AGAIN = 1.0
     REFRESH = 30.0
@@ -4463,13 +4459,13 @@ class ZooKeeperLocator:
                     raise Overloaded("no thread could be started to ask ZooKeeper") from None
                 self._thread = thread
         known = self._read.wait(max(0.0, seconds))
-        with self._lock:
-            if self._urls or known and self.failure is None:
-                return list(self._urls)
-            if self.failure is not None:
-                raise type(self.failure)(*self.failure.messages)
-            raise SchedulerTimeout("ZooKeeper %s did not tell in time where cluster %s is" % (
-                self.cluster.zk, self.cluster.name))
+        failure = self.failure
+        if self._urls or known and failure is None:
+            return self._urls
+        if failure is not None:
+            raise type(failure)(*failure.messages)
+        raise SchedulerTimeout("ZooKeeper %s did not tell in time where cluster %s is" % (
+            self.cluster.zk, self.cluster.name))
 
     def close(self) -> None:
         """End the session."""
@@ -4484,24 +4480,22 @@ class ZooKeeperLocator:
         client: Any = None
         while not self._closed:
             self._wake.clear()
-            urls, failure = None, None
+            failure: Optional[AuroraError] = None
             try:
                 if client is None:
                     client = self._connect(self.cluster)
                     client.add_listener(self._changed)
                     if not client.start_async().wait(self.PATIENCE):
                         raise OSError("no connection in %g s" % self.PATIENCE)
-                urls = self._members(client)
-                self.moved(urls)
+                self._urls = self._members(client)
+                self.moved(self._urls)
             except AuroraError as error:
                 failure = error
             except Exception as error:      # kazoo raises its own classes and those of its handlers
                 kind = type(error).__name__
                 failure = self._silent(str(error) or (
                     "no answer in %g s" % self.PATIENCE if kind == "KazooTimeoutError" else kind))
-            with self._lock:
-                self._urls = self._urls if urls is None else urls
-                before, self.failure = self.failure, failure
+            before, self.failure = self.failure, failure
             if (before is None) != (failure is None):
                 self.tell("zookeeper", state="lost" if failure else "back", message=failure and str(failure))
             self._read.set()
@@ -21110,8 +21104,8 @@ OPTIONS = [option._replace(group=group) for group, options in {
         _Option("retry-for", "seconds during which a call that failed harmlessly is tried again", 3.0,
                 "SECONDS", live=True),
         _Option("scheduler-auth", "file with USER:PASSWORD for the schedulers of a cluster, repeatable; FILE "
-                "alone where there is one cluster; default: ~/.netrc, by host, where clusters.json says BASIC",
-                [], "[NAME=]FILE"),
+                "alone where there is one cluster; default: ~/.netrc, by host, where clusters.json says "
+                "BASIC", [], "[NAME=]FILE"),
         _Option("scheduler-ca", "certificates to trust for https schedulers", None, "FILE"),
     ],
     "logs": [
@@ -21243,8 +21237,8 @@ def _parser() -> _Parser:
                             "--port, or in a --config file, as `port = 8888`; the command line comes first, "
                             "then the environment.", argument_default=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version="aurora_rest " + __version__)
-    by_kind: Json = {bool: {"action": "store_const", "const": "1"}, list: {"action": "append"},
-                     "demo": {"nargs": "?"}}
+    by_kind: Dict[Any, Json] = {bool: {"action": "store_const", "const": "1"},
+                                list: {"action": "append"}, "demo": {"nargs": "?"}}
     groups: Json = {}
     for option in OPTIONS:
         if option.group not in groups:
@@ -22022,8 +22016,8 @@ class _Reload:
 
     def credentials(self) -> str:
         _from_netrc.cache_clear()
-        demo = [] if self.server.demo is None else [self.server.demo.name]
-        known = [each for each in self.server.clusters.values() if each.name not in demo]
+        demo = self.server.demo
+        known = [each for each in self.server.clusters.values() if not demo or each.name != demo.name]
         find = own_credentials(self.options, known)
         for scheduler, cluster in self.server.clusters.items():
             scheduler.reload(self.options.scheduler_ca, find(cluster))

@@ -9396,8 +9396,8 @@ MUTANTS = [
      'if not self._grant(turn[1]): return\n'
      '            self._line.remove(turn)\n            turn[0].release()',
      "SchedulerTest"),
-    ("the circuit never opens", 'if self.failures >= self.AFTER: first', 'if False:\n                first',
-     "SchedulerTest FaultTest"),
+    ("the circuit never opens", 'if self.failures >= self.AFTER: self.open_until',
+     'if False:\n                self.open_until', "SchedulerTest FaultTest"),
     ("writes are sent twice", '(repeatable or not broken.sent)', '(True or not broken.sent)',
      "SchedulerTest"),
     ("the doubt of an attempt is forgotten", 'failure.sent = sent raise failure from None',
@@ -9506,7 +9506,7 @@ MUTANTS = [
      "ProcessTest AccessTest"),
     ("netrc is passed over", 'if entry: return "Basic "', 'if False: return "Basic "', "SchedulerTest"),
     ("a line that was to be made later is made for nobody", "line = made if isinstance(made, str) else "
-     "made(*parts)", 'line = made if isinstance(made, str) else ""', "ProcessTest"),
+     "made()", 'line = made if isinstance(made, str) else ""', "ProcessTest"),
     ("a busy processor is not left", "room[best] > room[here] + self.MORE", "False", "ProcessTest"),
     ("the log waits for its reader", 'if self._size + size > self.ROOM or not self._running():',
      'if not self._running():', "ProcessTest"),
