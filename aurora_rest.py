@@ -3594,6 +3594,7 @@ class _Wire:
     """One connection to a scheduler. Not for several threads at once."""
     MAX_HEAD = 65536
     PIECE = 1 << 18         # bytes asked of the network at once
+    since = 0.0             # when it became idle
 
     def __init__(self, location: _Location, seconds: float, context: Any, name: str = "") -> None:
         try:
@@ -3609,7 +3610,6 @@ class _Wire:
         except (OSError, ValueError) as error:
             raise _Broken("%s: %s" % (location, _reason(error)), False,
                           isinstance(error, socket.timeout)) from None
-        self.since = time.monotonic()
 
     def alive(self) -> bool:
         """Whether an idle connection is still open and silent."""
@@ -3770,12 +3770,12 @@ class _Network:
     def close(self) -> None:
         """Close the idle connections, and forget the certificates to trust and the heads with credentials."""
         with self._lock:
-            wires = [wire for pool in self._idle.values() for wire in pool]
-            self._idle.clear()
+            idle, self._idle = self._idle, {}
             self._heads.clear()
             self._context = None
-        for wire in wires:
-            wire.close()
+        for pool in idle.values():
+            for wire in pool:
+                wire.close()
 
     def open(self, location: _Location) -> _Broken:
         """What a call meets where the circuit is open."""
@@ -3968,6 +3968,10 @@ class _Leadership:
                 "zookeeper": str(failure) if failure else None}
 
 
+# The Authorization header for a cluster's schedulers, or what gives that for one's host.
+Authorization = Union[None, str, Callable[[str], Optional[str]]]
+
+
 class Scheduler:
     """One cluster's scheduler, called over Thrift; every method of the Aurora API is a method here.
 
@@ -3990,7 +3994,7 @@ class Scheduler:
     def __init__(self, url: Union[str, Sequence[str]] = "http://127.0.0.1:8081", name: Optional[str] = None,
                  *, timeout: float = 20.0, connect_timeout: float = 3.0, retry_for: float = 3.0,
                  parallel: int = 4, most_waiting: int = 1000, max_answer: int = 256 << 20,
-                 authorization: Union[None, str, Callable[[str], Optional[str]]] = None,
+                 authorization: Authorization = None,
                  locate: Optional[Callable[[float], Sequence[str]]] = None,
                  ca_file: Optional[str] = None) -> None:
         urls = [url] if isinstance(url, str) else list(url)
@@ -4282,10 +4286,10 @@ class Scheduler:
             raise BadAnswer("the scheduler redirects from https to http; credentials are not sent there")
         return target
 
-    def reload(self, ca_file: Optional[str], authorization: Union[None, str,
-            Callable[[str], Optional[str]]]) -> None:
-        """Use other certificates to trust, and other credentials, from the next connection and call on."""
-        self.network.ca_file, self.authorization = ca_file, authorization
+    def reload(self, authorization: Authorization) -> None:
+        """Read the certificates to trust again, and use other credentials, from the next connection and call
+        on."""
+        self.authorization = authorization
         self.leadership.forget()
         self.network.close()
 
@@ -20782,11 +20786,9 @@ def _second(at: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))
 
 
-def log_line(line: str, as_json: bool, at: Optional[float] = None) -> str:
-    """A line of the log or of the audit trail, with the time, now or `at`; there are no control characters in
-    it."""
-    now = at or time.time()
-    stamp = "%s.%03dZ" % (_second(int(now)), now % 1 * 1000)
+def log_line(line: str, as_json: bool, at: float) -> str:
+    """A line of the log or of the audit trail, with the time `at`; there are no control characters in it."""
+    stamp = "%s.%03dZ" % (_second(int(at)), at % 1 * 1000)
     if not as_json:
         return "%s %s\n" % (stamp, line if line.isprintable() else re.sub(r"[\x00-\x1f\x7f]", "?", line))
     event = line if isinstance(line, Event) else Event("note", message=line.strip())
@@ -20819,7 +20821,7 @@ class AuditFile:
 
     def __call__(self, event: Event) -> bool:
         """Append a line; False where that cannot be done."""
-        data = log_line(event, self.as_json).encode("utf-8", "backslashreplace")
+        data = log_line(event, self.as_json, time.time()).encode("utf-8", "backslashreplace")
         with self._lock, contextlib.suppress(OSError):
             written = os.write(self._file, data)
             if written == len(data):
@@ -20854,7 +20856,6 @@ class Log:
         self._lines: List[Log.Entry] = []
         self._size = 0
         self._some = threading.Event()
-        self._hurry = threading.Event()
         self._empty = threading.Event()
         self._empty.set()
         self._thread: Optional[threading.Thread] = None
@@ -20892,13 +20893,12 @@ class Log:
 
     def flush(self, seconds: float = 1.0) -> bool:
         """Wait until all that was logged is written; False where nobody takes it in time."""
-        self._hurry.set()
         return self._empty.wait(seconds)
 
     def _write(self) -> None:
         while True:
             self._some.wait()
-            self._hurry.wait(self.GATHER)
+            time.sleep(self.GATHER)
             self._some.clear()
             with self._lock:
                 lines, self._lines, lost = self._lines, [], self.lost - self._told
@@ -21533,7 +21533,7 @@ def server_options(options: argparse.Namespace) -> Json:
             connect_timeout=options.connect_timeout, parallel=options.parallel, ca_file=options.scheduler_ca))
 
 
-def apply_live(server: Server, options: argparse.Namespace) -> None:
+def apply_live(server: Server, options: argparse.Namespace, log: Log) -> None:
     """Put in force the options that may change while it serves: those marked `live`."""
     service = server.service
     server.drain_timeout, server.drain_delay = options.drain_timeout, options.drain_delay
@@ -21542,11 +21542,9 @@ def apply_live(server: Server, options: argparse.Namespace) -> None:
     service.cors, service.hosts = frozenset(options.cors), frozenset(map(str.lower, options.host_name))
     service.audit_required = options.audit_required
     service.forget_hosts()
-    for form in (service.log, service.record):
-        if isinstance(form, (Log, AuditFile)):
-            form.as_json = options.log_format == "json"
-    if isinstance(service.log, Log):
-        service.log.least = LOG_LEVELS.index(options.log_level)
+    log.as_json, log.least = options.log_format == "json", LOG_LEVELS.index(options.log_level)
+    if isinstance(service.record, AuditFile):
+        service.record.as_json = log.as_json
     for scheduler in service.clusters.schedulers():
         scheduler.timeout, scheduler.retry_for = options.timeout, options.retry_for
 
@@ -21592,7 +21590,7 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
     if options.audit_log:
         with _read_for("audit-log", options.audit_log):
             server.service.record = AuditFile(options.audit_log)
-    apply_live(server, options)
+    apply_live(server, options, log)
     if options.tls_cert:
         server.service.expires = certificate_expiry(options.tls_cert)
     options.seen["certificate"] = _fingerprint(options)
@@ -21658,8 +21656,6 @@ def _raise_descriptor_limit() -> int:
 # Memory. All threads take it from one pool, as they run one at a time anyway: glibc would give each its own,
 # and large replies would leave their room behind in every one. What is large has pages of its own, which are
 # given back with it; what lies between small things is given back once a second, where there is much of it.
-_LARGE = 1 << 20
-_MUCH = 16 << 20
 
 
 def _share_memory() -> None:
@@ -21667,7 +21663,7 @@ def _share_memory() -> None:
     with contextlib.suppress(ImportError, OSError, AttributeError):
         libc = _libc()
         libc.mallopt(-8, 1)             # M_ARENA_MAX
-        libc.mallopt(-3, _LARGE)        # M_MMAP_THRESHOLD
+        libc.mallopt(-3, 1 << 20)       # M_MMAP_THRESHOLD
 
 
 def processors() -> List[int]:
@@ -21768,7 +21764,7 @@ def _settle_memory(least: float) -> float:
         gc.freeze()
         gc.set_threshold(10000, 50, 100)    # a large reply is that many objects, and none of them garbage
     with contextlib.suppress(ImportError, OSError, AttributeError):
-        if resident_bytes() > least + _MUCH:
+        if resident_bytes() > least + (16 << 20):
             _libc().malloc_trim(0)
     with contextlib.suppress(OSError):
         return least or resident_bytes()
@@ -21961,7 +21957,7 @@ class _Reload:
             else:
                 self.log(Event("warning", message="--%s=%s takes a restart; %s is still in force" % (
                     each.name, getattr(fresh, each.dest), getattr(options, each.dest))))
-        apply_live(self.server, options)
+        apply_live(self.server, options, self.log)
         return ", ".join("%s=%s" % (each.name, getattr(fresh, each.dest)) for each in changed if each.live)
 
     def audit_log(self) -> str:
@@ -22011,7 +22007,7 @@ class _Reload:
         import ssl
         ssl.create_default_context(cafile=ca)
         for scheduler in self.server.clusters:
-            scheduler.reload(ca, scheduler.authorization)
+            scheduler.reload(scheduler.authorization)
         return self.noted("scheduler ca", _fingerprint(self.options, "scheduler-ca"))
 
     def credentials(self) -> str:
@@ -22020,7 +22016,7 @@ class _Reload:
         known = [each for each in self.server.clusters.values() if not demo or each.name != demo.name]
         find = own_credentials(self.options, known)
         for scheduler, cluster in self.server.clusters.items():
-            scheduler.reload(self.options.scheduler_ca, find(cluster))
+            scheduler.reload(find(cluster))
         return self.noted("credentials", repr([find(each) for each in known]))
 
 

@@ -4431,11 +4431,11 @@ class AuditTest(Serving):
                                   path="/é\u2028\n", empty="", dash="-", whole=True, none=[])
         self.assertEqual(event, 'access id=a-1 user="Al \\"x\\" Ice" peer=- instances=1,2 ms=1.5 '
                          'path="/\\u00e9\\u2028\\n" empty="" dash="-" whole=true none=-')
-        plain = json.loads(aurora_rest.log_line(event, True))
+        plain = json.loads(aurora_rest.log_line(event, True, 0))
         self.assertEqual((plain["event"], plain["level"], plain["user"], plain["peer"], plain["instances"]),
                          ("access", "info", 'Al "x" Ice', None, [1, 2]))
-        self.assertEqual(json.loads(aurora_rest.log_line("hint", True))["message"], "hint")
-        self.assertEqual(aurora_rest.log_line(event, False).count("\n"), 1)
+        self.assertEqual(json.loads(aurora_rest.log_line("hint", True, 0))["message"], "hint")
+        self.assertEqual(aurora_rest.log_line(event, False, 0).count("\n"), 1)
 
     def test_a_write_leaves_what_was_asked_and_what_was_answered(self) -> None:
         path = self.create("trail", 3)
