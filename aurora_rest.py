@@ -8769,7 +8769,7 @@ class Key(NamedTuple):
     @property
     def thrift(self) -> Any:
         """The api.JobKey."""
-        return api.JobKey(role=self.role, environment=self.environment, name=self.name)
+        return api.JobKey(*self[1:])
 
 
 class DryRun(Exception):
@@ -8862,7 +8862,7 @@ def parse_instances(texts: Iterable[str]) -> List[int]:
             match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip(), re.ASCII)
             if not match:
                 raise BadRequest("instances are numbers and ranges such as 1,3-5; %r is neither" % part)
-            first, last = int(match.group(1)), int(match.group(2) or match.group(1))
+            first, last = int(match[1]), int(match[2] or match[1])
             if last < first:
                 raise BadRequest("the range %s is reversed" % part)
             if last >= MAX_TASKS_PER_JOB:
@@ -9018,11 +9018,13 @@ def by_instance(tasks: Iterable[Any]) -> Dict[int, Any]:
 
 
 def last_words(task: Any) -> Json:
-    """How a plain task ended: instance, id, state, host, and the message of its last event."""
+    """How a plain task ended: instance, id, state, host, and the message of its last event, or why it
+    waits."""
     assigned = task["assignedTask"]
-    last = max(reversed(task.get("taskEvents", ())), key=lambda event: event["timestamp"], default={})
+    last: Json = max(reversed(task.get("taskEvents", ())), key=lambda event: event["timestamp"], default={})
     return {"instance": assigned["instanceId"], "id": assigned["taskId"], "host": assigned.get("slaveHost"),
-            "state": api.ScheduleStatus.name_of(task["status"]), "message": last.get("message")}
+            "state": api.ScheduleStatus.name_of(task["status"]),
+            "message": task.get("reason") or last.get("message")}
 
 
 def active_instances(scheduler: Scheduler, key: Key, instances: Sequence[int] = ()) -> Dict[int, Any]:
@@ -9857,7 +9859,7 @@ def rolling_restart(scheduler: Scheduler, key: Union[str, Key], instances: Seque
     if options.batch_size < 1:
         raise BadRequest("batch_size=%d: at least 1" % options.batch_size)
     job, run = Key.of(key), operation or Operation("restart", str(key))
-    waiting = collections.deque(sorted(instances or active_instances(scheduler, job, ())))
+    waiting = sorted(instances or active_instances(scheduler, job))
     run.total = len(waiting)
     failures: collections.Counter[int] = collections.Counter()
 
@@ -9868,7 +9870,7 @@ def rolling_restart(scheduler: Scheduler, key: Union[str, Key], instances: Seque
         scheduler.call("restartShards", job.thrift, set(batch))
         return before
     while waiting:
-        batch = [waiting.popleft() for _ in range(min(options.batch_size, len(waiting)))]
+        batch, waiting = waiting[:options.batch_size], waiting[options.batch_size:]
         before, _ = next(run.polls(lambda: _noting_doubt(run, batch, restart), options.time_limit, 0.0))
         run.step("restarted", instances=batch)
         for instance, problem in _watch_batch(run, scheduler, job, before, options).items():
@@ -9894,8 +9896,7 @@ def _endings(scheduler: Scheduler, key: Key, instances: Iterable[int]) -> List[J
     read."""
     with contextlib.suppress(AuroraError):
         latest = by_instance(query_tasks(scheduler, key, sorted(instances), reasons=True))
-        return [dict(last_words(task), **({"message": task["reason"]} if task.get("reason") else {}))
-                for task in latest.values()]
+        return list(map(last_words, latest.values()))
     return []
 
 
@@ -10225,16 +10226,14 @@ class Lookout(Poll):
         """The jobs of which an update is active, or was changed."""
         roles = {name.split("/")[0] for name in names}
         query = api.JobUpdateQuery(role=roles.pop() if len(roles) == 1 else None, limit=self.LATEST)
-        before, self._updates = self._updates, {}
         latest = update_summaries(self.session, query)
         said = {each.key.id: (each.state.status, each.state.lastModifiedTimestampMs) for each in latest}
+        before, self._updates = self._updates, said
         if len(latest) == self.LATEST:
             if not any(before.get(number) == state for number, state in said.items()):
-                self._updates = said
                 return names        # there may be more that is new than what was read
             latest += update_summaries(self.session, query.replace(
                 limit=None, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)))
-        self._updates = said
         return {"/".join((each.key.job.role, each.key.job.environment, each.key.job.name)) for each in latest
                 if before.get(each.key.id) != said.get(each.key.id)
                 or each.state.status in api.ACTIVE_JOB_UPDATE_STATES}
@@ -10320,6 +10319,7 @@ _ENDED_RUNS = frozenset(["SUCCESS", "KILLED", "FAILED", "LOST"])
 _YOUNG_MS = 30000           # how long after a task's last change its observer may not have seen it
 _OVERLAP = 64               # bytes read again before those that are new, to see that the file is the same
 _CHUNK = 1 << 18            # bytes at once
+_Bytes = Tuple[bytes, int, int]     # of a file, where they begin there, how large it is
 
 
 class Spot(NamedTuple):
@@ -10593,17 +10593,16 @@ class Observer:
 
     # files
 
-    def read(self, spot: Spot, path: str, start: int, length: int,
-             agent: bool = False) -> Tuple[bytes, int, int]:
-        """(bytes, where they begin, size of the file). start: -1 for the last ones. A bounded range of a
-        file that grows is exact; where a file shrinks meanwhile the answer is cut, and it is asked again."""
+    def read(self, spot: Spot, path: str, start: int, length: int, agent: bool = False) -> _Bytes:
+        """A part of a file. start: -1 for the last bytes. A bounded range of a file that grows is exact;
+        where a file shrinks meanwhile the answer is cut, and it is asked again."""
         read = self._from_agent if agent else self._from_observer
         for _ in range(2):
             with contextlib.suppress(ObserverBadAnswer):
                 return read(spot, path, start, length)
         return read(spot, path, start, length)
 
-    def _from_observer(self, spot: Spot, path: str, start: int, length: int) -> Tuple[bytes, int, int]:
+    def _from_observer(self, spot: Spot, path: str, start: int, length: int) -> _Bytes:
         span = "%d-%d" % (start, start + length - 1) if start >= 0 else "-%d" % length
         status, headers, body = self.ask(spot, "/download/%s/%s" % (
             urllib.parse.quote(spot.id, ""), urllib.parse.quote(path)), span=span, limit=length + 65536)
@@ -10632,7 +10631,7 @@ class Observer:
         raise ObserverBadAnswer("the observer of %s answered %d, or not with the range asked for" % (
             spot.host, status))
 
-    def _from_agent(self, spot: Spot, path: str, start: int, length: int) -> Tuple[bytes, int, int]:
+    def _from_agent(self, spot: Spot, path: str, start: int, length: int) -> _Bytes:
         def ask(offset: int, most: int) -> Any:
             return self._json(spot, "/files/read?path=%s&offset=%d&length=%d" % (
                 urllib.parse.quote(self.root(spot) + "/" + path), offset, most), agent=True)
@@ -10986,7 +10985,7 @@ class Cursor:
         self.offset, self.check, self._behind = 0, None, max(0, number - 1)       # the oldest that is there
         return [self._event("gap", reason="what was written in between is not there any more")]
 
-    def _part(self, output: Output, number: int, start: int, length: int) -> Tuple[bytes, int, int]:
+    def _part(self, output: Output, number: int, start: int, length: int) -> _Bytes:
         path = _rotated(output, number).path
         return self.observer.read(output.spot, path, start, length, output.agent)
 
@@ -11069,15 +11068,15 @@ class Cursor:
         if later and not later[0].host:
             return []                       # it waits for a host
         if later:
-            return self._go_to(_run_output(output._replace(spot=later[0]), 0), "task")
+            return self._go_to(_run_output(output._replace(spot=later[0]), 0), "task", host=later[0].host,
+                               state=later[0].state)
         self.over = "task %s %s" % (output.spot.id, "is gone" if mine is None else "ended as " + mine.state)
         return []
 
-    def _go_to(self, output: Output, name: str) -> List[Entry]:
+    def _go_to(self, output: Output, name: str, **fields: Any) -> List[Entry]:
         self.output, self.offset, self.check = output, 0, None
         self._behind = self._quiet = 0
-        spot = output.spot
-        return [self._event(name, **({"host": spot.host, "state": spot.state} if name == "task" else {}))]
+        return [self._event(name, **fields)]
 
     def _leave(self, output: Output) -> List[Entry]:
         """Where the host does not answer: whether the instance is on another one by now."""
@@ -11318,12 +11317,10 @@ def words_of_failure(observer: Observer, spots: Sequence[Spot], key: Key,
             output = find_output(hurried, spot, process, "stderr")
             data = hurried.read(spot, output.path, -1, 4096)[0]
             found["stderr"] = data.decode("utf-8", "replace").splitlines()[-20:]
-        except TaskTooYoung as error:
-            if patient and time.monotonic() + 0.3 < hurried.deadline:
+        except AuroraError as error:
+            if patient and isinstance(error, TaskTooYoung) and time.monotonic() + 0.3 < hurried.deadline:
                 time.sleep(0.3)
                 continue
-            found["errors"] = error.messages
-        except AuroraError as error:
             found["errors"] = error.messages
         return found
 
