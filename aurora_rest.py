@@ -27,6 +27,7 @@ import argparse
 import ast
 import base64
 import bisect
+import builtins
 import calendar
 import collections
 import contextlib
@@ -56,6 +57,7 @@ import struct
 import sys
 import threading
 import time
+import traceback
 import urllib.parse
 import uuid
 import zlib
@@ -4126,8 +4128,7 @@ class Scheduler:
 
     def ask(self, ask: Ask, timeout: Optional[float] = None) -> Tuple[bytes, Any]:
         """(the reply's bytes, the Response), raising what `call` does. Where the bytes are those of
-        `ask.known` it is these which are returned, and None for the Response: it was OK, and `decode` gives
-        it again."""
+        `ask.known`, which are then these very ones, the Response is None: it was OK; `decode` makes it."""
         started = time.monotonic()
         deadline = started + (self.timeout if timeout is None else timeout)
         outcome = "OK"
@@ -4218,8 +4219,7 @@ class Scheduler:
         self.observe_wait(time.monotonic() - came)
         try:
             body = self._post(ask, deadline)
-            # one that was emptied is no reply
-            same = ask.known is not None and body and body is ask.known.reply
+            same = ask.known is not None and body and body is ask.known.reply   # none if it was emptied
             # in the slot: no more large replies than there are slots wait for the processor
             large = len(body) > self.LARGE
             response = self.decode(ask, body) if large and not same else None
@@ -4314,8 +4314,7 @@ class Scheduler:
         return own(location.host) if callable(own) else own
 
     def _redirect(self, location: _Location, headers: Dict[bytes, bytes], ask: Ask) -> _Location:
-        """Where a redirect leads. Raises BadAnswer where it is no URL, or credentials would go from https to
-        http."""
+        """Where a redirect leads. Raises BadAnswer: it is no URL, or credentials would leave https."""
         text = headers.get(b"location", b"").decode("latin-1")
         try:
             target = _Location.parse(urllib.parse.urljoin(str(location) + location.path, text))
@@ -4704,78 +4703,35 @@ UPDATE_ID_METADATA = "org.apache.aurora.client.update_id"
 # Names, types and defaults are those of py/config/schema/base.py and apache/thermos/config/schema_base.py.
 
 
-@lru_cache(maxsize=1)
-def _stachio() -> Any:
-    """What of pystachio's the quickening changes and asks for."""
-    import types
-
-    from pystachio import Empty, base, basic, composite, container, naming, typing
-    return types.SimpleNamespace(
-        Empty=Empty, Environment=base.Environment, Simple=basic.SimpleObject, Struct=composite.Structural,
-        List=container.ListContainer, Map=container.MapContainer, Namable=naming.Namable, Ref=naming.Ref,
-        frozendict=naming.frozendict, TypeCheck=typing.TypeCheck)
-
-
 def _lazy_scopes() -> Callable[[Any], Any]:
     """A struct's `scopes` that are built only when something wants to see them."""
-    given = _stachio()
-    Empty, Environment, Namable, Ref = given.Empty, given.Environment, given.Namable, given.Ref
+    from pystachio import Empty, Environment, Ref
+    from pystachio.naming import Namable
 
-    class Fields(Environment):  # type: ignore[misc,valid-type]
-        """A struct's own fields as a scope."""
-        __slots__ = ("fields",)
+    class Names(Environment):
+        """Values, and other scopes, by name."""
+        __slots__ = ("names",)
 
-        def __init__(self, fields: Any) -> None:
-            self.fields = fields
-
-        @property
-        def _table(self) -> Dict[Any, Any]:
-            return {Ref.from_address(name): value for name, value in self.fields.items()
-                    if value is not Empty}
-
-        def find(self, ref: Any) -> Any:
-            first = ref.components()[0]
-            value = self.fields.get(first.value, Empty) if isinstance(first, Ref.Dereference) else Empty
-            if value is Empty:
-                raise Namable.NotFound(self, ref)
-            if len(ref.components()) == 1:
-                return value
-            if not isinstance(value, Namable):
-                raise Namable.NotFound(self, ref)
-            return found_in(value, ref.rest(), self, ref)
-
-    class Under(Environment):  # type: ignore[misc,valid-type]
-        """Another scope under a name."""
-        __slots__ = ("name", "scope")
-
-        def __init__(self, name: str, scope: Any) -> None:
-            self.name = name
-            self.scope = scope
+        def __init__(self, names: Dict[str, Any]) -> None:
+            self.names = names
 
         @property
         def _table(self) -> Dict[Any, Any]:
-            return Environment({self.name: self.scope})._table
+            return Environment({name: each for name, each in self.names.items() if each is not Empty})._table
 
         def find(self, ref: Any) -> Any:
-            first = ref.components()[0]
-            if first.value != self.name or not isinstance(first, Ref.Dereference):
+            first, *rest = ref.components()
+            value = self.names.get(first.value, Empty) if isinstance(first, Ref.Dereference) else Empty
+            if rest and isinstance(value, Namable):
+                return value.find(ref.rest())
+            if rest or value is Empty or isinstance(value, Environment):
                 raise Namable.NotFound(self, ref)
-            if len(ref.components()) > 1:
-                return found_in(self.scope, ref.rest(), self, ref)
-            if isinstance(self.scope, Environment):
-                raise Namable.NotFound(self, ref)
-            return self.scope
-
-    def found_in(scope: Any, rest: Any, asked: Any, ref: Any) -> Any:
-        try:
-            return scope.find(rest)
-        except Namable.Error:
-            raise Namable.NotFound(asked, ref) from None
+            return value
 
     def scopes(self: Any) -> Any:
-        fields = Fields(self._schema_data)
-        return (Under("self", fields), fields) + self._scopes + tuple(Under("super", scope)
-                for scope in self._scopes)
+        fields = Names(self._schema_data)
+        return (Names({"self": fields}), fields, *self._scopes,
+                *(Names({"super": scope}) for scope in self._scopes))
     return scopes
 
 
@@ -4784,7 +4740,7 @@ def _copier(attribute: str) -> Callable[[Any], Any]:
     def dup(self: Any) -> Any:
         made = object.__new__(type(self))
         value = getattr(self, attribute)
-        setattr(made, attribute, _stachio().frozendict(value) if attribute == "_schema_data" else value)
+        setattr(made, attribute, type(value)(value))
         made._scopes = ()
         return made
     return dup
@@ -4797,28 +4753,16 @@ def _literal(self: Any) -> bool:
 def _closed(value: Any) -> bool:
     """Whether nothing in a value is left to interpolate, and all is of the right types: found out once for
     each."""
-    given = _stachio()
-    if isinstance(value, given.Simple):
+    parts = getattr(type(value), "_parts", None)
+    if parts is None:
         try:
             return _literal(value) and type(value.coerce(value._value)) is type(value._value)
-        except ValueError:
+        except (AttributeError, ValueError):    # of a Choice; of a value of another type
             return False
-    known = value.__dict__.get("_closed")
-    if known is None:       # a copy does not have it, and finds out anew from its parts
-        parts: Iterable[Any] = ()
-        known = True
-        if isinstance(value, given.Struct):
-            parts = value._schema_data.values()
-        elif isinstance(value, given.List):
-            parts = value._values
-        elif isinstance(value, given.Map):
-            parts = itertools.chain.from_iterable(value._map)
-        else:
-            known = False
+    if "_closed" not in value.__dict__:     # a copy does not have it, and finds out anew from its parts
         # What has scopes of its own loses them in interpolation.
-        known = value._closed = known and all(each is given.Empty or _closed(each) and (
-            isinstance(each, given.Simple) or not each._scopes) for each in parts)
-    return bool(known)
+        value._closed = all(_closed(each) and not each._scopes for each in parts(value))
+    return bool(value._closed)
 
 
 def _bare(value: Any) -> Any:
@@ -4826,54 +4770,23 @@ def _bare(value: Any) -> Any:
 
 
 def _quicken_structs() -> None:
-    given = _stachio()
-    Empty, Structural = given.Empty, given.Struct
+    from pystachio import Empty
+    from pystachio.composite import Structural
 
     def interpolate_struct(self: Any) -> Any:
-        if _closed(self):
-            return _bare(self), []
         unbound: Set[Any] = set()
-        data, around = {}, self.scopes()
+        made, around = self.dup(), self.scopes()
         for name, value in self._schema_data.items():
-            if value is not Empty and _closed(value):
-                value = _bare(value)
-            elif value is not Empty:
-                found, left = value.in_scope(*around).interpolate()
+            if value is not Empty:
+                found, left = (value if _closed(value) else value.in_scope(*around)).interpolate()
                 unbound.update(left)
                 # A Choice comes back as what was chosen, and is wrapped again; all else is of the type it
                 # was.
-                value = found if type(found) is type(value) else self._process_schema_attribute(name, found)
-            data[name] = value
-        made = object.__new__(type(self))
-        made._schema_data, made._scopes = given.frozendict(data), ()
+                made._schema_data[name] = found if type(found) is type(value) else (
+                    self._process_schema_attribute(name, found))
         return made, list(unbound)
-
-    def interpolate_key(self: Any, name: str) -> Any:
-        value = self._schema_data[name]
-        return _bare(value) if value is not Empty and _closed(value) else keyed(self, name)
-
-    def check_struct(self: Any) -> Any:
-        if not _closed(self):
-            return checked(self)
-        if "_checked" not in self.__dict__:
-            self._checked = checked(self)
-        return self._checked
-
-    def checked(self: Any) -> Any:
-        around = self.scopes()
-        for name, signature in self.TYPEMAP.items():
-            value = self._schema_data[name]
-            if value is not Empty:
-                found = (value if _closed(value) else value.in_scope(*around)).check()
-                if not found.ok():
-                    return given.TypeCheck.failure("%s[%s] failed: %s" %
-                                                   (type(self).__name__, name, found.message()))
-            elif signature.required:
-                return given.TypeCheck.failure("%s[%s] is required." % (type(self).__name__, name))
-        return given.TypeCheck.success()
-    keyed = Structural.interpolate_key
-    Structural.interpolate_key, Structural.check = interpolate_key, check_struct
     Structural.scopes, Structural.interpolate = _lazy_scopes(), interpolate_struct
+    Structural._parts = lambda self: [each for each in self._schema_data.values() if each is not Empty]
 
 
 def _quicken_pystachio() -> None:
@@ -4887,8 +4800,10 @@ def _quicken_pystachio() -> None:
     which is to say that nothing in it is left to interpolate: that it is so, and whether it is of the right
     types, is found out once for each object; no scope changes it.
     """
-    given = _stachio()
-    scoped, interpolated = given.Simple.in_scope, given.Simple.interpolate
+    from pystachio.basic import SimpleObject
+    from pystachio.composite import Structural
+    from pystachio.container import ListContainer, MapContainer
+    scoped, interpolated = SimpleObject.in_scope, SimpleObject.interpolate
 
     def in_scope(self: Any, *arguments: Any, **named: Any) -> Any:
         return self if _literal(self) else scoped(self, *arguments, **named)
@@ -4905,11 +4820,12 @@ def _quicken_pystachio() -> None:
 
     def interpolator(original: Any) -> Any:
         return lambda self: (_bare(self), []) if _closed(self) else original(self)
-    given.Simple.in_scope, given.Simple.interpolate = in_scope, interpolate
-    for container in (given.List, given.Map):
-        container.interpolate = interpolator(container.interpolate)
-    given.Struct.dup, given.List.dup, given.Map.dup = map(_copier, ("_schema_data", "_values", "_map"))
+    SimpleObject.in_scope, SimpleObject.interpolate = in_scope, interpolate
     _quicken_structs()
+    ListContainer._parts = lambda self: self._values
+    MapContainer._parts = lambda self: itertools.chain.from_iterable(self._map)
+    for kind, attribute in ((Structural, "_schema_data"), (ListContainer, "_values"), (MapContainer, "_map")):
+        kind.dup, kind.interpolate = _copier(attribute), interpolator(kind.interpolate)
 
 
 SCHEMA = """
@@ -5011,7 +4927,7 @@ def _declare(names: Json) -> None:
         names[struct_name] = type(Struct)(struct_name, (Struct,), fields)
 
 
-def _unit_helpers(names: Json) -> Tuple[Any, Callable[..., Any], Callable[..., List[Any]]]:
+def _unit_helpers(names: Json) -> Any:
     """Units of apache/thermos/config/schema_helpers.py: what it accepts and returns is the same."""
     from pystachio import Empty
     Resources = names["Resources"]
@@ -5019,9 +4935,12 @@ def _unit_helpers(names: Json) -> Tuple[Any, Callable[..., Any], Callable[..., L
     def amount(value: Any) -> Any:
         return 0 if value is Empty else value.get()
 
-    def fold_resources(how: Callable[..., Any], *resources: Any) -> Any:
-        given = [Resources() if each is Empty else each for each in resources]
-        return Resources(**{unit: how([amount(getattr(each, unit)()) for each in given] + [0])
+    def fold(how: Callable[..., Any], values: Iterable[Any]) -> Any:
+        return how([amount(each) for each in values] + [0])
+
+    def fold_resources(how: Callable[..., Any], resources: Iterable[Any]) -> Any:
+        given = [Units.optional_resources(each) for each in resources]
+        return Resources(**{unit: fold(how, (getattr(each, unit)() for each in given))
                             for unit in ("cpu", "ram", "disk", "gpu")})
 
     def merged(tasks: Sequence[Any], field: str) -> List[Any]:
@@ -5031,17 +4950,16 @@ def _unit_helpers(names: Json) -> Tuple[Any, Callable[..., Any], Callable[..., L
         """Sums and maxima of resources and waits; merges of processes and constraints."""
         safe_get = staticmethod(amount)
         optional_resources = staticmethod(lambda resources: Resources() if resources is Empty else resources)
-        resources_sum = staticmethod(lambda *resources: fold_resources(_sum, *resources))
-        resources_max = staticmethod(lambda resources: fold_resources(max, *resources))
-        finalization_wait_sum = staticmethod(lambda waits: sum(amount(each) for each in waits))
-        finalization_wait_max = staticmethod(lambda waits: max([0] + [amount(each) for each in waits]))
+        resources_sum = staticmethod(lambda *resources: fold_resources(_sum, resources))
+        resources_max = staticmethod(partial(fold_resources, max))
+        finalization_wait_sum = staticmethod(partial(fold, _sum))
+        finalization_wait_max = staticmethod(partial(fold, max))
         processes_merge = staticmethod(lambda tasks: merged(tasks, "processes"))
         constraints_merge = staticmethod(lambda tasks: merged(tasks, "constraints"))
-    return Units, fold_resources, merged
+    return Units
 
 
-def _task_helpers(names: Json, Units: Any, fold_resources: Callable[..., Any],
-                  merged: Callable[..., List[Any]]) -> Json:
+def _task_helpers(names: Json, Units: Any) -> Json:
     """The helpers of the same file for processes and tasks."""
     from pystachio import Empty
     from pystachio import List as ListOf
@@ -5057,32 +4975,30 @@ def _task_helpers(names: Json, Units: Any, fold_resources: Callable[..., Any],
             return [Constraint(order=[each.name() if isinstance(each, Process) else each
                                       for each in processes])]
 
+    def joined(tasks: Sequence[Any], resources: Callable[..., Any], wait: Callable[..., Any],
+               order: List[Any], fields: Json) -> Any:
+        if not tasks:
+            return Task()
+        return tasks[-1](processes=Units.processes_merge(tasks))(
+            resources=resources(*[task.resources() for task in tasks]),
+            constraints=Units.constraints_merge(tasks) + order,
+            finalization_wait=wait(task.finalization_wait() for task in tasks), **fields)
+
     class Tasks:
         """Tasks made of tasks."""
         SIMPLE_CPU, SIMPLE_RAM, SIMPLE_DISK = 1.0, names["GB"], names["GB"]
 
         @staticmethod
         def combine(*tasks: Any, **fields: Any) -> Any:
-            if not tasks:
-                return Task()
-            return tasks[-1](processes=merged(tasks, "processes"))(
-                resources=fold_resources(_sum, *[task.resources() for task in tasks]),
-                constraints=merged(tasks, "constraints"),
-                finalization_wait=Units.finalization_wait_max(task.finalization_wait() for task in tasks),
-                **fields)
+            return joined(tasks, Units.resources_sum, Units.finalization_wait_max, [], fields)
 
         @staticmethod
         def concat(*tasks: Any, **fields: Any) -> Any:
-            if not tasks:
-                return Task()
-            constraints = merged(tasks, "constraints")
-            for before, after in zip(tasks, tasks[1:]):
-                constraints += [one for first in before.processes() for second in after.processes()
-                                if first != second for one in Processes.order(first, second)]
-            return tasks[-1](processes=merged(tasks, "processes"))(
-                resources=fold_resources(max, *[task.resources() for task in tasks]), constraints=constraints,
-                finalization_wait=Units.finalization_wait_sum(task.finalization_wait() for task in tasks),
-                **fields)
+            order = [one for before, after in zip(tasks, tasks[1:])
+                     for first in before.processes() for second in after.processes()
+                     if first != second for one in Processes.order(first, second)]
+            return joined(tasks, lambda *each: Units.resources_max(each), Units.finalization_wait_sum, order,
+                          fields)
 
         @staticmethod
         def simple(name: Any, command: Any) -> Any:
@@ -5101,12 +5017,9 @@ def _task_helpers(names: Json, Units: Any, fold_resources: Callable[..., Any],
             around = given.in_scope(*task.scopes()).scopes()
             return task(constraints=Processes.order(*[each.in_scope(*around) for each in given._values]))
 
-    def SimpleTask(name: Any, command: Any) -> Any:
-        return Tasks.simple(name, command)
-
     def SequentialTask(*arguments: Any, **fields: Any) -> Any:
         return Tasks.sequential(Task(*arguments, **fields))
-    return {"Units": Units, "Processes": Processes, "Tasks": Tasks, "SimpleTask": SimpleTask,
+    return {"Units": Units, "Processes": Processes, "Tasks": Tasks, "SimpleTask": Tasks.simple,
             "SequentialTask": SequentialTask,
             "order": Processes.order, "combine_tasks": Tasks.combine, "concat_tasks": Tasks.concat}
 
@@ -5147,10 +5060,9 @@ def _schema() -> Json:
     units = dict(zip(("BYTES", "KB", "MB", "GB", "TB"), (1024 ** power for power in range(5))))
     names.update(units, AURORA_EXECUTOR_NAME=EXECUTOR_NAME)
     _declare(names)
-    names.update(_task_helpers(names, *_unit_helpers(names)))
-    names.update(units, Options=_Options, java_options=_Options.java, python_options=_Options.python,
-                 AURORA_EXECUTOR_NAME=EXECUTOR_NAME)
-    names.pop("__builtins__", None)
+    names.update(_task_helpers(names, _unit_helpers(names)), Options=_Options, java_options=_Options.java,
+                 python_options=_Options.python)
+    del names["__builtins__"]       # which eval() leaves there
     return names
 
 
@@ -5396,8 +5308,7 @@ class _Dict(Dict[Any, Any], metaclass=_Kind):       # type: ignore[misc]
         self._table = None
 
     def update(self, *given: Any, **named: Any) -> None:
-        # the last keyword is the first on the stack from which Python 2's own functions take them
-        for each in given + ((_Dict(reversed(named.items())),) if named else ()):
+        for each in given + ((_Dict(named.items()),) if named else ()):
             if isinstance(each, dict):
                 table = self._known()
                 table.reserve(len(each))
@@ -5732,8 +5643,10 @@ def _modulo(left: Any, right: Any) -> Any:
         if kind in "sr":
             value = _repr(value) if kind == "r" else _Unicode(value) if marked else _str(value)
             marked = marked or isinstance(value, _Unicode)
+        elif kind in "oxX" and isinstance(value, float):
+            value = int(value)
         elif kind == "o" and "#" in flags and isinstance(value, int):
-            value, kind, flags = _oct(value), "s", flags.replace("#", "")
+            value, kind, flags = _oct(value).rstrip("L"), "s", flags.replace("#", "")
         parts.append(("%" + flags + (width or "") + (precision or "") + kind.replace("r", "s")) % (value,))
     rest = str.__getitem__(left, slice(place, None))
     if "%" in rest:
@@ -5889,12 +5802,16 @@ def _round(number: Any, places: int = 0) -> float:
                                                       decimal.ROUND_HALF_UP))
 
 
+def _long_mark(number: int) -> str:
+    return "" if -_MOST - 1 <= number <= _MOST else "L"
+
+
 def _oct(number: int) -> str:
-    return oct(number).replace("0o", "0") if number else "0"
+    return "0" if number == 0 else oct(number).replace("0o", "0") + _long_mark(number)
 
 
 def _hex(number: int) -> str:
-    return hex(number) + ("" if -_MOST - 1 <= number <= _MOST else "L")
+    return hex(number) + _long_mark(number)
 
 
 def _divide(left: Any, right: Any) -> Any:
@@ -6728,12 +6645,13 @@ class _Older(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        name = node.func.id if isinstance(node.func, ast.Name) else ""
-        if name == "dict":      # the last is put in first
+        name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+        if name in ("dict", "defaultdict", "update"):
+            # what is written in C takes keywords from the stack: the last is put in first
             node.keywords.sort(key=lambda each: each.arg is not None)
             stars = sum(each.arg is None for each in node.keywords)
             node.keywords[stars:] = reversed(node.keywords[stars:])
-        elif name in ("vars", "locals"):
+        elif name in ("vars", "locals") and isinstance(node.func, ast.Name):
             return self.call("__vars__", self.call("__locals__"), *node.args)
         return node
 
@@ -6919,13 +6837,13 @@ _MODULES = {    # what an import gives; anything else of the module is not there
     "pystachio": "*", "apache.aurora.config.schema.base": "*", "apache.thermos.config.schema": "*",
     "apache.thermos.config.schema_base": "*", "apache.thermos.config.schema_helpers": "*",
     "pystachio.config": "*", "__future__": "*",
+    "urllib": "unquote unquote_plus", "StringIO": "StringIO", "cStringIO": "StringIO",
+    "urlparse": "urlparse urlsplit urlunparse urlunsplit urljoin urldefrag parse_qs parse_qsl",
+    "pipes": "", "md5": "", "sha": "",
 }
-# Modules that Python 3 has under another name, or no more: what they are there, what they give.
+# Those of them that Python 3 has under another name, or no more: what they are there.
 _RENAMED = {"urllib": "urllib.parse", "urlparse": "urllib.parse", "StringIO": "io", "cStringIO": "io",
-            "pipes": "re", "md5": "hashlib",
-            "sha": "hashlib"}
-_RENAMED_GIVE = {"urllib": "unquote unquote_plus", "StringIO": "StringIO", "cStringIO": "StringIO",
-                 "urlparse": "urlparse urlsplit urlunparse urlunsplit urljoin urldefrag parse_qs parse_qsl"}
+            "pipes": "re", "md5": "hashlib", "sha": "hashlib"}
 _INSTEAD = {    # what to write for what is refused
     "socket": "its host would be the server's; write the name, or {{mesos.hostname}} for the task's",
     "subprocess": "no command can be run here; give its output with bind=NAME=VALUE",
@@ -6964,19 +6882,11 @@ _REFUSED_NODES = {
     "TypeVar": "type parameters", "ParamSpec": "type parameters", "TypeVarTuple": "type parameters"}
 
 
-class _NotAllowed(Exception):
-    """Source says what it may not."""
-
-    def __init__(self, node: ast.AST, what: str, instead: str = "") -> None:
-        super().__init__("line %d, column %d: %s not allowed in a configuration%s" % (
-            getattr(node, "lineno", 0), getattr(node, "col_offset", 0) + 1, what, "; " + instead if instead
-            else ""))
-
-
 class _Syntax(ast.NodeVisitor):
-    """Refuses what a configuration has no business with."""
+    """Refuses, with a ConfigProblem, what a configuration has no business with."""
 
-    def __init__(self, tree: ast.AST) -> None:
+    def __init__(self, path: str, tree: ast.AST) -> None:
+        self.path = path
         self.in_class = self.in_method = False
         self.bound: Set[str] = set()        # names the source gives itself
         self.tried: Set[ast.AST] = set()    # imports whose failure the source expects
@@ -6987,7 +6897,9 @@ class _Syntax(ast.NodeVisitor):
                 self.bound.add(node.id)
 
     def refuse(self, node: ast.AST, what: str, instead: str = "") -> None:
-        raise _NotAllowed(node, what, instead)
+        raise ConfigProblem("%s, line %d, column %d: %s not allowed in a configuration%s" % (
+            self.path, getattr(node, "lineno", 0), getattr(node, "col_offset", 0) + 1, what,
+            "; " + instead if instead else ""))
 
     def generic_visit(self, node: ast.AST) -> None:
         refused = _REFUSED_NODES.get(type(node).__name__)
@@ -7009,15 +6921,15 @@ class _Syntax(ast.NodeVisitor):
         mine = self.in_method and isinstance(node.value, ast.Name) and node.value.id == "self"
         own = mine and bool(_OWN_ATTRIBUTE.fullmatch(node.attr)) and node.attr not in _pystachio_privates()
         special = node.attr in _SPECIAL_METHODS - {"__name__"} and isinstance(node.value, ast.Call)
-        if isinstance(node.ctx, ast.Load) and node.attr in _OLDER_PLAIN:
+        special |= node.attr == "__init__" and isinstance(node.value, ast.Name)
+        loaded = isinstance(node.ctx, ast.Load)
+        if loaded and node.attr in _OLDER_PLAIN:
             if isinstance(node.value, ast.Attribute) and node.value.attr == "__class__":
                 self.visit(node.value.value)
                 return
-        elif node.attr == "__init__" and isinstance(node.value, ast.Name):
-            pass
         elif _REFUSED_ATTRIBUTE.fullmatch(node.attr) and not own and not special:
             self.refuse(node, "the attribute %s is" % node.attr)
-        if not isinstance(node.ctx, ast.Load) and not mine:
+        if not loaded and not mine:
             self.refuse(node, "changing the attributes of objects is",
                         "make a new one, as job(name=value) does")
         self.generic_visit(node)
@@ -7031,18 +6943,15 @@ class _Syntax(ast.NodeVisitor):
         self._visit_body(node, True, False)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        first = (node.args.args or [None])[0]       # type: ignore[list-item]
-        self._visit_body(node, False, self.in_method or self.in_class and first is not None
-                         and first.arg == "self")
+        takes_self = [each.arg for each in node.args.args[:1]] == ["self"]
+        self._visit_body(node, False, self.in_method or self.in_class and takes_self)
 
-    def _visit_body(self, node: Any, in_class: bool, in_method: bool) -> None:
+    def _visit_body(self, node: ast.AST, in_class: bool, in_method: bool) -> None:
         """Of a class or function. A function within a method may speak of the method's self."""
         before = self.in_class, self.in_method
         self.in_class, self.in_method = in_class, in_method
-        try:
-            self.generic_visit(node)
-        finally:
-            self.in_class, self.in_method = before
+        self.generic_visit(node)
+        self.in_class, self.in_method = before
 
     def visit_Try(self, node: ast.Try) -> None:
         caught = {getattr(name, "id", "") for each in node.handlers for name in ast.walk(each)}
@@ -7052,16 +6961,15 @@ class _Syntax(ast.NodeVisitor):
 
     def visit_Import(self, node: ast.Import) -> None:
         for alias in node.names if node not in self.tried else ():
-            known = alias.name in _MODULES or alias.name in _RENAMED
-            if not known or "." in alias.name and not alias.asname and alias.name != "os.path":
+            inner = "." in alias.name and not alias.asname and alias.name != "os.path"
+            if inner or alias.name not in _MODULES:
                 self.refuse(node, "importing %s is" % alias.name, _INSTEAD.get(alias.name, ""))
         self.generic_visit(node)
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        unknown = node.level or node.module not in _MODULES and node.module not in _RENAMED
-        if unknown and node not in self.tried:
-            self.refuse(node, "importing from %s is" % (node.module or "here"), _INSTEAD.get(node.module
-                or "", ""))
+        module = node.module or "here"
+        if (node.level or module not in _MODULES) and node not in self.tried:
+            self.refuse(node, "importing from %s is" % module, _INSTEAD.get(module, ""))
         self.generic_visit(node)
 
 
@@ -7070,30 +6978,20 @@ def _pystachio_privates() -> Set[str]:
     """The private attributes of pystachio's classes and their instances, as its source writes them."""
     import inspect
 
-    import pystachio.base
-    import pystachio.basic
-    import pystachio.choice
-    import pystachio.composite
-    import pystachio.container
-    found: Set[str] = set()
-    for module in (pystachio.base, pystachio.basic, pystachio.choice, pystachio.composite,
-                   pystachio.container):
-        found.update(re.findall(r"\b_[a-zA-Z]\w*", inspect.getsource(module)))
-    return found
+    from pystachio import base, basic, choice, composite, container
+    return {name for module in (base, basic, choice, composite, container)
+            for name in re.findall(r"\b_[a-zA-Z]\w*", inspect.getsource(module))}
 
 
-_ALL_BUILTINS = frozenset(dir(__builtins__) if not isinstance(__builtins__, dict) else __builtins__)
-_PROVIDED = frozenset(_BUILTINS) | frozenset(_REPLACED) | {"print", "True", "False", "None", "exec", "vars",
-                                                           "locals", "globals"}
-_NOT_PROVIDED = (_ALL_BUILTINS | frozenset(_INSTEAD)) - _PROVIDED
+_NOT_PROVIDED = {*vars(builtins), *_INSTEAD} - {*_BUILTINS, *_REPLACED, "print", "True", "False", "None",
+                                                "exec", "vars", "locals", "globals"}
 
 
 class _Namespace:
     """What `import` of a permitted module gives: some of its names."""
 
-    def __init__(self, names: Json, module: str = "") -> None:
-        self.__dict__.update(names)
-        self.__dict__["__name__"] = module
+    def __init__(self, names: Json, module: str) -> None:
+        self.__dict__.update(names, __name__=module)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError("%s.%s is not available in a configuration" % (self.__dict__["__name__"], name))
@@ -7126,8 +7024,7 @@ class _Evaluation:
         self.environment = self._environment()
 
     def _environment(self) -> Json:
-        builtins: Any = __builtins__
-        available = builtins if isinstance(builtins, dict) else vars(builtins)
+        available = vars(builtins)
         provided = {name: available[name] for name in _BUILTINS}
         if self.request["trusted"]:
             provided = dict(available)
@@ -7140,17 +7037,14 @@ class _Evaluation:
         return dict(self.schema, __builtins__=provided, __name__="config", include=_apart(self._include))
 
     def _print(self, *values: Any, **options: Any) -> None:
-        text = _plain_str(options.get("sep", " ")).join(map(_plain_str, values)) + _plain_str(
-            options.get("end", "\n"))
-        self._print_to(options["file"], text, end="") if options.get("file") is not None else self._write(
-            text)
+        stream = options.get("file")
+        write = self._write if stream is None else stream.write
+        write(_plain_str(options.get("sep", " ")).join(map(_plain_str, values))
+              + _plain_str(options.get("end", "\n")))
 
     def _print_to(self, stream: Any, *values: Any, **options: Any) -> None:
         """print >>stream, …"""
-        if stream is None:
-            self._print(*values, **options)
-        else:
-            stream.write(" ".join(map(_plain_str, values)) + options.get("end", "\n"))
+        self._print(*values, file=stream, **options)
 
     def _write(self, text: str) -> None:
         *lines, self.unfinished = (self.unfinished + text).split("\n")
@@ -7177,11 +7071,9 @@ class _Evaluation:
     def _import(self, name: str, _globals: Any = None, _locals: Any = None, wanted: Any = (),
                 level: int = 0) -> Any:
         trusted = self.request["trusted"] and name not in _RENAMED
-        if name == "_strptime" or trusted and _MODULES.get(name, "*") != "*":
+        if name == "_strptime" or trusted and _MODULES.get(name) != "*":
             return __import__(name, None, None, wanted or (), 0)
-        if name not in _MODULES and trusted:
-            return __import__(name, None, None, wanted, 0)
-        if name not in _MODULES and name not in _RENAMED or level:
+        if name not in _MODULES or level:
             raise ImportError("importing %s is not allowed in a configuration" % name)
         if name == "os.path" and not wanted:
             name = "os"
@@ -7194,16 +7086,14 @@ class _Evaluation:
         return made
 
     def _module(self, name: str) -> _Namespace:
-        if _MODULES.get(name) == "*":
-            made = _Namespace({k: v for k, v in self.schema.items() if not k.startswith("_")}, name)
-            made.__dict__["__all__"] = [k for k in self.schema if not k.startswith("_")]
-            return made
+        if _MODULES[name] == "*":
+            public = {each: made for each, made in self.schema.items() if not each.startswith("_")}
+            return _Namespace(dict(public, __all__=list(public)), name)
         if name in ("os", "os.path", "sys", "getpass"):
             return _Namespace(_system(name, self), name)
         module = sys.modules[_RENAMED.get(name, name)]
-        given = _RENAMED_GIVE.get(name, _MODULES.get(name, "")).split()
-        return _Namespace(dict({each: getattr(module, each) for each in given if hasattr(module, each)},
-                               **_replacements(name)), name)
+        return _Namespace(dict({each: getattr(module, each) for each in _MODULES[name].split()
+                                if hasattr(module, each)}, **_replacements(name)), name)
 
     def _include(self, name: Any) -> None:
         if not isinstance(name, str) or len(name) > MAX_INCLUDE_NAME:
@@ -7252,10 +7142,7 @@ class _Evaluation:
             error.filename = path
             raise
         if not self.request["trusted"]:
-            try:
-                _Syntax(tree).visit(tree)
-            except _NotAllowed as error:
-                raise ConfigProblem("%s, %s" % (path, error)) from None
+            _Syntax(path, tree).visit(tree)
         tree = _Older(reading, self.request["trusted"]).visit(tree)
         return compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
 
@@ -7265,38 +7152,36 @@ class _Evaluation:
             answer = self._answer()
         except ConfigProblem as problem:
             answer = {"errors": list(problem.args)}
-        except SyntaxError as error:
-            text = "%s, line %s: %s (column %s)" % (error.filename, error.lineno, error.msg, error.offset)
-            if len(self.files[self.request["root"]].splitlines()) == 1:
-                text += " (the source is one single line: curl -d drops line ends, --data-binary keeps them)"
-            answer = {"errors": [text]}
-        except SystemExit as error:
-            answer = {"errors": [self._where() + "the configuration ended the program" + (
-                ": %s" % error.code if isinstance(error.code, str) else "")]}
-        except RecursionError:
-            answer = {"errors": [self._where() + "nested or recursive without end"]}
-        except MemoryError:
-            answer = {"errors": ["the configuration needs more memory than it may have"]}
         except BaseException as error:      # a configuration may raise anything
-            try:
-                answer = {"errors": [self._where() + _wording(error)]}
-            except BaseException:       # as may its text
-                answer = {"errors": [self._where() + type(error).__name__]}
+            answer = {"errors": [self._failure(error)]}
         if self.unfinished:
             self.printed.append(self.unfinished)
         if self.printed:
             answer["output"] = self.printed
         return answer
 
-    def _where(self) -> str:
-        """File and line of the failure, as far as the user's own files go."""
-        trace, place = sys.exc_info()[2], ""
-        while trace is not None:
-            path = trace.tb_frame.f_code.co_filename
+    def _failure(self, error: BaseException) -> str:
+        if isinstance(error, MemoryError):
+            return "the configuration needs more memory than it may have"
+        if isinstance(error, SyntaxError):
+            text = "%s, line %s: %s (column %s)" % (error.filename, error.lineno, error.msg, error.offset)
+            if len(self.files[self.request["root"]].splitlines()) == 1:
+                text += " (the source is one single line: curl -d drops line ends, --data-binary keeps them)"
+            return text
+        where = ""      # file and line, as far as the user's own files go
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            path = frame.f_code.co_filename
             if path in self.files or path in self.shared:
-                place = "%s, line %d: " % (path, trace.tb_lineno)
-            trace = trace.tb_next
-        return place
+                where = "%s, line %d: " % (path, line)
+        if isinstance(error, SystemExit):
+            return where + "the configuration ended the program" + (
+                ": %s" % error.code if isinstance(error.code, str) else "")
+        if isinstance(error, RecursionError):
+            return where + "nested or recursive without end"
+        try:
+            return where + _wording(error)
+        except BaseException:       # its text may raise anything, too
+            return where + type(error).__name__
 
     def _answer(self) -> Json:
         root = self.request["root"]
@@ -7326,8 +7211,7 @@ class _Evaluation:
                                 "under any other content type" % error) from None
         if not isinstance(parsed, dict):
             raise ConfigProblem("a JSON job is an object, or an object with a list under jobs")
-        jobs = parsed["jobs"] if "jobs" in parsed else [parsed]
-        self.environment["jobs"] = [self.schema["Job"](job) for job in jobs]
+        self.environment["jobs"] = [self.schema["Job"](job) for job in parsed.get("jobs", [parsed])]
 
 
 class ConfigProblem(Exception):
@@ -7336,15 +7220,13 @@ class ConfigProblem(Exception):
 
 # The functions that go into a struct's fields, and where they have the name of the one that they are at.
 _AT_FIELD = {"_update_schema_data": "attr", "_process_schema_attribute": "attr", "interpolate_struct": "name",
-             "interpolate_key": "name"}
+             "interpolate_key": "attribute"}
 
 
 def _failing(error: BaseException) -> List[Tuple[Any, str]]:
     """The structs and fields in which an exception arose, outermost first."""
-    trace = error.__traceback__
     found: List[Tuple[Any, str]] = []
-    while trace is not None:
-        frame, trace = trace.tb_frame, trace.tb_next
+    for frame, _ in traceback.walk_tb(error.__traceback__):
         field = _AT_FIELD.get(frame.f_code.co_name)
         if field and frame.f_globals.get("__name__") != "config" and field in frame.f_locals:
             at = frame.f_locals["self"], str(frame.f_locals[field])
@@ -7354,11 +7236,12 @@ def _failing(error: BaseException) -> List[Tuple[Any, str]]:
 
 def _wording(error: BaseException) -> str:
     """An exception raised while a configuration ran, in the words of its author."""
+    name = type(error).__name__
     if isinstance(error, _Unset):
         return str(error.args[0])
     if isinstance(error, KeyError):
         return "there is no key %s" % error
-    if type(error).__name__ == "InvalidRefError":
+    if name == "InvalidRefError":
         return "not a reference: {{%s}}" % str(error).replace("Badly formed address ", "").lstrip(".")
     try:
         text = str(error)
@@ -7366,21 +7249,20 @@ def _wording(error: BaseException) -> str:
         text = ""
     failing = _failing(error)
     if failing:
-        kind, path = type(failing[-1][0]), ".".join(field for _, field in failing) + ": "
         coerced = re.match("Cannot coerce '(.*)' to (.*)", text, re.S)
         if text.startswith("Unknown schema attribute "):
-            return "%s%s has no such field; it has %s" % (path, kind.__name__,
-                                                          ", ".join(sorted(kind.TYPEMAP)))
-        if text.startswith("ListContainer expects an iterable, got "):
-            return "%sexpected a list, got %.200s" % (path, " ".join(text.split()[5:]))
-        if type(error).__name__ == "IsNotMappingError":
-            return "%sexpected names and values, got %.200r" % (path, error.args[0] if error.args else "")
-        if coerced:
-            return "%s%.200r is not %s" % (path, coerced.group(1),
-                                           _KINDS.get(coerced.group(2), coerced.group(2)))
-        return path + (text or type(error).__name__)
-    return text if text and isinstance(error, (ValueError, AttributeError, NameError, TypeError)) else \
-        "%s: %s" % (type(error).__name__, text) if text else type(error).__name__
+            kind = type(failing[-1][0])
+            text = "%s has no such field; it has %s" % (kind.__name__, ", ".join(sorted(kind.TYPEMAP)))
+        elif text.startswith("ListContainer expects an iterable, got "):
+            text = "expected a list, got %.200s" % " ".join(text.split()[5:])
+        elif name == "IsNotMappingError":
+            text = "expected names and values, got %.200r" % error.args
+        elif coerced:
+            text = "%.200r is not %s" % (coerced.group(1), _KINDS.get(coerced.group(2), coerced.group(2)))
+        return "%s: %s" % (".".join(field for _, field in failing), text or name)
+    if text and isinstance(error, (ValueError, AttributeError, NameError, TypeError)):
+        return text
+    return "%s: %s" % (name, text) if text else name
 
 
 _KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
@@ -7411,21 +7293,19 @@ class _Conversion:
     values."""
 
     def __init__(self, schema: Json, request: Json, ask: Callable[[Json], Json]) -> None:
-        from pystachio import Empty, Environment, Ref
+        from pystachio import Empty, Ref
         self.schema = schema
         self.request = request
         self.ask = ask
         self.empty = Empty
-        self.environment = Environment
         self.ref = Ref.from_address
-        self.subscope = Ref.subscope
+        self.port = partial(Ref.subscope, Ref.from_address("thermos.ports"))    # None for other references
         self.hooked = False
 
     def convert(self, jobs: Any) -> Json:
         """Plain job, update settings, warnings. Raises ConfigProblem."""
-        job = self.pick(jobs).bind({self.ref("mesos.role"): "{{role}}",
-                                    self.ref("mesos.cluster"): "{{cluster}}",
-                                    self.ref("thermos.user"): "{{role}}"})
+        job = self.pick(jobs).bind({"mesos.role": "{{role}}", "mesos.cluster": "{{cluster}}",
+                                    "thermos.user": "{{role}}"})
         self.require(job)
         try:
             return self.converted(job)
@@ -7439,11 +7319,10 @@ class _Conversion:
         ports = self.ports(made, plain)
         warnings = _check_client_rules(plain, ports)
         job = self.fill_tier(job, plain, warnings)
-        made, open_refs = (job % self.environment(mesos=self.schema["MesosContext"]())).interpolate()
-        answer = {"job": _without_none(self.job_configuration(made, made.get(), open_refs, ports)),
-                  "warnings": warnings}
+        made, open_refs = (job % {"mesos": self.schema["MesosContext"]()}).interpolate()
+        answer = {"job": self.job_configuration(made, made.get(), open_refs, ports), "warnings": warnings}
         try:
-            answer["update"] = _without_none(self.update_settings(made, made.get()["update_config"]))
+            answer["update"] = self.update_settings(made, made.get()["update_config"])
         except ConfigProblem as problem:
             answer["update_errors"] = ["%s.update_config: %s" % (job.name(), text) for text in problem.args]
         return answer
@@ -7462,19 +7341,19 @@ class _Conversion:
                 raise ConfigProblem("jobs holds a %s where a Job was expected" % type(each).__name__)
         bindings = self.bindings()
         bound = [job.bind(*bindings) if bindings else job for job in jobs]
-        cluster, role, environment, name = self.request["key"]
-        found = [job for job in bound if str(job.cluster()) == cluster and str(job.role()) == role
-                 and str(job.environment()) == environment and str(job.name()) == name]
+        key, fields = self.request["key"], ("cluster", "role", "environment", "name")
+        found = [job for job in bound if all(str(getattr(job, field)()) == part
+                                             for field, part in zip(fields, key))]
         if len(found) == 1:
             return found[0]
         lines = ["Multiple jobs match, please disambiguate by specifying a job key." if found else
-                 "Could not find job %s" % "/".join(self.request["key"])]
+                 "Could not find job %s" % "/".join(key)]
         shown = [[str(getattr(job, field)()) if getattr(job, field)() is not self.empty else "{MISSING}"
-                  for field in ("cluster", "role", "environment", "name")] for job in bound[:100]]
+                  for field in fields] for job in bound[:100]]
         for parts in shown:
             if not found and "{MISSING}" in parts[:3]:
-                field = ("cluster", "role", "environment")[parts.index("{MISSING}")]
-                lines.append("Job %s does not specify its %s" % ("/".join(parts), field))
+                lines.append("Job %s does not specify its %s" % (
+                    "/".join(parts), fields[parts.index("{MISSING}")]))
         lines.append("Candidates are: " + ", ".join("/".join(parts) for parts in shown))
         raise ConfigProblem(*lines)
 
@@ -7549,11 +7428,8 @@ class _Conversion:
     def bind_images(self, job: Any) -> Tuple[Any, Any]:
         """The job with its images' digests bound, and the same interpolated."""
         made, refs = job.interpolate()
-        wanted = {}
-        for ref in refs:
-            match = re.fullmatch(r"docker\.image\[([^\]]+)\]\[([^\]]+)\]", ref.address())
-            if match:
-                wanted[ref] = match.groups()
+        image = re.compile(r"docker\.image\[([^\]]+)\]\[([^\]]+)\]")
+        wanted = {ref: match.groups() for ref in refs if (match := image.fullmatch(ref.address()))}
         if wanted:
             found = self.ask({"images": list(wanted.values())})["images"]
             job = job.bind(dict(zip(wanted, found)))
@@ -7562,11 +7438,10 @@ class _Conversion:
 
     def ports(self, job: Any, plain: Any) -> Set[str]:
         """Names of the ports that the scheduler has to allocate."""
-        scope = self.ref("thermos.ports")
         referenced: Set[str] = set()
         for process in job.task().processes():
             for ref in process.interpolate()[1]:
-                name = self.subscope(scope, ref)
+                name = self.port(ref)
                 if name is not None:
                     if not name.is_index():
                         raise ConfigProblem("Process %r: a port is written {{thermos.ports[name]}}" %
@@ -7601,9 +7476,8 @@ class _Conversion:
         task.update(job=key, taskLinks={}, metadata=_camel(plain["metadata"]),
                     resources=_resources(plain["task"], ports),
                     constraints=_constraints(plain.get("constraints", {})),
-                    container=self.container(made.container()))
-        if "partition_policy" in plain:
-            task["partitionPolicy"] = _camel(plain["partition_policy"])
+                    container=self.container(made.container()),
+                    partitionPolicy=_camel(plain.get("partition_policy")))
         if made.has_sla_policy():
             kind = type(made.sla_policy().unwrap()).__name__
             task["slaPolicy"] = {kind[0].lower() + kind[1:]: _camel(plain["sla_policy"])}
@@ -7639,10 +7513,9 @@ class _Conversion:
         self.check_task(checked.task())
         if not checked.check().ok():
             raise ConfigProblem("Job not fully specified: %s" % checked.check().message())
-        ports = self.ref("thermos.ports")
-        bound_later = [self.ref(name) for name in ("thermos.task_id", "mesos.instance", "mesos.hostname")]
-        unbound = [str(ref) for ref in open_refs if ref not in bound_later
-                   and self.subscope(ports, ref) is None]
+        bound_later = ("thermos.task_id", "mesos.instance", "mesos.hostname")
+        unbound = [str(ref) for ref in open_refs if ref.address() not in bound_later
+                   and self.port(ref) is None]
         if unbound:
             raise ConfigProblem("Config contains unbound variables: %s" % " ".join(sorted(unbound)))
         if plain["executor_config"]["name"] != EXECUTOR_NAME:
@@ -7668,8 +7541,7 @@ class _Conversion:
             raise ConfigProblem("Failed to fully evaluate task: %s" % check.message())
         for final in (False, True):
             _check_order(plain, final)
-        scope = self.ref("thermos.ports")
-        names = [self.subscope(scope, ref) for ref in task.interpolate()[1]]
+        names = map(self.port, task.interpolate()[1])
         ports = {name.action().value: 31337 for name in names if name is not None}
         context = self.schema["ThermosContext"](task_id="task", user="user", ports=ports)
         left = (task % {"thermos": context}).interpolate()[1]
@@ -7696,8 +7568,7 @@ class _Conversion:
             raise ConfigProblem(*problems)
         if strategy is None:
             kind = "BatchUpdateStrategy" if wait else "QueueUpdateStrategy"
-            strategy = {"batch_size": batch,
-                        "autopause_after_batch": False} if wait else {"batch_size": batch}
+            strategy = self.schema[kind](batch_size=batch).get()
         else:
             kind = type(made.update_config().update_strategy().unwrap()).__name__
             batch, wait = strategy.get("batch_size", batch), kind == "BatchUpdateStrategy"
@@ -7789,26 +7660,19 @@ def _truth(text: Any) -> bool:
     return str(text).lower() in ("true", "1")
 
 
-def _without_none(value: Any) -> Any:
-    """Plain JSON without the fields that have no value."""
-    if isinstance(value, dict):
-        return {key: _without_none(each) for key, each in value.items() if each is not None}
-    return [_without_none(each) for each in value] if isinstance(value, list) else value
-
 
 def _resolve_ports(portmap: Json) -> Json:
     """A portmap with every alias followed to its end. Raises ConfigProblem for a cycle."""
     ports: Dict[Any, Any] = {name: int(port) if _is_integer(port) else port for name, port in portmap.items()}
-    resolved: Json = {}
-    for name in ports:
-        port, seen = ports[name], {name}
+    for name, port in ports.items():
+        seen = {name}
         while port in ports:
             if port in seen:
                 raise ConfigProblem("Found cycle in portmap!")
             seen.add(port)
             port = ports[port]
-        resolved[name] = port
-    return resolved
+        ports[name] = port
+    return ports
 
 
 def _check_order(task: Any, final: bool) -> None:
@@ -7834,13 +7698,12 @@ def _check_order(task: Any, final: bool) -> None:
                                     "process %s" % (
                     second, first))
             before[second].add(first)
-    left = dict(before)
-    while left:
-        ready = [name for name, needs in left.items() if not needs & set(left)]
+    while before:
+        ready = [name for name, needs in before.items() if needs.isdisjoint(before)]
         if not ready:
             raise ConfigProblem("Task has invalid plan: Cycles detected in the task schedule!")
         for name in ready:
-            del left[name]
+            del before[name]
 
 
 # --- child: the evaluator process ---------------------------------------------------------------------------
@@ -8102,8 +7965,9 @@ def _evaluator_main(limits: ConfigLimits, cpus: Sequence[int]) -> None:
     os.closerange(3, control.fileno())
     os.closerange(control.fileno() + 1, 1024)
     os.environ.clear()
-    for name in [each for each in _MODULES if _MODULES[each] != "*"] + list(_RENAMED.values()):
-        __import__(name)
+    for name, given in _MODULES.items():
+        if given != "*":
+            __import__(_RENAMED.get(name, name))
     for name in ("unicodedata", "_strptime", "encodings.idna", "string", "ctypes", "resource", "tempfile"):
         __import__(name)
     for name in ("unicode_escape", "latin_1", "ascii", "cp1252", "utf_8_sig"):
@@ -9021,7 +8885,7 @@ def last_words(task: Any) -> Json:
     """How a plain task ended: instance, id, state, host, and the message of its last event, or why it
     waits."""
     assigned = task["assignedTask"]
-    last: Json = max(reversed(task.get("taskEvents", ())), key=lambda event: event["timestamp"], default={})
+    last: Any = max(reversed(task.get("taskEvents", ())), key=lambda event: event["timestamp"], default={})
     return {"instance": assigned["instanceId"], "id": assigned["taskId"], "host": assigned.get("slaveHost"),
             "state": api.ScheduleStatus.name_of(task["status"]),
             "message": task.get("reason") or last.get("message")}
@@ -9388,10 +9252,10 @@ def up_count(ups: Sequence[int], seconds: float) -> float:
 
 @reading
 def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage: float, seconds: float,
-                min_instances: int, now: float, together: bool = True) -> List[Json]:
+                min_instances: int, now: float) -> List[Json]:
     """For every job on `hosts`, or on any host, whether it keeps `percentage` of its instances up for
-    `seconds` when they go, all together or each alone; only production jobs of at least `min_instances`
-    count, as in aurora_admin. For each host: jobs, each with its figures."""
+    `seconds` when they go, these together or else each alone; only production jobs of at least
+    `min_instances` count, as in aurora_admin. For each host: jobs, each with its figures."""
     def ask(**query: Any) -> List[Any]:
         return list(read_tasks(scheduler, api.TaskQuery(statuses=set(api.LIVE_STATES), **query), "sla tasks"))
     tasks = ask() if hosts is None else ask(slaveHosts=set(hosts))
@@ -9409,7 +9273,7 @@ def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage
         by_job.setdefault(task["assignedTask"]["task"]["job"], []).append(task)
     found = []
     for host in on_host:
-        leaving = set(hosts) if together and hosts else {host}
+        leaving = {host} if hosts is None else set(hosts)
         judged = []
         for key in sorted(on_host[host]):
             everything = uptimes(by_job.get(key, ()), now)
@@ -11400,7 +11264,8 @@ class Metrics:
     written."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()       # guards _families
+        self._lock = threading.Lock()       # guards _families and _answered
+        self._answered: Dict[Tuple[str, str, int], Tuple[Tuple[str, str, str], Any]] = {}
         self._families: Dict[str, Tuple[str, str, Tuple[str, ...], Dict[Tuple[str, ...], Any]]] = {}
         self.gauges: List[Tuple[str, str, str, Callable[[], Any]]] = []
 
@@ -11425,13 +11290,18 @@ class Metrics:
             self._families[name][3][values].observe(seconds)
 
     def answered(self, route: str, method: str, status: int, seconds: Optional[float]) -> None:
-        """Count an answered request: the two families that every request touches, with one lock. seconds:
-        None where the caller wanted to wait, so that they say nothing of the server."""
+        """Count an answered request: the two families that every request touches, with one look-up and one
+        lock. seconds: None where the caller wanted to wait, so that they say nothing of the server."""
         with self._lock:
-            self._families["aurora_rest_http_requests_total"][3][route, method, str(status)] += 1
-            durations = self._families["aurora_rest_http_request_duration_seconds"][3][route,]
+            entry = self._answered.get((route, method, status))
+            if entry is None:
+                durations = self._families["aurora_rest_http_request_duration_seconds"][3]
+                labels = (route, method, str(status))
+                entry = self._answered[route, method, status] = (labels, durations[route,])
+            labels, histogram = entry
+            self._families["aurora_rest_http_requests_total"][3][labels] += 1
             if seconds is not None:
-                durations.observe(seconds)
+                histogram.observe(seconds)
 
     def text(self) -> str:
         """All of them, in the text format 0.0.4."""
@@ -12467,11 +12337,10 @@ def route(method: str, path: str, group: str, access: str = "", params: str = ""
     rows = {query: row or query for query, _, row in (each.partition(":") for each in named)}
 
     def put(handler: Callable[[Call], Any]) -> Callable[[Call], Any]:
-        ROUTES.append(Route(method, path, handler, name or handler.__name__,
-                            summary or (handler.__doc__ or "").strip().split("\n")[0], group, level, rows,
-                            body,
-                            {int(code[1:]): text for code, text in answers.items()}, gives, remembered, quick,
-                            operates, judges, guards))
+        sentence = re.split(r"(?<=\.)\s", " ".join((handler.__doc__ or "").split()))[0]
+        ROUTES.append(Route(method, path, handler, name or handler.__name__, summary or sentence, group,
+                            level, rows, body, {int(code[1:]): text for code, text in answers.items()},
+                            gives, remembered, quick, operates, judges, guards))
         return handler
     return put
 
@@ -12773,9 +12642,11 @@ class Call:
         given: Dict[str, List[str]] = {}
         for name, value in self.request.query:
             given.setdefault(name, []).append(value)
-        prefers = re.search(r"\bwait=(\d{1,9})\b", self.request.headers.get("prefer", "")[:1024])
-        if prefers and "wait" in known:
-            given.setdefault("wait", [prefers.group(1)])
+        prefer = self.request.headers.get("prefer")
+        if prefer and "wait" in known:
+            prefers = re.search(r"\bwait=(\d{1,9})\b", prefer[:1024])
+            if prefers:
+                given.setdefault("wait", [prefers.group(1)])
         for name, values in given.items():
             if name not in known:
                 raise BadRequest("unknown parameter %s; this call knows %s" % (
@@ -13838,17 +13709,25 @@ def _declare_gauges(service: Service) -> None:
 
 
 # --- handlers: server ---------------------------------------------------------------------------------------
+#
+# Rows of the route table that have much in common: reads of this server that take no time, reads of a cluster
+# whose answers are remembered, streams of events, changes of a job that there is, and what takes an
+# administrator of the cluster.
+
+_quick = partial(route, "GET", group="server", quick=True)
+_remembered = partial(route, "GET", group="watch", remembered=True)
+_events = partial(route, "GET", group="watch", gives="text/event-stream")
+_job_change = partial(route, gives="JobWritten", guards=_JOB_GUARDS)
+_operator = partial(route, group="operate", access="admin")
 
 
-@route("GET", "/alpha/version", "server", quick=True, gives="Version", a200="the version")
+@_quick("/alpha/version", gives="Version", a200="the version")
 def get_version(call: Call) -> Any:
     """The version of this service."""
-    return _version_response()
+    return _VERSION
 
 
-@lru_cache(maxsize=1)
-def _version_response() -> Response:
-    return Response(200, {"status": "success", "version": __version__})
+_VERSION = Response(200, {"status": "success", "version": __version__})     # one, so that it is made once
 
 
 @route("GET", "/alpha/server", "server", access="admin", gives="ServerAnswer", a200="this server")
@@ -13864,15 +13743,15 @@ def get_server(call: Call) -> Any:
         limits={name: {"used": used, "limit": most} for name, (used, most) in service.levels().items()})
 
 
-@route("GET", "/health", "server", quick=True, gives="Health", a200="alive")
+@_quick("/health", gives="Health", a200="alive")
 def get_health(call: Call) -> Any:
     """Whether this process answers; says nothing about schedulers."""
     return call.success(version=__version__, uptime=call.service.uptime)
 
 
-@route("GET", "/ready", "server", quick=True, gives="Ready",
-       a200="every cluster has a leader that answers, or at least one where there are several",
-       a503="stopping, or no scheduler answers")
+@_quick("/ready", gives="Ready",
+        a200="every cluster has a leader that answers, or at least one where there are several",
+        a503="stopping, or no scheduler answers")
 def get_ready(call: Call) -> Any:
     """Whether this server can do its work: which clusters have a leader that answers. Known within a
     second."""
@@ -13882,32 +13761,29 @@ def get_ready(call: Call) -> Any:
     schedulers = service.clusters.schedulers()
     service.readiness.look(schedulers)
 
-    def answer(states: Sequence[Optional[Json]]) -> Response:
-        late = {"ready": False, "code": "SCHEDULER_TIMEOUT", "errors": ["no answer within a second"]}
-        clusters = {each.name or "default": state or late for each, state in zip(schedulers, states)}
+    def answer(late: Optional[Json] = None) -> Any:
+        """late: what is said of a scheduler that has not answered; without it all have to."""
+        clusters: Json = {each.name or "default": service.readiness.state(each) or late
+                          for each in schedulers}
+        if not all(clusters.values()):
+            return None
         isolation = service.evaluator.isolation
         if not any(state["ready"] for state in clusters.values()):
             return service.refuse(NoLeader("no scheduler answers", code="NOT_READY", clusters=clusters,
                                            isolation=isolation))
         return call.success(clusters=clusters, isolation=isolation)
-
-    def found() -> List[Optional[Json]]:
-        return [service.readiness.state(each) for each in schedulers]
-
-    def ready() -> Optional[Response]:
-        states = found()
-        return answer(states) if all(states) else None
-    return Later(service.readiness, 0.8, ready, lambda: answer(found()))
+    return Later(service.readiness, 0.8, answer, partial(answer, {
+        "ready": False, "code": "SCHEDULER_TIMEOUT", "errors": ["no answer within a second"]}))
 
 
-@route("GET", "/metrics", "server", quick=True, gives="text/plain", a200="Prometheus text format")
+@_quick("/metrics", gives="text/plain", a200="Prometheus text format")
 def get_metrics(call: Call) -> Any:
     """Counters, histograms and gauges for Prometheus."""
     return Response(200, body=call.service.metrics.text().encode(),
                     content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-@route("GET", "/openapi.json", "server", quick=True, gives=JSON_TYPE, a200="OpenAPI 3.1")
+@_quick("/openapi.json", gives=JSON_TYPE, a200="OpenAPI 3.1")
 def get_openapi(call: Call) -> Any:
     """This API's description, made from the route table."""
     return _openapi_response(call.request.prefix)
@@ -13924,8 +13800,7 @@ def list_clusters(call: Call) -> Any:
     return call.success(count=len(clusters), clusters=clusters)
 
 
-@route("GET", "/alpha/roles/{cluster}", "watch", remembered=True, gives="RoleList",
-       a200="roles with job counts")
+@_remembered("/alpha/roles/{cluster}", gives="RoleList", a200="roles with job counts")
 def list_roles(call: Call) -> Any:
     """The roles of a cluster with their numbers of jobs and cron jobs."""
     summaries = call.read("getRoleSummary").result.roleSummaryResult.summaries or ()
@@ -13934,7 +13809,7 @@ def list_roles(call: Call) -> Any:
     return call.success(count=len(roles), roles=roles)
 
 
-@route("GET", "/alpha/tiers/{cluster}", "watch", remembered=True, gives="TierList", a200="tiers")
+@_remembered("/alpha/tiers/{cluster}", gives="TierList", a200="tiers")
 def list_tiers(call: Call) -> Any:
     """The tiers of a cluster and which is the default."""
     result = call.read("getTierConfigs").result.getTierConfigResult
@@ -13947,15 +13822,50 @@ def list_tiers(call: Call) -> Any:
 # --- handlers: watch ----------------------------------------------------------------------------------------
 
 
-def _matches(key: str, globs: Dict[str, Callable[[str], bool]]) -> bool:
-    """Whether role/environment/name matches the globs that there are for its parts."""
-    return all(is_wanted(part) for part, is_wanted in zip(key.split("/"), (
-        globs.get(name, bool) for name in Key._fields[1:])))
+def _key_filter(call: Call) -> Callable[[str], bool]:
+    """What tells whether role/environment/name matches the globs that the query has for its parts."""
+    globs = [(at, glob(call.get(name))) for at, name in enumerate(Key._fields[1:]) if call.get(name)]
+
+    def fits(key: str) -> bool:
+        parts = key.split("/")
+        return all(is_wanted(parts[at]) for at, is_wanted in globs)
+    return fits if globs else bool
 
 
-def _wanted(call: Call, cluster: str, summary: Any) -> bool:
-    """Whether a job's summary passes the filters tier=, has=, metadata= and image=."""
-    plain, config = _summary(cluster, summary), summary["job"].get("taskConfig", {})
+def _host_filter(call: Call) -> Callable[[Optional[str]], bool]:
+    """What tells whether a host matches one of the globs of host=, if there are any."""
+    globs = [glob(each) for each in call.get("host", ())]
+    return lambda host: not globs or any(fits(host or "") for fits in globs)
+
+
+def _is_pattern(given: Any) -> bool:
+    """Whether the value of a parameter, or one of its values, is a pattern and no plain name."""
+    return bool(re.search(r"[*?\[]", "".join(given or ())))
+
+
+def _portion(call: Call, name: str, limit: int, more: bool, shown: Sequence[Any]) -> Response:
+    """The answer with the part of a list, as the field `name`, that was asked for, and where to go on if
+    there is more."""
+    following = call.get("offset", 0) + limit if more else 0
+    return call.success(200, call.link(following) if more else [], count=len(shown), **{name: shown},
+                        **_some(next=following))
+
+
+def _listed(call: Call, name: str, found: Sequence[Any], **fields: Any) -> Response:
+    """The answer with those of a list, as the field `name`, that offset= and limit= leave."""
+    shown, headers = call.page(found)
+    return call.success(200, headers, count=len(shown), **fields, **{name: shown})
+
+
+def _find_tasks(call: Call, query: Any, fields: str) -> List[Any]:
+    """The plain tasks that an api.TaskQuery finds. fields: a projection's name."""
+    response = call.read("getTasksWithoutConfigs", query, projection=projection(fields))
+    return response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", [])
+
+
+def _wanted(call: Call, plain: Json, config: Any) -> bool:
+    """Whether a job in brief, with its configuration, passes the filters tier=, has=, metadata= and
+    image=."""
     if call.get("tier") and not glob(call.get("tier"))(plain["tier"]
             or "") or call.get("has") and not plain[call.get("has")]:
         return False
@@ -13977,25 +13887,22 @@ def _image(container: Any) -> str:
 _JOB_FILTERS = " tier has metadata image limit offset detail"
 
 
-def _jobs_of(call: Call, scheduler: Any, cluster: str, role: Optional[str]) -> List[Any]:
-    """The jobs of a cluster that pass the filters: keys, or with detail=1 Jobs."""
-    named = {name: call.args.get(name) or call.get(name) for name in Key._fields[1:]}
-    globs = {name: glob(pattern) for name, pattern in named.items() if pattern
-             and not (name == "role" and role)}
+def _jobs_of(call: Call, scheduler: Any, cluster: str) -> List[Any]:
+    """The jobs of a cluster, or of the role that the path names, that pass the filters: keys, or with
+    detail=1 Jobs."""
+    role, fits = call.args.get("role"), _key_filter(call)
     described = {"metadata", "image"} & set(call.params)
     if not described and not {"detail", "tier", "has"} & set(call.params):
-        found = list_jobs(scheduler, role)
-        return ["%s/%s" % (cluster, key) for key in found if not globs or _matches(key, globs)]
-    summaries = [each for each in list_summaries(scheduler, role, "described summaries" if described
-                                                 else "summaries")
-                 # Those that the list without details has, too: getJobSummary also tells of jobs that have
-                 # ended.
-                 if each["job"].get("cronSchedule") or each.get("stats", {}).get("activeTaskCount")
-                 or each.get("stats", {}).get("pendingTaskCount")]
-    summaries = [each for each in summaries if (not globs or _matches(each["job"]["key"], globs))
-                 and _wanted(call, cluster, each)]
-    return [_summary(cluster, each) if call.get("detail") else "%s/%s" % (cluster, each["job"]["key"])
-            for each in summaries]
+        return ["%s/%s" % (cluster, key) for key in list_jobs(scheduler, role) if fits(key)]
+    found = []
+    for each in list_summaries(scheduler, role, "described summaries" if described else "summaries"):
+        if fits(each["job"]["key"]):
+            plain = _summary(cluster, each)
+            # Those that the list without details has, too: getJobSummary also tells of jobs that have ended.
+            if (plain["cron"] or plain["instances"]) and _wanted(call, plain,
+                                                                 each["job"].get("taskConfig", {})):
+                found.append(plain if call.get("detail") else plain["key"])
+    return found
 
 
 def _job_list(call: Call, found: Sequence[Any], **fields: Any) -> Response:
@@ -14028,28 +13935,20 @@ def _cron(summary: Any) -> Optional[Json]:
             "instances": job.get("instanceCount", 0), "collision_policy": policy}
 
 
-@route("GET", "/alpha/jobs/{cluster}/{role}", "watch", remembered=True, params="environment name" +
-       _JOB_FILTERS,
-       gives="JobList", a200="job keys")
-def list_role_jobs(call: Call) -> Any:
-    """List the jobs of a role."""
-    return _job_list(call, _jobs_of(call, call.scheduler, call.args["cluster"], call.args["role"]))
+def _list_jobs(call: Call) -> Any:
+    if "environment" in call.args:
+        call.params["environment"] = call.args["environment"]
+    return _job_list(call, _jobs_of(call, call.scheduler, call.args["cluster"]))
 
 
-@route("GET", "/alpha/jobs/{cluster}", "watch", remembered=True, params="role environment name" +
-       _JOB_FILTERS,
-       gives="JobList", a200="job keys")
-def list_cluster_jobs(call: Call) -> Any:
-    """List the jobs of a cluster, or those whose role, environment and name match."""
-    return _job_list(call, _jobs_of(call, call.scheduler, call.args["cluster"], None))
-
-
-@route("GET", "/alpha/jobs/{cluster}/{role}/{environment}", "watch", remembered=True, params="name" +
-       _JOB_FILTERS,
-       gives="JobList", a200="job keys")
-def list_environment_jobs(call: Call) -> Any:
-    """List the jobs of a role in one environment."""
-    return _job_list(call, _jobs_of(call, call.scheduler, call.args["cluster"], call.args["role"]))
+for _path, _named, _params, _does in (
+        ("{cluster}/{role}", "list_role_jobs", "environment name", "List the jobs of a role."),
+        ("{cluster}", "list_cluster_jobs", "role environment name",
+         "List the jobs of a cluster, or those whose role, environment and name match."),
+        ("{cluster}/{role}/{environment}", "list_environment_jobs", "name",
+         "List the jobs of a role in one environment.")):
+    _remembered("/alpha/jobs/" + _path, params=_params + _JOB_FILTERS, gives="JobList", name=_named,
+                summary=_does, a200="job keys")(_list_jobs)
 
 
 @route("GET", "/alpha/jobs", "watch", params="cluster role environment name" + _JOB_FILTERS, gives="JobList",
@@ -14063,7 +13962,7 @@ def list_all_jobs(call: Call) -> Any:
 
     def look(name: str) -> None:
         try:
-            found[name] = _jobs_of(call, Session(service.clusters[name], call.auth), name, None)
+            found[name] = _jobs_of(call, Session(service.clusters[name], call.auth), name)
         except AuroraError as error:
             unanswered[name] = {"code": error.code, "errors": error.messages}
     threads = [threading.Thread(target=look, args=(name,), name="cluster", daemon=True) for name in names[1:]]
@@ -14083,22 +13982,21 @@ def list_all_jobs(call: Call) -> Any:
 @reading
 def _plain_tasks(cluster: str, job: str, tasks: Iterable[Any]) -> List[Json]:
     """Plain tasks as callers see them. job: the key, where they are all of one."""
-    return [_plain_task(cluster, job, task, api.ScheduleStatus.names) for task in tasks]
-
-
-def _plain_task(cluster: str, job: str, task: Any, names: Dict[int, str]) -> Json:
-    assigned = task["assignedTask"]
-    plain = {"id": assigned["taskId"], "job": job or "%s/%s" % (cluster, assigned["task"]["job"]),
-             "instance": assigned.get("instanceId", 0),
-             "state": names.get(task["status"]) or str(task["status"]),
-             "host": assigned.get("slaveHost"), "ports": assigned.get("assignedPorts") or {},
-             "failures": task.get("failureCount", 0), "ancestor": task.get("ancestorId"),
-             "events": [{"time": event["timestamp"],
-                         "state": names.get(event["status"]) or str(event["status"]),
-                         "message": event.get("message")} for event in task.get("taskEvents", ())]}
-    if task.get("reason"):
-        plain["pending"] = task["reason"]
-    return plain
+    found, names = [], api.ScheduleStatus.names
+    for task in tasks:
+        assigned = task["assignedTask"]
+        found.append({
+            "id": assigned["taskId"], "job": job or "%s/%s" % (cluster, assigned["task"]["job"]),
+            "instance": assigned.get("instanceId", 0),
+            "state": names.get(task["status"]) or str(task["status"]),
+            "host": assigned.get("slaveHost"), "ports": assigned.get("assignedPorts") or {},
+            "failures": task.get("failureCount", 0), "ancestor": task.get("ancestorId"),
+            "events": [{"time": event["timestamp"],
+                        "state": names.get(event["status"]) or str(event["status"]),
+                        "message": event.get("message")} for event in task.get("taskEvents", ())]})
+        if task.get("reason"):
+            found[-1]["pending"] = task["reason"]
+    return found
 
 
 def _cron_of(call: Call) -> Optional[Json]:
@@ -14111,12 +14009,9 @@ def _cron_of(call: Call) -> Optional[Json]:
 def _require_job(call: Call) -> None:
     """Raises NotFound, with the nearest names, where the scheduler knows neither tasks nor template nor
     updates of the job."""
-    key = call.key
-    query = api.TaskQuery(jobKeys={key.thrift}, limit=1)
-    response = call.read("getTasksWithoutConfigs", query, projection=projection("task states"))
-    if not response.get("result", {}).get("scheduleStatusResult",
-                                          {}).get("tasks") and _cron_of(call) is None and (
-            not update_summaries(call.scheduler, api.JobUpdateQuery(jobKey=key.thrift, limit=1))):
+    key = call.key.thrift
+    if not (_find_tasks(call, api.TaskQuery(jobKeys={key}, limit=1), "task states") or _cron_of(call)
+            or update_summaries(call.scheduler, api.JobUpdateQuery(jobKey=key, limit=1))):
         raise _no_job(call)
 
 
@@ -14126,42 +14021,42 @@ def _no_job(call: Call) -> Failure:
     return no_such("job", str(key), known)
 
 
-@route("GET", "/alpha/job/{key}", "watch", remembered=True, params="logs", gives="JobStatus",
-       a200="the job's tasks, statistics, cron schedule and active update")
+@_remembered("/alpha/job/{key}", params="logs", gives="JobStatus",
+             a200="the job's tasks, statistics, cron schedule and active update")
 def get_job(call: Call) -> Any:
     """Status of a job: its tasks by instance, with host, state and events; statistics; cron; the update in
     progress."""
     key, states = str(call.key), api.ScheduleStatus
     found = query_tasks(call.scheduler, call.key, reasons=True)
-    configs = [task["assignedTask"].get("task", {}) for task in found[-1:]]
-    service = any(config.get("isService", False) for config in configs)
+    config = found[-1]["assignedTask"].get("task", {}) if found else {}
+    service = config.get("isService", False)
     # a service is no cron job: only others cost a look at the role's templates
     cron = None if service else _cron_of(call)
-    updates = find_updates(call.scheduler, api.JobUpdateQuery(
-        jobKey=call.key.thrift, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)))
-    if not found and cron is None and not updates:
+    updates = _updates_in_progress(call)
+    if not (found or cron or updates):
         raise _no_job(call)
     counts = collections.Counter([task["status"] for task in found])
     waiting = sum(counts[each] for each in (states.INIT, *_NOT_PLACED))
     active = _plain_tasks("", key, filter(is_active, found))
     ended = _plain_tasks("", key, itertools.filterfalse(is_active, found))
     failing = failing_instances(found) if counts[states.FAILED] else []
-    words = failure_of(call, failing) if failing and call.get("logs", True) else {}
-    if failing and call.get("logs", True) and call.replay:
-        call.replay.failed = True       # it follows from more than the scheduler's replies, and from who asks
+    words: Json = {}
+    if failing and call.get("logs", True):
+        words = failure_of(call, failing)
+        if call.replay:
+            call.replay.failed = True   # it follows from more than the scheduler's replies, and from who asks
     return call.success(
         count=len(active), job=key, instances=len(active), active=len(active) - waiting, pending=waiting,
         finished=counts[states.FINISHED] + counts[states.KILLED], failed=counts[states.FAILED] +
         counts[states.LOST],
-        tier=next((config.get("tier") for config in configs), None), service=service,
-        stats={states.name_of(each): count for each,
-               count in sorted(counts.items(), key=lambda pair: states.name_of(pair[0]))},
+        tier=config.get("tier"), service=service,
+        stats=dict(sorted((states.name_of(each), count) for each, count in counts.items())),
         cron=cron, update=plain_update(call.key.cluster, updates[0]) if updates else None,
         tasks={"active": active, "inactive": ended}, **words)
 
 
-@route("GET", "/alpha/job/{key}/tasks", "watch", remembered=True,
-       params="shards instances state host brief limit offset", gives="TaskList", a200="tasks")
+@_remembered("/alpha/job/{key}/tasks", params="shards instances state host brief limit offset",
+             gives="TaskList", a200="tasks")
 def list_tasks(call: Call) -> Any:
     """The tasks of a job, filtered by instance, state and host."""
     found = query_tasks(call.scheduler, call.key, call.shards, call.get("state"), reasons=True)
@@ -14170,43 +14065,36 @@ def list_tasks(call: Call) -> Any:
     if call.get("brief"):
         found = [dict(task, taskEvents=task.get("taskEvents", [])[-1:]) for task in found]
     tasks = _plain_tasks("", str(call.key), found)
-    if call.get("host"):
-        tasks = [task for task in tasks if any(glob(each)(task["host"] or "") for each in call.get("host"))]
-    shown, headers = call.page(tasks)
-    return call.success(200, headers, count=len(shown), total=len(tasks), tasks=shown)
+    on_host = _host_filter(call)
+    tasks = [task for task in tasks if on_host(task["host"])]
+    return _listed(call, "tasks", tasks, total=len(tasks))
 
 
-@route("GET", "/alpha/job/{key}/config", "watch", remembered=True, gives="ConfigList",
-       a200="configurations with their instances")
+@_remembered("/alpha/job/{key}/config", gives="ConfigList", a200="configurations with their instances")
 def get_config(call: Call) -> Any:
     """The running configuration, by instances that share it. Its ETag goes into If-Match of a write to the
     job."""
     if not call.running:
         _require_job(call)
         raise NotFound("job %s has no active instances" % (call.key,))
-    groups = sorted(call.running, key=lambda pair: pair[1])
-    return call.success(count=len(groups), configs=[
-        {"instances": numbers, "config": plain_config(config)} for config, numbers in groups])
+    return _listed(call, "configs", [
+        {"instances": numbers, "config": plain_config(config)}
+        for config, numbers in sorted(call.running, key=lambda pair: pair[1])])
 
 
-@route("GET", "/alpha/job/{key}/pending", "watch", remembered=True, params="limit offset",
-       gives="PendingList",
-       a200="reasons by task")
+@_remembered("/alpha/job/{key}/pending", params="limit offset", gives="PendingList", a200="reasons by task")
 def list_pending(call: Call) -> Any:
     """Why tasks of the job are pending: which constraint or resource, per task."""
     reasons = pending_reasons(call.scheduler, api.TaskQuery(jobKeys={call.key.thrift}))
     if not reasons:
         _require_job(call)
-    found = [{"id": task, "reason": reason, "reasons": [
+    return _listed(call, "pending", [{"id": task, "reason": reason, "reasons": [
         {"kind": kind, "what": what or None} for kind, _, what in (
-            part.partition(": ") for part in reason.split(",") if part)]} for task,
-            reason in sorted(reasons.items())]
-    shown, headers = call.page(found)
-    return call.success(200, headers, count=len(shown), pending=shown)
+            part.partition(": ") for part in reason.split(",") if part)]}
+        for task, reason in sorted(reasons.items())])
 
 
-@route("GET", "/alpha/job/{key}/events", "watch", params="snapshot", gives="text/event-stream",
-       a200="task, instance and update events")
+@_events("/alpha/job/{key}/events", params="snapshot", a200="task, instance and update events")
 def watch_job(call: Call) -> Any:
     """Events of a job as they happen: task, update, instance; resumes at Last-Event-ID."""
     _require_job(call)
@@ -14214,11 +14102,10 @@ def watch_job(call: Call) -> Any:
                                "/".join(call.key[1:]))
 
 
-@route("GET", "/alpha/events/{cluster}/{role}", "watch", params="snapshot", gives="text/event-stream",
-       a200="task, instance and update events")
+@_events("/alpha/events/{cluster}/{role}", params="snapshot", a200="task, instance and update events")
 def watch_role(call: Call) -> Any:
     """Events of all jobs of a role as they happen."""
-    cluster, role = call.args["cluster"], call.args["role"]
+    cluster, role = call.args["cluster"], call.args.get("role")
     return call.service.stream(call, ("role", cluster, role), lambda: TaskChanges(
         call.scheduler, cluster, lambda: api.TaskQuery(role=role), lambda: api.JobUpdateQuery(role=role)))
 
@@ -14254,6 +14141,7 @@ def get_up_count(call: Call) -> Any:
 # the last one, and holds no connection to an observer in between.
 
 _FOLLOWED = 50          # instances that are followed at once
+_Opened = Tuple[Optional[Output], int, Optional[int]]   # of `open_output`; no log: it is to be found first
 
 
 def _spot(call: Call) -> Spot:
@@ -14314,14 +14202,11 @@ class Follow(Source):
         if entry.name != "log":
             said = " ".join("%s=%s" % pair for pair in sorted(plain.items()))
             return ("--- %s %s\n" % (entry.name, said)).encode()
-        return _named_lines(data, plain["instance"]) if self.named else data
-
-
-def _named_lines(data: bytes, instance: int) -> bytes:
-    lines = data.splitlines(True)
-    if lines and not lines[-1].endswith(b"\n"):
-        lines[-1] += b"\n"
-    return b"".join(b"%d: %b" % (instance, line) for line in lines)
+        if not self.named:
+            return data
+        if data and not data.endswith(b"\n"):
+            data += b"\n"
+        return b"".join(b"%d: %b" % (plain["instance"], line) for line in data.splitlines(True))
 
 
 def _text(body: bytes, *headers: Tuple[str, str]) -> Response:
@@ -14329,11 +14214,9 @@ def _text(body: bytes, *headers: Tuple[str, str]) -> Response:
                     headers=[("X-Content-Type-Options", "nosniff"), *headers])
 
 
-def _follow(call: Call,
-            wanted: Sequence[Tuple[int, Optional[Output], int, Optional[int], Optional[Position]]],
-            tail: int, named: bool) -> Stream:
-    """A stream of what these instances write: (number, log or None where it is to be found, its size and
-    check, where the caller goes on)."""
+def _follow(call: Call, wanted: Sequence[Tuple[int, _Opened, Optional[Position]]], tail: int,
+            named: bool) -> Stream:
+    """A stream of what these instances write: (number, its log, where the caller goes on)."""
     service, key = call.service, call.key
     stream, fixed, auth = call.get("stream", "stdout"), "task" in call.params, call.auth
     scheduler = service.clusters[key.cluster]
@@ -14341,21 +14224,19 @@ def _follow(call: Call,
     events = not once and "text/event-stream" in call.request.headers.get("accept", "")
     follow = Follow(call.get("grep"), events, named)
 
-    def make(number: int, output: Optional[Output], size: int, check: Optional[int]) -> Feed:
+    def make(number: int, opened: _Opened) -> Feed:
         def find() -> List[Spot]:
             return find_tasks(Session(scheduler, auth), key, [number], service.clock)
-        return Feed(service.runner,
-                    Cursor(service.observer, find, key, number, call.args.get("process"), stream, output,
-                                           size, check, fixed), service.poll_interval)
+        return Feed(service.runner, Cursor(service.observer, find, key, number, call.args.get("process"),
+                                           stream, *opened, fixed), service.poll_interval)
     try:
-        for number, output, size, check, position in wanted:
-            process = output.process if output else call.args.get("process")
+        for number, opened, position in wanted:
+            process = opened[0].process if opened[0] else call.args.get("process")
             watched = ("log", key, number, process, stream, call.get("task"), call.get("run", -1),
                        call.get("source"), auth)
             use = partial(Follower, tail=tail, grep=follow.grep, changed=follow.changed, position=position,
                           once=once)
-            follow.followers.append(service.watched.watch(watched, partial(make, number, output, size, check),
-                                                          use))
+            follow.followers.append(service.watched.watch(watched, partial(make, number, opened), use))
     except AuroraError:
         follow.deserted()
         raise
@@ -14365,46 +14246,40 @@ def _follow(call: Call,
                     follow.since, chunked=call.request.head.version > 0)
 
 
-def _log(call: Call) -> Any:
-    observer, tail, offset = call.service.observer, call.get("tail", 100), call.get("byte")
-    if "tail" in call.params and offset is not None:
-        raise BadRequest("tail= and offset= exclude each other")
-    if "length" in call.params and (offset is None or call.get("follow")):
-        raise BadRequest("length= goes with offset=, and not with follow=")
-    spot = _spot(call)
-    output, size, check = open_output(observer, find_output(
-        observer, spot, call.args.get("process"), call.get("stream", "stdout"), call.get("run", -1),
-        call.get("source") == "agent"))
-    if call.get("follow"):
-        position = Position.parse(call.request.headers.get("last-event-id", ""))
-        if position is None and offset is not None:
-            position = Position(spot.id, output.run, offset if offset >= 0 else max(0, size + offset))
-        return _follow(call, [(spot.instance, output, size, check, position)], tail, False)
-    piece = read_piece(observer, output, tail, offset, call.get("length", _CHUNK), call.get("grep"))
-    shown = (("Task", spot.id), ("Run", output.run), ("Offset", piece.offset), ("Next", piece.next),
-             ("Size", piece.size),
-             ("Left", max(0, piece.size - piece.next)), ("Source", "agent" if output.agent else "observer"))
-    return _text(piece.data, *(("X-Log-" + name, str(value)) for name, value in shown))
-
-
 _LOG_PARAMS = "task stream run tail offset:byte length follow grep source"
 
 
+@route("GET", "/alpha/job/{key}/instances/{instance}/logs", "watch", "logs", _LOG_PARAMS, gives="text/plain",
+       name="get_only_log",
+       summary="The same where the task has one process; with source=agent what the executor itself wrote.",
+       a200="the end of the log, or a part of it; X-Log-Next says where to go on",
+       a410="the sandbox was collected")
 @route("GET", "/alpha/job/{key}/instances/{instance}/logs/{process}", "watch", "logs", _LOG_PARAMS,
        gives="text/plain", a200="the end of the log, or a part of it; X-Log-Next says where to go on",
        a410="the sandbox was collected")
 def get_log(call: Call) -> Any:
     """What a process of an instance's task wrote; with follow=1 as it comes, over rotations, runs and
     tasks."""
-    return _log(call)
-
-
-@route("GET", "/alpha/job/{key}/instances/{instance}/logs", "watch", "logs", _LOG_PARAMS, gives="text/plain",
-       a200="the end of the log, or a part of it; X-Log-Next says where to go on",
-       a410="the sandbox was collected")
-def get_only_log(call: Call) -> Any:
-    """The same where the task has one process; with source=agent what the executor itself wrote."""
-    return _log(call)
+    observer, tail, offset = call.service.observer, call.get("tail", 100), call.get("byte")
+    if "tail" in call.params and offset is not None:
+        raise BadRequest("tail= and offset= exclude each other")
+    if "length" in call.params and (offset is None or call.get("follow")):
+        raise BadRequest("length= goes with offset=, and not with follow=")
+    spot = _spot(call)
+    opened = open_output(observer, find_output(
+        observer, spot, call.args.get("process"), call.get("stream", "stdout"), call.get("run", -1),
+        call.get("source") == "agent"))
+    output, size, _ = opened
+    if call.get("follow"):
+        position = Position.parse(call.request.headers.get("last-event-id", ""))
+        if position is None and offset is not None:
+            position = Position(spot.id, output.run, offset if offset >= 0 else max(0, size + offset))
+        return _follow(call, [(spot.instance, opened, position)], tail, False)
+    piece = read_piece(observer, output, tail, offset, call.get("length", _CHUNK), call.get("grep"))
+    shown = (("Task", spot.id), ("Run", output.run), ("Offset", piece.offset), ("Next", piece.next),
+             ("Size", piece.size),
+             ("Left", max(0, piece.size - piece.next)), ("Source", "agent" if output.agent else "observer"))
+    return _text(piece.data, *(("X-Log-" + name, str(value)) for name, value in shown))
 
 
 @route("GET", "/alpha/job/{key}/logs/{process}", "watch", "logs", "shards instances stream tail follow grep",
@@ -14422,7 +14297,7 @@ def get_job_log(call: Call) -> Any:
                          (len(numbers), _FOLLOWED))
     last = Position.parse(call.request.headers.get("last-event-id", ""))
     of = next((spot.instance for spot in spots if last and spot.id == last.task), None)
-    return _follow(call, [(number, None, 0, None, last if number == of else None) for number in numbers],
+    return _follow(call, [(number, (None, 0, None), last if number == of else None) for number in numbers],
                    tail, True)
 
 
@@ -14461,17 +14336,16 @@ def get_file(call: Call) -> Any:
         raise BadRequest("path= says which file; files?path= lists a directory")
     spot = _spot(call)
     size = observer.read(spot, path, 0, 1, agent)[2]
-    given = call.request.headers.get("range", "")
-    asked = _range(given, size) if "if-range" not in call.request.headers else None
+    given = call.request.headers
+    asked = _range(given.get("range", ""), size) if "if-range" not in given else None
     first, end = asked or (0, size)
     if asked and first >= end:
         raise RangeNotSatisfiable("%s has %d bytes" % (path, size),
                                   headers=[("Content-Range", "bytes */%d" % size)])
-    name = path.rpartition("/")[2]
     headers = [("Content-Length", str(end - first)), ("Accept-Ranges", "bytes"),
-               ("Cache-Control", "no-store"),
-               ("X-Content-Type-Options", "nosniff"), ("X-Log-Task", spot.id),
-               ("Content-Disposition", "attachment; filename*=UTF-8''" + urllib.parse.quote(name, ""))]
+               ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"), ("X-Log-Task", spot.id),
+               ("Content-Disposition",
+                "attachment; filename*=UTF-8''" + urllib.parse.quote(path.rpartition("/")[2], ""))]
     if asked:
         headers.append(("Content-Range", "bytes %d-%d/%d" % (first, end - 1, size)))
 
@@ -14596,9 +14470,7 @@ def inspect_job(call: Call) -> Any:
     else:
         fields["update_errors"] = job.problems
     if job.is_cron:
-        fields["cron"] = {"schedule": plain["cronSchedule"], "next_run": None,
-                          "instances": plain["instanceCount"],
-                          "collision_policy": plain["cronCollisionPolicy"]}
+        fields["cron"] = _cron({"job": plain})      # whose policy is a name already, which stays
     return call.success(count=1, **fields)
 
 
@@ -14609,19 +14481,23 @@ def diff_job(call: Call) -> Any:
     """What an update with this body would add, remove, change and leave: instances, and fields old and
     new."""
     plan = plan_update(call.scheduler, align(call.job(), call.running), call.shards, call.running)
-    return call.success(count=sum(len(plan[name]) for name in ("add", "remove", "update")), job=str(call.key),
-                        **plan)
+    return call.job_success(200, count=sum(len(plan[name]) for name in ("add", "remove", "update")), **plan)
 
 
-@route("PUT", "/alpha/job/{key}/update", "change", params="shards instances bind env file message wait",
-       body="config", gives="JobWritten", guards=_JOB_GUARDS, a202="started",
-       a200="unchanged: nothing to update; or, where it was waited for, rolled forward",
-       a409="one is in progress; or, where it was waited for, it did not roll forward")
+@_job_change("PUT", "/alpha/job/{key}/update", "change",
+             params="shards instances bind env file message wait", body="config", a202="started",
+             a200="unchanged: nothing to update; or, where it was waited for, rolled forward",
+             a409="one is in progress; or, where it was waited for, it did not roll forward")
 def start_job_update(call: Call) -> Any:
     """Start a rolling update to the body's configuration, of the named instances or all."""
     job = align(call.job(), call.running)
     if job.is_cron:
         raise Unprocessable("%s is a cron job; replace it with PUT /alpha/cron/%s" % (call.key, call.key))
+    return _start_update(call, job)
+
+
+def _start_update(call: Call, job: Job) -> Union[Response, Later]:
+    """The answer to a write that starts a rolling update to an aligned job, of the named instances or all."""
     if call.get("dry_run"):
         call.notes["plan"] = plan_update(call.scheduler, job, call.shards, call.running)
     call.intend("startJobUpdate", job.update_request(call.shards), call.message)
@@ -14658,119 +14534,81 @@ def _chosen_update(call: Call) -> Any:
     return summary
 
 
-def _steering(verb: str) -> Callable[[Call], Any]:
-    """The handler that pauses, resumes, aborts, rolls back or pulses an update."""
-    def steer(call: Call) -> Any:
-        summary = _chosen_update(call)
-        response = call.write(verb + "JobUpdate", summary.key, *([] if verb == "pulse" else [call.message]))
-        fields: Json = {}
-        if verb == "pulse":
-            fields["pulse"] = api.JobUpdatePulseStatus.name_of(response.result.pulseJobUpdateResult.status)
-        return _awaiting_update(call, 202, summary.key.id, "ROLLED_BACK", **fields)
-    return steer
+def _steer(verb: str, call: Call) -> Any:
+    """Pause, resume, abort, roll back or pulse an update."""
+    key = _chosen_update(call).key
+    response = call.write(verb + "JobUpdate", key, *([] if verb == "pulse" else [call.message]))
+    return _awaiting_update(call, 202, key.id, "ROLLED_BACK", **_some(
+        pulse=verb == "pulse" and api.JobUpdatePulseStatus.name_of(
+            response.result.pulseJobUpdateResult.status)))
 
 
-def _steering_routes() -> None:
-    for verb, group, done, does in (
-            ("pause", "change", "paused", "Pause"), ("resume", "change", "resumed", "Resume"),
-            ("abort", "fix", "aborted", "Abort, leaving instances as they are,"),
-            ("rollback", "fix", "rolling back", "Roll back"),
-            ("pulse", "change", "pulsed", "Send a pulse, for which it waits, to")):
-        for path, name, which in (("update", "%s_update", "the update in progress"),
+for _verb, _tag, _params, _done, _does in (
+        ("pause", "change", "message", "paused", "Pause"),
+        ("resume", "change", "message", "resumed", "Resume"),
+        ("abort", "fix", "message", "aborted", "Abort, leaving instances as they are,"),
+        ("rollback", "fix", "message wait", "rolling back", "Roll back"),
+        ("pulse", "change", "", "pulsed", "Send a pulse, for which it waits, to")):
+    for _path, _named, _which in (("update", "%s_update", "the update in progress"),
                                   ("updates/{id}", "%s_one_update", "the update of this id")):
-            answers: Any = {"a202": done, "a200": "rolled back"} if verb == "rollback" else {"a202": done}
-            route("POST", "/alpha/job/{key}/%s/%s" % (path, verb), group, gives="JobWritten",
-                  guards=_JOB_GUARDS,
-                  params={"rollback": "message wait", "pulse": ""}.get(verb, "message"), name=name % verb,
-                  summary="%s %s." % (does, which), **answers)(_steering(verb))
-    route("DELETE", "/alpha/job/{key}/update", "fix", params="message", gives="JobWritten",
-          guards=_JOB_GUARDS,
-          name="cancel_job_update",
-          summary="Cancel (abort) the update in progress; instances stay as they are.",
-          a202="aborted")(_steering("abort"))
+        _job_change("POST", "/alpha/job/{key}/%s/%s" % (_path, _verb), _tag, params=_params,
+                    name=_named % _verb, summary="%s %s." % (_does, _which), a202=_done,
+                    **_some(a200="rolled back" if _verb == "rollback" else ""))(partial(_steer, _verb))
+_job_change("DELETE", "/alpha/job/{key}/update", "fix", params="message", name="cancel_job_update",
+            summary="Cancel (abort) the update in progress; instances stay as they are.",
+            a202="aborted")(partial(_steer, "abort"))
 
 
-_steering_routes()
-
-
-def _one_update(call: Call, update_id: str) -> Response:
-    details = update_details(call.scheduler, call.key, update_id)
-    return call.success(count=1, job=str(call.key), update=plain_update(
-        call.key.cluster, details, bool(call.get("detail"))))
-
-
-def _latest_update(call: Call) -> str:
-    """The id of the update in progress, else of the latest one. Raises NotFound."""
+def _update_id(call: Call) -> str:
+    """The id of the update that the path names, or of the one in progress, or of the latest one. Raises
+    NotFound."""
+    if "id" in call.args:
+        return call.args["id"]
     found = update_summaries(call.scheduler, api.JobUpdateQuery(jobKey=call.key.thrift))
     if not found:
         _require_job(call)
         raise NotFound("job %s has had no update" % (call.key,))
-    active = [each for each in found if each.state.status in api.ACTIVE_JOB_UPDATE_STATES]
-    return str((active or found)[0].key.id)
+    chosen = next((each for each in found if each.state.status in api.ACTIVE_JOB_UPDATE_STATES), found[0])
+    return str(chosen.key.id)
 
 
-@route("GET", "/alpha/job/{key}/update", "watch", remembered=True, params="detail", gives="UpdateAnswer",
-       a200="the update and how far it is")
+@_remembered("/alpha/job/{key}/updates/{id}", params="detail", gives="UpdateAnswer", name="get_one_update",
+             summary="One update and how far it is; detail=1 with configurations and all its events.",
+             a200="the update")
+@_remembered("/alpha/job/{key}/update", params="detail", gives="UpdateAnswer",
+             a200="the update and how far it is")
 def get_update(call: Call) -> Any:
     """The update in progress, else the latest one, and how far it is; detail=1 with configurations and
     events."""
-    return _one_update(call, _latest_update(call))
+    details = update_details(call.scheduler, call.key, _update_id(call))
+    return call.job_success(200, update=plain_update(call.key.cluster, details, bool(call.get("detail"))))
 
 
-@route("GET", "/alpha/job/{key}/updates/{id}", "watch", remembered=True, params="detail",
-       gives="UpdateAnswer",
-       a200="the update")
-def get_one_update(call: Call) -> Any:
-    """One update and how far it is; detail=1 with configurations and all its events."""
-    return _one_update(call, call.args["id"])
-
-
-_UPDATE_FILTERS = "status user limit offset detail"
-
-
-def _update_list(call: Call, **query: Any) -> Response:
+def _list_updates(call: Call) -> Any:
     """Updates, the one changed last first: a hundred, or limit= of them."""
     start, limit, user = call.get("offset", 0), call.get("limit", 100), call.get("user")
-    narrow = not user or not re.search(r"[*?\[]", user)      # what the scheduler can pick out itself
+    whose = {"jobKey": call.key.thrift} if "name" in call.args else {"role": call.args.get("role")}
+    narrow = not _is_pattern(user)      # what the scheduler can pick out itself
     found = find_updates(call.scheduler, api.JobUpdateQuery(
         updateStatuses=call.get("status"), user=user if narrow else None, limit=limit + 1 if narrow else None,
-        offset=start if narrow else None, **query))
+        offset=start if narrow else None, **whose))
     if not narrow:
         found = [each for each in found if glob(user)(each.update.summary.user or "")][start:]
     if not found and "name" in call.args:
         _require_job(call)
-    more = len(found) > limit
-    updates = [plain_update(call.args["cluster"], each, bool(call.get("detail"))) for each in found[:limit]]
-    return call.success(200, call.link(start + limit) if more else [], count=len(updates), updates=updates,
-                        **({"next": start + limit} if more else {}))
+    return _portion(call, "updates", limit, len(found) > limit, [
+        plain_update(call.args["cluster"], each, bool(call.get("detail"))) for each in found[:limit]])
 
 
-@route("GET", "/alpha/job/{key}/updates", "watch", remembered=True, params=_UPDATE_FILTERS,
-       gives="UpdateList",
-       a200="updates")
-def list_updates(call: Call) -> Any:
-    """The updates a job has had."""
-    return _update_list(call, jobKey=call.key.thrift)
+for _path, _named, _does in (
+        ("job/{key}/updates", "list_updates", "The updates a job has had."),
+        ("updates/{cluster}", "list_cluster_updates", "The updates of all jobs of a cluster."),
+        ("updates/{cluster}/{role}", "list_role_updates", "The updates of a role's jobs.")):
+    _remembered("/alpha/" + _path, params="status user limit offset detail", gives="UpdateList", name=_named,
+                summary=_does, a200="updates")(_list_updates)
 
 
-@route("GET", "/alpha/updates/{cluster}", "watch", remembered=True, params=_UPDATE_FILTERS,
-       gives="UpdateList",
-       a200="updates")
-def list_cluster_updates(call: Call) -> Any:
-    """The updates of all jobs of a cluster."""
-    return _update_list(call)
-
-
-@route("GET", "/alpha/updates/{cluster}/{role}", "watch", remembered=True, params=_UPDATE_FILTERS,
-       gives="UpdateList",
-       a200="updates")
-def list_role_updates(call: Call) -> Any:
-    """The updates of a role's jobs."""
-    return _update_list(call, role=call.args["role"])
-
-
-@route("GET", "/alpha/job/{key}/updates/{id}/events", "watch", gives="text/event-stream",
-       a200="update and instance events")
+@_events("/alpha/job/{key}/updates/{id}/events", a200="update and instance events")
 def watch_update(call: Call) -> Any:
     """Events of one update from its beginning, and as they happen."""
     key, update_id = call.key, call.args["id"]
@@ -14780,20 +14618,18 @@ def watch_update(call: Call) -> Any:
         lambda: api.JobUpdateQuery(key=api.JobUpdateKey(job=key.thrift, id=update_id)), history=True))
 
 
-@route("PUT", "/alpha/job/{key}/restart", "fix",
-       params="shards instances batch_size watch_secs max_per_instance_failures "
-       "max_total_failures time_limit force wait", operates="always", gives="JobWritten", guards=_JOB_GUARDS,
-       a202="restarting", a200="waited for, and restarted",
-       a409="being updated, or restarted already; or, where it was waited for, it failed")
+@_job_change("PUT", "/alpha/job/{key}/restart", "fix",
+             params="shards instances batch_size watch_secs max_per_instance_failures "
+                    "max_total_failures time_limit force wait",
+             operates="always", a202="restarting", a200="waited for, and restarted",
+             a409="being updated, or restarted already; or, where it was waited for, it failed")
 def restart_job(call: Call) -> Any:
     """Restart instances, rolling: batch by batch, each watched. batch_size=all restarts all at once. Beside
     another restart of the job only with force=1."""
     alone = not call.get("force")
-    _check_not_updating(call)
-    active = sorted(active_instances(call.scheduler, call.key, call.shards))
+    active, size = _batches(call)
     if alone:
         call.service.operations.check_alone("restart", str(call.key))
-    size = _batch_size(call, active)
     options = RestartOptions(size, call.get("watch_secs", 30.0), call.get("max_per_instance_failures", 0),
                              call.get("max_total_failures", 0), call.get("time_limit", 600.0),
                              min(3.0, call.service.poll_interval))
@@ -14802,25 +14638,28 @@ def restart_job(call: Call) -> Any:
         call.scheduler, call.key, active, options, op), alone), instances=active)
 
 
-def _batch_size(call: Call, instances: Sequence[int]) -> int:
-    """How many instances at once; a dry run is told the batches."""
-    size: Any = call.get("batch_size", 1)
-    size = max(1, len(instances)) if size == "all" else size
-    call.notes["batches"] = [instances[i:i + size] for i in range(0, len(instances), size)]
-    return int(size)
-
-
-def _check_not_updating(call: Call) -> None:
-    """Say at once what the scheduler would say to an operation's first step."""
-    found = find_updates(call.scheduler, api.JobUpdateQuery(
+def _updates_in_progress(call: Call) -> List[Any]:
+    return find_updates(call.scheduler, api.JobUpdateQuery(
         jobKey=call.key.thrift, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)))
-    if found:
-        raise JobUpdating("Job is currently updating", update=plain_update(call.key.cluster, found[0]))
 
 
-@route("DELETE", "/alpha/job/{key}", "run", params="shards instances batch_size time_limit message wait",
-       operates="batch_size", gives="JobWritten", guards=_JOB_GUARDS, a200="killed",
-       a202="being killed in batches, or not gone when the time was up", a409="being updated")
+def _batches(call: Call) -> Tuple[List[int], int]:
+    """The named instances, or all, and how many of them at once; a dry run is told the batches. Raises what
+    the scheduler would say to an operation's first step."""
+    updates = _updates_in_progress(call)
+    if updates:
+        raise JobUpdating("Job is currently updating", update=plain_update(call.key.cluster, updates[0]))
+    active = sorted(active_instances(call.scheduler, call.key, call.shards))
+    size: Any = call.get("batch_size", 1)
+    size = len(active) if size == "all" else size
+    call.notes["batches"] = [active[i:i + size] for i in range(0, len(active), size)]
+    return active, size
+
+
+@_job_change("DELETE", "/alpha/job/{key}", "run",
+             params="shards instances batch_size time_limit message wait", operates="batch_size",
+             a200="killed", a202="being killed in batches, or not gone when the time was up",
+             a409="being updated")
 def kill_job(call: Call) -> Any:
     """Kill the named instances, or the whole job."""
     if "batch_size" in call.params:
@@ -14838,9 +14677,7 @@ def kill_job(call: Call) -> Any:
 
 
 def _kill_in_batches(call: Call) -> Union[Response, Later]:
-    _check_not_updating(call)
-    active = sorted(active_instances(call.scheduler, call.key, call.shards))
-    size = _batch_size(call, active)
+    active, size = _batches(call)
     call.intend("killTasks", call.key.thrift, set(active[:size]), call.message)
     return call.operated(call.start("kill", len(active), lambda op: batched_kill(
         call.scheduler, call.key, active, size, call.get("time_limit", 254.0), call.service.poll_interval,
@@ -14870,7 +14707,7 @@ def wait_for_job(call: Call) -> Any:
 
 def _wait_for_update(call: Call) -> Any:
     call.params.setdefault("wait", 60.0)
-    return _awaiting_update(call, 200, call.args.get("id") or _latest_update(call))
+    return _awaiting_update(call, 200, _update_id(call))
 
 
 for _path, _named, _which in (("update", "wait_for_active_update",
@@ -14883,10 +14720,8 @@ for _path, _named, _which in (("update", "wait_for_active_update",
           a409="ended otherwise")(_wait_for_update)
 
 
-@route("POST", "/alpha/job/{key}/instances", "change", params="count like wait", gives="JobWritten",
-       guards=_JOB_GUARDS,
-       a201="added", a202="added; not all run yet",
-       a409="being updated; or, where it was waited for, tasks failed")
+@_job_change("POST", "/alpha/job/{key}/instances", "change", params="count like wait", a201="added",
+             a202="added; not all run yet", a409="being updated; or, where it was waited for, tasks failed")
 def add_instances(call: Call) -> Any:
     """Add instances that are like one of the job's, the one with the lowest number by default."""
     count, known = call.get("count", 1), _known_tasks(call)
@@ -14894,10 +14729,9 @@ def add_instances(call: Call) -> Any:
     return _awaiting(call, 201, added or None, known, count, added=added)
 
 
-@route("PUT", "/alpha/job/{key}/scale", "change", params="instances:size like message wait",
-       gives="JobWritten",
-       guards=_JOB_GUARDS, a202="scaling", a200="as it is already; or, where it was waited for, scaled",
-       a409="being updated; or, where it was waited for, tasks failed")
+@_job_change("PUT", "/alpha/job/{key}/scale", "change", params="instances:size like message wait",
+             a202="scaling", a200="as it is already; or, where it was waited for, scaled",
+             a409="being updated; or, where it was waited for, tasks failed")
 def scale_job(call: Call) -> Any:
     """Scale to N instances: adds some like one of the job's, or kills those with the highest numbers."""
     if "size" not in call.params:
@@ -14913,10 +14747,9 @@ def scale_job(call: Call) -> Any:
             tasks, killed), added=[], killed=killed)
     if added == []:
         return call.job_success(200, unchanged=True, added=[], killed=[])
-    unsaid = ["message= was not sent: the scheduler takes none where instances are added"] if call.get(
-        "message") else []
-    return _awaiting(call, 202, added or None, known, len(added or ()) or 1, added=added, killed=[],
-                     **_some(warnings=unsaid))
+    return _awaiting(call, 202, added or None, known, len(added or ()) or 1, added=added, killed=[], **_some(
+        warnings=call.get("message") and [
+            "message= was not sent: the scheduler takes none where instances are added"]))
 
 
 # --- handlers: cron -----------------------------------------------------------------------------------------
@@ -14945,21 +14778,20 @@ def schedule_cron(call: Call) -> Any:
 
 def _template(call: Call) -> Any:
     """The api.JobConfiguration of the cron job. Raises NotFound."""
-    jobs = call.read("getJobs", call.key.role).result.getJobsResult.configs or ()
-    found = [each for each in jobs if each.key == call.key.thrift and each.cronSchedule]
-    if not found:
-        raise no_such("cron job", str(call.key), ["/".join((call.key.cluster, each.key.role,
-                                                            each.key.environment,
-                                                            each.key.name)) for each in jobs
-                                                            if each.cronSchedule])
-    return found[0]
+    jobs = [each for each in call.read("getJobs", call.key.role).result.getJobsResult.configs or ()
+            if each.cronSchedule]
+    for each in jobs:
+        if each.key == call.key.thrift:
+            return each
+    raise no_such("cron job", str(call.key), [
+        "/".join((call.key.cluster, each.key.role, each.key.environment, each.key.name)) for each in jobs])
 
 
-@route("GET", "/alpha/cron/{key}", "watch", remembered=True, gives="CronAnswer", a200="the cron job")
+@_remembered("/alpha/cron/{key}", gives="CronAnswer", a200="the cron job")
 def get_cron(call: Call) -> Any:
     """A cron job: its schedule, next run and configuration."""
     template = _template(call)
-    return call.success(count=1, job=str(call.key), cron=_cron_of(call), config=plain_config(template))
+    return call.job_success(200, cron=_cron_of(call), config=plain_config(template))
 
 
 @route("DELETE", "/alpha/cron/{key}", "run", gives="JobWritten", guards=["get_cron"], a200="descheduled")
@@ -14982,22 +14814,17 @@ def start_cron(call: Call) -> Any:
     return _awaiting(call, 202, None, known, template.instanceCount or 1)
 
 
-@route("GET", "/alpha/cron/{cluster}/{role}", "watch", remembered=True,
-       params="environment name limit offset",
-       gives="CronList", a200="cron jobs")
+@_remembered("/alpha/cron/{cluster}", params="role environment name limit offset", gives="CronList",
+             name="list_cluster_cron",
+             summary="The cron jobs of a cluster with their schedules and next runs.", a200="cron jobs")
+@_remembered("/alpha/cron/{cluster}/{role}", params="environment name limit offset", gives="CronList",
+             a200="cron jobs")
 def list_cron(call: Call) -> Any:
     """The cron jobs of a role with their schedules and next runs."""
-    globs = {name: glob(call.get(name)) for name in ("role", "environment", "name") if call.get(name)}
+    fits = _key_filter(call)
     return _job_list(call, [_summary(call.args["cluster"], each)
                             for each in list_summaries(call.scheduler, call.args.get("role"))
-                            if each["job"].get("cronSchedule") and _matches(each["job"]["key"], globs)])
-
-
-@route("GET", "/alpha/cron/{cluster}", "watch", remembered=True, params="role environment name limit offset",
-       gives="CronList", a200="cron jobs")
-def list_cluster_cron(call: Call) -> Any:
-    """The cron jobs of a cluster with their schedules and next runs."""
-    return list_cron(call)
+                            if each["job"].get("cronSchedule") and fits(each["job"]["key"])])
 
 
 # --- handlers: operate --------------------------------------------------------------------------------------
@@ -15013,8 +14840,8 @@ def _amounts(aggregate: Any) -> Dict[str, float]:
     return made
 
 
-@route("GET", "/alpha/quota/{cluster}/{role}", "operate", remembered=True, gives="QuotaAnswer",
-       a200="quota and consumption")
+@_remembered("/alpha/quota/{cluster}/{role}", group="operate", gives="QuotaAnswer",
+             a200="quota and consumption")
 def get_quota(call: Call) -> Any:
     """A role's quota, and what its production and other jobs consume."""
     result = call.read("getQuota", call.args["role"]).result.getQuotaResult
@@ -15025,40 +14852,29 @@ def get_quota(call: Call) -> Any:
         "other_dedicated": _amounts(result.nonProdDedicatedConsumption)})
 
 
-@route("PUT", "/alpha/quota/{cluster}/{role}", "operate", access="admin", params="increase", body="quota",
-       gives="QuotaWritten", guards=["get_quota"], a200="set")
+@_operator("PUT", "/alpha/quota/{cluster}/{role}", params="increase", body="quota", gives="QuotaWritten",
+           guards=["get_quota"], a200="set")
 def set_quota(call: Call) -> Any:
     """Set a role's quota from {"cpu": cores, "ram_mb": MB, "disk_mb": MB}; increase=1 adds to it, naming any
     of them."""
     given = call.json_body()
     if not isinstance(given, dict) or set(given) - set(_QUOTA_FIELDS) or not all(
-            isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1 << 62
-            for v in given.values()):
+            type(each) in (int, float) and abs(each) < 1 << 62 for each in given.values()):
         raise BadRequest("the body has to be an object of numbers: %s" % ", ".join(_QUOTA_FIELDS))
-    with locked("quota", call.args["cluster"], call.args["role"]):
-        return _set_quota(call, given)
-
-
-def _set_quota(call: Call, given: Json) -> Response:
-    if call.get("increase"):
-        now = _amounts(call.read("getQuota", call.args["role"]).result.getQuotaResult.quota)
-        given = {name: now[name] + given.get(name, 0) for name in _QUOTA_FIELDS}
-    if any(given.get(name, 0) != int(given.get(name, 0)) for name in ("ram_mb", "disk_mb")):
-        raise BadRequest("ram_mb and disk_mb are whole numbers")
-    missing = sorted(set(_QUOTA_FIELDS) - set(given))
-    if missing:
-        raise BadRequest("%s missing; increase=1 adds to the quota there is" % ", ".join(missing))
-    call.write("setQuota", call.args["role"], api.ResourceAggregate(resources={
-        api.Resource(numCpus=float(given["cpu"])), api.Resource(ramMb=int(given["ram_mb"])),
-        api.Resource(diskMb=int(given["disk_mb"]))}))
-    return call.success(quota=given)
-
-
-def _hosts(call: Call) -> List[str]:
-    names = call.args["hosts"].split(",")
-    if not all(names):
-        raise BadRequest("hosts are names joined by commas")
-    return list(dict.fromkeys(names))
+    role = call.args["role"]
+    with locked("quota", call.args["cluster"], role):
+        if call.get("increase"):
+            now = _amounts(call.read("getQuota", role).result.getQuotaResult.quota)
+            given = {name: now[name] + given.get(name, 0) for name in _QUOTA_FIELDS}
+        if not all(float(given.get(name, 0)).is_integer() for name in ("ram_mb", "disk_mb")):
+            raise BadRequest("ram_mb and disk_mb are whole numbers")
+        missing = sorted(set(_QUOTA_FIELDS) - set(given))
+        if missing:
+            raise BadRequest("%s missing; increase=1 adds to the quota there is" % ", ".join(missing))
+        call.write("setQuota", role, api.ResourceAggregate(resources={
+            api.Resource(numCpus=float(given["cpu"])), api.Resource(ramMb=int(given["ram_mb"])),
+            api.Resource(diskMb=int(given["disk_mb"]))}))
+        return call.success(quota=given)
 
 
 def _modes(call: Call, hosts: Sequence[str]) -> Dict[str, str]:
@@ -15069,41 +14885,33 @@ def _modes(call: Call, hosts: Sequence[str]) -> Dict[str, str]:
 def _known_hosts(call: Call) -> Dict[str, str]:
     """The modes of the hosts that the path names. Raises NotFound, which says which are not known, before
     anything is done."""
-    hosts = _hosts(call)
+    hosts = list(dict.fromkeys(call.args["hosts"].split(",")))
     modes = _modes(call, hosts)
     unknown = [host for host in hosts if host not in modes]
     if unknown:
-        query = api.TaskQuery(statuses=set(api.LIVE_STATES), limit=20000)
-        tasks = call.read("getTasksWithoutConfigs", query, projection=projection("hosts"))
-        seen = {each["assignedTask"].get("slaveHost", "") for each in tasks.get("result", {}).get(
-            "scheduleStatusResult", {}).get("tasks", ())}
+        tasks = _find_tasks(call, api.TaskQuery(statuses=set(api.LIVE_STATES), limit=20000), "hosts")
+        seen = {each["assignedTask"].get("slaveHost", "") for each in tasks}
         raise NotFound(*[str(no_such("host", host, seen)) for host in unknown])
-    return modes
+    return {host: modes[host] for host in hosts}
 
 
-def _host_list(call: Call, statuses: Any) -> List[Json]:
+def _host_list(statuses: Any) -> List[Json]:
     return [{"host": each.host, "mode": api.MaintenanceMode.name_of(each.mode)}
             for each in sorted(statuses or (), key=lambda each: each.host)]
 
 
-@route("GET", "/alpha/maintenance/{cluster}/{hosts}", "operate", access="read", remembered=True,
-       gives="HostList",
-       a200="maintenance modes")
+@_remembered("/alpha/maintenance/{cluster}/{hosts}", group="operate", gives="HostList",
+             a200="maintenance modes")
 def get_maintenance(call: Call) -> Any:
     """The maintenance mode of hosts."""
-    modes = _known_hosts(call)
-    return call.success(count=len(modes), hosts=[{"host": host, "mode": mode} for host,
-                                                 mode in sorted(modes.items())])
+    return _listed(call, "hosts", [{"host": host, "mode": mode}
+                                   for host, mode in sorted(_known_hosts(call).items())])
 
 
-def _maintaining(method: str) -> Callable[[Call], Any]:
-    """The handler that begins or ends the maintenance of hosts."""
-    def maintain(call: Call) -> Any:
-        _known_hosts(call)
-        result = call.write(method, api.Hosts(hostNames=set(_hosts(call)))).result
-        hosts = _host_list(call, getattr(result, _RESULTS[method]).statuses)
-        return call.success(count=len(hosts), hosts=hosts)
-    return maintain
+def _maintain(method: str, call: Call) -> Any:
+    """Begin or end the maintenance of hosts."""
+    result = call.write(method, api.Hosts(hostNames=set(_known_hosts(call)))).result
+    return _listed(call, "hosts", _host_list(getattr(result, _RESULTS[method]).statuses))
 
 
 for _verb, _named, _method, _done, _does in (
@@ -15111,40 +14919,38 @@ for _verb, _named, _method, _done, _does in (
          "Put hosts into maintenance (host_deactivate): new tasks go elsewhere if they can."),
         ("DELETE", "end_maintenance", "endMaintenance", "maintenance ended",
          "End the maintenance of hosts (host_activate).")):
-    route(_verb, "/alpha/maintenance/{cluster}/{hosts}", "operate", access="admin", gives="HostsWritten",
-          name=_named, guards=["get_maintenance"], summary=_does, a200=_done)(_maintaining(_method))
+    _operator(_verb, "/alpha/maintenance/{cluster}/{hosts}", gives="HostsWritten", name=_named,
+              guards=["get_maintenance"], summary=_does, a200=_done)(partial(_maintain, _method))
 
 
 def _probed(call: Call, hosts: Optional[Sequence[str]]) -> List[Json]:
     """What would become of jobs without these hosts, or without each one of all."""
     cluster = call.args["cluster"]
     found = probe_hosts(call.scheduler, hosts, call.get("percentage", 95.0), call.get("duration", 1800.0),
-                        call.get("min_instances", 20), call.service.clock(), together=hosts is not None)
+                        call.get("min_instances", 20), call.service.clock())
     return [dict(host, jobs=[dict(job, job="%s/%s" % (cluster, job["job"])) for job in host["jobs"]])
             for host in sorted(found, key=lambda each: each["host"])]
 
 
-@route("POST", "/alpha/maintenance/{cluster}/{hosts}/drain", "operate", access="admin", operates="always",
-       params="percentage duration min_instances force time_limit wait", gives="JobWritten",
-       guards=["get_maintenance"], a202="draining", a200="waited for, and drained",
-       a409="jobs would fall below; or, where it was waited for, not drained")
+@_operator("POST", "/alpha/maintenance/{cluster}/{hosts}/drain", operates="always",
+           params="percentage duration min_instances force time_limit wait", gives="JobWritten",
+           guards=["get_maintenance"], a202="draining", a200="waited for, and drained",
+           a409="jobs would fall below; or, where it was waited for, not drained")
 def drain(call: Call) -> Any:
     """Drain hosts (host_drain): checks first that jobs keep 95 % of their instances up for 30 min; force=1
     does not."""
-    _known_hosts(call)
-    hosts = _hosts(call)
+    hosts = list(_known_hosts(call))
     if not call.get("force"):
         probed = _probed(call, hosts)
         if not all(each["safe"] for each in probed):
             raise Conflict(
                 "draining these hosts would take jobs below their SLA; force=1 drains nevertheless",
-                           code="SLA_UNSAFE", hosts=probed)
-    response = call.write("drainHosts", api.Hosts(hostNames=set(hosts)))
-    return _draining(call, response.result.drainHostsResult.statuses, 300.0)
+                code="SLA_UNSAFE", hosts=probed)
+    return _draining(call, call.write("drainHosts", api.Hosts(hostNames=set(hosts))), 300.0)
 
 
-def _draining(call: Call, statuses: Any, time_limit: float) -> Union[Response, Later]:
-    hosts = _host_list(call, statuses)
+def _draining(call: Call, response: Any, time_limit: float) -> Union[Response, Later]:
+    hosts = _host_list(response.result.drainHostsResult.statuses)
     names, limit = [each["host"] for each in hosts], call.get("time_limit", time_limit)
     operation = call.start("drain", len(names), lambda op: wait_until_drained(
         call.scheduler, names, limit, call.service.poll_interval, op))
@@ -15152,15 +14958,14 @@ def _draining(call: Call, statuses: Any, time_limit: float) -> Union[Response, L
                                              "hosts": operation.result.get("hosts", hosts)})
 
 
-@route("POST", "/alpha/maintenance/{cluster}/{hosts}/sla-drain", "operate", access="admin", operates="always",
-       params="percentage duration count_up coordinator timeout time_limit wait", gives="JobWritten",
-       guards=["get_maintenance"], a202="draining", a200="waited for, and drained",
-       a409="where it was waited for: not drained")
+@_operator("POST", "/alpha/maintenance/{cluster}/{hosts}/sla-drain", operates="always",
+           params="percentage duration count_up coordinator timeout time_limit wait", gives="JobWritten",
+           guards=["get_maintenance"], a202="draining", a200="waited for, and drained",
+           a409="where it was waited for: not drained")
 def sla_drain(call: Call) -> Any:
     """Drain hosts as far as SLAs allow (sla_host_drain): jobs' own, else 95 % up for 30 min; forced after 7
     days."""
-    _known_hosts(call)
-    seconds = int(call.get("duration", 1800))
+    hosts, seconds = api.Hosts(hostNames=set(_known_hosts(call))), int(call.get("duration", 1800))
     if call.get("coordinator"):
         policy = api.SlaPolicy(coordinatorSlaPolicy=api.CoordinatorSlaPolicy(
             coordinatorUrl=call.get("coordinator"), statusKey="drain"))
@@ -15171,53 +14976,48 @@ def sla_drain(call: Call) -> Any:
         policy = api.SlaPolicy(percentageSlaPolicy=api.PercentageSlaPolicy(
             percentage=call.get("percentage", 95.0), durationSecs=seconds))
     timeout = int(call.get("timeout", 7 * 86400))
-    response = call.write("slaDrainHosts", api.Hosts(hostNames=set(_hosts(call))), policy, timeout)
-    return _draining(call, response.result.drainHostsResult.statuses, timeout + 600.0)
+    return _draining(call, call.write("slaDrainHosts", hosts, policy, timeout), timeout + 600.0)
 
 
-@route("GET", "/alpha/maintenance/{cluster}/{hosts}/safe", "operate", access="read",
+@route("GET", "/alpha/maintenance/{cluster}/{hosts}/safe", "operate",
        params="percentage duration min_instances", gives="HostList", a200="whether each host may go")
 def probe(call: Call) -> Any:
     """Whether hosts can be drained with jobs staying above their SLA (sla_probe_hosts)."""
     modes = _known_hosts(call)
-    probed = [dict(each, mode=modes[each["host"]]) for each in _probed(call, _hosts(call))]
+    probed = [dict(each, mode=modes[each["host"]]) for each in _probed(call, list(modes))]
     return call.success(count=len(probed), safe=all(each["safe"] for each in probed), hosts=probed)
 
 
-@route("GET", "/alpha/maintenance/{cluster}", "operate", access="read",
+@route("GET", "/alpha/maintenance/{cluster}", "operate",
        params="percentage duration min_instances host limit offset", gives="HostList",
        a200="hosts that may go")
 def list_safe_hosts(call: Call) -> Any:
     """The hosts with tasks that could be drained one at a time with jobs staying above their SLA
     (sla_list_safe_domain)."""
-    probed = [each for each in _probed(call, None) if not call.get("host") or any(
-        glob(pattern)(each["host"]) for pattern in call.get("host"))]
-    shown, headers = call.page([each for each in probed if each["safe"]])
-    return call.success(200, headers, count=len(shown), total=len(probed), hosts=shown)
+    on_host = _host_filter(call)
+    probed = [each for each in _probed(call, None) if on_host(each["host"])]
+    return _listed(call, "hosts", [each for each in probed if each["safe"]], total=len(probed))
 
 
-@route("GET", "/alpha/backups/{cluster}", "operate", access="admin", gives="BackupList", a200="backups")
+@_operator("GET", "/alpha/backups/{cluster}", gives="BackupList", a200="backups")
 def list_backups(call: Call) -> Any:
     """The scheduler's backups."""
-    backups = sorted(call.read("listBackups").result.listBackupsResult.backups or ())
-    return call.success(count=len(backups), backups=backups)
+    return _listed(call, "backups", sorted(call.read("listBackups").result.listBackupsResult.backups or ()))
 
 
-_QUERY_PARAMS = "id role environment name shards instances state host"
-
-
+_NAMED = ("role", "environment", "name", "host")
+_QUERY_PARAMS = "id role environment name shards instances state host limit offset"
 _EXACT_PARAMS = ("id role:exact_role environment:exact_environment name:exact_name host:exact_host shards "
-                 "instances state:%s")
+                 "instances state:%s force")
 
 
-def _task_query(call: Call, exact: bool = True) -> Any:
-    """The TaskQuery of the parameters. exact: where tasks are deleted, which takes no patterns; else what is
-    a glob is left to `_passes`."""
-    prefix = "exact_" if exact else ""
-    given = {name: call.get(prefix + name) for name in ("role", "environment", "name", "host")}
+def _task_query(call: Call) -> Any:
+    """The TaskQuery of the parameters. Where tasks are deleted these are exact, and no patterns; else what is
+    a glob is left to `_task_list`."""
+    given = {name: call.get("exact_" + name) or call.get(name) for name in _NAMED}
     for name, text in given.items():
-        if text and re.search(r"[*?\[]", "".join(text)):
-            if exact:
+        if _is_pattern(text):
+            if "exact_" + name in call.params:
                 raise BadRequest("%s: a pattern is not possible here, where tasks are deleted; name them" %
                                  "".join(text)[:80])
             given[name] = None
@@ -15227,21 +15027,16 @@ def _task_query(call: Call, exact: bool = True) -> Any:
                          statuses=call.get("ended_state") or call.get("state"))
 
 
-def _passes(call: Call, task: Any) -> bool:
-    """Whether a plain task matches the globs among the parameters."""
-    globs = {name: glob(call.get(name)) for name in ("role", "environment", "name") if call.get(name)}
-    host = task["assignedTask"].get("slaveHost") or ""
-    return _matches(task["assignedTask"]["task"]["job"], globs) and (
-        not call.get("host") or any(glob(each)(host) for each in call.get("host")))
-
-
-def _task_list(call: Call, found: Sequence[Any], start: int, limit: int) -> Response:
-    """The first of the tasks that were found from `start` on, and where to go on if there are more."""
-    more = len(found) > limit
-    tasks = sorted(_plain_tasks(call.args["cluster"], "", found[:limit]),
-                   key=lambda task: task["id"])
-    return call.success(200, call.link(start + limit) if more else [], count=len(tasks), tasks=tasks,
-                        **({"next": start + limit} if more else {}))
+def _task_list(call: Call, found: List[Any], limit: int, whole: bool = True) -> Response:
+    """The tasks of one page. whole: it is still to be cut out of `found`, and the globs to be applied; else
+    the scheduler began at offset=."""
+    if whole:
+        fits, on_host = _key_filter(call), _host_filter(call)
+        found = sorted((task for task in found if fits(task["assignedTask"]["task"]["job"])
+                        and on_host(task["assignedTask"].get("slaveHost"))),
+                       key=lambda task: task["assignedTask"]["taskId"])[call.get("offset", 0):]
+    return _portion(call, "tasks", limit, len(found) > limit, sorted(
+        _plain_tasks(call.args["cluster"], "", found[:limit]), key=lambda task: task["id"]))
 
 
 def _task_limit(call: Call) -> int:
@@ -15252,24 +15047,15 @@ def _task_limit(call: Call) -> int:
     return limit
 
 
-@route("GET", "/alpha/tasks/{cluster}", "operate", access="read", remembered=True, params=_QUERY_PARAMS +
-       " limit offset",
-       gives="TaskList", a200="tasks")
+@_remembered("/alpha/tasks/{cluster}", group="operate", params=_QUERY_PARAMS, gives="TaskList", a200="tasks")
 def query_cluster_tasks(call: Call) -> Any:
     """Tasks of a cluster by id, role, environment, name, instance, state and host (aurora_admin query): a
     thousand, or limit= of them; `next` is the offset of what follows."""
-    start, limit = call.get("offset", 0), _task_limit(call)
-    query = _task_query(call, exact=False)
-    globs = any(re.search(r"[*?\[]", "".join(call.get(name) or ""))
-                for name in ("role", "environment", "name", "host"))
+    limit, query = _task_limit(call), _task_query(call)
+    globs = any(_is_pattern(call.get(name)) for name in _NAMED)
     if not globs:
-        query = query.replace(limit=limit + 1, offset=start)
-    response = call.read("getTasksWithoutConfigs", query, projection=projection("cluster tasks"))
-    found = response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", [])
-    if globs:
-        found = sorted((task for task in found if _passes(call, task)),
-                       key=lambda task: task["assignedTask"]["taskId"])[start:]
-    return _task_list(call, found, start, limit)
+        query = query.replace(limit=limit + 1, offset=call.get("offset", 0))
+    return _task_list(call, _find_tasks(call, query, "cluster tasks"), limit, whole=globs)
 
 
 def _check_filtered(call: Call, which: str) -> None:
@@ -15278,9 +15064,7 @@ def _check_filtered(call: Call, which: str) -> None:
         raise BadRequest("without a filter all %s tasks are deleted; say force=1 if you mean it" % which)
 
 
-@route("DELETE", "/alpha/tasks/{cluster}", "operate", access="admin", params=_EXACT_PARAMS % "ended_state" +
-       " limit force",
-       a200="pruned")
+@_operator("DELETE", "/alpha/tasks/{cluster}", params=_EXACT_PARAMS % "ended_state limit", a200="pruned")
 def prune_tasks(call: Call) -> Any:
     """Delete ended tasks from the scheduler's history; force=1 where no filter is given, which deletes all.
     They are looked for first, and deleted by their ids: a prune that matched nothing would make the scheduler
@@ -15290,11 +15074,12 @@ def prune_tasks(call: Call) -> Any:
     return call.success(messages=messages_of(response))
 
 
-def _recovery(call: Call, work: Callable[[], Any]) -> Any:
+@contextlib.contextmanager
+def _recovering() -> Iterator[None]:
     """What the scheduler answers with ERROR for a recovery that is not staged, or staged twice, is the
     caller's."""
     try:
-        return work()
+        yield
     except SchedulerFailed as error:
         if any("does not exist" in text for text in error.messages):
             raise NotFound(*error.messages) from None
@@ -15303,58 +15088,50 @@ def _recovery(call: Call, work: Callable[[], Any]) -> Any:
         raise
 
 
-def _plainly(method: str, status: int) -> Callable[[Call], Any]:
-    """The handler that makes one call of AuroraAdmin, with a backup where the path names one."""
-    def call_it(call: Call) -> Any:
-        _recovery(call, lambda: call.write(method, *([call.args["backup"]] if "backup" in call.args else [])))
-        return call.success(status)
-    return call_it
+def _call_plainly(method: str, status: int, call: Call) -> Any:
+    """Make one call of AuroraAdmin, with a backup where the path names one."""
+    with _recovering():
+        call.write(method, *([call.args["backup"]] if "backup" in call.args else []))
+    return call.success(status)
 
 
-def _plain_routes() -> None:
-    for verb, path, name, method, status, done, does in (
-            ("POST", "backups/{cluster}", "make_backup", "performBackup", 202, "made",
-             "Have the scheduler write a backup now."),
-            ("POST", "snapshot/{cluster}", "make_snapshot", "snapshot", 202, "made",
-             "Have the scheduler write a snapshot of its storage now."),
-            ("POST", "recovery/{cluster}/{backup}/stage", "stage_recovery", "stageRecovery", 202, "staged",
-             "Load a backup beside the running state, to be looked at and then committed."),
-            ("POST", "recovery/{cluster}/commit", "commit_recovery", "commitRecovery", 202, "committed",
-             "Replace the scheduler's state by the staged backup; the scheduler restarts."),
-            ("DELETE", "recovery/{cluster}", "unload_recovery", "unloadRecovery", 200, "unloaded",
-             "Forget the staged backup.")):
-        answers: Any = {"a%d" % status: done}
-        route(verb, "/alpha/" + path, "operate", access="admin", name=name, summary=does,
-              **answers)(_plainly(method, status))
+for _verb, _path, _named, _method, _status, _done, _does in (
+        ("POST", "backups/{cluster}", "make_backup", "performBackup", 202, "made",
+         "Have the scheduler write a backup now."),
+        ("POST", "snapshot/{cluster}", "make_snapshot", "snapshot", 202, "made",
+         "Have the scheduler write a snapshot of its storage now."),
+        ("POST", "recovery/{cluster}/{backup}/stage", "stage_recovery", "stageRecovery", 202, "staged",
+         "Load a backup beside the running state, to be looked at and then committed."),
+        ("POST", "recovery/{cluster}/commit", "commit_recovery", "commitRecovery", 202, "committed",
+         "Replace the scheduler's state by the staged backup; the scheduler restarts."),
+        ("DELETE", "recovery/{cluster}", "unload_recovery", "unloadRecovery", 200, "unloaded",
+         "Forget the staged backup.")):
+    _answers: Any = {"a%d" % _status: _done}
+    _operator(_verb, "/alpha/" + _path, name=_named, summary=_does,
+              **_answers)(partial(_call_plainly, _method, _status))
 
 
-_plain_routes()
-
-
-@route("GET", "/alpha/recovery/{cluster}/tasks", "operate", access="admin", params=_QUERY_PARAMS +
-       " limit offset", gives="TaskList", a200="tasks", a409="no backup is staged")
+@_operator("GET", "/alpha/recovery/{cluster}/tasks", params=_QUERY_PARAMS, gives="TaskList", a200="tasks",
+           a409="no backup is staged")
 def query_recovery(call: Call) -> Any:
     """The tasks of the staged backup: a thousand, or limit= of them; `next` is the offset of what follows."""
-    start, limit = call.get("offset", 0), _task_limit(call)
-    response = _recovery(call, lambda: call.read("queryRecovery", _task_query(call, exact=False),
-                                                 projection=projection("recovery tasks")))
-    tasks = [task for task in response.get("result", {}).get("queryRecoveryResult", {}).get("tasks", ())
-             if _passes(call, task)]
-    return _task_list(call, sorted(tasks, key=lambda task: task["assignedTask"]["taskId"])[start:], start,
-                      limit)
+    limit = _task_limit(call)
+    with _recovering():
+        response = call.read("queryRecovery", _task_query(call), projection=projection("recovery tasks"))
+    return _task_list(call, response.get("result", {}).get("queryRecoveryResult", {}).get("tasks", []), limit)
 
 
-@route("DELETE", "/alpha/recovery/{cluster}/tasks", "operate", access="admin", params=_EXACT_PARAMS %
-       "state" + " force",
-       a200="deleted", a409="no backup is staged")
+@_operator("DELETE", "/alpha/recovery/{cluster}/tasks", params=_EXACT_PARAMS % "state", a200="deleted",
+           a409="no backup is staged")
 def delete_recovery_tasks(call: Call) -> Any:
     """Delete tasks from the staged backup; force=1 where no filter is given, which deletes all."""
     _check_filtered(call, "staged")
-    _recovery(call, lambda: call.write("deleteRecoveryTasks", _task_query(call)))
+    with _recovering():
+        call.write("deleteRecoveryTasks", _task_query(call))
     return call.success()
 
 
-@route("POST", "/alpha/reconcile/{cluster}", "operate", access="admin", params="kind batch", a202="triggered")
+@_operator("POST", "/alpha/reconcile/{cluster}", params="kind batch", a202="triggered")
 def reconcile(call: Call) -> Any:
     """Reconcile the scheduler's tasks with Mesos: kind=implicit (the default) or explicit, batch=N tasks at
     once."""
@@ -15368,23 +15145,24 @@ def reconcile(call: Call) -> Any:
     return call.success(202)
 
 
-@route("PUT", "/alpha/tasks/{cluster}/{task}/state", "operate", access="admin", params="to_state",
-       gives="StateForced",
-       a202="forced")
+@_operator("PUT", "/alpha/tasks/{cluster}/{task}/state", params="to_state", gives="StateForced",
+           a202="forced")
 def force_state(call: Call) -> Any:
     """Force a task into a state; the scheduler ignores what is no legal transition."""
     if "to_state" not in call.params:
         raise BadRequest("which state? to_state=LOST for instance")
-    found = call.read("getTasksWithoutConfigs", api.TaskQuery(taskIds={call.args["task"]}))
-    before = found.result.scheduleStatusResult.tasks
+
+    def look() -> Any:
+        found = call.read("getTasksWithoutConfigs", api.TaskQuery(taskIds={call.args["task"]}))
+        return found.result.scheduleStatusResult.tasks
+    before = look()
     if not before:
         raise NotFound("there is no task %s" % call.args["task"])
     wanted = api.ScheduleStatus.values[call.get("to_state")]
     call.write("forceTaskState", call.args["task"], wanted)
     fields: Json = {}
     with contextlib.suppress(AuroraError):      # Aurora says OK to what it ignores, so it is looked
-        after = call.read("getTasksWithoutConfigs", api.TaskQuery(taskIds={call.args["task"]}))
-        tasks = after.result.scheduleStatusResult.tasks or []
+        tasks = look()
         fields["state"] = api.ScheduleStatus.name_of(tasks[0].status) if tasks else None
         told = len(before[0].taskEvents or ())
         fields["forced"] = not tasks or any(event.status == wanted
@@ -15417,7 +15195,7 @@ def post_rpc(call: Call) -> Any:
     return call.success(response=response.to_plain())
 
 
-@route("GET", "/alpha/operations", "watch", access="read", params="limit offset", gives="OperationList",
+@route("GET", "/alpha/operations", "watch", params="limit offset", gives="OperationList",
        a200="operations, newest first")
 def list_operations(call: Call) -> Any:
     """The operations of this server, running and ended, newest first."""
@@ -15453,8 +15231,7 @@ def cancel_operation(call: Call) -> Any:
     return call.success(202, key=operation.key, operation=operation.to_plain())
 
 
-@route("GET", "/alpha/operations/{id}/events", "watch", gives="text/event-stream",
-       a200="step and state events")
+@_events("/alpha/operations/{id}/events", a200="step and state events")
 def watch_operation(call: Call) -> Any:
     """Events of an operation as they happen."""
     operation = call.service.operations[call.args["id"]]
@@ -15480,7 +15257,7 @@ def watch_operation(call: Call) -> Any:
 # --- handlers: what the page asks ---------------------------------------------------------------------------
 
 
-@route("GET", "/alpha/me", "server", quick=True, gives="Me", a200="who asks")
+@_quick("/alpha/me", gives="Me", a200="who asks")
 def get_me(call: Call) -> Any:
     """Who the caller is to this server, and what he may do."""
     user = call.user
@@ -15488,37 +15265,33 @@ def get_me(call: Call) -> Any:
                         by="scheduler" if call.auth is not None else user.by)
 
 
-@route("GET", "/alpha/pending/{cluster}", "watch", remembered=True, params="role limit offset",
-       gives="WaitingList", a200="tasks that wait, the one that has waited longest first")
+@_remembered("/alpha/pending/{cluster}", params="role limit offset", gives="WaitingList",
+             a200="tasks that wait, the one that has waited longest first")
 def list_waiting(call: Call) -> Any:
     """The tasks of a cluster that wait for a host, and why."""
-    query = api.TaskQuery(statuses=set(_NOT_PLACED))
-    response = call.read("getTasksWithoutConfigs", query, projection=projection("cluster tasks"))
-    tasks = response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", [])
+    tasks = _find_tasks(call, api.TaskQuery(statuses=set(_NOT_PLACED)), "cluster tasks")
     known = pending_reasons(call.scheduler, api.TaskQuery()) if tasks else {}
     wanted = glob(call.get("role", "*"))
     found: List[Json] = []
     for plain in _plain_tasks(call.args["cluster"], "", tasks):
         last = plain["events"][-1] if plain["events"] else {}
         if wanted(plain["job"].split("/")[1]):
-            found.append({name: plain[name] for name in ("id", "job", "instance", "state")})
-            reason = known.get(plain["id"]) or last.get("message") or ""
-            found[-1].update(since=last.get("time"), reason=reason)
+            found.append(dict({name: plain[name] for name in ("id", "job", "instance", "state")},
+                              since=last.get("time"),
+                              reason=known.get(plain["id"]) or last.get("message") or ""))
     found.sort(key=lambda each: (each["since"] or 0, each["id"]))
-    shown, headers = call.page(found)
-    return call.success(200, headers, count=len(shown), total=len(found), pending=shown)
+    return _listed(call, "pending", found, total=len(found))
 
 
-@route("GET", "/alpha/hosts/{cluster}", "watch", remembered=True, params="host limit offset",
-       gives="HostList", a200="hosts by name")
+@_remembered("/alpha/hosts/{cluster}", params="host limit offset", gives="HostList",
+             a200="hosts by name")
 def list_hosts(call: Call) -> Any:
     """The hosts of a cluster as far as the scheduler tells of them: those with tasks, with resources that are
     offered or in maintenance, and those that host= names in full."""
     states = api.ScheduleStatus
     query = api.TaskQuery(statuses=set(api.LIVE_STATES) | {states.ASSIGNED, states.STARTING})
-    response = call.read("getTasksWithoutConfigs", query, projection=projection("hosts"))
-    tasks = response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", ())
-    counts = collections.Counter(task["assignedTask"].get("slaveHost") for task in tasks)
+    counts = collections.Counter(task["assignedTask"].get("slaveHost")
+                                 for task in _find_tasks(call, query, "hosts"))
     offered: Dict[str, Json] = {}
     idle: Set[str] = set()
     warnings = []
@@ -15527,10 +15300,10 @@ def list_hosts(call: Call) -> Any:
         idle = kept_hosts(call.read("/maintenance"))
     except AuroraError as error:
         warnings.append("hosts without tasks may lack here, and what is known of offers: %s" % error)
-    wanted = call.get("host") or ["*"]
-    globs = [glob(each) for each in wanted]
-    seen = {host for host in {*counts, *offered, *idle} if host and any(fits(host) for fits in globs)}
-    modes = _modes(call, [each for each in wanted if each not in seen and not re.search(r"[*?\[]", each)])
+    on_host = _host_filter(call)
+    seen = {host for host in {*counts, *offered, *idle} if host and on_host(host)}
+    modes = _modes(call, [each for each in call.get("host", ()) if each not in seen
+                          and not _is_pattern(each)])
     names = sorted(seen | set(modes))
     shown, headers = call.page(names)
     modes.update(_modes(call, [host for host in shown if host in seen]))
@@ -15539,34 +15312,31 @@ def list_hosts(call: Call) -> Any:
         for host in shown], **_some(warnings=warnings))
 
 
-@route("GET", "/alpha/events/{cluster}", "watch", params="snapshot", gives="text/event-stream",
-       a200="task, instance and update events")
-def watch_cluster(call: Call) -> Any:
-    """Events of all jobs of a cluster as they happen."""
-    cluster = call.args["cluster"]
-    return call.service.stream(call, ("cluster", cluster), lambda: TaskChanges(
-        call.scheduler, cluster, api.TaskQuery, api.JobUpdateQuery))
+_events("/alpha/events/{cluster}", params="snapshot", name="watch_cluster",
+        summary="Events of all jobs of a cluster as they happen.",
+        a200="task, instance and update events")(watch_role)
 
 
 class Version(NamedTuple):
-    """A configuration that a job has had. when: it was last begun, if known; instances: how many had it."""
+    """A configuration that a job has had. instances: how many had it; settings, update, user, message: of the
+    update that brought it; when: it was last begun, if known."""
     config: Any
-    when: Optional[int]
-    user: Optional[str]
-    message: Optional[str]
-    update: Optional[str]
     instances: int
+    when: Optional[int] = None
     settings: Any = None
+    update: Optional[str] = None
+    user: Optional[str] = None
+    message: Optional[str] = None
 
 
 def _config_id(config: Any) -> str:
     """A short hash of what a configuration means: equal for what `same_meaning` takes for the same."""
-    data: Any = config.executorConfig.data if config.executorConfig else None
+    executor = config.executorConfig or api.ExecutorConfig()
+    data: Any = executor.data
     with contextlib.suppress(TypeError, ValueError):
         data = load_json(data)
-    name = config.executorConfig.name if config.executorConfig else None
     plain = _significant(config.replace(executorConfig=None, owner=None, taskLinks=None).to_plain())
-    return hashlib.sha256(json.dumps([plain, name, data], sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([plain, executor.name, data], sort_keys=True).encode()).hexdigest()[:12]
 
 
 _ENDED_READ = 200       # ended tasks that are looked at for configurations: each comes with its own
@@ -15577,7 +15347,8 @@ _ROLLBACK_SETTINGS = api.JobUpdateSettings(
 
 
 def _versions(call: Call) -> Dict[str, Version]:
-    """The configurations that the scheduler still knows of a job, by id, the one begun last first."""
+    """The configurations that the scheduler still knows of a job, by id, the one begun last first. Raises
+    NotFound where there is no such job."""
     found: Dict[str, Version] = {}
 
     def note(version: Version) -> None:
@@ -15590,29 +15361,29 @@ def _versions(call: Call) -> Dict[str, Version]:
         said = next((each.message for each in details.updateEvents or () if each.message), None)
         desired, settings = instructions.desiredState, instructions.settings
         if desired:
-            note(Version(desired.task, update.state.createdTimestampMs, update.user, said, update.key.id,
-                         len(from_ranges(desired.instances)), settings))
+            note(Version(desired.task, len(from_ranges(desired.instances)), update.state.createdTimestampMs,
+                         settings, update.key.id, update.user, said))
         for each in instructions.initialState or ():
-            note(Version(each.task, None, None, None, None, len(from_ranges(each.instances)), settings))
+            note(Version(each.task, len(from_ranges(each.instances)), settings=settings))
     for config, numbers in call.running:
-        note(Version(config, None, None, None, None, len(numbers)))
+        note(Version(config, len(numbers)))
     query = api.TaskQuery(jobKeys={call.key.thrift}, statuses=set(api.TERMINAL_STATES), limit=_ENDED_READ)
     ended = call.read("getTasksStatus", query).result.scheduleStatusResult.tasks or ()
     for task in ended:
         first = min((event.timestamp for event in task.taskEvents or ()), default=None)
         version = found.get(_config_id(task.assignedTask.task))
         if version is None or version.update is None:       # an update tells who; a task only when
-            note(Version(task.assignedTask.task, first, None, None, None, 1))
+            note(Version(task.assignedTask.task, 1, first))
+    if not found:
+        _require_job(call)
     return dict(sorted(found.items(), key=lambda pair: pair[1].when or 0, reverse=True))
 
 
-@route("GET", "/alpha/job/{key}/history", "watch", remembered=True, params="limit offset", gives="History",
-       a200="configurations, the one begun last first")
+@_remembered("/alpha/job/{key}/history", params="limit offset", gives="History",
+             a200="configurations, the one begun last first")
 def list_history(call: Call) -> Any:
     """The configurations that the scheduler still knows of a job, from updates and tasks: for rollback."""
     versions = _versions(call)
-    if not versions:
-        _require_job(call)
     running: Dict[str, List[int]] = {}
     for config, numbers in call.running:
         running.setdefault(_config_id(config), []).extend(numbers)
@@ -15623,39 +15394,28 @@ def list_history(call: Call) -> Any:
         for identity, each in shown])
 
 
-@route("POST", "/alpha/job/{key}/rollback", "change", params="to:version message wait", gives="JobWritten",
-       guards=_JOB_GUARDS, a202="started",
-       a200="unchanged: it runs that already; or, where it was waited for, rolled forward",
-       a409="an update is in progress; or, where it was waited for, it did not roll forward")
+@_job_change("POST", "/alpha/job/{key}/rollback", "change", params="to:version message wait", a202="started",
+             a200="unchanged: it runs that already; or, where it was waited for, rolled forward",
+             a409="an update is in progress; or, where it was waited for, it did not roll forward")
 def rollback_job(call: Call) -> Any:
     """Start a rolling update to a configuration that the job has had, of history, without any file."""
     if "version" not in call.params:
         raise BadRequest("rollback needs to=ID; GET /alpha/job/%s/history lists them" % (call.key,))
     versions = _versions(call)
-    if not versions:
-        _require_job(call)
     version = versions.get(call.get("version"))
     if version is None:
         raise no_such("configuration", call.get("version"), versions)
-    if not version.config.isService and _cron_of(call) is not None:
+    if not version.config.isService and _cron_of(call):
         raise Unprocessable("%s is a cron job; replace it with PUT /alpha/cron/%s" % (call.key, call.key))
-    if call.running and {_config_id(config) for config, _ in call.running} == {call.get("version")}:
-        said = "all instances have this configuration already"
-        return call.job_success(200, unchanged=True, messages=[said])
-    known = [each.settings for each in (version, *versions.values()) if each.settings]
-    settings = known[0] if known else _ROLLBACK_SETTINGS
+    if {_config_id(config) for config, _ in call.running} == {call.get("version")}:
+        return call.job_success(200, unchanged=True,
+                                messages=["all instances have this configuration already"])
+    settings = next((each.settings for each in (version, *versions.values()) if each.settings),
+                    _ROLLBACK_SETTINGS)
     count = sum(len(numbers) for _, numbers in call.running) or version.instances
     configuration = api.JobConfiguration(key=call.key.thrift, owner=version.config.owner,
                                          taskConfig=version.config, instanceCount=count)
-    job = align(Job(str(call.key), configuration, settings, [], []), call.running)
-    if call.get("dry_run"):
-        call.notes["plan"] = plan_update(call.scheduler, job, (), call.running)
-    message = call.message or "back to %s" % call.get("version")
-    call.intend("startJobUpdate", job.update_request(), message)
-    started = start_update(call.scheduler, job, (), message)
-    if not started.id:
-        return call.job_success(200, unchanged=True, messages=started.messages)
-    return _awaiting_update(call, 202, started.id)
+    return _start_update(call, align(Job(str(call.key), configuration, settings, [], []), call.running))
 
 
 # --- OpenAPI ------------------------------------------------------------------------------------------------
@@ -15676,13 +15436,12 @@ def _request_body(body: str) -> Json:
     if body != "config":
         return {"required": body == "quota", "content": {JSON_TYPE: {"schema": _BODIES[body]}}}
     source = {"schema": {"type": "string", "description": "an .aurora file"}, "example": _EXAMPLE}
+    binary = {"type": "string", "format": "binary"}
     files = {"type": "object", "required": ["file"], "properties": {"file": {
-        "type": "array", "items": {"type": "string", "format": "binary"},
-        "description": "the first is the root"}}}
+        "type": "array", "items": binary, "description": "the first is the root"}}}
     return {"required": True, "content": {
-        "text/plain": source, "application/octet-stream": {"schema": {
-            "type": "string", "format": "binary", "description": "the same"}},
-        TAR_TYPES[0]: {"schema": {"type": "string", "format": "binary", "description": "a folder"}},
+        "text/plain": source, "application/octet-stream": {"schema": dict(binary, description="the same")},
+        TAR_TYPES[0]: {"schema": dict(binary, description="a folder")},
         JSON_TYPE: {"schema": {"type": "object", "additionalProperties": True,
                                "description": "a JSON job, as aurora --read-json takes"}},
         "multipart/form-data": {"schema": files}}}
@@ -15690,23 +15449,22 @@ def _request_body(body: str) -> Json:
 
 def _parameters(each: Route, path: str) -> List[Json]:
     found: List[Json] = []
+
+    def put(name: str, where: str, required: bool, text: str, schema: Json, example: Any = None) -> None:
+        found.append(dict({"name": name, "in": where, "required": required, "description": text,
+                           "schema": schema}, **_some(example=example)))
     for name in re.findall(r"\{(\w+)\}", path):
         schema: Json = {"type": "string", "pattern": "^%s$" % _SEGMENTS.get(name, IDENTIFIER.pattern).replace(
             r"\w", "A-Za-z0-9_"), "maxLength": 4096 if name == "hosts" else MAX_IDENTIFIER}
         if name == "method":
             schema = {"type": "string", "enum": list(api.method_names)}
         text, example = _PATH_PARAMS[name]
-        found.append(dict({"name": name, "in": "path", "required": True, "description": text,
-                           "schema": schema},
-                          **_some(example=example)))
+        put(name, "path", True, text, schema, example)
     for name, row in each.params.items():
-        param = PARAMS[row]
-        many = param.kind.join is not None
-        shown: Json = {"name": name, "in": "query", "required": param.required, "description": param.help,
-                       "schema": {"type": "array", "items": param.kind.schema} if many else param.kind.schema}
-        if param.example is not None:
-            shown["example"] = [param.example] if many else param.example
-        found.append(shown)
+        kind, text, example, required = PARAMS[row]
+        many = kind.join is not None
+        put(name, "query", required, text, {"type": "array", "items": kind.schema} if many else kind.schema,
+            [example] if many and example else example)
     for name, text, there in (
             ("If-None-Match", "an ETag: 304 where it is still that", each.method == "GET"
              and not each.is_stream),
@@ -15715,9 +15473,9 @@ def _parameters(each: Route, path: str) -> List[Json]:
             ("Idempotency-Key", "a write with it is done once", each.writes),
             ("If-Match", "an ETag that the thing must still have, else 412", bool(each.guards))):
         if there:
-            found.append({"name": name, "in": "header", "required": False, "description": text, "schema": {
+            put(name, "header", False, text, {
                 "type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[\x21-\x7e]+$"}
-                if name == "Idempotency-Key" else {"type": "string", "minLength": 1}})
+                if name == "Idempotency-Key" else {"type": "string", "minLength": 1})
     return found
 
 
@@ -15727,21 +15485,16 @@ def _openapi_operation(each: Route, path: str, schemas: Schemas) -> Json:
     if each.writes and each.access != "read":
         stated.setdefault(200, "with dry_run=1: what would be done")
     for status, text in stated.items():
-        if status >= 400:
-            content = {JSON_TYPE: {"schema": schemas.ref("Failure")}}
-        elif "/" in each.gives:
-            content = {each.gives: {"schema": {"type": "object", "additionalProperties": True}
-                                    if each.gives == JSON_TYPE else {
-                "type": "string"}}}
-        else:
-            content = {JSON_TYPE: {"schema": schemas.ref(each.gives)}}
+        gives = each.gives if status < 400 else "Failure"
         told = [("ETag", "what If-None-Match and If-Match take", status == 200 and each.method == "GET"),
                 ("Location", "what was begun", status == 202
                  and (each.operates or "{id}" in each.path or "update" in each.path)),
                 ("Link", 'rel="next": the next page', status == 200 and "offset" in each.params)]
-        answers[str(status)] = dict({"description": text, "content": content}, **_some(headers={
-            name: {"description": text, "schema": {"type": "string"}} for name, text, there in told
-            if there}))
+        shown = schemas.of("object" if gives == JSON_TYPE else "string" if "/" in gives else gives)
+        answers[str(status)] = dict({"description": text, "content": {
+            gives if "/" in gives else JSON_TYPE: {"schema": shown}}}, **_some(headers={
+                name: {"description": what, "schema": {"type": "string"}} for name, what, there in told
+                if there}))
     if each.method == "GET" and not each.is_stream:
         answers["304"] = {"description": "not modified"}
     answers["default"] = {"$ref": "#/components/responses/Failure"}
