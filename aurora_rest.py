@@ -10292,7 +10292,7 @@ def _joined(*parts: str) -> str:
 
 def _figure(value: Any) -> Any:
     """What another server says is a number; None where it is none."""
-    return value if type(value) in (int, float) and math.isfinite(value) else None
+    return value if type(value) in (int, float) and abs(value) < 1e300 else None
 
 
 def _milliseconds(seconds: Any) -> Optional[int]:
@@ -10449,10 +10449,12 @@ class Observer:
         status, _, body = self.ask(spot, "/j/task/" + urllib.parse.quote(spot.id, ""))
         if status == 500:
             self.processes(spot)        # raises where the task is unknown, which is what 500 means most often
-        with contextlib.suppress(ValueError):
-            found = json.loads(body.decode("utf-8", "replace")).get(spot.id) if status == 200 else None
-            if isinstance(found, dict):
-                return found
+        found: Any = None
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(body.decode("utf-8", "replace")) if status == 200 else None
+        task = found.get(spot.id) if isinstance(found, dict) else None
+        if isinstance(task, dict):
+            return task
         raise ObserverBadAnswer(_NO_JSON % ("observer", spot.host))
 
     # files
