@@ -6363,16 +6363,13 @@ class _Reading:
                 continue
             if start < 0:
                 start, head, lambdas = place, text in _HEADS, []
-            if kind == "sign" and text in "([{":
-                depth += 1
-                if depth > MAX_BRACKETS:
-                    raise self.wrong(place, "too many nested brackets")
-                if text == "[":
-                    lists.append(place)
-            elif kind == "sign" and text in ")]}":
-                depth -= 1
-                if text == "]":
-                    self.listing(lists.pop() if lists else start, place)
+            depth += _deeper(text)
+            if depth > MAX_BRACKETS:
+                raise self.wrong(place, "too many nested brackets")
+            if text == "[":
+                lists.append(place)
+            elif text == "]":
+                self.listing(lists.pop() if lists else start, place)
             elif text == "lambda":
                 lambdas.append((depth, place))
             elif text == ":" and lambdas and lambdas[-1][0] == depth:
@@ -6408,7 +6405,7 @@ class _Reading:
         depth, found = 0, []
         for place in places:
             text = self.pieces[place][1]
-            depth += (text in ("(", "[", "{")) - (text in (")", "]", "}"))
+            depth += _deeper(text)
             if text == wanted and depth == 0:
                 found.append(place)
         return found
@@ -6505,34 +6502,33 @@ class _Reading:
 
     def parameters(self, start: int, end: int) -> None:
         """Names in the place of those parameters that are tuples."""
-        places = self.solid(start, end + 1)
-        opening = 1 if self.pieces[places[0]][1] == "lambda" else 2
-        index = opening
-        while index < len(places):
-            before, here = self.pieces[places[index - 1]][1], self.pieces[places[index]][1]
-            if here in ("(", "[", "{"):
-                depth, last = 0, index
-                while last < len(places):
-                    text = self.pieces[places[last]][1]
-                    depth += (text in ("(", "[", "{")) - (text in (")", "]", "}"))
-                    if depth == 0:
-                        break
-                    last += 1
-                last = min(last, len(places) - 1)
-                whole = "".join(self.pieces[each][1] for each in places[index:last + 1])
-                if here == "(" and (before == "," or index == opening) and re.fullmatch(
-                        r"[\w,()]+", whole, re.A) and "__" not in whole:
-                    name = "tuple_%d_" % len(self.tuples)
-                    self.tuples[name] = whole
-                    self.pieces[places[index]][1] = name
-                    for each in places[index + 1:last + 1]:
-                        self.pieces[each][1] = ""
-                index = last
-            index += 1
+        places = self.solid(start, end)
+        texts = [self.pieces[place][1] for place in places]
+        first = 1 if texts[0] == "lambda" else 2
+        depth = opened = 0
+        for index in range(first, len(places)):
+            opened = index if depth == 0 else opened
+            depth += _deeper(texts[index])
+            whole = "".join(texts[opened:index + 1])
+            if depth == 0 and texts[index] == ")" and (opened == first or texts[opened - 1] == ",") and (
+                    re.fullmatch(r"[\w,()]+", whole, re.A)) and "__" not in whole:
+                name = "tuple_%d_" % len(self.tuples)
+                self.tuples[name] = whole
+                self.pieces[places[opened]][1] = name
+                for place in places[opened + 1:index + 1]:
+                    self.pieces[place][1] = ""
+
+
+def _deeper(text: str) -> int:
+    """By how much there are more brackets around what follows."""
+    return (text in ("(", "[", "{")) - (text in (")", "]", "}"))
 
 
 class _Older(ast.NodeTransformer):
-    """Calls of helpers, in a tree that was checked, where Python 2 means something else by the same words."""
+    """Calls of helpers, in a tree that was checked, where Python 2 means something else by the same words.
+
+    What a node becomes is mostly made of what its parts became: `leave_` and the node's kind names the method
+    that is called after them, `visit_` the one that sees to the parts itself."""
 
     def __init__(self, reading: _Reading, trusted: bool) -> None:
         self.reading = reading
@@ -6541,40 +6537,38 @@ class _Older(ast.NodeTransformer):
 
     def visit(self, node: ast.AST) -> Any:
         made = super().visit(node)
+        leave = getattr(self, "leave_" + type(node).__name__, None)
+        if leave is not None:
+            made = leave(node)
         for each in made if isinstance(made, list) else [made]:
             if each is not node and hasattr(node, "lineno"):
                 ast.copy_location(each, node)
         return made
 
-    def call(self, name: str, *arguments: ast.expr) -> ast.Call:
-        return ast.Call(_load(name), list(arguments), [])
-
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         if isinstance(node.value, bytes):
             return ast.Constant(_text_of(node.value))
         marked = getattr(node, "kind", None) == "u" or "unicode_literals" in self.reading.future
-        return self.call("__unicode__", node) if marked and isinstance(node.value, str) else node
+        return _call("__unicode__", node) if marked and isinstance(node.value, str) else node
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
         node.values = [each if isinstance(each, ast.Constant) else self.visit(each) for each in node.values]
         return node
 
-    def visit_Compare(self, node: ast.Compare) -> ast.AST:
-        self.generic_visit(node)
+    def leave_Compare(self, node: ast.Compare) -> ast.AST:
         names = [type(each).__name__ for each in node.ops]
         if not {"Lt", "LtE", "Gt", "GtE"} & set(names):
             return node
-        return self.call("__ordered__", ast.Constant(" ".join(names)), node.left, *node.comparators)
+        return _call("__ordered__", ast.Constant(" ".join(names)), node.left, *node.comparators)
 
     def reckoned(self, operator: ast.operator, left: ast.expr, right: ast.expr) -> Optional[ast.Call]:
         if isinstance(operator, ast.Mod):
-            return self.call("__modulo__", left, right)
+            return _call("__modulo__", left, right)
         if isinstance(operator, ast.Div) and "division" not in self.reading.future:
-            return self.call("__divide__", left, right)
+            return _call("__divide__", left, right)
         return None
 
-    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
-        self.generic_visit(node)
+    def leave_BinOp(self, node: ast.BinOp) -> ast.AST:
         return self.reckoned(node.op, node.left, node.right) or node
 
     def visit_AugAssign(self, node: ast.AugAssign) -> Any:
@@ -6602,52 +6596,44 @@ class _Older(ast.NodeTransformer):
         inner = node.value.attr if isinstance(node.value, ast.Attribute) else ""
         if isinstance(node.ctx, ast.Load) and (inner, node.attr) == ("__class__", "__name__"):
             value: Any = node.value
-            kind = self.call("__type__", self.visit(value.value))
-            return self.call("__attribute__", kind, ast.Constant("__name__"))
+            kind = _call("__type__", self.visit(value.value))
+            return _call("__attribute__", kind, ast.Constant("__name__"))
         self.generic_visit(node)
         if isinstance(node.ctx, ast.Load) and (node.attr in _OLDER or node.attr in _OLDER_PLAIN):
-            return self.call("__attribute__", node.value, ast.Constant(node.attr))
+            return _call("__attribute__", node.value, ast.Constant(node.attr))
         if not self.trusted and (not isinstance(node.ctx, ast.Load) or _OWN_ATTRIBUTE.fullmatch(node.attr)):
-            node.value = self.call("__own__", node.value)
+            node.value = _call("__own__", node.value)
         return node
 
-    def visit_Dict(self, node: ast.Dict) -> ast.AST:
-        self.generic_visit(node)
+    def leave_Dict(self, node: ast.Dict) -> ast.AST:
         if any(key is None for key in node.keys):
-            return self.call("__dict_of__", node)
-        return self.call("__display__", *[ast.Tuple([key or value, value], ast.Load())
+            return _call("__dict_of__", node)
+        return _call("__display__", *[ast.Tuple([key or value, value], ast.Load())
                                           for key, value in zip(node.keys, node.values)])
 
-    def visit_Set(self, node: ast.Set) -> ast.AST:
-        self.generic_visit(node)
-        return self.call("__set_of__", ast.List(node.elts, ast.Load()))
+    def leave_Set(self, node: ast.Set) -> ast.AST:
+        return _call("__set_of__", ast.List(node.elts, ast.Load()))
 
-    def visit_DictComp(self, node: ast.DictComp) -> ast.AST:
-        self.generic_visit(node)
-        return self.call("__dict_of__", ast.GeneratorExp(ast.Tuple([node.key, node.value], ast.Load()),
+    def leave_DictComp(self, node: ast.DictComp) -> ast.AST:
+        return _call("__dict_of__", ast.GeneratorExp(ast.Tuple([node.key, node.value], ast.Load()),
                                                          node.generators))
 
-    def visit_SetComp(self, node: ast.SetComp) -> ast.AST:
-        self.generic_visit(node)
-        return self.call("__set_of__", ast.GeneratorExp(node.elt, node.generators))
+    def leave_SetComp(self, node: ast.SetComp) -> ast.AST:
+        return _call("__set_of__", ast.GeneratorExp(node.elt, node.generators))
 
-    def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
+    def leave_ListComp(self, node: ast.ListComp) -> ast.AST:
         """A variable that is asked for afterwards is set outside too."""
-        leaking = self.leaking.get(id(node), set())
-        self.generic_visit(node)
         for each in node.generators:
-            told = [name for name in ast.walk(each.target) if isinstance(name, ast.Name)
-                    and name.id in leaking]
-            names = [name.id for name in told]
-            for name in told:
-                name.id = ":" + name.id
-            if names:
-                kept: List[ast.expr] = [ast.NamedExpr(_store(name), _load(":" + name)) for name in names]
+            kept: List[ast.expr] = []
+            for name in ast.walk(each.target):
+                if isinstance(name, ast.Name) and name.id in self.leaking.get(id(node), ()):
+                    kept.append(ast.NamedExpr(_store(name.id), _load(":" + name.id)))
+                    name.id = ":" + name.id
+            if kept:
                 each.ifs.insert(0, ast.Tuple(kept, ast.Load()))
         return node
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        self.generic_visit(node)
+    def leave_Call(self, node: ast.Call) -> ast.AST:
         name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
         if name in ("dict", "defaultdict", "update"):
             # what is written in C takes keywords from the stack: the last is put in first
@@ -6655,7 +6641,7 @@ class _Older(ast.NodeTransformer):
             stars = sum(each.arg is None for each in node.keywords)
             node.keywords[stars:] = reversed(node.keywords[stars:])
         elif name in ("vars", "locals") and isinstance(node.func, ast.Name):
-            return self.call("__vars__", self.call("__locals__"), *node.args)
+            return _call("__vars__", _call("__locals__"), *node.args)
         return node
 
     def visit_Module(self, node: ast.Module) -> ast.AST:
@@ -6692,51 +6678,39 @@ class _Older(ast.NodeTransformer):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         self.look_for_leaks(node)
         self.generic_visit(node)
-        arguments = node.args
-        lines: List[ast.stmt] = [self.unpacked(each.arg) for each in arguments.args
-                                 if each.arg in self.reading.tuples]
-        if arguments.kwarg is not None:
-            name = arguments.kwarg.arg
-            lines.append(ast.Assign([_store(name)], self.call("__keywords__", _load(name))))
-        node.body[:0] = lines
+        node.body[:0] = self.received(node.args)
         return node
 
-    def unpacked(self, name: str) -> ast.Assign:
-        made = ast.parse(self.reading.tuples[name] + " = " + name).body[0]
-        assert isinstance(made, ast.Assign)
+    def received(self, arguments: ast.arguments) -> List[Any]:
+        """Assignments: of what a tuple among the parameters holds, and of a dict with Python 2's order."""
+        made: List[Any] = [ast.parse("%s = %s" % (self.reading.tuples[each.arg], each.arg)).body[0]
+                           for each in arguments.args if each.arg in self.reading.tuples]
+        if arguments.kwarg is not None:
+            name = arguments.kwarg.arg
+            made.append(ast.Assign([_store(name)], _call("__keywords__", _load(name))))
         return made
 
-    def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
-        self.generic_visit(node)
-        for each in node.args.args:
-            if each.arg in self.reading.tuples:
-                made = self.unpacked(each.arg)
-                loop = ast.comprehension(made.targets[0], ast.List([made.value], ast.Load()), [], 0)
-                node.body = ast.Subscript(ast.ListComp(node.body, [loop]), _index(0), ast.Load())
-        if node.args.kwarg is not None:
-            name = node.args.kwarg.arg
-            told = self.call("__keywords__", _load(name))
-            loop = ast.comprehension(_store(name), ast.List([told], ast.Load()), [], 0)
+    def leave_Lambda(self, node: ast.Lambda) -> ast.AST:
+        for each in self.received(node.args):
+            loop = ast.comprehension(each.targets[0], ast.List([each.value], ast.Load()), [], 0)
             node.body = ast.Subscript(ast.ListComp(node.body, [loop]), _index(0), ast.Load())
         return node
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        self.generic_visit(node)
+    def leave_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         own = {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
         for old, new in (("next", "__next__"), ("__nonzero__", "__bool__"), ("__div__", "__truediv__")):
             if old in own and new not in own:
                 node.body.append(ast.Assign([_store(new)], _load(old)))
         if "__cmp__" in own:
             names = [_store("__%s__" % name) for name in "lt le gt ge eq ne".split()]
-            made = self.call("__rich__", _load("__cmp__"))
+            made = _call("__rich__", _load("__cmp__"))
             node.body.append(ast.Assign([ast.Tuple(names, ast.Store())], made))
         if own & {"__cmp__", "__eq__"} and "__hash__" not in own:
             node.body.append(ast.Assign([_store("__hash__")], _load("__hashed__")))
         return node
 
-    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
+    def leave_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
         """The name lives on."""
-        self.generic_visit(node)
         if node.name:
             node.body.insert(0, ast.Assign([_store(node.name)], _load(":" + node.name)))
             node.name = ":" + node.name
@@ -6744,6 +6718,10 @@ class _Older(ast.NodeTransformer):
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
         return ast.Pass() if node.module == "__future__" else node
+
+
+def _call(name: str, *arguments: ast.expr) -> ast.Call:
+    return ast.Call(_load(name), list(arguments), [])
 
 
 def _load(name: str) -> Any:
