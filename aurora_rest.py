@@ -44,6 +44,7 @@ import io
 import itertools
 import json
 import math
+import operator
 import os
 import random
 import re
@@ -61,7 +62,7 @@ import traceback
 import urllib.parse
 import uuid
 import zlib
-from functools import lru_cache, partial, wraps
+from functools import cmp_to_key, lru_cache, partial, reduce, wraps
 from queue import Empty as QueueEmpty
 from queue import SimpleQueue
 from typing import (
@@ -4715,7 +4716,7 @@ def _lazy_scopes() -> Callable[[Any], Any]:
         """Values, and other scopes, by name."""
         __slots__ = ("names",)
 
-        def __init__(self, names: Mapping[str, Any]) -> None:
+        def __init__(self, names: Dict[str, Any]) -> None:
             self.names = names
 
         @property
@@ -5081,7 +5082,8 @@ _WORD = (1 << 64) - 1
 _MOST = (1 << 63) - 1
 _OBJECT: Any = object
 _EXCEPTION: Any = BaseException
-_REMOVED = (0, None)        # a place in a _Table that was taken
+_REMOVED = ()       # a place in a _Table that was taken; like one that never was it is not true
+_SIZED = (set, frozenset, dict)     # for as many keys as these have room is made before
 
 
 def _signed(number: int) -> int:
@@ -5192,7 +5194,7 @@ class _Table:
     def remove(self, key: Any) -> None:
         made = _hash(key)
         for place, entry in enumerate(self.places):
-            if entry is not None and entry is not _REMOVED and entry[0] == made and entry[1] == key:
+            if entry and entry[0] == made and entry[1] == key:
                 self.places[place] = _REMOVED
                 self.used -= 1
                 return
@@ -5200,15 +5202,15 @@ class _Table:
     def first(self) -> Any:
         """What popitem() and pop() take."""
         place = 0
-        if self.places[0] is None or self.places[0] is _REMOVED:
+        if not self.places[0]:
             place = self.finger if 1 <= self.finger < len(self.places) else 1
-            while self.places[place] is None or self.places[place] is _REMOVED:
+            while not self.places[place]:
                 place = place + 1 if place + 1 < len(self.places) else 1
         self.finger = place + 1
         return self.places[place][1]
 
     def entries(self) -> List[Tuple[int, Any]]:
-        return [each for each in self.places if each is not None and each is not _REMOVED]
+        return list(filter(None, self.places))
 
     def keys(self) -> List[Any]:
         return [each[1] for each in self.entries()]
@@ -5261,7 +5263,7 @@ class _Dict(Dict[Any, Any], metaclass=_Kind):       # type: ignore[misc]
     @classmethod
     def fromkeys(cls, keys: Any, value: Any = None) -> Any:
         made = cls()
-        bulk = isinstance(keys, (set, frozenset, dict))
+        bulk = isinstance(keys, _SIZED)
         made._table = _Table(len(keys) // 2 * 3 if bulk else 0)
         for key in keys:
             if bulk:
@@ -5289,16 +5291,12 @@ class _Dict(Dict[Any, Any], metaclass=_Kind):       # type: ignore[misc]
         return [(key, dict.__getitem__(self, key)) for key in self]
 
     def __delitem__(self, key: Any) -> None:
-        table = self._known()
-        dict.__delitem__(self, key)
-        table.remove(key)
+        _Dict.pop(self, key)
 
     def pop(self, key: Any, *default: Any) -> Any:
-        if key not in self:
-            return dict.pop(self, key, *default)
-        value = self[key]
-        del self[key]
-        return value
+        if key in self:
+            self._known().remove(key)
+        return dict.pop(self, key, *default)
 
     def popitem(self) -> Tuple[Any, Any]:
         if not self:
@@ -5360,7 +5358,7 @@ class _Counter(_Dict, collections.Counter):     # type: ignore[type-arg, misc]
         self.update(*given, **named)
 
     def update(self, *given: Any, **named: Any) -> None:
-        for each in given + ((_Dict(named.items()),) if named else ()):
+        for each in given + (named,):
             for key, count in each.items() if isinstance(each, dict) else ((key, 1) for key in each):
                 self[key] = self.get(key, 0) + count
 
@@ -5414,17 +5412,11 @@ class _Unordered:
         return self._like(made if others else _Set(self))
 
     def difference(self: Any, *others: Any) -> Any:
-        taken = [each if isinstance(each, (set, frozenset, dict)) else _Set(each) for each in others]
+        taken = [each if isinstance(each, _SIZED) else _Set(each) for each in others]
         return self._like(_Set([each for each in self if not any(each in other for other in taken)]))
 
     def symmetric_difference(self: Any, other: Any) -> Any:
-        made = _Set(other)
-        for each in self:
-            if each in made:
-                made.remove(each)
-            else:
-                made.add(each)
-        return self._like(made)
+        return self._like(_Set(other).symmetric_difference_update(self))
 
     __or__, __and__, __sub__, __xor__ = union, intersection, difference, symmetric_difference
 
@@ -5439,7 +5431,7 @@ class _Set(_Unordered, set):        # type: ignore[type-arg, misc]
 
     def update(self, *others: Any) -> None:
         for other in others:
-            bulk = isinstance(other, (set, frozenset, dict))
+            bulk = isinstance(other, _SIZED)
             if bulk:
                 self._table.reserve(len(other))
             for each in other:
@@ -5483,7 +5475,7 @@ class _Set(_Unordered, set):        # type: ignore[type-arg, misc]
         return self
 
     def symmetric_difference_update(self, other: Any) -> Any:
-        for each in other if isinstance(other, (set, frozenset, dict)) else _Set(other):
+        for each in other if isinstance(other, _SIZED) else _Set(other):
             (self.discard if each in self else self.add)(each)
         return self
 
@@ -5586,7 +5578,7 @@ def _repr(value: Any) -> str:
             return "defaultdict(%s, %s)" % (_repr(value.default_factory), shown)
         return "Counter(%s)" % shown if isinstance(value, _Counter) else shown
     if isinstance(value, _Unordered):
-        return "%s([%s])" % ("set" if isinstance(value, _Set) else "frozenset", ", ".join(map(_repr, value)))
+        return "%s(%s)" % ("set" if isinstance(value, _Set) else "frozenset", _repr(list(value)))
     if isinstance(value, BaseException) and kind.__repr__ is _EXCEPTION.__repr__:
         return kind.__name__ + _repr(value.args)
     own = isinstance(value, type) and value.__module__ in ("builtins", __name__)
@@ -5625,38 +5617,37 @@ def _modulo(left: Any, right: Any) -> Any:
     named = hasattr(type(right), "__getitem__") and not isinstance(right, (str, tuple))
     queue = list(right) if isinstance(right, tuple) else [right]
     marked = isinstance(left, _Unicode)
-    parts, place = [], 0
 
     def following() -> Any:
         if not queue:
             raise TypeError("not enough arguments for format string")
         return queue.pop(0)
-    for found in _CONVERSION.finditer(left):
+
+    def filled(found: Any) -> str:
+        nonlocal marked
         key, flags, width, precision, kind = found.groups()
-        parts.append(str.__getitem__(left, slice(place, found.start())))
-        place = found.end()
         if kind == "%":
-            parts.append("%")
-            continue
-        width = str(following()) if width == "*" else width
-        precision = ".%d" % following() if precision == ".*" else precision
+            return "%"
+        width = str(following()) if width == "*" else width or ""
+        precision = ".%d" % following() if precision == ".*" else precision or ""
         if key is not None and not named:
             raise TypeError("format requires a mapping")
         value = right[key] if key is not None else following()
         if kind in "sr":
             value = _repr(value) if kind == "r" else _Unicode(value) if marked else _str(value)
             marked = marked or isinstance(value, _Unicode)
+            kind = "s"
         elif kind in "oxX" and isinstance(value, float):
             value = int(value)
         elif kind == "o" and "#" in flags and isinstance(value, int):
             value, kind, flags = _oct(value).rstrip("L"), "s", flags.replace("#", "")
-        parts.append(("%" + flags + (width or "") + (precision or "") + kind.replace("r", "s")) % (value,))
-    rest = str.__getitem__(left, slice(place, None))
-    if "%" in rest:
+        return ("%" + flags + width + precision + kind) % (value,)
+    made = _CONVERSION.sub(filled, left)
+    if "%" in _CONVERSION.sub("", left):
         raise ValueError("incomplete format")
     if queue and not named:
         raise TypeError("not all arguments converted during string formatting")
-    return (_Unicode if marked else str)("".join(parts) + rest)
+    return (_Unicode if marked else str)(made)
 
 
 def _format_value(value: Any, how: str = "") -> str:
@@ -5693,9 +5684,8 @@ def _safe_format(template: Any, *arguments: Any, **named: Any) -> str:
 # Comparison. What has no order of its own goes by the name of its type, after None and numbers.
 
 _ORDERS: Dict[str, Callable[[Any, Any], Any]] = {
-    "Lt": lambda a, b: a < b, "LtE": lambda a, b: a <= b, "Gt": lambda a, b: a > b,
-    "GtE": lambda a, b: a >= b, "Eq": lambda a, b: a == b, "NotEq": lambda a, b: a != b,
-    "Is": lambda a, b: a is b, "IsNot": lambda a, b: a is not b,
+    "Lt": operator.lt, "LtE": operator.le, "Gt": operator.gt, "GtE": operator.ge, "Eq": operator.eq,
+    "NotEq": operator.ne, "Is": operator.is_, "IsNot": operator.is_not,
     "In": lambda a, b: a in b, "NotIn": lambda a, b: a not in b}
 
 
@@ -5742,8 +5732,7 @@ def _ordered(names: str, *values: Any) -> Any:
 
 
 def _key_of(cmp: Any, key: Any) -> Any:
-    import functools
-    ordered = functools.cmp_to_key(cmp or _compare)
+    ordered = cmp_to_key(cmp or _compare)
     return lambda each: ordered(key(each) if key else each)
 
 
@@ -5825,10 +5814,10 @@ def _divide(left: Any, right: Any) -> Any:
 # Functions.
 
 def _map(work: Any, *lists: Any) -> List[Any]:
-    if len(lists) == 1:
-        return list(lists[0]) if work is None else [work(each) for each in lists[0]]
     rows = itertools.zip_longest(*lists)
-    return list(rows) if work is None else [work(*row) for row in rows]
+    if work is None:
+        return list(lists[0] if len(lists) == 1 else rows)
+    return [work(*row) for row in rows]
 
 
 def _filter(test: Any, items: Any) -> Any:
@@ -5938,8 +5927,7 @@ _STANDING.update((each, each) for each in (list, tuple, bool, complex, type(None
 def _listing(name: str) -> Callable[[Any], Any]:
     def listed(mapping: Any) -> Any:
         made = getattr(mapping, name)()
-        return list(made) if isinstance(made, (collections.abc.KeysView, collections.abc.ValuesView,
-                                               collections.abc.ItemsView)) else made
+        return list(made) if isinstance(made, collections.abc.MappingView) else made
     return listed
 
 
@@ -6067,20 +6055,9 @@ class _Digest:
     """A hash of hashlib that takes and gives text."""
 
     def __init__(self, made: Any) -> None:
-        self._made = made
         self.digest_size, self.block_size, self.name = made.digest_size, made.block_size, made.name
-
-    def update(self, text: Any) -> None:
-        self._made.update(_bytes(text))
-
-    def digest(self) -> Any:
-        return _text_of(self._made.digest())
-
-    def hexdigest(self) -> Any:
-        return self._made.hexdigest()
-
-    def copy(self) -> Any:
-        return _Digest(self._made.copy())
+        self.update, self.digest, self.hexdigest = map(_of_bytes, (made.update, made.digest, made.hexdigest))
+        self.copy = lambda: _Digest(made.copy())
 
 
 def _hashed(kind: str, text: Any = "") -> _Digest:
@@ -6116,12 +6093,12 @@ def _randomness() -> Json:
             super().seed(a if a is None or isinstance(a, int) else _hash(a) & _WORD)
 
         def randrange(self, start: int, stop: Any = None, step: int = 1) -> int:
-            first, end = (0, start) if stop is None else (start, stop)
-            count = len(range(first, end, step))
-            if count <= 0:
+            numbers = range(0, start, step) if stop is None else range(start, stop, step)
+            count = len(numbers)
+            if not numbers:
                 raise ValueError("empty range for randrange()")
-            return first + step * (int(self.random() * count) if count < 1 << 53 else self.getrandbits(
-                count.bit_length() + 1) % count)
+            return numbers[int(self.random() * count) if count < 1 << 53 else self.getrandbits(
+                count.bit_length() + 1) % count]
 
         def randint(self, a: int, b: int) -> int:
             return self.randrange(a, b + 1)
@@ -6176,9 +6153,8 @@ def _string_functions() -> Json:
 
 
 def _quote_path(text: Any, safe: str = "/") -> str:
-    return "".join(part if part == "~" and "~" in safe else "%7E" if part == "~"
-                   else urllib.parse.quote(_bytes(part), safe)
-                   for part in re.split("(~)", text))
+    quoted = urllib.parse.quote(_bytes(text), safe)
+    return quoted if "~" in safe else quoted.replace("~", "%7E")
 
 
 def _quote_plus(text: Any, safe: str = "") -> str:
@@ -6191,69 +6167,57 @@ def _urlencode(query: Any, doseq: Any = 0) -> str:
         value if doseq and isinstance(value, (list, tuple)) else [value]))
 
 
-def _attributes(path: str) -> Callable[[Any], Any]:
+def _attributes(*paths: str) -> Callable[[Any], Any]:
+    """operator.attrgetter"""
     def found(value: Any) -> Any:
-        for name in path.split("."):
-            value = _getattr(value, name)
-        return value
+        made = tuple(reduce(_getattr, path.split("."), value) for path in paths)
+        return made[0] if len(made) == 1 else made
     return found
 
 
+# What a module gives that Python 3's of that name, or of its new name, does not.
+_GIVEN: Dict[str, Json] = {
+    "json": {"dumps": _dumps, "loads": _loads},
+    "math": {"floor": lambda number: float(math.floor(number)),
+             "ceil": lambda number: float(math.ceil(number))},
+    "collections": {"defaultdict": _Default, "Counter": _Counter},
+    "string": _string_functions(),
+    "itertools": {"izip": zip, "ifilter": filter,
+                  "imap": lambda work, *lists: zip(*lists) if work is None else map(work, *lists),
+                  "ifilterfalse": itertools.filterfalse,
+                  "izip_longest": itertools.zip_longest},
+    "fractions": {"gcd": math.gcd},
+    # without the memo, which would show what it went through
+    "copy": {"deepcopy": lambda value: copy.deepcopy(value)},
+    "functools": {"wraps": lambda like, *_: lambda work: work},
+    "contextlib": {"contextmanager": lambda work: work},
+    "operator": dict({name: partial(_ordered, kind) for name, kind in (
+        ("lt", "Lt"), ("le", "LtE"), ("gt", "Gt"), ("ge", "GtE"))}, div=_divide, mod=_modulo,
+        attrgetter=_attributes,
+        methodcaller=lambda name, *given, **named: lambda value: _getattr(value, name)(*given, **named)),
+    "urllib": {"quote": _quote_path, "quote_plus": _quote_plus, "urlencode": _urlencode},
+    "types": dict({kind + "Type": each for kind, each in (
+        ("String", _STR), ("Unicode", _Unicode), ("Int", _INT), ("Long", _LONG), ("Float", _FLOAT),
+        ("Boolean", bool), ("List", list), ("Tuple", tuple), ("Dict", _Dict), ("None", type(None)),
+        ("Type", _TYPE), ("Class", _TYPE), ("Function", _type(_type)), ("Lambda", _type(_type)),
+        ("BuiltinFunction", _type(len)), ("Generator", _type(None for _ in "")), ("Object", object))},
+        StringTypes=(_STR, _Unicode)),
+    "md5": dict.fromkeys(("new", "md5"), partial(_hashed, "md5")),
+    "sha": dict.fromkeys(("new", "sha"), partial(_hashed, "sha1"))}
+
+
 def _replacements(name: str) -> Json:
-    """What a module gives that Python 3's of that name, or of its new name, does not."""
-    made: Json
-    module: Any = sys.modules.get(_RENAMED.get(name, name))
-    if name == "json":
-        return {"dumps": _dumps, "loads": _loads}
-    if name == "math":
-        return {"floor": lambda number: float(math.floor(number)),
-                "ceil": lambda number: float(math.ceil(number))}
-    if name == "collections":
-        return {"defaultdict": _Default, "Counter": _Counter}
-    if name in ("hashlib", "md5", "sha"):
-        made = {each: partial(_hashed, each) for each in _MODULES["hashlib"].split()}
-        old = partial(_hashed, "sha1" if name == "sha" else "md5")
-        return dict(made, new=_hashed) if name == "hashlib" else {"new": old, name: old}
+    """What _GIVEN has, and what is made only where it is asked for."""
+    names = _MODULES[name].split()
+    if name == "hashlib":
+        return dict({each: partial(_hashed, each) for each in names}, new=_hashed)
     if name in ("base64", "binascii", "struct"):
-        made = {each: _of_bytes(getattr(module, each)) for each in _MODULES[name].split()}
-        if name == "base64":
-            made.update(encodestring=_of_bytes(module.encodebytes),
-                        decodestring=_of_bytes(module.decodebytes))
-        return made
-    if name == "random":
-        return _randomness()
-    if name == "string":
-        return _string_functions()
-    if name == "itertools":
-        return {"izip": zip, "imap": lambda work, *lists: zip(*lists) if work is None else map(work, *lists),
-                "ifilter": filter, "ifilterfalse": itertools.filterfalse,
-                "izip_longest": itertools.zip_longest}
-    if name == "fractions":
-        return {"gcd": math.gcd}
-    if name == "copy":      # without the memo, which would show what it went through
-        return {"deepcopy": lambda value: copy.deepcopy(value)}
-    if name == "functools":
-        return {"wraps": lambda like, *_: lambda work: work}
-    if name == "contextlib":
-        return {"contextmanager": lambda work: work}
-    if name == "operator":
-        return dict({short: lambda a, b, long=long: _ordered(long, a, b) for short, long in (
-            ("lt", "Lt"), ("le", "LtE"), ("gt", "Gt"), ("ge", "GtE"))}, div=_divide, mod=_modulo,
-            attrgetter=lambda *paths: _attributes(paths[0]) if len(paths) == 1 else lambda value: tuple(
-                _attributes(path)(value) for path in paths),
-            methodcaller=lambda name, *given, **named: lambda value: _getattr(value, name)(*given, **named))
-    if name == "urllib":
-        return {"quote": _quote_path, "quote_plus": _quote_plus, "urlencode": _urlencode}
+        made = {each: _of_bytes(getattr(sys.modules[name], each)) for each in names}
+        return dict(made, encodestring=_of_bytes(base64.encodebytes),
+                    decodestring=_of_bytes(base64.decodebytes)) if name == "base64" else made
     if name == "pipes":
         return {"quote": __import__("shlex").quote}
-    if name == "types":
-        made = {kind + "Type": each for kind, each in (
-            ("String", _STR), ("Unicode", _Unicode), ("Int", _INT), ("Long", _LONG), ("Float", _FLOAT),
-            ("Boolean", bool), ("List", list), ("Tuple", tuple), ("Dict", _Dict), ("None", type(None)),
-            ("Type", _TYPE), ("Class", _TYPE), ("Function", _type(_type)), ("Lambda", _type(_type)),
-            ("BuiltinFunction", _type(len)), ("Generator", _type(None for _ in "")), ("Object", object))}
-        return dict(made, StringTypes=(_STR, _Unicode))
-    return {}
+    return _randomness() if name == "random" else _GIVEN.get(name, {})
 
 
 class _Unset(KeyError):
@@ -6325,6 +6289,7 @@ _HIGH = re.compile(r"((?:\\x[89a-fA-F][0-9a-fA-F]|\\[23][0-7][0-7])+)|\\(.)", re
 _RENAMED_NAMES = {"async": "\uff41sync", "await": "\uff41wait", "nonlocal": "nonloc\uff41l"}
 
 
+_DEEPER = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 MAX_BRACKETS = 100      # within one another
 
 
@@ -6363,7 +6328,7 @@ class _Reading:
                 continue
             if start < 0:
                 start, head, lambdas = place, text in _HEADS, []
-            depth += _deeper(text)
+            depth += _DEEPER.get(text, 0)
             if depth > MAX_BRACKETS:
                 raise self.wrong(place, "too many nested brackets")
             if text == "[":
@@ -6405,7 +6370,7 @@ class _Reading:
         depth, found = 0, []
         for place in places:
             text = self.pieces[place][1]
-            depth += _deeper(text)
+            depth += _DEEPER.get(text, 0)
             if text == wanted and depth == 0:
                 found.append(place)
         return found
@@ -6508,7 +6473,7 @@ class _Reading:
         depth = opened = 0
         for index in range(first, len(places)):
             opened = index if depth == 0 else opened
-            depth += _deeper(texts[index])
+            depth += _DEEPER.get(texts[index], 0)
             whole = "".join(texts[opened:index + 1])
             if depth == 0 and texts[index] == ")" and (opened == first or texts[opened - 1] == ",") and (
                     re.fullmatch(r"[\w,()]+", whole, re.A)) and "__" not in whole:
@@ -6517,11 +6482,6 @@ class _Reading:
                 self.pieces[places[opened]][1] = name
                 for place in places[opened + 1:index + 1]:
                     self.pieces[place][1] = ""
-
-
-def _deeper(text: str) -> int:
-    """By how much there are more brackets around what follows."""
-    return (text in ("(", "[", "{")) - (text in (")", "]", "}"))
 
 
 class _Older(ast.NodeTransformer):
