@@ -5100,7 +5100,7 @@ def _hash_number(value: Any) -> int:
             high = int(part * 2147483648.0)
             return high + int((part * 2147483648.0 - high) * 2147483648.0) + (exponent << 15)
         value = int(value)
-    if -_MOST - 1 <= value <= _MOST:
+    if not _long_mark(value):
         return int(value)
     made, left = 0, abs(value)
     for shift in range((left.bit_length() - 1) // 30 * 30, -1, -30):
@@ -5564,8 +5564,8 @@ def _repr(value: Any) -> str:
     kind: Any = type(value)
     if kind is str:
         return _quoted_text(value, _bytes(value))
-    if kind is int and not -_MOST - 1 <= value <= _MOST:
-        return "%dL" % value
+    if kind is int:
+        return "%d%s" % (value, _long_mark(value))
     if isinstance(value, collections.OrderedDict):
         return "OrderedDict(%s)" % (_repr(list(value.items())) if value else "")
     if kind is list:
@@ -5914,8 +5914,8 @@ def _opaque(real: Any) -> Any:
 
 _TYPE = _kind("type", object, _type, lambda value: isinstance(value, type))
 _STR = _kind("str", str, _plain_str, lambda value: isinstance(value, str) and not isinstance(value, _Unicode))
-_INT = _kind("int", int, _int, lambda value: isinstance(value, int) and -_MOST - 1 <= value <= _MOST)
-_LONG = _kind("long", int, _long, lambda value: isinstance(value, int) and not -_MOST - 1 <= value <= _MOST)
+_INT = _kind("int", int, _int, lambda value: isinstance(value, int) and not _long_mark(value))
+_LONG = _kind("long", int, _long, lambda value: isinstance(value, int) and bool(_long_mark(value)))
 _FLOAT = _kind("float", float, _float, lambda value: isinstance(value, float))
 _Unicode.__name__, _Dict.__name__, _Set.__name__, _FrozenSet.__name__ = "unicode", "dict", "set", "frozenset"
 _STANDING: Dict[Any, Any] = {str: _STR, int: _INT, float: _FLOAT, dict: _Dict, set: _Set,
@@ -6299,27 +6299,26 @@ class _Reading:
     text: what came of it; tuples: the text of tuple parameters by the names that stand in their places."""
 
     def __init__(self, source: str) -> None:
-        self.pieces: List[List[str]] = [[found.lastgroup or "", found.group()]
-                                        for found in _PIECES.finditer(source)]
+        pieces = list(_PIECES.finditer(source))
+        self.kinds, self.texts = [each.lastgroup for each in pieces], [each.group() for each in pieces]
         self.tuples: Dict[str, str] = {}
         future = " ".join(re.findall(r"\bfrom[ \t]+__future__[ \t]+import[ \t]*(\([^)]*\)|[^\n;#]*)", source))
         self.future = set(re.findall(r"\w+", future))
         leading = re.findall(r"(?m)^[ \t]+(?=[^\s#])", source)
         self.mixed = any("\t" in each for each in leading) and any(" " in each for each in leading)
         self.ticks = 0
-        self.loops = ["name", "for"] in self.pieces
+        self.loops = "for" in self.texts
         self.read()
-        self.text = "".join(text for _, text in self.pieces)
+        self.text = "".join(self.texts)
 
     def read(self) -> None:
         depth, start, head = 0, -1, False
         lambdas: List[Tuple[int, int]] = []
         lists: List[int] = []
-        for place, piece in enumerate(self.pieces):
-            kind, text = piece
+        for place, (kind, text) in enumerate(zip(self.kinds, self.texts)):
             if kind in ("space", "comment"):
-                if self.mixed and start < 0 and (place == 0 or self.pieces[place - 1][0] == "line"):
-                    piece[1] = text.expandtabs(8)
+                if self.mixed and start < 0 and (place == 0 or self.kinds[place - 1] == "line"):
+                    self.texts[place] = text.expandtabs(8)
                 continue
             if kind == "line":
                 if depth == 0 and start >= 0:
@@ -6342,9 +6341,9 @@ class _Reading:
             elif depth == 0 and text == (":" if head else ";"):
                 self.statement(start, place)
                 start = -1
-            self.piece(piece, place, start)
+            self.texts[place] = self.piece(kind, text, place)
         if start >= 0:
-            self.statement(start, len(self.pieces))
+            self.statement(start, len(self.texts))
 
     def listing(self, start: int, end: int) -> None:
         """[x for x in 1, 2] has a tuple without brackets."""
@@ -6357,49 +6356,49 @@ class _Reading:
         rest = [each for each in places if each > first]
         last = min([each for word in ("for", "if") for each in self.outer(rest, word)] + [end])
         if self.outer([each for each in rest if each < last], ","):
-            self.pieces[first][1] += " ("
-            self.pieces[max(each for each in rest if each < last)][1] += ")"
+            self.texts[first] += " ("
+            self.texts[max(each for each in rest if each < last)] += ")"
 
     def solid(self, start: int, end: int) -> List[int]:
         """The places of what is no space."""
         spaces = ("space", "comment", "line")
-        return [place for place in range(start, end) if self.pieces[place][0] not in spaces]
+        return [place for place in range(start, end) if self.kinds[place] not in spaces]
 
     def outer(self, places: Sequence[int], wanted: str) -> List[int]:
         """Where in `places` a text stands outside of all brackets."""
         depth, found = 0, []
         for place in places:
-            text = self.pieces[place][1]
-            depth += _DEEPER.get(text, 0)
-            if text == wanted and depth == 0:
+            depth += _DEEPER.get(self.texts[place], 0)
+            if self.texts[place] == wanted and depth == 0:
                 found.append(place)
         return found
 
-    def piece(self, piece: List[str], place: int, start: int) -> None:
-        kind, text = piece
+    def piece(self, kind: Optional[str], text: str, place: int) -> str:
         if kind == "number":
             if "_" in text:
                 raise self.wrong(place, "%s is not a number; write %s" % (text, text.replace("_", "")))
             whole = text.rstrip("lL")
-            piece[1] = "0o" + whole if re.fullmatch(r"0[0-7]+", whole) and whole.strip("0") else whole
-        elif text == "<>":
-            piece[1] = "!="
-        elif text == "`":
+            return "0o" + whole if re.fullmatch(r"0[0-7]+", whole) and whole.strip("0") else whole
+        if text == "<>":
+            return "!="
+        if text == "`":
             self.ticks += 1
-            piece[1] = "repr_((" if self.ticks % 2 else "))"
-        elif kind == "text":
-            piece[1] = self.literal(text)
-        elif text in _RENAMED_NAMES:
-            kind, after = next((each for each in self.pieces[place + 1:] if each[0] != "space"), ["", ""])
+            return "repr_((" if self.ticks % 2 else "))"
+        if kind == "text":
+            return self.literal(text)
+        if text in _RENAMED_NAMES:
+            kind, after = next((each for each in zip(self.kinds[place + 1:], self.texts[place + 1:])
+                                if each[0] != "space"), ("", ""))
             own = (after in ("def", "for", "with") if text == "async" else kind in ("name", "text", "number")
                    and after not in ("if", "else", "for", "in", "is", "not", "and", "or"))
-            if not own:
-                piece[1] = _RENAMED_NAMES[text]
+            return text if own else _RENAMED_NAMES[text]
+        return text
 
     def literal(self, text: str) -> str:
         """A string. Escapes that only text knows are none in bytes; bytes that are UTF-8 stand for it."""
-        prefix = text[:len(text) - len(text.lstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"))]
-        kind, body = prefix.lower(), text[len(prefix):]
+        body = text.lstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+        prefix = text[:-len(body)]
+        kind = prefix.lower()
         if "\\" not in body or "f" in kind:
             return body if kind == "b" and not body.isascii() else "u" + body if kind == "ur" else text
         if kind == "ur":
@@ -6424,7 +6423,7 @@ class _Reading:
         return changed if kind == "b" and not body.isascii() else prefix + changed
 
     def wrong(self, place: int, text: str) -> SyntaxError:
-        before = "".join(each[1] for each in self.pieces[:place])
+        before = "".join(self.texts[:place])
         error = SyntaxError(text)
         error.lineno = before.count("\n") + 1
         error.offset = len(before) - before.rfind("\n")
@@ -6435,40 +6434,40 @@ class _Reading:
         places = self.solid(start, end)
         if not places:
             return
-        word, rest = self.pieces[places[0]], places[1:]
-        first = self.pieces[rest[0]][1] if rest else ""
+        word, rest = self.texts[places[0]], places[1:]
+        first = self.texts[rest[0]] if rest else ""
         commas = self.outer(rest, ",")
-        if word[1] == "def" and len(rest) > 1:
+        if word == "def" and len(rest) > 1:
             self.parameters(rest[0], rest[-1])
-        elif word[1] == "except" and commas and not self.outer(rest, "as"):
-            self.pieces[commas[0]][1] = " as "
-        elif word[1] == "raise" and commas:
+        elif word == "except" and commas and not self.outer(rest, "as"):
+            self.texts[commas[0]] = " as "
+        elif word == "raise" and commas:
             self.call("raise raised_(", places)
-        elif word[1] in ("print", "exec") and not (word[1] == "print" and "print_function" in self.future):
-            whole = first == "(" and self.pieces[rest[-1]][1] == ")" and self.outer(rest, ")") == rest[-1:]
+        elif word in ("print", "exec") and not (word == "print" and "print_function" in self.future):
+            whole = first == "(" and self.texts[rest[-1]] == ")" and self.outer(rest, ")") == rest[-1:]
             if whole or first in ("=", ".", ",", ")", ":") or len(first) == 2 and first[1] == "=":
                 return
-            if word[1] == "exec":
+            if word == "exec":
                 for place in self.outer(rest, "in")[:1]:
-                    self.pieces[place][1] = ","
+                    self.texts[place] = ","
                 self.call("exec(", places)
                 return
             if first == ">>":
-                self.pieces[rest[0]][1] = ""
+                self.texts[rest[0]] = ""
             self.call("print_to_(" if first == ">>" else "print(", places,
                       bool(rest) and commas[-1:] == rest[-1:])
 
     def call(self, opening: str, places: Sequence[int], comma: bool = False) -> None:
-        self.pieces[places[0]][1] = opening
-        kind, text = (self.pieces[places[0] + 1:] or [["", ""]])[0]
-        if len(places) > 1 and kind == "space" and "\n" not in text:
-            self.pieces[places[0] + 1][1] = ""
-        self.pieces[places[-1]][1] += " end=' ')" if comma else ")"
+        self.texts[places[0]] = opening
+        after = places[0] + 1
+        if len(places) > 1 and self.kinds[after] == "space" and "\n" not in self.texts[after]:
+            self.texts[after] = ""
+        self.texts[places[-1]] += " end=' ')" if comma else ")"
 
     def parameters(self, start: int, end: int) -> None:
         """Names in the place of those parameters that are tuples."""
         places = self.solid(start, end)
-        texts = [self.pieces[place][1] for place in places]
+        texts = [self.texts[place] for place in places]
         first = 1 if texts[0] == "lambda" else 2
         depth = opened = 0
         for index in range(first, len(places)):
@@ -6479,9 +6478,12 @@ class _Reading:
                     re.fullmatch(r"[\w,()]+", whole, re.A)) and "__" not in whole:
                 name = "tuple_%d_" % len(self.tuples)
                 self.tuples[name] = whole
-                self.pieces[places[opened]][1] = name
+                self.texts[places[opened]] = name
                 for place in places[opened + 1:index + 1]:
-                    self.pieces[place][1] = ""
+                    self.texts[place] = ""
+
+
+_LOAD = ast.Load()
 
 
 class _Older(ast.NodeTransformer):
@@ -6546,7 +6548,7 @@ class _Older(ast.NodeTransformer):
                 before.append(ast.Assign([_store(name)], self.visit(part)))
                 setattr(holder, field, _load(name))
         left = copy.deepcopy(node.target)
-        left.ctx = ast.Load()
+        left.ctx = _LOAD
         value = self.reckoned(node.op, self.visit(left), self.visit(node.value))
         target = self.visit(node.target)
         return before + [ast.AugAssign(target, node.op, node.value) if value is None
@@ -6568,14 +6570,14 @@ class _Older(ast.NodeTransformer):
     def leave_Dict(self, node: ast.Dict) -> ast.AST:
         if any(key is None for key in node.keys):
             return _call("__dict_of__", node)
-        return _call("__display__", *[ast.Tuple([key or value, value], ast.Load())
+        return _call("__display__", *[ast.Tuple([key or value, value], _LOAD)
                                           for key, value in zip(node.keys, node.values)])
 
     def leave_Set(self, node: ast.Set) -> ast.AST:
-        return _call("__set_of__", ast.List(node.elts, ast.Load()))
+        return _call("__set_of__", ast.List(node.elts, _LOAD))
 
     def leave_DictComp(self, node: ast.DictComp) -> ast.AST:
-        return _call("__dict_of__", ast.GeneratorExp(ast.Tuple([node.key, node.value], ast.Load()),
+        return _call("__dict_of__", ast.GeneratorExp(ast.Tuple([node.key, node.value], _LOAD),
                                                          node.generators))
 
     def leave_SetComp(self, node: ast.SetComp) -> ast.AST:
@@ -6590,7 +6592,7 @@ class _Older(ast.NodeTransformer):
                     kept.append(ast.NamedExpr(_store(name.id), _load(":" + name.id)))
                     name.id = ":" + name.id
             if kept:
-                each.ifs.insert(0, ast.Tuple(kept, ast.Load()))
+                each.ifs.insert(0, ast.Tuple(kept, _LOAD))
         return node
 
     def leave_Call(self, node: ast.Call) -> ast.AST:
@@ -6652,8 +6654,8 @@ class _Older(ast.NodeTransformer):
 
     def leave_Lambda(self, node: ast.Lambda) -> ast.AST:
         for each in self.received(node.args):
-            loop = ast.comprehension(each.targets[0], ast.List([each.value], ast.Load()), [], 0)
-            node.body = ast.Subscript(ast.ListComp(node.body, [loop]), _index(0), ast.Load())
+            loop = ast.comprehension(each.targets[0], ast.List([each.value], _LOAD), [], 0)
+            node.body = ast.Subscript(ast.ListComp(node.body, [loop]), _index(0), _LOAD)
         return node
 
     def leave_ClassDef(self, node: ast.ClassDef) -> ast.AST:
@@ -6685,7 +6687,7 @@ def _call(name: str, *arguments: ast.expr) -> ast.Call:
 
 
 def _load(name: str) -> Any:
-    return ast.Name(name, ast.Load())
+    return ast.Name(name, _LOAD)
 
 
 def _store(name: str) -> Any:
