@@ -4712,7 +4712,7 @@ def _lazy_scopes() -> Callable[[Any], Any]:
     from pystachio import Empty, Environment, Ref
     from pystachio.naming import Namable
 
-    class Names(Environment):   # type: ignore[misc]
+    class Names(Environment):
         """Values, and other scopes, by name."""
         __slots__ = ("names",)
 
@@ -5354,9 +5354,6 @@ class _Default(_Dict, collections.defaultdict):     # type: ignore[type-arg, mis
 class _Counter(_Dict, collections.Counter):     # type: ignore[type-arg, misc]
     """collections.Counter."""
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        self.update(*given, **named)
-
     def update(self, *given: Any, **named: Any) -> None:
         for each in given + (named,):
             for key, count in each.items() if isinstance(each, dict) else ((key, 1) for key in each):
@@ -5693,7 +5690,7 @@ def _compare(left: Any, right: Any) -> int:
     """cmp()"""
     with contextlib.suppress(TypeError):
         return 0 if left == right else -1 if left < right else 1 if left > right else _by_kind(left, right)
-    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)) and type(left) is type(right):
+    if isinstance(left, (list, tuple)) and type(left) is type(right):
         return next((found for found in map(_compare, left, right) if found), _compare(len(left), len(right)))
     if isinstance(left, dict) and isinstance(right, dict):
         if len(left) != len(right):
@@ -5744,8 +5741,8 @@ def _sorted(items: Iterable[Any], cmp: Any = None, key: Any = None, reverse: boo
     return sorted(given, key=_key_of(cmp, key), reverse=bool(reverse))
 
 
-def _sort(items: List[Any], cmp: Any = None, key: Any = None, reverse: bool = False) -> None:
-    items[:] = _sorted(items, cmp, key, reverse)
+def _sort(items: List[Any], *how: Any, **named: Any) -> None:
+    items[:] = _sorted(items, *how, **named)
 
 
 def _extreme(native: Callable[..., Any]) -> Callable[..., Any]:
@@ -5841,11 +5838,6 @@ def _raised(kind: Any, value: Any = None, trace: Any = None) -> Any:
     return kind(*value) if isinstance(value, tuple) else kind() if value is None else kind(value)
 
 
-def _keywords(named: Json) -> Any:
-    """What a function has as **named."""
-    return _Dict(named.items())
-
-
 def _encode(text: Any, encoding: str = "utf-8", errors: str = "strict") -> Any:
     name = encoding.lower().replace("-", "_")
     if name in _OF_BYTES:
@@ -5927,11 +5919,12 @@ _STANDING.update((each, each) for each in (list, tuple, bool, complex, type(None
 def _listing(name: str) -> Callable[[Any], Any]:
     def listed(mapping: Any) -> Any:
         made = getattr(mapping, name)()
-        return list(made) if isinstance(made, collections.abc.MappingView) else made
+        return list(made) if isinstance(made, _VIEW) else made
     return listed
 
 
 _MAPPINGS = (dict, collections.ChainMap)
+_VIEW: Any = collections.abc.MappingView
 # Attributes that Python 3 does not have, or has with another meaning: whose, and what is called instead.
 _OLDER: Dict[str, Tuple[Any, Callable[..., Any]]] = {
     "format": (str, _safe_format), "encode": (str, _encode), "decode": (str, _decode),
@@ -5949,7 +5942,7 @@ def _attribute(value: Any, name: str) -> Any:
     """value.name, where that is one of those above."""
     kinds, work = _OLDER.get(name, ((), len))
     own = (value if isinstance(value, type) else type(value)).__module__ == "config"
-    if isinstance(value, type) and kinds and issubclass(value, kinds) and not own:
+    if isinstance(value, type) and issubclass(value, kinds) and not own:
         return work
     if isinstance(value, kinds) and not own:
         return partial(work, value)
@@ -6045,8 +6038,8 @@ _REPLACED = {       # of the built-in names, and those that _Reading and _Older 
     "getattr": _getattr, "hasattr": _hasattr, "StandardError": Exception,
     "__divide__": _divide, "__modulo__": _modulo, "__ordered__": _ordered, "__attribute__": _older_attribute,
     "__type__": _type, "__display__": _display, "__dict_of__": _Dict, "__set_of__": _Set, "__rich__": _rich,
-    "__unicode__": _Unicode, "__keywords__": _keywords, "__hashed__": object.__hash__, "__vars__": _vars,
-    "__own__": _own}
+    "__unicode__": _Unicode, "__keywords__": lambda named: _Dict(named.items()),
+    "__hashed__": object.__hash__, "__vars__": _vars, "__own__": _own, "__first__": operator.itemgetter(0)}
 
 
 # Modules. What one gives in the place of what Python 3 has, or in addition.
@@ -6084,6 +6077,10 @@ def _loads(text: Any, *given: Any, **named: Any) -> Any:
     if not {"object_hook", "object_pairs_hook", "cls"} & set(named):
         named["object_pairs_hook"] = lambda pairs: _Dict(map(_as_unicode, pairs))
     return _as_unicode(json.loads(text, **named))
+
+
+def _taken(holder: Any, names: str) -> Json:
+    return {name: getattr(holder, name) for name in names.split()}
 
 
 def _randomness() -> Json:
@@ -6131,14 +6128,12 @@ def _randomness() -> Json:
         def expovariate(self, lambd: float) -> float:
             return -math.log(1.0 - self.random()) / lambd
     shared = Random()
-    return dict({name: getattr(shared, name) for name in _MODULES["random"].split() if name != "Random"},
-                Random=Random)
+    return dict(_taken(shared, _MODULES["random"]), Random=Random)
 
 
 def _string_functions() -> Json:
-    made: Json = {name: getattr(str, name) for name in (
-        "split rsplit splitlines lower upper strip lstrip rstrip replace find rfind index rindex "
-        "count capitalize swapcase ljust rjust center zfill expandtabs").split()}
+    made = _taken(str, "split rsplit splitlines lower upper strip lstrip rstrip replace find rfind index "
+                       "rindex count capitalize swapcase ljust rjust center zfill expandtabs")
 
     def maketrans(old: str, new: str) -> str:
         return "".join(map(chr, range(256))).translate(str.maketrans(old, new))
@@ -6263,14 +6258,13 @@ def _system(name: str, evaluation: Any) -> Json:
     def expanded(text: str) -> str:
         return re.sub(r"\$(?:(\w+)|\{([^}]*)\})", lambda found: environ.get(
             found.group(1) or found.group(2), found.group()), text)
-    path = _Namespace(dict({each: getattr(os.path, each) for each in (
-        "join basename dirname split splitext normpath isabs commonprefix normcase sep pardir "
-        "curdir extsep").split()}, expandvars=expanded), "os.path")
+    path = _Namespace(dict(_taken(os.path, "join basename dirname split splitext normpath isabs commonprefix "
+                                           "normcase sep pardir curdir extsep"), expandvars=expanded),
+                      "os.path")
     if name == "os.path":
         return path.__dict__
-    return {"environ": environ, "getenv": environ.get, "path": path, "sep": "/", "linesep": "\n",
-            "pathsep": ":", "curdir": ".", "pardir": "..", "extsep": ".", "name": "posix",
-            "devnull": "/dev/null"}
+    return dict(_taken(os, "sep linesep pathsep curdir pardir extsep name devnull"), environ=environ,
+                getenv=environ.get, path=path)
 
 
 # Syntax: first token by token, then by the tree.
@@ -6655,7 +6649,7 @@ class _Older(ast.NodeTransformer):
     def leave_Lambda(self, node: ast.Lambda) -> ast.AST:
         for each in self.received(node.args):
             loop = ast.comprehension(each.targets[0], ast.List([each.value], _LOAD), [], 0)
-            node.body = ast.Subscript(ast.ListComp(node.body, [loop]), _index(0), _LOAD)
+            node.body = _call("__first__", ast.ListComp(node.body, [loop]))
         return node
 
     def leave_ClassDef(self, node: ast.ClassDef) -> ast.AST:
@@ -6692,11 +6686,6 @@ def _load(name: str) -> Any:
 
 def _store(name: str) -> Any:
     return ast.Name(name, ast.Store())
-
-
-def _index(number: int) -> Any:
-    made: Any = ast.Constant(number)
-    return made if sys.version_info >= (3, 9) else ast.Index(made)
 
 
 def _age_pystachio() -> None:
@@ -6775,7 +6764,7 @@ _MODULES = {    # what an import gives; anything else of the module is not there
     "textwrap": "dedent indent fill wrap shorten",
     "time": "time gmtime localtime mktime strftime strptime asctime ctime",
     "random": "random randint randrange choice choices sample shuffle uniform seed gauss normalvariate "
-              "expovariate triangular getrandbits Random",
+              "expovariate triangular getrandbits",
     "getpass": "getuser",
     "pystachio": "*", "apache.aurora.config.schema.base": "*", "apache.thermos.config.schema": "*",
     "apache.thermos.config.schema_base": "*", "apache.thermos.config.schema_helpers": "*",
