@@ -4129,8 +4129,7 @@ class Scheduler:
 
     def ask(self, ask: Ask, timeout: Optional[float] = None) -> Tuple[bytes, Any]:
         """(the reply's bytes, the Response), raising what `call` does. Where the bytes are those of
-        `ask.known` it is these which are returned, and None for the Response: it was OK, and `decode` gives
-        it again."""
+        `ask.known`, which are then these very ones, the Response is None: it was OK; `decode` makes it."""
         started = time.monotonic()
         deadline = started + (self.timeout if timeout is None else timeout)
         outcome = "OK"
@@ -4221,8 +4220,7 @@ class Scheduler:
         self.observe_wait(time.monotonic() - came)
         try:
             body = self._post(ask, deadline)
-            # one that was emptied is no reply
-            same = ask.known is not None and body and body is ask.known.reply
+            same = ask.known is not None and body and body is ask.known.reply   # none if it was emptied
             # in the slot: no more large replies than there are slots wait for the processor
             large = len(body) > self.LARGE
             response = self.decode(ask, body) if large and not same else None
@@ -4317,8 +4315,7 @@ class Scheduler:
         return own(location.host) if callable(own) else own
 
     def _redirect(self, location: _Location, headers: Dict[bytes, bytes], ask: Ask) -> _Location:
-        """Where a redirect leads. Raises BadAnswer where it is no URL, or credentials would go from https to
-        http."""
+        """Where a redirect leads. Raises BadAnswer: it is no URL, or credentials would leave https."""
         text = headers.get(b"location", b"").decode("latin-1")
         try:
             target = _Location.parse(urllib.parse.urljoin(str(location) + location.path, text))
@@ -8816,7 +8813,7 @@ def by_instance(tasks: Iterable[Any]) -> Dict[int, Any]:
 def last_words(task: Any) -> Json:
     """How a plain task ended: instance, id, state, host, and the message of its last event."""
     assigned = task["assignedTask"]
-    last = max(reversed(task.get("taskEvents", ())), key=lambda event: event["timestamp"], default={})
+    last: Any = max(reversed(task.get("taskEvents", ())), key=lambda event: event["timestamp"], default={})
     return {"instance": assigned["instanceId"], "id": assigned["taskId"], "host": assigned.get("slaveHost"),
             "state": api.ScheduleStatus.name_of(task["status"]), "message": last.get("message")}
 

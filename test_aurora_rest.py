@@ -9424,7 +9424,8 @@ MUTANTS = [
     # 5. Operations
     ("a dry run sends", 'if self.dry_run: left', 'if False:\n            left', "RoutesTest"),
     ("no one asks whether he may", 'self.permit(ask.method, ask.arguments)', 'pass', "AccessTest"),
-    ("two callers scale at once", 'with locked("instances", key): active, staying = _active_and_staying(scheduler, key) if',
+    ("two callers scale at once",
+     'with locked("instances", key): active, staying = _active_and_staying(scheduler, key) if',
      'if True:\n        active, staying = _active_and_staying(scheduler, key)\n        if',
      "RestartTest.test_callers_at_once_scale_to_what_they_say"),
     ("the dying are counted",
