@@ -44,6 +44,7 @@ import io
 import itertools
 import json
 import math
+import operator
 import os
 import random
 import re
@@ -61,7 +62,7 @@ import traceback
 import urllib.parse
 import uuid
 import zlib
-from functools import lru_cache, partial, wraps
+from functools import cmp_to_key, lru_cache, partial, reduce, wraps
 from queue import Empty as QueueEmpty
 from queue import SimpleQueue
 from typing import (
@@ -5078,7 +5079,8 @@ _WORD = (1 << 64) - 1
 _MOST = (1 << 63) - 1
 _OBJECT: Any = object
 _EXCEPTION: Any = BaseException
-_REMOVED = (0, None)        # a place in a _Table that was taken
+_REMOVED = ()       # a place in a _Table that was taken; like one that never was it is not true
+_SIZED = (set, frozenset, dict)     # for as many keys as these have room is made before
 
 
 def _signed(number: int) -> int:
@@ -5095,7 +5097,7 @@ def _hash_number(value: Any) -> int:
             high = int(part * 2147483648.0)
             return high + int((part * 2147483648.0 - high) * 2147483648.0) + (exponent << 15)
         value = int(value)
-    if -_MOST - 1 <= value <= _MOST:
+    if not _long_mark(value):
         return int(value)
     made, left = 0, abs(value)
     for shift in range((left.bit_length() - 1) // 30 * 30, -1, -30):
@@ -5189,7 +5191,7 @@ class _Table:
     def remove(self, key: Any) -> None:
         made = _hash(key)
         for place, entry in enumerate(self.places):
-            if entry is not None and entry is not _REMOVED and entry[0] == made and entry[1] == key:
+            if entry and entry[0] == made and entry[1] == key:
                 self.places[place] = _REMOVED
                 self.used -= 1
                 return
@@ -5197,15 +5199,15 @@ class _Table:
     def first(self) -> Any:
         """What popitem() and pop() take."""
         place = 0
-        if self.places[0] is None or self.places[0] is _REMOVED:
+        if not self.places[0]:
             place = self.finger if 1 <= self.finger < len(self.places) else 1
-            while self.places[place] is None or self.places[place] is _REMOVED:
+            while not self.places[place]:
                 place = place + 1 if place + 1 < len(self.places) else 1
         self.finger = place + 1
         return self.places[place][1]
 
     def entries(self) -> List[Tuple[int, Any]]:
-        return [each for each in self.places if each is not None and each is not _REMOVED]
+        return list(filter(None, self.places))
 
     def keys(self) -> List[Any]:
         return [each[1] for each in self.entries()]
@@ -5258,7 +5260,7 @@ class _Dict(Dict[Any, Any], metaclass=_Kind):       # type: ignore[misc]
     @classmethod
     def fromkeys(cls, keys: Any, value: Any = None) -> Any:
         made = cls()
-        bulk = isinstance(keys, (set, frozenset, dict))
+        bulk = isinstance(keys, _SIZED)
         made._table = _Table(len(keys) // 2 * 3 if bulk else 0)
         for key in keys:
             if bulk:
@@ -5286,16 +5288,12 @@ class _Dict(Dict[Any, Any], metaclass=_Kind):       # type: ignore[misc]
         return [(key, dict.__getitem__(self, key)) for key in self]
 
     def __delitem__(self, key: Any) -> None:
-        table = self._known()
-        dict.__delitem__(self, key)
-        table.remove(key)
+        _Dict.pop(self, key)
 
     def pop(self, key: Any, *default: Any) -> Any:
-        if key not in self:
-            return dict.pop(self, key, *default)
-        value = self[key]
-        del self[key]
-        return value
+        if key in self:
+            self._known().remove(key)
+        return dict.pop(self, key, *default)
 
     def popitem(self) -> Tuple[Any, Any]:
         if not self:
@@ -5353,11 +5351,8 @@ class _Default(_Dict, collections.defaultdict):     # type: ignore[type-arg, mis
 class _Counter(_Dict, collections.Counter):     # type: ignore[type-arg, misc]
     """collections.Counter."""
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        self.update(*given, **named)
-
     def update(self, *given: Any, **named: Any) -> None:
-        for each in given + ((_Dict(named.items()),) if named else ()):
+        for each in given + (named,):
             for key, count in each.items() if isinstance(each, dict) else ((key, 1) for key in each):
                 self[key] = self.get(key, 0) + count
 
@@ -5411,17 +5406,11 @@ class _Unordered:
         return self._like(made if others else _Set(self))
 
     def difference(self: Any, *others: Any) -> Any:
-        taken = [each if isinstance(each, (set, frozenset, dict)) else _Set(each) for each in others]
+        taken = [each if isinstance(each, _SIZED) else _Set(each) for each in others]
         return self._like(_Set([each for each in self if not any(each in other for other in taken)]))
 
     def symmetric_difference(self: Any, other: Any) -> Any:
-        made = _Set(other)
-        for each in self:
-            if each in made:
-                made.remove(each)
-            else:
-                made.add(each)
-        return self._like(made)
+        return self._like(_Set(other).symmetric_difference_update(self))
 
     __or__, __and__, __sub__, __xor__ = union, intersection, difference, symmetric_difference
 
@@ -5436,7 +5425,7 @@ class _Set(_Unordered, set):        # type: ignore[type-arg, misc]
 
     def update(self, *others: Any) -> None:
         for other in others:
-            bulk = isinstance(other, (set, frozenset, dict))
+            bulk = isinstance(other, _SIZED)
             if bulk:
                 self._table.reserve(len(other))
             for each in other:
@@ -5480,7 +5469,7 @@ class _Set(_Unordered, set):        # type: ignore[type-arg, misc]
         return self
 
     def symmetric_difference_update(self, other: Any) -> Any:
-        for each in other if isinstance(other, (set, frozenset, dict)) else _Set(other):
+        for each in other if isinstance(other, _SIZED) else _Set(other):
             (self.discard if each in self else self.add)(each)
         return self
 
@@ -5569,8 +5558,8 @@ def _repr(value: Any) -> str:
     kind: Any = type(value)
     if kind is str:
         return _quoted_text(value, _bytes(value))
-    if kind is int and not -_MOST - 1 <= value <= _MOST:
-        return "%dL" % value
+    if kind is int:
+        return "%d%s" % (value, _long_mark(value))
     if isinstance(value, collections.OrderedDict):
         return "OrderedDict(%s)" % (_repr(list(value.items())) if value else "")
     if kind is list:
@@ -5583,7 +5572,7 @@ def _repr(value: Any) -> str:
             return "defaultdict(%s, %s)" % (_repr(value.default_factory), shown)
         return "Counter(%s)" % shown if isinstance(value, _Counter) else shown
     if isinstance(value, _Unordered):
-        return "%s([%s])" % ("set" if isinstance(value, _Set) else "frozenset", ", ".join(map(_repr, value)))
+        return "%s(%s)" % ("set" if isinstance(value, _Set) else "frozenset", _repr(list(value)))
     if isinstance(value, BaseException) and kind.__repr__ is _EXCEPTION.__repr__:
         return kind.__name__ + _repr(value.args)
     own = isinstance(value, type) and value.__module__ in ("builtins", __name__)
@@ -5622,38 +5611,37 @@ def _modulo(left: Any, right: Any) -> Any:
     named = hasattr(type(right), "__getitem__") and not isinstance(right, (str, tuple))
     queue = list(right) if isinstance(right, tuple) else [right]
     marked = isinstance(left, _Unicode)
-    parts, place = [], 0
 
     def following() -> Any:
         if not queue:
             raise TypeError("not enough arguments for format string")
         return queue.pop(0)
-    for found in _CONVERSION.finditer(left):
+
+    def filled(found: Any) -> str:
+        nonlocal marked
         key, flags, width, precision, kind = found.groups()
-        parts.append(str.__getitem__(left, slice(place, found.start())))
-        place = found.end()
         if kind == "%":
-            parts.append("%")
-            continue
-        width = str(following()) if width == "*" else width
-        precision = ".%d" % following() if precision == ".*" else precision
+            return "%"
+        width = str(following()) if width == "*" else width or ""
+        precision = ".%d" % following() if precision == ".*" else precision or ""
         if key is not None and not named:
             raise TypeError("format requires a mapping")
         value = right[key] if key is not None else following()
         if kind in "sr":
             value = _repr(value) if kind == "r" else _Unicode(value) if marked else _str(value)
             marked = marked or isinstance(value, _Unicode)
+            kind = "s"
         elif kind in "oxX" and isinstance(value, float):
             value = int(value)
         elif kind == "o" and "#" in flags and isinstance(value, int):
             value, kind, flags = _oct(value).rstrip("L"), "s", flags.replace("#", "")
-        parts.append(("%" + flags + (width or "") + (precision or "") + kind.replace("r", "s")) % (value,))
-    rest = str.__getitem__(left, slice(place, None))
-    if "%" in rest:
+        return ("%" + flags + width + precision + kind) % (value,)
+    made = _CONVERSION.sub(filled, left)
+    if "%" in _CONVERSION.sub("", left):
         raise ValueError("incomplete format")
     if queue and not named:
         raise TypeError("not all arguments converted during string formatting")
-    return (_Unicode if marked else str)("".join(parts) + rest)
+    return (_Unicode if marked else str)(made)
 
 
 def _format_value(value: Any, how: str = "") -> str:
@@ -5690,9 +5678,8 @@ def _safe_format(template: Any, *arguments: Any, **named: Any) -> str:
 # Comparison. What has no order of its own goes by the name of its type, after None and numbers.
 
 _ORDERS: Dict[str, Callable[[Any, Any], Any]] = {
-    "Lt": lambda a, b: a < b, "LtE": lambda a, b: a <= b, "Gt": lambda a, b: a > b,
-    "GtE": lambda a, b: a >= b, "Eq": lambda a, b: a == b, "NotEq": lambda a, b: a != b,
-    "Is": lambda a, b: a is b, "IsNot": lambda a, b: a is not b,
+    "Lt": operator.lt, "LtE": operator.le, "Gt": operator.gt, "GtE": operator.ge, "Eq": operator.eq,
+    "NotEq": operator.ne, "Is": operator.is_, "IsNot": operator.is_not,
     "In": lambda a, b: a in b, "NotIn": lambda a, b: a not in b}
 
 
@@ -5700,7 +5687,7 @@ def _compare(left: Any, right: Any) -> int:
     """cmp()"""
     with contextlib.suppress(TypeError):
         return 0 if left == right else -1 if left < right else 1 if left > right else _by_kind(left, right)
-    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)) and type(left) is type(right):
+    if isinstance(left, (list, tuple)) and type(left) is type(right):
         return next((found for found in map(_compare, left, right) if found), _compare(len(left), len(right)))
     if isinstance(left, dict) and isinstance(right, dict):
         if len(left) != len(right):
@@ -5739,8 +5726,7 @@ def _ordered(names: str, *values: Any) -> Any:
 
 
 def _key_of(cmp: Any, key: Any) -> Any:
-    import functools
-    ordered = functools.cmp_to_key(cmp or _compare)
+    ordered = cmp_to_key(cmp or _compare)
     return lambda each: ordered(key(each) if key else each)
 
 
@@ -5752,8 +5738,8 @@ def _sorted(items: Iterable[Any], cmp: Any = None, key: Any = None, reverse: boo
     return sorted(given, key=_key_of(cmp, key), reverse=bool(reverse))
 
 
-def _sort(items: List[Any], cmp: Any = None, key: Any = None, reverse: bool = False) -> None:
-    items[:] = _sorted(items, cmp, key, reverse)
+def _sort(items: List[Any], *how: Any, **named: Any) -> None:
+    items[:] = _sorted(items, *how, **named)
 
 
 def _extreme(native: Callable[..., Any]) -> Callable[..., Any]:
@@ -5822,10 +5808,10 @@ def _divide(left: Any, right: Any) -> Any:
 # Functions.
 
 def _map(work: Any, *lists: Any) -> List[Any]:
-    if len(lists) == 1:
-        return list(lists[0]) if work is None else [work(each) for each in lists[0]]
     rows = itertools.zip_longest(*lists)
-    return list(rows) if work is None else [work(*row) for row in rows]
+    if work is None:
+        return list(lists[0] if len(lists) == 1 else rows)
+    return [work(*row) for row in rows]
 
 
 def _filter(test: Any, items: Any) -> Any:
@@ -5847,11 +5833,6 @@ def _raised(kind: Any, value: Any = None, trace: Any = None) -> Any:
     if not isinstance(kind, type) or value is not None and isinstance(value, kind):
         return value if isinstance(kind, type) else kind
     return kind(*value) if isinstance(value, tuple) else kind() if value is None else kind(value)
-
-
-def _keywords(named: Json) -> Any:
-    """What a function has as **named."""
-    return _Dict(named.items())
 
 
 def _encode(text: Any, encoding: str = "utf-8", errors: str = "strict") -> Any:
@@ -5922,8 +5903,8 @@ def _opaque(real: Any) -> Any:
 
 _TYPE = _kind("type", object, _type, lambda value: isinstance(value, type))
 _STR = _kind("str", str, _plain_str, lambda value: isinstance(value, str) and not isinstance(value, _Unicode))
-_INT = _kind("int", int, _int, lambda value: isinstance(value, int) and -_MOST - 1 <= value <= _MOST)
-_LONG = _kind("long", int, _long, lambda value: isinstance(value, int) and not -_MOST - 1 <= value <= _MOST)
+_INT = _kind("int", int, _int, lambda value: isinstance(value, int) and not _long_mark(value))
+_LONG = _kind("long", int, _long, lambda value: isinstance(value, int) and bool(_long_mark(value)))
 _FLOAT = _kind("float", float, _float, lambda value: isinstance(value, float))
 _Unicode.__name__, _Dict.__name__, _Set.__name__, _FrozenSet.__name__ = "unicode", "dict", "set", "frozenset"
 _STANDING: Dict[Any, Any] = {str: _STR, int: _INT, float: _FLOAT, dict: _Dict, set: _Set,
@@ -5935,12 +5916,12 @@ _STANDING.update((each, each) for each in (list, tuple, bool, complex, type(None
 def _listing(name: str) -> Callable[[Any], Any]:
     def listed(mapping: Any) -> Any:
         made = getattr(mapping, name)()
-        return list(made) if isinstance(made, (collections.abc.KeysView, collections.abc.ValuesView,
-                                               collections.abc.ItemsView)) else made
+        return list(made) if isinstance(made, _VIEW) else made
     return listed
 
 
 _MAPPINGS = (dict, collections.ChainMap)
+_VIEW: Any = collections.abc.MappingView
 # Attributes that Python 3 does not have, or has with another meaning: whose, and what is called instead.
 _OLDER: Dict[str, Tuple[Any, Callable[..., Any]]] = {
     "format": (str, _safe_format), "encode": (str, _encode), "decode": (str, _decode),
@@ -5958,7 +5939,7 @@ def _attribute(value: Any, name: str) -> Any:
     """value.name, where that is one of those above."""
     kinds, work = _OLDER.get(name, ((), len))
     own = (value if isinstance(value, type) else type(value)).__module__ == "config"
-    if isinstance(value, type) and kinds and issubclass(value, kinds) and not own:
+    if isinstance(value, type) and issubclass(value, kinds) and not own:
         return work
     if isinstance(value, kinds) and not own:
         return partial(work, value)
@@ -6054,8 +6035,8 @@ _REPLACED = {       # of the built-in names, and those that _Reading and _Older 
     "getattr": _getattr, "hasattr": _hasattr, "StandardError": Exception,
     "__divide__": _divide, "__modulo__": _modulo, "__ordered__": _ordered, "__attribute__": _older_attribute,
     "__type__": _type, "__display__": _display, "__dict_of__": _Dict, "__set_of__": _Set, "__rich__": _rich,
-    "__unicode__": _Unicode, "__keywords__": _keywords, "__hashed__": object.__hash__, "__vars__": _vars,
-    "__own__": _own}
+    "__unicode__": _Unicode, "__keywords__": lambda named: _Dict(named.items()),
+    "__hashed__": object.__hash__, "__vars__": _vars, "__own__": _own, "__first__": operator.itemgetter(0)}
 
 
 # Modules. What one gives in the place of what Python 3 has, or in addition.
@@ -6064,20 +6045,9 @@ class _Digest:
     """A hash of hashlib that takes and gives text."""
 
     def __init__(self, made: Any) -> None:
-        self._made = made
         self.digest_size, self.block_size, self.name = made.digest_size, made.block_size, made.name
-
-    def update(self, text: Any) -> None:
-        self._made.update(_bytes(text))
-
-    def digest(self) -> Any:
-        return _text_of(self._made.digest())
-
-    def hexdigest(self) -> Any:
-        return self._made.hexdigest()
-
-    def copy(self) -> Any:
-        return _Digest(self._made.copy())
+        self.update, self.digest, self.hexdigest = map(_of_bytes, (made.update, made.digest, made.hexdigest))
+        self.copy = lambda: _Digest(made.copy())
 
 
 def _hashed(kind: str, text: Any = "") -> _Digest:
@@ -6106,6 +6076,10 @@ def _loads(text: Any, *given: Any, **named: Any) -> Any:
     return _as_unicode(json.loads(text, **named))
 
 
+def _taken(holder: Any, names: str) -> Json:
+    return {name: getattr(holder, name) for name in names.split()}
+
+
 def _randomness() -> Json:
     """Python 2's way from the same Mersenne twister to other numbers."""
     class Random(random.Random):
@@ -6113,12 +6087,12 @@ def _randomness() -> Json:
             super().seed(a if a is None or isinstance(a, int) else _hash(a) & _WORD)
 
         def randrange(self, start: int, stop: Any = None, step: int = 1) -> int:
-            first, end = (0, start) if stop is None else (start, stop)
-            count = len(range(first, end, step))
-            if count <= 0:
+            numbers = range(0, start, step) if stop is None else range(start, stop, step)
+            count = len(numbers)
+            if not numbers:
                 raise ValueError("empty range for randrange()")
-            return first + step * (int(self.random() * count) if count < 1 << 53 else self.getrandbits(
-                count.bit_length() + 1) % count)
+            return numbers[int(self.random() * count) if count < 1 << 53 else self.getrandbits(
+                count.bit_length() + 1) % count]
 
         def randint(self, a: int, b: int) -> int:
             return self.randrange(a, b + 1)
@@ -6151,14 +6125,12 @@ def _randomness() -> Json:
         def expovariate(self, lambd: float) -> float:
             return -math.log(1.0 - self.random()) / lambd
     shared = Random()
-    return dict({name: getattr(shared, name) for name in _MODULES["random"].split() if name != "Random"},
-                Random=Random)
+    return dict(_taken(shared, _MODULES["random"]), Random=Random)
 
 
 def _string_functions() -> Json:
-    made: Json = {name: getattr(str, name) for name in (
-        "split rsplit splitlines lower upper strip lstrip rstrip replace find rfind index rindex "
-        "count capitalize swapcase ljust rjust center zfill expandtabs").split()}
+    made = _taken(str, "split rsplit splitlines lower upper strip lstrip rstrip replace find rfind index "
+                       "rindex count capitalize swapcase ljust rjust center zfill expandtabs")
 
     def maketrans(old: str, new: str) -> str:
         return "".join(map(chr, range(256))).translate(str.maketrans(old, new))
@@ -6173,9 +6145,8 @@ def _string_functions() -> Json:
 
 
 def _quote_path(text: Any, safe: str = "/") -> str:
-    return "".join(part if part == "~" and "~" in safe else "%7E" if part == "~"
-                   else urllib.parse.quote(_bytes(part), safe)
-                   for part in re.split("(~)", text))
+    quoted = urllib.parse.quote(_bytes(text), safe)
+    return quoted if "~" in safe else quoted.replace("~", "%7E")
 
 
 def _quote_plus(text: Any, safe: str = "") -> str:
@@ -6188,69 +6159,57 @@ def _urlencode(query: Any, doseq: Any = 0) -> str:
         value if doseq and isinstance(value, (list, tuple)) else [value]))
 
 
-def _attributes(path: str) -> Callable[[Any], Any]:
+def _attributes(*paths: str) -> Callable[[Any], Any]:
+    """operator.attrgetter"""
     def found(value: Any) -> Any:
-        for name in path.split("."):
-            value = _getattr(value, name)
-        return value
+        made = tuple(reduce(_getattr, path.split("."), value) for path in paths)
+        return made[0] if len(made) == 1 else made
     return found
 
 
+# What a module gives that Python 3's of that name, or of its new name, does not.
+_GIVEN: Dict[str, Json] = {
+    "json": {"dumps": _dumps, "loads": _loads},
+    "math": {"floor": lambda number: float(math.floor(number)),
+             "ceil": lambda number: float(math.ceil(number))},
+    "collections": {"defaultdict": _Default, "Counter": _Counter},
+    "string": _string_functions(),
+    "itertools": {"izip": zip, "ifilter": filter,
+                  "imap": lambda work, *lists: zip(*lists) if work is None else map(work, *lists),
+                  "ifilterfalse": itertools.filterfalse,
+                  "izip_longest": itertools.zip_longest},
+    "fractions": {"gcd": math.gcd},
+    # without the memo, which would show what it went through
+    "copy": {"deepcopy": lambda value: copy.deepcopy(value)},
+    "functools": {"wraps": lambda like, *_: lambda work: work},
+    "contextlib": {"contextmanager": lambda work: work},
+    "operator": dict({name: partial(_ordered, kind) for name, kind in (
+        ("lt", "Lt"), ("le", "LtE"), ("gt", "Gt"), ("ge", "GtE"))}, div=_divide, mod=_modulo,
+        attrgetter=_attributes,
+        methodcaller=lambda name, *given, **named: lambda value: _getattr(value, name)(*given, **named)),
+    "urllib": {"quote": _quote_path, "quote_plus": _quote_plus, "urlencode": _urlencode},
+    "types": dict({kind + "Type": each for kind, each in (
+        ("String", _STR), ("Unicode", _Unicode), ("Int", _INT), ("Long", _LONG), ("Float", _FLOAT),
+        ("Boolean", bool), ("List", list), ("Tuple", tuple), ("Dict", _Dict), ("None", type(None)),
+        ("Type", _TYPE), ("Class", _TYPE), ("Function", _type(_type)), ("Lambda", _type(_type)),
+        ("BuiltinFunction", _type(len)), ("Generator", _type(None for _ in "")), ("Object", object))},
+        StringTypes=(_STR, _Unicode)),
+    "md5": dict.fromkeys(("new", "md5"), partial(_hashed, "md5")),
+    "sha": dict.fromkeys(("new", "sha"), partial(_hashed, "sha1"))}
+
+
 def _replacements(name: str) -> Json:
-    """What a module gives that Python 3's of that name, or of its new name, does not."""
-    made: Json
-    module: Any = sys.modules.get(_RENAMED.get(name, name))
-    if name == "json":
-        return {"dumps": _dumps, "loads": _loads}
-    if name == "math":
-        return {"floor": lambda number: float(math.floor(number)),
-                "ceil": lambda number: float(math.ceil(number))}
-    if name == "collections":
-        return {"defaultdict": _Default, "Counter": _Counter}
-    if name in ("hashlib", "md5", "sha"):
-        made = {each: partial(_hashed, each) for each in _MODULES["hashlib"].split()}
-        old = partial(_hashed, "sha1" if name == "sha" else "md5")
-        return dict(made, new=_hashed) if name == "hashlib" else {"new": old, name: old}
+    """What _GIVEN has, and what is made only where it is asked for."""
+    names = _MODULES[name].split()
+    if name == "hashlib":
+        return dict({each: partial(_hashed, each) for each in names}, new=_hashed)
     if name in ("base64", "binascii", "struct"):
-        made = {each: _of_bytes(getattr(module, each)) for each in _MODULES[name].split()}
-        if name == "base64":
-            made.update(encodestring=_of_bytes(module.encodebytes),
-                        decodestring=_of_bytes(module.decodebytes))
-        return made
-    if name == "random":
-        return _randomness()
-    if name == "string":
-        return _string_functions()
-    if name == "itertools":
-        return {"izip": zip, "imap": lambda work, *lists: zip(*lists) if work is None else map(work, *lists),
-                "ifilter": filter, "ifilterfalse": itertools.filterfalse,
-                "izip_longest": itertools.zip_longest}
-    if name == "fractions":
-        return {"gcd": math.gcd}
-    if name == "copy":      # without the memo, which would show what it went through
-        return {"deepcopy": lambda value: copy.deepcopy(value)}
-    if name == "functools":
-        return {"wraps": lambda like, *_: lambda work: work}
-    if name == "contextlib":
-        return {"contextmanager": lambda work: work}
-    if name == "operator":
-        return dict({short: lambda a, b, long=long: _ordered(long, a, b) for short, long in (
-            ("lt", "Lt"), ("le", "LtE"), ("gt", "Gt"), ("ge", "GtE"))}, div=_divide, mod=_modulo,
-            attrgetter=lambda *paths: _attributes(paths[0]) if len(paths) == 1 else lambda value: tuple(
-                _attributes(path)(value) for path in paths),
-            methodcaller=lambda name, *given, **named: lambda value: _getattr(value, name)(*given, **named))
-    if name == "urllib":
-        return {"quote": _quote_path, "quote_plus": _quote_plus, "urlencode": _urlencode}
+        made = {each: _of_bytes(getattr(sys.modules[name], each)) for each in names}
+        return dict(made, encodestring=_of_bytes(base64.encodebytes),
+                    decodestring=_of_bytes(base64.decodebytes)) if name == "base64" else made
     if name == "pipes":
         return {"quote": __import__("shlex").quote}
-    if name == "types":
-        made = {kind + "Type": each for kind, each in (
-            ("String", _STR), ("Unicode", _Unicode), ("Int", _INT), ("Long", _LONG), ("Float", _FLOAT),
-            ("Boolean", bool), ("List", list), ("Tuple", tuple), ("Dict", _Dict), ("None", type(None)),
-            ("Type", _TYPE), ("Class", _TYPE), ("Function", _type(_type)), ("Lambda", _type(_type)),
-            ("BuiltinFunction", _type(len)), ("Generator", _type(None for _ in "")), ("Object", object))}
-        return dict(made, StringTypes=(_STR, _Unicode))
-    return {}
+    return _randomness() if name == "random" else _GIVEN.get(name, {})
 
 
 class _Unset(KeyError):
@@ -6296,14 +6255,13 @@ def _system(name: str, evaluation: Any) -> Json:
     def expanded(text: str) -> str:
         return re.sub(r"\$(?:(\w+)|\{([^}]*)\})", lambda found: environ.get(
             found.group(1) or found.group(2), found.group()), text)
-    path = _Namespace(dict({each: getattr(os.path, each) for each in (
-        "join basename dirname split splitext normpath isabs commonprefix normcase sep pardir "
-        "curdir extsep").split()}, expandvars=expanded), "os.path")
+    path = _Namespace(dict(_taken(os.path, "join basename dirname split splitext normpath isabs commonprefix "
+                                           "normcase sep pardir curdir extsep"), expandvars=expanded),
+                      "os.path")
     if name == "os.path":
         return path.__dict__
-    return {"environ": environ, "getenv": environ.get, "path": path, "sep": "/", "linesep": "\n",
-            "pathsep": ":", "curdir": ".", "pardir": "..", "extsep": ".", "name": "posix",
-            "devnull": "/dev/null"}
+    return dict(_taken(os, "sep linesep pathsep curdir pardir extsep name devnull"), environ=environ,
+                getenv=environ.get, path=path)
 
 
 # Syntax: first token by token, then by the tree.
@@ -6322,6 +6280,7 @@ _HIGH = re.compile(r"((?:\\x[89a-fA-F][0-9a-fA-F]|\\[23][0-7][0-7])+)|\\(.)", re
 _RENAMED_NAMES = {"async": "\uff41sync", "await": "\uff41wait", "nonlocal": "nonloc\uff41l"}
 
 
+_DEEPER = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 MAX_BRACKETS = 100      # within one another
 
 
@@ -6331,27 +6290,26 @@ class _Reading:
     text: what came of it; tuples: the text of tuple parameters by the names that stand in their places."""
 
     def __init__(self, source: str) -> None:
-        self.pieces: List[List[str]] = [[found.lastgroup or "", found.group()]
-                                        for found in _PIECES.finditer(source)]
+        pieces = list(_PIECES.finditer(source))
+        self.kinds, self.texts = [each.lastgroup for each in pieces], [each.group() for each in pieces]
         self.tuples: Dict[str, str] = {}
         future = " ".join(re.findall(r"\bfrom[ \t]+__future__[ \t]+import[ \t]*(\([^)]*\)|[^\n;#]*)", source))
         self.future = set(re.findall(r"\w+", future))
         leading = re.findall(r"(?m)^[ \t]+(?=[^\s#])", source)
         self.mixed = any("\t" in each for each in leading) and any(" " in each for each in leading)
         self.ticks = 0
-        self.loops = ["name", "for"] in self.pieces
+        self.loops = "for" in self.texts
         self.read()
-        self.text = "".join(text for _, text in self.pieces)
+        self.text = "".join(self.texts)
 
     def read(self) -> None:
         depth, start, head = 0, -1, False
         lambdas: List[Tuple[int, int]] = []
         lists: List[int] = []
-        for place, piece in enumerate(self.pieces):
-            kind, text = piece
+        for place, (kind, text) in enumerate(zip(self.kinds, self.texts)):
             if kind in ("space", "comment"):
-                if self.mixed and start < 0 and (place == 0 or self.pieces[place - 1][0] == "line"):
-                    piece[1] = text.expandtabs(8)
+                if self.mixed and start < 0 and (place == 0 or self.kinds[place - 1] == "line"):
+                    self.texts[place] = text.expandtabs(8)
                 continue
             if kind == "line":
                 if depth == 0 and start >= 0:
@@ -6360,16 +6318,13 @@ class _Reading:
                 continue
             if start < 0:
                 start, head, lambdas = place, text in _HEADS, []
-            if kind == "sign" and text in "([{":
-                depth += 1
-                if depth > MAX_BRACKETS:
-                    raise self.wrong(place, "too many nested brackets")
-                if text == "[":
-                    lists.append(place)
-            elif kind == "sign" and text in ")]}":
-                depth -= 1
-                if text == "]":
-                    self.listing(lists.pop() if lists else start, place)
+            depth += _DEEPER.get(text, 0)
+            if depth > MAX_BRACKETS:
+                raise self.wrong(place, "too many nested brackets")
+            if text == "[":
+                lists.append(place)
+            elif text == "]":
+                self.listing(lists.pop() if lists else start, place)
             elif text == "lambda":
                 lambdas.append((depth, place))
             elif text == ":" and lambdas and lambdas[-1][0] == depth:
@@ -6377,9 +6332,9 @@ class _Reading:
             elif depth == 0 and text == (":" if head else ";"):
                 self.statement(start, place)
                 start = -1
-            self.piece(piece, place, start)
+            self.texts[place] = self.piece(kind, text, place)
         if start >= 0:
-            self.statement(start, len(self.pieces))
+            self.statement(start, len(self.texts))
 
     def listing(self, start: int, end: int) -> None:
         """[x for x in 1, 2] has a tuple without brackets."""
@@ -6392,49 +6347,49 @@ class _Reading:
         rest = [each for each in places if each > first]
         last = min([each for word in ("for", "if") for each in self.outer(rest, word)] + [end])
         if self.outer([each for each in rest if each < last], ","):
-            self.pieces[first][1] += " ("
-            self.pieces[max(each for each in rest if each < last)][1] += ")"
+            self.texts[first] += " ("
+            self.texts[max(each for each in rest if each < last)] += ")"
 
     def solid(self, start: int, end: int) -> List[int]:
         """The places of what is no space."""
         spaces = ("space", "comment", "line")
-        return [place for place in range(start, end) if self.pieces[place][0] not in spaces]
+        return [place for place in range(start, end) if self.kinds[place] not in spaces]
 
     def outer(self, places: Sequence[int], wanted: str) -> List[int]:
         """Where in `places` a text stands outside of all brackets."""
         depth, found = 0, []
         for place in places:
-            text = self.pieces[place][1]
-            depth += (text in ("(", "[", "{")) - (text in (")", "]", "}"))
-            if text == wanted and depth == 0:
+            depth += _DEEPER.get(self.texts[place], 0)
+            if self.texts[place] == wanted and depth == 0:
                 found.append(place)
         return found
 
-    def piece(self, piece: List[str], place: int, start: int) -> None:
-        kind, text = piece
+    def piece(self, kind: Optional[str], text: str, place: int) -> str:
         if kind == "number":
             if "_" in text:
                 raise self.wrong(place, "%s is not a number; write %s" % (text, text.replace("_", "")))
             whole = text.rstrip("lL")
-            piece[1] = "0o" + whole if re.fullmatch(r"0[0-7]+", whole) and whole.strip("0") else whole
-        elif text == "<>":
-            piece[1] = "!="
-        elif text == "`":
+            return "0o" + whole if re.fullmatch(r"0[0-7]+", whole) and whole.strip("0") else whole
+        if text == "<>":
+            return "!="
+        if text == "`":
             self.ticks += 1
-            piece[1] = "repr_((" if self.ticks % 2 else "))"
-        elif kind == "text":
-            piece[1] = self.literal(text)
-        elif text in _RENAMED_NAMES:
-            kind, after = next((each for each in self.pieces[place + 1:] if each[0] != "space"), ["", ""])
+            return "repr_((" if self.ticks % 2 else "))"
+        if kind == "text":
+            return self.literal(text)
+        if text in _RENAMED_NAMES:
+            kind, after = next((each for each in zip(self.kinds[place + 1:], self.texts[place + 1:])
+                                if each[0] != "space"), ("", ""))
             own = (after in ("def", "for", "with") if text == "async" else kind in ("name", "text", "number")
                    and after not in ("if", "else", "for", "in", "is", "not", "and", "or"))
-            if not own:
-                piece[1] = _RENAMED_NAMES[text]
+            return text if own else _RENAMED_NAMES[text]
+        return text
 
     def literal(self, text: str) -> str:
         """A string. Escapes that only text knows are none in bytes; bytes that are UTF-8 stand for it."""
-        prefix = text[:len(text) - len(text.lstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"))]
-        kind, body = prefix.lower(), text[len(prefix):]
+        body = text.lstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+        prefix = text[:-len(body)]
+        kind = prefix.lower()
         if "\\" not in body or "f" in kind:
             return body if kind == "b" and not body.isascii() else "u" + body if kind == "ur" else text
         if kind == "ur":
@@ -6459,7 +6414,7 @@ class _Reading:
         return changed if kind == "b" and not body.isascii() else prefix + changed
 
     def wrong(self, place: int, text: str) -> SyntaxError:
-        before = "".join(each[1] for each in self.pieces[:place])
+        before = "".join(self.texts[:place])
         error = SyntaxError(text)
         error.lineno = before.count("\n") + 1
         error.offset = len(before) - before.rfind("\n")
@@ -6470,66 +6425,63 @@ class _Reading:
         places = self.solid(start, end)
         if not places:
             return
-        word, rest = self.pieces[places[0]], places[1:]
-        first = self.pieces[rest[0]][1] if rest else ""
+        word, rest = self.texts[places[0]], places[1:]
+        first = self.texts[rest[0]] if rest else ""
         commas = self.outer(rest, ",")
-        if word[1] == "def" and len(rest) > 1:
+        if word == "def" and len(rest) > 1:
             self.parameters(rest[0], rest[-1])
-        elif word[1] == "except" and commas and not self.outer(rest, "as"):
-            self.pieces[commas[0]][1] = " as "
-        elif word[1] == "raise" and commas:
+        elif word == "except" and commas and not self.outer(rest, "as"):
+            self.texts[commas[0]] = " as "
+        elif word == "raise" and commas:
             self.call("raise raised_(", places)
-        elif word[1] in ("print", "exec") and not (word[1] == "print" and "print_function" in self.future):
-            whole = first == "(" and self.pieces[rest[-1]][1] == ")" and self.outer(rest, ")") == rest[-1:]
+        elif word in ("print", "exec") and not (word == "print" and "print_function" in self.future):
+            whole = first == "(" and self.texts[rest[-1]] == ")" and self.outer(rest, ")") == rest[-1:]
             if whole or first in ("=", ".", ",", ")", ":") or len(first) == 2 and first[1] == "=":
                 return
-            if word[1] == "exec":
+            if word == "exec":
                 for place in self.outer(rest, "in")[:1]:
-                    self.pieces[place][1] = ","
+                    self.texts[place] = ","
                 self.call("exec(", places)
                 return
             if first == ">>":
-                self.pieces[rest[0]][1] = ""
+                self.texts[rest[0]] = ""
             self.call("print_to_(" if first == ">>" else "print(", places,
                       bool(rest) and commas[-1:] == rest[-1:])
 
     def call(self, opening: str, places: Sequence[int], comma: bool = False) -> None:
-        self.pieces[places[0]][1] = opening
-        kind, text = (self.pieces[places[0] + 1:] or [["", ""]])[0]
-        if len(places) > 1 and kind == "space" and "\n" not in text:
-            self.pieces[places[0] + 1][1] = ""
-        self.pieces[places[-1]][1] += " end=' ')" if comma else ")"
+        self.texts[places[0]] = opening
+        after = places[0] + 1
+        if len(places) > 1 and self.kinds[after] == "space" and "\n" not in self.texts[after]:
+            self.texts[after] = ""
+        self.texts[places[-1]] += " end=' ')" if comma else ")"
 
     def parameters(self, start: int, end: int) -> None:
         """Names in the place of those parameters that are tuples."""
-        places = self.solid(start, end + 1)
-        opening = 1 if self.pieces[places[0]][1] == "lambda" else 2
-        index = opening
-        while index < len(places):
-            before, here = self.pieces[places[index - 1]][1], self.pieces[places[index]][1]
-            if here in ("(", "[", "{"):
-                depth, last = 0, index
-                while last < len(places):
-                    text = self.pieces[places[last]][1]
-                    depth += (text in ("(", "[", "{")) - (text in (")", "]", "}"))
-                    if depth == 0:
-                        break
-                    last += 1
-                last = min(last, len(places) - 1)
-                whole = "".join(self.pieces[each][1] for each in places[index:last + 1])
-                if here == "(" and (before == "," or index == opening) and re.fullmatch(
-                        r"[\w,()]+", whole, re.A) and "__" not in whole:
-                    name = "tuple_%d_" % len(self.tuples)
-                    self.tuples[name] = whole
-                    self.pieces[places[index]][1] = name
-                    for each in places[index + 1:last + 1]:
-                        self.pieces[each][1] = ""
-                index = last
-            index += 1
+        places = self.solid(start, end)
+        texts = [self.texts[place] for place in places]
+        first = 1 if texts[0] == "lambda" else 2
+        depth = opened = 0
+        for index in range(first, len(places)):
+            opened = index if depth == 0 else opened
+            depth += _DEEPER.get(texts[index], 0)
+            whole = "".join(texts[opened:index + 1])
+            if depth == 0 and texts[index] == ")" and (opened == first or texts[opened - 1] == ",") and (
+                    re.fullmatch(r"[\w,()]+", whole, re.A)) and "__" not in whole:
+                name = "tuple_%d_" % len(self.tuples)
+                self.tuples[name] = whole
+                self.texts[places[opened]] = name
+                for place in places[opened + 1:index + 1]:
+                    self.texts[place] = ""
+
+
+_LOAD = ast.Load()
 
 
 class _Older(ast.NodeTransformer):
-    """Calls of helpers, in a tree that was checked, where Python 2 means something else by the same words."""
+    """Calls of helpers, in a tree that was checked, where Python 2 means something else by the same words.
+
+    What a node becomes is mostly made of what its parts became: `leave_` and the node's kind names the method
+    that is called after them, `visit_` the one that sees to the parts itself."""
 
     def __init__(self, reading: _Reading, trusted: bool) -> None:
         self.reading = reading
@@ -6538,40 +6490,38 @@ class _Older(ast.NodeTransformer):
 
     def visit(self, node: ast.AST) -> Any:
         made = super().visit(node)
+        leave = getattr(self, "leave_" + type(node).__name__, None)
+        if leave is not None:
+            made = leave(node)
         for each in made if isinstance(made, list) else [made]:
             if each is not node and hasattr(node, "lineno"):
                 ast.copy_location(each, node)
         return made
 
-    def call(self, name: str, *arguments: ast.expr) -> ast.Call:
-        return ast.Call(_load(name), list(arguments), [])
-
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         if isinstance(node.value, bytes):
             return ast.Constant(_text_of(node.value))
         marked = getattr(node, "kind", None) == "u" or "unicode_literals" in self.reading.future
-        return self.call("__unicode__", node) if marked and isinstance(node.value, str) else node
+        return _call("__unicode__", node) if marked and isinstance(node.value, str) else node
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
         node.values = [each if isinstance(each, ast.Constant) else self.visit(each) for each in node.values]
         return node
 
-    def visit_Compare(self, node: ast.Compare) -> ast.AST:
-        self.generic_visit(node)
+    def leave_Compare(self, node: ast.Compare) -> ast.AST:
         names = [type(each).__name__ for each in node.ops]
         if not {"Lt", "LtE", "Gt", "GtE"} & set(names):
             return node
-        return self.call("__ordered__", ast.Constant(" ".join(names)), node.left, *node.comparators)
+        return _call("__ordered__", ast.Constant(" ".join(names)), node.left, *node.comparators)
 
     def reckoned(self, operator: ast.operator, left: ast.expr, right: ast.expr) -> Optional[ast.Call]:
         if isinstance(operator, ast.Mod):
-            return self.call("__modulo__", left, right)
+            return _call("__modulo__", left, right)
         if isinstance(operator, ast.Div) and "division" not in self.reading.future:
-            return self.call("__divide__", left, right)
+            return _call("__divide__", left, right)
         return None
 
-    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
-        self.generic_visit(node)
+    def leave_BinOp(self, node: ast.BinOp) -> ast.AST:
         return self.reckoned(node.op, node.left, node.right) or node
 
     def visit_AugAssign(self, node: ast.AugAssign) -> Any:
@@ -6589,7 +6539,7 @@ class _Older(ast.NodeTransformer):
                 before.append(ast.Assign([_store(name)], self.visit(part)))
                 setattr(holder, field, _load(name))
         left = copy.deepcopy(node.target)
-        left.ctx = ast.Load()
+        left.ctx = _LOAD
         value = self.reckoned(node.op, self.visit(left), self.visit(node.value))
         target = self.visit(node.target)
         return before + [ast.AugAssign(target, node.op, node.value) if value is None
@@ -6599,52 +6549,44 @@ class _Older(ast.NodeTransformer):
         inner = node.value.attr if isinstance(node.value, ast.Attribute) else ""
         if isinstance(node.ctx, ast.Load) and (inner, node.attr) == ("__class__", "__name__"):
             value: Any = node.value
-            kind = self.call("__type__", self.visit(value.value))
-            return self.call("__attribute__", kind, ast.Constant("__name__"))
+            kind = _call("__type__", self.visit(value.value))
+            return _call("__attribute__", kind, ast.Constant("__name__"))
         self.generic_visit(node)
         if isinstance(node.ctx, ast.Load) and (node.attr in _OLDER or node.attr in _OLDER_PLAIN):
-            return self.call("__attribute__", node.value, ast.Constant(node.attr))
+            return _call("__attribute__", node.value, ast.Constant(node.attr))
         if not self.trusted and (not isinstance(node.ctx, ast.Load) or _OWN_ATTRIBUTE.fullmatch(node.attr)):
-            node.value = self.call("__own__", node.value)
+            node.value = _call("__own__", node.value)
         return node
 
-    def visit_Dict(self, node: ast.Dict) -> ast.AST:
-        self.generic_visit(node)
+    def leave_Dict(self, node: ast.Dict) -> ast.AST:
         if any(key is None for key in node.keys):
-            return self.call("__dict_of__", node)
-        return self.call("__display__", *[ast.Tuple([key or value, value], ast.Load())
+            return _call("__dict_of__", node)
+        return _call("__display__", *[ast.Tuple([key or value, value], _LOAD)
                                           for key, value in zip(node.keys, node.values)])
 
-    def visit_Set(self, node: ast.Set) -> ast.AST:
-        self.generic_visit(node)
-        return self.call("__set_of__", ast.List(node.elts, ast.Load()))
+    def leave_Set(self, node: ast.Set) -> ast.AST:
+        return _call("__set_of__", ast.List(node.elts, _LOAD))
 
-    def visit_DictComp(self, node: ast.DictComp) -> ast.AST:
-        self.generic_visit(node)
-        return self.call("__dict_of__", ast.GeneratorExp(ast.Tuple([node.key, node.value], ast.Load()),
+    def leave_DictComp(self, node: ast.DictComp) -> ast.AST:
+        return _call("__dict_of__", ast.GeneratorExp(ast.Tuple([node.key, node.value], _LOAD),
                                                          node.generators))
 
-    def visit_SetComp(self, node: ast.SetComp) -> ast.AST:
-        self.generic_visit(node)
-        return self.call("__set_of__", ast.GeneratorExp(node.elt, node.generators))
+    def leave_SetComp(self, node: ast.SetComp) -> ast.AST:
+        return _call("__set_of__", ast.GeneratorExp(node.elt, node.generators))
 
-    def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
+    def leave_ListComp(self, node: ast.ListComp) -> ast.AST:
         """A variable that is asked for afterwards is set outside too."""
-        leaking = self.leaking.get(id(node), set())
-        self.generic_visit(node)
         for each in node.generators:
-            told = [name for name in ast.walk(each.target) if isinstance(name, ast.Name)
-                    and name.id in leaking]
-            names = [name.id for name in told]
-            for name in told:
-                name.id = ":" + name.id
-            if names:
-                kept: List[ast.expr] = [ast.NamedExpr(_store(name), _load(":" + name)) for name in names]
-                each.ifs.insert(0, ast.Tuple(kept, ast.Load()))
+            kept: List[ast.expr] = []
+            for name in ast.walk(each.target):
+                if isinstance(name, ast.Name) and name.id in self.leaking.get(id(node), ()):
+                    kept.append(ast.NamedExpr(_store(name.id), _load(":" + name.id)))
+                    name.id = ":" + name.id
+            if kept:
+                each.ifs.insert(0, ast.Tuple(kept, _LOAD))
         return node
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        self.generic_visit(node)
+    def leave_Call(self, node: ast.Call) -> ast.AST:
         name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
         if name in ("dict", "defaultdict", "update"):
             # what is written in C takes keywords from the stack: the last is put in first
@@ -6652,7 +6594,7 @@ class _Older(ast.NodeTransformer):
             stars = sum(each.arg is None for each in node.keywords)
             node.keywords[stars:] = reversed(node.keywords[stars:])
         elif name in ("vars", "locals") and isinstance(node.func, ast.Name):
-            return self.call("__vars__", self.call("__locals__"), *node.args)
+            return _call("__vars__", _call("__locals__"), *node.args)
         return node
 
     def visit_Module(self, node: ast.Module) -> ast.AST:
@@ -6689,51 +6631,39 @@ class _Older(ast.NodeTransformer):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         self.look_for_leaks(node)
         self.generic_visit(node)
-        arguments = node.args
-        lines: List[ast.stmt] = [self.unpacked(each.arg) for each in arguments.args
-                                 if each.arg in self.reading.tuples]
+        node.body[:0] = self.received(node.args)
+        return node
+
+    def received(self, arguments: ast.arguments) -> List[Any]:
+        """Assignments: of what a tuple among the parameters holds, and of a dict with Python 2's order."""
+        made: List[Any] = [ast.parse("%s = %s" % (self.reading.tuples[each.arg], each.arg)).body[0]
+                           for each in arguments.args if each.arg in self.reading.tuples]
         if arguments.kwarg is not None:
             name = arguments.kwarg.arg
-            lines.append(ast.Assign([_store(name)], self.call("__keywords__", _load(name))))
-        node.body[:0] = lines
-        return node
-
-    def unpacked(self, name: str) -> ast.Assign:
-        made = ast.parse(self.reading.tuples[name] + " = " + name).body[0]
-        assert isinstance(made, ast.Assign)
+            made.append(ast.Assign([_store(name)], _call("__keywords__", _load(name))))
         return made
 
-    def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
-        self.generic_visit(node)
-        for each in node.args.args:
-            if each.arg in self.reading.tuples:
-                made = self.unpacked(each.arg)
-                loop = ast.comprehension(made.targets[0], ast.List([made.value], ast.Load()), [], 0)
-                node.body = ast.Subscript(ast.ListComp(node.body, [loop]), _index(0), ast.Load())
-        if node.args.kwarg is not None:
-            name = node.args.kwarg.arg
-            told = self.call("__keywords__", _load(name))
-            loop = ast.comprehension(_store(name), ast.List([told], ast.Load()), [], 0)
-            node.body = ast.Subscript(ast.ListComp(node.body, [loop]), _index(0), ast.Load())
+    def leave_Lambda(self, node: ast.Lambda) -> ast.AST:
+        for each in self.received(node.args):
+            loop = ast.comprehension(each.targets[0], ast.List([each.value], _LOAD), [], 0)
+            node.body = _call("__first__", ast.ListComp(node.body, [loop]))
         return node
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        self.generic_visit(node)
+    def leave_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         own = {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
         for old, new in (("next", "__next__"), ("__nonzero__", "__bool__"), ("__div__", "__truediv__")):
             if old in own and new not in own:
                 node.body.append(ast.Assign([_store(new)], _load(old)))
         if "__cmp__" in own:
             names = [_store("__%s__" % name) for name in "lt le gt ge eq ne".split()]
-            made = self.call("__rich__", _load("__cmp__"))
+            made = _call("__rich__", _load("__cmp__"))
             node.body.append(ast.Assign([ast.Tuple(names, ast.Store())], made))
         if own & {"__cmp__", "__eq__"} and "__hash__" not in own:
             node.body.append(ast.Assign([_store("__hash__")], _load("__hashed__")))
         return node
 
-    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
+    def leave_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
         """The name lives on."""
-        self.generic_visit(node)
         if node.name:
             node.body.insert(0, ast.Assign([_store(node.name)], _load(":" + node.name)))
             node.name = ":" + node.name
@@ -6743,17 +6673,16 @@ class _Older(ast.NodeTransformer):
         return ast.Pass() if node.module == "__future__" else node
 
 
+def _call(name: str, *arguments: ast.expr) -> ast.Call:
+    return ast.Call(_load(name), list(arguments), [])
+
+
 def _load(name: str) -> Any:
-    return ast.Name(name, ast.Load())
+    return ast.Name(name, _LOAD)
 
 
 def _store(name: str) -> Any:
     return ast.Name(name, ast.Store())
-
-
-def _index(number: int) -> Any:
-    made: Any = ast.Constant(number)
-    return made if sys.version_info >= (3, 9) else ast.Index(made)
 
 
 def _age_pystachio() -> None:
@@ -6832,7 +6761,7 @@ _MODULES = {    # what an import gives; anything else of the module is not there
     "textwrap": "dedent indent fill wrap shorten",
     "time": "time gmtime localtime mktime strftime strptime asctime ctime",
     "random": "random randint randrange choice choices sample shuffle uniform seed gauss normalvariate "
-              "expovariate triangular getrandbits Random",
+              "expovariate triangular getrandbits",
     "getpass": "getuser",
     "pystachio": "*", "apache.aurora.config.schema.base": "*", "apache.thermos.config.schema": "*",
     "apache.thermos.config.schema_base": "*", "apache.thermos.config.schema_helpers": "*",
