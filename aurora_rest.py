@@ -7648,22 +7648,26 @@ _NOBODY = 65534
 _GENERIC_CALLS = (57, 63, 64, 72, 73, 93, 94, 98, 99, 113, 114, 124, 132, 134, 135, 139, 165, 169, 172, 178,
                   214, 215, 216,
                   222, 226, 233, 278, 293)
+
+
+def _first_numbers(*others: int) -> Tuple[int, ...]:
+    """The calls that have the numbers of the first Linux, and others of one machine."""
+    return tuple(sorted((1, 3, 4, 6, 20, 45, 77, 78, 91, 125, 142, 158, 163) + others))
+
+
 _SECCOMP = {
     "x86_64": (0xC000003E, (0, 1, 3, 7, 9, 10, 11, 12, 13, 14, 15, 23, 24, 25, 28, 39, 60, 96, 98, 131, 186,
                             201, 202, 228, 229, 231, 270, 271, 318, 334)),
     "aarch64": (0xC00000B7, _GENERIC_CALLS),
     "riscv64": (0xC00000F3, _GENERIC_CALLS),
-    "ppc64le": (0xC0000015, (1, 3, 4, 6, 13, 20, 45, 77, 78, 82, 90, 91, 125, 142, 158, 163, 167, 172, 173,
-                             174, 185, 205, 207, 221, 234, 246, 247, 280, 281, 300, 359, 387)),
-    "s390x": (0x80000016, (1, 3, 4, 6, 20, 45, 77, 78, 90, 91, 119, 125, 142, 158, 163, 168, 173, 174, 175,
-                           186, 219, 236, 238, 248, 260, 261, 301, 302, 304, 349, 383)),
-    "i386": (0x40000003, (1, 3, 4, 6, 13, 20, 45, 77, 78, 82, 90, 91, 119, 125, 142, 158, 163, 168, 173, 174,
-                          175, 186, 192,
-                          219, 224, 240, 252, 265, 266, 308, 309, 311, 355, 386, 403, 406, 413, 414, 422)),
-    "armv7": (0x40000028, (1, 3, 4, 6, 20, 45, 77, 78, 91, 119, 125, 142, 158, 163, 168, 173, 174, 175, 186,
-                           192, 220, 224,
-                           # cacheflush
-                           240, 248, 263, 264, 335, 336, 338, 384, 398, 403, 406, 413, 414, 422, 0xF0002)),
+    "ppc64le": (0xC0000015, _first_numbers(13, 82, 90, 167, 172, 173, 174, 185, 205, 207, 221, 234, 246, 247,
+                                           280, 281, 300, 359, 387)),
+    "s390x": (0x80000016, _first_numbers(90, 119, 168, 173, 174, 175, 186, 219, 236, 238, 248, 260, 261, 301,
+                                         302, 304, 349, 383)),
+    "i386": (0x40000003, _first_numbers(13, 82, 90, 119, 168, 173, 174, 175, 186, 192, 219, 224, 240, 252,
+                                        265, 266, 308, 309, 311, 355, 386, 403, 406, 413, 414, 422)),
+    "armv7": (0x40000028, _first_numbers(119, 168, 173, 174, 175, 186, 192, 220, 224, 240, 248, 263, 264, 335,
+                                         336, 338, 384, 398, 403, 406, 413, 414, 422, 0xF0002)),  # cacheflush
 }
 LAYERS = ("namespaces", "empty root", "user nobody", "no capabilities", "landlock", "system call filter")
 
@@ -7692,68 +7696,59 @@ def _libc() -> Any:
 def _enter_namespaces() -> List[str]:
     """Leave the machine's users, mounts, processes and network, where the kernel allows. Forks: the caller
     goes on as the first process of the new namespaces."""
-    if not sys.platform.startswith("linux"):
-        return []
     libc, user, group = _libc(), os.geteuid(), os.getegid()
-    done = []
-    if libc.unshare(_CLONE_FLAGS | (0 if user == 0 else _CLONE_NEWUSER)) == 0:
-        done.append("namespaces")
-        if user != 0:
-            with contextlib.suppress(OSError):
-                for path, text in (("setgroups", "deny"), ("uid_map", "%d %d 1" % (_NOBODY, user)),
-                                   ("gid_map", "%d %d 1" % (_NOBODY, group))):
-                    with open("/proc/self/" + path, "w", encoding="ascii") as stream:
-                        stream.write(text)
-        child = os.fork()
-        if child:
-            # The outer process only waits, and ends as its child does.
-            with contextlib.suppress(OSError, ChildProcessError):
-                os.waitpid(child, 0)
-            os._exit(0)
-        libc.prctl(1, signal.SIGKILL, 0, 0, 0)      # PR_SET_PDEATHSIG
-    return done
+    if libc.unshare(_CLONE_FLAGS | (0 if user == 0 else _CLONE_NEWUSER)) != 0:
+        return []
+    if user != 0:
+        with contextlib.suppress(OSError):
+            for path, text in (("setgroups", "deny"), ("uid_map", "%d %d 1" % (_NOBODY, user)),
+                               ("gid_map", "%d %d 1" % (_NOBODY, group))):
+                with open("/proc/self/" + path, "w", encoding="ascii") as stream:
+                    stream.write(text)
+    child = os.fork()
+    if child:
+        # The outer process only waits, and ends as its child does.
+        with contextlib.suppress(OSError):
+            os.waitpid(child, 0)
+        os._exit(0)
+    libc.prctl(1, signal.SIGKILL, 0, 0, 0)      # PR_SET_PDEATHSIG
+    return ["namespaces"]
 
 
 def _enter_empty_root(layers: List[str]) -> List[str]:
     """Make an empty directory the root, where permitted: no file has a name from here on. In a mount
     namespace of one's own that is a new file system, which takes no place on any disk; else a directory that
     is already deleted."""
-    if "namespaces" in layers:
-        libc, here = _libc(), b"/proc" if os.path.isdir("/proc") else b"/"
-        # MS_REC, MS_PRIVATE; read-only, no suid, devices, programs
-        private, empty = 1 << 14 | 1 << 18, 1 | 2 | 4 | 8
-        if libc.mount(b"none", b"/", None, private, None) == 0 and libc.mount(b"none", here, b"tmpfs", empty,
-                None) == 0:
-            with contextlib.suppress(OSError):
-                os.chdir(here)
-                os.chroot(".")
-                os.chdir("/")
-                return ["empty root"]
+    here = b"/proc" if os.path.isdir("/proc") else b"/"
+    # MS_REC, MS_PRIVATE; read-only, no suid, devices, programs
+    private, empty = 1 << 14 | 1 << 18, 1 | 2 | 4 | 8
     with contextlib.suppress(OSError):
-        import tempfile
-        folder = tempfile.mkdtemp(prefix="aurora_rest-")
-        os.chdir(folder)
-        os.rmdir(folder)
+        if "namespaces" in layers and _libc().mount(b"none", b"/", None, private, None) == 0 \
+                and _libc().mount(b"none", here, b"tmpfs", empty, None) == 0:
+            os.chdir(here)
+        else:
+            import tempfile
+            folder = tempfile.mkdtemp(prefix="aurora_rest-")
+            os.chdir(folder)
+            os.rmdir(folder)
         os.chroot(".")
+        os.chdir("/")
         return ["empty root"]
     return []
 
 
 def _drop_privileges() -> List[str]:
-    done = []
     if os.geteuid() == 0:
         with contextlib.suppress(OSError):
             os.setgroups([])
             os.setgid(_NOBODY)
             os.setuid(_NOBODY)
-            done.append("user nobody")
-    return done
+            return ["user nobody"]
+    return []
 
 
 def _drop_capabilities() -> List[str]:
     """Give up what root may, here or in a namespace of one's own: from mounting on."""
-    if not sys.platform.startswith("linux"):
-        return []
     libc = _libc()
     for capability in range(64):
         libc.prctl(24, capability, 0, 0, 0)         # PR_CAPBSET_DROP
@@ -7764,8 +7759,6 @@ def _drop_capabilities() -> List[str]:
 def _shut_out_of_files() -> List[str]:
     """Landlock, where the kernel has it: no file and, on newer ones, no network can be opened from here on.
     The numbers of its calls are those of all machines (Linux, include/uapi/linux/landlock.h)."""
-    if not sys.platform.startswith("linux"):
-        return []
     import ctypes
     libc = _libc()
     version = libc.syscall(444, None, ctypes.c_size_t(0), 1)
@@ -7803,38 +7796,16 @@ def _system_call_filter() -> Any:
 def _forbid_system_calls() -> bool:
     """Let this process and its children make only the calls in _SECCOMP; others fail with EPERM."""
     made = _system_call_filter()
-    if made is None:
-        return False
-    libc = _libc()
     # NO_NEW_PRIVS, SECCOMP
-    return bool(libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, made[0], 0, 0) == 0)
+    return bool(made and _libc().prctl(38, 1, 0, 0, 0) == 0 and _libc().prctl(22, 2, made[0], 0, 0) == 0)
 
 
 def _limit_resources(limits: ConfigLimits) -> None:
     import resource
     for name, value in (("CPU", limits.cpu_seconds), ("AS", limits.memory_bytes), ("FSIZE", 0), ("NOFILE", 0),
                         ("NPROC", 0), ("CORE", 0)):
-        which = getattr(resource, "RLIMIT_" + name, None)
-        if which is not None:
-            with contextlib.suppress(OSError, ValueError):
-                resource.setrlimit(which, (value, value + (name == "CPU")))
-
-
-def _read_exactly(source: int, size: int) -> bytes:
-    parts = []
-    while size:
-        part = os.read(source, min(size, 1 << 20))
-        if not part:
-            raise EOFError
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
-
-
-def _write_all(target: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(target, view):]
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value + (name == "CPU")))
 
 
 # What server and child say to each other: a length in four bytes, then JSON.
@@ -7844,9 +7815,9 @@ def _frame(message: Any) -> bytes:
     return struct.pack("!I", len(data)) + data
 
 
-def _read_frame(source: int) -> Json:
-    size, = struct.unpack("!I", _read_exactly(source, 4))
-    message: Json = json.loads(_read_exactly(source, size))
+def _read_frame(source: io.BufferedReader) -> Json:
+    size, = struct.unpack("!I", source.read(4))
+    message: Json = json.loads(source.read(size))
     return message
 
 
@@ -7863,18 +7834,6 @@ _WARM_UP = {"files": {"job.aurora": "jobs = [Service(cluster='c', role='r', envi
 def _warm_up(schema: Json) -> None:
     _Evaluation(schema, dict(_WARM_UP, tiers=DEFAULT_TIERS), lambda question: {}).run()
 
-
-def _send_descriptor(control: socket.socket, descriptor: int) -> None:
-    control.sendmsg([b"F"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))])
-
-
-def _receive_descriptor(control: socket.socket) -> int:
-    """The descriptor that the other side sends. Raises OSError when it is gone."""
-    _, messages, _, _ = control.recvmsg(1, socket.CMSG_SPACE(struct.calcsize("i")))
-    for level, kind, data in messages:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            return int(struct.unpack("i", data[:struct.calcsize("i")])[0])
-    raise OSError("the evaluator ended")
 
 
 def _evaluator_main(limits: ConfigLimits, cpus: Sequence[int]) -> None:
@@ -7897,15 +7856,17 @@ def _evaluator_main(limits: ConfigLimits, cpus: Sequence[int]) -> None:
     for name, given in _MODULES.items():
         if given != "*":
             __import__(_RENAMED.get(name, name))
-    for name in ("unicodedata", "_strptime", "encodings.idna", "string", "ctypes", "resource", "tempfile"):
+    for name in ("unicodedata", "_strptime", "encodings.idna", "ctypes", "resource", "tempfile"):
         __import__(name)
     for name in ("unicode_escape", "latin_1", "ascii", "cp1252", "utf_8_sig"):
         "".encode(name)
     schema = _schema()
     _pystachio_privates()
-    shown = _enter_namespaces()
-    shown += _enter_empty_root(shown) + _drop_privileges() + _drop_capabilities() + _shut_out_of_files()
-    if sys.platform.startswith("linux"):
+    linux = sys.platform.startswith("linux")
+    shown = _enter_namespaces() if linux else []
+    shown += _enter_empty_root(shown) + _drop_privileges()
+    if linux:
+        shown += _drop_capabilities() + _shut_out_of_files()
         _libc().prctl(4, 0, 0, 0, 0)        # PR_SET_DUMPABLE: no other process of the user looks in
     _system_call_filter()
     probe = os.fork()
@@ -7916,7 +7877,7 @@ def _evaluator_main(limits: ConfigLimits, cpus: Sequence[int]) -> None:
     _warm_up(schema)
     gc.collect()
     gc.freeze()
-    control.sendall(_frame(shown))
+    control.sendall(_frame({"layers": shown}))
     with contextlib.suppress(OSError):
         while _serve_one(schema, limits, control, "system call filter" in shown):
             pass
@@ -7936,7 +7897,7 @@ def _serve_one(schema: Json, limits: ConfigLimits, control: socket.socket, filte
         finally:
             os._exit(0)
     here.close()
-    _send_descriptor(control, there.fileno())
+    control.sendmsg([b"F"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", there.fileno()))])
     there.close()
     goes_on = False
     with contextlib.suppress(OSError):
@@ -7945,7 +7906,7 @@ def _serve_one(schema: Json, limits: ConfigLimits, control: socket.socket, filte
         os.kill(child, signal.SIGKILL)      # it has closed its socket, so it ends or pretends to
     status = os.waitpid(child, 0)[1]
     if goes_on:
-        control.sendall(struct.pack("!I", status))
+        control.sendall(_frame({"status": status}))
     return goes_on
 
 
@@ -7953,6 +7914,8 @@ def _evaluate_one(schema: Json, limits: ConfigLimits, channel: int, filtered: bo
     """In the forked child: shut in, warm up if nothing comes for a while, which under load would only take
     the processor from others, evaluate one request, answer. filtered: the system call filter was announced,
     so that nothing is done without it."""
+    # As files: the calls that a socket makes are not let through. Opened before the filter is on.
+    heard, told = open(channel, "rb"), open(channel, "wb", closefd=False)
     _limit_resources(limits)
     if not _forbid_system_calls() and filtered:
         os._exit(1)
@@ -7960,12 +7923,15 @@ def _evaluate_one(schema: Json, limits: ConfigLimits, channel: int, filtered: bo
     if not select.select([channel], [], [], 0.1)[0]:
         _warm_up(schema)
 
+    def tell(message: Json) -> None:
+        told.write(_frame(message))
+        told.flush()
+
     def ask(question: Json) -> Json:
-        _write_all(channel, _frame(question))
-        return _read_frame(channel)
-    answer = _Evaluation(schema, _read_frame(channel), ask).run()
-    _write_all(channel, _frame(answer))
-    os.close(channel)       # the end of the process closes it too, but milliseconds later
+        tell(question)
+        return _read_frame(heard)
+    tell(_Evaluation(schema, _read_frame(heard), ask).run())
+    heard.close()       # the end of the process closes it too, but milliseconds later
 
 
 _THIS_FILE = os.path.abspath(__file__)      # Python takes __file__ away when a script has come to its end
@@ -7976,7 +7942,7 @@ class _Worker:
     """One evaluator process and the sockets to it. Not for several threads at once."""
     cpus: Sequence[int] = ()        # that it may use, where this process keeps to fewer
 
-    def __init__(self, limits: ConfigLimits, seconds: float = 30.0) -> None:
+    def __init__(self, limits: ConfigLimits) -> None:
         import subprocess
         here, there = socket.socketpair()
         boot = (
@@ -7986,12 +7952,10 @@ class _Worker:
                 "m._evaluator_main(m.ConfigLimits(*%r), %r)" % ([p for p in sys.path if p], _THIS_FILE,
                                                             tuple(limits), tuple(self.cpus)))
         try:
-            self.process = subprocess.Popen([sys.executable, "-s", "-c", boot], stdin=there.fileno(),
-                                            env=dict({"PYTHONHASHSEED": "0"}, **(
-                                                {"PYTHONPYCACHEPREFIX": sys.pycache_prefix}
-                                                if sys.pycache_prefix else {})),
-                                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                                            start_new_session=True)
+            self.process: Any = subprocess.Popen(
+                [sys.executable, "-s", "-c", boot], stdin=there.fileno(), stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE, start_new_session=True,
+                env={"PYTHONHASHSEED": "0", "PYTHONPYCACHEPREFIX": sys.pycache_prefix or ""})
         except OSError as error:
             here.close()
             raise AuroraError("the configuration evaluator does not start: %s" % _reason(error)) from None
@@ -8003,88 +7967,82 @@ class _Worker:
         self.closed = False
         self._owed = False      # the status of the last child is still to be read
         try:
-            here.settimeout(seconds)
-            size, = struct.unpack("!I", self._exactly(4))
-            self.isolation: List[str] = json.loads(self._exactly(size))
+            self.isolation: List[str] = self._heard(here, self.since + 30.0)["layers"]
         except (OSError, ValueError) as error:
             self.close()
+            words = self.process.stderr.read(1 << 16).decode("utf-8", "replace").strip()
             raise AuroraError("the configuration evaluator does not start: %s" % (
-                self._last_words() or _reason(error))) from None
+                words.split("\n")[-1].strip()[:500] or _reason(error))) from None
         finally:
-            if self.process.stderr is not None:
-                self.process.stderr.close()
-
-    def _last_words(self) -> str:
-        """What a process that has ended wrote last."""
-        if self.process.stderr is None:
-            return ""
-        lines = self.process.stderr.read(1 << 16).decode("utf-8", "replace").split("\n")
-        return next((line.strip()[:500] for line in reversed(lines) if line.strip()), "")
+            self.process.stderr.close()
 
     def ask(self, message: bytes, reply: Callable[[Json], Optional[Json]]) -> Json:
         """The answer to one request, after what `reply` replies to the questions before it. Raises OSError
         when the process is gone, which is of no use then, and what `reply` raises. A source that goes over
         the limits takes the process with it."""
-        self.control.settimeout(self.limits.wall_seconds)
+        seconds = self.limits.wall_seconds
         if self._owed:
-            self._exactly(4)
+            self._heard(self.control, time.monotonic() + seconds)
         self._owed = False
-        answer, problem = None, ""
+        self.control.settimeout(seconds)
         try:
-            with socket.socket(fileno=_receive_descriptor(self.control)) as channel:
-                answer, problem = self._converse(channel, message, reply)
+            with self._channel() as channel:
+                answer = self._converse(channel, message, reply)
+        except OverflowError as error:
+            self.close()
+            return {"errors": [str(error)]}
         finally:
-            if not problem:
+            if not self.closed:
                 self.control.sendall(b"\n")
                 self._owed = True
-        if problem:
-            self.close()
-            return {"errors": [problem]}
         if answer is not None:
             return answer
-        self.control.settimeout(10.0)
-        status, = struct.unpack("!I", self._exactly(4))
+        status = self._heard(self.control, time.monotonic() + 10.0)["status"]
         self._owed = False
-        if not status:
-            return {"errors": ["the configuration ended without a result"]}
-        if status & 0x7F == signal.SIGXCPU:
-            return {"errors": ["the configuration took more than %d seconds of processor time" %
-                               self.limits.cpu_seconds]}
-        return {"errors": ["the configuration needs more memory, or nests deeper, than it may"]}
+        return {"errors": ["the configuration " + (
+            "ended without a result" if not status
+            else "took more than %d seconds of processor time" % self.limits.cpu_seconds
+            if status & 0x7F == signal.SIGXCPU else "needs more memory, or nests deeper, than it may")]}
+
+    def _channel(self) -> socket.socket:
+        """The socket to the child that is forked next."""
+        _, messages, _, _ = self.control.recvmsg(1, socket.CMSG_SPACE(4))
+        if not messages:
+            raise OSError("the evaluator ended")
+        descriptor, = struct.unpack("i", messages[0][2])
+        return socket.socket(fileno=descriptor)
 
     def _converse(self, channel: socket.socket, message: bytes,
-                  reply: Callable[[Json], Optional[Json]]) -> Tuple[Optional[Json], str]:
-        """(the answer, None where the child ended without one; which limit it went over). What the server
-        takes for its replies is not the source's time."""
-        limits = self.limits
-        deadline = time.monotonic() + limits.wall_seconds
+                  reply: Callable[[Json], Optional[Json]]) -> Optional[Json]:
+        """The answer; None where the child ended without one. Raises OverflowError when it goes over a limit.
+        What the server takes for its replies is not the source's time."""
+        seconds = self.limits.wall_seconds
+        deadline = time.monotonic() + seconds
         try:
-            channel.settimeout(limits.wall_seconds)
+            channel.settimeout(seconds)
             channel.sendall(message)
             while True:
                 answer = self._heard(channel, deadline)
                 asked = time.monotonic()
                 replied = reply(answer)
                 if replied is None:
-                    return answer, ""
+                    return answer
                 deadline += time.monotonic() - asked
                 channel.sendall(_frame(replied))
         except socket.timeout:
-            return None, "the configuration took longer than %g seconds" % limits.wall_seconds
-        except OverflowError as error:
-            return None, str(error)
+            raise OverflowError("the configuration took longer than %g seconds" % seconds) from None
         except (OSError, ValueError):       # the child ended early; its status says why
-            return None, ""
+            return None
 
     def _heard(self, channel: socket.socket, deadline: float) -> Json:
-        """What the child says next. Raises OSError when it has ended, OverflowError when it says too much,
-        ValueError when that is no object: a stranger's program may have written it."""
+        """What the other side says next. Raises OSError when it has ended, OverflowError when it says too
+        much, ValueError when that is no object: a stranger's program may have written it."""
         data, end = bytearray(), 4
         while len(data) < end:
             channel.settimeout(max(0.001, deadline - time.monotonic()))
             part = channel.recv(min(1 << 20, end - len(data)))
             if not part:
-                raise OSError("the evaluation ended")
+                raise OSError("the evaluator ended")
             data += part
             if len(data) == 4:
                 end += struct.unpack("!I", data)[0]
@@ -8098,15 +8056,6 @@ class _Worker:
         if not isinstance(said, dict):
             raise ValueError("no object")
         return said
-
-    def _exactly(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            part = self.control.recv(size - len(data))
-            if not part:
-                raise OSError("the evaluator ended")
-            data += part
-        return data
 
     def close(self) -> None:
         self.closed = True
@@ -8142,7 +8091,7 @@ class _Questions:
                 raise InvalidConfig("more than %d files included" % self.limits.includes)
             return {"text": self._included(self.include_root, path)}
         if not isinstance(images, list) or not images or not all(
-                isinstance(pair, list) and [type(each) for each in pair] == [str, str] for pair in images):
+                isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in images):
             return None
         self.images += len(images)
         if self.images > self.limits.images:
@@ -8152,16 +8101,13 @@ class _Questions:
     def _included(self, root: str, path: str) -> Optional[str]:
         if len(path) > MAX_INCLUDE_NAME:
             raise InvalidConfig("the name of an included file has more than %d characters" % MAX_INCLUDE_NAME)
-        try:
+        with contextlib.suppress(OSError, ValueError):
             full = os.path.realpath(os.path.join(root, path))
-            if os.path.commonpath([full, root]) != root:
-                raise OSError("outside of the include root")
-            if not os.path.isfile(full) or os.path.getsize(full) > self.limits.source_bytes:
-                raise OSError("too large")
-            with open(full, encoding="utf-8") as stream:
-                return stream.read()
-        except (OSError, ValueError):
-            return None
+            inside = os.path.commonpath([full, root]) == root
+            if inside and os.path.isfile(full) and os.path.getsize(full) <= self.limits.source_bytes:
+                with open(full, encoding="utf-8") as stream:
+                    return stream.read()
+        return None
 
     def _resolved(self, name: str, tag: str) -> str:
         if time.monotonic() > self.ends:
@@ -8196,23 +8142,22 @@ class Evaluator:
         self._reserving = False
         self._closed = False
 
-    def evaluate(self, files: Dict[str, str], key: Sequence[str], *, is_json: bool = False,
-                 bindings: Sequence[Tuple[str, str]] = (), tiers: Optional[Json] = None,
-                 docker_registry: str = "", caller: Optional[str] = None,
-                 env: Sequence[Tuple[str, str]] = ()) -> Json:
-        """The plain answer for the job `key` (cluster, role, environment, name) in `files`, of which the
-        first is the root: `job`, `warnings`, and `update` or `update_errors`. Raises InvalidConfig."""
-        if sum(len(text.encode("utf-8", "replace")) for text in files.values()) > self.limits.source_bytes:
+    def evaluate(self, request: Json, docker_registry: str, caller: Optional[str]) -> Json:
+        """The plain answer for the job `key` (cluster, role, environment, name) in `files`, of which `root`
+        is the first: `job`, `warnings`, and `update` or `update_errors`. Raises InvalidConfig.
+
+        request: these, whether the root is `json`, and lists of pairs for `bindings` and `env`; `tiers`."""
+        size = sum(len(text.encode("utf-8", "replace")) for text in request["files"].values())
+        if size > self.limits.source_bytes:
             raise BodyTooLarge("the configuration is larger than %d bytes" % self.limits.source_bytes)
         questions = _Questions(self.limits, self.include_root, docker_registry)
-        answer = self._ask({
-            "files": files, "root": next(iter(files)), "json": is_json, "key": list(key),
-            "bindings": list(bindings), "tiers": tiers or DEFAULT_TIERS, "trusted": self.trusted,
-            "include_root": bool(self.include_root), "env": list(env)}, questions.reply, caller)
-        errors, output = _texts(answer.get("errors")), _texts(answer.get("output"))
-        self.outcomes["refused" if "errors" in answer else "accepted"] += 1
-        if "errors" in answer:
-            raise InvalidConfig(*(errors or ["the configuration cannot be evaluated"]), output=output or None)
+        answer = self._ask(dict(request, trusted=self.trusted, include_root=bool(self.include_root)),
+                           questions.reply, caller)
+        refused = "errors" in answer
+        self.outcomes["refused" if refused else "accepted"] += 1
+        if refused:
+            errors = _texts(answer["errors"]) or ["the configuration cannot be evaluated"]
+            raise InvalidConfig(*errors, output=_texts(answer.get("output")) or None)
         return answer
 
     def look(self) -> List[str]:
@@ -8292,16 +8237,10 @@ class Evaluator:
         return made, worker is None
 
     def _add_reserve(self) -> None:
-        worker = None
         with contextlib.suppress(AuroraError, OSError):
-            worker = _Worker(self.limits)
+            self._keep(_Worker(self.limits))
         with self._lock:
             self._reserving = False
-            if worker is not None and not self._closed:
-                self._idle.append(worker)
-                return
-        if worker is not None:
-            worker.close()
 
     @property
     def busy(self) -> int:
@@ -8316,12 +8255,6 @@ class Evaluator:
         """Stop all processes; there will be no more evaluations."""
         self._closed = True
         self.shrink(everything=True)
-
-    def __enter__(self) -> Evaluator:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
 
     def shrink(self, everything: bool = False) -> None:
         """Stop the processes that have been idle for long, or all idle ones."""
@@ -8353,45 +8286,39 @@ def resolve_image(registry: str, name: str, tag: str) -> str:
     if not named or not re.fullmatch(r"\w[\w.\-]{0,127}", tag):
         raise InvalidConfig("%s:%s is not the name and tag of a docker image" % (name[:80], tag[:80]))
 
-    def head(url: str, token: str) -> Any:
-        request = urllib.request.Request(url, method="HEAD", headers={
-            "Accept": "application/vnd.docker.distribution.manifest.v2+json"})
-        if token:
-            request.add_header("Authorization", "Bearer " + token)
-        return opener.open(request, timeout=10)
-
     def grant(challenge: str) -> str:
         fields = dict(re.findall(r'\b(\w+)="([^"]*)"', challenge[:4096]))
         realm = fields.pop("realm", "")
         if not challenge.lower().startswith("bearer") or not realm.startswith(("http://", "https://")):
             raise InvalidConfig("the docker registry %s asks for credentials that cannot be given" % registry)
-        with opener.open(realm + "?" + urllib.parse.urlencode(fields), timeout=10) as answer:
-            return str(json.loads(answer.read(1 << 20)).get("token", ""))
-
-    url, token = "%s/v2/%s/manifests/%s" % (registry.rstrip("/"), name, tag), ""
-    for attempt in (1, 2):
         try:
-            with head(url, token) as answer:
-                digest = answer.headers.get("Docker-Content-Digest")
-            if not digest:
-                raise InvalidConfig("the docker registry %s gives no digest for %s:%s" %
-                                    (registry, name, tag))
-            prefix = "" if registry.rstrip("/") == Cluster(None).docker_registry else urllib.parse.urlsplit(
-                registry).netloc + "/"
-            return "%s%s@%s" % (prefix, name, digest)
+            with opener.open(realm + "?" + urllib.parse.urlencode(fields), timeout=10) as answer:
+                return str(json.loads(answer.read(1 << 20)).get("token", ""))
+        except (OSError, ValueError) as error:
+            raise InvalidConfig("the docker registry %s gives no token: %s" % (registry, error)) from None
+
+    def digest(token: Optional[str] = None) -> Any:
+        try:
+            request = urllib.request.Request("%s/v2/%s/manifests/%s" % (base, name, tag), method="HEAD")
+            request.add_header("Accept", "application/vnd.docker.distribution.manifest.v2+json")
+            if token:
+                request.add_header("Authorization", "Bearer " + token)
+            with opener.open(request, timeout=10) as answer:
+                return answer.headers.get("Docker-Content-Digest")
         except urllib.error.HTTPError as error:
-            challenge = error.headers.get("WWW-Authenticate", "")
-            if error.code != 401 or attempt == 2:
-                raise InvalidConfig("the docker registry %s answers HTTP %d for %s:%s" % (
-                    registry, error.code, name, tag)) from None
+            if error.code == 401 and token is None:
+                return digest(grant(error.headers.get("WWW-Authenticate", "")))
+            raise InvalidConfig("the docker registry %s answers HTTP %d for %s:%s" % (
+                registry, error.code, name, tag)) from None
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise InvalidConfig("the docker registry %s cannot be asked for %s:%s: %s" % (
                 registry, name, tag, getattr(error, "reason", None) or error)) from None
-        try:
-            token = grant(challenge)
-        except (OSError, ValueError) as error:
-            raise InvalidConfig("the docker registry %s gives no token: %s" % (registry, error)) from None
-    raise AssertionError("unreachable")
+    base = registry.rstrip("/")
+    found = digest()
+    if not found:
+        raise InvalidConfig("the docker registry %s gives no digest for %s:%s" % (registry, name, tag))
+    prefix = "" if base == Cluster(None).docker_registry else urllib.parse.urlsplit(registry).netloc + "/"
+    return "%s%s@%s" % (prefix, name, found)
 
 
 class Job(NamedTuple):
@@ -8429,13 +8356,12 @@ def check_instance_count(count: int) -> None:
 
 def to_ranges(instances: Iterable[int]) -> Set[Any]:
     """Instance numbers as the fewest api.Range."""
-    ranges: List[List[int]] = []
-    for each in sorted(set(instances)):
-        if ranges and each == ranges[-1][1] + 1:
-            ranges[-1][1] = each
-        else:
-            ranges.append([each, each])
-    return {api.Range(first=first, last=last) for first, last in ranges}
+    made = set()
+    # Numbers that follow one another are all as far from their places in the order.
+    for _, run in itertools.groupby(enumerate(sorted(set(instances))), lambda pair: pair[1] - pair[0]):
+        numbers = [number for _, number in run]
+        made.add(api.Range(first=numbers[0], last=numbers[-1]))
+    return made
 
 
 def from_ranges(ranges: Optional[Iterable[Any]]) -> List[int]:
@@ -8482,7 +8408,7 @@ def same_meaning(mine: Any, running: Any) -> bool:
         return bool(ours.data == theirs.data)
 
 
-_default_evaluator: List[Evaluator] = []
+_DEFAULT_EVALUATOR = Evaluator(2)       # of load_job; has no process before it is asked
 
 
 def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str] = None,
@@ -8497,23 +8423,19 @@ def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str
     owner, its role else; caller: whose share of the evaluators it takes.
     Raises InvalidConfig with every problem found.
     """
-    if evaluator is None:
-        with locked("default evaluator"):
-            if not _default_evaluator:
-                _default_evaluator.append(Evaluator(2))
-        evaluator = _default_evaluator[0]
     parts = Key.of(key)
     files = {"job.aurora": source} if isinstance(source, str) else source
     if not isinstance(files, dict) or not files:
         raise InvalidConfig("the source has to be text, or texts by file name of which the first is the root")
     pairs, given = (list(each.items()) if isinstance(each, dict) else list(each) for each in (bindings, env))
-    answer = evaluator.evaluate(files, parts, is_json=is_json, bindings=pairs, tiers=tiers,
-                                docker_registry=docker_registry, caller=caller, env=given)
+    answer = (evaluator or _DEFAULT_EVALUATOR).evaluate({
+        "files": files, "root": next(iter(files)), "json": is_json, "key": parts, "bindings": pairs,
+        "tiers": tiers or DEFAULT_TIERS, "env": given}, docker_registry, caller)
     # The evaluator ran a stranger's program: what it says is held to the API's types, and to the key asked
     # for.
     try:
         job = api.JobConfiguration.from_plain(answer.get("job"), "job")
-        wanted = api.JobKey(role=parts[1], environment=parts[2], name=parts[3])
+        wanted = parts.thrift
         if job.key != wanted or job.taskConfig is None or job.taskConfig.job != wanted:
             raise PlainError("job: not the key that was asked for")
         if job.instanceCount is None:
@@ -8528,7 +8450,7 @@ def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str
             settings = api.JobUpdateSettings.from_plain(answer["update"], "update")
     except PlainError as error:     # a job can be created all the same
         problems = [*problems, "the settings for updates do not fit the scheduler's API: %s" % error]
-    job.owner = job.taskConfig.owner = api.Identity(user=user or parts[1])
+    job.owner = job.taskConfig.owner = api.Identity(user=user or parts.role)
     return Job(key, job, settings, problems, warnings)
 
 

@@ -1933,9 +1933,9 @@ class ConfigTest(unittest.TestCase):
     def test_an_answer_of_more_values_than_a_job_has_is_not_read(self) -> None:
         forged = b'{"errors":[' + b"{}," * 300000 + b"1]}"
         forged = struct.pack("!I", len(forged)) + forged
+        worker = aurora_rest._Worker(aurora_rest.ConfigLimits())
+        self.addCleanup(worker.close)
         with mock.patch.object(aurora_rest, "load_json", side_effect=AssertionError):
-            worker = aurora_rest._Worker(aurora_rest.ConfigLimits())
-            self.addCleanup(worker.close)
             ours, theirs = socket.socketpair()
             given, kept = socket.socketpair()
             socket.send_fds(ours, [b"x"], [given.fileno()]) if hasattr(socket, "send_fds") else ours.sendmsg(
