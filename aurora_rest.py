@@ -3355,7 +3355,7 @@ class Semaphore:
     """
 
     def __init__(self, slots: int, most_waiting: int, what: str = "scheduler call",
-                 share: Optional[int] = None) -> None:
+                 share: float = math.inf) -> None:
         self.what = what
         self.slots = slots
         self.most_waiting = most_waiting
@@ -3381,8 +3381,7 @@ class Semaphore:
             if self._grant(who):
                 return
             if len(self._line) >= self.most_waiting:
-                raise Overloaded("%d %ss are under way and %d wait; try again" % (
-                    self.slots, self.what, self.most_waiting))
+                raise self._full()
             turn = (threading.Lock(), who)
             turn[0].acquire()
             self._line.append(turn)
@@ -3398,15 +3397,18 @@ class Semaphore:
         if self._withdraw(turn):
             raise Overloaded("no %s ended within %.1f s to make room for another" % (self.what, seconds))
 
+    def _full(self) -> Overloaded:
+        return Overloaded("%d %ss are under way and %d wait; try again" % (
+            self.slots, self.what, self.most_waiting))
+
     def leave(self, who: Any = None) -> None:
         """Give the slot back, or to the first in the line that may have it."""
         with self._lock:
             self._free += 1
-            if who is not None:
-                self._held[who] -= 1
-                if not self._held[who]:
-                    del self._held[who]
-            for turn in tuple(self._line) if self._line else ():
+            self._held[who] -= 1
+            if not self._held[who]:
+                del self._held[who]
+            for turn in tuple(self._line):
                 if not self._free:
                     return
                 if self._grant(turn[1]):
@@ -3416,63 +3418,42 @@ class Semaphore:
     def _grant(self, who: Any) -> bool:
         """Whether the caller gets a slot now. With the lock held; nobody who could have one is in the line
         then."""
-        if not self._free or who is not None and self.share is not None and self._held[who] >= self.share:
+        if not self._free or who is not None and self._held[who] >= self.share:
             return False
         self._free -= 1
-        if who is not None:
-            self._held[who] += 1
+        self._held[who] += 1
         return True
 
     def _withdraw(self, turn: Any) -> bool:
         """Take a turn out of the line; False where it has just been given a slot."""
-        with self._lock:
-            if turn not in self._line:
-                return False
+        with self._lock, contextlib.suppress(ValueError):
             self._line.remove(turn)
             return True
+        return False
 
 
-class Locks:
-    """A lock for each name in use. One read-then-write of a job or a role at a time in this process: what two
-    callers read at once, both would add to. `most` may wait in all, so that one scheduler that hangs does not
-    take the threads of the others. _lock guards _known, which holds a name only while somebody has or wants
-    it, and _waiting.
+class Locks(Semaphore):
+    """A lock for each name in use: slots for all, of which a name may have one. One read-then-write of a job
+    or a role at a time in this process: what two callers read at once, both would add to. `most` may wait in
+    all, so that one scheduler that hangs does not take the threads of the others.
     """
 
     def __init__(self, most: int = 32) -> None:
-        self.most = most
-        self._lock = threading.Lock()
-        self._known: Dict[Any, List[Any]] = {}
-        self._waiting = 0
+        super().__init__(sys.maxsize, most, "change of the same", 1)
 
     @contextlib.contextmanager
     def __call__(self, *name: Any, seconds: float = 20.0) -> Iterator[None]:
         """Hold the lock of that name. Raises Overloaded where others have it for so long, or too many
         wait."""
-        with self._lock:
-            entry = self._known.setdefault(name, [Semaphore(1, self.most, "change of the same"), 0])
-            waits = entry[1] > 0
-            if waits and self._waiting >= self.most:
-                raise Overloaded("%d changes wait for others of the same; try again" % self.most,
-                                 retry_after=5)
-            entry[1] += 1
-            self._waiting += waits
-        taken = False
+        self.enter(seconds, name)
         try:
-            try:
-                entry[0].enter(seconds)
-                taken = True
-            finally:
-                with self._lock:
-                    self._waiting -= waits
             yield
         finally:
-            if taken:
-                entry[0].leave()
-            with self._lock:
-                entry[1] -= 1
-                if not entry[1]:
-                    del self._known[name]
+            self.leave(name)
+
+    def _full(self) -> Overloaded:
+        return Overloaded("%d changes wait for others of the same; try again" % self.most_waiting,
+                          retry_after=5)
 
 
 locked = Locks()
@@ -3537,7 +3518,7 @@ class _Broken(Exception):
     """The connection failed. sent: request bytes may have arrived; late: it failed by running out of time;
     after: not even tried, since the circuit is open for so many seconds more."""
 
-    def __init__(self, text: str, sent: bool, late: bool = False, after: float = 0.0) -> None:
+    def __init__(self, text: str, sent: bool = True, late: bool = False, after: float = 0.0) -> None:
         super().__init__(text)
         self.sent = sent
         self.late = late
@@ -3549,7 +3530,7 @@ class _Location(NamedTuple):
     secure: bool
     host: str
     port: int
-    path: str
+    path: str = ""
 
     @classmethod
     def parse(cls, url: str) -> _Location:
@@ -3593,7 +3574,7 @@ class _Body:
         known, size = self.known, self.size
         self.size += len(part)
         if self.size > self.limit:
-            raise _Broken("an answer over the limit of %d bytes" % self.limit, True)
+            raise _Broken("an answer over the limit of %d bytes" % self.limit)
         if known is not None:
             if known.reply.startswith(part, size):
                 return
@@ -3663,13 +3644,13 @@ class _Wire:
                 words = lines[0].split(None, 2)
                 if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not re.fullmatch(rb"\d{3}",
                         words[1]):
-                    raise _Broken("an answer that is not HTTP", True)
+                    raise _Broken("an answer that is not HTTP")
             headers: Dict[bytes, bytes] = {}
             for line in lines[1:]:
                 name, _, value = line.partition(b":")
                 name, value = name.strip().lower(), value.strip()
                 if name == b"content-length" and headers.get(name, value) != value:
-                    raise _Broken("two different Content-Lengths", True)
+                    raise _Broken("two different Content-Lengths")
                 headers[name] = value
             status = int(words[1])
             reusable = words[0] != b"HTTP/1.0" and headers.get(b"connection", b"").lower() != b"close"
@@ -3684,12 +3665,12 @@ class _Wire:
                 self._rest(rest, body, deadline)
                 return status, headers, body.whole(), False
             if not length.isdigit() or len(length) > 18:
-                raise _Broken("a Content-Length that is no number", True)
+                raise _Broken("a Content-Length that is no number")
             size = int(length)
             if size > limit:
-                raise _Broken("an answer of %d bytes, over the limit of %d" % (size, limit), True)
+                raise _Broken("an answer of %d bytes, over the limit of %d" % (size, limit))
             if len(rest) > size:
-                raise _Broken("more bytes than announced", True)
+                raise _Broken("more bytes than announced")
             body.add(rest)
             while body.size < size:
                 body.add(self._something(self._next(deadline, size - body.size)))
@@ -3701,15 +3682,10 @@ class _Wire:
         """(a head, what came after it), after what has come already."""
         while b"\r\n\r\n" not in data:
             if len(data) > self.MAX_HEAD:
-                raise _Broken("an endless header", True)
+                raise _Broken("an endless header")
             data += self._receive(deadline)
         head, _, rest = data.partition(b"\r\n\r\n")
         return head, rest
-
-    def _wait(self, mask: int, deadline: float) -> None:
-        """Wait until the network is ready. Raises socket.timeout."""
-        if not wait_ready(self.socket, self._poll, mask, deadline):
-            raise socket.timeout("timed out")
 
     def _when_ready(self, function: Callable[[Any], Any], argument: Any, mask: int, deadline: float) -> Any:
         """What a function of the socket returns, when it does not block any more. Raises socket.timeout."""
@@ -3722,7 +3698,8 @@ class _Wire:
                 waited = waits_for(error, mask)
                 if not waited:
                     raise
-                self._wait(waited, deadline)
+                if not wait_ready(self.socket, self._poll, waited, deadline):
+                    raise socket.timeout("timed out") from None
 
     def _send(self, data: bytes, deadline: float) -> None:
         left = memoryview(data)
@@ -3743,7 +3720,7 @@ class _Wire:
     @staticmethod
     def _something(received: Any) -> Any:
         if not received:
-            raise _Broken("the connection was closed before the answer was whole", True)
+            raise _Broken("the connection was closed before the answer was whole")
         return received
 
     def _rest(self, data: bytes, body: _Body, deadline: float) -> None:
@@ -3761,7 +3738,7 @@ class _Wire:
             while not chunks.feed(buffer):
                 buffer += self._receive(deadline, self.PIECE)
         except Failure as error:
-            raise _Broken("its chunked answer is none: %s" % error, True) from None
+            raise _Broken("its chunked answer is none: %s" % error) from None
 
 
 class Ask(NamedTuple):
@@ -3779,7 +3756,7 @@ class Ask(NamedTuple):
 
 class _Network:
     """The way to the schedulers of a cluster: by location the idle connections, the circuit, the heads of
-    requests. For any thread; _lock guards _idle, _circuits and _heads."""
+    requests. For any thread; _lock guards _idle and _heads."""
     IDLE_SECONDS = 30.0
 
     def __init__(self, connect_timeout: float, max_answer: int, most_idle: int,
@@ -3792,7 +3769,8 @@ class _Network:
         self.tell: Callable[..., None] = lambda event, **fields: None
         self._lock = threading.Lock()
         self._idle: Dict[_Location, List[_Wire]] = {}
-        self._circuits: Dict[_Location, Circuit] = {}
+        # a location's; so many, as redirects may lead anywhere
+        self.circuit: Callable[[_Location], Circuit] = lru_cache(maxsize=64)(lambda location: Circuit())
         self._heads: Dict[Tuple[_Location, Optional[str], str], bytes] = {}
         self._context: Any = None
 
@@ -3805,15 +3783,6 @@ class _Network:
             self._context = None
         for wire in wires:
             wire.close()
-
-    def circuit(self, location: _Location) -> Circuit:
-        known = self._circuits.get(location)
-        if known is not None:
-            return known
-        with self._lock:
-            if len(self._circuits) > 64:        # redirects may have led anywhere
-                self._circuits.clear()
-            return self._circuits.setdefault(location, Circuit())
 
     def open(self, location: _Location) -> _Broken:
         """What a call meets where the circuit is open."""
@@ -3923,16 +3892,16 @@ def _unreached(name: Optional[str], broken: _Broken) -> AuroraError:
     where = "the scheduler of cluster %s" % name if name else "the scheduler"
     if broken.late:
         return SchedulerTimeout("%s did not answer in time (%s)" % (where, broken))
-    after = max(1, math.ceil(broken.after)) if broken.after else 0
     return SchedulerUnreachable("%s cannot be reached or broke off: %s" % (where, broken),
-                                retry_after=after)
+                                retry_after=math.ceil(broken.after))
 
 
 class _Leadership:
     """Which scheduler of a cluster leads: the one that answered last.
 
     Where they listen is fixed, or told by `locate`, which is asked when no leader is known or the one that
-    was fails; ZooKeeper tells by itself what changes. For any thread; _lock guards all but `locate`.
+    was fails; ZooKeeper tells by itself what changes. For any thread; who writes holds _lock. The list
+    `named` is replaced, and never changed.
     """
 
     def __init__(self, urls: Sequence[str], locate: Optional[Callable[[float], Sequence[str]]]) -> None:
@@ -3958,26 +3927,22 @@ class _Leadership:
 
     def likely(self) -> List[_Location]:
         """The leader, or else all of whom one may be."""
-        with self._lock:
-            return [self.leading] if self.leading else list(self.named)
+        leading = self.leading
+        return [leading] if leading else self.named
 
     def candidates(self, deadline: float) -> Iterator[_Location]:
         """Whom to ask, the leader first; a generator, so that ZooKeeper is asked when it comes to that."""
-        with self._lock:
-            leading = self.leading
+        leading = self.leading
         if leading:
             yield leading
         if self.locate:
             let_go()
             self.told(self.locate(deadline - time.monotonic()))
-        with self._lock:
-            found = list(self.named)
-        yield from (each for each in found if each != leading)
+        yield from (each for each in self.named if each != leading)
 
     def names(self, location: _Location) -> bool:
         """Whether the cluster's entry, or ZooKeeper, names a scheduler at this host and port."""
-        with self._lock:
-            return any((each.host, each.port) == (location.host, location.port) for each in self.named)
+        return any((each.host, each.port) == (location.host, location.port) for each in self.named)
 
     def follow(self, location: _Location) -> None:
         """It answered; a stranger is asked anew each time."""
@@ -4004,8 +3969,7 @@ class _Leadership:
 
     def state(self) -> Json:
         """For who operates it: the leader, the schedulers, what is wrong with ZooKeeper."""
-        with self._lock:
-            named = [str(each) for each in self.named]
+        named = [str(each) for each in self.named]
         failure = self.zookeeper.failure if self.zookeeper else None
         return {"leader": self.last if not self.locate or self.last in named else None, "schedulers": named,
                 "zookeeper": str(failure) if failure else None}
@@ -4048,7 +4012,7 @@ class Scheduler:
         self.observe_wait: Callable[[float], None] = lambda seconds: None       # for a slot
         self.retries = 0
         self.answered = -math.inf           # when a scheduler last answered a call
-        self.trouble: Optional[Tuple[float, str]] = None        # when a call last failed, and how
+        self.trouble: Tuple[float, Optional[str]] = (-math.inf, None)   # when a call last failed, and how
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         if method.startswith("_"):
@@ -4070,13 +4034,12 @@ class Scheduler:
 
     def state(self) -> Json:
         """How things stand with it, for who operates it. Times are milliseconds since 1970."""
+        def told(at: float) -> Optional[int]:
+            return None if at == -math.inf else int((time.time() - time.monotonic() + at) * 1000)
         likely = self.leadership.likely()
-        circuit = self.network.circuit(likely[0]) if likely else None
-        now, answered = time.time() - time.monotonic(), self.answered
-        when, what = self.trouble or (None, None)
-        return dict(self.leadership.state(), circuit="open" if circuit and circuit.left else "closed",
-                    answered=None if answered == -math.inf else int((now + answered) * 1000),
-                    error=what, failed=when and int((now + when) * 1000))
+        failed, error = self.trouble
+        return dict(self.leadership.state(), answered=told(self.answered), error=error, failed=told(failed),
+                    circuit="open" if likely and self.network.circuit(likely[0]).left else "closed")
 
     def tell_to(self, log: Callable[[Event], None]) -> None:
         """Have changes of the leader, the circuit and ZooKeeper told."""
@@ -4095,16 +4058,14 @@ class Scheduler:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def call(self, method: str, *arguments: Any, projection: Optional[Projection] = None,
-             authorization: Optional[str] = None, timeout: Optional[float] = None, **named: Any) -> Any:
+    def call(self, method: str, *arguments: Any, timeout: Optional[float] = None, **options: Any) -> Any:
         """Call a Thrift method with its arguments in declared order or by name; returns the Response if it is
         OK. A method such as /offers is that page of the leader; what its JSON tells is returned.
 
-        projection: decode only these parts of the Response; authorization: instead of the scheduler's own.
-        Raises the AuroraError that the Response's code or the failure stands for.
+        Of the options, projection: decode only these parts of the Response; authorization: instead of the
+        scheduler's own. Raises the AuroraError that the Response's code or the failure stands for.
         """
-        return self.ask(self.prepare(
-            method, *arguments, projection=projection, authorization=authorization, **named), timeout)[1]
+        return self.ask(self.prepare(method, *arguments, **options), timeout)[1]
 
     @staticmethod
     def prepare(method: str, *arguments: Any, projection: Optional[Projection] = None,
@@ -4179,7 +4140,7 @@ class Scheduler:
     @property
     def up(self) -> bool:
         """Whether the last call was answered; False before the first."""
-        return self.answered > (self.trouble[0] if self.trouble else -math.inf)
+        return self.answered > self.trouble[0]
 
     def _repeat(self, ask: Ask, deadline: float) -> Tuple[bytes, Any]:
         """Attempt a call until it is answered or its time for retries is over."""
@@ -4187,7 +4148,8 @@ class Scheduler:
         repeatable = not method.writes or method.name in _REPEATABLE_WRITES
         give_up = min(deadline, time.monotonic() + self.retry_for)
         sent = False            # by any attempt so far
-        for attempt in itertools.count():
+        attempt = 0
+        while True:
             after = 0.0
             try:
                 return self._attempt(ask, deadline)
@@ -4206,9 +4168,9 @@ class Scheduler:
                 failure.sent = sent
                 raise failure from None
             self.retries += 1
+            attempt += 1
             let_go()
             time.sleep(pause)
-        raise AssertionError("unreachable")
 
     def _attempt(self, ask: Ask, deadline: float) -> Tuple[bytes, Any]:
         # Looked at before the semaphore, so that a dead scheduler does not fill the line.
@@ -4239,19 +4201,20 @@ class Scheduler:
         except (BadMessage, ValueError) as error:
             raise _unreadable("the scheduler's answer to %s cannot be read: %s" %
                                    (method.name, error)) from None
-        code = response.get("responseCode") if projection else response.responseCode
+
+        def part(of: Any, name: str) -> Any:
+            return (of or {}).get(name) if projection else getattr(of, name, None)
+        code = part(response, "responseCode")
         if code in (api.ResponseCode.OK, api.ResponseCode.WARNING):
             field = _RESULTS.get(method.name)
-            result = response.get("result", {}) if projection else response.result
-            if field and (field not in result if projection else getattr(result, field, None) is None):
+            if field and part(part(response, "result"), field) is None:
                 raise _unreadable("the scheduler answered %s with OK and no %s" % (method.name, field))
             return response
-        details = (response.get("details") if projection else response.details) or []
-        texts = [(each.get("message") if projection else each.message) for each in details]
+        texts = [part(each, "message") or "" for each in part(response, "details") or ()]
         name = api.ResponseCode.name_of(code)
         kind = _RESPONSE_ERRORS.get(name, SchedulerFailed)
         if kind is Refused and method.name in ("createJob", "scheduleCronJob") and any(
-                "already exists" in text for text in texts if text):
+                "already exists" in text for text in texts):
             kind = JobExists
         failure = kind(*([_shortened(text) for text in texts if text]
                          or ["the scheduler answered %s to %s" % (name, method.name)]))
@@ -4417,9 +4380,6 @@ def _with_port(host: str, port: str) -> str:
     return host if re.search(r"(^[^:\]]*|\]):\d+$", host) else "%s:%s" % (host, port)
 
 
-CLUSTER_FILES = (os.path.join("$AURORA_CONFIG_ROOT", "clusters.json"), "~/.aurora/clusters.json")
-
-
 def read_clusters(path: str) -> List[Cluster]:
     """The clusters of a clusters.json file, as common/clusters.py reads it: of a list or an object, and what
     has no name is no cluster. Raises ValueError or OSError."""
@@ -4432,40 +4392,36 @@ def read_clusters(path: str) -> List[Cluster]:
     if not isinstance(entries, list) or not all(isinstance(e, dict) and isinstance(e.get("name", ""), str)
                                                 for e in entries):
         raise ValueError("%s: expected a list of objects with a name each" % path)
-    found = []
-    for entry in [each for each in entries if "name" in each]:
-        if not all(isinstance(entry.get(field) or "", str)
-                   for field in ("scheduler_uri", "zk", "scheduler_zk_path", "docker_registry",
-                                                                         "auth_mechanism")):
-            raise ValueError("%s: cluster %s has a field that is not text" % (path, entry["name"]))
-        port = str(entry.get("zk_port") or 2181)
-        if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 0 < int(port) < 65536:
-            raise ValueError("%s: cluster %s has a zk_port that is none: %s" %
-                             (path, entry["name"], port[:80]))
-        made = Cluster(entry["name"], docker_registry=entry.get("docker_registry")
-                       or Cluster(None).docker_registry,
-                       basic=(entry.get("auth_mechanism") or "").upper() == "BASIC")
-        if entry.get("zk"):     # before scheduler_uri, as for the aurora client
-            ensemble, slash, chroot = entry["zk"].strip().partition("/")
-            made = made._replace(zk=",".join(_with_port(host.strip(), port) for host in ensemble.split(","))
-                                 + slash + chroot,
-                                 zk_path=entry.get("scheduler_zk_path") or "/aurora/scheduler")
-        elif entry.get("scheduler_uri"):
-            _Location.parse(entry["scheduler_uri"])
-            made = made._replace(urls=(entry["scheduler_uri"],))
-        else:
-            raise ValueError("%s: cluster %s has neither scheduler_uri nor zk" % (path, entry["name"]))
-        found.append(made)
-    return found
+    return [_read_cluster(each, "%s: cluster %s" % (path, each["name"])) for each in entries if "name" in each]
+
+
+def _read_cluster(entry: Json, where: str) -> Cluster:
+    texts = [entry.get(field) or "" for field in (
+        "scheduler_uri", "zk", "scheduler_zk_path", "docker_registry", "auth_mechanism")]
+    if not all(isinstance(each, str) for each in texts):
+        raise ValueError("%s has a field that is not text" % where)
+    uri, zk, zk_path, registry, mechanism = texts
+    port = str(entry.get("zk_port") or 2181)
+    if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 0 < int(port) < 65536:
+        raise ValueError("%s has a zk_port that is none: %s" % (where, port[:80]))
+    made = Cluster(entry["name"], basic=mechanism.upper() == "BASIC",
+                   docker_registry=registry or Cluster(None).docker_registry)
+    if zk:      # before scheduler_uri, as for the aurora client
+        ensemble, slash, chroot = zk.strip().partition("/")
+        hosts = ",".join(_with_port(host.strip(), port) for host in ensemble.split(","))
+        return made._replace(zk=hosts + slash + chroot, zk_path=zk_path or "/aurora/scheduler")
+    if not uri:
+        raise ValueError("%s has neither scheduler_uri nor zk" % where)
+    _Location.parse(uri)
+    return made._replace(urls=(uri,))
 
 
 def default_clusters() -> List[Cluster]:
     """The clusters of the files where the aurora client looks, else the scheduler on this host, its name
     unknown yet."""
-    root = os.environ.get("AURORA_CONFIG_ROOT") or "/etc/aurora"
     found: Dict[Optional[str], Cluster] = {}
-    for pattern in CLUSTER_FILES:
-        path = os.path.expanduser(pattern.replace("$AURORA_CONFIG_ROOT", root))
+    for folder in (os.environ.get("AURORA_CONFIG_ROOT") or "/etc/aurora", "~/.aurora"):
+        path = os.path.expanduser(os.path.join(folder, "clusters.json"))
         if os.path.isfile(path):
             found.update((cluster.name, cluster) for cluster in read_clusters(path))
     return list(found.values()) or [Cluster(None, ("http://127.0.0.1:8081",))]
@@ -4541,10 +4497,9 @@ class ZooKeeperLocator:
             except AuroraError as error:
                 failure = error
             except Exception as error:      # kazoo raises its own classes and those of its handlers
-                failure = SchedulerUnreachable("ZooKeeper %s does not tell where cluster %s is: %s" % (
-                    self.cluster.zk, self.cluster.name, str(error) or {
-                        "KazooTimeoutError": "no answer in %g s" % self.PATIENCE}.get(
-                            type(error).__name__, type(error).__name__)))
+                kind = type(error).__name__
+                failure = self._silent(str(error) or (
+                    "no answer in %g s" % self.PATIENCE if kind == "KazooTimeoutError" else kind))
             with self._lock:
                 self._urls = self._urls if urls is None else urls
                 before, self.failure = self.failure, failure
@@ -4557,9 +4512,13 @@ class ZooKeeperLocator:
                 client.stop()
                 client.close()
 
+    def _silent(self, why: str) -> AuroraError:
+        return SchedulerUnreachable("ZooKeeper %s does not tell where cluster %s is: %s" % (
+            self.cluster.zk, self.cluster.name, why))
+
     def _members(self, client: Any) -> List[str]:
         """The URLs in the group. Raises AuroraError for a znode that is missing or may not be read."""
-        path, answers = self.cluster.zk_path, []
+        path = self.cluster.zk_path
         try:
             names = client.get_children_async(path, watch=self._changed).get(timeout=self.PATIENCE)
         except Exception as error:
@@ -4570,21 +4529,17 @@ class ZooKeeperLocator:
                    "NoAuthError": "the znode %s may not be read without credentials"}.get(kind)
             if why is None:
                 raise
-            raise SchedulerUnreachable("ZooKeeper %s does not tell where cluster %s is: %s" % (
-                self.cluster.zk, self.cluster.name, why % path)) from None
-        for name in sorted(names):
-            if name.startswith("member_"):
-                answers.append(client.get_async("%s/%s" % (path, name)))
+            raise self._silent(why % path) from None
+        answers = [client.get_async("%s/%s" % (path, name)) for name in sorted(names)
+                   if name.startswith("member_")]
         urls = []
         for answer in answers:
             try:
-                url = member_url(answer.get(timeout=self.PATIENCE)[0])
+                urls.append(member_url(answer.get(timeout=self.PATIENCE)[0]))
             except Exception as error:
                 if type(error).__name__ != "NoNodeError":       # gone since the list was made
                     raise
-                continue
-            urls += [url] if url else []
-        return urls
+        return [url for url in urls if url]
 
 
 def _zookeeper_client(cluster: Cluster) -> Any:
@@ -4610,7 +4565,7 @@ def member_url(data: bytes) -> Optional[str]:
         host, port = str(end["host"]), int(end["port"])
         if not re.fullmatch(r"[\w.\-]+", host, re.ASCII) and not is_address(host) or not 0 < port < 65536:
             return None
-        return str(_Location.parse(str(_Location(scheme == "https", host, port, ""))))
+        return str(_Location.parse(str(_Location(scheme == "https", host, port))))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
@@ -10234,7 +10189,7 @@ class Observer:
         context = None if agent else self.context
         self.slots.enter(max(0.0, deadline - time.monotonic()), where)
         try:
-            location = _Location(context is not None, *self._address(spot.cluster, spot.host, port), "")
+            location = _Location(context is not None, *self._address(spot.cluster, spot.host, port))
             wire = _Wire(location, min(self.connect_timeout, deadline - time.monotonic()), context, spot.host)
             try:
                 return wire.exchange("\r\n".join(lines + ["", ""]).encode("ascii"), deadline, limit)[:3]
@@ -20740,8 +20695,8 @@ class Log:
     """
     ROOM = 4 << 20          # characters that may wait
     LINE = 256              # of which one that is still to be made takes so many
-    # when, the line, its size; or, in place of the line, what makes it of what
-    Entry = Tuple[float, Union[str, Callable[..., str]], int, Tuple[Any, ...]]
+    # when, the line or what makes it, its size
+    Entry = Tuple[float, Union[str, Callable[[], str]], int]
     GATHER = 0.02           # seconds that lines may gather, so that the thread seldom wakes for one alone
 
     def __init__(self, stream: Any = None) -> None:
@@ -20768,9 +20723,9 @@ class Log:
         """Log the line of the least grave level, with the time of this call, that `make` gives of the parts
         when it is written."""
         if not self.least:
-            self._put(make, self.LINE, parts)
+            self._put(partial(make, *parts), self.LINE)
 
-    def _put(self, line: Union[str, Callable[..., str]], size: int, parts: Tuple[Any, ...] = ()) -> None:
+    def _put(self, line: Union[str, Callable[[], str]], size: int) -> None:
         with self._lock:
             if self._size + size > self.ROOM or not self._running():
                 self.lost += 1
@@ -20778,7 +20733,7 @@ class Log:
             if not self._lines:
                 self._empty.clear()
                 self._some.set()
-            self._lines.append((time.time(), line, size, parts))
+            self._lines.append((time.time(), line, size))
             self._size += size
 
     def _running(self) -> bool:
@@ -20806,23 +20761,24 @@ class Log:
                 self._told = self.lost
             if lost:
                 lines.append((time.time(), Event("warning", message="%d log lines were lost, as nobody took "
-                                                 "them in time" % lost, lost=lost), 0, ()))
-            written = False
-            with contextlib.suppress(OSError, ValueError, AttributeError):
+                                                 "them in time" % lost, lost=lost), 0))
+            unwritten = 0
+            try:
                 self.stream.write("".join(self._texts(lines)))
                 self.stream.flush()
-                written = True
+            except (OSError, ValueError, AttributeError):
+                unwritten = len(lines)
             with self._lock:
-                self.lost += 0 if written else len(lines)
-                self._told += 0 if written else len(lines)
-                self._size = sum(size for _, _, size, _ in self._lines)
+                self.lost += unwritten
+                self._told += unwritten
+                self._size = sum(size for _, _, size in self._lines)
                 if not self._lines:
                     self._empty.set()
 
     def _texts(self, lines: Iterable[Log.Entry]) -> Iterator[str]:
-        for at, made, _, parts in lines:
+        for at, made, _ in lines:
             try:
-                line = made if isinstance(made, str) else made(*parts)
+                line = made if isinstance(made, str) else made()
                 yield log_line(line, self.as_json, at)
             except Exception as error:      # one line that cannot be made costs no other, nor this thread
                 yield log_line(Event("error", error="a line of the log cannot be made: %s" %
@@ -20880,9 +20836,8 @@ class Server:
             own = {"authorization": credentials(cluster)} if credentials else {}
             return Scheduler(list(cluster.urls), cluster.name,
                              locate=ZooKeeperLocator(cluster) if cluster.zk else None, **dict(options, **own))
-        loopback = not beyond(host)
-        self.service = Service(Clusters(known, make), evaluator or Evaluator(), access, limit, log,
-                               loopback=service.pop("loopback", loopback), **service)
+        service.setdefault("loopback", not beyond(host))
+        self.service = Service(Clusters(known, make), evaluator or Evaluator(), access, limit, log, **service)
         try:
             self.http = HttpServer((host, port), self.service, limit, tls, sock)
         except OSError:
@@ -20897,9 +20852,7 @@ class Server:
         if self.demo is not None:
             self.service.clock = self.demo.clock.now
             self.service.observer.places[self.demo.name] = self.demo.observer.start()
-        scheme = "https" if tls else "http"
-        shown = "[%s]" % host if ":" in host else host
-        self.url = "%s://%s:%d" % (scheme, shown if shown != "0.0.0.0" else "127.0.0.1", self.http.port)
+        self.url = str(_Location(bool(tls), host if host != "0.0.0.0" else "127.0.0.1", self.http.port))
         self._thread: Optional[threading.Thread] = None
 
     @property
@@ -20940,127 +20893,125 @@ class Server:
 class _Option(NamedTuple):
     """A command-line option; also read from AURORA_REST_ and its name in capitals."""
     name: str
-    group: str
     help: str
-    default: Any = None
-    kind: Any = str
+    default: Any = None     # of the kind that it takes; without one it takes a text
     metavar: Optional[str] = None
-    many: bool = False
+    takes: Any = None       # where that is another kind
     least: float = 0
     live: bool = False      # a SIGHUP puts a change of it in force
+    group: str = ""
 
     @property
     def dest(self) -> str:
         """Its attribute among the parsed options."""
         return self.name.replace("-", "_")
 
+    @property
+    def kind(self) -> Any:
+        """bool, int, float, list where it is repeatable, "demo"; anything else is a text."""
+        return self.takes or type(self.default)
 
 
-OPTIONS = [
-    _Option("config", "commands", "a file of options, one a line, as in port = 8888; --print-config shows "
-            "one", None, str, "FILE"),
-    _Option("check", "commands", "say what would be served, and exit: 0, or 2 where it cannot be", False,
-            bool),
-    _Option("print-config", "commands", "print the options in force as a --config file, and exit", False,
-            bool),
-    _Option("new-token", "commands", "print a new token and its line for --tokens, and exit", None, str,
-            "NAME:LEVEL[:ROLES]"),
-    _Option("port", "serving", "port to listen on", 8888, int, "PORT"),
-    _Option("host", "serving", "address to listen on; beyond loopback it takes --tokens, --forward-auth, "
-            "--client-ca or --allow-anonymous", "127.0.0.1", str, "ADDRESS"),
-    _Option("executor", "serving", "how the scheduler is called; internal: direct Thrift calls", "internal"),
-    _Option("application", "serving", "kind of server; thread", "thread"),
-    _Option("parallel", "serving", "simultaneous calls to one cluster's scheduler", 4, int, "N", least=1),
-    _Option("cpu", "serving", "the one processor to run on, evaluators use all; auto: any one, and "
-            "another when that has clearly more room; all: keeps to none", "auto", str, "N|auto|all"),
-    _Option("drain-timeout", "serving", "seconds that requests may finish in when asked to stop", 10.0, float,
-            "SECONDS", live=True),
-    _Option("drain-delay", "serving", "seconds before that in which /ready says 503 and all else goes on",
-            0.0, float, "SECONDS", live=True),
-    _Option("trusted-proxy", "serving", "a network of proxies whose Forwarded, X-Forwarded-* and PROXY "
-            "headers are believed; repeatable", [], str, "CIDR", True, live=True),
-    _Option("base-path", "serving", "the path that callers see before all of ours, where proxies do not say "
-            "X-Forwarded-Prefix", "", str, "PATH", live=True),
-    _Option("poll-interval", "serving", "seconds between looks at a watched job", 1.0, float, "SECONDS",
-            least=0.01, live=True),
-    _Option("quiet", "serving", "no access log", False, bool, live=True),
-    _Option("log-format", "log", "of the log and the audit trail: text, as in event field=value, or json, an "
-            "object a line", "text", str, "FORMAT", live=True),
-    _Option("log-level", "log", "the least that is logged: info, warning or error", "info", str, "LEVEL",
-            live=True),
-    _Option("audit-log", "log", "append a line to this file for each write that is asked for, and for what "
-            "came of it; opened again on SIGHUP", None, str, "FILE"),
-    _Option("audit-required", "log", "send no write whose line cannot be written there", False, bool,
-            live=True),
-    _Option("page", "serving", "the page at /: full, read (it offers no actions) or off", "full", str,
-            "WHICH"),
-    _Option("scheduler", "clusters", "a cluster and where its schedulers listen; repeatable", [], str,
-            "NAME=URL[,URL…]",
-            True),
-    _Option("clusters", "clusters", "a clusters.json; default: where the aurora client looks", None, str,
-            "FILE"),
-    _Option("timeout", "clusters", "seconds for a scheduler call, attempts included", 20.0, float, "SECONDS",
-            least=0.01, live=True),
-    _Option("connect-timeout", "clusters", "seconds to connect to a scheduler", 3.0, float, "SECONDS",
-            least=0.01),
-    _Option("retry-for", "clusters", "seconds during which a call that failed harmlessly is tried again", 3.0,
-            float,
-            "SECONDS", live=True),
-    _Option("scheduler-auth", "clusters",
-            "file with USER:PASSWORD for the schedulers of a cluster, repeatable; FILE alone "
-            "where there is one cluster; default: ~/.netrc, by host, where clusters.json says BASIC", [], str,
-            "[NAME=]FILE", True),
-    _Option("scheduler-ca", "clusters", "certificates to trust for https schedulers", None, str, "FILE"),
-    _Option("observer-port", "logs",
-            "port of the Thermos observers, which have logs and files of tasks; 0 for none", 1338, int,
-            "PORT"),
-    _Option("observer-network", "logs",
-            "a network that hosts of tasks have to be in; repeatable; any if absent", [], str, "CIDR", True),
-    _Option("observer-ca", "logs", "observers are reached by https; certificates to trust for it", None, str,
-            "FILE"),
-    _Option("agent-port", "logs",
-            "port of the Mesos agents, for console logs and tasks of other executors; often 5051", 0,
-            int, "PORT"),
-    _Option("agent-auth", "logs", "file with USER:PASSWORD for them", None, str, "FILE"),
-    _Option("agent-framework", "logs",
-            "the id of Aurora's framework, where the state of agents may not be read", None, str, "ID"),
-    _Option("demo", "demo", "run a simulated scheduler as cluster NAME (devcluster)", None, "demo", "NAME"),
-    _Option("demo-port", "demo", "port of the simulated scheduler; 0 for any", 0, int, "PORT"),
-    _Option("demo-speed", "demo", "how many times as fast its time runs", 1.0, float, "N"),
-    _Option("demo-docker", "demo", "let it take Docker containers, as -allowed_container_types does", False,
-            bool),
-    _Option("demo-revocable", "demo", "let it have offers for revocable tasks", False, bool),
-    _Option("demo-jobs", "demo", "fill it with N jobs of ten instances each", 0, int, "N"),
-    _Option("tokens", "access", "file of tokens, and of who else may: NAME LEVEL ROLES HASH [until=DAY] a "
-            "line; reloaded on SIGHUP", None, str, "FILE"),
-    _Option("user-header", "access", "the header in which a trusted proxy names the caller, whom a line of "
-            "--tokens with the word user for a hash lets in", None, str, "NAME"),
-    _Option("forward-auth", "access", "pass callers' Authorization on; the scheduler decides", False, bool),
-    _Option("allow-anonymous", "access", "listen beyond loopback with no credentials asked for", False, bool),
-    _Option("cors", "access", "an origin whose pages may read and write; repeatable", [], str, "ORIGIN",
-            True, live=True),
-    _Option("host-name", "access", "a further Host header to accept on loopback; repeatable", [], str, "NAME",
-            True, live=True),
-    _Option("tls-cert", "access", "certificate chain to serve https with; reloaded on SIGHUP", None, str,
-            "FILE"),
-    _Option("tls-key", "access", "its private key", None, str, "FILE"),
-    _Option("client-ca", "access", "want client certificates signed by this", None, str, "FILE"),
-    _Option("client-crl", "access", "which of those are revoked, in PEM; reloaded on SIGHUP", None, str,
-            "FILE"),
-    _Option("include-root", "configuration", "folder of shared files that configurations may include()", None,
-            str, "DIR"),
-    _Option("config-workers", "configuration", "evaluator processes at the most", 4, int, "N", least=1),
-    _Option("trust-configs", "configuration",
-            "do not check what configurations say, and evaluate them also where they "
-            "cannot be shut in; the limits stay", False, bool),
-    _Option("config-cpu", "configuration", "processor seconds for one configuration", 5, int, "SECONDS",
-            least=1),
-    _Option("config-memory", "configuration", "MB of memory for one configuration", 512, int, "MB",
-            least=128),
-] + [_Option("limit-" + name.replace("_", "-"), "limits", "%s (%s)" % (limit.help, limit.unit),
-             int(limit.default) if limit.default == int(limit.default) else limit.default, float, "N",
-             least=limit.least)
-     for name, limit in LIMITS.items()]
+OPTIONS = [option._replace(group=group) for group, options in {
+    "commands": [
+        _Option("config", "a file of options, one a line, as in port = 8888; --print-config shows one", None,
+                "FILE"),
+        _Option("check", "say what would be served, and exit: 0, or 2 where it cannot be", False),
+        _Option("print-config", "print the options in force as a --config file, and exit", False),
+        _Option("new-token", "print a new token and its line for --tokens, and exit", None,
+                "NAME:LEVEL[:ROLES]"),
+    ],
+    "serving": [
+        _Option("port", "port to listen on", 8888, "PORT"),
+        _Option("host", "address to listen on; beyond loopback it takes --tokens, --forward-auth, "
+                "--client-ca or --allow-anonymous", "127.0.0.1", "ADDRESS"),
+        _Option("executor", "how the scheduler is called; internal: direct Thrift calls", "internal"),
+        _Option("application", "kind of server; thread", "thread"),
+        _Option("parallel", "simultaneous calls to one cluster's scheduler", 4, "N", least=1),
+        _Option("cpu", "the one processor to run on, evaluators use all; auto: any one, and another when "
+                "that has clearly more room; all: keeps to none", "auto", "N|auto|all"),
+        _Option("drain-timeout", "seconds that requests may finish in when asked to stop", 10.0, "SECONDS",
+                live=True),
+        _Option("drain-delay", "seconds before that in which /ready says 503 and all else goes on", 0.0,
+                "SECONDS", live=True),
+        _Option("trusted-proxy", "a network of proxies whose Forwarded, X-Forwarded-* and PROXY headers are "
+                "believed; repeatable", [], "CIDR", live=True),
+        _Option("base-path", "the path that callers see before all of ours, where proxies do not say "
+                "X-Forwarded-Prefix", "", "PATH", live=True),
+        _Option("poll-interval", "seconds between looks at a watched job", 1.0, "SECONDS", least=0.01,
+                live=True),
+        _Option("quiet", "no access log", False, live=True),
+        _Option("page", "the page at /: full, read (it offers no actions) or off", "full", "WHICH"),
+    ],
+    "log": [
+        _Option("log-format", "of the log and the audit trail: text, as in event field=value, or json, an "
+                "object a line", "text", "FORMAT", live=True),
+        _Option("log-level", "the least that is logged: info, warning or error", "info", "LEVEL", live=True),
+        _Option("audit-log", "append a line to this file for each write that is asked for, and for what came "
+                "of it; opened again on SIGHUP", None, "FILE"),
+        _Option("audit-required", "send no write whose line cannot be written there", False, live=True),
+    ],
+    "clusters": [
+        _Option("scheduler", "a cluster and where its schedulers listen; repeatable", [], "NAME=URL[,URL…]"),
+        _Option("clusters", "a clusters.json; default: where the aurora client looks", None, "FILE"),
+        _Option("timeout", "seconds for a scheduler call, attempts included", 20.0, "SECONDS", least=0.01,
+                live=True),
+        _Option("connect-timeout", "seconds to connect to a scheduler", 3.0, "SECONDS", least=0.01),
+        _Option("retry-for", "seconds during which a call that failed harmlessly is tried again", 3.0,
+                "SECONDS", live=True),
+        _Option("scheduler-auth", "file with USER:PASSWORD for the schedulers of a cluster, repeatable; FILE "
+                "alone where there is one cluster; default: ~/.netrc, by host, where clusters.json says BASIC",
+                [], "[NAME=]FILE"),
+        _Option("scheduler-ca", "certificates to trust for https schedulers", None, "FILE"),
+    ],
+    "logs": [
+        _Option("observer-port", "port of the Thermos observers, which have logs and files of tasks; 0 for "
+                "none", 1338, "PORT"),
+        _Option("observer-network", "a network that hosts of tasks have to be in; repeatable; any if absent",
+                [], "CIDR"),
+        _Option("observer-ca", "observers are reached by https; certificates to trust for it", None, "FILE"),
+        _Option("agent-port", "port of the Mesos agents, for console logs and tasks of other executors; "
+                "often 5051", 0, "PORT"),
+        _Option("agent-auth", "file with USER:PASSWORD for them", None, "FILE"),
+        _Option("agent-framework", "the id of Aurora's framework, where the state of agents may not be read",
+                None, "ID"),
+    ],
+    "demo": [
+        _Option("demo", "run a simulated scheduler as cluster NAME (devcluster)", None, "NAME", takes="demo"),
+        _Option("demo-port", "port of the simulated scheduler; 0 for any", 0, "PORT"),
+        _Option("demo-speed", "how many times as fast its time runs", 1.0, "N"),
+        _Option("demo-docker", "let it take Docker containers, as -allowed_container_types does", False),
+        _Option("demo-revocable", "let it have offers for revocable tasks", False),
+        _Option("demo-jobs", "fill it with N jobs of ten instances each", 0, "N"),
+    ],
+    "access": [
+        _Option("tokens", "file of tokens, and of who else may: NAME LEVEL ROLES HASH [until=DAY] a line; "
+                "reloaded on SIGHUP", None, "FILE"),
+        _Option("user-header", "the header in which a trusted proxy names the caller, whom a line of "
+                "--tokens with the word user for a hash lets in", None, "NAME"),
+        _Option("forward-auth", "pass callers' Authorization on; the scheduler decides", False),
+        _Option("allow-anonymous", "listen beyond loopback with no credentials asked for", False),
+        _Option("cors", "an origin whose pages may read and write; repeatable", [], "ORIGIN", live=True),
+        _Option("host-name", "a further Host header to accept on loopback; repeatable", [], "NAME",
+                live=True),
+        _Option("tls-cert", "certificate chain to serve https with; reloaded on SIGHUP", None, "FILE"),
+        _Option("tls-key", "its private key", None, "FILE"),
+        _Option("client-ca", "want client certificates signed by this", None, "FILE"),
+        _Option("client-crl", "which of those are revoked, in PEM; reloaded on SIGHUP", None, "FILE"),
+    ],
+    "configuration": [
+        _Option("include-root", "folder of shared files that configurations may include()", None, "DIR"),
+        _Option("config-workers", "evaluator processes at the most", 4, "N", least=1),
+        _Option("trust-configs", "do not check what configurations say, and evaluate them also where they "
+                "cannot be shut in; the limits stay", False),
+        _Option("config-cpu", "processor seconds for one configuration", 5, "SECONDS", least=1),
+        _Option("config-memory", "MB of memory for one configuration", 512, "MB", least=128),
+    ],
+    "limits": [
+        _Option("limit-" + name.replace("_", "-"), "%s (%s)" % (limit.help, limit.unit), limit.default, "N",
+                takes=float, least=limit.least)
+        for name, limit in LIMITS.items()],
+}.items() for option in options]
 
 
 class UsageError(Exception):
@@ -21095,7 +21046,7 @@ def _option(name: str, where: str) -> _Option:
 def _value(option: _Option, given: Any, where: str) -> Any:
     """An option's value from what was written: a text, a list of them, None for the name alone. Raises
     UsageError."""
-    if option.many:
+    if option.kind is list:
         return list(given) if isinstance(given, list) else (given or "").split()
     if option.kind is bool:
         text = "1" if given is None else given.lower()
@@ -21142,19 +21093,16 @@ def _parser() -> _Parser:
                             "--port, or in a --config file, as `port = 8888`; the command line comes first, "
                             "then the environment.", argument_default=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version="aurora_rest " + __version__)
+    by_kind: Json = {bool: {"action": "store_const", "const": "1"}, list: {"action": "append"},
+                     "demo": {"nargs": "?"}}
     groups: Json = {}
     for option in OPTIONS:
-        group = groups.setdefault(option.group, None) or parser.add_argument_group(option.group)
-        groups[option.group] = group
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
         shown = "" if option.default in (None, False, []) else " (default: %s)" % option.default
-        named: Json = {"help": (option.help + shown).replace("%", "%%"), "dest": option.name}
-        if option.kind is bool:
-            named.update(action="store_const", const="1")
-        elif option.kind == "demo":
-            named.update(nargs="?", const=None, metavar=option.metavar)
-        else:
-            named.update(action="append" if option.many else "store", metavar=option.metavar)
-        group.add_argument("--" + option.name, **named)
+        groups[option.group].add_argument(
+            "--" + option.name, dest=option.name, metavar=option.metavar,
+            help=(option.help + shown).replace("%", "%%"), **by_kind.get(option.kind, {}))
     return parser
 
 
@@ -21197,11 +21145,11 @@ def config_text(options: argparse.Namespace) -> str:
             group = option.group
             lines += ["", "[%s]" % group]
         value = getattr(options, option.dest)
-        text = "" if value is None else "\n    ".join(value) if option.many else (
+        text = "" if value is None else "\n    ".join(value) if option.kind is list else (
             "yes" if value else "no") if option.kind is bool else str(value)
         mark = "# " if options.origins[option.name] == "default" else ""
         lines.append(("%s%s = %s" % (mark, option.name, text)).rstrip())
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -21230,7 +21178,7 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError("--audit-required needs --audit-log")
     if not 0 <= options.port <= 65535:
         raise UsageError("--port=%d: 0 to 65535" % options.port)
-    if bool(options.tls_key) > bool(options.tls_cert):
+    if options.tls_key and not options.tls_cert:
         raise UsageError("--tls-key needs --tls-cert")
     if options.allow_anonymous and (options.tokens or options.forward_auth):
         raise UsageError("--allow-anonymous is for a server without --tokens and --forward-auth")
@@ -21306,15 +21254,14 @@ def make_observer(options: argparse.Namespace) -> Observer:
         raise UsageError("--observer-port and --agent-port: 0 to 65535")
     if options.agent_framework and not IDENTIFIER.fullmatch(options.agent_framework):
         raise UsageError("--agent-framework=%s is no id" % options.agent_framework)
-    try:
-        return Observer(options.observer_port, networks=options.observer_network, ca_file=options.observer_ca,
-                        agent_port=options.agent_port, agent_authorization=auth,
-                        framework=options.agent_framework)
-    except ValueError as error:
-        raise UsageError("--observer-network: %s" % error) from None
-    except OSError as error:
-        raise UsageError("--observer-ca=%s cannot be used: %s" %
-                         (options.observer_ca, _reason(error))) from None
+    with _read_for("observer-ca", options.observer_ca):
+        try:
+            observer = Observer(options.observer_port, networks=options.observer_network,
+                                ca_file=options.observer_ca, agent_port=options.agent_port,
+                                agent_authorization=auth, framework=options.agent_framework)
+        except ValueError as error:
+            raise UsageError("--observer-network: %s" % error) from None
+    return observer
 
 
 @lru_cache(maxsize=64)
@@ -21385,30 +21332,19 @@ def certificate_expiry(path: str) -> float:
                       _read_file("tls-cert", path), re.DOTALL)
     with _read_for("tls-cert", path):
         data = ssl.PEM_cert_to_DER_cert(found.group(0) if found else "")
-
-    def element(at: int) -> Tuple[int, int, int]:
-        """(tag, start, end) of what is there, in DER."""
-        size, start = data[at + 1], at + 2
-        if size & 0x80:
-            start += size & 0x7f
-            size = int.from_bytes(data[at + 2:start], "big")
-        return data[at], start, start + size
-    at = element(element(0)[1])[1]
-    at = element(at)[2] if element(at)[0] == 0xa0 else at       # the version
-    for _ in range(3):                                          # serial number, algorithm, issuer
-        at = element(at)[2]
-    tag, start, end = element(element(element(at)[1])[2])       # of the validity the second
-    return calendar.timegm(time.strptime(data[start:end].decode(), "%y%m%d%H%M%SZ" if tag == 0x17
-                                         else "%Y%m%d%H%M%SZ"))
+        # Its validity, in DER: two times side by side, with the year in two figures or in four.
+        times = re.search(rb"[\x17\x18].\d{12,14}Z[\x17\x18].(\d{12,14}Z)", data, re.DOTALL)
+        if not times:
+            raise ValueError("no certificate")
+    until = times.group(1).decode()
+    return calendar.timegm(time.strptime(until, "%y%m%d%H%M%SZ" if len(until) == 13 else "%Y%m%d%H%M%SZ"))
 
 
 def server_options(options: argparse.Namespace) -> Json:
     """What Server takes, as the options say: all the files that they name are read here. Raises
     UsageError."""
-    clusters: List[Cluster] = []
-    for each in options.scheduler:
-        name, _, urls = each.partition("=")
-        clusters.append(Cluster(name, tuple(urls.split(","))))
+    clusters = [Cluster(name, tuple(urls.split(",")))
+                for name, _, urls in (each.partition("=") for each in options.scheduler)]
     if options.clusters:
         with _read_for("clusters", options.clusters):
             named = read_clusters(options.clusters)
@@ -21513,7 +21449,8 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
         with _read_for("audit-log", options.audit_log):
             server.service.record = AuditFile(options.audit_log)
     apply_live(server, options)
-    server.service.expires = certificate_expiry(options.tls_cert) if options.tls_cert else None
+    if options.tls_cert:
+        server.service.expires = certificate_expiry(options.tls_cert)
     options.seen["certificate"] = _fingerprint(options)
     options.seen["scheduler ca"] = _fingerprint(options, "scheduler-ca")
     return server
@@ -21535,8 +21472,7 @@ def checked(options: argparse.Namespace) -> str:
     callers += ["the scheduler, by their own credentials"] if access.forward else []
     callers += ["certificates signed by " + options.client_ca] if access.client_certificates else []
     callers += ["nobody: anonymous callers may do all"] if access.anonymous else []
-    host = "[%s]" % options.host if ":" in options.host else options.host
-    lines = ["would serve %s://%s:%d" % ("https" if named["tls"] else "http", host, options.port)]
+    lines = ["would serve %s" % (_Location(bool(named["tls"]), options.host, options.port),)]
     for each in named["clusters"]:
         lines.append("  cluster %s: %s" % (each.name or "named by its scheduler", each.place))
     lines += ["  cluster %s: a simulated scheduler" % options.demo] if options.demo is not None else []
@@ -21750,8 +21686,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             os.open(os.devnull, os.O_RDWR)
     log = Log()
     try:
-        begun = _begin(sys.argv[1:] if arguments is None else arguments, log)
-        return begun if isinstance(begun, int) else _supervise(*begun)
+        return _run(sys.argv[1:] if arguments is None else arguments, log)
     except Exception as error:      # a defect: told in one line, too
         log(Event("error", error="%s: %s" % (type(error).__name__, error), at=_place(error)))
         return 1
@@ -21759,9 +21694,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         log.flush()
 
 
-def _begin(arguments: Sequence[str], log: Log) -> Union[
-        int, Tuple[Server, argparse.Namespace, Affinity, Log, int]]:
-    """Start what the command line says: what `_supervise` takes, or an exit status."""
+def _run(arguments: Sequence[str], log: Log) -> int:
+    """Do what the command line says; the exit status."""
     try:
         options = parse_command_line(arguments, dict(os.environ))
         if options.new_token:
@@ -21771,8 +21705,7 @@ def _begin(arguments: Sequence[str], log: Log) -> Union[
             return 0
         check_options(options)
         if options.check or options.print_config:
-            print(checked(options) if options.check else config_text(options), end="\n" if options.check
-                  else "")
+            print(checked(options) if options.check else config_text(options))
             return 0
         _share_memory()
         affinity = Affinity(options.cpu)
@@ -21791,7 +21724,7 @@ def _begin(arguments: Sequence[str], log: Log) -> Union[
     _greet(server, affinity.cpu, log)
     _aside(lambda: _look_at_isolation(server, log), "look-at-isolation", log)
     notify_systemd("READY=1")
-    return server, options, affinity, log, source
+    return _supervise(server, options, affinity, log, source)
 
 
 def _next_signal(source: int, seconds: Optional[float]) -> Optional[int]:
@@ -21802,10 +21735,10 @@ def _supervise(server: Server, options: argparse.Namespace, affinity: Affinity, 
                signals: int) -> int:
     """Wait for signals and do as they say; the exit status."""
     interval = os.environ.get("WATCHDOG_USEC", "")
-    pause = float(interval) / 2e6 if interval.isdigit() and int(interval) else None
+    pause = min(1.0, int(interval) / 2e6 or 1.0) if interval.isdigit() else 1.0
     least = 0.0
     while True:
-        wish = _next_signal(signals, min(pause or 1.0, 1.0))
+        wish = _next_signal(signals, pause)
         least = _settle_memory(least)
         affinity.look()
         if server.http.failure:
@@ -21836,8 +21769,7 @@ def _fingerprint(options: argparse.Namespace, *names: str) -> str:
     """What changes when one of the files does that these options name; by default those of TLS."""
     paths = {name: getattr(options, _option(name, name).dest) for name in names or (
         "tls-cert", "tls-key", "client-ca", "client-crl")}
-    texts = [_read_file(name, path) for name, path in paths.items() if path]
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    return str(hash(tuple(_read_file(name, path) for name, path in paths.items() if path)))
 
 
 class _Reload:
@@ -21877,8 +21809,7 @@ class _Reload:
         options = self.options
         fresh = parse_command_line(options.arguments, dict(os.environ))
         check_options(fresh)
-        changed = [each for each in OPTIONS if getattr(fresh, each.dest) != getattr(options, each.dest)
-                   and each.group != "commands"]
+        changed = [each for each in OPTIONS if getattr(fresh, each.dest) != getattr(options, each.dest)]
         for each in changed:
             if each.live:
                 setattr(options, each.dest, getattr(fresh, each.dest))
@@ -21913,8 +21844,7 @@ class _Reload:
         import ssl
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=text)
         options.client_ca_text = text
-        if context is not None:
-            context.load_verify_locations(cadata=text)
+        context.load_verify_locations(cadata=text)
         return "new"
 
     def certificate(self) -> str:
