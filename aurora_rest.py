@@ -15362,28 +15362,31 @@ def openapi_text() -> bytes:
 JobTuple = Tuple[str, str, str]         # a job's role, environment and name
 _S = api.ScheduleStatus
 _U = api.JobUpdateStatus
-_ACTED = "ASSIGNED STARTING RUNNING"
+
+
+def _members(enum: Enum, names: str) -> frozenset[int]:
+    return frozenset(enum.values[name] for name in names.split())
+
+
 _FROM_ACTED = "FINISHED FAILED RESTARTING DRAINING KILLED KILLING LOST PREEMPTING"
 _LEAVING = "FINISHED FAILED KILLING KILLED LOST PARTITIONED"
-_TRANSITIONS = {_S.values[name]: frozenset(_S.values[each] for each in targets.split()) for name, targets in {
+_TRANSITIONS = {_S.values[name]: _members(_S, targets) for name, targets in {
     # j/state/TaskStateMachine.java. KILLING of a task that waits deletes it.
     "INIT": "PENDING THROTTLED", "THROTTLED": "PENDING KILLING", "PENDING": "ASSIGNED KILLING",
     "ASSIGNED": "STARTING RUNNING " + _FROM_ACTED, "STARTING": "RUNNING PARTITIONED " + _FROM_ACTED,
     "RUNNING": "PARTITIONED " + _FROM_ACTED,
     "PARTITIONED": "LOST FAILED FINISHED RUNNING ASSIGNED STARTING RESTARTING DRAINING PREEMPTING KILLING",
     "RESTARTING": _LEAVING, "DRAINING": _LEAVING, "PREEMPTING": _LEAVING,
-    "KILLING": "FINISHED FAILED KILLED LOST PARTITIONED",
-    "FINISHED": "", "FAILED": "", "KILLED": "", "LOST": ""}.items()}
-_TIMED = frozenset([_S.ASSIGNED, _S.KILLING, _S.RESTARTING, _S.PREEMPTING, _S.DRAINING])
+    "KILLING": "FINISHED FAILED KILLED LOST PARTITIONED"}.items()}
 _EXECUTOR_TEXTS = {_S.KILLED: "Instructed to kill task.", _S.FINISHED: "Task finished.",
                    _S.FAILED: "Task failed."}
-_BEING_REPLACED = frozenset([_S.RESTARTING, _S.DRAINING, _S.PREEMPTING])
-_WAITING = frozenset([_S.PENDING, _S.THROTTLED])
-_PENDING_STATS = frozenset([_S.INIT, _S.PENDING, _S.THROTTLED])
-_ROLLING = frozenset([_U.ROLLING_FORWARD, _U.ROLLING_BACK])
-_BACKWARDS = frozenset([_U.ROLLING_BACK, _U.ROLL_BACK_PAUSED, _U.ROLL_BACK_AWAITING_PULSE])
-_UPDATE_TRANSITIONS = {_U.values[name]: frozenset(_U.values[each] for each in targets.split()) for name,
-                       targets in {
+_BEING_REPLACED = _members(_S, "RESTARTING DRAINING PREEMPTING")
+_GOING = _BEING_REPLACED | {_S.KILLING}
+_WAITING = _members(_S, "PENDING THROTTLED")
+_ROLLING = _members(_U, "ROLLING_FORWARD ROLLING_BACK")
+_PAUSED = _members(_U, "ROLL_FORWARD_PAUSED ROLL_BACK_PAUSED")
+_BACKWARDS = _members(_U, "ROLLING_BACK ROLL_BACK_PAUSED ROLL_BACK_AWAITING_PULSE")
+_UPDATE_TRANSITIONS = {_U.values[name]: _members(_U, targets) for name, targets in {
     # j/updater/JobUpdateStateMachine.java
     "ROLLING_FORWARD": "ROLLING_BACK ROLL_FORWARD_PAUSED ROLL_FORWARD_AWAITING_PULSE ROLLED_FORWARD ABORTED "
                        "ERROR FAILED",
@@ -15392,6 +15395,10 @@ _UPDATE_TRANSITIONS = {_U.values[name]: frozenset(_U.values[each] for each in ta
     "ROLL_BACK_PAUSED": "ROLLING_BACK ROLL_BACK_AWAITING_PULSE ABORTED ERROR",
     "ROLL_FORWARD_AWAITING_PULSE": "ROLLING_BACK ROLLING_FORWARD ROLL_FORWARD_PAUSED ABORTED ERROR",
     "ROLL_BACK_AWAITING_PULSE": "ROLLING_BACK ROLL_BACK_PAUSED ABORTED ERROR"}.items()}
+# What is told of an instance that comes to a state, on the way forward and back.
+_ACTIONS = {"WORKING": ("INSTANCE_UPDATING", "INSTANCE_ROLLING_BACK"),
+            "SUCCEEDED": ("INSTANCE_UPDATED", "INSTANCE_ROLLED_BACK"),
+            "FAILED": ("INSTANCE_UPDATE_FAILED", "INSTANCE_ROLLBACK_FAILED")}
 
 
 class DemoClock:
@@ -15411,35 +15418,39 @@ class DemoClock:
 
 
 class _Refusal(Exception):
-    """A response code other than OK, with its message; None where Aurora sends none. result: what goes with
-    it."""
+    """A response code other than OK, with its message, None where Aurora sends none, and the result that goes
+    with it. For ERROR an exception is enough, a ValueError where its text is told."""
 
     def __init__(self, message: Optional[str], code: str = "INVALID_REQUEST", result: Any = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.code = code
-        self.result = result
+        super().__init__(message, code, result)
 
 
-class DemoTask:
+class _Stored:
+    """What backups copy: a copy has containers of its own."""
+
+    def __copy__(self) -> Any:
+        made = type(self).__new__(type(self))
+        for name, value in vars(self).items():
+            setattr(made, name, copy.copy(value) if isinstance(value, (list, dict, set)) else value)
+        return made
+
+
+class DemoTask(_Stored):
     """One task. events: (milliseconds, status, message); key: role, environment, name."""
-    __slots__ = ("id", "key", "instance", "config", "status", "events", "failures", "ancestor", "host",
-                 "ports",
-                 "partitions", "vetoes")
+    status: int = _S.INIT
+    failures = 0
+    ancestor: Optional[str] = None
+    host: Optional[DemoHost] = None
+    partitions = 0
+    vetoes = ""
 
     def __init__(self, task_id: str, key: JobTuple, instance: int, config: Any) -> None:
         self.id = task_id
         self.key = key
         self.instance = instance
         self.config = config
-        self.status: int = _S.INIT
         self.events: List[Tuple[int, int, Optional[str]]] = []
-        self.failures = 0
-        self.ancestor: Optional[str] = None
-        self.host: Optional[DemoHost] = None
         self.ports: Dict[str, int] = {}
-        self.partitions = 0
-        self.vetoes = ""
 
     @property
     def active(self) -> bool:
@@ -15448,31 +15459,43 @@ class DemoTask:
     def was(self, status: int) -> bool:
         return any(event[1] == status for event in self.events)
 
-    def duplicate(self) -> DemoTask:
-        made = DemoTask(self.id, self.key, self.instance, self.config)
-        for name in self.__slots__[4:]:
-            setattr(made, name, getattr(self, name))
-        made.events, made.ports = list(self.events), dict(self.ports)
-        return made
-
 
 class DemoHost:
     """A machine of the demo cluster: resources in cores and MB, attributes, maintenance."""
+    mode: int = api.MaintenanceMode.NONE
+    drain: Optional[Tuple[Any, float]] = None       # SLA policy, and until when it counts
 
-    def __init__(self, name: str, number: int, cpu: float, ram: int, disk: int,
-                 attributes: Dict[str, Set[str]]) -> None:
+    def __init__(self, name: str, number: int, total: Sequence[float], attributes: Dict[str, Set[str]]
+                 ) -> None:
         self.name = name
         self.slave_id = "demo-agent-%d" % number
-        self.total = (cpu, ram, disk)
-        self.used = [0.0, 0.0, 0.0]
-        self.attributes = attributes
-        self.mode: int = api.MaintenanceMode.NONE
-        self.drain: Optional[Tuple[Any, float]] = None      # SLA policy, and until when it counts
+        self.total = total
+        self.used: Sequence[float] = _NOTHING
+        self.attributes = dict(attributes, host={name})
         self.tasks: Dict[str, DemoTask] = {}
 
+    def take(self, task: DemoTask) -> None:
+        task.host = self
+        self.tasks[task.id] = task
+        self.used = _sums(self.used, amounts(task.config))
 
-class DemoUpdate:
+    def release(self, task: DemoTask) -> None:
+        if self.tasks.pop(task.id, None) is not None:
+            self.used = _sums(self.used, amounts(task.config, -1))
+            self.rest()
+
+    def rest(self) -> None:
+        """What drains is drained once no task is left."""
+        if self.mode == api.MaintenanceMode.DRAINING and not self.tasks:
+            self.mode, self.drain = api.MaintenanceMode.DRAINED, None
+
+
+class DemoUpdate(_Stored):
     """One job update and, while it rolls, the state of its instances."""
+    status = -1
+    last_pulse = 0.0
+    total_idle: Optional[int] = None
+    generation = 0
 
     def __init__(self, key: JobTuple, user: str, request: Any, initial: Dict[int, Any],
                  desired: Set[int]) -> None:
@@ -15484,34 +15507,29 @@ class DemoUpdate:
         self.settings = request.settings
         self.initial = initial
         self.desired = desired
-        self.status = -1
         self.events: List[Any] = []
         self.instance_events: List[Any] = []
         self.recorded: Set[Tuple[int, int]] = set()
-        self.last_pulse = 0.0
         self.seen: Set[int] = set()
         self.states: Dict[int, str] = {}
         self.counts: collections.Counter[str] = collections.Counter()   # of the states
         self.failures: collections.Counter[int] = collections.Counter()
-        self.total_idle: Optional[int] = None
-        self.generation = 0
 
     def set_state(self, instance: int, state: str) -> None:
         self.counts[self.states[instance]] -= 1
         self.counts[state] += 1
         self.states[instance] = state
 
-    def duplicate(self) -> DemoUpdate:
-        made = copy.copy(self)
-        made.counts = self.counts.copy()
-        made.events, made.instance_events = list(self.events), list(self.instance_events)
-        made.recorded, made.seen, made.failures = set(self.recorded), set(self.seen), self.failures.copy()
-        made.states = dict(self.states)
-        return made
-
     @property
     def forward(self) -> bool:
         return self.status not in _BACKWARDS
+
+    def status_named(self, form: str) -> int:
+        """The status whose name has the update's direction in it, as ROLL_{}_PAUSED."""
+        return _U.values[form.format("FORWARD" if self.forward else "BACK")]
+
+    def action(self, state: str) -> int:
+        return api.JobUpdateAction.values[_ACTIONS[state][not self.forward]]
 
     @property
     def instances(self) -> Set[int]:
@@ -15544,14 +15562,10 @@ class DemoUpdate:
                                     metadata=self.metadata)
 
     def details(self) -> Any:
-        groups: List[Tuple[Any, List[int]]] = []
-        for instance, config in sorted(self.initial.items()):
-            _group(groups, config, instance)
-        desired = api.InstanceTaskConfig(task=self.config,
-                                         instances=to_ranges(self.desired)) if self.desired else None
+        desired = api.InstanceTaskConfig(self.config, to_ranges(self.desired)) if self.desired else None
         instructions = api.JobUpdateInstructions(
-            initialState={api.InstanceTaskConfig(task=config, instances=to_ranges(numbers))
-                          for config, numbers in groups}, desiredState=desired, settings=self.settings)
+            initialState=_grouped(api.InstanceTaskConfig, self.initial.items()), desiredState=desired,
+            settings=self.settings)
         return api.JobUpdateDetails(
             update=api.JobUpdate(summary=self.summary(), instructions=instructions),
             updateEvents=list(self.events), instanceEvents=list(self.instance_events))
@@ -15593,30 +15607,32 @@ class DemoUpdate:
         return bool(chosen and chosen.autopauseAfterBatch)
 
 
-def _group(groups: List[Tuple[Any, List[int]]], config: Any, instance: int) -> None:
-    for known, numbers in groups:
-        if known is config or known == config:
-            numbers.append(instance)
-            return
-    groups.append((config, [instance]))
+def _grouped(kind: Any, pairs: Iterable[Tuple[int, Any]]) -> Set[Any]:
+    """Instances and their configurations as structs of a kind that holds a configuration and ranges."""
+    groups: Dict[Any, List[int]] = {}
+    for instance, config in pairs:
+        groups.setdefault(config, []).append(instance)
+    return {kind(config, to_ranges(instances)) for config, instances in groups.items()}
 
 
-def amounts(config: Any) -> Tuple[float, float, float]:
-    """cores, MB of memory, MB of disk of a TaskConfig."""
-    found = [0.0, 0.0, 0.0]
-    for each in config.resources or ():
-        for i, value in enumerate((each.numCpus, each.ramMb, each.diskMb)):
-            found[i] += value or 0
-    return found[0], found[1], found[2]
+# Of each resource that is reckoned with: its field, name and unit, and how much of it is a lot to lack.
+_RESOURCES = (("numCpus", "CPU", "core(s)", 16.0), ("ramMb", "RAM", "MB", 24576.0),
+              ("diskMb", "disk", "MB", 460800.0))
+_NOTHING = (0.0, 0.0, 0.0)
 
 
-def _aggregate(values: Sequence[float]) -> Any:
-    return api.ResourceAggregate(resources={
-        api.Resource(numCpus=float(values[0])), api.Resource(ramMb=int(values[1])),
-        api.Resource(diskMb=int(values[2]))})
+def amounts(config: Any, count: int = 1) -> List[float]:
+    """cores, MB of memory, MB of disk of so many tasks of a TaskConfig."""
+    return [count * sum((getattr(each, field) or 0 for each in config.resources or ()), 0.0)
+            for field, *_ in _RESOURCES]
 
 
-RESOURCE_NAMES = (("CPU", "core(s)", 16.0), ("RAM", "MB", 24576.0), ("disk", "MB", 460800.0))
+def _sums(*amounts: Sequence[float]) -> List[float]:
+    return [sum(each) for each in zip(_NOTHING, *amounts)]
+
+
+def _resources(cores: float, ram: float, disk: float) -> Set[Any]:
+    return {api.Resource(numCpus=float(cores)), api.Resource(ramMb=int(ram)), api.Resource(diskMb=int(disk))}
 
 
 class Crontab:
@@ -15735,10 +15751,32 @@ def task_fate(config: Any) -> Tuple[Optional[float], bool]:
 
 class _DemoTime:
     """The demo's time: what is due, and the work that changes post. A subclass is a layer on top, down to
-    Demo. Everything happens with _lock held, which guards all that the layers have."""
+    Demo. Everything happens with _lock held, which guards all that the layers have: that is here, as in
+    Aurora's storage."""
 
     def __init__(self, speed: float) -> None:
         self.clock = DemoClock(speed)
+        self.hosts: Dict[str, DemoHost] = {}
+        self._tasks: Dict[str, DemoTask] = {}
+        self._jobs: Dict[JobTuple, Dict[str, DemoTask]] = {}
+        self._active: Dict[JobTuple, Dict[int, DemoTask]] = {}      # of a job, by instance
+        self._ended: Dict[JobTuple, Deque[DemoTask]] = {}           # of a job, the oldest first
+        self._cron: Dict[JobTuple, Any] = {}
+        self._cron_waiting: Set[JobTuple] = set()
+        self._pending: Dict[str, DemoTask] = {}
+        # of a job: each configuration by itself
+        self._interned: Dict[JobTuple, Dict[Any, Any]] = {}
+        self._schedule_at: Optional[float] = None
+        # by id of a TaskConfig: it, its back-off, until when
+        self._groups: Dict[int, Tuple[Any, float, float]] = {}
+        # by id of a TaskConfig: it, and it without executor data
+        self._bare: Dict[int, Tuple[Any, Any]] = {}
+        self._quotas: Dict[str, Sequence[float]] = {}
+        self._updates: Dict[str, DemoUpdate] = {}
+        self._rolling: Dict[JobTuple, DemoUpdate] = {}      # the active update of a job
+        self._backups: Json = {}
+        self._staged: Tuple[Dict[Any, Any], ...] = ()
+        self._back_at = 0.0         # when the scheduler is there again after a recovery
         self._lock = threading.RLock()
         self._now = self.clock.now()
         self._due: List[Tuple[float, int, Callable[[], None]]] = []
@@ -15797,18 +15835,7 @@ class _DemoTasks(_DemoTime):
     PENALTY = (30.0, 300.0)         # -initial_flapping_task_delay, -max_flapping_task_delay
     HISTORY = (172800.0, 3600.0, 100)   # -history_prune_threshold, -history_min_retention_threshold, per job
 
-    def __init__(self, speed: float) -> None:
-        super().__init__(speed)
-        self._tasks: Dict[str, DemoTask] = {}
-        self._jobs: Dict[JobTuple, Dict[str, DemoTask]] = {}
-        self._active: Dict[JobTuple, Dict[int, DemoTask]] = {}      # of a job, by instance
-        self._ended: Dict[JobTuple, Deque[DemoTask]] = {}           # of a job, the oldest first
-        self._roles: Dict[str, Set[JobTuple]] = {}
-        self._cron: Dict[JobTuple, Any] = {}
-        self._pending: Dict[str, DemoTask] = {}
-        self._interned: Dict[JobTuple, List[Any]] = {}
-
-    def _schedule_soon(self, seconds: Optional[float] = None) -> None:
+    def _schedule_soon(self, seconds: float = SCHEDULE) -> None:
         """Called when a task waits for a host."""
         raise NotImplementedError
 
@@ -15816,26 +15843,32 @@ class _DemoTasks(_DemoTime):
         """Called with each change, None where the task is deleted."""
         raise NotImplementedError
 
+    def _job_tasks(self, key: JobTuple) -> List[DemoTask]:
+        return list(self._jobs.get(key, {}).values())
+
+    def _active_tasks(self, key: JobTuple) -> List[DemoTask]:
+        return list(self._active.get(key, {}).values())
+
+    def _keys(self, role: Optional[str]) -> List[JobTuple]:
+        """The jobs and cron jobs of a role; a blank one is any, as to j/storage/TaskStore.queryFilter."""
+        blank = not role or not role.strip()
+        return [key for key in {**self._jobs, **self._cron} if blank or key[0] == role]
+
     def _intern(self, config: Any) -> Any:
         """The one object for configurations of a job that are equal."""
-        known = self._interned.setdefault(_tuple(config.job), [])
-        for each in known:
-            if each is config or each == config:
-                return each
-        known.append(config)
+        key = _tuple(config.job)
+        known = self._interned.setdefault(key, {})
+        config = known.setdefault(config, config)
         if len(known) > 50:
-            used = {id(task.config) for task in self._jobs.get(_tuple(config.job), {}).values()}
-            known[:] = [each for each in known if id(each) in used or each is config]
+            used = {id(task.config) for task in self._job_tasks(key)}
+            self._interned[key] = {each: each for each in known if id(each) in used or each is config}
         return config
 
     def _insert(self, config: Any, instances: Iterable[int]) -> None:
-        key = _tuple(config.job)
         config = self._intern(config)
         numbers = sorted(instances)
-        taken = set(self._active.get(key, ()))
-        if not numbers:
-            raise ValueError("Argument cannot be blank")
-        if taken & set(numbers):
+        self._not_blank(numbers)
+        if not self._active.get(_tuple(config.job), {}).keys().isdisjoint(numbers):
             raise ValueError("Instance ID collision detected.")
         for number in numbers:
             self._change(self._new_task(config, number), _S.PENDING)
@@ -15849,9 +15882,7 @@ class _DemoTasks(_DemoTime):
         return task
 
     def _store(self, task: DemoTask) -> None:
-        self._tasks[task.id] = task
-        self._jobs.setdefault(task.key, {})[task.id] = task
-        self._roles.setdefault(task.key[0], set()).add(task.key)
+        self._tasks[task.id] = self._jobs.setdefault(task.key, {})[task.id] = task
         self._note_active(task)
 
     def _note_active(self, task: DemoTask) -> None:
@@ -15866,19 +15897,12 @@ class _DemoTasks(_DemoTime):
             return      # a timer of a task that a recovery replaced
         self._tasks.pop(task.id)
         self._pending.pop(task.id, None)
-        if self._active.get(task.key, {}).get(task.instance) is task:
+        if self._active[task.key].get(task.instance) is task:
             del self._active[task.key][task.instance]
-        job = self._jobs.get(task.key, {})
-        job.pop(task.id, None)
-        if not job:
-            self._jobs.pop(task.key, None)
-            self._active.pop(task.key, None)
-            self._ended.pop(task.key, None)
-            self._interned.pop(task.key, None)
-            if task.key not in self._cron:
-                self._roles.get(task.key[0], set()).discard(task.key)
-                if not self._roles.get(task.key[0]):
-                    self._roles.pop(task.key[0], None)
+        del self._jobs[task.key][task.id]
+        if not self._jobs[task.key]:
+            for table in (self._jobs, self._active, self._ended, self._interned):
+                table.pop(task.key, None)       # type: ignore[attr-defined]
 
     def _change(self, task: DemoTask, status: int, message: Optional[str] = None) -> bool:
         """A state change with its side effects. False where it is no change or not allowed; then nothing
@@ -15891,13 +15915,12 @@ class _DemoTasks(_DemoTime):
             self._delete(task)
             self._post(task, None)
             return True
-        if status == _S.FAILED and old not in _BEING_REPLACED and old != _S.KILLING:
+        if status == _S.FAILED and old not in _GOING:
             task.failures += 1
         self._save(task, status, message)
         if self._is_rescheduled(task, old, status):
             self._reschedule(task)
-        if status == _S.PARTITIONED and (old in _BEING_REPLACED or old == _S.KILLING) or (
-                old == _S.PARTITIONED and status in _BEING_REPLACED | {_S.KILLING}):
+        if status == _S.PARTITIONED and old in _GOING or old == _S.PARTITIONED and status in _GOING:
             self._change(task, _S.LOST, "Action performed on partitioned task, marking as LOST.")
         self._act_on(task, old, status)
         self._post(task, status)
@@ -15918,7 +15941,7 @@ class _DemoTasks(_DemoTime):
         if old == _S.KILLING:
             return False
         if old in _BEING_REPLACED:
-            return status in (_S.FINISHED, _S.FAILED, _S.KILLED, _S.LOST)
+            return status in api.TERMINAL_STATES
         if status == _S.FINISHED:
             return bool(task.config.isService) and old != _S.PARTITIONED
         if status == _S.FAILED:
@@ -15926,7 +15949,7 @@ class _DemoTasks(_DemoTime):
             return bool(task.config.isService) or most == -1 or task.failures < most
         if status == _S.LOST and old == _S.PARTITIONED:
             return not task.was(_S.KILLING)
-        return status in (_S.KILLED, _S.LOST)
+        return status in api.TERMINAL_STATES
 
     def _reschedule(self, task: DemoTask) -> None:
         penalty = self._penalty(task)
@@ -15937,11 +15960,8 @@ class _DemoTasks(_DemoTime):
             return
         self._change(replacement, _S.THROTTLED,
                      "Rescheduled, penalized for %d ms for flapping" % (penalty * 1000))
-
-        def release() -> None:
-            if replacement.status == _S.THROTTLED:
-                self._change(replacement, _S.PENDING)
-        self._after(self._penalty(replacement), release)
+        # from any other state that is no way
+        self._after(self._penalty(replacement), partial(self._change, replacement, _S.PENDING))
 
     def _penalty(self, task: DemoTask) -> float:
         """j/scheduling/RescheduleCalculator.java: grows with each ancestor in a row that ended soon after it
@@ -15950,13 +15970,16 @@ class _DemoTasks(_DemoTime):
         ancestor = self._tasks.get(task.ancestor or "")
         least, most = self.PENALTY
         while ancestor is not None and self._flapped(ancestor):
-            half = penalty or least
-            longer = min(most, half + self._random.random() * half)
+            longer = self._longer(penalty or least, most)
             if longer == penalty:
                 break
             penalty = longer
             ancestor = self._tasks.get(ancestor.ancestor or "")
         return penalty
+
+    def _longer(self, pause: float, most: float) -> float:
+        """The next pause of a back-off."""
+        return min(most, pause + self._random.random() * pause)
 
     def _flapped(self, task: DemoTask) -> bool:
         if any(event[1] in (_S.RESTARTING, _S.KILLING, _S.DRAINING) for event in task.events):
@@ -15987,35 +16010,29 @@ class _DemoTasks(_DemoTime):
                 since = min(moment for moment, each, _ in task.events if each == _S.RUNNING) / 1000.0
                 later(max(0.0, seconds + self.END - (self._now - since)), _S.FAILED if failed
                       else _S.FINISHED)
-        elif status in _BEING_REPLACED or status == _S.KILLING:
+        elif status in _GOING:
             later(self.KILL, _S.KILLED)
         elif status == _S.PARTITIONED:
             policy = task.config.partitionPolicy
             if policy is None or policy.reschedule is not False:
-                later(float(policy.delaySecs or 0) if policy else 0.0, _S.LOST,
-                      "Task partitioned for too long.")
+                later(policy.delaySecs or 0.0 if policy else 0.0, _S.LOST, "Task partitioned for too long.")
         elif status == _S.THROTTLED and old == status:
             later(self._penalty(task), _S.PENDING)
         elif status in api.TERMINAL_STATES:
             self._release(task)
             self._prune_history(task)
-        if status in _TIMED:
+        if status in _GOING or status == _S.ASSIGNED:
             later(self.STATE_TIMEOUT, _S.LOST, "Task timed out")
 
-    def _release(self, task: DemoTask) -> None:
-        host = task.host
-        if host is None or task.id not in host.tasks:
-            return
-        del host.tasks[task.id]
-        for i, amount in enumerate(amounts(task.config)):
-            host.used[i] -= amount
-        if host.mode == api.MaintenanceMode.DRAINING and not any(t.active for t in host.tasks.values()):
-            host.mode, host.drain = api.MaintenanceMode.DRAINED, None
+    @staticmethod
+    def _release(task: DemoTask) -> None:
+        if task.host is not None:
+            task.host.release(task)
 
     def _prune_history(self, task: DemoTask) -> None:
         """j/pruning/TaskHistoryPruner.java"""
         longest, shortest, most = self.HISTORY
-        self._after(longest, lambda: self._delete(task) if not task.active else None)
+        self._after(longest, partial(self._delete, task))
         ended = self._ended.setdefault(task.key, collections.deque())
         ended.append(task)
         surplus = len(self._jobs[task.key]) - len(self._active[task.key]) - most
@@ -16030,26 +16047,15 @@ class _DemoHosts(_DemoTasks):
     SCHEDULE_PENALTY = (1.0, 60.0)  # -initial_schedule_penalty, -max_schedule_penalty
     ATTEMPTS = (10, 0.25)           # -max_schedule_attempts_per_sec=40: so many in so many seconds
     SLA = (20, 7200)                # -min_required_instances_for_sla_check, -max_sla_duration_secs
+    revocable = False
 
-    def __init__(self, speed: float, jobs: int, revocable: bool) -> None:
-        super().__init__(speed)
-        self.revocable = revocable
-        self._schedule_at: Optional[float] = None
-        # by id of a TaskConfig: it, its back-off, until when
-        self._groups: Dict[int, Tuple[Any, float, float]] = {}
-        self.hosts: Dict[str, DemoHost] = {}
-        for number in range(max(6, jobs // 100)):
-            self._add_host("demo-%02d" % (number + 1), 16.0 if not jobs else 256.0,
-                           65536 << (4 if jobs else 0),
-                           1 << 20 << (4 if jobs else 0), {"rack": {"rack-%s" % "abc"[number % 3]}})
-        self._add_host("demo-dedicated", 16.0, 65536, 1 << 20,
-                       {"rack": {"rack-a"}, "dedicated": {"www-data/web"}})
+    def _add_host(self, name: str, size: int, **attributes: Set[str]) -> None:
+        """size: how many times as large as the usual ones."""
+        total = (16.0 * size, 65536 * size, size << 20)
+        self.hosts[name] = DemoHost(name, len(self.hosts) + 1, total, attributes)
 
-    def _add_host(self, name: str, cpu: float, ram: int, disk: int, attributes: Dict[str, Set[str]]) -> None:
-        self.hosts[name] = DemoHost(name, len(self.hosts) + 1, cpu, ram, disk, dict(attributes, host={name}))
-
-    def _schedule_soon(self, seconds: Optional[float] = None) -> None:
-        moment = self._now + (self.SCHEDULE if seconds is None else seconds)
+    def _schedule_soon(self, seconds: float = _DemoTasks.SCHEDULE) -> None:
+        moment = self._now + seconds
         if self._pending and (self._schedule_at is None or moment < self._schedule_at):
             self._schedule_at = moment
             self._after(moment - self._now, self._schedule)
@@ -16073,38 +16079,33 @@ class _DemoHosts(_DemoTasks):
             if until <= self._now and attempts:
                 attempts -= 1
                 veto = self._place(task)
-                half = penalty or first
-                penalty = 0.0 if veto is None else min(most, half + self._random.random() * half)
-                until = self._now + penalty if penalty else 0.0
+                penalty = 0.0 if veto is None else self._longer(penalty or first, most)
+                until = self._now + penalty
                 if veto is not None:
                     for each in self._pending.values():
                         if each.config is task.config:
                             each.vetoes = veto
             self._groups[which] = (config, penalty, until)
-        waits = [max(pause, until - self._now) if until <= self._now else until - self._now
+        waits = [until - self._now if until > self._now else pause
                  for _, _, until in (self._groups[id(task.config)] for task in self._pending.values())]
         if waits:
             self._schedule_soon(min(waits))
 
     def _place(self, task: DemoTask) -> Optional[str]:
         """Assign the task to a host; why not, where none takes it."""
-        best: Optional[Tuple[float, str]] = None
+        vetoes = []
         for host in sorted(self.hosts.values(), key=lambda h: h.mode):
             veto = self._veto(task, host)
             if veto is None:
                 self._assign(task, host)
                 return None
-            if best is None or veto[0] < best[0]:
-                best = veto
-        return best[1] if best else ""
+            vetoes.append(veto)
+        return min(vetoes, key=lambda veto: veto[0])[1]
 
     def _assign(self, task: DemoTask, host: DemoHost) -> None:
         self._pending.pop(task.id, None)
         task.vetoes = ""
-        task.host = host
-        host.tasks[task.id] = task
-        for i, amount in enumerate(amounts(task.config)):
-            host.used[i] += amount
+        host.take(task)
         for each in sorted(task.config.resources or (), key=lambda r: r.namedPort or ""):
             if each.namedPort is not None:
                 task.ports[each.namedPort] = self._random.choice(sorted(set(range(31000, 32000)) - {
@@ -16114,46 +16115,41 @@ class _DemoHosts(_DemoTasks):
     def _veto(self, task: DemoTask, host: DemoHost) -> Optional[Tuple[float, str]]:
         """Why the task cannot run on the host, with a score that is lower the nearer it is; None if it
         can."""
-        constraints = sorted(task.config.constraints or (),
-                             key=lambda c: (c.constraint.value is None, c.name))
-        if "dedicated" in host.attributes and all(each.name != "dedicated" for each in constraints):
+        if "dedicated" in host.attributes and not _is_dedicated(task.config):
             return 1e6, "Host is dedicated"
-        if host.mode == api.MaintenanceMode.DRAINING:
-            return 1e5, "Host draining for maintenance"
-        if host.mode == api.MaintenanceMode.DRAINED:
-            return 1e5, "Host drained for maintenance"
-        for each in constraints:
+        if host.mode in (api.MaintenanceMode.DRAINING, api.MaintenanceMode.DRAINED):
+            return 1e5, "Host %s for maintenance" % api.MaintenanceMode.name_of(host.mode).lower()
+        for each in sorted(task.config.constraints or (), key=lambda c: (c.constraint.value is None, c.name)):
             values = host.attributes.get(each.name, set())
-            rule = each.constraint
-            if rule.value is not None:
-                if bool(rule.value.negated) == bool(values & set(rule.value.values or ())):
-                    return 1e4, "Constraint not satisfied: " + each.name
-                continue
-            if not values:
+            rule = each.constraint.value
+            fits = bool(values) if rule is None else bool(rule.negated) != bool(
+                values & set(rule.values or ()))
+            if not fits:
                 return 1e4, "Constraint not satisfied: " + each.name
-            for value in values:
-                count = sum(t.status in api.SLAVE_ASSIGNED_STATES and t.host is not None and
-                            value in t.host.attributes.get(each.name, ())
-                            for t in self._jobs[task.key].values())
-                if count >= (rule.limit.limit or 0):
-                    return 1e4, "Limit not satisfied: " + each.name
+            if rule is None and any(self._count_at(task.key, each.name, value) >= (
+                    each.constraint.limit.limit or 0) for value in values):
+                return 1e4, "Limit not satisfied: " + each.name
         if task.config.tier == "revocable" and not self.revocable:
             return 1000.0, "Insufficient: CPU"      # of which no offer has revocable ones
         lacking, score = [], 0.0
-        for (name, _, span), need, total, used in zip(RESOURCE_NAMES, amounts(task.config), host.total,
-                                                      host.used):
+        rows = list(zip(_RESOURCES, amounts(task.config), host.total, host.used))
+        for (_, name, _, span), need, total, used in rows[1:] + rows[:1]:       # it tells of CPU last
             if need > total - used + 1e-9:
                 lacking.append("Insufficient: " + name)
                 score += min(1000.0, 1000 * (need - (total - used)) // span)
-        order = ("Insufficient: RAM", "Insufficient: disk", "Insufficient: CPU")
-        return (score, ",".join(sorted(lacking, key=order.index))) if lacking else None
+        return (score, ",".join(lacking)) if lacking else None
+
+    def _count_at(self, key: JobTuple, attribute: str, value: str) -> int:
+        """How many of a job's tasks are on hosts of that attribute."""
+        return sum(t.status in api.SLAVE_ASSIGNED_STATES and t.host is not None and
+                   value in t.host.attributes.get(attribute, ()) for t in self._jobs[key].values())
 
     def _sla_allows(self, task: DemoTask, policy: Any) -> bool:
         """j/sla/SlaManager.java: whether the task may go. A coordinator is not asked by the demo; it always
         agrees."""
         if policy.coordinatorSlaPolicy is not None or task.status not in api.SLAVE_ASSIGNED_STATES:
             return True
-        active = list(self._active.get(task.key, {}).values())
+        active = self._active_tasks(task.key)
         total = len(active)
         if not task.config.production or total < self.SLA[0]:
             return True
@@ -16169,32 +16165,33 @@ class _DemoHosts(_DemoTasks):
     def _known_hosts(self, hosts: Any) -> List[DemoHost]:
         return [self.hosts[name] for name in sorted(hosts.hostNames) if name in self.hosts]
 
+    def _set_modes(self, hosts: Any, mode: int, drain: Optional[Tuple[Any, float]] = None) -> List[DemoHost]:
+        found = self._known_hosts(hosts)
+        for host in found:
+            host.mode, host.drain = mode, drain
+        return found
+
     @staticmethod
     def _statuses(hosts: Iterable[DemoHost]) -> Set[Any]:
-        return {api.HostStatus(host=host.name, mode=host.mode) for host in hosts}
+        return {api.HostStatus(host.name, host.mode) for host in hosts}
 
     def startMaintenance(self, hosts: Any) -> Any:
-        found = self._known_hosts(hosts)
-        for host in found:
-            host.mode = api.MaintenanceMode.SCHEDULED
-        return api.Result(startMaintenanceResult=api.StartMaintenanceResult(statuses=self._statuses(
-            found))), None
+        found = self._set_modes(hosts, api.MaintenanceMode.SCHEDULED)
+        return api.StartMaintenanceResult(self._statuses(found))
 
     def drainHosts(self, hosts: Any) -> Any:
-        found = self._known_hosts(hosts)
+        found = self._set_modes(hosts, api.MaintenanceMode.DRAINING, (None, self._now))
         for host in found:
-            host.mode, host.drain = api.MaintenanceMode.DRAINING, (None, self._now)
             self._drain(host)
-        return api.Result(drainHostsResult=api.DrainHostsResult(statuses=self._statuses(found))), None
+        return api.DrainHostsResult(self._statuses(found))
 
     def slaDrainHosts(self, hosts: Any, defaultSlaPolicy: Any, timeoutSecs: int) -> Any:
-        found = self._known_hosts(hosts)
+        drain = (defaultSlaPolicy, self._now + (timeoutSecs or 0))
+        found = self._set_modes(hosts, api.MaintenanceMode.DRAINING, drain)
+        tick = 60.0 - (self._now - self.clock._start) % 60.0        # the scheduler looks each minute
         for host in found:
-            host.mode = api.MaintenanceMode.DRAINING
-            host.drain = (defaultSlaPolicy, self._now + (timeoutSecs or 0))
-            tick = 60.0 - (self._now - self.clock._start) % 60.0        # the scheduler looks each minute
-            self._after(tick, partial(self._poll_drain, host, host.drain))
-        return api.Result(drainHostsResult=api.DrainHostsResult(statuses=self._statuses(found))), None
+            self._after(tick, partial(self._poll_drain, host, drain))
+        return api.DrainHostsResult(self._statuses(found))
 
     def _poll_drain(self, host: DemoHost, drain: Any) -> None:
         if host.drain is drain and host.mode == api.MaintenanceMode.DRAINING:
@@ -16210,30 +16207,20 @@ class _DemoHosts(_DemoTasks):
             policy = task.config.slaPolicy or default
             if policy is None or self._now > until or self._sla_allows(task, policy):
                 self._change(task, _S.DRAINING, "Draining machine for maintenance.")
-        if not any(task.active for task in host.tasks.values()):
-            host.mode, host.drain = api.MaintenanceMode.DRAINED, None
-        elif default is None and any(t.status not in (_S.DRAINING, _S.KILLING) for t in host.tasks.values()):
+        host.rest()
+        if default is None and any(t.status not in (_S.DRAINING, _S.KILLING) for t in host.tasks.values()):
             self._after(60.0, partial(self._poll_drain, host, host.drain))
 
     def maintenanceStatus(self, hosts: Any) -> Any:
-        return api.Result(maintenanceStatusResult=api.MaintenanceStatusResult(
-            statuses=self._statuses(self._known_hosts(hosts)))), None
+        return api.MaintenanceStatusResult(self._statuses(self._known_hosts(hosts)))
 
     def endMaintenance(self, hosts: Any) -> Any:
-        found = self._known_hosts(hosts)
-        for host in found:
-            host.mode, host.drain = api.MaintenanceMode.NONE, None
-        return api.Result(endMaintenanceResult=api.EndMaintenanceResult(statuses=self._statuses(found))), None
+        return api.EndMaintenanceResult(self._statuses(self._set_modes(hosts, api.MaintenanceMode.NONE)))
 
 
 class _DemoUpdater(_DemoHosts):
     """The updates that roll: j/updater."""
     UPDATE_HISTORY = (10, 30 * 86400.0)
-
-    def __init__(self, speed: float, jobs: int, revocable: bool) -> None:
-        super().__init__(speed, jobs, revocable)
-        self._updates: Dict[str, DemoUpdate] = {}
-        self._rolling: Dict[JobTuple, DemoUpdate] = {}      # the active update of a job
 
     def _post(self, task: DemoTask, status: Optional[int]) -> None:
         update = self._rolling.get(task.key)
@@ -16286,23 +16273,22 @@ class _DemoUpdater(_DemoHosts):
             return
         forward = update.forward
         if self._pulse_expired(update):
-            self._set_update(update, _U.ROLL_FORWARD_AWAITING_PULSE if forward
-                             else _U.ROLL_BACK_AWAITING_PULSE,
+            self._set_update(update, update.status_named("ROLL_{}_AWAITING_PULSE"),
                              "Pulses from external service have timed out.")
             return
         effects: Dict[int, List[str]] = {}
         actions: Dict[int, str] = {}
-        failed: List[int] = []
+
+        def enter(instance: int, state: str) -> None:
+            update.set_state(instance, state)
+            effects.setdefault(instance, []).append(state)
 
         def judge(instance: int, task: Optional[DemoTask]) -> None:
             verdict = self._judge(update, instance, task)
-            if verdict in ("SUCCEEDED", "FAILED"):
-                update.set_state(instance, verdict)
-                effects.setdefault(instance, []).append(verdict)
+            if verdict in _ACTIONS:
+                enter(instance, verdict)
             else:
                 actions[instance] = verdict
-            if verdict == "FAILED":
-                failed.append(instance)
 
         for instance, task in changed.items():
             if update.states.get(instance) == "WORKING":
@@ -16311,23 +16297,23 @@ class _DemoUpdater(_DemoHosts):
             was_working = update.counts["WORKING"] > 0
             group = update.next_group()
             for instance in group:
-                update.set_state(instance, "WORKING")
-                effects.setdefault(instance, []).append("WORKING")
+                enter(instance, "WORKING")
                 judge(instance, self._active_task(update.key, instance))
-            if was_working or not group or any(instance in actions for instance in group):
+            if was_working or not group or not actions.keys().isdisjoint(group):
                 break
         overall = self._overall(update)
-        if forward and update.autopause and self._autopauses(update, overall, set(effects) | set(actions)):
+        if forward and update.autopause and self._autopauses(update, overall, {*effects, *actions}):
             self._set_update(update, _U.ROLL_FORWARD_PAUSED, "Update auto paused")
-            self._record(update, forward, {i: e for i, e in effects.items() if e[-1] != "WORKING"})
+            self._record(update, {i: e for i, e in effects.items() if e[-1] != "WORKING"})
             return
-        self._record(update, forward, effects)
+        self._record(update, effects)
         if overall == "SUCCEEDED":
-            self._set_update(update, _U.ROLLED_FORWARD if forward else _U.ROLLED_BACK)
+            self._set_update(update, update.status_named("ROLLED_{}"))
         elif overall == "FAILED":
             back = forward and update.settings.rollbackOnFailure is not False
+            failed = next((instance for instance, states in effects.items() if states[-1] == "FAILED"), 0)
             self._set_update(update, _U.ROLLING_BACK if back else _U.FAILED,
-                             "Latest failure: instance %d exited." % (failed[0] if failed else 0))
+                             "Latest failure: instance %d exited." % failed)
         else:
             for instance, action in actions.items():
                 self._perform(update, instance, action)
@@ -16341,64 +16327,54 @@ class _DemoUpdater(_DemoHosts):
     def _judge(self, update: DemoUpdate, instance: int, task: Optional[DemoTask]) -> str:
         """StateEvaluator: SUCCEEDED, FAILED, or what to do: watch, wait, kill, add."""
         wanted = update.wanted(instance)
-        present = task is not None and not (task.status != _S.KILLING and task.was(_S.KILLING))
-        if task is None or not present:
+        if task is None or task.status != _S.KILLING and task.was(_S.KILLING):
             return "add" if wanted is not None else "SUCCEEDED"
-        if wanted is None or not (task.config is wanted or task.config == wanted):
+        if task.config is not wanted and task.config != wanted:
             return "kill" if task.active and task.status != _S.KILLING else "wait"
         if task.status == _S.RUNNING:
             wait = update.settings.minWaitInInstanceRunningMs or 0
             return "SUCCEEDED" if self._ms - task.events[-1][0] >= wait else "watch"
         if task.status in api.TERMINAL_STATES:
             update.failures[instance] += 1
-            return "FAILED" if update.failures[instance] > (update.settings.maxPerInstanceFailures
-                                                            or 0) else "wait"
+            if update.failures[instance] > (update.settings.maxPerInstanceFailures or 0):
+                return "FAILED"
         return "wait"
 
     @staticmethod
     def _autopauses(update: DemoUpdate, overall: str, touched: Set[int]) -> bool:
-        if not update.seen:
-            update.seen = touched
-            return False
-        if overall == "SUCCEEDED":
+        before = update.seen
+        if before and overall == "SUCCEEDED":
             update.seen = set()
             return False
-        fresh = touched - update.seen
-        update.seen |= touched
-        return bool(fresh)
+        update.seen = before | touched
+        return bool(before and touched - before)
 
-    def _record(self, update: DemoUpdate, forward: bool, effects: Dict[int, List[str]]) -> None:
-        action = api.JobUpdateAction
-        names = ({"WORKING": action.INSTANCE_UPDATING, "SUCCEEDED": action.INSTANCE_UPDATED,
-                  "FAILED": action.INSTANCE_UPDATE_FAILED} if forward else
-                 {"WORKING": action.INSTANCE_ROLLING_BACK, "SUCCEEDED": action.INSTANCE_ROLLED_BACK,
-                  "FAILED": action.INSTANCE_ROLLBACK_FAILED})
+    def _record(self, update: DemoUpdate, effects: Dict[int, List[str]]) -> None:
         for instance, states in effects.items():
             if states == ["WORKING", "SUCCEEDED"] and not any(
-                    (instance, action) in update.recorded for action in names.values()):
+                    (instance, update.action(state)) in update.recorded for state in _ACTIONS):
                 continue        # it was as wanted already
-            for state in states:
-                if (instance, names[state]) not in update.recorded:
-                    update.recorded.add((instance, names[state]))
-                    self._instance_event(update, instance, names[state])
+            for action in map(update.action, states):
+                if (instance, action) not in update.recorded:
+                    update.recorded.add((instance, action))
+                    self._instance_event(update, instance, action)
 
     def _instance_event(self, update: DemoUpdate, instance: int, action: int,
                         message: Optional[str] = None) -> None:
-        update.instance_events.append(api.JobInstanceUpdateEvent(
-            instanceId=instance, timestampMs=self._ms, action=action, message=message))
+        update.instance_events.append(api.JobInstanceUpdateEvent(instance, self._ms, action, message))
 
     def _perform(self, update: DemoUpdate, instance: int, action: str) -> None:
+        generation = update.generation
+
+        def look() -> None:
+            if update.generation == generation:
+                self._evaluate(update, {instance: self._active_task(update.key, instance)})
         if action == "kill":
-            self._update_kill(update, instance, update.generation)
-        elif action == "add":
-            if self._active_task(update.key, instance) is None:
-                self._insert(update.wanted(instance), [instance])
+            self._update_kill(update, instance, generation)
+        elif action == "add" and self._active_task(update.key, instance) is None:
+            self._insert(update.wanted(instance), [instance])
         elif action == "watch":
-            generation = update.generation
-            self._after((update.settings.minWaitInInstanceRunningMs or 0) / 1000.0 + 0.001,
-                        lambda: self._posts.append(
-                lambda: self._evaluate(update, {instance: self._active_task(update.key, instance)})
-                if update.generation == generation else None))
+            self._after((update.settings.minWaitInInstanceRunningMs or 0) / 1000.0 + 0.001, look)
 
     def _update_kill(self, update: DemoUpdate, instance: int, generation: int) -> None:
         task = self._active_task(update.key, instance)
@@ -16406,13 +16382,12 @@ class _DemoUpdater(_DemoHosts):
             return
         policy = (update.config if update.forward else update.initial.get(instance, update.config)).slaPolicy
         if update.settings.slaAware and policy is not None:
-            action = (api.JobUpdateAction.INSTANCE_UPDATING if update.forward else
-                      api.JobUpdateAction.INSTANCE_ROLLING_BACK)
+            action = update.action("WORKING")
             if (instance, -1) not in update.recorded:
                 update.recorded.add((instance, -1))
                 self._instance_event(update, instance, action, "Checking SLA before continuing.")
             if not self._sla_allows(task, policy):
-                self._after(60.0, lambda: self._update_kill(update, instance, generation))
+                self._after(60.0, partial(self._update_kill, update, instance, generation))
                 return
             self._instance_event(update, instance, action, "SLA check passed, continuing.")
         self._change(task, _S.KILLING, "Killed for job update " + update.id)
@@ -16421,11 +16396,7 @@ class _DemoUpdater(_DemoHosts):
 class _DemoChecks(_DemoUpdater):
     """What is refused: j/configuration/ConfigurationManager.java, j/quota/QuotaManager.java."""
     ENVIRONMENTS = re.compile(r"prod|devel|test|staging\d*")
-
-    def __init__(self, speed: float, jobs: int, revocable: bool, docker: bool) -> None:
-        super().__init__(speed, jobs, revocable)
-        self.docker = docker
-        self._quotas: Dict[str, Tuple[float, float, float]] = {}
+    docker = False
 
     def _checked_job(self, job: Any) -> Any:
         """The JobConfiguration with its task normalised. Raises _Refusal."""
@@ -16447,33 +16418,34 @@ class _DemoChecks(_DemoUpdater):
 
     def _checked_task(self, task: Any, count: int) -> Any:
         tiers = {tier["name"]: tier["settings"] for tier in DEFAULT_TIERS["tiers"]}
-        if task.tier is not None and not _is_identifier(task.tier):
-            raise _Refusal("Tier contains illegal characters: " + task.tier)
         tier = task.tier if task.tier is not None else str(DEFAULT_TIERS["defaultTierName"])
+        if not _is_identifier(tier):
+            raise _Refusal("Tier contains illegal characters: " + tier)
         if tier not in tiers:
             raise _Refusal("Invalid tier '%s' in TaskConfig." % tier)
-        production = tiers[tier]["preemptible"] == "false" and tiers[tier]["revocable"] == "false"
+        production = tiers[tier]["preemptible"] == tiers[tier]["revocable"] == "false"
         if not _is_key(task.job):
             raise _Refusal("Job key %s is invalid." % _java_key(task.job))
         container = task.container or api.Container(mesos=api.MesosContainer())
         if container.mesos is not None:
             container = api.Container(mesos=container.mesos.replace(volumes=container.mesos.volumes or []))
-        if task.executorConfig is None and container.docker is None:
+        executor, docker = task.executorConfig, container.docker
+        if executor is None and docker is None:
             raise _Refusal("Configuration may not be null.")
-        if task.executorConfig is not None and task.executorConfig.name is None:
+        if executor is not None and executor.name is None:
             raise _Refusal("Executor name may not be left unset.")
-        if task.executorConfig is not None and task.executorConfig.name != EXECUTOR_NAME:
-            raise _Refusal("Configuration for executor '%s' doesn't exist." % task.executorConfig.name)
+        if executor is not None and executor.name != EXECUTOR_NAME:
+            raise _Refusal("Configuration for executor '%s' doesn't exist." % executor.name)
         if any(each.constraint is None or each.constraint.value is None and each.constraint.limit is None
                for each in task.constraints or ()):
             raise _Refusal(None, "ERROR")       # a union without a field is none in Java
         self._check_dedicated(task)
-        if container.docker is not None:
-            if container.docker.image is None:
+        if docker is not None:
+            if docker.image is None:
                 raise _Refusal("A container must specify an image.")
-            if container.docker.parameters:
+            if docker.parameters:
                 raise _Refusal("This scheduler is configured to disallow Docker parameters.")
-            if task.executorConfig is None:
+            if executor is None:
                 raise _Refusal("This scheduler is configured to require an executor for Docker-based tasks.")
             if not self.docker:
                 raise _Refusal("This scheduler is not configured to allow the container type DOCKER")
@@ -16509,11 +16481,10 @@ class _DemoChecks(_DemoUpdater):
 
     @staticmethod
     def _check_resources(task: Any) -> None:
-        counts: collections.Counter[str] = collections.Counter()
-        for each in task.resources or ():
-            for field, name in (("numCpus", "CPU"), ("numGpus", "GPU"), ("ramMb", "RAM"), ("diskMb", "disk")):
-                counts[name] += getattr(each, field) is not None
-        doubled = [name for name in ("CPU", "GPU", "RAM", "disk") if counts[name] > 1]
+        counts = {name: sum(getattr(each, field) is not None for each in task.resources or ())
+                  for field, name in (("numCpus", "CPU"), ("numGpus", "GPU"), ("ramMb", "RAM"),
+                                      ("diskMb", "disk"))}
+        doubled = [name for name, count in counts.items() if count > 1]
         if doubled:
             raise _Refusal("Multiple resource values are not supported for " + ", ".join(doubled))
         for field, value in zip(("num_cpus", "ram_mb", "disk_mb"), amounts(task)):
@@ -16535,69 +16506,63 @@ class _DemoChecks(_DemoUpdater):
         if count < self.SLA[0]:
             raise _Refusal("Job with fewer than %d instances cannot have Percentage/Count SlaPolicy." %
                            self.SLA[0])
-        rule, name = (policy.countSlaPolicy,
-                      "Count") if policy.countSlaPolicy else (policy.percentageSlaPolicy,
-                                                                                    "Percentage")
-        if policy.countSlaPolicy and count - rule.count < 1:
-            raise _Refusal("Current CountSlaPolicy: count=%d will not allow any instances to be killed. Must "
-                           "be less than instanceCount=%d." % (rule.count, count))
-        if not policy.countSlaPolicy and count - count * rule.percentage / 100 < 1:
+        rule, name = policy.percentageSlaPolicy, "Percentage"
+        if policy.countSlaPolicy:
+            rule, name = policy.countSlaPolicy, "Count"
+            if count - rule.count < 1:
+                raise _Refusal("Current CountSlaPolicy: count=%d will not allow any instances to be killed. "
+                               "Must be less than instanceCount=%d." % (rule.count, count))
+        elif count - count * rule.percentage / 100 < 1:
             raise _Refusal("Current PercentageSlaPolicy: percentage=%f will not allow any instances to be "
                            "killed. Must be less than %f." % (rule.percentage, (count - 1) / count * 100))
         if (rule.durationSecs or 0) > self.SLA[1]:
             raise _Refusal("%sSlaPolicy: durationSecs=%d must be less than cluster-wide maximum of %d secs." %
-                           (
-                name, rule.durationSecs, self.SLA[1]))
+                           (name, rule.durationSecs, self.SLA[1]))
 
-    def _check_limits(self, total: int, lacking: Sequence[float]) -> None:
+    def _check_limits(self, total: int, lacking: Sequence[float] = ()) -> None:
         """The number of tasks, then quota. lacking: what is missing of each resource, if positive."""
         if not 0 < total <= MAX_TASKS_PER_JOB:
             raise _Refusal("Instance count must be between 1 and %d inclusive." % MAX_TASKS_PER_JOB)
         texts = ["%s quota exceeded by %.2f %s" % (name, value, unit)
-                 for (name, unit, _), value in zip(RESOURCE_NAMES, lacking) if value > 1e-9]
+                 for (_, name, unit, _), value in zip(_RESOURCES, lacking) if value > 1e-9]
         if texts:
             raise _Refusal("Insufficient resource quota: " + "; ".join(texts))
 
     def _lacking(self, role: str, extra: Sequence[float], update: Optional[DemoUpdate] = None) -> List[float]:
-        have = self._quotas.get(role, (0.0, 0.0, 0.0))
-        used = self._consumption(role, True, False, update)
-        return [used[i] + extra[i] - have[i] for i in range(3)]
+        needed = _sums(self._consumption(role, True, False, update), extra)
+        return [need - have for need, have in zip(needed, self._quotas.get(role, _NOTHING))]
 
-    def _extra(self, config: Any, count: int) -> List[float]:
+    def _extra(self, config: Any, count: int) -> Sequence[float]:
         """What `count` more instances lack of their role's quota: nothing if they need none."""
         if not config.production or _is_dedicated(config):
-            return [0.0, 0.0, 0.0]
-        return self._lacking(config.job.role, [each * count for each in amounts(config)])
+            return ()
+        return self._lacking(config.job.role, amounts(config, count))
 
     def _consumption(self, role: str, production: bool, dedicated: bool,
                      update: Optional[DemoUpdate] = None) -> List[float]:
-        def counts(config: Any) -> bool:
-            return bool(config.production) is production and _is_dedicated(config) is dedicated
-
+        """What of a role's quota its tasks take. For a cron job, and where instances are updated, that is the
+        larger one of what there is and what there is to be."""
         def total(pairs: Iterable[Tuple[Any, int]]) -> List[float]:
-            found = [0.0, 0.0, 0.0]
-            for config, number in pairs:
-                if counts(config):
-                    found = [f + a * number for f, a in zip(found, amounts(config))]
-            return found
+            return _sums(*(amounts(config, count) for config, count in pairs
+                           if bool(config.production) is production and _is_dedicated(config) is dedicated))
         updates = {u.key: u for u in self._rolling.values() if u.key[0] == role}
         if update is not None:
             updates[update.key] = update
         parts = []
-        for key in self._roles.get(role, set()) | set(updates):
-            tasks = list(self._active.get(key, {}).values())
+        for key in {*self._keys(role), *updates}:
             template, changing = self._cron.get(key), updates.get(key)
+            changed = changing.instances if changing else set()
+            now: List[Tuple[Any, int]] = []
+            then: List[Tuple[Any, int]] = []
+            rest = [(t.config, 1) for t in self._active_tasks(key) if t.instance not in changed]
             if template is not None:
-                parts.append([max(pair) for pair in zip(total([(template.taskConfig,
-                                                                template.instanceCount)]),
-                                                        total((t.config, 1) for t in tasks))])
-                continue
-            if changing is not None:
-                parts.append([max(pair) for pair in zip(total((c, 1) for c in changing.initial.values()),
-                                                        total([(changing.config, len(changing.desired))]))])
-            parts.append(total((t.config, 1) for t in tasks
-                               if changing is None or t.instance not in changing.instances))
-        return [sum(part[i] for part in parts) for i in range(3)]
+                then = [(template.taskConfig, template.instanceCount)]
+                now, rest = [(t.config, 1) for t in self._active_tasks(key)], []
+            elif changing is not None:
+                then = [(changing.config, len(changing.desired))]
+                now = [(config, 1) for config in changing.initial.values()]
+            parts += [total(rest), [max(pair) for pair in zip(total(now), total(then))]]
+        return _sums(*parts)
 
     def _check_not_updating(self, key: JobTuple) -> None:
         if key in self._rolling:
@@ -16606,42 +16571,31 @@ class _DemoChecks(_DemoUpdater):
     def _valid(self, key: Any) -> JobTuple:
         """The key as a tuple. Aurora fails without a message for an invalid one."""
         if not _is_key(key):
-            raise _Refusal(None, "ERROR")
+            raise TypeError(key)
         return _tuple(key)
 
 
 class _DemoReads(_DemoChecks):
     """ReadOnlyScheduler, but for updates."""
 
-    def __init__(self, name: str, speed: float, jobs: int, revocable: bool, docker: bool) -> None:
-        super().__init__(speed, jobs, revocable, docker)
-        self.name = name
-        # by id of a TaskConfig: it, and it without executor data
-        self._bare: Dict[int, Tuple[Any, Any]] = {}
-
     def _matching(self, query: Any, among: Optional[Iterable[DemoTask]] = None) -> List[DemoTask]:
         """The tasks that a query finds, of all that are stored or of those given."""
-        keys: Optional[Set[JobTuple]] = None
-        if query.jobKeys:
-            for each in query.jobKeys:
-                if not query.taskIds and not _is_key(each):
-                    raise ValueError("Invalid job key format: %s" % _java_key(each))
-            keys = {_tuple(each) for each in query.jobKeys}
-        role = (query.role or "").strip() or None
+        for each in query.jobKeys or ():
+            if not query.taskIds and not _is_key(each):
+                raise ValueError("Invalid job key format: %s" % _java_key(each))
+        keys = {_tuple(each) for each in query.jobKeys or ()}
+        role = (query.role or "").strip()
         if among is not None:
             candidates = among
         elif query.taskIds:
             candidates = [self._tasks[i] for i in sorted(query.taskIds) if i in self._tasks]
-        elif keys is not None:
-            candidates = [t for key in sorted(keys) for t in self._jobs.get(key, {}).values()]
-        elif role is not None:
-            candidates = [t for key in sorted(self._roles.get(role, ()))
-                          for t in self._jobs.get(key, {}).values()]
+        elif keys or role:
+            candidates = [t for key in sorted(keys or self._keys(role)) for t in self._job_tasks(key)]
         else:
             candidates = list(self._tasks.values())
         return [t for t in candidates
                 if (not query.taskIds or t.id in query.taskIds)
-                and (keys is None or t.key in keys) and (role is None or t.key[0] == role)
+                and (not keys or t.key in keys) and (not role or t.key[0] == role)
                 and (query.environment is None or t.key[1] == query.environment)
                 and (query.jobName is None or t.key[2] == query.jobName)
                 and (not query.statuses or t.status in query.statuses)
@@ -16677,105 +16631,72 @@ class _DemoReads(_DemoChecks):
                                       scheduler="demo-scheduler")
                         for moment, status, message in task.events])
 
-    def getTasksStatus(self, query: Any) -> Any:
-        tasks = [self._scheduled(task) for task in self._page(self._matching(query), query)]
-        return api.Result(scheduleStatusResult=api.ScheduleStatusResult(tasks=tasks)), None
+    def getTasksStatus(self, query: Any, bare: bool = False) -> Any:
+        return api.ScheduleStatusResult([self._scheduled(task, bare)
+                                         for task in self._page(self._matching(query), query)])
 
     def getTasksWithoutConfigs(self, query: Any) -> Any:
-        tasks = [self._scheduled(task, True) for task in self._page(self._matching(query), query)]
-        return api.Result(scheduleStatusResult=api.ScheduleStatusResult(tasks=tasks)), None
+        return self.getTasksStatus(query, True)
 
     def getPendingReason(self, query: Any) -> Any:
         for field, text in (("slaveHosts", "SlaveHosts are"), ("statuses", "Statuses is")):
             if getattr(query, field):
                 raise _Refusal("%s not supported in %s" % (text, _java(query)))
         found = self._page(self._matching(query.replace(statuses={_S.PENDING})), query)
-        return api.Result(getPendingReasonResult=api.GetPendingReasonResult(
-            reasons={api.PendingReason(taskId=task.id, reason=task.vetoes) for task in found})), None
+        return api.GetPendingReasonResult({api.PendingReason(task.id, task.vetoes) for task in found})
 
     def getConfigSummary(self, job: Any) -> Any:
-        key = self._valid(job)
-        groups: List[Tuple[Any, List[int]]] = []
-        for task in self._active.get(key, {}).values():
-            _group(groups, task.config, task.instance)
-        summary = api.ConfigSummary(key=job, groups={
-            api.ConfigGroup(config=config, instances=to_ranges(numbers)) for config, numbers in groups})
-        return api.Result(configSummaryResult=api.ConfigSummaryResult(summary=summary)), None
+        active = self._active.get(self._valid(job), {})
+        return api.ConfigSummaryResult(api.ConfigSummary(job, _grouped(
+            api.ConfigGroup, ((instance, task.config) for instance, task in active.items()))))
 
     def getRoleSummary(self) -> Any:
-        found = {api.RoleSummary(role=role, jobCount=sum(key in self._jobs for key in keys),
-                                 cronJobCount=sum(key in self._cron for key in keys))
-                 for role, keys in self._roles.items()}
-        return api.Result(roleSummaryResult=api.RoleSummaryResult(summaries=found)), None
+        jobs, cron = (collections.Counter(role for role, _, _ in keys) for keys in (self._jobs, self._cron))
+        return api.RoleSummaryResult({api.RoleSummary(role, jobs[role], cron[role])
+                                      for role in {*jobs, *cron}})
 
-    def _role_keys(self, role: Optional[str]) -> List[JobTuple]:
-        """The jobs of a role; a blank one is any, as to j/storage/TaskStore.queryFilter."""
-        return [key for each in ([role] if role and role.strip() else list(self._roles))
-                for key in self._roles.get(each, ())]
-
-    def _latest_config(self, tasks: Iterable[DemoTask]) -> Any:
-        return max(tasks, key=lambda t: (t.active, t.events[-1][0])).config
-
-    def _template(self, key: JobTuple, role: Optional[str]) -> Any:
-        """A cron job's template, which a blank role does not find."""
-        return self._cron.get(key) if role is None or role.strip() else None
+    def _job(self, key: JobTuple, role: Optional[str], tasks: List[DemoTask]) -> Any:
+        """What getJobs and getJobSummary tell of a job: a cron job's template, which a blank role does not
+        find; else that of these tasks, None without any."""
+        if key in self._cron and (role is None or role.strip()):
+            return self._cron[key]
+        return _job_of(max(tasks, key=lambda t: (t.active, t.events[-1][0])).config,
+                       len(tasks)) if tasks else None
 
     def getJobSummary(self, role: Optional[str]) -> Any:
         found = set()
-        for key in self._role_keys(role):
-            tasks = list(self._jobs.get(key, {}).values())
-            if not tasks and self._template(key, role) is None:
+        for key in self._keys(role):
+            tasks = self._job_tasks(key)
+            job = self._job(key, role, tasks)
+            if job is None:
                 continue
-            counts = collections.Counter(
-                "pending" if t.status in _PENDING_STATS else "finished"
-                if t.status in (_S.KILLED, _S.FINISHED) else
-                "failed" if t.status in (_S.LOST, _S.FAILED) else "active" for t in tasks)
-            job, run = self._template(key, role), None
-            if job is not None:
-                moment = Crontab(job.cronSchedule).next(self._now)
-                run = int(moment * 1000) if moment else None
-            else:
-                config = self._latest_config(tasks)
-                job = api.JobConfiguration(key=config.job, owner=config.owner, taskConfig=config,
-                                           instanceCount=len(tasks))
-            stats = api.JobStats(activeTaskCount=counts["active"], finishedTaskCount=counts["finished"],
-                                 failedTaskCount=counts["failed"], pendingTaskCount=counts["pending"])
-            found.add(api.JobSummary(job=job, stats=stats, nextCronRunMs=run))
-        return api.Result(jobSummaryResult=api.JobSummaryResult(summaries=found)), None
+            states = collections.Counter(task.status for task in tasks)
+            stats = api.JobStats(*(sum(states[each] for each in counted) for counted in (
+                api.ACTIVE_STATES - _WAITING, (_S.KILLED, _S.FINISHED), (_S.LOST, _S.FAILED), _WAITING)))
+            moment = Crontab(job.cronSchedule).next(self._now) if job.cronSchedule else None
+            found.add(api.JobSummary(job, stats, int(moment * 1000) if moment else None))
+        return api.JobSummaryResult(found)
 
     def getJobs(self, ownerRole: Optional[str]) -> Any:
-        found = set()
-        for key in self._role_keys(ownerRole):
-            job = self._template(key, ownerRole)
-            active = list(self._active.get(key, {}).values())
-            if job is None and active:
-                config = self._latest_config(active)
-                job = api.JobConfiguration(key=config.job, owner=config.owner, taskConfig=config,
-                                           instanceCount=len(active))
-            if job is not None:
-                found.add(job)
-        return api.Result(getJobsResult=api.GetJobsResult(configs=found)), None
+        found = {self._job(key, ownerRole, self._active_tasks(key)) for key in self._keys(ownerRole)}
+        return api.GetJobsResult(found - {None})
 
     def getQuota(self, ownerRole: str) -> Any:
         self._not_blank(ownerRole)
-        shown = [_aggregate(self._consumption(ownerRole, production, dedicated))
-                 for dedicated in (False, True) for production in (True, False)]
-        return api.Result(getQuotaResult=api.GetQuotaResult(
-            quota=_aggregate(self._quotas.get(ownerRole, (0.0, 0.0, 0.0))), prodSharedConsumption=shown[0],
-            nonProdSharedConsumption=shown[1], prodDedicatedConsumption=shown[2],
-            nonProdDedicatedConsumption=shown[3])), None
+        shown = [self._quotas.get(ownerRole, _NOTHING)]
+        shown += [self._consumption(ownerRole, production, dedicated)
+                  for dedicated in (False, True) for production in (True, False)]
+        return api.GetQuotaResult(*(api.ResourceAggregate(_resources(*each)) for each in shown))
 
     def populateJobConfig(self, description: Any) -> Any:
         try:
-            job = self._checked_job(description)
+            return api.PopulateJobResult(self._checked_job(description).taskConfig)
         except _Refusal as refusal:
-            raise _Refusal("Invalid configuration: %s" % refusal.message) from None
-        return api.Result(populateJobResult=api.PopulateJobResult(taskConfig=job.taskConfig)), None
+            raise _Refusal("Invalid configuration: %s" % refusal.args[0]) from None
 
     def getTierConfigs(self) -> Any:
         tiers = {api.TierConfig.from_plain(tier) for tier in DEFAULT_TIERS["tiers"]}
-        return api.Result(getTierConfigResult=api.GetTierConfigResult(
-            defaultTierName=DEFAULT_TIERS["defaultTierName"], tiers=tiers)), None
+        return api.GetTierConfigResult(DEFAULT_TIERS["defaultTierName"], tiers)
 
 
 class _DemoUpdates(_DemoReads):
@@ -16794,59 +16715,54 @@ class _DemoUpdates(_DemoReads):
         found.sort(key=lambda u: -u.modified)
         return self._page(found, query)
 
+    def _update_of(self, key: Any) -> Optional[DemoUpdate]:
+        found = self._updates.get(key.id)
+        return found if found and found.key == _tuple(key.job) else None
+
     def getJobUpdateSummaries(self, jobUpdateQuery: Any) -> Any:
-        return api.Result(getJobUpdateSummariesResult=api.GetJobUpdateSummariesResult(
-            updateSummaries=[u.summary() for u in self._matching_updates(jobUpdateQuery)])), None
+        return api.GetJobUpdateSummariesResult([u.summary() for u in self._matching_updates(jobUpdateQuery)])
 
     def getJobUpdateDetails(self, key: Any, query: Any) -> Any:
         if query is not None:
-            return api.Result(getJobUpdateDetailsResult=api.GetJobUpdateDetailsResult(
-                detailsList=[u.details() for u in self._matching_updates(query)])), None
+            return api.GetJobUpdateDetailsResult(
+                detailsList=[u.details() for u in self._matching_updates(query)])
         if key is None:
-            raise _Refusal("Either key or query must be set.", "ERROR")
-        found = self._updates.get(key.id)
-        if found is None or found.key != _tuple(key.job):
+            raise ValueError("Either key or query must be set.")
+        found = self._update_of(key)
+        if found is None:
             raise _Refusal("Invalid update: %s" % _java_update_key(key))
-        return (api.Result(getJobUpdateDetailsResult=api.GetJobUpdateDetailsResult(details=found.details())),
+        return (api.GetJobUpdateDetailsResult(details=found.details()),
                 "The key argument is deprecated, use the query argument instead")
 
-    def _difference(self, request: Any) -> Tuple[Dict[int, Any], Dict[int, Any], Set[int]]:
-        """(current configurations by instance, those to be replaced or removed, instances to get the new
-        one)."""
-        for each in request.settings.updateOnlyTheseInstances or ():
+    def _difference(self, request: Any) -> Tuple[Dict[int, Any], Dict[int, Any], Set[int], Set[int]]:
+        """(current configurations by instance; of the instances that the update is about, those to be
+        replaced or removed; those to get the new one; all that it is about)."""
+        only = request.settings.updateOnlyTheseInstances
+        for each in only or ():
             if each.last < each.first:
                 raise ValueError("Invalid range: [%d..%d]" % (each.first, each.last))
-        key = _tuple(request.taskConfig.job)
-        current = {instance: task.config for instance, task in self._active.get(key, {}).items()}
+        active = self._active.get(_tuple(request.taskConfig.job), {})
+        current = {instance: task.config for instance, task in active.items()}
         if (request.instanceCount or 0) < 0:
             raise ValueError("Invalid range: [0..%d)" % request.instanceCount)
         if request.instanceCount > MAX_TASKS_PER_JOB:
-            self._check_limits(request.instanceCount, (0.0, 0.0, 0.0))
-        wanted = set(range(request.instanceCount or 0))
-        same = {i for i in wanted & set(current) if current[i] == request.taskConfig}
-        replaced = {i: config for i, config in current.items() if i not in same}
-        return current, replaced, wanted - same
+            self._check_limits(request.instanceCount)
+        wanted = set(range(request.instanceCount))
+        scope = set(from_ranges(only)) or {*wanted, *current}
+        changing = scope - {i for i in wanted & set(current) if current[i] == request.taskConfig}
+        return current, {i: current[i] for i in current if i in changing}, wanted & changing, scope
 
     def getJobUpdateDiff(self, request: Any) -> Any:
         config = self._intern(self._checked_task(request.taskConfig, request.instanceCount or 0))
-        request = request.replace(taskConfig=config)
         if _tuple(config.job) in self._cron:
             raise _Refusal("Cron jobs are not supported.")
-        current, replaced, desired = self._difference(request)
-        scope = set(from_ranges(request.settings.updateOnlyTheseInstances))
-        if scope:
-            replaced = {i: c for i, c in replaced.items() if i in scope}
-            desired &= scope
+        current, replaced, desired, _ = self._difference(request.replace(taskConfig=config))
 
         def groups(instances: Iterable[int]) -> Set[Any]:
-            found: List[Tuple[Any, List[int]]] = []
-            for each in sorted(instances):
-                _group(found, current.get(each, config), each)
-            return {api.ConfigGroup(config=c, instances=to_ranges(numbers)) for c, numbers in found}
-        return api.Result(getJobUpdateDiffResult=api.GetJobUpdateDiffResult(
+            return _grouped(api.ConfigGroup, ((each, current.get(each, config)) for each in instances))
+        return api.GetJobUpdateDiffResult(
             add=groups(desired - set(replaced)), remove=groups(set(replaced) - desired),
-            update=groups(set(replaced) & desired),
-            unchanged=groups(set(current) - set(replaced) - desired))), None
+            update=groups(desired & set(replaced)), unchanged=groups(set(current) - set(replaced) - desired))
 
     def startJobUpdate(self, request: Any, message: Optional[str]) -> Any:
         if not request.taskConfig.isService:
@@ -16857,45 +16773,39 @@ class _DemoUpdates(_DemoReads):
         key = _tuple(config.job)
         if key in self._cron:
             raise _Refusal("Cron jobs may only be created/updated by calling scheduleCronJob.")
-        current, replaced, desired = self._difference(request)
-        scope = set(from_ranges(settings.updateOnlyTheseInstances))
-        if scope:
-            strangers = sorted(scope - set(current) - set(range(request.instanceCount)))
-            if strangers:
-                raise _Refusal("The update request attempted to update specific instances, but some are "
-                               "irrelevant to the update and current job state: %s" % strangers)
-            replaced = {i: c for i, c in replaced.items() if i in scope}
-            desired &= scope
+        current, replaced, desired, scope = self._difference(request)
+        strangers = sorted(scope - set(current) - set(range(request.instanceCount)))
+        if strangers:
+            raise _Refusal("The update request attempted to update specific instances, but some are "
+                           "irrelevant to the update and current job state: %s" % strangers)
         if not replaced and not desired:
             return None, "Job is unchanged by proposed update."
         update = DemoUpdate(key, self._user, request, replaced, desired)
-        lacking = [0.0, 0.0, 0.0]
+        lacking: Sequence[float] = ()
         if desired and config.production and not _is_dedicated(config):
-            lacking = self._lacking(key[0], (0.0, 0.0, 0.0), update)
-        self._check_limits(request.instanceCount or 0, lacking)
+            lacking = self._lacking(key[0], _NOTHING, update)
+        self._check_limits(request.instanceCount, lacking)
         active = self._rolling.get(key)
         if active is not None:
             raise _Refusal(
                 "An active update already exists for this job, please terminate it before starting another. "
-                "Active updates are those in states [%s]" % ", ".join(_U.name_of(each) for each in (
-                    _U.ROLLING_FORWARD, _U.ROLLING_BACK, _U.ROLL_FORWARD_PAUSED, _U.ROLL_BACK_PAUSED,
-                    _U.ROLL_FORWARD_AWAITING_PULSE, _U.ROLL_BACK_AWAITING_PULSE)),
-                result=api.Result(startJobUpdateResult=api.StartJobUpdateResult(
-                    key=active.update_key(), updateSummary=active.summary())))
+                "Active updates are those in states [%s]" % ", ".join(
+                    map(_U.name_of, sorted(api.ACTIVE_JOB_UPDATE_STATES))),
+                result=api.StartJobUpdateResult(active.update_key(), active.summary()))
         self._updates[update.id] = self._rolling[key] = update
         self._set_update(update, _U.ROLL_FORWARD_AWAITING_PULSE if settings.blockIfNoPulsesAfterMs else
                          _U.ROLLING_FORWARD, message, self._user)
-        return api.Result(startJobUpdateResult=api.StartJobUpdateResult(
-            key=update.update_key(), updateSummary=update.summary(with_state=False))), None
+        return api.StartJobUpdateResult(update.update_key(), update.summary(with_state=False))
 
     def _checked_settings(self, request: Any) -> Any:
         settings = request.settings
         strategy = settings.updateStrategy
         if strategy is None:
             size = settings.updateGroupSize or 0
-            strategy = (api.JobUpdateStrategy(batchStrategy=api.BatchJobUpdateStrategy(
-                groupSize=size, autopauseAfterBatch=False)) if settings.waitForBatchCompletion else
-                api.JobUpdateStrategy(queueStrategy=api.QueueJobUpdateStrategy(groupSize=size)))
+            strategy = (
+                api.JobUpdateStrategy(batchStrategy=api.BatchJobUpdateStrategy(size, False))
+                if settings.waitForBatchCompletion else
+                api.JobUpdateStrategy(queueStrategy=api.QueueJobUpdateStrategy(size)))
         if strategy.varBatchStrategy is not None:
             sizes = strategy.varBatchStrategy.groupSizes
             if any(size <= 0 for size in sizes):
@@ -16925,67 +16835,50 @@ class _DemoUpdates(_DemoReads):
                                 slaAware=bool(settings.slaAware),
                                 updateOnlyTheseInstances=settings.updateOnlyTheseInstances or set())
 
-    def _steer(self, key: Any, target: Dict[int, int], message: Optional[str], colon: str = "") -> Any:
-        """Move an update to the state that `target` has for its current one."""
+    def _steer(self, key: Any, form: str, message: Optional[str],
+               among: frozenset[int] = frozenset(_U.names), colon: str = "") -> None:
+        """Move an update to the status of that form, if its own one is among those from which that goes."""
         self._valid(key.job)
-        update = self._updates.get(key.id)
-        if update is None or update.key != _tuple(key.job):
+        update = self._update_of(key)
+        if update is None:
             raise _Refusal("Update does not exist%s %s" % (colon, _java_update_key(key)))
-        wanted = target.get(update.status)
+        wanted, leads = update.status_named(form), update.status in among
         if wanted == update.status:
-            return None
-        if wanted is None or wanted not in _UPDATE_TRANSITIONS.get(update.status, ()):
+            return
+        if not leads or wanted not in _UPDATE_TRANSITIONS.get(update.status, ()):
             raise _Refusal("Cannot transition update from %s to %s" % (
-                _U.name_of(update.status), "null" if wanted is None else _U.name_of(wanted)))
+                _U.name_of(update.status), _U.name_of(wanted) if leads else "null"))
         self._set_update(update, wanted, message, self._user)
-        return None
 
     def pauseJobUpdate(self, key: Any, message: Optional[str]) -> Any:
-        forward, back = _U.ROLL_FORWARD_PAUSED, _U.ROLL_BACK_PAUSED
-        return self._steer(key, {_U.ROLLING_FORWARD: forward, _U.ROLL_FORWARD_AWAITING_PULSE: forward,
-                                 forward: forward,
-                                 _U.ROLLING_BACK: back, _U.ROLL_BACK_AWAITING_PULSE: back, back: back},
-                                 message)
+        self._steer(key, "ROLL_{}_PAUSED", message, api.ACTIVE_JOB_UPDATE_STATES)
 
     def resumeJobUpdate(self, key: Any, message: Optional[str]) -> Any:
         update = self._updates.get(key.id)
-        if update is not None and self._pulse_expired(update):
-            forward, back = _U.ROLL_FORWARD_AWAITING_PULSE, _U.ROLL_BACK_AWAITING_PULSE
-        else:
-            forward, back = _U.ROLLING_FORWARD, _U.ROLLING_BACK
-        return self._steer(key, {_U.ROLL_FORWARD_PAUSED: forward, forward: forward, _U.ROLL_BACK_PAUSED: back,
-                                 back: back}, message, ":")
+        waits = update is not None and self._pulse_expired(update)
+        self._steer(key, "ROLL_{}_AWAITING_PULSE" if waits else "ROLLING_{}", message, _PAUSED, ":")
 
     def abortJobUpdate(self, key: Any, message: Optional[str]) -> Any:
-        return self._steer(key, {status: _U.ABORTED for status in _U.names}, message)
+        self._steer(key, "ABORTED", message)
 
     def rollbackJobUpdate(self, key: Any, message: Optional[str]) -> Any:
-        return self._steer(key, {status: _U.ROLLING_BACK for status in _U.names}, message)
+        self._steer(key, "ROLLING_BACK", message)
 
     def pulseJobUpdate(self, key: Any) -> Any:
         self._valid(key.job)
         self._not_blank(key.id)
-        update = self._updates.get(key.id)
-        status = api.JobUpdatePulseStatus.FINISHED
-        if update is not None and update.key == _tuple(
-            key.job) and update.settings.blockIfNoPulsesAfterMs and (
-                update.status in api.ACTIVE_JOB_UPDATE_STATES):
-            status = api.JobUpdatePulseStatus.OK
-            update.last_pulse = self._now
-            resumed = {_U.ROLL_FORWARD_AWAITING_PULSE: _U.ROLLING_FORWARD,
-                       _U.ROLL_BACK_AWAITING_PULSE: _U.ROLLING_BACK}.get(update.status)
-            if resumed is not None:
-                self._set_update(update, resumed)
-        return api.Result(pulseJobUpdateResult=api.PulseJobUpdateResult(status=status)), None
+        update = self._update_of(key)
+        if update is None or not update.settings.blockIfNoPulsesAfterMs or (
+                update.status not in api.ACTIVE_JOB_UPDATE_STATES):
+            return api.PulseJobUpdateResult(api.JobUpdatePulseStatus.FINISHED)
+        update.last_pulse = self._now
+        if update.status in api.AWAITNG_PULSE_JOB_UPDATE_STATES:
+            self._set_update(update, update.status_named("ROLLING_{}"))
+        return api.PulseJobUpdateResult(api.JobUpdatePulseStatus.OK)
 
 
 class _DemoJobs(_DemoUpdates):
     """The calls that change jobs, those of cron (j/cron/quartz/AuroraCronJob.java) among them."""
-
-    def __init__(self, name: str, speed: float, jobs: int, revocable: bool, docker: bool) -> None:
-        super().__init__(name, speed, jobs, revocable, docker)
-        self._cron_waiting: Set[JobTuple] = set()
-        self._cron_runs: collections.Counter[JobTuple] = collections.Counter()
 
     def createJob(self, description: Any) -> Any:
         job = self._checked_job(description)
@@ -17002,16 +16895,15 @@ class _DemoJobs(_DemoUpdates):
         key = self._valid(job)
         self._check_not_updating(key)
         text = "Killed by %s%s" % (self._user, "" if message is None else ".\n" + message)
-        killed = [self._change(task, _S.KILLING, text) for task in list(self._active.get(key, {}).values())
+        killed = [self._change(task, _S.KILLING, text) for task in self._active_tasks(key)
                   if not instances or task.instance in instances]
         return None if any(killed) else (None, "No tasks to kill.")
 
     def restartShards(self, job: Any, shardIds: Any) -> Any:
         key = self._valid(job)
-        if not shardIds:
-            raise ValueError("Argument cannot be blank")
+        self._not_blank(shardIds)
         self._check_not_updating(key)
-        tasks = [t for t in self._active.get(key, {}).values() if t.instance in shardIds]
+        tasks = [t for t in self._active_tasks(key) if t.instance in shardIds]
         if len(tasks) != len(shardIds):
             raise _Refusal("Not all requested shards are active.")
         for task in tasks:
@@ -17029,7 +16921,8 @@ class _DemoJobs(_DemoUpdates):
             raise _Refusal("No active task found for a given instance ID.")
         config = active[key.instanceId].config
         self._check_limits(len(active) + count, self._extra(config, count))
-        self._insert(config, range(max(active) + 1, max(active) + 1 + count))
+        first = max(active) + 1
+        self._insert(config, range(first, first + count))
 
     def _set_cron(self, description: Any, only_replace: bool) -> None:
         key = self._valid(description.key)
@@ -17038,52 +16931,50 @@ class _DemoJobs(_DemoUpdates):
         if job.cronSchedule is None:
             raise _Refusal("Job %s has no cron schedule" % text)
         self._check_not_updating(key)
-        lacking = [0.0, 0.0, 0.0]
+        old = self._cron.get(key)
+        lacking: Sequence[float] = ()
         if job.taskConfig.production:
-            old = self._cron.get(key)
-            before = [a * old.instanceCount for a in amounts(old.taskConfig)] if old else [0.0, 0.0, 0.0]
-            lacking = self._lacking(key[0], [a * job.instanceCount - b
-                                             for a, b in zip(amounts(job.taskConfig), before)])
+            before = amounts(old.taskConfig, -old.instanceCount) if old else _NOTHING
+            lacking = self._lacking(key[0], _sums(amounts(job.taskConfig, job.instanceCount), before))
         self._check_limits(job.instanceCount, lacking)
-        exists = key in self._cron
-        if not exists and not only_replace and self._active.get(key):
+        if not old and not only_replace and self._active.get(key):
             raise _Refusal("Job %s already exists" % text)
         if not job.cronSchedule:
             raise _Refusal("Job has an empty cron schedule.")
         try:
-            schedule = Crontab(job.cronSchedule)
+            Crontab(job.cronSchedule)
         except ValueError:
             raise _Refusal("Invalid cron schedule: " + job.cronSchedule) from None
         if job.cronCollisionPolicy == api.CronCollisionPolicy.RUN_OVERLAP:
             raise _Refusal("The RUN_OVERLAP collision policy has been removed (AURORA-38).")
-        if only_replace and not exists:
+        if only_replace and not old:
             raise _Refusal("No cron job found for %s." % text)
         self._cron[key] = job.replace(taskConfig=self._intern(job.taskConfig))
-        self._roles.setdefault(key[0], set()).add(key)
-        self._cron_runs[key] += 1
         # only Quartz finds that out, when the template is stored already
-        if schedule.next(self._now) is None:
+        if not self._await_cron(key):
             raise _Refusal("org.quartz.SchedulerException: Based on configured schedule, the given trigger "
                            "'DEFAULT.6da64b5bd2ee-%s' will never fire." % uuid.uuid4())
-        self._await_cron(key, schedule, self._cron_runs[key])
 
-    def _await_cron(self, key: JobTuple, schedule: Crontab, run: int) -> None:
-        moment = schedule.next(self._now)
+    def _await_cron(self, key: JobTuple) -> bool:
+        """Start a cron job when its time comes, as long as its template stays; False where it never comes."""
+        template = self._cron[key]
+        moment = Crontab(template.cronSchedule).next(self._now)
         if moment is None:
-            return
+            return False
 
         def fire() -> None:
-            if key in self._cron and self._cron_runs[key] == run:
+            if self._cron.get(key) is template:
                 self._trigger_cron(key)
-                self._await_cron(key, schedule, run)
+                self._await_cron(key)
         self._after(moment - self._now, fire)
+        return True
 
     def _trigger_cron(self, key: JobTuple) -> None:
         """j/cron/quartz/AuroraCronJob.java"""
         template = self._cron.get(key)
         if template is None or key in self._cron_waiting:       # a trigger while the old tasks end is ignored
             return
-        active = list(self._active.get(key, {}).values())
+        active = self._active_tasks(key)
         if not active:
             self._insert(template.taskConfig, range(template.instanceCount))
             return
@@ -17096,13 +16987,13 @@ class _DemoJobs(_DemoUpdates):
         def again(pause: float) -> None:
             if any(t.active for t in active if t.id in self._tasks):
                 # -cron_start_initial_backoff, -…_max_backoff
-                longer = min(60.0, pause + self._random.random() * pause)
-                self._after(longer, lambda: again(longer))
+                longer = self._longer(pause, 60.0)
+                self._after(longer, partial(again, longer))
                 return
             self._cron_waiting.discard(key)
             if not self._active.get(key):
                 self._insert(template.taskConfig, range(template.instanceCount))
-        self._after(0.0, lambda: again(5.0))
+        self._after(0.0, partial(again, 5.0))
 
     def scheduleCronJob(self, description: Any) -> Any:
         self._set_cron(description, False)
@@ -17115,11 +17006,6 @@ class _DemoJobs(_DemoUpdates):
         self._check_not_updating(key)
         if self._cron.pop(key, None) is None:
             return None, "Job %s is not scheduled with cron" % "/".join(key)
-        self._cron_runs[key] += 1
-        if key not in self._jobs:
-            self._roles[key[0]].discard(key)
-            if not self._roles[key[0]]:
-                del self._roles[key[0]]
         return None
 
     def startCronJob(self, job: Any) -> Any:
@@ -17127,18 +17013,12 @@ class _DemoJobs(_DemoUpdates):
         if key not in self._cron:
             raise _Refusal("Failed to start cron job - No cron job found for %s." % "/".join(key))
         # it answers before the job's thread runs
-        self._after(self.SCHEDULE, lambda: self._trigger_cron(key))
+        self._after(self.SCHEDULE, partial(self._trigger_cron, key))
 
 
 class _DemoAdmin(_DemoJobs):
     """The calls of AuroraAdmin, but for maintenance."""
     RESTART = 2.0                   # seconds that the scheduler is away after it committed a recovery
-
-    def __init__(self, name: str, speed: float, jobs: int, revocable: bool, docker: bool) -> None:
-        super().__init__(name, speed, jobs, revocable, docker)
-        self._backups: Json = {}
-        self._staged: Optional[Dict[str, DemoTask]] = None
-        self._back_at = 0.0         # when the scheduler is there again after a recovery
 
     def setQuota(self, ownerRole: str, quota: Any) -> Any:
         self._not_blank(ownerRole)
@@ -17146,99 +17026,96 @@ class _DemoAdmin(_DemoJobs):
         if len(resources) > 3:
             raise ValueError("Too many resource values in quota.")
         found = [[getattr(each, field) for each in resources if getattr(each, field) is not None]
-                 for field in ("numCpus", "ramMb", "diskMb")]
+                 for field, *_ in _RESOURCES]
         if any(len(values) != 1 for values in found):
             raise ValueError("Quota resources must be exactly: [CPUS, RAM_MB, DISK_MB]")
-        values = tuple(float(each[0]) for each in found)
-        shown = "IResourceAggregate{resources=[%s]}" % ", ".join(
-            "IResource{setField=%s, value=%s}" % pair for pair in zip(
-                ("NUM_CPUS", "RAM_MB", "DISK_MB"), (values[0], int(values[1]), int(values[2]))))
+        cores, ram, disk = values = [float(each[0]) for each in found]
+        shown = ("IResourceAggregate{resources=[IResource{setField=NUM_CPUS, value=%s}, IResource{setField="
+                 "RAM_MB, value=%d}, IResource{setField=DISK_MB, value=%d}]}" % (cores, ram, disk))
         if min(values) < 0:
             raise _Refusal("Negative values in: " + shown)
         used = self._consumption(ownerRole, True, False)
         if any(value < need - 1e-9 for value, need in zip(values, used)):
             raise _Refusal("Quota: %s is less then current prod reservation: "
                            "ResourceBag{resourceVectors={CPUS=%s, RAM_MB=%s, DISK_MB=%s}}" % (shown, *used))
-        self._quotas[ownerRole] = values        # type: ignore[assignment]
+        self._quotas[ownerRole] = values
 
     def forceTaskState(self, taskId: str, status: int) -> Any:
         self._not_blank(taskId)
         if status is None:
-            raise _Refusal(None, "ERROR")
+            raise TypeError
         task = self._tasks.get(taskId)
         if task is not None:
             self._change(task, status, "Transition forced by " + self._user)
 
     def performBackup(self) -> Any:
         name = "scheduler-backup-" + time.strftime("%Y-%m-%d-%H-%M", time.localtime(self._now))
-        self._backups[name] = ({task.id: task.duplicate() for task in self._tasks.values()}, dict(self._cron),
-                               dict(self._quotas), [update.duplicate() for update in self._updates.values()])
+        self._backups[name] = self._copies(self._tasks, self._cron, self._quotas, self._updates)
         for old in sorted(self._backups)[:-48]:
             del self._backups[old]
 
+    @staticmethod
+    def _copies(*stores: Dict[Any, Any]) -> Tuple[Dict[Any, Any], ...]:
+        return tuple({key: copy.copy(each) for key, each in store.items()} for store in stores)
+
     def listBackups(self) -> Any:
-        return api.Result(listBackupsResult=api.ListBackupsResult(backups=set(self._backups))), None
+        return api.ListBackupsResult(set(self._backups))
 
     def stageRecovery(self, backupId: str) -> Any:
         if backupId is None:
-            raise _Refusal(None, "ERROR")
+            raise TypeError
         if backupId not in self._backups:
             raise ValueError("Backup /var/lib/aurora/backups/%s does not exist." % backupId)
-        if self._staged is not None:
+        if self._staged:
             raise ValueError("Another backup is already loaded.")
-        tasks, self._staged_cron, self._staged_quotas, self._staged_updates = self._backups[backupId]
-        self._staged = {each.id: each.duplicate() for each in tasks.values()}
+        self._staged = self._copies(*self._backups[backupId])
 
-    def _staged_tasks(self) -> Dict[str, DemoTask]:
-        if self._staged is None:
+    def _staged_stores(self) -> Tuple[Dict[Any, Any], ...]:
+        """The tasks, cron jobs, quotas and updates that are staged."""
+        if not self._staged:
             raise ValueError("No backup loaded.")
         return self._staged
 
     def _staged_matching(self, query: Any) -> List[DemoTask]:
         if query is None:
-            raise _Refusal(None, "ERROR")
-        staged = self._staged_tasks()
-        return self._matching(query, staged.values())
+            raise TypeError
+        return self._matching(query, self._staged_stores()[0].values())
 
     def queryRecovery(self, query: Any) -> Any:
-        return api.Result(queryRecoveryResult=api.QueryRecoveryResult(
-            tasks={self._scheduled(task) for task in self._staged_matching(query)})), None
+        return api.QueryRecoveryResult({self._scheduled(task) for task in self._staged_matching(query)})
 
     def deleteRecoveryTasks(self, query: Any) -> Any:
         for task in self._staged_matching(query):
-            del self._staged_tasks()[task.id]
+            del self._staged_stores()[0][task.id]
 
     def commitRecovery(self) -> Any:
         """Aurora shuts down then, and whoever starts it again starts it from what was staged: for a moment
         nobody leads."""
-        staged = self._staged_tasks()
-        for task in list(self._tasks.values()):
-            self._release(task)
-            self._delete(task)
-        self._cron, self._quotas = dict(self._staged_cron), dict(self._staged_quotas)
-        self._updates = {each.id: each.duplicate() for each in self._staged_updates}
-        self._rolling = {each.key: each for each in self._updates.values()
+        tasks, cron, quotas, updates = self._staged_stores()
+        self._remove(self._tasks.values())
+        self._cron, self._quotas, self._updates = cron, quotas, updates
+        self._rolling = {each.key: each for each in updates.values()
                          if each.status in api.ACTIVE_JOB_UPDATE_STATES}
-        self._roles = {}
-        for task in staged.values():
+        for task in tasks.values():
             self._store(task)
             if task.active and task.host is not None:
-                task.host.tasks[task.id] = task
-                for i, amount in enumerate(amounts(task.config)):
-                    task.host.used[i] += amount
+                task.host.take(task)
             self._act_on(task, task.status, task.status)
-        for key, schedule in self._cron.items():
-            self._roles.setdefault(key[0], set()).add(key)
-            self._cron_runs[key] += 1
-            self._await_cron(key, Crontab(schedule.cronSchedule), self._cron_runs[key])
+        for key in cron:
+            self._await_cron(key)
         for update in self._rolling.values():
             if update.status in _ROLLING:
                 self._start_rolling(update)
-        self._staged = None
+        self._staged = ()
         self._back_at = self._now + self.RESTART
 
+    def _remove(self, tasks: Iterable[DemoTask]) -> None:
+        for task in list(tasks):
+            self._release(task)
+            self._delete(task)
+
     def unloadRecovery(self) -> Any:
-        self._staged = None
+        self._staged = ()
 
     def snapshot(self) -> Any:
         return None
@@ -17261,32 +17138,35 @@ class _DemoAdmin(_DemoJobs):
                 raise ValueError("limit is negative")
             found = found[:query.limit]
         # As j/state/StateManagerImpl.deleteTasks: with no ids its query matches every task, running ones too.
-        for task in found or list(self._tasks.values()):
-            if task.host is not None:
-                self._release(task)
-            self._delete(task)
+        self._remove(found or self._tasks.values())
 
 
 class Demo(_DemoAdmin):
-    """The simulated scheduler. Its Thrift methods are methods of their own names; `invoke` calls one as the
-    wire does.
+    """The simulated scheduler. Its Thrift methods are methods of their own names, which return what their
+    Result holds, or that and a message; `invoke` calls one as the wire does.
 
     name: the cluster's; speed: of its clock; jobs: how many to fill it with for load tests (ten instances
     each); samples: start with a few sample jobs; users: name → (password, role pattern), to want Basic
     credentials for writes; docker: Docker containers may be used (-allowed_container_types); revocable: there
     are offers for revocable tasks.
     """
+    redirect: Optional[str] = None      # another leader's URL: answer 307
+    leaderless = False                  # answer 503
+    url = ""                            # where it serves, once it does
 
     def __init__(self, name: str = "devcluster", speed: float = 1.0, jobs: int = 0, samples: bool = True,
                  users: Optional[Dict[str, Tuple[str, str]]] = None, docker: bool = False,
                  revocable: bool = False) -> None:
-        super().__init__(name, speed, jobs, revocable, docker)
+        super().__init__(speed)
+        self.name = name
         self.users = users
-        self.redirect: Optional[str] = None     # another leader's URL: answer 307
-        self.leaderless = False                 # answer 503
+        self.docker = docker
+        self.revocable = revocable
         self.calls: collections.Counter[str] = collections.Counter()
         self.observer = DemoObserver(self)      # serves once it is started
-        self.url = ""           # where it serves, once it does
+        for number in range(max(6, jobs // 100)):
+            self._add_host("demo-%02d" % (number + 1), 16 if jobs else 1, rack={"rack-" + "abc"[number % 3]})
+        self._add_host("demo-dedicated", 1, rack={"rack-a"}, dedicated={"www-data/web"})
         if samples:
             self._add_samples()
         if jobs:
@@ -17300,58 +17180,51 @@ class Demo(_DemoAdmin):
             self._catch_up()
             self._user = user
             values = [getattr(arguments, field) for field in arguments.fields]
+            code, details = "OK", []
             try:
-                result, message = getattr(self, name)(*values) or (None, None)
-                response = api.Response(responseCode=api.ResponseCode.OK, result=result, details=[
-                    api.ResponseDetail(message=message)] if message else [])
-            except _Refusal as refusal:
-                response = api.Response(responseCode=api.ResponseCode.values[refusal.code],
-                                        result=refusal.result,
-                                        details=[api.ResponseDetail(message=refusal.message)])
+                result = getattr(self, name)(*values)
+                if isinstance(result, tuple):
+                    result, message = result
+                    details = [api.ResponseDetail(message)]
             except Exception as error:
                 # What is an exception inside Aurora's handlers is one inside these.
-                text = str(error) if isinstance(error, ValueError) else None
-                response = api.Response(responseCode=api.ResponseCode.ERROR,
-                                        details=[api.ResponseDetail(message=text)])
+                message, code, result = error.args if isinstance(error, _Refusal) else (
+                    str(error) if isinstance(error, ValueError) else None, "ERROR", None)
+                details = [api.ResponseDetail(message)]
             self._settle()
-            response.serverInfo = api.ServerInfo(clusterName=self.name, statsUrlPrefix="")
-            return response
+            return api.Response(api.ResponseCode.values[code], _result(result),
+                                api.ServerInfo(clusterName=self.name, statsUrlPrefix=""), details)
 
-    def authenticate(self, method: Method, arguments: Any, header: str) -> Tuple[Optional[str],
-            Optional[Any]]:
-        """(the user, None), or (None, the denial); (None, None) where credentials are missing."""
+    def authenticate(self, method: Method, arguments: Any, header: str) -> Any:
+        """The user, or the Response that denies it; None where credentials are missing."""
         if self.users is None:
-            return "UNSECURE", None
+            return "UNSECURE"
         name, role = "UNSECURE", ""
         if header.lower().startswith("basic "):
             with contextlib.suppress(ValueError):
                 name, _, password = base64.b64decode(header[6:]).decode().partition(":")
                 known, role = self.users.get(name, ("", ""))
                 if not known or not hmac.compare_digest(known.encode(), password.encode()):
-                    return None, None       # wrong ones are refused on a read, too
+                    return None     # wrong ones are refused on a read, too
         if method.access == "read":
-            return name, None
+            return name
         if not role:
-            return None, None
+            return None
         key = _named_key(arguments)
-        if method.access == "admin" and role != "*" or key is not None and not fnmatch.fnmatchcase(key.role
-                or "", role):
-            text = ("Subject %s lacks permission UnscopedRpcPermission{domain=thrift.AuroraAdmin, rpc=%s}" % (
-                name, method.name) if key is None else
-                "Subject %s is not permitted to JobScopedRpcPermission{rpc=%s, permittedJob=%s}." % (
-                    name, method.name, _java_key(key)))
-            return None, api.Response(responseCode=api.ResponseCode.AUTH_FAILED,
-                                      details=[api.ResponseDetail(message=text)])
-        return name, None
+        if (method.access != "admin" or role == "*") and (
+                key is None or fnmatch.fnmatchcase(key.role or "", role)):
+            return name
+        text = ("Subject %s lacks permission UnscopedRpcPermission{domain=thrift.AuroraAdmin, rpc=%s}" % (
+            name, method.name) if key is None else
+            "Subject %s is not permitted to JobScopedRpcPermission{rpc=%s, permittedJob=%s}." % (
+                name, method.name, _java_key(key)))
+        return api.Response(api.ResponseCode.AUTH_FAILED, details=[api.ResponseDetail(text)])
 
     def start(self, port: int = 0) -> str:
         """Serve on a loopback port in a thread of its own, if it does not yet; the URL."""
-        if self.url:
-            return self.url
-        self.server = HttpServer(("127.0.0.1", port), DemoApp(self))
-        self._thread = threading.Thread(target=self.server.serve_forever, name="demo-scheduler", daemon=True)
-        self._thread.start()
-        self.url = "http://127.0.0.1:%d" % self.server.port
+        if not self.url:
+            self.server = _serving(DemoApp(self), port, "demo-scheduler")
+            self.url = "http://127.0.0.1:%d" % self.server.port
         return self.url
 
     @property
@@ -17382,8 +17255,7 @@ class Demo(_DemoAdmin):
             data["metadata"] = [{"key": "padding", "value": "x" * padding}]
         return api.TaskConfig(
             job=key, owner=api.Identity(user=role), isService=service, priority=0, maxTaskFailures=1,
-            tier="preemptible",
-            resources={api.Resource(numCpus=cpu), api.Resource(ramMb=ram), api.Resource(diskMb=disk)},
+            tier="preemptible", resources=_resources(cpu, ram, disk),
             executorConfig=api.ExecutorConfig(name=EXECUTOR_NAME, data=json.dumps(data, sort_keys=True)))
 
     def _add_samples(self) -> None:
@@ -17393,20 +17265,16 @@ class Demo(_DemoAdmin):
                 ("www-data", "prod", "hello", 2, "while true; do echo hello; sleep 10; done"),
                 ("www-data", "devel", "web", 1, "python3 -m http.server {{thermos.ports[http]}}"),
                 ("batch", "prod", "indexer", 3, "indexer --forever")):
-            config = self._sample_task(role, environment, name, command)
-            self.createJob(api.JobConfiguration(key=config.job, owner=config.owner, taskConfig=config,
-                                                instanceCount=count))
+            self.createJob(_job_of(self._sample_task(role, environment, name, command), count))
         config = self._sample_task("batch", "prod", "report", "sleep 30", service=False)
-        self.scheduleCronJob(api.JobConfiguration(
-            key=config.job, owner=config.owner, taskConfig=config, instanceCount=1, cronSchedule="0 4 * * *",
-            cronCollisionPolicy=api.CronCollisionPolicy.KILL_EXISTING))
+        self.scheduleCronJob(_job_of(config, 1, cronSchedule="0 4 * * *",
+                                     cronCollisionPolicy=api.CronCollisionPolicy.KILL_EXISTING))
         self._settle()
 
     def _fill(self, jobs: int) -> None:
         """Running jobs of ten instances each, fifty jobs a role, without waiting for their life to pass."""
-        hosts = [host for host in self.hosts.values() if "dedicated" not in host.attributes]
+        host = itertools.cycle([host for host in self.hosts.values() if "dedicated" not in host.attributes])
         start = self._ms - 3600000
-        numbers = itertools.count()
         for job in range(jobs):
             config = self._checked_task(self._sample_task("load-%03d" % (job // 50), "prod", "job-%05d" % job,
                                                           "serve", cpu=0.01, ram=1, disk=1, padding=1500), 10)
@@ -17416,10 +17284,26 @@ class Demo(_DemoAdmin):
                 self._note_active(task)
                 task.events = [(start, _S.PENDING, None), (start + 100, _S.ASSIGNED, None),
                                (start + 300, _S.STARTING, None), (start + 600, _S.RUNNING, None)]
-                task.host = hosts[next(numbers) % len(hosts)]
-                task.host.tasks[task.id] = task
-                for i, amount in enumerate(amounts(config)):
-                    task.host.used[i] += amount
+                next(host).take(task)
+
+
+def _serving(app: App, port: int, name: str) -> HttpServer:
+    """A server on a loopback port, in a thread of its own."""
+    server = HttpServer(("127.0.0.1", port), app)
+    threading.Thread(target=server.serve_forever, name=name, daemon=True).start()
+    return server
+
+
+def _result(held: Any) -> Any:
+    """The Result that holds a struct: in the field that has the name of its type."""
+    name = type(held).__name__
+    return None if held is None else api.Result(**{name[0].lower() + name[1:]: held})
+
+
+def _job_of(config: Any, count: int, **more: Any) -> Any:
+    """The JobConfiguration of so many tasks of a configuration."""
+    return api.JobConfiguration(key=config.job, owner=config.owner, taskConfig=config, instanceCount=count,
+                                **more)
 
 
 def _tuple(key: Any) -> JobTuple:
@@ -17440,12 +17324,8 @@ def _is_dedicated(config: Any) -> bool:
 
 def _java(value: Any, kind: Optional[Type] = None) -> str:
     """A struct as Thrift's Java classes print it."""
-    if isinstance(value, ThriftStruct) and value.is_union:
-        return "<%s %s>" % (type(value).__name__, ", ".join(
-            "%s:%s" % (name, _java(getattr(value, name), kind)) for name, kind in value.fields.items()
-            if getattr(value, name) is not None))
     if isinstance(value, ThriftStruct):
-        return "%s(%s)" % (type(value).__name__, ", ".join(
+        return ("<%s %s>" if value.is_union else "%s(%s)") % (type(value).__name__, ", ".join(
             "%s:%s" % (name, _java(getattr(value, name), kind)) for name, kind in value.fields.items()
             if getattr(value, name) is not None))
     if isinstance(value, (list, set, frozenset)) and kind is not None:
@@ -17470,20 +17350,22 @@ def _named_key(arguments: Any) -> Any:
     """The api.JobKey that a call's arguments name, as the scheduler's own authorization looks it up; None
     without."""
     for field in arguments.fields:
-        for path in ((), ("key",), ("jobKey",), ("job",), ("taskConfig", "job")):
-            found = getattr(arguments, field)
-            for step in path:
-                found = getattr(found, step, None)
+        given = getattr(arguments, field)
+        for found in (given, *(getattr(given, step, None) for step in ("key", "jobKey", "job")),
+                      getattr(getattr(given, "taskConfig", None), "job", None)):
             if isinstance(found, api.JobKey):
                 return found
     return None
 
 
+def _text(status: int, text: str, headers: Iterable[Tuple[str, str]] = ()) -> Response:
+    return Response(status, body=text.encode(), content_type="text/plain", headers=headers)
+
+
 class DemoApp(App):
     """The demo scheduler's HTTP side: /api, /apibeta and what else clients ask a scheduler for."""
-    _READ_TYPES = {"": TJSON, "application/x-thrift": TJSON, "application/json": TJSON, TJSON: TJSON,
-                   BINARY: BINARY,
-                   TJSON + "; charset=utf-8": TJSON}
+    _READ_TYPES = dict.fromkeys(("", "application/x-thrift", "application/json", TJSON,
+                                 TJSON + "; charset=utf-8"), TJSON)
     _LEADER_PATHS = ("/agents", "/api", "/cron", "/maintenance", "/mname", "/offers", "/pendingtasks",
                      "/quotas", "/slaves", "/state", "/tiers", "/utilization", "/scheduler", "/updates")
 
@@ -17502,7 +17384,7 @@ class DemoApp(App):
                                 b"</body></html>", content_type="text/html")
             if demo.redirect:
                 target = demo.redirect + request.path + ("?" + request.raw_query if request.raw_query else "")
-                return Response(307, body=b"", content_type="text/plain", headers=[("Location", target)])
+                return _text(307, "", [("Location", target)])
         if request.path == "/api":
             return self._thrift(request)
         if request.path.startswith("/apibeta/"):
@@ -17510,23 +17392,24 @@ class DemoApp(App):
         return self._page(request)
 
     def _thrift(self, request: Request) -> Response:
-        kind = request.headers.get("content-type", "").lower()
-        media = self._READ_TYPES.get(kind)
+        kind = request.headers.get("content-type", "")
+        media = BINARY if kind.lower() == BINARY else self._READ_TYPES.get(kind.lower())
         if media is None:
-            return Response(415, body=("Unsupported Content-Type: " +
-                                       request.headers["content-type"]).encode(),
-                            content_type="text/plain")
-        answer_media = BINARY if request.headers.get("accept",
-                                                     "").split(",")[0].strip().lower() == BINARY else TJSON
+            return _text(415, "Unsupported Content-Type: " + kind)
+        accepted = request.headers.get("accept", "").split(",")[0].strip().lower()
+        answer_media = BINARY if accepted == BINARY else TJSON
         try:
             name, sequence, protocol = decode_call(media, request.body)
             if name not in api.method_names:
-                return self._unknown_method(name, sequence, answer_media)
+                error = TApplicationException(TApplicationException.UNKNOWN_METHOD,
+                                              "Invalid method name: '%s'" % name)
+                return Response(200, body=encode_message(answer_media, name, TMessageType.EXCEPTION, sequence,
+                                                         error), content_type=answer_media)
             method = api.method(name)
             arguments = method.arguments()
             arguments.read(protocol)
         except (BadMessage, *_DECODE_ERRORS):
-            return Response(500, body=b"not Thrift\n", content_type="text/plain")
+            return _text(500, "not Thrift\n")
         response = self._authorized(request, method, arguments)
         if isinstance(response, Response):
             return response
@@ -17535,22 +17418,10 @@ class DemoApp(App):
 
     def _authorized(self, request: Request, method: Method, arguments: Any) -> Any:
         """The Thrift Response, or the HTTP answer that wants credentials."""
-        user, denial = self.demo.authenticate(method, arguments, request.headers.get("authorization", ""))
-        if denial is not None:
-            return denial
+        user = self.demo.authenticate(method, arguments, request.headers.get("authorization", ""))
         if user is None:
-            return Response(401, body=b"", content_type="text/plain",
-                            headers=[("WWW-Authenticate", 'BASIC realm="Apache Aurora Scheduler"')])
-        return self.demo.invoke(method.name, arguments, user)
-
-    @staticmethod
-    def _unknown_method(name: str, sequence: int, media: str) -> Response:
-        protocol = _protocol(media)
-        protocol.writeMessageBegin(name, TMessageType.EXCEPTION, sequence)
-        TApplicationException(TApplicationException.UNKNOWN_METHOD, "Invalid method name: '%s'" %
-                              name).write(protocol)
-        protocol.writeMessageEnd()
-        return Response(200, body=protocol.trans.getvalue(), content_type=media)
+            return _text(401, "", [("WWW-Authenticate", 'BASIC realm="Apache Aurora Scheduler"')])
+        return self.demo.invoke(method.name, arguments, user) if isinstance(user, str) else user
 
     def _plain(self, request: Request, name: str) -> Response:
         def problem(status: int, text: str) -> Response:
@@ -17574,51 +17445,47 @@ class DemoApp(App):
 
     def _page(self, request: Request) -> Response:
         demo, path = self.demo, request.path
-
-        def text(body: str, status: int = 200) -> Response:
-            return Response(status, body=body.encode(), content_type="text/plain")
         if path == "/health":
-            return text("OK\n")
+            return _text(200, "OK\n")
         if path == "/leaderhealth":
-            lines = {200: "200: This is the leading scheduler.",
-                     503: "503: Another instance is the leading scheduler.",
-                     502: "502: There is no leading scheduler or the leader is unknown."}
+            meanings = {200: "This is the leading scheduler.",
+                        503: "Another instance is the leading scheduler.",
+                        502: "There is no leading scheduler or the leader is unknown."}
             status = 502 if demo.away else 503 if demo.redirect else 200
-            return text("Current status: %s\n\nThe response codes are:\n%s" % (
-                lines[status].split(": ", 1)[1], "\n".join(lines.values())), status)
+            return _text(status, "Current status: %s\n\nThe response codes are:\n%s" % (
+                meanings[status], "\n".join("%d: %s" % each for each in meanings.items())))
         with demo._lock:
             demo._catch_up()
-            figures = {"framework_registered": 1, "scheduler_lifecycle_ACTIVE": 1,
-                       "jvm_uptime_secs": int(demo._now - demo.clock._start)}
-            figures.update({"scheduler_thrift_%s_events" % name: count for name, count in demo.calls.items()})
-            states = collections.Counter(task.status for task in demo._tasks.values())
-            figures.update({"task_store_" + status: states[number] for status, number in _S.values.items()})
-            if path == "/vars":
-                return text("\n".join(sorted("%s %s" % pair for pair in figures.items())))
-            if path == "/vars.json":
-                return Response(200, figures)
-            if path == "/offers":
-                return Response(200, [self._offer(host) for host in demo.hosts.values()])
-            if path == "/services":
-                return Response(200, [{"name": "SchedulerLifecycle", "state": "RUNNING"}])
-            if path == "/maintenance":
-                modes = api.MaintenanceMode
-                return Response(200, {
-                    "DRAINED": sorted(h.name for h in demo.hosts.values() if h.mode == modes.DRAINED),
-                    "SCHEDULED": sorted(h.name for h in demo.hosts.values() if h.mode == modes.SCHEDULED),
-                    "DRAINING": {h.name: sorted(h.tasks) for h in demo.hosts.values()
-                                 if h.mode == modes.DRAINING}})
-            if path == "/quotas":
-                return Response(200, {role: {"cpu_cores": q[0], "ram_mb": int(q[1]), "disk_mb": int(q[2])}
-                                      for role, q in demo._quotas.items()})
-            if path == "/tiers":
-                return Response(200, {"default": DEFAULT_TIERS["defaultTierName"], "tiers": {
-                    tier["name"]: {name: value == "true" for name, value in tier["settings"].items()}
-                    for tier in DEFAULT_TIERS["tiers"]}})
-            if path == "/cron":
-                return Response(200, {"scheduled": {"/".join(key): job.cronSchedule
-                                                    for key, job in demo._cron.items()}})
-        return text("the demo scheduler has no page %s\n" % path, 404)
+            pages = self._pages()
+        if path == "/vars":
+            return _text(200, "\n".join(sorted("%s %s" % each for each in pages["/vars.json"].items())))
+        if path in pages:
+            return Response(200, pages[path])
+        return _text(404, "the demo scheduler has no page %s\n" % path)
+
+    def _pages(self) -> Json:
+        """What the pages tell that are JSON."""
+        demo = self.demo
+        states = collections.Counter(task.status for task in demo._tasks.values())
+        hosts = {mode: sorted(host.name for host in demo.hosts.values() if host.mode == number)
+                 for mode, number in api.MaintenanceMode.values.items()}
+        return {
+            "/vars.json": {
+                "framework_registered": 1, "scheduler_lifecycle_ACTIVE": 1,
+                "jvm_uptime_secs": int(demo._now - demo.clock._start),
+                **{"scheduler_thrift_%s_events" % name: count for name, count in demo.calls.items()},
+                **{"task_store_" + status: states[number] for status, number in _S.values.items()}},
+            "/offers": [self._offer(host) for host in demo.hosts.values()],
+            "/services": [{"name": "SchedulerLifecycle", "state": "RUNNING"}],
+            "/maintenance": {
+                "DRAINED": hosts["DRAINED"], "SCHEDULED": hosts["SCHEDULED"],
+                "DRAINING": {name: sorted(demo.hosts[name].tasks) for name in hosts["DRAINING"]}},
+            "/quotas": {role: {"cpu_cores": cores, "ram_mb": int(ram), "disk_mb": int(disk)}
+                        for role, (cores, ram, disk) in demo._quotas.items()},
+            "/tiers": {"default": DEFAULT_TIERS["defaultTierName"], "tiers": {
+                tier["name"]: {name: value == "true" for name, value in tier["settings"].items()}
+                for tier in DEFAULT_TIERS["tiers"]}},
+            "/cron": {"scheduled": {"/".join(key): job.cronSchedule for key, job in demo._cron.items()}}}
 
     @staticmethod
     def _offer(host: DemoHost) -> Json:
