@@ -2871,9 +2871,12 @@ _INTEGER_BITS = {"i32": 31, "i64": 63}
 _TTYPES = {"bool": TType.BOOL, "i32": TType.I32, "i64": TType.I64, "double": TType.DOUBLE,
            "string": TType.STRING,
            "enum": TType.I32, "struct": TType.STRUCT, "list": TType.LIST, "set": TType.SET, "map": TType.MAP}
-_JSON_NAMES = {"bool": "true or false", "i32": "an integer", "i64": "an integer", "double": "a number",
-               "string": "a string", "struct": "an object", "list": "an array", "set": "an array",
-               "map": "an object"}
+# what a value of a kind is in plain JSON: for callers, and for Python
+_JSON_KINDS: Dict[str, Tuple[str, Any]] = {
+    "bool": ("true or false", bool), "i32": ("an integer", int), "i64": ("an integer", int),
+    "double": ("a number", (int, float)), "string": ("a string", str), "list": ("an array", list),
+    "set": ("an array", list), "map": ("an object", dict)}
+_sorted_json = json.JSONEncoder(sort_keys=True).encode
 
 
 class PlainError(ValueError):
@@ -2887,12 +2890,7 @@ class Enum:
         self.name = name
         self.values = values
         self.names = {number: member for member, number in values.items()}
-
-    def __getattr__(self, member: str) -> int:
-        try:
-            return self.__dict__["values"][member]
-        except KeyError:
-            raise AttributeError(member) from None
+        vars(self).update(values)
 
     def name_of(self, number: Optional[int]) -> str:
         """The member's name, or the number as text where this API version has no name for it."""
@@ -2912,11 +2910,8 @@ class Type(NamedTuple):
             return "UTF8"
         if self.kind == "struct":
             return [self.ref, self.ref.thrift_spec]
-        if self.kind == "map":
-            key, value = self.items
-            return (_TTYPES[key.kind], key.spec_args(), _TTYPES[value.kind], value.spec_args(), False)
         if self.items:
-            return (_TTYPES[self.items[0].kind], self.items[0].spec_args(), False)
+            return (*(part for each in self.items for part in (_TTYPES[each.kind], each.spec_args())), False)
         return None
 
     def to_plain(self, value: Any) -> Any:
@@ -2928,13 +2923,12 @@ class Type(NamedTuple):
             return value.to_plain()
         if kind == "list":
             item = self.items[0]
-            return list(value) if item.kind == "string" else [item.to_plain(each) for each in value]
+            return [item.to_plain(each) for each in value]
         if kind == "set":
             item = self.items[0]
-            if item.kind in ("struct", "enum"):
-                plain = [item.to_plain(each) for each in value]
-                return sorted(plain, key=_sort_key)
-            return sorted(value)
+            if item.ref is None:
+                return sorted(value)
+            return sorted([item.to_plain(each) for each in value], key=_sorted_json)
         if kind == "map":
             return {each: value[each] for each in sorted(value)}
         return value
@@ -2946,38 +2940,32 @@ class Type(NamedTuple):
             return self.ref.from_plain(value, path)
         if kind == "enum":
             number = self.ref.values.get(value) if isinstance(value, str) else value
-            if isinstance(number, bool) or not isinstance(number, int) or number not in self.ref.names:
+            if type(number) is not int or number not in self.ref.names:
                 raise PlainError("%s: expected one of %s" % (path, ", ".join(sorted(self.ref.values))))
             return number
-        if kind in ("list", "set") and isinstance(value, list):
+        if kind == "string" and path.endswith("executorConfig.data") and isinstance(value, (dict, list)):
+            return _sorted_json(value)      # it may be shown as what it holds
+        name, types = _JSON_KINDS[kind]
+        if not isinstance(value, types) or isinstance(value, bool) and kind != "bool":
+            raise PlainError("%s: expected %s" % (path, name))
+        if kind in ("list", "set"):
             made = [self.items[0].from_plain(each, "%s[%d]" % (path, i)) for i, each in enumerate(value)]
             return set(made) if kind == "set" else made
-        if kind == "map" and isinstance(value, dict):
+        if kind == "map":
             return {key: self.items[1].from_plain(each, "%s.%s" % (path, key)) for key, each in value.items()}
-        if kind in _INTEGER_BITS and isinstance(value, int) and not isinstance(value, bool):
+        if kind in _INTEGER_BITS:
             if not -(1 << _INTEGER_BITS[kind]) <= value < 1 << _INTEGER_BITS[kind]:
                 raise PlainError("%s: does not fit into %s bits" % (path, _INTEGER_BITS[kind] + 1))
-            return value
-        if kind == "double" and isinstance(value, (int, float)) and not isinstance(value, bool):
+        elif kind == "double":
             if not abs(value) <= sys.float_info.max:
                 raise PlainError("%s: expected a finite number" % path)
             return float(value)
-        if kind == "bool" and isinstance(value, bool):
-            return value
-        if kind == "string" and path.endswith("executorConfig.data") and isinstance(value, (dict, list)):
-            return json.dumps(value, sort_keys=True)        # it may be shown as what it holds
-        if kind == "string" and isinstance(value, str):
-            if not value.isascii():
-                try:
-                    value.encode()
-                except UnicodeEncodeError:
-                    raise PlainError("%s: has half a character (a lone surrogate)" % path) from None
-            return value
-        raise PlainError("%s: expected %s" % (path, _JSON_NAMES[kind]))
-
-
-def _sort_key(plain: Any) -> str:
-    return json.dumps(plain, sort_keys=True)
+        elif kind == "string" and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise PlainError("%s: has half a character (a lone surrogate)" % path) from None
+        return value
 
 
 class ThriftStruct:
@@ -3043,6 +3031,9 @@ class ThriftStruct:
         return made
 
 
+Fields = List[Tuple[str, str, str]]     # number, type and name, as the IDL declares them
+
+
 class Method(NamedTuple):
     """One Thrift method: its arguments as a struct class, its access level by the service that declares it,
     and whether it changes anything."""
@@ -3057,20 +3048,20 @@ class Api:
     constants likewise, `methods` by name. Struct classes are built when first asked for."""
     ACCESS = {"ReadOnlyScheduler": "read", "AuroraSchedulerManager": "write", "AuroraAdmin": "admin"}
     ADMIN_READS = ("listBackups", "queryRecovery", "maintenanceStatus")
-    _DECLARATION = re.compile(r"(enum|struct|union|service|const \S+) (\w+)(?: extends (\w+))?(?: = "
-                              r")?\s*([{\[])([^}\]]*)[}\]]")
+    _DECLARATION = re.compile(r"(enum|struct|union|service|const) (?:\S+ )?(\w+)(?: extends \w+)?(?: =)?"
+                              r"\s*[{\[]([^}\]]*)[}\]]")
     _FIELD = re.compile(r"(\d+): (\w+(?:<[\w,]+>)?) (\w+)")
 
     def __init__(self, idl: str) -> None:
-        self._structs: Dict[str, Tuple[str, List[JobTuple]]] = {}
+        self._structs: Dict[str, Tuple[str, Fields]] = {}
         self._enums: Dict[str, Enum] = {}
-        self._signatures: Dict[str, Tuple[str, str]] = {}
-        for keyword, name, _, _, body in self._DECLARATION.findall(idl):
+        self._signatures: Dict[str, Tuple[str, Fields]] = {}
+        for keyword, name, body in self._DECLARATION.findall(idl):
             if keyword == "enum":
                 self._enums[name] = Enum(name, {k: int(v) for k, v in re.findall(r"(\w+) = (\d+)", body)})
             elif keyword == "service":
                 for method, arguments in re.findall(r"Response (\w+)\(([^)]*)\)", body):
-                    self._signatures[method] = (self.ACCESS[name], arguments)
+                    self._signatures[method] = (self.ACCESS[name], self._FIELD.findall(arguments))
             elif keyword in ("struct", "union"):
                 self._structs[name] = (keyword, self._FIELD.findall(body))
             else:
@@ -3078,17 +3069,15 @@ class Api:
                                               for enum, member in re.findall(r"(\w+)\.(\w+)", body)))
         self.type_names = list(self._enums) + list(self._structs)
         self.method_names = list(self._signatures)
+        vars(self).update(self._enums)
+        self._structs["Reply"] = ("struct", [("0", "Response", "success")])     # what a method returns
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):        # asked before there is anything: by copy, by pickle
-            raise AttributeError(name)
-        if name in self._enums:
-            made: Any = self._enums[name]
-        elif name in self._structs:
-            kind, fields = self._structs[name]
-            made = self._build(name, fields, kind == "union")
-        else:
+        # _… is asked for before there is anything: by copy, by pickle
+        if name.startswith("_") or name not in self._structs:
             raise AttributeError("the Aurora API has no type %s" % name)
+        kind, fields = self._structs[name]
+        made = self._build(name, fields, kind == "union")
         setattr(self, name, made)
         return made
 
@@ -3100,7 +3089,7 @@ class Api:
             return Type(text)
         return Type("enum", self._enums[text]) if text in self._enums else Type("struct", getattr(self, text))
 
-    def _build(self, name: str, fields: List[JobTuple], is_union: bool) -> Any:
+    def _build(self, name: str, fields: Fields, is_union: bool) -> Any:
         types = {field: self._type(kind) for _, kind, field in fields}
         spec: List[Any] = [None] * (1 + max([int(number) for number, _, _ in fields], default=-1))
         for number, _, field in fields:
@@ -3124,13 +3113,13 @@ class Api:
     def signature(self, name: str) -> Tuple[str, List[Tuple[str, str]]]:
         """(access level, (name, type) of the parameters) of a method."""
         access, arguments = self._signatures[name]
-        return access, [(field, kind) for _, kind, field in self._FIELD.findall(arguments)]
+        return access, [(field, kind) for _, kind, field in arguments]
 
     @lru_cache(maxsize=None)
     def method(self, name: str) -> Method:
         """The method of that name. Raises KeyError."""
         access, arguments = self._signatures[name]
-        return Method(name, self._build(name + "_args", self._FIELD.findall(arguments), False), access,
+        return Method(name, self._build(name + "_args", arguments, False), access,
                       access != "read" and name not in self.ADMIN_READS)
 
 
@@ -3157,15 +3146,18 @@ class Projection:
         self.shape = shape
         self.arguments = self._arguments(kind, shape)
 
+    @staticmethod
+    def _parts(kind: Type, shape: Any) -> Tuple[Any, Json]:
+        """Of the shape of a struct: what makes the result, and the shapes of the fields."""
+        shapes = dict.fromkeys(kind.ref.fields, True) if shape is True else dict(shape)
+        return shapes.pop(None, Plain), shapes
+
     def _arguments(self, kind: Type, shape: Any) -> Any:
         if kind.kind == "struct":
-            make = shape.get(None, Plain) if isinstance(shape, dict) else Plain
-            spec: List[Any] = [None] * len(kind.ref.thrift_spec)
-            for entry in kind.ref.thrift_spec:
-                if entry and (shape is True or entry[2] in shape):
-                    inner = True if shape is True else shape[entry[2]]
-                    spec[entry[0]] = entry[:3] + (self._arguments(kind.ref.fields[entry[2]], inner), None)
-            return [make, tuple(spec)]
+            make, shapes = self._parts(kind, shape)
+            return [make, tuple([
+                (*entry[:3], self._arguments(kind.ref.fields[entry[2]], shapes[entry[2]]), None)
+                if entry and entry[2] in shapes else None for entry in kind.ref.thrift_spec])]
         if kind.kind in ("list", "set"):
             return (_TTYPES[kind.items[0].kind], self._arguments(kind.items[0], shape), False)
         return kind.spec_args()
@@ -3176,24 +3168,13 @@ class Projection:
 
     def _apply(self, kind: Type, shape: Any, value: Any) -> Any:
         if kind.kind == "struct":
-            make = shape.get(None, Plain) if isinstance(shape, dict) else Plain
-            named = kind.ref.fields if shape is True else [name for name in shape if name is not None]
-            taken = {name: self._apply(kind.ref.fields[name], True if shape is True else shape[name],
-                                       getattr(value, name)) for name in named
-                                       if getattr(value, name) is not None}
-            return make(**taken)
+            make, shapes = self._parts(kind, shape)
+            return make(**{name: self._apply(kind.ref.fields[name], shapes[name], getattr(value, name))
+                           for name in shapes if getattr(value, name) is not None})
         if kind.kind in ("list", "set"):
             made = [self._apply(kind.items[0], shape, each) for each in value]
             return set(made) if kind.kind == "set" else made
         return value
-
-
-class Reply:
-    """What a method call returns on the wire: field 0 of the result struct."""
-    __slots__ = ("success",)
-
-    def __init__(self) -> None:
-        self.success: Any = None
 
 
 BINARY = "application/vnd.apache.thrift.binary"
@@ -3222,24 +3203,14 @@ def encode_message(media: str, name: str, kind: int, sequence: int, body: Thrift
 
 def encode_reply(media: str, name: str, sequence: int, response: ThriftStruct) -> bytes:
     """A reply message that carries `response`."""
-    protocol = _protocol(media)
-    protocol.writeMessageBegin(name, TMessageType.REPLY, sequence)
-    protocol.writeStructBegin("result")
-    protocol.writeFieldBegin("success", TType.STRUCT, 0)
-    response.write(protocol)
-    protocol.writeFieldEnd()
-    protocol.writeFieldStop()
-    protocol.writeStructEnd()
-    protocol.writeMessageEnd()
-    return protocol.trans.getvalue()
+    return encode_message(media, name, TMessageType.REPLY, sequence, api.Reply(response))
 
 
 class BadMessage(ValueError):
     """Bytes that are no Thrift message, or not the one expected."""
 
 
-_DECODE_ERRORS = (TException, EOFError, ValueError, OverflowError, MemoryError, TypeError, KeyError,
-                  IndexError,
+_DECODE_ERRORS = (TException, EOFError, ValueError, OverflowError, MemoryError, TypeError, LookupError,
                   RecursionError, struct.error)
 
 
@@ -3266,14 +3237,12 @@ def decode_reply(media: str, name: str, data: bytes, projection: Optional[Projec
             raise BadMessage("the scheduler does not know or cannot run %s: %s" % (name, problem.message))
         if kind != TMessageType.REPLY or answered != name:
             raise BadMessage("an answer to %r where one to %r was due" % (answered, name))
-        reply = Reply()
-        fast = protocol._fast_decode
-        whole = [api.Response, api.Response.thrift_spec]
-        spec = ((0, TType.STRUCT, "success", projection.arguments if fast and projection else whole, None),)
-        if fast:
-            fast(reply, protocol, [Reply, spec])
+        reply = api.Reply()
+        if projection and protocol._fast_decode:
+            spec = ((0, TType.STRUCT, "success", projection.arguments, None),)
+            protocol._fast_decode(reply, protocol, [api.Reply, spec])
         else:
-            protocol.readStruct(reply, spec)
+            reply.read(protocol)
             if projection and reply.success is not None:
                 reply.success = projection.apply(reply.success)
     except BadMessage:
