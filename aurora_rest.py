@@ -3366,7 +3366,7 @@ class Semaphore:
         if self._withdraw(turn):
             raise Overloaded("no %s ended within %.1f s to make room for another" % (self.what, seconds))
 
-    def _full(self) -> Overloaded:
+    def _full(self) -> Failure:
         return Overloaded("%d %ss are under way and %d wait; try again" % (
             self.slots, self.what, self.most_waiting))
 
@@ -3420,7 +3420,7 @@ class Locks(Semaphore):
         finally:
             self.leave(name)
 
-    def _full(self) -> Overloaded:
+    def _full(self) -> Failure:
         return Overloaded("%d changes wait for others of the same; try again" % self.most_waiting,
                           retry_after=5)
 
@@ -4361,7 +4361,8 @@ def read_clusters(path: str) -> List[Cluster]:
     if not isinstance(entries, list) or not all(isinstance(e, dict) and isinstance(e.get("name", ""), str)
                                                 for e in entries):
         raise ValueError("%s: expected a list of objects with a name each" % path)
-    return [_read_cluster(each, "%s: cluster %s" % (path, each["name"])) for each in entries if "name" in each]
+    return [_read_cluster(each, "%s: cluster %s" % (path, each["name"])) for each in entries
+            if "name" in each]
 
 
 def _read_cluster(entry: Json, where: str) -> Cluster:
@@ -15600,7 +15601,7 @@ def _sums(*amounts: Sequence[float]) -> List[float]:
     return [sum(each) for each in zip(_NOTHING, *amounts)]
 
 
-def _resources(cores: float, ram: float, disk: float) -> Set[Any]:
+def _as_resources(cores: float, ram: float, disk: float) -> Set[Any]:
     return {api.Resource(numCpus=float(cores)), api.Resource(ramMb=int(ram)), api.Resource(diskMb=int(disk))}
 
 
@@ -15772,7 +15773,7 @@ class _DemoTime:
                 self._settle()
         self._now = max(self._now, now)
 
-    def _after(self, seconds: float, work: Callable[[], None]) -> None:
+    def _after(self, seconds: float, work: Callable[[], Any]) -> None:
         heapq.heappush(self._due, (self._now + seconds, next(self._serial), work))
 
     def _settle(self) -> None:
@@ -15871,7 +15872,7 @@ class _DemoTasks(_DemoTime):
         del self._jobs[task.key][task.id]
         if not self._jobs[task.key]:
             for table in (self._jobs, self._active, self._ended, self._interned):
-                table.pop(task.key, None)       # type: ignore[attr-defined]
+                table.pop(task.key, None)
 
     def _change(self, task: DemoTask, status: int, message: Optional[str] = None) -> bool:
         """A state change with its side effects. False where it is no change or not allowed; then nothing
@@ -16655,7 +16656,7 @@ class _DemoReads(_DemoChecks):
         shown = [self._quotas.get(ownerRole, _NOTHING)]
         shown += [self._consumption(ownerRole, production, dedicated)
                   for dedicated in (False, True) for production in (True, False)]
-        return api.GetQuotaResult(*(api.ResourceAggregate(_resources(*each)) for each in shown))
+        return api.GetQuotaResult(*(api.ResourceAggregate(_as_resources(*each)) for each in shown))
 
     def populateJobConfig(self, description: Any) -> Any:
         try:
@@ -17224,7 +17225,7 @@ class Demo(_DemoAdmin):
             data["metadata"] = [{"key": "padding", "value": "x" * padding}]
         return api.TaskConfig(
             job=key, owner=api.Identity(user=role), isService=service, priority=0, maxTaskFailures=1,
-            tier="preemptible", resources=_resources(cpu, ram, disk),
+            tier="preemptible", resources=_as_resources(cpu, ram, disk),
             executorConfig=api.ExecutorConfig(name=EXECUTOR_NAME, data=json.dumps(data, sort_keys=True)))
 
     def _add_samples(self) -> None:
@@ -17327,7 +17328,7 @@ def _named_key(arguments: Any) -> Any:
     return None
 
 
-def _text(status: int, text: str, headers: Iterable[Tuple[str, str]] = ()) -> Response:
+def _plain_text(status: int, text: str, headers: Iterable[Tuple[str, str]] = ()) -> Response:
     return Response(status, body=text.encode(), content_type="text/plain", headers=headers)
 
 
@@ -17353,7 +17354,7 @@ class DemoApp(App):
                                 b"</body></html>", content_type="text/html")
             if demo.redirect:
                 target = demo.redirect + request.path + ("?" + request.raw_query if request.raw_query else "")
-                return _text(307, "", [("Location", target)])
+                return _plain_text(307, "", [("Location", target)])
         if request.path == "/api":
             return self._thrift(request)
         if request.path.startswith("/apibeta/"):
@@ -17364,7 +17365,7 @@ class DemoApp(App):
         kind = request.headers.get("content-type", "")
         media = BINARY if kind.lower() == BINARY else self._READ_TYPES.get(kind.lower())
         if media is None:
-            return _text(415, "Unsupported Content-Type: " + kind)
+            return _plain_text(415, "Unsupported Content-Type: " + kind)
         accepted = request.headers.get("accept", "").split(",")[0].strip().lower()
         answer_media = BINARY if accepted == BINARY else TJSON
         try:
@@ -17378,7 +17379,7 @@ class DemoApp(App):
             arguments = method.arguments()
             arguments.read(protocol)
         except (BadMessage, *_DECODE_ERRORS):
-            return _text(500, "not Thrift\n")
+            return _plain_text(500, "not Thrift\n")
         response = self._authorized(request, method, arguments)
         if isinstance(response, Response):
             return response
@@ -17389,7 +17390,7 @@ class DemoApp(App):
         """The Thrift Response, or the HTTP answer that wants credentials."""
         user = self.demo.authenticate(method, arguments, request.headers.get("authorization", ""))
         if user is None:
-            return _text(401, "", [("WWW-Authenticate", 'BASIC realm="Apache Aurora Scheduler"')])
+            return _plain_text(401, "", [("WWW-Authenticate", 'BASIC realm="Apache Aurora Scheduler"')])
         return self.demo.invoke(method.name, arguments, user) if isinstance(user, str) else user
 
     def _plain(self, request: Request, name: str) -> Response:
@@ -17415,22 +17416,22 @@ class DemoApp(App):
     def _page(self, request: Request) -> Response:
         demo, path = self.demo, request.path
         if path == "/health":
-            return _text(200, "OK\n")
+            return _plain_text(200, "OK\n")
         if path == "/leaderhealth":
             meanings = {200: "This is the leading scheduler.",
                         503: "Another instance is the leading scheduler.",
                         502: "There is no leading scheduler or the leader is unknown."}
             status = 502 if demo.away else 503 if demo.redirect else 200
-            return _text(status, "Current status: %s\n\nThe response codes are:\n%s" % (
+            return _plain_text(status, "Current status: %s\n\nThe response codes are:\n%s" % (
                 meanings[status], "\n".join("%d: %s" % each for each in meanings.items())))
         with demo._lock:
             demo._catch_up()
             pages = self._pages()
         if path == "/vars":
-            return _text(200, "\n".join(sorted("%s %s" % each for each in pages["/vars.json"].items())))
+            return _plain_text(200, "\n".join(sorted("%s %s" % each for each in pages["/vars.json"].items())))
         if path in pages:
             return Response(200, pages[path])
-        return _text(404, "the demo scheduler has no page %s\n" % path)
+        return _plain_text(404, "the demo scheduler has no page %s\n" % path)
 
     def _pages(self) -> Json:
         """What the pages tell that are JSON."""
@@ -20796,8 +20797,8 @@ OPTIONS = [option._replace(group=group) for group, options in {
         _Option("retry-for", "seconds during which a call that failed harmlessly is tried again", 3.0,
                 "SECONDS", live=True),
         _Option("scheduler-auth", "file with USER:PASSWORD for the schedulers of a cluster, repeatable; FILE "
-                "alone where there is one cluster; default: ~/.netrc, by host, where clusters.json says BASIC",
-                [], "[NAME=]FILE"),
+                "alone where there is one cluster; default: ~/.netrc, by host, where clusters.json says "
+                "BASIC", [], "[NAME=]FILE"),
         _Option("scheduler-ca", "certificates to trust for https schedulers", None, "FILE"),
     ],
     "logs": [
@@ -20929,8 +20930,8 @@ def _parser() -> _Parser:
                             "--port, or in a --config file, as `port = 8888`; the command line comes first, "
                             "then the environment.", argument_default=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version="aurora_rest " + __version__)
-    by_kind: Json = {bool: {"action": "store_const", "const": "1"}, list: {"action": "append"},
-                     "demo": {"nargs": "?"}}
+    by_kind: Dict[Any, Json] = {bool: {"action": "store_const", "const": "1"}, list: {"action": "append"},
+                                "demo": {"nargs": "?"}}
     groups: Json = {}
     for option in OPTIONS:
         if option.group not in groups:
