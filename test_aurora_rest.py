@@ -9505,8 +9505,8 @@ MUTANTS = [
     ("client certificates are not wanted", 'context.verify_mode = ssl.CERT_REQUIRED', 'pass',
      "ProcessTest AccessTest"),
     ("netrc is passed over", 'if entry: return "Basic "', 'if False: return "Basic "', "SchedulerTest"),
-    ("a line that was to be made later is made for nobody", "line = made if isinstance(made, str) else "
-     "made(*parts)", 'line = made if isinstance(made, str) else ""', "ProcessTest"),
+    ("a line that was to be made later is made for nobody", "line = made if isinstance(made, str) else made()",
+     'line = made if isinstance(made, str) else ""', "ProcessTest"),
     ("a busy processor is not left", "room[best] > room[here] + self.MORE", "False", "ProcessTest"),
     ("the log waits for its reader", 'if self._size + size > self.ROOM or not self._running():',
      'if not self._running():', "ProcessTest"),
