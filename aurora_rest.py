@@ -44,6 +44,7 @@ import io
 import itertools
 import json
 import math
+import operator
 import os
 import random
 import re
@@ -61,7 +62,7 @@ import traceback
 import urllib.parse
 import uuid
 import zlib
-from functools import lru_cache, partial, wraps
+from functools import cmp_to_key, lru_cache, partial, reduce, wraps
 from queue import Empty as QueueEmpty
 from queue import SimpleQueue
 from typing import (
@@ -2870,9 +2871,12 @@ _INTEGER_BITS = {"i32": 31, "i64": 63}
 _TTYPES = {"bool": TType.BOOL, "i32": TType.I32, "i64": TType.I64, "double": TType.DOUBLE,
            "string": TType.STRING,
            "enum": TType.I32, "struct": TType.STRUCT, "list": TType.LIST, "set": TType.SET, "map": TType.MAP}
-_JSON_NAMES = {"bool": "true or false", "i32": "an integer", "i64": "an integer", "double": "a number",
-               "string": "a string", "struct": "an object", "list": "an array", "set": "an array",
-               "map": "an object"}
+# what a value of a kind is in plain JSON: for callers, and for Python
+_JSON_KINDS: Dict[str, Tuple[str, Any]] = {
+    "bool": ("true or false", bool), "i32": ("an integer", int), "i64": ("an integer", int),
+    "double": ("a number", (int, float)), "string": ("a string", str), "list": ("an array", list),
+    "set": ("an array", list), "map": ("an object", dict)}
+_sorted_json = json.JSONEncoder(sort_keys=True).encode
 
 
 class PlainError(ValueError):
@@ -2886,12 +2890,7 @@ class Enum:
         self.name = name
         self.values = values
         self.names = {number: member for member, number in values.items()}
-
-    def __getattr__(self, member: str) -> int:
-        try:
-            return self.__dict__["values"][member]
-        except KeyError:
-            raise AttributeError(member) from None
+        vars(self).update(values)
 
     def name_of(self, number: Optional[int]) -> str:
         """The member's name, or the number as text where this API version has no name for it."""
@@ -2911,11 +2910,8 @@ class Type(NamedTuple):
             return "UTF8"
         if self.kind == "struct":
             return [self.ref, self.ref.thrift_spec]
-        if self.kind == "map":
-            key, value = self.items
-            return (_TTYPES[key.kind], key.spec_args(), _TTYPES[value.kind], value.spec_args(), False)
         if self.items:
-            return (_TTYPES[self.items[0].kind], self.items[0].spec_args(), False)
+            return (*(part for each in self.items for part in (_TTYPES[each.kind], each.spec_args())), False)
         return None
 
     def to_plain(self, value: Any) -> Any:
@@ -2927,13 +2923,12 @@ class Type(NamedTuple):
             return value.to_plain()
         if kind == "list":
             item = self.items[0]
-            return list(value) if item.kind == "string" else [item.to_plain(each) for each in value]
+            return [item.to_plain(each) for each in value]
         if kind == "set":
             item = self.items[0]
-            if item.kind in ("struct", "enum"):
-                plain = [item.to_plain(each) for each in value]
-                return sorted(plain, key=_sort_key)
-            return sorted(value)
+            if item.ref is None:
+                return sorted(value)
+            return sorted([item.to_plain(each) for each in value], key=_sorted_json)
         if kind == "map":
             return {each: value[each] for each in sorted(value)}
         return value
@@ -2945,38 +2940,32 @@ class Type(NamedTuple):
             return self.ref.from_plain(value, path)
         if kind == "enum":
             number = self.ref.values.get(value) if isinstance(value, str) else value
-            if isinstance(number, bool) or not isinstance(number, int) or number not in self.ref.names:
+            if type(number) is not int or number not in self.ref.names:
                 raise PlainError("%s: expected one of %s" % (path, ", ".join(sorted(self.ref.values))))
             return number
-        if kind in ("list", "set") and isinstance(value, list):
+        if kind == "string" and path.endswith("executorConfig.data") and isinstance(value, (dict, list)):
+            return _sorted_json(value)      # it may be shown as what it holds
+        name, types = _JSON_KINDS[kind]
+        if not isinstance(value, types) or isinstance(value, bool) and kind != "bool":
+            raise PlainError("%s: expected %s" % (path, name))
+        if kind in ("list", "set"):
             made = [self.items[0].from_plain(each, "%s[%d]" % (path, i)) for i, each in enumerate(value)]
             return set(made) if kind == "set" else made
-        if kind == "map" and isinstance(value, dict):
+        if kind == "map":
             return {key: self.items[1].from_plain(each, "%s.%s" % (path, key)) for key, each in value.items()}
-        if kind in _INTEGER_BITS and isinstance(value, int) and not isinstance(value, bool):
+        if kind in _INTEGER_BITS:
             if not -(1 << _INTEGER_BITS[kind]) <= value < 1 << _INTEGER_BITS[kind]:
                 raise PlainError("%s: does not fit into %s bits" % (path, _INTEGER_BITS[kind] + 1))
-            return value
-        if kind == "double" and isinstance(value, (int, float)) and not isinstance(value, bool):
+        elif kind == "double":
             if not abs(value) <= sys.float_info.max:
                 raise PlainError("%s: expected a finite number" % path)
             return float(value)
-        if kind == "bool" and isinstance(value, bool):
-            return value
-        if kind == "string" and path.endswith("executorConfig.data") and isinstance(value, (dict, list)):
-            return json.dumps(value, sort_keys=True)        # it may be shown as what it holds
-        if kind == "string" and isinstance(value, str):
-            if not value.isascii():
-                try:
-                    value.encode()
-                except UnicodeEncodeError:
-                    raise PlainError("%s: has half a character (a lone surrogate)" % path) from None
-            return value
-        raise PlainError("%s: expected %s" % (path, _JSON_NAMES[kind]))
-
-
-def _sort_key(plain: Any) -> str:
-    return json.dumps(plain, sort_keys=True)
+        elif kind == "string" and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise PlainError("%s: has half a character (a lone surrogate)" % path) from None
+        return value
 
 
 class ThriftStruct:
@@ -3042,6 +3031,9 @@ class ThriftStruct:
         return made
 
 
+Fields = List[Tuple[str, str, str]]     # number, type and name, as the IDL declares them
+
+
 class Method(NamedTuple):
     """One Thrift method: its arguments as a struct class, its access level by the service that declares it,
     and whether it changes anything."""
@@ -3056,20 +3048,20 @@ class Api:
     constants likewise, `methods` by name. Struct classes are built when first asked for."""
     ACCESS = {"ReadOnlyScheduler": "read", "AuroraSchedulerManager": "write", "AuroraAdmin": "admin"}
     ADMIN_READS = ("listBackups", "queryRecovery", "maintenanceStatus")
-    _DECLARATION = re.compile(r"(enum|struct|union|service|const \S+) (\w+)(?: extends (\w+))?(?: = "
-                              r")?\s*([{\[])([^}\]]*)[}\]]")
+    _DECLARATION = re.compile(r"(enum|struct|union|service|const) (?:\S+ )?(\w+)(?: extends \w+)?(?: =)?"
+                              r"\s*[{\[]([^}\]]*)[}\]]")
     _FIELD = re.compile(r"(\d+): (\w+(?:<[\w,]+>)?) (\w+)")
 
     def __init__(self, idl: str) -> None:
-        self._structs: Dict[str, Tuple[str, List[JobTuple]]] = {}
+        self._structs: Dict[str, Tuple[str, Fields]] = {}
         self._enums: Dict[str, Enum] = {}
-        self._signatures: Dict[str, Tuple[str, str]] = {}
-        for keyword, name, _, _, body in self._DECLARATION.findall(idl):
+        self._signatures: Dict[str, Tuple[str, Fields]] = {}
+        for keyword, name, body in self._DECLARATION.findall(idl):
             if keyword == "enum":
                 self._enums[name] = Enum(name, {k: int(v) for k, v in re.findall(r"(\w+) = (\d+)", body)})
             elif keyword == "service":
                 for method, arguments in re.findall(r"Response (\w+)\(([^)]*)\)", body):
-                    self._signatures[method] = (self.ACCESS[name], arguments)
+                    self._signatures[method] = (self.ACCESS[name], self._FIELD.findall(arguments))
             elif keyword in ("struct", "union"):
                 self._structs[name] = (keyword, self._FIELD.findall(body))
             else:
@@ -3077,17 +3069,15 @@ class Api:
                                               for enum, member in re.findall(r"(\w+)\.(\w+)", body)))
         self.type_names = list(self._enums) + list(self._structs)
         self.method_names = list(self._signatures)
+        vars(self).update(self._enums)
+        self._structs["Reply"] = ("struct", [("0", "Response", "success")])     # what a method returns
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):        # asked before there is anything: by copy, by pickle
-            raise AttributeError(name)
-        if name in self._enums:
-            made: Any = self._enums[name]
-        elif name in self._structs:
-            kind, fields = self._structs[name]
-            made = self._build(name, fields, kind == "union")
-        else:
+        # _… is asked for before there is anything: by copy, by pickle
+        if name.startswith("_") or name not in self._structs:
             raise AttributeError("the Aurora API has no type %s" % name)
+        kind, fields = self._structs[name]
+        made = self._build(name, fields, kind == "union")
         setattr(self, name, made)
         return made
 
@@ -3099,7 +3089,7 @@ class Api:
             return Type(text)
         return Type("enum", self._enums[text]) if text in self._enums else Type("struct", getattr(self, text))
 
-    def _build(self, name: str, fields: List[JobTuple], is_union: bool) -> Any:
+    def _build(self, name: str, fields: Fields, is_union: bool) -> Any:
         types = {field: self._type(kind) for _, kind, field in fields}
         spec: List[Any] = [None] * (1 + max([int(number) for number, _, _ in fields], default=-1))
         for number, _, field in fields:
@@ -3123,13 +3113,13 @@ class Api:
     def signature(self, name: str) -> Tuple[str, List[Tuple[str, str]]]:
         """(access level, (name, type) of the parameters) of a method."""
         access, arguments = self._signatures[name]
-        return access, [(field, kind) for _, kind, field in self._FIELD.findall(arguments)]
+        return access, [(field, kind) for _, kind, field in arguments]
 
     @lru_cache(maxsize=None)
     def method(self, name: str) -> Method:
         """The method of that name. Raises KeyError."""
         access, arguments = self._signatures[name]
-        return Method(name, self._build(name + "_args", self._FIELD.findall(arguments), False), access,
+        return Method(name, self._build(name + "_args", arguments, False), access,
                       access != "read" and name not in self.ADMIN_READS)
 
 
@@ -3156,15 +3146,18 @@ class Projection:
         self.shape = shape
         self.arguments = self._arguments(kind, shape)
 
+    @staticmethod
+    def _parts(kind: Type, shape: Any) -> Tuple[Any, Json]:
+        """Of the shape of a struct: what makes the result, and the shapes of the fields."""
+        shapes = dict.fromkeys(kind.ref.fields, True) if shape is True else dict(shape)
+        return shapes.pop(None, Plain), shapes
+
     def _arguments(self, kind: Type, shape: Any) -> Any:
         if kind.kind == "struct":
-            make = shape.get(None, Plain) if isinstance(shape, dict) else Plain
-            spec: List[Any] = [None] * len(kind.ref.thrift_spec)
-            for entry in kind.ref.thrift_spec:
-                if entry and (shape is True or entry[2] in shape):
-                    inner = True if shape is True else shape[entry[2]]
-                    spec[entry[0]] = entry[:3] + (self._arguments(kind.ref.fields[entry[2]], inner), None)
-            return [make, tuple(spec)]
+            make, shapes = self._parts(kind, shape)
+            return [make, tuple([
+                (*entry[:3], self._arguments(kind.ref.fields[entry[2]], shapes[entry[2]]), None)
+                if entry and entry[2] in shapes else None for entry in kind.ref.thrift_spec])]
         if kind.kind in ("list", "set"):
             return (_TTYPES[kind.items[0].kind], self._arguments(kind.items[0], shape), False)
         return kind.spec_args()
@@ -3175,24 +3168,13 @@ class Projection:
 
     def _apply(self, kind: Type, shape: Any, value: Any) -> Any:
         if kind.kind == "struct":
-            make = shape.get(None, Plain) if isinstance(shape, dict) else Plain
-            named = kind.ref.fields if shape is True else [name for name in shape if name is not None]
-            taken = {name: self._apply(kind.ref.fields[name], True if shape is True else shape[name],
-                                       getattr(value, name)) for name in named
-                                       if getattr(value, name) is not None}
-            return make(**taken)
+            make, shapes = self._parts(kind, shape)
+            return make(**{name: self._apply(kind.ref.fields[name], shapes[name], getattr(value, name))
+                           for name in shapes if getattr(value, name) is not None})
         if kind.kind in ("list", "set"):
             made = [self._apply(kind.items[0], shape, each) for each in value]
             return set(made) if kind.kind == "set" else made
         return value
-
-
-class Reply:
-    """What a method call returns on the wire: field 0 of the result struct."""
-    __slots__ = ("success",)
-
-    def __init__(self) -> None:
-        self.success: Any = None
 
 
 BINARY = "application/vnd.apache.thrift.binary"
@@ -3221,24 +3203,14 @@ def encode_message(media: str, name: str, kind: int, sequence: int, body: Thrift
 
 def encode_reply(media: str, name: str, sequence: int, response: ThriftStruct) -> bytes:
     """A reply message that carries `response`."""
-    protocol = _protocol(media)
-    protocol.writeMessageBegin(name, TMessageType.REPLY, sequence)
-    protocol.writeStructBegin("result")
-    protocol.writeFieldBegin("success", TType.STRUCT, 0)
-    response.write(protocol)
-    protocol.writeFieldEnd()
-    protocol.writeFieldStop()
-    protocol.writeStructEnd()
-    protocol.writeMessageEnd()
-    return protocol.trans.getvalue()
+    return encode_message(media, name, TMessageType.REPLY, sequence, api.Reply(response))
 
 
 class BadMessage(ValueError):
     """Bytes that are no Thrift message, or not the one expected."""
 
 
-_DECODE_ERRORS = (TException, EOFError, ValueError, OverflowError, MemoryError, TypeError, KeyError,
-                  IndexError,
+_DECODE_ERRORS = (TException, EOFError, ValueError, OverflowError, MemoryError, TypeError, LookupError,
                   RecursionError, struct.error)
 
 
@@ -3265,14 +3237,12 @@ def decode_reply(media: str, name: str, data: bytes, projection: Optional[Projec
             raise BadMessage("the scheduler does not know or cannot run %s: %s" % (name, problem.message))
         if kind != TMessageType.REPLY or answered != name:
             raise BadMessage("an answer to %r where one to %r was due" % (answered, name))
-        reply = Reply()
-        fast = protocol._fast_decode
-        whole = [api.Response, api.Response.thrift_spec]
-        spec = ((0, TType.STRUCT, "success", projection.arguments if fast and projection else whole, None),)
-        if fast:
-            fast(reply, protocol, [Reply, spec])
+        reply = api.Reply()
+        if projection and protocol._fast_decode:
+            spec = ((0, TType.STRUCT, "success", projection.arguments, None),)
+            protocol._fast_decode(reply, protocol, [api.Reply, spec])
         else:
-            protocol.readStruct(reply, spec)
+            reply.read(protocol)
             if projection and reply.success is not None:
                 reply.success = projection.apply(reply.success)
     except BadMessage:
@@ -4390,8 +4360,8 @@ def read_clusters(path: str) -> List[Cluster]:
     if not isinstance(entries, list) or not all(isinstance(e, dict) and isinstance(e.get("name", ""), str)
                                                 for e in entries):
         raise ValueError("%s: expected a list of objects with a name each" % path)
-    return [_read_cluster(each, "%s: cluster %s" % (path, each["name"]))
-            for each in entries if "name" in each]
+    return [_read_cluster(each, "%s: cluster %s" % (path, each["name"])) for each in entries
+            if "name" in each]
 
 
 def _read_cluster(entry: Json, where: str) -> Cluster:
@@ -5031,7 +5001,8 @@ _WORD = (1 << 64) - 1
 _MOST = (1 << 63) - 1
 _OBJECT: Any = object
 _EXCEPTION: Any = BaseException
-_REMOVED = (0, None)        # a place in a _Table that was taken
+_REMOVED = ()       # a place in a _Table that was taken; like one that never was it is not true
+_SIZED = (set, frozenset, dict)     # for as many keys as these have room is made before
 
 
 def _signed(number: int) -> int:
@@ -5048,7 +5019,7 @@ def _hash_number(value: Any) -> int:
             high = int(part * 2147483648.0)
             return high + int((part * 2147483648.0 - high) * 2147483648.0) + (exponent << 15)
         value = int(value)
-    if -_MOST - 1 <= value <= _MOST:
+    if not _long_mark(value):
         return int(value)
     made, left = 0, abs(value)
     for shift in range((left.bit_length() - 1) // 30 * 30, -1, -30):
@@ -5142,7 +5113,7 @@ class _Table:
     def remove(self, key: Any) -> None:
         made = _hash(key)
         for place, entry in enumerate(self.places):
-            if entry is not None and entry is not _REMOVED and entry[0] == made and entry[1] == key:
+            if entry and entry[0] == made and entry[1] == key:
                 self.places[place] = _REMOVED
                 self.used -= 1
                 return
@@ -5150,15 +5121,15 @@ class _Table:
     def first(self) -> Any:
         """What popitem() and pop() take."""
         place = 0
-        if self.places[0] is None or self.places[0] is _REMOVED:
+        if not self.places[0]:
             place = self.finger if 1 <= self.finger < len(self.places) else 1
-            while self.places[place] is None or self.places[place] is _REMOVED:
+            while not self.places[place]:
                 place = place + 1 if place + 1 < len(self.places) else 1
         self.finger = place + 1
         return self.places[place][1]
 
     def entries(self) -> List[Tuple[int, Any]]:
-        return [each for each in self.places if each is not None and each is not _REMOVED]
+        return list(filter(None, self.places))
 
     def keys(self) -> List[Any]:
         return [each[1] for each in self.entries()]
@@ -5211,7 +5182,7 @@ class _Dict(Dict[Any, Any], metaclass=_Kind):       # type: ignore[misc]
     @classmethod
     def fromkeys(cls, keys: Any, value: Any = None) -> Any:
         made = cls()
-        bulk = isinstance(keys, (set, frozenset, dict))
+        bulk = isinstance(keys, _SIZED)
         made._table = _Table(len(keys) // 2 * 3 if bulk else 0)
         for key in keys:
             if bulk:
@@ -5239,16 +5210,12 @@ class _Dict(Dict[Any, Any], metaclass=_Kind):       # type: ignore[misc]
         return [(key, dict.__getitem__(self, key)) for key in self]
 
     def __delitem__(self, key: Any) -> None:
-        table = self._known()
-        dict.__delitem__(self, key)
-        table.remove(key)
+        _Dict.pop(self, key)
 
     def pop(self, key: Any, *default: Any) -> Any:
-        if key not in self:
-            return dict.pop(self, key, *default)
-        value = self[key]
-        del self[key]
-        return value
+        if key in self:
+            self._known().remove(key)
+        return dict.pop(self, key, *default)
 
     def popitem(self) -> Tuple[Any, Any]:
         if not self:
@@ -5306,11 +5273,8 @@ class _Default(_Dict, collections.defaultdict):     # type: ignore[type-arg, mis
 class _Counter(_Dict, collections.Counter):     # type: ignore[type-arg, misc]
     """collections.Counter."""
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        self.update(*given, **named)
-
     def update(self, *given: Any, **named: Any) -> None:
-        for each in given + ((_Dict(named.items()),) if named else ()):
+        for each in given + (named,):
             for key, count in each.items() if isinstance(each, dict) else ((key, 1) for key in each):
                 self[key] = self.get(key, 0) + count
 
@@ -5364,17 +5328,11 @@ class _Unordered:
         return self._like(made if others else _Set(self))
 
     def difference(self: Any, *others: Any) -> Any:
-        taken = [each if isinstance(each, (set, frozenset, dict)) else _Set(each) for each in others]
+        taken = [each if isinstance(each, _SIZED) else _Set(each) for each in others]
         return self._like(_Set([each for each in self if not any(each in other for other in taken)]))
 
     def symmetric_difference(self: Any, other: Any) -> Any:
-        made = _Set(other)
-        for each in self:
-            if each in made:
-                made.remove(each)
-            else:
-                made.add(each)
-        return self._like(made)
+        return self._like(_Set(other).symmetric_difference_update(self))
 
     __or__, __and__, __sub__, __xor__ = union, intersection, difference, symmetric_difference
 
@@ -5389,7 +5347,7 @@ class _Set(_Unordered, set):        # type: ignore[type-arg, misc]
 
     def update(self, *others: Any) -> None:
         for other in others:
-            bulk = isinstance(other, (set, frozenset, dict))
+            bulk = isinstance(other, _SIZED)
             if bulk:
                 self._table.reserve(len(other))
             for each in other:
@@ -5433,7 +5391,7 @@ class _Set(_Unordered, set):        # type: ignore[type-arg, misc]
         return self
 
     def symmetric_difference_update(self, other: Any) -> Any:
-        for each in other if isinstance(other, (set, frozenset, dict)) else _Set(other):
+        for each in other if isinstance(other, _SIZED) else _Set(other):
             (self.discard if each in self else self.add)(each)
         return self
 
@@ -5522,8 +5480,8 @@ def _repr(value: Any) -> str:
     kind: Any = type(value)
     if kind is str:
         return _quoted_text(value, _bytes(value))
-    if kind is int and not -_MOST - 1 <= value <= _MOST:
-        return "%dL" % value
+    if kind is int:
+        return "%d%s" % (value, _long_mark(value))
     if isinstance(value, collections.OrderedDict):
         return "OrderedDict(%s)" % (_repr(list(value.items())) if value else "")
     if kind is list:
@@ -5536,7 +5494,7 @@ def _repr(value: Any) -> str:
             return "defaultdict(%s, %s)" % (_repr(value.default_factory), shown)
         return "Counter(%s)" % shown if isinstance(value, _Counter) else shown
     if isinstance(value, _Unordered):
-        return "%s([%s])" % ("set" if isinstance(value, _Set) else "frozenset", ", ".join(map(_repr, value)))
+        return "%s(%s)" % ("set" if isinstance(value, _Set) else "frozenset", _repr(list(value)))
     if isinstance(value, BaseException) and kind.__repr__ is _EXCEPTION.__repr__:
         return kind.__name__ + _repr(value.args)
     own = isinstance(value, type) and value.__module__ in ("builtins", __name__)
@@ -5575,38 +5533,37 @@ def _modulo(left: Any, right: Any) -> Any:
     named = hasattr(type(right), "__getitem__") and not isinstance(right, (str, tuple))
     queue = list(right) if isinstance(right, tuple) else [right]
     marked = isinstance(left, _Unicode)
-    parts, place = [], 0
 
     def following() -> Any:
         if not queue:
             raise TypeError("not enough arguments for format string")
         return queue.pop(0)
-    for found in _CONVERSION.finditer(left):
+
+    def filled(found: Any) -> str:
+        nonlocal marked
         key, flags, width, precision, kind = found.groups()
-        parts.append(str.__getitem__(left, slice(place, found.start())))
-        place = found.end()
         if kind == "%":
-            parts.append("%")
-            continue
-        width = str(following()) if width == "*" else width
-        precision = ".%d" % following() if precision == ".*" else precision
+            return "%"
+        width = str(following()) if width == "*" else width or ""
+        precision = ".%d" % following() if precision == ".*" else precision or ""
         if key is not None and not named:
             raise TypeError("format requires a mapping")
         value = right[key] if key is not None else following()
         if kind in "sr":
             value = _repr(value) if kind == "r" else _Unicode(value) if marked else _str(value)
             marked = marked or isinstance(value, _Unicode)
+            kind = "s"
         elif kind in "oxX" and isinstance(value, float):
             value = int(value)
         elif kind == "o" and "#" in flags and isinstance(value, int):
             value, kind, flags = _oct(value).rstrip("L"), "s", flags.replace("#", "")
-        parts.append(("%" + flags + (width or "") + (precision or "") + kind.replace("r", "s")) % (value,))
-    rest = str.__getitem__(left, slice(place, None))
-    if "%" in rest:
+        return ("%" + flags + width + precision + kind) % (value,)
+    made = _CONVERSION.sub(filled, left)
+    if "%" in _CONVERSION.sub("", left):
         raise ValueError("incomplete format")
     if queue and not named:
         raise TypeError("not all arguments converted during string formatting")
-    return (_Unicode if marked else str)("".join(parts) + rest)
+    return (_Unicode if marked else str)(made)
 
 
 def _format_value(value: Any, how: str = "") -> str:
@@ -5643,9 +5600,8 @@ def _safe_format(template: Any, *arguments: Any, **named: Any) -> str:
 # Comparison. What has no order of its own goes by the name of its type, after None and numbers.
 
 _ORDERS: Dict[str, Callable[[Any, Any], Any]] = {
-    "Lt": lambda a, b: a < b, "LtE": lambda a, b: a <= b, "Gt": lambda a, b: a > b,
-    "GtE": lambda a, b: a >= b, "Eq": lambda a, b: a == b, "NotEq": lambda a, b: a != b,
-    "Is": lambda a, b: a is b, "IsNot": lambda a, b: a is not b,
+    "Lt": operator.lt, "LtE": operator.le, "Gt": operator.gt, "GtE": operator.ge, "Eq": operator.eq,
+    "NotEq": operator.ne, "Is": operator.is_, "IsNot": operator.is_not,
     "In": lambda a, b: a in b, "NotIn": lambda a, b: a not in b}
 
 
@@ -5653,7 +5609,7 @@ def _compare(left: Any, right: Any) -> int:
     """cmp()"""
     with contextlib.suppress(TypeError):
         return 0 if left == right else -1 if left < right else 1 if left > right else _by_kind(left, right)
-    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)) and type(left) is type(right):
+    if isinstance(left, (list, tuple)) and type(left) is type(right):
         return next((found for found in map(_compare, left, right) if found), _compare(len(left), len(right)))
     if isinstance(left, dict) and isinstance(right, dict):
         if len(left) != len(right):
@@ -5692,8 +5648,7 @@ def _ordered(names: str, *values: Any) -> Any:
 
 
 def _key_of(cmp: Any, key: Any) -> Any:
-    import functools
-    ordered = functools.cmp_to_key(cmp or _compare)
+    ordered = cmp_to_key(cmp or _compare)
     return lambda each: ordered(key(each) if key else each)
 
 
@@ -5705,8 +5660,8 @@ def _sorted(items: Iterable[Any], cmp: Any = None, key: Any = None, reverse: boo
     return sorted(given, key=_key_of(cmp, key), reverse=bool(reverse))
 
 
-def _sort(items: List[Any], cmp: Any = None, key: Any = None, reverse: bool = False) -> None:
-    items[:] = _sorted(items, cmp, key, reverse)
+def _sort(items: List[Any], *how: Any, **named: Any) -> None:
+    items[:] = _sorted(items, *how, **named)
 
 
 def _extreme(native: Callable[..., Any]) -> Callable[..., Any]:
@@ -5775,10 +5730,10 @@ def _divide(left: Any, right: Any) -> Any:
 # Functions.
 
 def _map(work: Any, *lists: Any) -> List[Any]:
-    if len(lists) == 1:
-        return list(lists[0]) if work is None else [work(each) for each in lists[0]]
     rows = itertools.zip_longest(*lists)
-    return list(rows) if work is None else [work(*row) for row in rows]
+    if work is None:
+        return list(lists[0] if len(lists) == 1 else rows)
+    return [work(*row) for row in rows]
 
 
 def _filter(test: Any, items: Any) -> Any:
@@ -5800,11 +5755,6 @@ def _raised(kind: Any, value: Any = None, trace: Any = None) -> Any:
     if not isinstance(kind, type) or value is not None and isinstance(value, kind):
         return value if isinstance(kind, type) else kind
     return kind(*value) if isinstance(value, tuple) else kind() if value is None else kind(value)
-
-
-def _keywords(named: Json) -> Any:
-    """What a function has as **named."""
-    return _Dict(named.items())
 
 
 def _encode(text: Any, encoding: str = "utf-8", errors: str = "strict") -> Any:
@@ -5875,8 +5825,8 @@ def _opaque(real: Any) -> Any:
 
 _TYPE = _kind("type", object, _type, lambda value: isinstance(value, type))
 _STR = _kind("str", str, _plain_str, lambda value: isinstance(value, str) and not isinstance(value, _Unicode))
-_INT = _kind("int", int, _int, lambda value: isinstance(value, int) and -_MOST - 1 <= value <= _MOST)
-_LONG = _kind("long", int, _long, lambda value: isinstance(value, int) and not -_MOST - 1 <= value <= _MOST)
+_INT = _kind("int", int, _int, lambda value: isinstance(value, int) and not _long_mark(value))
+_LONG = _kind("long", int, _long, lambda value: isinstance(value, int) and bool(_long_mark(value)))
 _FLOAT = _kind("float", float, _float, lambda value: isinstance(value, float))
 _Unicode.__name__, _Dict.__name__, _Set.__name__, _FrozenSet.__name__ = "unicode", "dict", "set", "frozenset"
 _STANDING: Dict[Any, Any] = {str: _STR, int: _INT, float: _FLOAT, dict: _Dict, set: _Set,
@@ -5888,12 +5838,12 @@ _STANDING.update((each, each) for each in (list, tuple, bool, complex, type(None
 def _listing(name: str) -> Callable[[Any], Any]:
     def listed(mapping: Any) -> Any:
         made = getattr(mapping, name)()
-        return list(made) if isinstance(made, (collections.abc.KeysView, collections.abc.ValuesView,
-                                               collections.abc.ItemsView)) else made
+        return list(made) if isinstance(made, _VIEW) else made
     return listed
 
 
 _MAPPINGS = (dict, collections.ChainMap)
+_VIEW: Any = collections.abc.MappingView
 # Attributes that Python 3 does not have, or has with another meaning: whose, and what is called instead.
 _OLDER: Dict[str, Tuple[Any, Callable[..., Any]]] = {
     "format": (str, _safe_format), "encode": (str, _encode), "decode": (str, _decode),
@@ -5911,7 +5861,7 @@ def _attribute(value: Any, name: str) -> Any:
     """value.name, where that is one of those above."""
     kinds, work = _OLDER.get(name, ((), len))
     own = (value if isinstance(value, type) else type(value)).__module__ == "config"
-    if isinstance(value, type) and kinds and issubclass(value, kinds) and not own:
+    if isinstance(value, type) and issubclass(value, kinds) and not own:
         return work
     if isinstance(value, kinds) and not own:
         return partial(work, value)
@@ -6007,8 +5957,8 @@ _REPLACED = {       # of the built-in names, and those that _Reading and _Older 
     "getattr": _getattr, "hasattr": _hasattr, "StandardError": Exception,
     "__divide__": _divide, "__modulo__": _modulo, "__ordered__": _ordered, "__attribute__": _older_attribute,
     "__type__": _type, "__display__": _display, "__dict_of__": _Dict, "__set_of__": _Set, "__rich__": _rich,
-    "__unicode__": _Unicode, "__keywords__": _keywords, "__hashed__": object.__hash__, "__vars__": _vars,
-    "__own__": _own}
+    "__unicode__": _Unicode, "__keywords__": lambda named: _Dict(named.items()),
+    "__hashed__": object.__hash__, "__vars__": _vars, "__own__": _own, "__first__": operator.itemgetter(0)}
 
 
 # Modules. What one gives in the place of what Python 3 has, or in addition.
@@ -6017,20 +5967,9 @@ class _Digest:
     """A hash of hashlib that takes and gives text."""
 
     def __init__(self, made: Any) -> None:
-        self._made = made
         self.digest_size, self.block_size, self.name = made.digest_size, made.block_size, made.name
-
-    def update(self, text: Any) -> None:
-        self._made.update(_bytes(text))
-
-    def digest(self) -> Any:
-        return _text_of(self._made.digest())
-
-    def hexdigest(self) -> Any:
-        return self._made.hexdigest()
-
-    def copy(self) -> Any:
-        return _Digest(self._made.copy())
+        self.update, self.digest, self.hexdigest = map(_of_bytes, (made.update, made.digest, made.hexdigest))
+        self.copy = lambda: _Digest(made.copy())
 
 
 def _hashed(kind: str, text: Any = "") -> _Digest:
@@ -6059,6 +5998,10 @@ def _loads(text: Any, *given: Any, **named: Any) -> Any:
     return _as_unicode(json.loads(text, **named))
 
 
+def _taken(holder: Any, names: str) -> Json:
+    return {name: getattr(holder, name) for name in names.split()}
+
+
 def _randomness() -> Json:
     """Python 2's way from the same Mersenne twister to other numbers."""
     class Random(random.Random):
@@ -6066,12 +6009,12 @@ def _randomness() -> Json:
             super().seed(a if a is None or isinstance(a, int) else _hash(a) & _WORD)
 
         def randrange(self, start: int, stop: Any = None, step: int = 1) -> int:
-            first, end = (0, start) if stop is None else (start, stop)
-            count = len(range(first, end, step))
-            if count <= 0:
+            numbers = range(0, start, step) if stop is None else range(start, stop, step)
+            count = len(numbers)
+            if not numbers:
                 raise ValueError("empty range for randrange()")
-            return first + step * (int(self.random() * count) if count < 1 << 53 else self.getrandbits(
-                count.bit_length() + 1) % count)
+            return numbers[int(self.random() * count) if count < 1 << 53 else self.getrandbits(
+                count.bit_length() + 1) % count]
 
         def randint(self, a: int, b: int) -> int:
             return self.randrange(a, b + 1)
@@ -6104,14 +6047,12 @@ def _randomness() -> Json:
         def expovariate(self, lambd: float) -> float:
             return -math.log(1.0 - self.random()) / lambd
     shared = Random()
-    return dict({name: getattr(shared, name) for name in _MODULES["random"].split() if name != "Random"},
-                Random=Random)
+    return dict(_taken(shared, _MODULES["random"]), Random=Random)
 
 
 def _string_functions() -> Json:
-    made: Json = {name: getattr(str, name) for name in (
-        "split rsplit splitlines lower upper strip lstrip rstrip replace find rfind index rindex "
-        "count capitalize swapcase ljust rjust center zfill expandtabs").split()}
+    made = _taken(str, "split rsplit splitlines lower upper strip lstrip rstrip replace find rfind index "
+                       "rindex count capitalize swapcase ljust rjust center zfill expandtabs")
 
     def maketrans(old: str, new: str) -> str:
         return "".join(map(chr, range(256))).translate(str.maketrans(old, new))
@@ -6126,9 +6067,8 @@ def _string_functions() -> Json:
 
 
 def _quote_path(text: Any, safe: str = "/") -> str:
-    return "".join(part if part == "~" and "~" in safe else "%7E" if part == "~"
-                   else urllib.parse.quote(_bytes(part), safe)
-                   for part in re.split("(~)", text))
+    quoted = urllib.parse.quote(_bytes(text), safe)
+    return quoted if "~" in safe else quoted.replace("~", "%7E")
 
 
 def _quote_plus(text: Any, safe: str = "") -> str:
@@ -6141,69 +6081,57 @@ def _urlencode(query: Any, doseq: Any = 0) -> str:
         value if doseq and isinstance(value, (list, tuple)) else [value]))
 
 
-def _attributes(path: str) -> Callable[[Any], Any]:
+def _attributes(*paths: str) -> Callable[[Any], Any]:
+    """operator.attrgetter"""
     def found(value: Any) -> Any:
-        for name in path.split("."):
-            value = _getattr(value, name)
-        return value
+        made = tuple(reduce(_getattr, path.split("."), value) for path in paths)
+        return made[0] if len(made) == 1 else made
     return found
 
 
+# What a module gives that Python 3's of that name, or of its new name, does not.
+_GIVEN: Dict[str, Json] = {
+    "json": {"dumps": _dumps, "loads": _loads},
+    "math": {"floor": lambda number: float(math.floor(number)),
+             "ceil": lambda number: float(math.ceil(number))},
+    "collections": {"defaultdict": _Default, "Counter": _Counter},
+    "string": _string_functions(),
+    "itertools": {"izip": zip, "ifilter": filter,
+                  "imap": lambda work, *lists: zip(*lists) if work is None else map(work, *lists),
+                  "ifilterfalse": itertools.filterfalse,
+                  "izip_longest": itertools.zip_longest},
+    "fractions": {"gcd": math.gcd},
+    # without the memo, which would show what it went through
+    "copy": {"deepcopy": lambda value: copy.deepcopy(value)},
+    "functools": {"wraps": lambda like, *_: lambda work: work},
+    "contextlib": {"contextmanager": lambda work: work},
+    "operator": dict({name: partial(_ordered, kind) for name, kind in (
+        ("lt", "Lt"), ("le", "LtE"), ("gt", "Gt"), ("ge", "GtE"))}, div=_divide, mod=_modulo,
+        attrgetter=_attributes,
+        methodcaller=lambda name, *given, **named: lambda value: _getattr(value, name)(*given, **named)),
+    "urllib": {"quote": _quote_path, "quote_plus": _quote_plus, "urlencode": _urlencode},
+    "types": dict({kind + "Type": each for kind, each in (
+        ("String", _STR), ("Unicode", _Unicode), ("Int", _INT), ("Long", _LONG), ("Float", _FLOAT),
+        ("Boolean", bool), ("List", list), ("Tuple", tuple), ("Dict", _Dict), ("None", type(None)),
+        ("Type", _TYPE), ("Class", _TYPE), ("Function", _type(_type)), ("Lambda", _type(_type)),
+        ("BuiltinFunction", _type(len)), ("Generator", _type(None for _ in "")), ("Object", object))},
+        StringTypes=(_STR, _Unicode)),
+    "md5": dict.fromkeys(("new", "md5"), partial(_hashed, "md5")),
+    "sha": dict.fromkeys(("new", "sha"), partial(_hashed, "sha1"))}
+
+
 def _replacements(name: str) -> Json:
-    """What a module gives that Python 3's of that name, or of its new name, does not."""
-    made: Json
-    module: Any = sys.modules.get(_RENAMED.get(name, name))
-    if name == "json":
-        return {"dumps": _dumps, "loads": _loads}
-    if name == "math":
-        return {"floor": lambda number: float(math.floor(number)),
-                "ceil": lambda number: float(math.ceil(number))}
-    if name == "collections":
-        return {"defaultdict": _Default, "Counter": _Counter}
-    if name in ("hashlib", "md5", "sha"):
-        made = {each: partial(_hashed, each) for each in _MODULES["hashlib"].split()}
-        old = partial(_hashed, "sha1" if name == "sha" else "md5")
-        return dict(made, new=_hashed) if name == "hashlib" else {"new": old, name: old}
+    """What _GIVEN has, and what is made only where it is asked for."""
+    names = _MODULES[name].split()
+    if name == "hashlib":
+        return dict({each: partial(_hashed, each) for each in names}, new=_hashed)
     if name in ("base64", "binascii", "struct"):
-        made = {each: _of_bytes(getattr(module, each)) for each in _MODULES[name].split()}
-        if name == "base64":
-            made.update(encodestring=_of_bytes(module.encodebytes),
-                        decodestring=_of_bytes(module.decodebytes))
-        return made
-    if name == "random":
-        return _randomness()
-    if name == "string":
-        return _string_functions()
-    if name == "itertools":
-        return {"izip": zip, "imap": lambda work, *lists: zip(*lists) if work is None else map(work, *lists),
-                "ifilter": filter, "ifilterfalse": itertools.filterfalse,
-                "izip_longest": itertools.zip_longest}
-    if name == "fractions":
-        return {"gcd": math.gcd}
-    if name == "copy":      # without the memo, which would show what it went through
-        return {"deepcopy": lambda value: copy.deepcopy(value)}
-    if name == "functools":
-        return {"wraps": lambda like, *_: lambda work: work}
-    if name == "contextlib":
-        return {"contextmanager": lambda work: work}
-    if name == "operator":
-        return dict({short: lambda a, b, long=long: _ordered(long, a, b) for short, long in (
-            ("lt", "Lt"), ("le", "LtE"), ("gt", "Gt"), ("ge", "GtE"))}, div=_divide, mod=_modulo,
-            attrgetter=lambda *paths: _attributes(paths[0]) if len(paths) == 1 else lambda value: tuple(
-                _attributes(path)(value) for path in paths),
-            methodcaller=lambda name, *given, **named: lambda value: _getattr(value, name)(*given, **named))
-    if name == "urllib":
-        return {"quote": _quote_path, "quote_plus": _quote_plus, "urlencode": _urlencode}
+        made = {each: _of_bytes(getattr(sys.modules[name], each)) for each in names}
+        return dict(made, encodestring=_of_bytes(base64.encodebytes),
+                    decodestring=_of_bytes(base64.decodebytes)) if name == "base64" else made
     if name == "pipes":
         return {"quote": __import__("shlex").quote}
-    if name == "types":
-        made = {kind + "Type": each for kind, each in (
-            ("String", _STR), ("Unicode", _Unicode), ("Int", _INT), ("Long", _LONG), ("Float", _FLOAT),
-            ("Boolean", bool), ("List", list), ("Tuple", tuple), ("Dict", _Dict), ("None", type(None)),
-            ("Type", _TYPE), ("Class", _TYPE), ("Function", _type(_type)), ("Lambda", _type(_type)),
-            ("BuiltinFunction", _type(len)), ("Generator", _type(None for _ in "")), ("Object", object))}
-        return dict(made, StringTypes=(_STR, _Unicode))
-    return {}
+    return _randomness() if name == "random" else _GIVEN.get(name, {})
 
 
 class _Unset(KeyError):
@@ -6249,14 +6177,13 @@ def _system(name: str, evaluation: Any) -> Json:
     def expanded(text: str) -> str:
         return re.sub(r"\$(?:(\w+)|\{([^}]*)\})", lambda found: environ.get(
             found.group(1) or found.group(2), found.group()), text)
-    path = _Namespace(dict({each: getattr(os.path, each) for each in (
-        "join basename dirname split splitext normpath isabs commonprefix normcase sep pardir "
-        "curdir extsep").split()}, expandvars=expanded), "os.path")
+    path = _Namespace(dict(_taken(os.path, "join basename dirname split splitext normpath isabs commonprefix "
+                                           "normcase sep pardir curdir extsep"), expandvars=expanded),
+                      "os.path")
     if name == "os.path":
         return path.__dict__
-    return {"environ": environ, "getenv": environ.get, "path": path, "sep": "/", "linesep": "\n",
-            "pathsep": ":", "curdir": ".", "pardir": "..", "extsep": ".", "name": "posix",
-            "devnull": "/dev/null"}
+    return dict(_taken(os, "sep linesep pathsep curdir pardir extsep name devnull"), environ=environ,
+                getenv=environ.get, path=path)
 
 
 # Syntax: first token by token, then by the tree.
@@ -6275,6 +6202,7 @@ _HIGH = re.compile(r"((?:\\x[89a-fA-F][0-9a-fA-F]|\\[23][0-7][0-7])+)|\\(.)", re
 _RENAMED_NAMES = {"async": "\uff41sync", "await": "\uff41wait", "nonlocal": "nonloc\uff41l"}
 
 
+_DEEPER = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 MAX_BRACKETS = 100      # within one another
 
 
@@ -6284,27 +6212,26 @@ class _Reading:
     text: what came of it; tuples: the text of tuple parameters by the names that stand in their places."""
 
     def __init__(self, source: str) -> None:
-        self.pieces: List[List[str]] = [[found.lastgroup or "", found.group()]
-                                        for found in _PIECES.finditer(source)]
+        pieces = list(_PIECES.finditer(source))
+        self.kinds, self.texts = [each.lastgroup for each in pieces], [each.group() for each in pieces]
         self.tuples: Dict[str, str] = {}
         future = " ".join(re.findall(r"\bfrom[ \t]+__future__[ \t]+import[ \t]*(\([^)]*\)|[^\n;#]*)", source))
         self.future = set(re.findall(r"\w+", future))
         leading = re.findall(r"(?m)^[ \t]+(?=[^\s#])", source)
         self.mixed = any("\t" in each for each in leading) and any(" " in each for each in leading)
         self.ticks = 0
-        self.loops = ["name", "for"] in self.pieces
+        self.loops = "for" in self.texts
         self.read()
-        self.text = "".join(text for _, text in self.pieces)
+        self.text = "".join(self.texts)
 
     def read(self) -> None:
         depth, start, head = 0, -1, False
         lambdas: List[Tuple[int, int]] = []
         lists: List[int] = []
-        for place, piece in enumerate(self.pieces):
-            kind, text = piece
+        for place, (kind, text) in enumerate(zip(self.kinds, self.texts)):
             if kind in ("space", "comment"):
-                if self.mixed and start < 0 and (place == 0 or self.pieces[place - 1][0] == "line"):
-                    piece[1] = text.expandtabs(8)
+                if self.mixed and start < 0 and (place == 0 or self.kinds[place - 1] == "line"):
+                    self.texts[place] = text.expandtabs(8)
                 continue
             if kind == "line":
                 if depth == 0 and start >= 0:
@@ -6313,16 +6240,13 @@ class _Reading:
                 continue
             if start < 0:
                 start, head, lambdas = place, text in _HEADS, []
-            if kind == "sign" and text in "([{":
-                depth += 1
-                if depth > MAX_BRACKETS:
-                    raise self.wrong(place, "too many nested brackets")
-                if text == "[":
-                    lists.append(place)
-            elif kind == "sign" and text in ")]}":
-                depth -= 1
-                if text == "]":
-                    self.listing(lists.pop() if lists else start, place)
+            depth += _DEEPER.get(text, 0)
+            if depth > MAX_BRACKETS:
+                raise self.wrong(place, "too many nested brackets")
+            if text == "[":
+                lists.append(place)
+            elif text == "]":
+                self.listing(lists.pop() if lists else start, place)
             elif text == "lambda":
                 lambdas.append((depth, place))
             elif text == ":" and lambdas and lambdas[-1][0] == depth:
@@ -6330,9 +6254,9 @@ class _Reading:
             elif depth == 0 and text == (":" if head else ";"):
                 self.statement(start, place)
                 start = -1
-            self.piece(piece, place, start)
+            self.texts[place] = self.piece(kind, text, place)
         if start >= 0:
-            self.statement(start, len(self.pieces))
+            self.statement(start, len(self.texts))
 
     def listing(self, start: int, end: int) -> None:
         """[x for x in 1, 2] has a tuple without brackets."""
@@ -6345,49 +6269,49 @@ class _Reading:
         rest = [each for each in places if each > first]
         last = min([each for word in ("for", "if") for each in self.outer(rest, word)] + [end])
         if self.outer([each for each in rest if each < last], ","):
-            self.pieces[first][1] += " ("
-            self.pieces[max(each for each in rest if each < last)][1] += ")"
+            self.texts[first] += " ("
+            self.texts[max(each for each in rest if each < last)] += ")"
 
     def solid(self, start: int, end: int) -> List[int]:
         """The places of what is no space."""
         spaces = ("space", "comment", "line")
-        return [place for place in range(start, end) if self.pieces[place][0] not in spaces]
+        return [place for place in range(start, end) if self.kinds[place] not in spaces]
 
     def outer(self, places: Sequence[int], wanted: str) -> List[int]:
         """Where in `places` a text stands outside of all brackets."""
         depth, found = 0, []
         for place in places:
-            text = self.pieces[place][1]
-            depth += (text in ("(", "[", "{")) - (text in (")", "]", "}"))
-            if text == wanted and depth == 0:
+            depth += _DEEPER.get(self.texts[place], 0)
+            if self.texts[place] == wanted and depth == 0:
                 found.append(place)
         return found
 
-    def piece(self, piece: List[str], place: int, start: int) -> None:
-        kind, text = piece
+    def piece(self, kind: Optional[str], text: str, place: int) -> str:
         if kind == "number":
             if "_" in text:
                 raise self.wrong(place, "%s is not a number; write %s" % (text, text.replace("_", "")))
             whole = text.rstrip("lL")
-            piece[1] = "0o" + whole if re.fullmatch(r"0[0-7]+", whole) and whole.strip("0") else whole
-        elif text == "<>":
-            piece[1] = "!="
-        elif text == "`":
+            return "0o" + whole if re.fullmatch(r"0[0-7]+", whole) and whole.strip("0") else whole
+        if text == "<>":
+            return "!="
+        if text == "`":
             self.ticks += 1
-            piece[1] = "repr_((" if self.ticks % 2 else "))"
-        elif kind == "text":
-            piece[1] = self.literal(text)
-        elif text in _RENAMED_NAMES:
-            kind, after = next((each for each in self.pieces[place + 1:] if each[0] != "space"), ["", ""])
+            return "repr_((" if self.ticks % 2 else "))"
+        if kind == "text":
+            return self.literal(text)
+        if text in _RENAMED_NAMES:
+            kind, after = next((each for each in zip(self.kinds[place + 1:], self.texts[place + 1:])
+                                if each[0] != "space"), ("", ""))
             own = (after in ("def", "for", "with") if text == "async" else kind in ("name", "text", "number")
                    and after not in ("if", "else", "for", "in", "is", "not", "and", "or"))
-            if not own:
-                piece[1] = _RENAMED_NAMES[text]
+            return text if own else _RENAMED_NAMES[text]
+        return text
 
     def literal(self, text: str) -> str:
         """A string. Escapes that only text knows are none in bytes; bytes that are UTF-8 stand for it."""
-        prefix = text[:len(text) - len(text.lstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"))]
-        kind, body = prefix.lower(), text[len(prefix):]
+        body = text.lstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+        prefix = text[:-len(body)]
+        kind = prefix.lower()
         if "\\" not in body or "f" in kind:
             return body if kind == "b" and not body.isascii() else "u" + body if kind == "ur" else text
         if kind == "ur":
@@ -6412,7 +6336,7 @@ class _Reading:
         return changed if kind == "b" and not body.isascii() else prefix + changed
 
     def wrong(self, place: int, text: str) -> SyntaxError:
-        before = "".join(each[1] for each in self.pieces[:place])
+        before = "".join(self.texts[:place])
         error = SyntaxError(text)
         error.lineno = before.count("\n") + 1
         error.offset = len(before) - before.rfind("\n")
@@ -6423,66 +6347,63 @@ class _Reading:
         places = self.solid(start, end)
         if not places:
             return
-        word, rest = self.pieces[places[0]], places[1:]
-        first = self.pieces[rest[0]][1] if rest else ""
+        word, rest = self.texts[places[0]], places[1:]
+        first = self.texts[rest[0]] if rest else ""
         commas = self.outer(rest, ",")
-        if word[1] == "def" and len(rest) > 1:
+        if word == "def" and len(rest) > 1:
             self.parameters(rest[0], rest[-1])
-        elif word[1] == "except" and commas and not self.outer(rest, "as"):
-            self.pieces[commas[0]][1] = " as "
-        elif word[1] == "raise" and commas:
+        elif word == "except" and commas and not self.outer(rest, "as"):
+            self.texts[commas[0]] = " as "
+        elif word == "raise" and commas:
             self.call("raise raised_(", places)
-        elif word[1] in ("print", "exec") and not (word[1] == "print" and "print_function" in self.future):
-            whole = first == "(" and self.pieces[rest[-1]][1] == ")" and self.outer(rest, ")") == rest[-1:]
+        elif word in ("print", "exec") and not (word == "print" and "print_function" in self.future):
+            whole = first == "(" and self.texts[rest[-1]] == ")" and self.outer(rest, ")") == rest[-1:]
             if whole or first in ("=", ".", ",", ")", ":") or len(first) == 2 and first[1] == "=":
                 return
-            if word[1] == "exec":
+            if word == "exec":
                 for place in self.outer(rest, "in")[:1]:
-                    self.pieces[place][1] = ","
+                    self.texts[place] = ","
                 self.call("exec(", places)
                 return
             if first == ">>":
-                self.pieces[rest[0]][1] = ""
+                self.texts[rest[0]] = ""
             self.call("print_to_(" if first == ">>" else "print(", places,
                       bool(rest) and commas[-1:] == rest[-1:])
 
     def call(self, opening: str, places: Sequence[int], comma: bool = False) -> None:
-        self.pieces[places[0]][1] = opening
-        kind, text = (self.pieces[places[0] + 1:] or [["", ""]])[0]
-        if len(places) > 1 and kind == "space" and "\n" not in text:
-            self.pieces[places[0] + 1][1] = ""
-        self.pieces[places[-1]][1] += " end=' ')" if comma else ")"
+        self.texts[places[0]] = opening
+        after = places[0] + 1
+        if len(places) > 1 and self.kinds[after] == "space" and "\n" not in self.texts[after]:
+            self.texts[after] = ""
+        self.texts[places[-1]] += " end=' ')" if comma else ")"
 
     def parameters(self, start: int, end: int) -> None:
         """Names in the place of those parameters that are tuples."""
-        places = self.solid(start, end + 1)
-        opening = 1 if self.pieces[places[0]][1] == "lambda" else 2
-        index = opening
-        while index < len(places):
-            before, here = self.pieces[places[index - 1]][1], self.pieces[places[index]][1]
-            if here in ("(", "[", "{"):
-                depth, last = 0, index
-                while last < len(places):
-                    text = self.pieces[places[last]][1]
-                    depth += (text in ("(", "[", "{")) - (text in (")", "]", "}"))
-                    if depth == 0:
-                        break
-                    last += 1
-                last = min(last, len(places) - 1)
-                whole = "".join(self.pieces[each][1] for each in places[index:last + 1])
-                if here == "(" and (before == "," or index == opening) and re.fullmatch(
-                        r"[\w,()]+", whole, re.A) and "__" not in whole:
-                    name = "tuple_%d_" % len(self.tuples)
-                    self.tuples[name] = whole
-                    self.pieces[places[index]][1] = name
-                    for each in places[index + 1:last + 1]:
-                        self.pieces[each][1] = ""
-                index = last
-            index += 1
+        places = self.solid(start, end)
+        texts = [self.texts[place] for place in places]
+        first = 1 if texts[0] == "lambda" else 2
+        depth = opened = 0
+        for index in range(first, len(places)):
+            opened = index if depth == 0 else opened
+            depth += _DEEPER.get(texts[index], 0)
+            whole = "".join(texts[opened:index + 1])
+            if depth == 0 and texts[index] == ")" and (opened == first or texts[opened - 1] == ",") and (
+                    re.fullmatch(r"[\w,()]+", whole, re.A)) and "__" not in whole:
+                name = "tuple_%d_" % len(self.tuples)
+                self.tuples[name] = whole
+                self.texts[places[opened]] = name
+                for place in places[opened + 1:index + 1]:
+                    self.texts[place] = ""
+
+
+_LOAD = ast.Load()
 
 
 class _Older(ast.NodeTransformer):
-    """Calls of helpers, in a tree that was checked, where Python 2 means something else by the same words."""
+    """Calls of helpers, in a tree that was checked, where Python 2 means something else by the same words.
+
+    What a node becomes is mostly made of what its parts became: `leave_` and the node's kind names the method
+    that is called after them, `visit_` the one that sees to the parts itself."""
 
     def __init__(self, reading: _Reading, trusted: bool) -> None:
         self.reading = reading
@@ -6491,40 +6412,38 @@ class _Older(ast.NodeTransformer):
 
     def visit(self, node: ast.AST) -> Any:
         made = super().visit(node)
+        leave = getattr(self, "leave_" + type(node).__name__, None)
+        if leave is not None:
+            made = leave(node)
         for each in made if isinstance(made, list) else [made]:
             if each is not node and hasattr(node, "lineno"):
                 ast.copy_location(each, node)
         return made
 
-    def call(self, name: str, *arguments: ast.expr) -> ast.Call:
-        return ast.Call(_load(name), list(arguments), [])
-
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         if isinstance(node.value, bytes):
             return ast.Constant(_text_of(node.value))
         marked = getattr(node, "kind", None) == "u" or "unicode_literals" in self.reading.future
-        return self.call("__unicode__", node) if marked and isinstance(node.value, str) else node
+        return _call("__unicode__", node) if marked and isinstance(node.value, str) else node
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
         node.values = [each if isinstance(each, ast.Constant) else self.visit(each) for each in node.values]
         return node
 
-    def visit_Compare(self, node: ast.Compare) -> ast.AST:
-        self.generic_visit(node)
+    def leave_Compare(self, node: ast.Compare) -> ast.AST:
         names = [type(each).__name__ for each in node.ops]
         if not {"Lt", "LtE", "Gt", "GtE"} & set(names):
             return node
-        return self.call("__ordered__", ast.Constant(" ".join(names)), node.left, *node.comparators)
+        return _call("__ordered__", ast.Constant(" ".join(names)), node.left, *node.comparators)
 
     def reckoned(self, operator: ast.operator, left: ast.expr, right: ast.expr) -> Optional[ast.Call]:
         if isinstance(operator, ast.Mod):
-            return self.call("__modulo__", left, right)
+            return _call("__modulo__", left, right)
         if isinstance(operator, ast.Div) and "division" not in self.reading.future:
-            return self.call("__divide__", left, right)
+            return _call("__divide__", left, right)
         return None
 
-    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
-        self.generic_visit(node)
+    def leave_BinOp(self, node: ast.BinOp) -> ast.AST:
         return self.reckoned(node.op, node.left, node.right) or node
 
     def visit_AugAssign(self, node: ast.AugAssign) -> Any:
@@ -6542,7 +6461,7 @@ class _Older(ast.NodeTransformer):
                 before.append(ast.Assign([_store(name)], self.visit(part)))
                 setattr(holder, field, _load(name))
         left = copy.deepcopy(node.target)
-        left.ctx = ast.Load()
+        left.ctx = _LOAD
         value = self.reckoned(node.op, self.visit(left), self.visit(node.value))
         target = self.visit(node.target)
         return before + [ast.AugAssign(target, node.op, node.value) if value is None
@@ -6552,52 +6471,44 @@ class _Older(ast.NodeTransformer):
         inner = node.value.attr if isinstance(node.value, ast.Attribute) else ""
         if isinstance(node.ctx, ast.Load) and (inner, node.attr) == ("__class__", "__name__"):
             value: Any = node.value
-            kind = self.call("__type__", self.visit(value.value))
-            return self.call("__attribute__", kind, ast.Constant("__name__"))
+            kind = _call("__type__", self.visit(value.value))
+            return _call("__attribute__", kind, ast.Constant("__name__"))
         self.generic_visit(node)
         if isinstance(node.ctx, ast.Load) and (node.attr in _OLDER or node.attr in _OLDER_PLAIN):
-            return self.call("__attribute__", node.value, ast.Constant(node.attr))
+            return _call("__attribute__", node.value, ast.Constant(node.attr))
         if not self.trusted and (not isinstance(node.ctx, ast.Load) or _OWN_ATTRIBUTE.fullmatch(node.attr)):
-            node.value = self.call("__own__", node.value)
+            node.value = _call("__own__", node.value)
         return node
 
-    def visit_Dict(self, node: ast.Dict) -> ast.AST:
-        self.generic_visit(node)
+    def leave_Dict(self, node: ast.Dict) -> ast.AST:
         if any(key is None for key in node.keys):
-            return self.call("__dict_of__", node)
-        return self.call("__display__", *[ast.Tuple([key or value, value], ast.Load())
+            return _call("__dict_of__", node)
+        return _call("__display__", *[ast.Tuple([key or value, value], _LOAD)
                                           for key, value in zip(node.keys, node.values)])
 
-    def visit_Set(self, node: ast.Set) -> ast.AST:
-        self.generic_visit(node)
-        return self.call("__set_of__", ast.List(node.elts, ast.Load()))
+    def leave_Set(self, node: ast.Set) -> ast.AST:
+        return _call("__set_of__", ast.List(node.elts, _LOAD))
 
-    def visit_DictComp(self, node: ast.DictComp) -> ast.AST:
-        self.generic_visit(node)
-        return self.call("__dict_of__", ast.GeneratorExp(ast.Tuple([node.key, node.value], ast.Load()),
+    def leave_DictComp(self, node: ast.DictComp) -> ast.AST:
+        return _call("__dict_of__", ast.GeneratorExp(ast.Tuple([node.key, node.value], _LOAD),
                                                          node.generators))
 
-    def visit_SetComp(self, node: ast.SetComp) -> ast.AST:
-        self.generic_visit(node)
-        return self.call("__set_of__", ast.GeneratorExp(node.elt, node.generators))
+    def leave_SetComp(self, node: ast.SetComp) -> ast.AST:
+        return _call("__set_of__", ast.GeneratorExp(node.elt, node.generators))
 
-    def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
+    def leave_ListComp(self, node: ast.ListComp) -> ast.AST:
         """A variable that is asked for afterwards is set outside too."""
-        leaking = self.leaking.get(id(node), set())
-        self.generic_visit(node)
         for each in node.generators:
-            told = [name for name in ast.walk(each.target) if isinstance(name, ast.Name)
-                    and name.id in leaking]
-            names = [name.id for name in told]
-            for name in told:
-                name.id = ":" + name.id
-            if names:
-                kept: List[ast.expr] = [ast.NamedExpr(_store(name), _load(":" + name)) for name in names]
-                each.ifs.insert(0, ast.Tuple(kept, ast.Load()))
+            kept: List[ast.expr] = []
+            for name in ast.walk(each.target):
+                if isinstance(name, ast.Name) and name.id in self.leaking.get(id(node), ()):
+                    kept.append(ast.NamedExpr(_store(name.id), _load(":" + name.id)))
+                    name.id = ":" + name.id
+            if kept:
+                each.ifs.insert(0, ast.Tuple(kept, _LOAD))
         return node
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        self.generic_visit(node)
+    def leave_Call(self, node: ast.Call) -> ast.AST:
         name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
         if name in ("dict", "defaultdict", "update"):
             # what is written in C takes keywords from the stack: the last is put in first
@@ -6605,7 +6516,7 @@ class _Older(ast.NodeTransformer):
             stars = sum(each.arg is None for each in node.keywords)
             node.keywords[stars:] = reversed(node.keywords[stars:])
         elif name in ("vars", "locals") and isinstance(node.func, ast.Name):
-            return self.call("__vars__", self.call("__locals__"), *node.args)
+            return _call("__vars__", _call("__locals__"), *node.args)
         return node
 
     def visit_Module(self, node: ast.Module) -> ast.AST:
@@ -6642,51 +6553,39 @@ class _Older(ast.NodeTransformer):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         self.look_for_leaks(node)
         self.generic_visit(node)
-        arguments = node.args
-        lines: List[ast.stmt] = [self.unpacked(each.arg) for each in arguments.args
-                                 if each.arg in self.reading.tuples]
+        node.body[:0] = self.received(node.args)
+        return node
+
+    def received(self, arguments: ast.arguments) -> List[Any]:
+        """Assignments: of what a tuple among the parameters holds, and of a dict with Python 2's order."""
+        made: List[Any] = [ast.parse("%s = %s" % (self.reading.tuples[each.arg], each.arg)).body[0]
+                           for each in arguments.args if each.arg in self.reading.tuples]
         if arguments.kwarg is not None:
             name = arguments.kwarg.arg
-            lines.append(ast.Assign([_store(name)], self.call("__keywords__", _load(name))))
-        node.body[:0] = lines
-        return node
-
-    def unpacked(self, name: str) -> ast.Assign:
-        made = ast.parse(self.reading.tuples[name] + " = " + name).body[0]
-        assert isinstance(made, ast.Assign)
+            made.append(ast.Assign([_store(name)], _call("__keywords__", _load(name))))
         return made
 
-    def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
-        self.generic_visit(node)
-        for each in node.args.args:
-            if each.arg in self.reading.tuples:
-                made = self.unpacked(each.arg)
-                loop = ast.comprehension(made.targets[0], ast.List([made.value], ast.Load()), [], 0)
-                node.body = ast.Subscript(ast.ListComp(node.body, [loop]), _index(0), ast.Load())
-        if node.args.kwarg is not None:
-            name = node.args.kwarg.arg
-            told = self.call("__keywords__", _load(name))
-            loop = ast.comprehension(_store(name), ast.List([told], ast.Load()), [], 0)
-            node.body = ast.Subscript(ast.ListComp(node.body, [loop]), _index(0), ast.Load())
+    def leave_Lambda(self, node: ast.Lambda) -> ast.AST:
+        for each in self.received(node.args):
+            loop = ast.comprehension(each.targets[0], ast.List([each.value], _LOAD), [], 0)
+            node.body = _call("__first__", ast.ListComp(node.body, [loop]))
         return node
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        self.generic_visit(node)
+    def leave_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         own = {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
         for old, new in (("next", "__next__"), ("__nonzero__", "__bool__"), ("__div__", "__truediv__")):
             if old in own and new not in own:
                 node.body.append(ast.Assign([_store(new)], _load(old)))
         if "__cmp__" in own:
             names = [_store("__%s__" % name) for name in "lt le gt ge eq ne".split()]
-            made = self.call("__rich__", _load("__cmp__"))
+            made = _call("__rich__", _load("__cmp__"))
             node.body.append(ast.Assign([ast.Tuple(names, ast.Store())], made))
         if own & {"__cmp__", "__eq__"} and "__hash__" not in own:
             node.body.append(ast.Assign([_store("__hash__")], _load("__hashed__")))
         return node
 
-    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
+    def leave_ExceptHandler(self, node: ast.ExceptHandler) -> ast.AST:
         """The name lives on."""
-        self.generic_visit(node)
         if node.name:
             node.body.insert(0, ast.Assign([_store(node.name)], _load(":" + node.name)))
             node.name = ":" + node.name
@@ -6696,17 +6595,16 @@ class _Older(ast.NodeTransformer):
         return ast.Pass() if node.module == "__future__" else node
 
 
+def _call(name: str, *arguments: ast.expr) -> ast.Call:
+    return ast.Call(_load(name), list(arguments), [])
+
+
 def _load(name: str) -> Any:
-    return ast.Name(name, ast.Load())
+    return ast.Name(name, _LOAD)
 
 
 def _store(name: str) -> Any:
     return ast.Name(name, ast.Store())
-
-
-def _index(number: int) -> Any:
-    made: Any = ast.Constant(number)
-    return made if sys.version_info >= (3, 9) else ast.Index(made)
 
 
 def _age_pystachio() -> None:
@@ -6785,7 +6683,7 @@ _MODULES = {    # what an import gives; anything else of the module is not there
     "textwrap": "dedent indent fill wrap shorten",
     "time": "time gmtime localtime mktime strftime strptime asctime ctime",
     "random": "random randint randrange choice choices sample shuffle uniform seed gauss normalvariate "
-              "expovariate triangular getrandbits Random",
+              "expovariate triangular getrandbits",
     "getpass": "getuser",
     "pystachio": "*", "apache.aurora.config.schema.base": "*", "apache.thermos.config.schema": "*",
     "apache.thermos.config.schema_base": "*", "apache.thermos.config.schema_helpers": "*",
@@ -7672,22 +7570,26 @@ _NOBODY = 65534
 _GENERIC_CALLS = (57, 63, 64, 72, 73, 93, 94, 98, 99, 113, 114, 124, 132, 134, 135, 139, 165, 169, 172, 178,
                   214, 215, 216,
                   222, 226, 233, 278, 293)
+
+
+def _first_numbers(*others: int) -> Tuple[int, ...]:
+    """The calls that have the numbers of the first Linux, and others of one machine."""
+    return tuple(sorted((1, 3, 4, 6, 20, 45, 77, 78, 91, 125, 142, 158, 163) + others))
+
+
 _SECCOMP = {
     "x86_64": (0xC000003E, (0, 1, 3, 7, 9, 10, 11, 12, 13, 14, 15, 23, 24, 25, 28, 39, 60, 96, 98, 131, 186,
                             201, 202, 228, 229, 231, 270, 271, 318, 334)),
     "aarch64": (0xC00000B7, _GENERIC_CALLS),
     "riscv64": (0xC00000F3, _GENERIC_CALLS),
-    "ppc64le": (0xC0000015, (1, 3, 4, 6, 13, 20, 45, 77, 78, 82, 90, 91, 125, 142, 158, 163, 167, 172, 173,
-                             174, 185, 205, 207, 221, 234, 246, 247, 280, 281, 300, 359, 387)),
-    "s390x": (0x80000016, (1, 3, 4, 6, 20, 45, 77, 78, 90, 91, 119, 125, 142, 158, 163, 168, 173, 174, 175,
-                           186, 219, 236, 238, 248, 260, 261, 301, 302, 304, 349, 383)),
-    "i386": (0x40000003, (1, 3, 4, 6, 13, 20, 45, 77, 78, 82, 90, 91, 119, 125, 142, 158, 163, 168, 173, 174,
-                          175, 186, 192,
-                          219, 224, 240, 252, 265, 266, 308, 309, 311, 355, 386, 403, 406, 413, 414, 422)),
-    "armv7": (0x40000028, (1, 3, 4, 6, 20, 45, 77, 78, 91, 119, 125, 142, 158, 163, 168, 173, 174, 175, 186,
-                           192, 220, 224,
-                           # cacheflush
-                           240, 248, 263, 264, 335, 336, 338, 384, 398, 403, 406, 413, 414, 422, 0xF0002)),
+    "ppc64le": (0xC0000015, _first_numbers(13, 82, 90, 167, 172, 173, 174, 185, 205, 207, 221, 234, 246, 247,
+                                           280, 281, 300, 359, 387)),
+    "s390x": (0x80000016, _first_numbers(90, 119, 168, 173, 174, 175, 186, 219, 236, 238, 248, 260, 261, 301,
+                                         302, 304, 349, 383)),
+    "i386": (0x40000003, _first_numbers(13, 82, 90, 119, 168, 173, 174, 175, 186, 192, 219, 224, 240, 252,
+                                        265, 266, 308, 309, 311, 355, 386, 403, 406, 413, 414, 422)),
+    "armv7": (0x40000028, _first_numbers(119, 168, 173, 174, 175, 186, 192, 220, 224, 240, 248, 263, 264, 335,
+                                         336, 338, 384, 398, 403, 406, 413, 414, 422, 0xF0002)),  # cacheflush
 }
 LAYERS = ("namespaces", "empty root", "user nobody", "no capabilities", "landlock", "system call filter")
 
@@ -7716,68 +7618,59 @@ def _libc() -> Any:
 def _enter_namespaces() -> List[str]:
     """Leave the machine's users, mounts, processes and network, where the kernel allows. Forks: the caller
     goes on as the first process of the new namespaces."""
-    if not sys.platform.startswith("linux"):
-        return []
     libc, user, group = _libc(), os.geteuid(), os.getegid()
-    done = []
-    if libc.unshare(_CLONE_FLAGS | (0 if user == 0 else _CLONE_NEWUSER)) == 0:
-        done.append("namespaces")
-        if user != 0:
-            with contextlib.suppress(OSError):
-                for path, text in (("setgroups", "deny"), ("uid_map", "%d %d 1" % (_NOBODY, user)),
-                                   ("gid_map", "%d %d 1" % (_NOBODY, group))):
-                    with open("/proc/self/" + path, "w", encoding="ascii") as stream:
-                        stream.write(text)
-        child = os.fork()
-        if child:
-            # The outer process only waits, and ends as its child does.
-            with contextlib.suppress(OSError, ChildProcessError):
-                os.waitpid(child, 0)
-            os._exit(0)
-        libc.prctl(1, signal.SIGKILL, 0, 0, 0)      # PR_SET_PDEATHSIG
-    return done
+    if libc.unshare(_CLONE_FLAGS | (0 if user == 0 else _CLONE_NEWUSER)) != 0:
+        return []
+    if user != 0:
+        with contextlib.suppress(OSError):
+            for path, text in (("setgroups", "deny"), ("uid_map", "%d %d 1" % (_NOBODY, user)),
+                               ("gid_map", "%d %d 1" % (_NOBODY, group))):
+                with open("/proc/self/" + path, "w", encoding="ascii") as stream:
+                    stream.write(text)
+    child = os.fork()
+    if child:
+        # The outer process only waits, and ends as its child does.
+        with contextlib.suppress(OSError):
+            os.waitpid(child, 0)
+        os._exit(0)
+    libc.prctl(1, signal.SIGKILL, 0, 0, 0)      # PR_SET_PDEATHSIG
+    return ["namespaces"]
 
 
 def _enter_empty_root(layers: List[str]) -> List[str]:
     """Make an empty directory the root, where permitted: no file has a name from here on. In a mount
     namespace of one's own that is a new file system, which takes no place on any disk; else a directory that
     is already deleted."""
-    if "namespaces" in layers:
-        libc, here = _libc(), b"/proc" if os.path.isdir("/proc") else b"/"
-        # MS_REC, MS_PRIVATE; read-only, no suid, devices, programs
-        private, empty = 1 << 14 | 1 << 18, 1 | 2 | 4 | 8
-        if libc.mount(b"none", b"/", None, private, None) == 0 and libc.mount(b"none", here, b"tmpfs", empty,
-                None) == 0:
-            with contextlib.suppress(OSError):
-                os.chdir(here)
-                os.chroot(".")
-                os.chdir("/")
-                return ["empty root"]
+    here = b"/proc" if os.path.isdir("/proc") else b"/"
+    # MS_REC, MS_PRIVATE; read-only, no suid, devices, programs
+    private, empty = 1 << 14 | 1 << 18, 1 | 2 | 4 | 8
     with contextlib.suppress(OSError):
-        import tempfile
-        folder = tempfile.mkdtemp(prefix="aurora_rest-")
-        os.chdir(folder)
-        os.rmdir(folder)
+        if "namespaces" in layers and _libc().mount(b"none", b"/", None, private, None) == 0 \
+                and _libc().mount(b"none", here, b"tmpfs", empty, None) == 0:
+            os.chdir(here)
+        else:
+            import tempfile
+            folder = tempfile.mkdtemp(prefix="aurora_rest-")
+            os.chdir(folder)
+            os.rmdir(folder)
         os.chroot(".")
+        os.chdir("/")
         return ["empty root"]
     return []
 
 
 def _drop_privileges() -> List[str]:
-    done = []
     if os.geteuid() == 0:
         with contextlib.suppress(OSError):
             os.setgroups([])
             os.setgid(_NOBODY)
             os.setuid(_NOBODY)
-            done.append("user nobody")
-    return done
+            return ["user nobody"]
+    return []
 
 
 def _drop_capabilities() -> List[str]:
     """Give up what root may, here or in a namespace of one's own: from mounting on."""
-    if not sys.platform.startswith("linux"):
-        return []
     libc = _libc()
     for capability in range(64):
         libc.prctl(24, capability, 0, 0, 0)         # PR_CAPBSET_DROP
@@ -7788,8 +7681,6 @@ def _drop_capabilities() -> List[str]:
 def _shut_out_of_files() -> List[str]:
     """Landlock, where the kernel has it: no file and, on newer ones, no network can be opened from here on.
     The numbers of its calls are those of all machines (Linux, include/uapi/linux/landlock.h)."""
-    if not sys.platform.startswith("linux"):
-        return []
     import ctypes
     libc = _libc()
     version = libc.syscall(444, None, ctypes.c_size_t(0), 1)
@@ -7827,38 +7718,16 @@ def _system_call_filter() -> Any:
 def _forbid_system_calls() -> bool:
     """Let this process and its children make only the calls in _SECCOMP; others fail with EPERM."""
     made = _system_call_filter()
-    if made is None:
-        return False
-    libc = _libc()
     # NO_NEW_PRIVS, SECCOMP
-    return bool(libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, made[0], 0, 0) == 0)
+    return bool(made and _libc().prctl(38, 1, 0, 0, 0) == 0 and _libc().prctl(22, 2, made[0], 0, 0) == 0)
 
 
 def _limit_resources(limits: ConfigLimits) -> None:
     import resource
     for name, value in (("CPU", limits.cpu_seconds), ("AS", limits.memory_bytes), ("FSIZE", 0), ("NOFILE", 0),
                         ("NPROC", 0), ("CORE", 0)):
-        which = getattr(resource, "RLIMIT_" + name, None)
-        if which is not None:
-            with contextlib.suppress(OSError, ValueError):
-                resource.setrlimit(which, (value, value + (name == "CPU")))
-
-
-def _read_exactly(source: int, size: int) -> bytes:
-    parts = []
-    while size:
-        part = os.read(source, min(size, 1 << 20))
-        if not part:
-            raise EOFError
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
-
-
-def _write_all(target: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(target, view):]
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value + (name == "CPU")))
 
 
 # What server and child say to each other: a length in four bytes, then JSON.
@@ -7868,9 +7737,9 @@ def _frame(message: Any) -> bytes:
     return struct.pack("!I", len(data)) + data
 
 
-def _read_frame(source: int) -> Json:
-    size, = struct.unpack("!I", _read_exactly(source, 4))
-    message: Json = json.loads(_read_exactly(source, size))
+def _read_frame(source: io.BufferedReader) -> Json:
+    size, = struct.unpack("!I", source.read(4))
+    message: Json = json.loads(source.read(size))
     return message
 
 
@@ -7887,18 +7756,6 @@ _WARM_UP = {"files": {"job.aurora": "jobs = [Service(cluster='c', role='r', envi
 def _warm_up(schema: Json) -> None:
     _Evaluation(schema, dict(_WARM_UP, tiers=DEFAULT_TIERS), lambda question: {}).run()
 
-
-def _send_descriptor(control: socket.socket, descriptor: int) -> None:
-    control.sendmsg([b"F"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))])
-
-
-def _receive_descriptor(control: socket.socket) -> int:
-    """The descriptor that the other side sends. Raises OSError when it is gone."""
-    _, messages, _, _ = control.recvmsg(1, socket.CMSG_SPACE(struct.calcsize("i")))
-    for level, kind, data in messages:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            return int(struct.unpack("i", data[:struct.calcsize("i")])[0])
-    raise OSError("the evaluator ended")
 
 
 def _evaluator_main(limits: ConfigLimits, cpus: Sequence[int]) -> None:
@@ -7921,15 +7778,17 @@ def _evaluator_main(limits: ConfigLimits, cpus: Sequence[int]) -> None:
     for name, given in _MODULES.items():
         if given != "*":
             __import__(_RENAMED.get(name, name))
-    for name in ("unicodedata", "_strptime", "encodings.idna", "string", "ctypes", "resource", "tempfile"):
+    for name in ("unicodedata", "_strptime", "encodings.idna", "ctypes", "resource", "tempfile"):
         __import__(name)
     for name in ("unicode_escape", "latin_1", "ascii", "cp1252", "utf_8_sig"):
         "".encode(name)
     schema = _schema()
     _pystachio_privates()
-    shown = _enter_namespaces()
-    shown += _enter_empty_root(shown) + _drop_privileges() + _drop_capabilities() + _shut_out_of_files()
-    if sys.platform.startswith("linux"):
+    linux = sys.platform.startswith("linux")
+    shown = _enter_namespaces() if linux else []
+    shown += _enter_empty_root(shown) + _drop_privileges()
+    if linux:
+        shown += _drop_capabilities() + _shut_out_of_files()
         _libc().prctl(4, 0, 0, 0, 0)        # PR_SET_DUMPABLE: no other process of the user looks in
     _system_call_filter()
     probe = os.fork()
@@ -7940,7 +7799,7 @@ def _evaluator_main(limits: ConfigLimits, cpus: Sequence[int]) -> None:
     _warm_up(schema)
     gc.collect()
     gc.freeze()
-    control.sendall(_frame(shown))
+    control.sendall(_frame({"layers": shown}))
     with contextlib.suppress(OSError):
         while _serve_one(schema, limits, control, "system call filter" in shown):
             pass
@@ -7960,7 +7819,7 @@ def _serve_one(schema: Json, limits: ConfigLimits, control: socket.socket, filte
         finally:
             os._exit(0)
     here.close()
-    _send_descriptor(control, there.fileno())
+    control.sendmsg([b"F"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", there.fileno()))])
     there.close()
     goes_on = False
     with contextlib.suppress(OSError):
@@ -7969,7 +7828,7 @@ def _serve_one(schema: Json, limits: ConfigLimits, control: socket.socket, filte
         os.kill(child, signal.SIGKILL)      # it has closed its socket, so it ends or pretends to
     status = os.waitpid(child, 0)[1]
     if goes_on:
-        control.sendall(struct.pack("!I", status))
+        control.sendall(_frame({"status": status}))
     return goes_on
 
 
@@ -7977,6 +7836,8 @@ def _evaluate_one(schema: Json, limits: ConfigLimits, channel: int, filtered: bo
     """In the forked child: shut in, warm up if nothing comes for a while, which under load would only take
     the processor from others, evaluate one request, answer. filtered: the system call filter was announced,
     so that nothing is done without it."""
+    # As files: the calls that a socket makes are not let through. Opened before the filter is on.
+    heard, told = open(channel, "rb"), open(channel, "wb", closefd=False)
     _limit_resources(limits)
     if not _forbid_system_calls() and filtered:
         os._exit(1)
@@ -7984,12 +7845,15 @@ def _evaluate_one(schema: Json, limits: ConfigLimits, channel: int, filtered: bo
     if not select.select([channel], [], [], 0.1)[0]:
         _warm_up(schema)
 
+    def tell(message: Json) -> None:
+        told.write(_frame(message))
+        told.flush()
+
     def ask(question: Json) -> Json:
-        _write_all(channel, _frame(question))
-        return _read_frame(channel)
-    answer = _Evaluation(schema, _read_frame(channel), ask).run()
-    _write_all(channel, _frame(answer))
-    os.close(channel)       # the end of the process closes it too, but milliseconds later
+        tell(question)
+        return _read_frame(heard)
+    tell(_Evaluation(schema, _read_frame(heard), ask).run())
+    heard.close()       # the end of the process closes it too, but milliseconds later
 
 
 _THIS_FILE = os.path.abspath(__file__)      # Python takes __file__ away when a script has come to its end
@@ -8000,7 +7864,7 @@ class _Worker:
     """One evaluator process and the sockets to it. Not for several threads at once."""
     cpus: Sequence[int] = ()        # that it may use, where this process keeps to fewer
 
-    def __init__(self, limits: ConfigLimits, seconds: float = 30.0) -> None:
+    def __init__(self, limits: ConfigLimits) -> None:
         import subprocess
         here, there = socket.socketpair()
         boot = (
@@ -8010,12 +7874,10 @@ class _Worker:
                 "m._evaluator_main(m.ConfigLimits(*%r), %r)" % ([p for p in sys.path if p], _THIS_FILE,
                                                             tuple(limits), tuple(self.cpus)))
         try:
-            self.process = subprocess.Popen([sys.executable, "-s", "-c", boot], stdin=there.fileno(),
-                                            env=dict({"PYTHONHASHSEED": "0"}, **(
-                                                {"PYTHONPYCACHEPREFIX": sys.pycache_prefix}
-                                                if sys.pycache_prefix else {})),
-                                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                                            start_new_session=True)
+            self.process: Any = subprocess.Popen(
+                [sys.executable, "-s", "-c", boot], stdin=there.fileno(), stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE, start_new_session=True,
+                env={"PYTHONHASHSEED": "0", "PYTHONPYCACHEPREFIX": sys.pycache_prefix or ""})
         except OSError as error:
             here.close()
             raise AuroraError("the configuration evaluator does not start: %s" % _reason(error)) from None
@@ -8027,88 +7889,82 @@ class _Worker:
         self.closed = False
         self._owed = False      # the status of the last child is still to be read
         try:
-            here.settimeout(seconds)
-            size, = struct.unpack("!I", self._exactly(4))
-            self.isolation: List[str] = json.loads(self._exactly(size))
+            self.isolation: List[str] = self._heard(here, self.since + 30.0)["layers"]
         except (OSError, ValueError) as error:
             self.close()
+            words = self.process.stderr.read(1 << 16).decode("utf-8", "replace").strip()
             raise AuroraError("the configuration evaluator does not start: %s" % (
-                self._last_words() or _reason(error))) from None
+                words.split("\n")[-1].strip()[:500] or _reason(error))) from None
         finally:
-            if self.process.stderr is not None:
-                self.process.stderr.close()
-
-    def _last_words(self) -> str:
-        """What a process that has ended wrote last."""
-        if self.process.stderr is None:
-            return ""
-        lines = self.process.stderr.read(1 << 16).decode("utf-8", "replace").split("\n")
-        return next((line.strip()[:500] for line in reversed(lines) if line.strip()), "")
+            self.process.stderr.close()
 
     def ask(self, message: bytes, reply: Callable[[Json], Optional[Json]]) -> Json:
         """The answer to one request, after what `reply` replies to the questions before it. Raises OSError
         when the process is gone, which is of no use then, and what `reply` raises. A source that goes over
         the limits takes the process with it."""
-        self.control.settimeout(self.limits.wall_seconds)
+        seconds = self.limits.wall_seconds
         if self._owed:
-            self._exactly(4)
+            self._heard(self.control, time.monotonic() + seconds)
         self._owed = False
-        answer, problem = None, ""
+        self.control.settimeout(seconds)
         try:
-            with socket.socket(fileno=_receive_descriptor(self.control)) as channel:
-                answer, problem = self._converse(channel, message, reply)
+            with self._channel() as channel:
+                answer = self._converse(channel, message, reply)
+        except OverflowError as error:
+            self.close()
+            return {"errors": [str(error)]}
         finally:
-            if not problem:
+            if not self.closed:
                 self.control.sendall(b"\n")
                 self._owed = True
-        if problem:
-            self.close()
-            return {"errors": [problem]}
         if answer is not None:
             return answer
-        self.control.settimeout(10.0)
-        status, = struct.unpack("!I", self._exactly(4))
+        status = self._heard(self.control, time.monotonic() + 10.0)["status"]
         self._owed = False
-        if not status:
-            return {"errors": ["the configuration ended without a result"]}
-        if status & 0x7F == signal.SIGXCPU:
-            return {"errors": ["the configuration took more than %d seconds of processor time" %
-                               self.limits.cpu_seconds]}
-        return {"errors": ["the configuration needs more memory, or nests deeper, than it may"]}
+        return {"errors": ["the configuration " + (
+            "ended without a result" if not status
+            else "took more than %d seconds of processor time" % self.limits.cpu_seconds
+            if status & 0x7F == signal.SIGXCPU else "needs more memory, or nests deeper, than it may")]}
+
+    def _channel(self) -> socket.socket:
+        """The socket to the child that is forked next."""
+        _, messages, _, _ = self.control.recvmsg(1, socket.CMSG_SPACE(4))
+        if not messages:
+            raise OSError("the evaluator ended")
+        descriptor, = struct.unpack("i", messages[0][2])
+        return socket.socket(fileno=descriptor)
 
     def _converse(self, channel: socket.socket, message: bytes,
-                  reply: Callable[[Json], Optional[Json]]) -> Tuple[Optional[Json], str]:
-        """(the answer, None where the child ended without one; which limit it went over). What the server
-        takes for its replies is not the source's time."""
-        limits = self.limits
-        deadline = time.monotonic() + limits.wall_seconds
+                  reply: Callable[[Json], Optional[Json]]) -> Optional[Json]:
+        """The answer; None where the child ended without one. Raises OverflowError when it goes over a limit.
+        What the server takes for its replies is not the source's time."""
+        seconds = self.limits.wall_seconds
+        deadline = time.monotonic() + seconds
         try:
-            channel.settimeout(limits.wall_seconds)
+            channel.settimeout(seconds)
             channel.sendall(message)
             while True:
                 answer = self._heard(channel, deadline)
                 asked = time.monotonic()
                 replied = reply(answer)
                 if replied is None:
-                    return answer, ""
+                    return answer
                 deadline += time.monotonic() - asked
                 channel.sendall(_frame(replied))
         except socket.timeout:
-            return None, "the configuration took longer than %g seconds" % limits.wall_seconds
-        except OverflowError as error:
-            return None, str(error)
+            raise OverflowError("the configuration took longer than %g seconds" % seconds) from None
         except (OSError, ValueError):       # the child ended early; its status says why
-            return None, ""
+            return None
 
     def _heard(self, channel: socket.socket, deadline: float) -> Json:
-        """What the child says next. Raises OSError when it has ended, OverflowError when it says too much,
-        ValueError when that is no object: a stranger's program may have written it."""
+        """What the other side says next. Raises OSError when it has ended, OverflowError when it says too
+        much, ValueError when that is no object: a stranger's program may have written it."""
         data, end = bytearray(), 4
         while len(data) < end:
             channel.settimeout(max(0.001, deadline - time.monotonic()))
             part = channel.recv(min(1 << 20, end - len(data)))
             if not part:
-                raise OSError("the evaluation ended")
+                raise OSError("the evaluator ended")
             data += part
             if len(data) == 4:
                 end += struct.unpack("!I", data)[0]
@@ -8122,15 +7978,6 @@ class _Worker:
         if not isinstance(said, dict):
             raise ValueError("no object")
         return said
-
-    def _exactly(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            part = self.control.recv(size - len(data))
-            if not part:
-                raise OSError("the evaluator ended")
-            data += part
-        return data
 
     def close(self) -> None:
         self.closed = True
@@ -8166,7 +8013,7 @@ class _Questions:
                 raise InvalidConfig("more than %d files included" % self.limits.includes)
             return {"text": self._included(self.include_root, path)}
         if not isinstance(images, list) or not images or not all(
-                isinstance(pair, list) and [type(each) for each in pair] == [str, str] for pair in images):
+                isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in images):
             return None
         self.images += len(images)
         if self.images > self.limits.images:
@@ -8176,16 +8023,13 @@ class _Questions:
     def _included(self, root: str, path: str) -> Optional[str]:
         if len(path) > MAX_INCLUDE_NAME:
             raise InvalidConfig("the name of an included file has more than %d characters" % MAX_INCLUDE_NAME)
-        try:
+        with contextlib.suppress(OSError, ValueError):
             full = os.path.realpath(os.path.join(root, path))
-            if os.path.commonpath([full, root]) != root:
-                raise OSError("outside of the include root")
-            if not os.path.isfile(full) or os.path.getsize(full) > self.limits.source_bytes:
-                raise OSError("too large")
-            with open(full, encoding="utf-8") as stream:
-                return stream.read()
-        except (OSError, ValueError):
-            return None
+            inside = os.path.commonpath([full, root]) == root
+            if inside and os.path.isfile(full) and os.path.getsize(full) <= self.limits.source_bytes:
+                with open(full, encoding="utf-8") as stream:
+                    return stream.read()
+        return None
 
     def _resolved(self, name: str, tag: str) -> str:
         if time.monotonic() > self.ends:
@@ -8220,23 +8064,22 @@ class Evaluator:
         self._reserving = False
         self._closed = False
 
-    def evaluate(self, files: Dict[str, str], key: Sequence[str], *, is_json: bool = False,
-                 bindings: Sequence[Tuple[str, str]] = (), tiers: Optional[Json] = None,
-                 docker_registry: str = "", caller: Optional[str] = None,
-                 env: Sequence[Tuple[str, str]] = ()) -> Json:
-        """The plain answer for the job `key` (cluster, role, environment, name) in `files`, of which the
-        first is the root: `job`, `warnings`, and `update` or `update_errors`. Raises InvalidConfig."""
-        if sum(len(text.encode("utf-8", "replace")) for text in files.values()) > self.limits.source_bytes:
+    def evaluate(self, request: Json, docker_registry: str, caller: Optional[str]) -> Json:
+        """The plain answer for the job `key` (cluster, role, environment, name) in `files`, of which `root`
+        is the first: `job`, `warnings`, and `update` or `update_errors`. Raises InvalidConfig.
+
+        request: these, whether the root is `json`, and lists of pairs for `bindings` and `env`; `tiers`."""
+        size = sum(len(text.encode("utf-8", "replace")) for text in request["files"].values())
+        if size > self.limits.source_bytes:
             raise BodyTooLarge("the configuration is larger than %d bytes" % self.limits.source_bytes)
         questions = _Questions(self.limits, self.include_root, docker_registry)
-        answer = self._ask({
-            "files": files, "root": next(iter(files)), "json": is_json, "key": list(key),
-            "bindings": list(bindings), "tiers": tiers or DEFAULT_TIERS, "trusted": self.trusted,
-            "include_root": bool(self.include_root), "env": list(env)}, questions.reply, caller)
-        errors, output = _texts(answer.get("errors")), _texts(answer.get("output"))
-        self.outcomes["refused" if "errors" in answer else "accepted"] += 1
-        if "errors" in answer:
-            raise InvalidConfig(*(errors or ["the configuration cannot be evaluated"]), output=output or None)
+        answer = self._ask(dict(request, trusted=self.trusted, include_root=bool(self.include_root)),
+                           questions.reply, caller)
+        refused = "errors" in answer
+        self.outcomes["refused" if refused else "accepted"] += 1
+        if refused:
+            errors = _texts(answer["errors"]) or ["the configuration cannot be evaluated"]
+            raise InvalidConfig(*errors, output=_texts(answer.get("output")) or None)
         return answer
 
     def look(self) -> List[str]:
@@ -8316,16 +8159,10 @@ class Evaluator:
         return made, worker is None
 
     def _add_reserve(self) -> None:
-        worker = None
         with contextlib.suppress(AuroraError, OSError):
-            worker = _Worker(self.limits)
+            self._keep(_Worker(self.limits))
         with self._lock:
             self._reserving = False
-            if worker is not None and not self._closed:
-                self._idle.append(worker)
-                return
-        if worker is not None:
-            worker.close()
 
     @property
     def busy(self) -> int:
@@ -8340,12 +8177,6 @@ class Evaluator:
         """Stop all processes; there will be no more evaluations."""
         self._closed = True
         self.shrink(everything=True)
-
-    def __enter__(self) -> Evaluator:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
 
     def shrink(self, everything: bool = False) -> None:
         """Stop the processes that have been idle for long, or all idle ones."""
@@ -8377,45 +8208,39 @@ def resolve_image(registry: str, name: str, tag: str) -> str:
     if not named or not re.fullmatch(r"\w[\w.\-]{0,127}", tag):
         raise InvalidConfig("%s:%s is not the name and tag of a docker image" % (name[:80], tag[:80]))
 
-    def head(url: str, token: str) -> Any:
-        request = urllib.request.Request(url, method="HEAD", headers={
-            "Accept": "application/vnd.docker.distribution.manifest.v2+json"})
-        if token:
-            request.add_header("Authorization", "Bearer " + token)
-        return opener.open(request, timeout=10)
-
     def grant(challenge: str) -> str:
         fields = dict(re.findall(r'\b(\w+)="([^"]*)"', challenge[:4096]))
         realm = fields.pop("realm", "")
         if not challenge.lower().startswith("bearer") or not realm.startswith(("http://", "https://")):
             raise InvalidConfig("the docker registry %s asks for credentials that cannot be given" % registry)
-        with opener.open(realm + "?" + urllib.parse.urlencode(fields), timeout=10) as answer:
-            return str(json.loads(answer.read(1 << 20)).get("token", ""))
-
-    url, token = "%s/v2/%s/manifests/%s" % (registry.rstrip("/"), name, tag), ""
-    for attempt in (1, 2):
         try:
-            with head(url, token) as answer:
-                digest = answer.headers.get("Docker-Content-Digest")
-            if not digest:
-                raise InvalidConfig("the docker registry %s gives no digest for %s:%s" %
-                                    (registry, name, tag))
-            prefix = "" if registry.rstrip("/") == Cluster(None).docker_registry else urllib.parse.urlsplit(
-                registry).netloc + "/"
-            return "%s%s@%s" % (prefix, name, digest)
+            with opener.open(realm + "?" + urllib.parse.urlencode(fields), timeout=10) as answer:
+                return str(json.loads(answer.read(1 << 20)).get("token", ""))
+        except (OSError, ValueError) as error:
+            raise InvalidConfig("the docker registry %s gives no token: %s" % (registry, error)) from None
+
+    def digest(token: Optional[str] = None) -> Any:
+        try:
+            request = urllib.request.Request("%s/v2/%s/manifests/%s" % (base, name, tag), method="HEAD")
+            request.add_header("Accept", "application/vnd.docker.distribution.manifest.v2+json")
+            if token:
+                request.add_header("Authorization", "Bearer " + token)
+            with opener.open(request, timeout=10) as answer:
+                return answer.headers.get("Docker-Content-Digest")
         except urllib.error.HTTPError as error:
-            challenge = error.headers.get("WWW-Authenticate", "")
-            if error.code != 401 or attempt == 2:
-                raise InvalidConfig("the docker registry %s answers HTTP %d for %s:%s" % (
-                    registry, error.code, name, tag)) from None
+            if error.code == 401 and token is None:
+                return digest(grant(error.headers.get("WWW-Authenticate", "")))
+            raise InvalidConfig("the docker registry %s answers HTTP %d for %s:%s" % (
+                registry, error.code, name, tag)) from None
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise InvalidConfig("the docker registry %s cannot be asked for %s:%s: %s" % (
                 registry, name, tag, getattr(error, "reason", None) or error)) from None
-        try:
-            token = grant(challenge)
-        except (OSError, ValueError) as error:
-            raise InvalidConfig("the docker registry %s gives no token: %s" % (registry, error)) from None
-    raise AssertionError("unreachable")
+    base = registry.rstrip("/")
+    found = digest()
+    if not found:
+        raise InvalidConfig("the docker registry %s gives no digest for %s:%s" % (registry, name, tag))
+    prefix = "" if base == Cluster(None).docker_registry else urllib.parse.urlsplit(registry).netloc + "/"
+    return "%s%s@%s" % (prefix, name, found)
 
 
 class Job(NamedTuple):
@@ -8453,13 +8278,12 @@ def check_instance_count(count: int) -> None:
 
 def to_ranges(instances: Iterable[int]) -> Set[Any]:
     """Instance numbers as the fewest api.Range."""
-    ranges: List[List[int]] = []
-    for each in sorted(set(instances)):
-        if ranges and each == ranges[-1][1] + 1:
-            ranges[-1][1] = each
-        else:
-            ranges.append([each, each])
-    return {api.Range(first=first, last=last) for first, last in ranges}
+    made = set()
+    # Numbers that follow one another are all as far from their places in the order.
+    for _, run in itertools.groupby(enumerate(sorted(set(instances))), lambda pair: pair[1] - pair[0]):
+        numbers = [number for _, number in run]
+        made.add(api.Range(first=numbers[0], last=numbers[-1]))
+    return made
 
 
 def from_ranges(ranges: Optional[Iterable[Any]]) -> List[int]:
@@ -8506,7 +8330,7 @@ def same_meaning(mine: Any, running: Any) -> bool:
         return bool(ours.data == theirs.data)
 
 
-_default_evaluator: List[Evaluator] = []
+_DEFAULT_EVALUATOR = Evaluator(2)       # of load_job; has no process before it is asked
 
 
 def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str] = None,
@@ -8521,23 +8345,19 @@ def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str
     owner, its role else; caller: whose share of the evaluators it takes.
     Raises InvalidConfig with every problem found.
     """
-    if evaluator is None:
-        with locked("default evaluator"):
-            if not _default_evaluator:
-                _default_evaluator.append(Evaluator(2))
-        evaluator = _default_evaluator[0]
     parts = Key.of(key)
     files = {"job.aurora": source} if isinstance(source, str) else source
     if not isinstance(files, dict) or not files:
         raise InvalidConfig("the source has to be text, or texts by file name of which the first is the root")
     pairs, given = (list(each.items()) if isinstance(each, dict) else list(each) for each in (bindings, env))
-    answer = evaluator.evaluate(files, parts, is_json=is_json, bindings=pairs, tiers=tiers,
-                                docker_registry=docker_registry, caller=caller, env=given)
+    answer = (evaluator or _DEFAULT_EVALUATOR).evaluate({
+        "files": files, "root": next(iter(files)), "json": is_json, "key": parts, "bindings": pairs,
+        "tiers": tiers or DEFAULT_TIERS, "env": given}, docker_registry, caller)
     # The evaluator ran a stranger's program: what it says is held to the API's types, and to the key asked
     # for.
     try:
         job = api.JobConfiguration.from_plain(answer.get("job"), "job")
-        wanted = api.JobKey(role=parts[1], environment=parts[2], name=parts[3])
+        wanted = parts.thrift
         if job.key != wanted or job.taskConfig is None or job.taskConfig.job != wanted:
             raise PlainError("job: not the key that was asked for")
         if job.instanceCount is None:
@@ -8552,7 +8372,7 @@ def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str
             settings = api.JobUpdateSettings.from_plain(answer["update"], "update")
     except PlainError as error:     # a job can be created all the same
         problems = [*problems, "the settings for updates do not fit the scheduler's API: %s" % error]
-    job.owner = job.taskConfig.owner = api.Identity(user=user or parts[1])
+    job.owner = job.taskConfig.owner = api.Identity(user=user or parts.role)
     return Job(key, job, settings, problems, warnings)
 
 
@@ -8586,7 +8406,7 @@ class Key(NamedTuple):
     @property
     def thrift(self) -> Any:
         """The api.JobKey."""
-        return api.JobKey(role=self.role, environment=self.environment, name=self.name)
+        return api.JobKey(*self[1:])
 
 
 class DryRun(Exception):
@@ -8679,7 +8499,7 @@ def parse_instances(texts: Iterable[str]) -> List[int]:
             match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip(), re.ASCII)
             if not match:
                 raise BadRequest("instances are numbers and ranges such as 1,3-5; %r is neither" % part)
-            first, last = int(match.group(1)), int(match.group(2) or match.group(1))
+            first, last = int(match[1]), int(match[2] or match[1])
             if last < first:
                 raise BadRequest("the range %s is reversed" % part)
             if last >= MAX_TASKS_PER_JOB:
@@ -8835,11 +8655,13 @@ def by_instance(tasks: Iterable[Any]) -> Dict[int, Any]:
 
 
 def last_words(task: Any) -> Json:
-    """How a plain task ended: instance, id, state, host, and the message of its last event."""
+    """How a plain task ended: instance, id, state, host, and the message of its last event, or why it
+    waits."""
     assigned = task["assignedTask"]
     last: Any = max(reversed(task.get("taskEvents", ())), key=lambda event: event["timestamp"], default={})
     return {"instance": assigned["instanceId"], "id": assigned["taskId"], "host": assigned.get("slaveHost"),
-            "state": api.ScheduleStatus.name_of(task["status"]), "message": last.get("message")}
+            "state": api.ScheduleStatus.name_of(task["status"]),
+            "message": task.get("reason") or last.get("message")}
 
 
 def active_instances(scheduler: Scheduler, key: Key, instances: Sequence[int] = ()) -> Dict[int, Any]:
@@ -9674,7 +9496,7 @@ def rolling_restart(scheduler: Scheduler, key: Union[str, Key], instances: Seque
     if options.batch_size < 1:
         raise BadRequest("batch_size=%d: at least 1" % options.batch_size)
     job, run = Key.of(key), operation or Operation("restart", str(key))
-    waiting = collections.deque(sorted(instances or active_instances(scheduler, job, ())))
+    waiting = sorted(instances or active_instances(scheduler, job))
     run.total = len(waiting)
     failures: collections.Counter[int] = collections.Counter()
 
@@ -9685,7 +9507,7 @@ def rolling_restart(scheduler: Scheduler, key: Union[str, Key], instances: Seque
         scheduler.call("restartShards", job.thrift, set(batch))
         return before
     while waiting:
-        batch = [waiting.popleft() for _ in range(min(options.batch_size, len(waiting)))]
+        batch, waiting = waiting[:options.batch_size], waiting[options.batch_size:]
         before, _ = next(run.polls(lambda: _noting_doubt(run, batch, restart), options.time_limit, 0.0))
         run.step("restarted", instances=batch)
         for instance, problem in _watch_batch(run, scheduler, job, before, options).items():
@@ -9711,8 +9533,7 @@ def _endings(scheduler: Scheduler, key: Key, instances: Iterable[int]) -> List[J
     read."""
     with contextlib.suppress(AuroraError):
         latest = by_instance(query_tasks(scheduler, key, sorted(instances), reasons=True))
-        return [dict(last_words(task), **({"message": task["reason"]} if task.get("reason") else {}))
-                for task in latest.values()]
+        return list(map(last_words, latest.values()))
     return []
 
 
@@ -10042,16 +9863,14 @@ class Lookout(Poll):
         """The jobs of which an update is active, or was changed."""
         roles = {name.split("/")[0] for name in names}
         query = api.JobUpdateQuery(role=roles.pop() if len(roles) == 1 else None, limit=self.LATEST)
-        before, self._updates = self._updates, {}
         latest = update_summaries(self.session, query)
         said = {each.key.id: (each.state.status, each.state.lastModifiedTimestampMs) for each in latest}
+        before, self._updates = self._updates, said
         if len(latest) == self.LATEST:
             if not any(before.get(number) == state for number, state in said.items()):
-                self._updates = said
                 return names        # there may be more that is new than what was read
             latest += update_summaries(self.session, query.replace(
                 limit=None, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)))
-        self._updates = said
         return {"/".join((each.key.job.role, each.key.job.environment, each.key.job.name)) for each in latest
                 if before.get(each.key.id) != said.get(each.key.id)
                 or each.state.status in api.ACTIVE_JOB_UPDATE_STATES}
@@ -10137,6 +9956,7 @@ _ENDED_RUNS = frozenset(["SUCCESS", "KILLED", "FAILED", "LOST"])
 _YOUNG_MS = 30000           # how long after a task's last change its observer may not have seen it
 _OVERLAP = 64               # bytes read again before those that are new, to see that the file is the same
 _CHUNK = 1 << 18            # bytes at once
+_Bytes = Tuple[bytes, int, int]     # of a file, where they begin there, how large it is
 
 
 class Spot(NamedTuple):
@@ -10245,7 +10065,7 @@ def _joined(*parts: str) -> str:
 
 def _figure(value: Any) -> Any:
     """What another server says is a number; None where it is none."""
-    return value if type(value) in (int, float) and math.isfinite(value) else None
+    return value if type(value) in (int, float) and abs(value) < 1e300 else None
 
 
 def _milliseconds(seconds: Any) -> Optional[int]:
@@ -10402,25 +10222,26 @@ class Observer:
         status, _, body = self.ask(spot, "/j/task/" + urllib.parse.quote(spot.id, ""))
         if status == 500:
             self.processes(spot)        # raises where the task is unknown, which is what 500 means most often
-        with contextlib.suppress(ValueError):
-            found = json.loads(body.decode("utf-8", "replace")).get(spot.id) if status == 200 else None
-            if isinstance(found, dict):
-                return found
+        found: Any = None
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(body.decode("utf-8", "replace")) if status == 200 else None
+        task = found.get(spot.id) if isinstance(found, dict) else None
+        if isinstance(task, dict):
+            return task
         raise ObserverBadAnswer(_NO_JSON % ("observer", spot.host))
 
     # files
 
-    def read(self, spot: Spot, path: str, start: int, length: int,
-             agent: bool = False) -> Tuple[bytes, int, int]:
-        """(bytes, where they begin, size of the file). start: -1 for the last ones. A bounded range of a
-        file that grows is exact; where a file shrinks meanwhile the answer is cut, and it is asked again."""
+    def read(self, spot: Spot, path: str, start: int, length: int, agent: bool = False) -> _Bytes:
+        """A part of a file. start: -1 for the last bytes. A bounded range of a file that grows is exact;
+        where a file shrinks meanwhile the answer is cut, and it is asked again."""
         read = self._from_agent if agent else self._from_observer
         for _ in range(2):
             with contextlib.suppress(ObserverBadAnswer):
                 return read(spot, path, start, length)
         return read(spot, path, start, length)
 
-    def _from_observer(self, spot: Spot, path: str, start: int, length: int) -> Tuple[bytes, int, int]:
+    def _from_observer(self, spot: Spot, path: str, start: int, length: int) -> _Bytes:
         span = "%d-%d" % (start, start + length - 1) if start >= 0 else "-%d" % length
         status, headers, body = self.ask(spot, "/download/%s/%s" % (
             urllib.parse.quote(spot.id, ""), urllib.parse.quote(path)), span=span, limit=length + 65536)
@@ -10449,7 +10270,7 @@ class Observer:
         raise ObserverBadAnswer("the observer of %s answered %d, or not with the range asked for" % (
             spot.host, status))
 
-    def _from_agent(self, spot: Spot, path: str, start: int, length: int) -> Tuple[bytes, int, int]:
+    def _from_agent(self, spot: Spot, path: str, start: int, length: int) -> _Bytes:
         def ask(offset: int, most: int) -> Any:
             return self._json(spot, "/files/read?path=%s&offset=%d&length=%d" % (
                 urllib.parse.quote(self.root(spot) + "/" + path), offset, most), agent=True)
@@ -10803,7 +10624,7 @@ class Cursor:
         self.offset, self.check, self._behind = 0, None, max(0, number - 1)       # the oldest that is there
         return [self._event("gap", reason="what was written in between is not there any more")]
 
-    def _part(self, output: Output, number: int, start: int, length: int) -> Tuple[bytes, int, int]:
+    def _part(self, output: Output, number: int, start: int, length: int) -> _Bytes:
         path = _rotated(output, number).path
         return self.observer.read(output.spot, path, start, length, output.agent)
 
@@ -10886,15 +10707,15 @@ class Cursor:
         if later and not later[0].host:
             return []                       # it waits for a host
         if later:
-            return self._go_to(_run_output(output._replace(spot=later[0]), 0), "task")
+            return self._go_to(_run_output(output._replace(spot=later[0]), 0), "task", host=later[0].host,
+                               state=later[0].state)
         self.over = "task %s %s" % (output.spot.id, "is gone" if mine is None else "ended as " + mine.state)
         return []
 
-    def _go_to(self, output: Output, name: str) -> List[Entry]:
+    def _go_to(self, output: Output, name: str, **fields: Any) -> List[Entry]:
         self.output, self.offset, self.check = output, 0, None
         self._behind = self._quiet = 0
-        spot = output.spot
-        return [self._event(name, **({"host": spot.host, "state": spot.state} if name == "task" else {}))]
+        return [self._event(name, **fields)]
 
     def _leave(self, output: Output) -> List[Entry]:
         """Where the host does not answer: whether the instance is on another one by now."""
@@ -11135,12 +10956,10 @@ def words_of_failure(observer: Observer, spots: Sequence[Spot], key: Key,
             output = find_output(hurried, spot, process, "stderr")
             data = hurried.read(spot, output.path, -1, 4096)[0]
             found["stderr"] = data.decode("utf-8", "replace").splitlines()[-20:]
-        except TaskTooYoung as error:
-            if patient and time.monotonic() + 0.3 < hurried.deadline:
+        except AuroraError as error:
+            if patient and isinstance(error, TaskTooYoung) and time.monotonic() + 0.3 < hurried.deadline:
                 time.sleep(0.3)
                 continue
-            found["errors"] = error.messages
-        except AuroraError as error:
             found["errors"] = error.messages
         return found
 
@@ -15510,28 +15329,31 @@ def openapi_text() -> bytes:
 JobTuple = Tuple[str, str, str]         # a job's role, environment and name
 _S = api.ScheduleStatus
 _U = api.JobUpdateStatus
-_ACTED = "ASSIGNED STARTING RUNNING"
+
+
+def _members(enum: Enum, names: str) -> frozenset[int]:
+    return frozenset(enum.values[name] for name in names.split())
+
+
 _FROM_ACTED = "FINISHED FAILED RESTARTING DRAINING KILLED KILLING LOST PREEMPTING"
 _LEAVING = "FINISHED FAILED KILLING KILLED LOST PARTITIONED"
-_TRANSITIONS = {_S.values[name]: frozenset(_S.values[each] for each in targets.split()) for name, targets in {
+_TRANSITIONS = {_S.values[name]: _members(_S, targets) for name, targets in {
     # j/state/TaskStateMachine.java. KILLING of a task that waits deletes it.
     "INIT": "PENDING THROTTLED", "THROTTLED": "PENDING KILLING", "PENDING": "ASSIGNED KILLING",
     "ASSIGNED": "STARTING RUNNING " + _FROM_ACTED, "STARTING": "RUNNING PARTITIONED " + _FROM_ACTED,
     "RUNNING": "PARTITIONED " + _FROM_ACTED,
     "PARTITIONED": "LOST FAILED FINISHED RUNNING ASSIGNED STARTING RESTARTING DRAINING PREEMPTING KILLING",
     "RESTARTING": _LEAVING, "DRAINING": _LEAVING, "PREEMPTING": _LEAVING,
-    "KILLING": "FINISHED FAILED KILLED LOST PARTITIONED",
-    "FINISHED": "", "FAILED": "", "KILLED": "", "LOST": ""}.items()}
-_TIMED = frozenset([_S.ASSIGNED, _S.KILLING, _S.RESTARTING, _S.PREEMPTING, _S.DRAINING])
+    "KILLING": "FINISHED FAILED KILLED LOST PARTITIONED"}.items()}
 _EXECUTOR_TEXTS = {_S.KILLED: "Instructed to kill task.", _S.FINISHED: "Task finished.",
                    _S.FAILED: "Task failed."}
-_BEING_REPLACED = frozenset([_S.RESTARTING, _S.DRAINING, _S.PREEMPTING])
-_WAITING = frozenset([_S.PENDING, _S.THROTTLED])
-_PENDING_STATS = frozenset([_S.INIT, _S.PENDING, _S.THROTTLED])
-_ROLLING = frozenset([_U.ROLLING_FORWARD, _U.ROLLING_BACK])
-_BACKWARDS = frozenset([_U.ROLLING_BACK, _U.ROLL_BACK_PAUSED, _U.ROLL_BACK_AWAITING_PULSE])
-_UPDATE_TRANSITIONS = {_U.values[name]: frozenset(_U.values[each] for each in targets.split()) for name,
-                       targets in {
+_BEING_REPLACED = _members(_S, "RESTARTING DRAINING PREEMPTING")
+_GOING = _BEING_REPLACED | {_S.KILLING}
+_WAITING = _members(_S, "PENDING THROTTLED")
+_ROLLING = _members(_U, "ROLLING_FORWARD ROLLING_BACK")
+_PAUSED = _members(_U, "ROLL_FORWARD_PAUSED ROLL_BACK_PAUSED")
+_BACKWARDS = _members(_U, "ROLLING_BACK ROLL_BACK_PAUSED ROLL_BACK_AWAITING_PULSE")
+_UPDATE_TRANSITIONS = {_U.values[name]: _members(_U, targets) for name, targets in {
     # j/updater/JobUpdateStateMachine.java
     "ROLLING_FORWARD": "ROLLING_BACK ROLL_FORWARD_PAUSED ROLL_FORWARD_AWAITING_PULSE ROLLED_FORWARD ABORTED "
                        "ERROR FAILED",
@@ -15540,6 +15362,10 @@ _UPDATE_TRANSITIONS = {_U.values[name]: frozenset(_U.values[each] for each in ta
     "ROLL_BACK_PAUSED": "ROLLING_BACK ROLL_BACK_AWAITING_PULSE ABORTED ERROR",
     "ROLL_FORWARD_AWAITING_PULSE": "ROLLING_BACK ROLLING_FORWARD ROLL_FORWARD_PAUSED ABORTED ERROR",
     "ROLL_BACK_AWAITING_PULSE": "ROLLING_BACK ROLL_BACK_PAUSED ABORTED ERROR"}.items()}
+# What is told of an instance that comes to a state, on the way forward and back.
+_ACTIONS = {"WORKING": ("INSTANCE_UPDATING", "INSTANCE_ROLLING_BACK"),
+            "SUCCEEDED": ("INSTANCE_UPDATED", "INSTANCE_ROLLED_BACK"),
+            "FAILED": ("INSTANCE_UPDATE_FAILED", "INSTANCE_ROLLBACK_FAILED")}
 
 
 class DemoClock:
@@ -15559,35 +15385,39 @@ class DemoClock:
 
 
 class _Refusal(Exception):
-    """A response code other than OK, with its message; None where Aurora sends none. result: what goes with
-    it."""
+    """A response code other than OK, with its message, None where Aurora sends none, and the result that goes
+    with it. For ERROR an exception is enough, a ValueError where its text is told."""
 
     def __init__(self, message: Optional[str], code: str = "INVALID_REQUEST", result: Any = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.code = code
-        self.result = result
+        super().__init__(message, code, result)
 
 
-class DemoTask:
+class _Stored:
+    """What backups copy: a copy has containers of its own."""
+
+    def __copy__(self) -> Any:
+        made = type(self).__new__(type(self))
+        for name, value in vars(self).items():
+            setattr(made, name, copy.copy(value) if isinstance(value, (list, dict, set)) else value)
+        return made
+
+
+class DemoTask(_Stored):
     """One task. events: (milliseconds, status, message); key: role, environment, name."""
-    __slots__ = ("id", "key", "instance", "config", "status", "events", "failures", "ancestor", "host",
-                 "ports",
-                 "partitions", "vetoes")
+    status: int = _S.INIT
+    failures = 0
+    ancestor: Optional[str] = None
+    host: Optional[DemoHost] = None
+    partitions = 0
+    vetoes = ""
 
     def __init__(self, task_id: str, key: JobTuple, instance: int, config: Any) -> None:
         self.id = task_id
         self.key = key
         self.instance = instance
         self.config = config
-        self.status: int = _S.INIT
         self.events: List[Tuple[int, int, Optional[str]]] = []
-        self.failures = 0
-        self.ancestor: Optional[str] = None
-        self.host: Optional[DemoHost] = None
         self.ports: Dict[str, int] = {}
-        self.partitions = 0
-        self.vetoes = ""
 
     @property
     def active(self) -> bool:
@@ -15596,31 +15426,43 @@ class DemoTask:
     def was(self, status: int) -> bool:
         return any(event[1] == status for event in self.events)
 
-    def duplicate(self) -> DemoTask:
-        made = DemoTask(self.id, self.key, self.instance, self.config)
-        for name in self.__slots__[4:]:
-            setattr(made, name, getattr(self, name))
-        made.events, made.ports = list(self.events), dict(self.ports)
-        return made
-
 
 class DemoHost:
     """A machine of the demo cluster: resources in cores and MB, attributes, maintenance."""
+    mode: int = api.MaintenanceMode.NONE
+    drain: Optional[Tuple[Any, float]] = None       # SLA policy, and until when it counts
 
-    def __init__(self, name: str, number: int, cpu: float, ram: int, disk: int,
-                 attributes: Dict[str, Set[str]]) -> None:
+    def __init__(self, name: str, number: int, total: Sequence[float], attributes: Dict[str, Set[str]]
+                 ) -> None:
         self.name = name
         self.slave_id = "demo-agent-%d" % number
-        self.total = (cpu, ram, disk)
-        self.used = [0.0, 0.0, 0.0]
-        self.attributes = attributes
-        self.mode: int = api.MaintenanceMode.NONE
-        self.drain: Optional[Tuple[Any, float]] = None      # SLA policy, and until when it counts
+        self.total = total
+        self.used: Sequence[float] = _NOTHING
+        self.attributes = dict(attributes, host={name})
         self.tasks: Dict[str, DemoTask] = {}
 
+    def take(self, task: DemoTask) -> None:
+        task.host = self
+        self.tasks[task.id] = task
+        self.used = _sums(self.used, amounts(task.config))
 
-class DemoUpdate:
+    def release(self, task: DemoTask) -> None:
+        if self.tasks.pop(task.id, None) is not None:
+            self.used = _sums(self.used, amounts(task.config, -1))
+            self.rest()
+
+    def rest(self) -> None:
+        """What drains is drained once no task is left."""
+        if self.mode == api.MaintenanceMode.DRAINING and not self.tasks:
+            self.mode, self.drain = api.MaintenanceMode.DRAINED, None
+
+
+class DemoUpdate(_Stored):
     """One job update and, while it rolls, the state of its instances."""
+    status = -1
+    last_pulse = 0.0
+    total_idle: Optional[int] = None
+    generation = 0
 
     def __init__(self, key: JobTuple, user: str, request: Any, initial: Dict[int, Any],
                  desired: Set[int]) -> None:
@@ -15632,34 +15474,29 @@ class DemoUpdate:
         self.settings = request.settings
         self.initial = initial
         self.desired = desired
-        self.status = -1
         self.events: List[Any] = []
         self.instance_events: List[Any] = []
         self.recorded: Set[Tuple[int, int]] = set()
-        self.last_pulse = 0.0
         self.seen: Set[int] = set()
         self.states: Dict[int, str] = {}
         self.counts: collections.Counter[str] = collections.Counter()   # of the states
         self.failures: collections.Counter[int] = collections.Counter()
-        self.total_idle: Optional[int] = None
-        self.generation = 0
 
     def set_state(self, instance: int, state: str) -> None:
         self.counts[self.states[instance]] -= 1
         self.counts[state] += 1
         self.states[instance] = state
 
-    def duplicate(self) -> DemoUpdate:
-        made = copy.copy(self)
-        made.counts = self.counts.copy()
-        made.events, made.instance_events = list(self.events), list(self.instance_events)
-        made.recorded, made.seen, made.failures = set(self.recorded), set(self.seen), self.failures.copy()
-        made.states = dict(self.states)
-        return made
-
     @property
     def forward(self) -> bool:
         return self.status not in _BACKWARDS
+
+    def status_named(self, form: str) -> int:
+        """The status whose name has the update's direction in it, as ROLL_{}_PAUSED."""
+        return _U.values[form.format("FORWARD" if self.forward else "BACK")]
+
+    def action(self, state: str) -> int:
+        return api.JobUpdateAction.values[_ACTIONS[state][not self.forward]]
 
     @property
     def instances(self) -> Set[int]:
@@ -15692,14 +15529,10 @@ class DemoUpdate:
                                     metadata=self.metadata)
 
     def details(self) -> Any:
-        groups: List[Tuple[Any, List[int]]] = []
-        for instance, config in sorted(self.initial.items()):
-            _group(groups, config, instance)
-        desired = api.InstanceTaskConfig(task=self.config,
-                                         instances=to_ranges(self.desired)) if self.desired else None
+        desired = api.InstanceTaskConfig(self.config, to_ranges(self.desired)) if self.desired else None
         instructions = api.JobUpdateInstructions(
-            initialState={api.InstanceTaskConfig(task=config, instances=to_ranges(numbers))
-                          for config, numbers in groups}, desiredState=desired, settings=self.settings)
+            initialState=_grouped(api.InstanceTaskConfig, self.initial.items()), desiredState=desired,
+            settings=self.settings)
         return api.JobUpdateDetails(
             update=api.JobUpdate(summary=self.summary(), instructions=instructions),
             updateEvents=list(self.events), instanceEvents=list(self.instance_events))
@@ -15741,30 +15574,32 @@ class DemoUpdate:
         return bool(chosen and chosen.autopauseAfterBatch)
 
 
-def _group(groups: List[Tuple[Any, List[int]]], config: Any, instance: int) -> None:
-    for known, numbers in groups:
-        if known is config or known == config:
-            numbers.append(instance)
-            return
-    groups.append((config, [instance]))
+def _grouped(kind: Any, pairs: Iterable[Tuple[int, Any]]) -> Set[Any]:
+    """Instances and their configurations as structs of a kind that holds a configuration and ranges."""
+    groups: Dict[Any, List[int]] = {}
+    for instance, config in pairs:
+        groups.setdefault(config, []).append(instance)
+    return {kind(config, to_ranges(instances)) for config, instances in groups.items()}
 
 
-def amounts(config: Any) -> Tuple[float, float, float]:
-    """cores, MB of memory, MB of disk of a TaskConfig."""
-    found = [0.0, 0.0, 0.0]
-    for each in config.resources or ():
-        for i, value in enumerate((each.numCpus, each.ramMb, each.diskMb)):
-            found[i] += value or 0
-    return found[0], found[1], found[2]
+# Of each resource that is reckoned with: its field, name and unit, and how much of it is a lot to lack.
+_RESOURCES = (("numCpus", "CPU", "core(s)", 16.0), ("ramMb", "RAM", "MB", 24576.0),
+              ("diskMb", "disk", "MB", 460800.0))
+_NOTHING = (0.0, 0.0, 0.0)
 
 
-def _aggregate(values: Sequence[float]) -> Any:
-    return api.ResourceAggregate(resources={
-        api.Resource(numCpus=float(values[0])), api.Resource(ramMb=int(values[1])),
-        api.Resource(diskMb=int(values[2]))})
+def amounts(config: Any, count: int = 1) -> List[float]:
+    """cores, MB of memory, MB of disk of so many tasks of a TaskConfig."""
+    return [count * sum((getattr(each, field) or 0 for each in config.resources or ()), 0.0)
+            for field, *_ in _RESOURCES]
 
 
-RESOURCE_NAMES = (("CPU", "core(s)", 16.0), ("RAM", "MB", 24576.0), ("disk", "MB", 460800.0))
+def _sums(*amounts: Sequence[float]) -> List[float]:
+    return [sum(each) for each in zip(_NOTHING, *amounts)]
+
+
+def _as_resources(cores: float, ram: float, disk: float) -> Set[Any]:
+    return {api.Resource(numCpus=float(cores)), api.Resource(ramMb=int(ram)), api.Resource(diskMb=int(disk))}
 
 
 class Crontab:
@@ -15883,10 +15718,32 @@ def task_fate(config: Any) -> Tuple[Optional[float], bool]:
 
 class _DemoTime:
     """The demo's time: what is due, and the work that changes post. A subclass is a layer on top, down to
-    Demo. Everything happens with _lock held, which guards all that the layers have."""
+    Demo. Everything happens with _lock held, which guards all that the layers have: that is here, as in
+    Aurora's storage."""
 
     def __init__(self, speed: float) -> None:
         self.clock = DemoClock(speed)
+        self.hosts: Dict[str, DemoHost] = {}
+        self._tasks: Dict[str, DemoTask] = {}
+        self._jobs: Dict[JobTuple, Dict[str, DemoTask]] = {}
+        self._active: Dict[JobTuple, Dict[int, DemoTask]] = {}      # of a job, by instance
+        self._ended: Dict[JobTuple, Deque[DemoTask]] = {}           # of a job, the oldest first
+        self._cron: Dict[JobTuple, Any] = {}
+        self._cron_waiting: Set[JobTuple] = set()
+        self._pending: Dict[str, DemoTask] = {}
+        # of a job: each configuration by itself
+        self._interned: Dict[JobTuple, Dict[Any, Any]] = {}
+        self._schedule_at: Optional[float] = None
+        # by id of a TaskConfig: it, its back-off, until when
+        self._groups: Dict[int, Tuple[Any, float, float]] = {}
+        # by id of a TaskConfig: it, and it without executor data
+        self._bare: Dict[int, Tuple[Any, Any]] = {}
+        self._quotas: Dict[str, Sequence[float]] = {}
+        self._updates: Dict[str, DemoUpdate] = {}
+        self._rolling: Dict[JobTuple, DemoUpdate] = {}      # the active update of a job
+        self._backups: Json = {}
+        self._staged: Tuple[Dict[Any, Any], ...] = ()
+        self._back_at = 0.0         # when the scheduler is there again after a recovery
         self._lock = threading.RLock()
         self._now = self.clock.now()
         self._due: List[Tuple[float, int, Callable[[], None]]] = []
@@ -15913,7 +15770,7 @@ class _DemoTime:
                 self._settle()
         self._now = max(self._now, now)
 
-    def _after(self, seconds: float, work: Callable[[], None]) -> None:
+    def _after(self, seconds: float, work: Callable[[], Any]) -> None:
         heapq.heappush(self._due, (self._now + seconds, next(self._serial), work))
 
     def _settle(self) -> None:
@@ -15945,18 +15802,7 @@ class _DemoTasks(_DemoTime):
     PENALTY = (30.0, 300.0)         # -initial_flapping_task_delay, -max_flapping_task_delay
     HISTORY = (172800.0, 3600.0, 100)   # -history_prune_threshold, -history_min_retention_threshold, per job
 
-    def __init__(self, speed: float) -> None:
-        super().__init__(speed)
-        self._tasks: Dict[str, DemoTask] = {}
-        self._jobs: Dict[JobTuple, Dict[str, DemoTask]] = {}
-        self._active: Dict[JobTuple, Dict[int, DemoTask]] = {}      # of a job, by instance
-        self._ended: Dict[JobTuple, Deque[DemoTask]] = {}           # of a job, the oldest first
-        self._roles: Dict[str, Set[JobTuple]] = {}
-        self._cron: Dict[JobTuple, Any] = {}
-        self._pending: Dict[str, DemoTask] = {}
-        self._interned: Dict[JobTuple, List[Any]] = {}
-
-    def _schedule_soon(self, seconds: Optional[float] = None) -> None:
+    def _schedule_soon(self, seconds: float = SCHEDULE) -> None:
         """Called when a task waits for a host."""
         raise NotImplementedError
 
@@ -15964,26 +15810,32 @@ class _DemoTasks(_DemoTime):
         """Called with each change, None where the task is deleted."""
         raise NotImplementedError
 
+    def _job_tasks(self, key: JobTuple) -> List[DemoTask]:
+        return list(self._jobs.get(key, {}).values())
+
+    def _active_tasks(self, key: JobTuple) -> List[DemoTask]:
+        return list(self._active.get(key, {}).values())
+
+    def _keys(self, role: Optional[str]) -> List[JobTuple]:
+        """The jobs and cron jobs of a role; a blank one is any, as to j/storage/TaskStore.queryFilter."""
+        blank = not role or not role.strip()
+        return [key for key in {**self._jobs, **self._cron} if blank or key[0] == role]
+
     def _intern(self, config: Any) -> Any:
         """The one object for configurations of a job that are equal."""
-        known = self._interned.setdefault(_tuple(config.job), [])
-        for each in known:
-            if each is config or each == config:
-                return each
-        known.append(config)
+        key = _tuple(config.job)
+        known = self._interned.setdefault(key, {})
+        config = known.setdefault(config, config)
         if len(known) > 50:
-            used = {id(task.config) for task in self._jobs.get(_tuple(config.job), {}).values()}
-            known[:] = [each for each in known if id(each) in used or each is config]
+            used = {id(task.config) for task in self._job_tasks(key)}
+            self._interned[key] = {each: each for each in known if id(each) in used or each is config}
         return config
 
     def _insert(self, config: Any, instances: Iterable[int]) -> None:
-        key = _tuple(config.job)
         config = self._intern(config)
         numbers = sorted(instances)
-        taken = set(self._active.get(key, ()))
-        if not numbers:
-            raise ValueError("Argument cannot be blank")
-        if taken & set(numbers):
+        self._not_blank(numbers)
+        if not self._active.get(_tuple(config.job), {}).keys().isdisjoint(numbers):
             raise ValueError("Instance ID collision detected.")
         for number in numbers:
             self._change(self._new_task(config, number), _S.PENDING)
@@ -15997,9 +15849,7 @@ class _DemoTasks(_DemoTime):
         return task
 
     def _store(self, task: DemoTask) -> None:
-        self._tasks[task.id] = task
-        self._jobs.setdefault(task.key, {})[task.id] = task
-        self._roles.setdefault(task.key[0], set()).add(task.key)
+        self._tasks[task.id] = self._jobs.setdefault(task.key, {})[task.id] = task
         self._note_active(task)
 
     def _note_active(self, task: DemoTask) -> None:
@@ -16014,19 +15864,12 @@ class _DemoTasks(_DemoTime):
             return      # a timer of a task that a recovery replaced
         self._tasks.pop(task.id)
         self._pending.pop(task.id, None)
-        if self._active.get(task.key, {}).get(task.instance) is task:
+        if self._active[task.key].get(task.instance) is task:
             del self._active[task.key][task.instance]
-        job = self._jobs.get(task.key, {})
-        job.pop(task.id, None)
-        if not job:
-            self._jobs.pop(task.key, None)
-            self._active.pop(task.key, None)
-            self._ended.pop(task.key, None)
-            self._interned.pop(task.key, None)
-            if task.key not in self._cron:
-                self._roles.get(task.key[0], set()).discard(task.key)
-                if not self._roles.get(task.key[0]):
-                    self._roles.pop(task.key[0], None)
+        del self._jobs[task.key][task.id]
+        if not self._jobs[task.key]:
+            for table in (self._jobs, self._active, self._ended, self._interned):
+                table.pop(task.key, None)
 
     def _change(self, task: DemoTask, status: int, message: Optional[str] = None) -> bool:
         """A state change with its side effects. False where it is no change or not allowed; then nothing
@@ -16039,13 +15882,12 @@ class _DemoTasks(_DemoTime):
             self._delete(task)
             self._post(task, None)
             return True
-        if status == _S.FAILED and old not in _BEING_REPLACED and old != _S.KILLING:
+        if status == _S.FAILED and old not in _GOING:
             task.failures += 1
         self._save(task, status, message)
         if self._is_rescheduled(task, old, status):
             self._reschedule(task)
-        if status == _S.PARTITIONED and (old in _BEING_REPLACED or old == _S.KILLING) or (
-                old == _S.PARTITIONED and status in _BEING_REPLACED | {_S.KILLING}):
+        if status == _S.PARTITIONED and old in _GOING or old == _S.PARTITIONED and status in _GOING:
             self._change(task, _S.LOST, "Action performed on partitioned task, marking as LOST.")
         self._act_on(task, old, status)
         self._post(task, status)
@@ -16066,7 +15908,7 @@ class _DemoTasks(_DemoTime):
         if old == _S.KILLING:
             return False
         if old in _BEING_REPLACED:
-            return status in (_S.FINISHED, _S.FAILED, _S.KILLED, _S.LOST)
+            return status in api.TERMINAL_STATES
         if status == _S.FINISHED:
             return bool(task.config.isService) and old != _S.PARTITIONED
         if status == _S.FAILED:
@@ -16074,7 +15916,7 @@ class _DemoTasks(_DemoTime):
             return bool(task.config.isService) or most == -1 or task.failures < most
         if status == _S.LOST and old == _S.PARTITIONED:
             return not task.was(_S.KILLING)
-        return status in (_S.KILLED, _S.LOST)
+        return status in api.TERMINAL_STATES
 
     def _reschedule(self, task: DemoTask) -> None:
         penalty = self._penalty(task)
@@ -16085,11 +15927,8 @@ class _DemoTasks(_DemoTime):
             return
         self._change(replacement, _S.THROTTLED,
                      "Rescheduled, penalized for %d ms for flapping" % (penalty * 1000))
-
-        def release() -> None:
-            if replacement.status == _S.THROTTLED:
-                self._change(replacement, _S.PENDING)
-        self._after(self._penalty(replacement), release)
+        # from any other state that is no way
+        self._after(self._penalty(replacement), partial(self._change, replacement, _S.PENDING))
 
     def _penalty(self, task: DemoTask) -> float:
         """j/scheduling/RescheduleCalculator.java: grows with each ancestor in a row that ended soon after it
@@ -16098,13 +15937,16 @@ class _DemoTasks(_DemoTime):
         ancestor = self._tasks.get(task.ancestor or "")
         least, most = self.PENALTY
         while ancestor is not None and self._flapped(ancestor):
-            half = penalty or least
-            longer = min(most, half + self._random.random() * half)
+            longer = self._longer(penalty or least, most)
             if longer == penalty:
                 break
             penalty = longer
             ancestor = self._tasks.get(ancestor.ancestor or "")
         return penalty
+
+    def _longer(self, pause: float, most: float) -> float:
+        """The next pause of a back-off."""
+        return min(most, pause + self._random.random() * pause)
 
     def _flapped(self, task: DemoTask) -> bool:
         if any(event[1] in (_S.RESTARTING, _S.KILLING, _S.DRAINING) for event in task.events):
@@ -16135,35 +15977,29 @@ class _DemoTasks(_DemoTime):
                 since = min(moment for moment, each, _ in task.events if each == _S.RUNNING) / 1000.0
                 later(max(0.0, seconds + self.END - (self._now - since)), _S.FAILED if failed
                       else _S.FINISHED)
-        elif status in _BEING_REPLACED or status == _S.KILLING:
+        elif status in _GOING:
             later(self.KILL, _S.KILLED)
         elif status == _S.PARTITIONED:
             policy = task.config.partitionPolicy
             if policy is None or policy.reschedule is not False:
-                later(float(policy.delaySecs or 0) if policy else 0.0, _S.LOST,
-                      "Task partitioned for too long.")
+                later(policy.delaySecs or 0.0 if policy else 0.0, _S.LOST, "Task partitioned for too long.")
         elif status == _S.THROTTLED and old == status:
             later(self._penalty(task), _S.PENDING)
         elif status in api.TERMINAL_STATES:
             self._release(task)
             self._prune_history(task)
-        if status in _TIMED:
+        if status in _GOING or status == _S.ASSIGNED:
             later(self.STATE_TIMEOUT, _S.LOST, "Task timed out")
 
-    def _release(self, task: DemoTask) -> None:
-        host = task.host
-        if host is None or task.id not in host.tasks:
-            return
-        del host.tasks[task.id]
-        for i, amount in enumerate(amounts(task.config)):
-            host.used[i] -= amount
-        if host.mode == api.MaintenanceMode.DRAINING and not any(t.active for t in host.tasks.values()):
-            host.mode, host.drain = api.MaintenanceMode.DRAINED, None
+    @staticmethod
+    def _release(task: DemoTask) -> None:
+        if task.host is not None:
+            task.host.release(task)
 
     def _prune_history(self, task: DemoTask) -> None:
         """j/pruning/TaskHistoryPruner.java"""
         longest, shortest, most = self.HISTORY
-        self._after(longest, lambda: self._delete(task) if not task.active else None)
+        self._after(longest, partial(self._delete, task))
         ended = self._ended.setdefault(task.key, collections.deque())
         ended.append(task)
         surplus = len(self._jobs[task.key]) - len(self._active[task.key]) - most
@@ -16178,26 +16014,15 @@ class _DemoHosts(_DemoTasks):
     SCHEDULE_PENALTY = (1.0, 60.0)  # -initial_schedule_penalty, -max_schedule_penalty
     ATTEMPTS = (10, 0.25)           # -max_schedule_attempts_per_sec=40: so many in so many seconds
     SLA = (20, 7200)                # -min_required_instances_for_sla_check, -max_sla_duration_secs
+    revocable = False
 
-    def __init__(self, speed: float, jobs: int, revocable: bool) -> None:
-        super().__init__(speed)
-        self.revocable = revocable
-        self._schedule_at: Optional[float] = None
-        # by id of a TaskConfig: it, its back-off, until when
-        self._groups: Dict[int, Tuple[Any, float, float]] = {}
-        self.hosts: Dict[str, DemoHost] = {}
-        for number in range(max(6, jobs // 100)):
-            self._add_host("demo-%02d" % (number + 1), 16.0 if not jobs else 256.0,
-                           65536 << (4 if jobs else 0),
-                           1 << 20 << (4 if jobs else 0), {"rack": {"rack-%s" % "abc"[number % 3]}})
-        self._add_host("demo-dedicated", 16.0, 65536, 1 << 20,
-                       {"rack": {"rack-a"}, "dedicated": {"www-data/web"}})
+    def _add_host(self, name: str, size: int, **attributes: Set[str]) -> None:
+        """size: how many times as large as the usual ones."""
+        total = (16.0 * size, 65536 * size, size << 20)
+        self.hosts[name] = DemoHost(name, len(self.hosts) + 1, total, attributes)
 
-    def _add_host(self, name: str, cpu: float, ram: int, disk: int, attributes: Dict[str, Set[str]]) -> None:
-        self.hosts[name] = DemoHost(name, len(self.hosts) + 1, cpu, ram, disk, dict(attributes, host={name}))
-
-    def _schedule_soon(self, seconds: Optional[float] = None) -> None:
-        moment = self._now + (self.SCHEDULE if seconds is None else seconds)
+    def _schedule_soon(self, seconds: float = _DemoTasks.SCHEDULE) -> None:
+        moment = self._now + seconds
         if self._pending and (self._schedule_at is None or moment < self._schedule_at):
             self._schedule_at = moment
             self._after(moment - self._now, self._schedule)
@@ -16221,38 +16046,33 @@ class _DemoHosts(_DemoTasks):
             if until <= self._now and attempts:
                 attempts -= 1
                 veto = self._place(task)
-                half = penalty or first
-                penalty = 0.0 if veto is None else min(most, half + self._random.random() * half)
-                until = self._now + penalty if penalty else 0.0
+                penalty = 0.0 if veto is None else self._longer(penalty or first, most)
+                until = self._now + penalty
                 if veto is not None:
                     for each in self._pending.values():
                         if each.config is task.config:
                             each.vetoes = veto
             self._groups[which] = (config, penalty, until)
-        waits = [max(pause, until - self._now) if until <= self._now else until - self._now
+        waits = [until - self._now if until > self._now else pause
                  for _, _, until in (self._groups[id(task.config)] for task in self._pending.values())]
         if waits:
             self._schedule_soon(min(waits))
 
     def _place(self, task: DemoTask) -> Optional[str]:
         """Assign the task to a host; why not, where none takes it."""
-        best: Optional[Tuple[float, str]] = None
+        vetoes = []
         for host in sorted(self.hosts.values(), key=lambda h: h.mode):
             veto = self._veto(task, host)
             if veto is None:
                 self._assign(task, host)
                 return None
-            if best is None or veto[0] < best[0]:
-                best = veto
-        return best[1] if best else ""
+            vetoes.append(veto)
+        return min(vetoes, key=lambda veto: veto[0])[1]
 
     def _assign(self, task: DemoTask, host: DemoHost) -> None:
         self._pending.pop(task.id, None)
         task.vetoes = ""
-        task.host = host
-        host.tasks[task.id] = task
-        for i, amount in enumerate(amounts(task.config)):
-            host.used[i] += amount
+        host.take(task)
         for each in sorted(task.config.resources or (), key=lambda r: r.namedPort or ""):
             if each.namedPort is not None:
                 task.ports[each.namedPort] = self._random.choice(sorted(set(range(31000, 32000)) - {
@@ -16262,46 +16082,41 @@ class _DemoHosts(_DemoTasks):
     def _veto(self, task: DemoTask, host: DemoHost) -> Optional[Tuple[float, str]]:
         """Why the task cannot run on the host, with a score that is lower the nearer it is; None if it
         can."""
-        constraints = sorted(task.config.constraints or (),
-                             key=lambda c: (c.constraint.value is None, c.name))
-        if "dedicated" in host.attributes and all(each.name != "dedicated" for each in constraints):
+        if "dedicated" in host.attributes and not _is_dedicated(task.config):
             return 1e6, "Host is dedicated"
-        if host.mode == api.MaintenanceMode.DRAINING:
-            return 1e5, "Host draining for maintenance"
-        if host.mode == api.MaintenanceMode.DRAINED:
-            return 1e5, "Host drained for maintenance"
-        for each in constraints:
+        if host.mode in (api.MaintenanceMode.DRAINING, api.MaintenanceMode.DRAINED):
+            return 1e5, "Host %s for maintenance" % api.MaintenanceMode.name_of(host.mode).lower()
+        for each in sorted(task.config.constraints or (), key=lambda c: (c.constraint.value is None, c.name)):
             values = host.attributes.get(each.name, set())
-            rule = each.constraint
-            if rule.value is not None:
-                if bool(rule.value.negated) == bool(values & set(rule.value.values or ())):
-                    return 1e4, "Constraint not satisfied: " + each.name
-                continue
-            if not values:
+            rule = each.constraint.value
+            fits = bool(values) if rule is None else bool(rule.negated) != bool(
+                values & set(rule.values or ()))
+            if not fits:
                 return 1e4, "Constraint not satisfied: " + each.name
-            for value in values:
-                count = sum(t.status in api.SLAVE_ASSIGNED_STATES and t.host is not None and
-                            value in t.host.attributes.get(each.name, ())
-                            for t in self._jobs[task.key].values())
-                if count >= (rule.limit.limit or 0):
-                    return 1e4, "Limit not satisfied: " + each.name
+            if rule is None and any(self._count_at(task.key, each.name, value) >= (
+                    each.constraint.limit.limit or 0) for value in values):
+                return 1e4, "Limit not satisfied: " + each.name
         if task.config.tier == "revocable" and not self.revocable:
             return 1000.0, "Insufficient: CPU"      # of which no offer has revocable ones
         lacking, score = [], 0.0
-        for (name, _, span), need, total, used in zip(RESOURCE_NAMES, amounts(task.config), host.total,
-                                                      host.used):
+        rows = list(zip(_RESOURCES, amounts(task.config), host.total, host.used))
+        for (_, name, _, span), need, total, used in rows[1:] + rows[:1]:       # it tells of CPU last
             if need > total - used + 1e-9:
                 lacking.append("Insufficient: " + name)
                 score += min(1000.0, 1000 * (need - (total - used)) // span)
-        order = ("Insufficient: RAM", "Insufficient: disk", "Insufficient: CPU")
-        return (score, ",".join(sorted(lacking, key=order.index))) if lacking else None
+        return (score, ",".join(lacking)) if lacking else None
+
+    def _count_at(self, key: JobTuple, attribute: str, value: str) -> int:
+        """How many of a job's tasks are on hosts of that attribute."""
+        return sum(t.status in api.SLAVE_ASSIGNED_STATES and t.host is not None and
+                   value in t.host.attributes.get(attribute, ()) for t in self._jobs[key].values())
 
     def _sla_allows(self, task: DemoTask, policy: Any) -> bool:
         """j/sla/SlaManager.java: whether the task may go. A coordinator is not asked by the demo; it always
         agrees."""
         if policy.coordinatorSlaPolicy is not None or task.status not in api.SLAVE_ASSIGNED_STATES:
             return True
-        active = list(self._active.get(task.key, {}).values())
+        active = self._active_tasks(task.key)
         total = len(active)
         if not task.config.production or total < self.SLA[0]:
             return True
@@ -16317,32 +16132,33 @@ class _DemoHosts(_DemoTasks):
     def _known_hosts(self, hosts: Any) -> List[DemoHost]:
         return [self.hosts[name] for name in sorted(hosts.hostNames) if name in self.hosts]
 
+    def _set_modes(self, hosts: Any, mode: int, drain: Optional[Tuple[Any, float]] = None) -> List[DemoHost]:
+        found = self._known_hosts(hosts)
+        for host in found:
+            host.mode, host.drain = mode, drain
+        return found
+
     @staticmethod
     def _statuses(hosts: Iterable[DemoHost]) -> Set[Any]:
-        return {api.HostStatus(host=host.name, mode=host.mode) for host in hosts}
+        return {api.HostStatus(host.name, host.mode) for host in hosts}
 
     def startMaintenance(self, hosts: Any) -> Any:
-        found = self._known_hosts(hosts)
-        for host in found:
-            host.mode = api.MaintenanceMode.SCHEDULED
-        return api.Result(startMaintenanceResult=api.StartMaintenanceResult(statuses=self._statuses(
-            found))), None
+        found = self._set_modes(hosts, api.MaintenanceMode.SCHEDULED)
+        return api.StartMaintenanceResult(self._statuses(found))
 
     def drainHosts(self, hosts: Any) -> Any:
-        found = self._known_hosts(hosts)
+        found = self._set_modes(hosts, api.MaintenanceMode.DRAINING, (None, self._now))
         for host in found:
-            host.mode, host.drain = api.MaintenanceMode.DRAINING, (None, self._now)
             self._drain(host)
-        return api.Result(drainHostsResult=api.DrainHostsResult(statuses=self._statuses(found))), None
+        return api.DrainHostsResult(self._statuses(found))
 
     def slaDrainHosts(self, hosts: Any, defaultSlaPolicy: Any, timeoutSecs: int) -> Any:
-        found = self._known_hosts(hosts)
+        drain = (defaultSlaPolicy, self._now + (timeoutSecs or 0))
+        found = self._set_modes(hosts, api.MaintenanceMode.DRAINING, drain)
+        tick = 60.0 - (self._now - self.clock._start) % 60.0        # the scheduler looks each minute
         for host in found:
-            host.mode = api.MaintenanceMode.DRAINING
-            host.drain = (defaultSlaPolicy, self._now + (timeoutSecs or 0))
-            tick = 60.0 - (self._now - self.clock._start) % 60.0        # the scheduler looks each minute
-            self._after(tick, partial(self._poll_drain, host, host.drain))
-        return api.Result(drainHostsResult=api.DrainHostsResult(statuses=self._statuses(found))), None
+            self._after(tick, partial(self._poll_drain, host, drain))
+        return api.DrainHostsResult(self._statuses(found))
 
     def _poll_drain(self, host: DemoHost, drain: Any) -> None:
         if host.drain is drain and host.mode == api.MaintenanceMode.DRAINING:
@@ -16358,30 +16174,20 @@ class _DemoHosts(_DemoTasks):
             policy = task.config.slaPolicy or default
             if policy is None or self._now > until or self._sla_allows(task, policy):
                 self._change(task, _S.DRAINING, "Draining machine for maintenance.")
-        if not any(task.active for task in host.tasks.values()):
-            host.mode, host.drain = api.MaintenanceMode.DRAINED, None
-        elif default is None and any(t.status not in (_S.DRAINING, _S.KILLING) for t in host.tasks.values()):
+        host.rest()
+        if default is None and any(t.status not in (_S.DRAINING, _S.KILLING) for t in host.tasks.values()):
             self._after(60.0, partial(self._poll_drain, host, host.drain))
 
     def maintenanceStatus(self, hosts: Any) -> Any:
-        return api.Result(maintenanceStatusResult=api.MaintenanceStatusResult(
-            statuses=self._statuses(self._known_hosts(hosts)))), None
+        return api.MaintenanceStatusResult(self._statuses(self._known_hosts(hosts)))
 
     def endMaintenance(self, hosts: Any) -> Any:
-        found = self._known_hosts(hosts)
-        for host in found:
-            host.mode, host.drain = api.MaintenanceMode.NONE, None
-        return api.Result(endMaintenanceResult=api.EndMaintenanceResult(statuses=self._statuses(found))), None
+        return api.EndMaintenanceResult(self._statuses(self._set_modes(hosts, api.MaintenanceMode.NONE)))
 
 
 class _DemoUpdater(_DemoHosts):
     """The updates that roll: j/updater."""
     UPDATE_HISTORY = (10, 30 * 86400.0)
-
-    def __init__(self, speed: float, jobs: int, revocable: bool) -> None:
-        super().__init__(speed, jobs, revocable)
-        self._updates: Dict[str, DemoUpdate] = {}
-        self._rolling: Dict[JobTuple, DemoUpdate] = {}      # the active update of a job
 
     def _post(self, task: DemoTask, status: Optional[int]) -> None:
         update = self._rolling.get(task.key)
@@ -16434,23 +16240,22 @@ class _DemoUpdater(_DemoHosts):
             return
         forward = update.forward
         if self._pulse_expired(update):
-            self._set_update(update, _U.ROLL_FORWARD_AWAITING_PULSE if forward
-                             else _U.ROLL_BACK_AWAITING_PULSE,
+            self._set_update(update, update.status_named("ROLL_{}_AWAITING_PULSE"),
                              "Pulses from external service have timed out.")
             return
         effects: Dict[int, List[str]] = {}
         actions: Dict[int, str] = {}
-        failed: List[int] = []
+
+        def enter(instance: int, state: str) -> None:
+            update.set_state(instance, state)
+            effects.setdefault(instance, []).append(state)
 
         def judge(instance: int, task: Optional[DemoTask]) -> None:
             verdict = self._judge(update, instance, task)
-            if verdict in ("SUCCEEDED", "FAILED"):
-                update.set_state(instance, verdict)
-                effects.setdefault(instance, []).append(verdict)
+            if verdict in _ACTIONS:
+                enter(instance, verdict)
             else:
                 actions[instance] = verdict
-            if verdict == "FAILED":
-                failed.append(instance)
 
         for instance, task in changed.items():
             if update.states.get(instance) == "WORKING":
@@ -16459,23 +16264,23 @@ class _DemoUpdater(_DemoHosts):
             was_working = update.counts["WORKING"] > 0
             group = update.next_group()
             for instance in group:
-                update.set_state(instance, "WORKING")
-                effects.setdefault(instance, []).append("WORKING")
+                enter(instance, "WORKING")
                 judge(instance, self._active_task(update.key, instance))
-            if was_working or not group or any(instance in actions for instance in group):
+            if was_working or not group or not actions.keys().isdisjoint(group):
                 break
         overall = self._overall(update)
-        if forward and update.autopause and self._autopauses(update, overall, set(effects) | set(actions)):
+        if forward and update.autopause and self._autopauses(update, overall, {*effects, *actions}):
             self._set_update(update, _U.ROLL_FORWARD_PAUSED, "Update auto paused")
-            self._record(update, forward, {i: e for i, e in effects.items() if e[-1] != "WORKING"})
+            self._record(update, {i: e for i, e in effects.items() if e[-1] != "WORKING"})
             return
-        self._record(update, forward, effects)
+        self._record(update, effects)
         if overall == "SUCCEEDED":
-            self._set_update(update, _U.ROLLED_FORWARD if forward else _U.ROLLED_BACK)
+            self._set_update(update, update.status_named("ROLLED_{}"))
         elif overall == "FAILED":
             back = forward and update.settings.rollbackOnFailure is not False
+            failed = next((instance for instance, states in effects.items() if states[-1] == "FAILED"), 0)
             self._set_update(update, _U.ROLLING_BACK if back else _U.FAILED,
-                             "Latest failure: instance %d exited." % (failed[0] if failed else 0))
+                             "Latest failure: instance %d exited." % failed)
         else:
             for instance, action in actions.items():
                 self._perform(update, instance, action)
@@ -16489,64 +16294,54 @@ class _DemoUpdater(_DemoHosts):
     def _judge(self, update: DemoUpdate, instance: int, task: Optional[DemoTask]) -> str:
         """StateEvaluator: SUCCEEDED, FAILED, or what to do: watch, wait, kill, add."""
         wanted = update.wanted(instance)
-        present = task is not None and not (task.status != _S.KILLING and task.was(_S.KILLING))
-        if task is None or not present:
+        if task is None or task.status != _S.KILLING and task.was(_S.KILLING):
             return "add" if wanted is not None else "SUCCEEDED"
-        if wanted is None or not (task.config is wanted or task.config == wanted):
+        if task.config is not wanted and task.config != wanted:
             return "kill" if task.active and task.status != _S.KILLING else "wait"
         if task.status == _S.RUNNING:
             wait = update.settings.minWaitInInstanceRunningMs or 0
             return "SUCCEEDED" if self._ms - task.events[-1][0] >= wait else "watch"
         if task.status in api.TERMINAL_STATES:
             update.failures[instance] += 1
-            return "FAILED" if update.failures[instance] > (update.settings.maxPerInstanceFailures
-                                                            or 0) else "wait"
+            if update.failures[instance] > (update.settings.maxPerInstanceFailures or 0):
+                return "FAILED"
         return "wait"
 
     @staticmethod
     def _autopauses(update: DemoUpdate, overall: str, touched: Set[int]) -> bool:
-        if not update.seen:
-            update.seen = touched
-            return False
-        if overall == "SUCCEEDED":
+        before = update.seen
+        if before and overall == "SUCCEEDED":
             update.seen = set()
             return False
-        fresh = touched - update.seen
-        update.seen |= touched
-        return bool(fresh)
+        update.seen = before | touched
+        return bool(before and touched - before)
 
-    def _record(self, update: DemoUpdate, forward: bool, effects: Dict[int, List[str]]) -> None:
-        action = api.JobUpdateAction
-        names = ({"WORKING": action.INSTANCE_UPDATING, "SUCCEEDED": action.INSTANCE_UPDATED,
-                  "FAILED": action.INSTANCE_UPDATE_FAILED} if forward else
-                 {"WORKING": action.INSTANCE_ROLLING_BACK, "SUCCEEDED": action.INSTANCE_ROLLED_BACK,
-                  "FAILED": action.INSTANCE_ROLLBACK_FAILED})
+    def _record(self, update: DemoUpdate, effects: Dict[int, List[str]]) -> None:
         for instance, states in effects.items():
             if states == ["WORKING", "SUCCEEDED"] and not any(
-                    (instance, action) in update.recorded for action in names.values()):
+                    (instance, update.action(state)) in update.recorded for state in _ACTIONS):
                 continue        # it was as wanted already
-            for state in states:
-                if (instance, names[state]) not in update.recorded:
-                    update.recorded.add((instance, names[state]))
-                    self._instance_event(update, instance, names[state])
+            for action in map(update.action, states):
+                if (instance, action) not in update.recorded:
+                    update.recorded.add((instance, action))
+                    self._instance_event(update, instance, action)
 
     def _instance_event(self, update: DemoUpdate, instance: int, action: int,
                         message: Optional[str] = None) -> None:
-        update.instance_events.append(api.JobInstanceUpdateEvent(
-            instanceId=instance, timestampMs=self._ms, action=action, message=message))
+        update.instance_events.append(api.JobInstanceUpdateEvent(instance, self._ms, action, message))
 
     def _perform(self, update: DemoUpdate, instance: int, action: str) -> None:
+        generation = update.generation
+
+        def look() -> None:
+            if update.generation == generation:
+                self._evaluate(update, {instance: self._active_task(update.key, instance)})
         if action == "kill":
-            self._update_kill(update, instance, update.generation)
-        elif action == "add":
-            if self._active_task(update.key, instance) is None:
-                self._insert(update.wanted(instance), [instance])
+            self._update_kill(update, instance, generation)
+        elif action == "add" and self._active_task(update.key, instance) is None:
+            self._insert(update.wanted(instance), [instance])
         elif action == "watch":
-            generation = update.generation
-            self._after((update.settings.minWaitInInstanceRunningMs or 0) / 1000.0 + 0.001,
-                        lambda: self._posts.append(
-                lambda: self._evaluate(update, {instance: self._active_task(update.key, instance)})
-                if update.generation == generation else None))
+            self._after((update.settings.minWaitInInstanceRunningMs or 0) / 1000.0 + 0.001, look)
 
     def _update_kill(self, update: DemoUpdate, instance: int, generation: int) -> None:
         task = self._active_task(update.key, instance)
@@ -16554,13 +16349,12 @@ class _DemoUpdater(_DemoHosts):
             return
         policy = (update.config if update.forward else update.initial.get(instance, update.config)).slaPolicy
         if update.settings.slaAware and policy is not None:
-            action = (api.JobUpdateAction.INSTANCE_UPDATING if update.forward else
-                      api.JobUpdateAction.INSTANCE_ROLLING_BACK)
+            action = update.action("WORKING")
             if (instance, -1) not in update.recorded:
                 update.recorded.add((instance, -1))
                 self._instance_event(update, instance, action, "Checking SLA before continuing.")
             if not self._sla_allows(task, policy):
-                self._after(60.0, lambda: self._update_kill(update, instance, generation))
+                self._after(60.0, partial(self._update_kill, update, instance, generation))
                 return
             self._instance_event(update, instance, action, "SLA check passed, continuing.")
         self._change(task, _S.KILLING, "Killed for job update " + update.id)
@@ -16569,11 +16363,7 @@ class _DemoUpdater(_DemoHosts):
 class _DemoChecks(_DemoUpdater):
     """What is refused: j/configuration/ConfigurationManager.java, j/quota/QuotaManager.java."""
     ENVIRONMENTS = re.compile(r"prod|devel|test|staging\d*")
-
-    def __init__(self, speed: float, jobs: int, revocable: bool, docker: bool) -> None:
-        super().__init__(speed, jobs, revocable)
-        self.docker = docker
-        self._quotas: Dict[str, Tuple[float, float, float]] = {}
+    docker = False
 
     def _checked_job(self, job: Any) -> Any:
         """The JobConfiguration with its task normalised. Raises _Refusal."""
@@ -16595,33 +16385,34 @@ class _DemoChecks(_DemoUpdater):
 
     def _checked_task(self, task: Any, count: int) -> Any:
         tiers = {tier["name"]: tier["settings"] for tier in DEFAULT_TIERS["tiers"]}
-        if task.tier is not None and not _is_identifier(task.tier):
-            raise _Refusal("Tier contains illegal characters: " + task.tier)
         tier = task.tier if task.tier is not None else str(DEFAULT_TIERS["defaultTierName"])
+        if not _is_identifier(tier):
+            raise _Refusal("Tier contains illegal characters: " + tier)
         if tier not in tiers:
             raise _Refusal("Invalid tier '%s' in TaskConfig." % tier)
-        production = tiers[tier]["preemptible"] == "false" and tiers[tier]["revocable"] == "false"
+        production = tiers[tier]["preemptible"] == tiers[tier]["revocable"] == "false"
         if not _is_key(task.job):
             raise _Refusal("Job key %s is invalid." % _java_key(task.job))
         container = task.container or api.Container(mesos=api.MesosContainer())
         if container.mesos is not None:
             container = api.Container(mesos=container.mesos.replace(volumes=container.mesos.volumes or []))
-        if task.executorConfig is None and container.docker is None:
+        executor, docker = task.executorConfig, container.docker
+        if executor is None and docker is None:
             raise _Refusal("Configuration may not be null.")
-        if task.executorConfig is not None and task.executorConfig.name is None:
+        if executor is not None and executor.name is None:
             raise _Refusal("Executor name may not be left unset.")
-        if task.executorConfig is not None and task.executorConfig.name != EXECUTOR_NAME:
-            raise _Refusal("Configuration for executor '%s' doesn't exist." % task.executorConfig.name)
+        if executor is not None and executor.name != EXECUTOR_NAME:
+            raise _Refusal("Configuration for executor '%s' doesn't exist." % executor.name)
         if any(each.constraint is None or each.constraint.value is None and each.constraint.limit is None
                for each in task.constraints or ()):
             raise _Refusal(None, "ERROR")       # a union without a field is none in Java
         self._check_dedicated(task)
-        if container.docker is not None:
-            if container.docker.image is None:
+        if docker is not None:
+            if docker.image is None:
                 raise _Refusal("A container must specify an image.")
-            if container.docker.parameters:
+            if docker.parameters:
                 raise _Refusal("This scheduler is configured to disallow Docker parameters.")
-            if task.executorConfig is None:
+            if executor is None:
                 raise _Refusal("This scheduler is configured to require an executor for Docker-based tasks.")
             if not self.docker:
                 raise _Refusal("This scheduler is not configured to allow the container type DOCKER")
@@ -16657,11 +16448,10 @@ class _DemoChecks(_DemoUpdater):
 
     @staticmethod
     def _check_resources(task: Any) -> None:
-        counts: collections.Counter[str] = collections.Counter()
-        for each in task.resources or ():
-            for field, name in (("numCpus", "CPU"), ("numGpus", "GPU"), ("ramMb", "RAM"), ("diskMb", "disk")):
-                counts[name] += getattr(each, field) is not None
-        doubled = [name for name in ("CPU", "GPU", "RAM", "disk") if counts[name] > 1]
+        counts = {name: sum(getattr(each, field) is not None for each in task.resources or ())
+                  for field, name in (("numCpus", "CPU"), ("numGpus", "GPU"), ("ramMb", "RAM"),
+                                      ("diskMb", "disk"))}
+        doubled = [name for name, count in counts.items() if count > 1]
         if doubled:
             raise _Refusal("Multiple resource values are not supported for " + ", ".join(doubled))
         for field, value in zip(("num_cpus", "ram_mb", "disk_mb"), amounts(task)):
@@ -16683,69 +16473,63 @@ class _DemoChecks(_DemoUpdater):
         if count < self.SLA[0]:
             raise _Refusal("Job with fewer than %d instances cannot have Percentage/Count SlaPolicy." %
                            self.SLA[0])
-        rule, name = (policy.countSlaPolicy,
-                      "Count") if policy.countSlaPolicy else (policy.percentageSlaPolicy,
-                                                                                    "Percentage")
-        if policy.countSlaPolicy and count - rule.count < 1:
-            raise _Refusal("Current CountSlaPolicy: count=%d will not allow any instances to be killed. Must "
-                           "be less than instanceCount=%d." % (rule.count, count))
-        if not policy.countSlaPolicy and count - count * rule.percentage / 100 < 1:
+        rule, name = policy.percentageSlaPolicy, "Percentage"
+        if policy.countSlaPolicy:
+            rule, name = policy.countSlaPolicy, "Count"
+            if count - rule.count < 1:
+                raise _Refusal("Current CountSlaPolicy: count=%d will not allow any instances to be killed. "
+                               "Must be less than instanceCount=%d." % (rule.count, count))
+        elif count - count * rule.percentage / 100 < 1:
             raise _Refusal("Current PercentageSlaPolicy: percentage=%f will not allow any instances to be "
                            "killed. Must be less than %f." % (rule.percentage, (count - 1) / count * 100))
         if (rule.durationSecs or 0) > self.SLA[1]:
             raise _Refusal("%sSlaPolicy: durationSecs=%d must be less than cluster-wide maximum of %d secs." %
-                           (
-                name, rule.durationSecs, self.SLA[1]))
+                           (name, rule.durationSecs, self.SLA[1]))
 
-    def _check_limits(self, total: int, lacking: Sequence[float]) -> None:
+    def _check_limits(self, total: int, lacking: Sequence[float] = ()) -> None:
         """The number of tasks, then quota. lacking: what is missing of each resource, if positive."""
         if not 0 < total <= MAX_TASKS_PER_JOB:
             raise _Refusal("Instance count must be between 1 and %d inclusive." % MAX_TASKS_PER_JOB)
         texts = ["%s quota exceeded by %.2f %s" % (name, value, unit)
-                 for (name, unit, _), value in zip(RESOURCE_NAMES, lacking) if value > 1e-9]
+                 for (_, name, unit, _), value in zip(_RESOURCES, lacking) if value > 1e-9]
         if texts:
             raise _Refusal("Insufficient resource quota: " + "; ".join(texts))
 
     def _lacking(self, role: str, extra: Sequence[float], update: Optional[DemoUpdate] = None) -> List[float]:
-        have = self._quotas.get(role, (0.0, 0.0, 0.0))
-        used = self._consumption(role, True, False, update)
-        return [used[i] + extra[i] - have[i] for i in range(3)]
+        needed = _sums(self._consumption(role, True, False, update), extra)
+        return [need - have for need, have in zip(needed, self._quotas.get(role, _NOTHING))]
 
-    def _extra(self, config: Any, count: int) -> List[float]:
+    def _extra(self, config: Any, count: int) -> Sequence[float]:
         """What `count` more instances lack of their role's quota: nothing if they need none."""
         if not config.production or _is_dedicated(config):
-            return [0.0, 0.0, 0.0]
-        return self._lacking(config.job.role, [each * count for each in amounts(config)])
+            return ()
+        return self._lacking(config.job.role, amounts(config, count))
 
     def _consumption(self, role: str, production: bool, dedicated: bool,
                      update: Optional[DemoUpdate] = None) -> List[float]:
-        def counts(config: Any) -> bool:
-            return bool(config.production) is production and _is_dedicated(config) is dedicated
-
+        """What of a role's quota its tasks take. For a cron job, and where instances are updated, that is the
+        larger one of what there is and what there is to be."""
         def total(pairs: Iterable[Tuple[Any, int]]) -> List[float]:
-            found = [0.0, 0.0, 0.0]
-            for config, number in pairs:
-                if counts(config):
-                    found = [f + a * number for f, a in zip(found, amounts(config))]
-            return found
+            return _sums(*(amounts(config, count) for config, count in pairs
+                           if bool(config.production) is production and _is_dedicated(config) is dedicated))
         updates = {u.key: u for u in self._rolling.values() if u.key[0] == role}
         if update is not None:
             updates[update.key] = update
         parts = []
-        for key in self._roles.get(role, set()) | set(updates):
-            tasks = list(self._active.get(key, {}).values())
+        for key in {*self._keys(role), *updates}:
             template, changing = self._cron.get(key), updates.get(key)
+            changed = changing.instances if changing else set()
+            now: List[Tuple[Any, int]] = []
+            then: List[Tuple[Any, int]] = []
+            rest = [(t.config, 1) for t in self._active_tasks(key) if t.instance not in changed]
             if template is not None:
-                parts.append([max(pair) for pair in zip(total([(template.taskConfig,
-                                                                template.instanceCount)]),
-                                                        total((t.config, 1) for t in tasks))])
-                continue
-            if changing is not None:
-                parts.append([max(pair) for pair in zip(total((c, 1) for c in changing.initial.values()),
-                                                        total([(changing.config, len(changing.desired))]))])
-            parts.append(total((t.config, 1) for t in tasks
-                               if changing is None or t.instance not in changing.instances))
-        return [sum(part[i] for part in parts) for i in range(3)]
+                then = [(template.taskConfig, template.instanceCount)]
+                now, rest = [(t.config, 1) for t in self._active_tasks(key)], []
+            elif changing is not None:
+                then = [(changing.config, len(changing.desired))]
+                now = [(config, 1) for config in changing.initial.values()]
+            parts += [total(rest), [max(pair) for pair in zip(total(now), total(then))]]
+        return _sums(*parts)
 
     def _check_not_updating(self, key: JobTuple) -> None:
         if key in self._rolling:
@@ -16754,42 +16538,31 @@ class _DemoChecks(_DemoUpdater):
     def _valid(self, key: Any) -> JobTuple:
         """The key as a tuple. Aurora fails without a message for an invalid one."""
         if not _is_key(key):
-            raise _Refusal(None, "ERROR")
+            raise TypeError(key)
         return _tuple(key)
 
 
 class _DemoReads(_DemoChecks):
     """ReadOnlyScheduler, but for updates."""
 
-    def __init__(self, name: str, speed: float, jobs: int, revocable: bool, docker: bool) -> None:
-        super().__init__(speed, jobs, revocable, docker)
-        self.name = name
-        # by id of a TaskConfig: it, and it without executor data
-        self._bare: Dict[int, Tuple[Any, Any]] = {}
-
     def _matching(self, query: Any, among: Optional[Iterable[DemoTask]] = None) -> List[DemoTask]:
         """The tasks that a query finds, of all that are stored or of those given."""
-        keys: Optional[Set[JobTuple]] = None
-        if query.jobKeys:
-            for each in query.jobKeys:
-                if not query.taskIds and not _is_key(each):
-                    raise ValueError("Invalid job key format: %s" % _java_key(each))
-            keys = {_tuple(each) for each in query.jobKeys}
-        role = (query.role or "").strip() or None
+        for each in query.jobKeys or ():
+            if not query.taskIds and not _is_key(each):
+                raise ValueError("Invalid job key format: %s" % _java_key(each))
+        keys = {_tuple(each) for each in query.jobKeys or ()}
+        role = (query.role or "").strip()
         if among is not None:
             candidates = among
         elif query.taskIds:
             candidates = [self._tasks[i] for i in sorted(query.taskIds) if i in self._tasks]
-        elif keys is not None:
-            candidates = [t for key in sorted(keys) for t in self._jobs.get(key, {}).values()]
-        elif role is not None:
-            candidates = [t for key in sorted(self._roles.get(role, ()))
-                          for t in self._jobs.get(key, {}).values()]
+        elif keys or role:
+            candidates = [t for key in sorted(keys or self._keys(role)) for t in self._job_tasks(key)]
         else:
             candidates = list(self._tasks.values())
         return [t for t in candidates
                 if (not query.taskIds or t.id in query.taskIds)
-                and (keys is None or t.key in keys) and (role is None or t.key[0] == role)
+                and (not keys or t.key in keys) and (not role or t.key[0] == role)
                 and (query.environment is None or t.key[1] == query.environment)
                 and (query.jobName is None or t.key[2] == query.jobName)
                 and (not query.statuses or t.status in query.statuses)
@@ -16825,105 +16598,72 @@ class _DemoReads(_DemoChecks):
                                       scheduler="demo-scheduler")
                         for moment, status, message in task.events])
 
-    def getTasksStatus(self, query: Any) -> Any:
-        tasks = [self._scheduled(task) for task in self._page(self._matching(query), query)]
-        return api.Result(scheduleStatusResult=api.ScheduleStatusResult(tasks=tasks)), None
+    def getTasksStatus(self, query: Any, bare: bool = False) -> Any:
+        return api.ScheduleStatusResult([self._scheduled(task, bare)
+                                         for task in self._page(self._matching(query), query)])
 
     def getTasksWithoutConfigs(self, query: Any) -> Any:
-        tasks = [self._scheduled(task, True) for task in self._page(self._matching(query), query)]
-        return api.Result(scheduleStatusResult=api.ScheduleStatusResult(tasks=tasks)), None
+        return self.getTasksStatus(query, True)
 
     def getPendingReason(self, query: Any) -> Any:
         for field, text in (("slaveHosts", "SlaveHosts are"), ("statuses", "Statuses is")):
             if getattr(query, field):
                 raise _Refusal("%s not supported in %s" % (text, _java(query)))
         found = self._page(self._matching(query.replace(statuses={_S.PENDING})), query)
-        return api.Result(getPendingReasonResult=api.GetPendingReasonResult(
-            reasons={api.PendingReason(taskId=task.id, reason=task.vetoes) for task in found})), None
+        return api.GetPendingReasonResult({api.PendingReason(task.id, task.vetoes) for task in found})
 
     def getConfigSummary(self, job: Any) -> Any:
-        key = self._valid(job)
-        groups: List[Tuple[Any, List[int]]] = []
-        for task in self._active.get(key, {}).values():
-            _group(groups, task.config, task.instance)
-        summary = api.ConfigSummary(key=job, groups={
-            api.ConfigGroup(config=config, instances=to_ranges(numbers)) for config, numbers in groups})
-        return api.Result(configSummaryResult=api.ConfigSummaryResult(summary=summary)), None
+        active = self._active.get(self._valid(job), {})
+        return api.ConfigSummaryResult(api.ConfigSummary(job, _grouped(
+            api.ConfigGroup, ((instance, task.config) for instance, task in active.items()))))
 
     def getRoleSummary(self) -> Any:
-        found = {api.RoleSummary(role=role, jobCount=sum(key in self._jobs for key in keys),
-                                 cronJobCount=sum(key in self._cron for key in keys))
-                 for role, keys in self._roles.items()}
-        return api.Result(roleSummaryResult=api.RoleSummaryResult(summaries=found)), None
+        jobs, cron = (collections.Counter(role for role, _, _ in keys) for keys in (self._jobs, self._cron))
+        return api.RoleSummaryResult({api.RoleSummary(role, jobs[role], cron[role])
+                                      for role in {*jobs, *cron}})
 
-    def _role_keys(self, role: Optional[str]) -> List[JobTuple]:
-        """The jobs of a role; a blank one is any, as to j/storage/TaskStore.queryFilter."""
-        return [key for each in ([role] if role and role.strip() else list(self._roles))
-                for key in self._roles.get(each, ())]
-
-    def _latest_config(self, tasks: Iterable[DemoTask]) -> Any:
-        return max(tasks, key=lambda t: (t.active, t.events[-1][0])).config
-
-    def _template(self, key: JobTuple, role: Optional[str]) -> Any:
-        """A cron job's template, which a blank role does not find."""
-        return self._cron.get(key) if role is None or role.strip() else None
+    def _job(self, key: JobTuple, role: Optional[str], tasks: List[DemoTask]) -> Any:
+        """What getJobs and getJobSummary tell of a job: a cron job's template, which a blank role does not
+        find; else that of these tasks, None without any."""
+        if key in self._cron and (role is None or role.strip()):
+            return self._cron[key]
+        return _job_of(max(tasks, key=lambda t: (t.active, t.events[-1][0])).config,
+                       len(tasks)) if tasks else None
 
     def getJobSummary(self, role: Optional[str]) -> Any:
         found = set()
-        for key in self._role_keys(role):
-            tasks = list(self._jobs.get(key, {}).values())
-            if not tasks and self._template(key, role) is None:
+        for key in self._keys(role):
+            tasks = self._job_tasks(key)
+            job = self._job(key, role, tasks)
+            if job is None:
                 continue
-            counts = collections.Counter(
-                "pending" if t.status in _PENDING_STATS else "finished"
-                if t.status in (_S.KILLED, _S.FINISHED) else
-                "failed" if t.status in (_S.LOST, _S.FAILED) else "active" for t in tasks)
-            job, run = self._template(key, role), None
-            if job is not None:
-                moment = Crontab(job.cronSchedule).next(self._now)
-                run = int(moment * 1000) if moment else None
-            else:
-                config = self._latest_config(tasks)
-                job = api.JobConfiguration(key=config.job, owner=config.owner, taskConfig=config,
-                                           instanceCount=len(tasks))
-            stats = api.JobStats(activeTaskCount=counts["active"], finishedTaskCount=counts["finished"],
-                                 failedTaskCount=counts["failed"], pendingTaskCount=counts["pending"])
-            found.add(api.JobSummary(job=job, stats=stats, nextCronRunMs=run))
-        return api.Result(jobSummaryResult=api.JobSummaryResult(summaries=found)), None
+            states = collections.Counter(task.status for task in tasks)
+            stats = api.JobStats(*(sum(states[each] for each in counted) for counted in (
+                api.ACTIVE_STATES - _WAITING, (_S.KILLED, _S.FINISHED), (_S.LOST, _S.FAILED), _WAITING)))
+            moment = Crontab(job.cronSchedule).next(self._now) if job.cronSchedule else None
+            found.add(api.JobSummary(job, stats, int(moment * 1000) if moment else None))
+        return api.JobSummaryResult(found)
 
     def getJobs(self, ownerRole: Optional[str]) -> Any:
-        found = set()
-        for key in self._role_keys(ownerRole):
-            job = self._template(key, ownerRole)
-            active = list(self._active.get(key, {}).values())
-            if job is None and active:
-                config = self._latest_config(active)
-                job = api.JobConfiguration(key=config.job, owner=config.owner, taskConfig=config,
-                                           instanceCount=len(active))
-            if job is not None:
-                found.add(job)
-        return api.Result(getJobsResult=api.GetJobsResult(configs=found)), None
+        found = {self._job(key, ownerRole, self._active_tasks(key)) for key in self._keys(ownerRole)}
+        return api.GetJobsResult(found - {None})
 
     def getQuota(self, ownerRole: str) -> Any:
         self._not_blank(ownerRole)
-        shown = [_aggregate(self._consumption(ownerRole, production, dedicated))
-                 for dedicated in (False, True) for production in (True, False)]
-        return api.Result(getQuotaResult=api.GetQuotaResult(
-            quota=_aggregate(self._quotas.get(ownerRole, (0.0, 0.0, 0.0))), prodSharedConsumption=shown[0],
-            nonProdSharedConsumption=shown[1], prodDedicatedConsumption=shown[2],
-            nonProdDedicatedConsumption=shown[3])), None
+        shown = [self._quotas.get(ownerRole, _NOTHING)]
+        shown += [self._consumption(ownerRole, production, dedicated)
+                  for dedicated in (False, True) for production in (True, False)]
+        return api.GetQuotaResult(*(api.ResourceAggregate(_as_resources(*each)) for each in shown))
 
     def populateJobConfig(self, description: Any) -> Any:
         try:
-            job = self._checked_job(description)
+            return api.PopulateJobResult(self._checked_job(description).taskConfig)
         except _Refusal as refusal:
-            raise _Refusal("Invalid configuration: %s" % refusal.message) from None
-        return api.Result(populateJobResult=api.PopulateJobResult(taskConfig=job.taskConfig)), None
+            raise _Refusal("Invalid configuration: %s" % refusal.args[0]) from None
 
     def getTierConfigs(self) -> Any:
         tiers = {api.TierConfig.from_plain(tier) for tier in DEFAULT_TIERS["tiers"]}
-        return api.Result(getTierConfigResult=api.GetTierConfigResult(
-            defaultTierName=DEFAULT_TIERS["defaultTierName"], tiers=tiers)), None
+        return api.GetTierConfigResult(DEFAULT_TIERS["defaultTierName"], tiers)
 
 
 class _DemoUpdates(_DemoReads):
@@ -16942,59 +16682,54 @@ class _DemoUpdates(_DemoReads):
         found.sort(key=lambda u: -u.modified)
         return self._page(found, query)
 
+    def _update_of(self, key: Any) -> Optional[DemoUpdate]:
+        found = self._updates.get(key.id)
+        return found if found and found.key == _tuple(key.job) else None
+
     def getJobUpdateSummaries(self, jobUpdateQuery: Any) -> Any:
-        return api.Result(getJobUpdateSummariesResult=api.GetJobUpdateSummariesResult(
-            updateSummaries=[u.summary() for u in self._matching_updates(jobUpdateQuery)])), None
+        return api.GetJobUpdateSummariesResult([u.summary() for u in self._matching_updates(jobUpdateQuery)])
 
     def getJobUpdateDetails(self, key: Any, query: Any) -> Any:
         if query is not None:
-            return api.Result(getJobUpdateDetailsResult=api.GetJobUpdateDetailsResult(
-                detailsList=[u.details() for u in self._matching_updates(query)])), None
+            return api.GetJobUpdateDetailsResult(
+                detailsList=[u.details() for u in self._matching_updates(query)])
         if key is None:
-            raise _Refusal("Either key or query must be set.", "ERROR")
-        found = self._updates.get(key.id)
-        if found is None or found.key != _tuple(key.job):
+            raise ValueError("Either key or query must be set.")
+        found = self._update_of(key)
+        if found is None:
             raise _Refusal("Invalid update: %s" % _java_update_key(key))
-        return (api.Result(getJobUpdateDetailsResult=api.GetJobUpdateDetailsResult(details=found.details())),
+        return (api.GetJobUpdateDetailsResult(details=found.details()),
                 "The key argument is deprecated, use the query argument instead")
 
-    def _difference(self, request: Any) -> Tuple[Dict[int, Any], Dict[int, Any], Set[int]]:
-        """(current configurations by instance, those to be replaced or removed, instances to get the new
-        one)."""
-        for each in request.settings.updateOnlyTheseInstances or ():
+    def _difference(self, request: Any) -> Tuple[Dict[int, Any], Dict[int, Any], Set[int], Set[int]]:
+        """(current configurations by instance; of the instances that the update is about, those to be
+        replaced or removed; those to get the new one; all that it is about)."""
+        only = request.settings.updateOnlyTheseInstances
+        for each in only or ():
             if each.last < each.first:
                 raise ValueError("Invalid range: [%d..%d]" % (each.first, each.last))
-        key = _tuple(request.taskConfig.job)
-        current = {instance: task.config for instance, task in self._active.get(key, {}).items()}
+        active = self._active.get(_tuple(request.taskConfig.job), {})
+        current = {instance: task.config for instance, task in active.items()}
         if (request.instanceCount or 0) < 0:
             raise ValueError("Invalid range: [0..%d)" % request.instanceCount)
         if request.instanceCount > MAX_TASKS_PER_JOB:
-            self._check_limits(request.instanceCount, (0.0, 0.0, 0.0))
-        wanted = set(range(request.instanceCount or 0))
-        same = {i for i in wanted & set(current) if current[i] == request.taskConfig}
-        replaced = {i: config for i, config in current.items() if i not in same}
-        return current, replaced, wanted - same
+            self._check_limits(request.instanceCount)
+        wanted = set(range(request.instanceCount))
+        scope = set(from_ranges(only)) or {*wanted, *current}
+        changing = scope - {i for i in wanted & set(current) if current[i] == request.taskConfig}
+        return current, {i: current[i] for i in current if i in changing}, wanted & changing, scope
 
     def getJobUpdateDiff(self, request: Any) -> Any:
         config = self._intern(self._checked_task(request.taskConfig, request.instanceCount or 0))
-        request = request.replace(taskConfig=config)
         if _tuple(config.job) in self._cron:
             raise _Refusal("Cron jobs are not supported.")
-        current, replaced, desired = self._difference(request)
-        scope = set(from_ranges(request.settings.updateOnlyTheseInstances))
-        if scope:
-            replaced = {i: c for i, c in replaced.items() if i in scope}
-            desired &= scope
+        current, replaced, desired, _ = self._difference(request.replace(taskConfig=config))
 
         def groups(instances: Iterable[int]) -> Set[Any]:
-            found: List[Tuple[Any, List[int]]] = []
-            for each in sorted(instances):
-                _group(found, current.get(each, config), each)
-            return {api.ConfigGroup(config=c, instances=to_ranges(numbers)) for c, numbers in found}
-        return api.Result(getJobUpdateDiffResult=api.GetJobUpdateDiffResult(
+            return _grouped(api.ConfigGroup, ((each, current.get(each, config)) for each in instances))
+        return api.GetJobUpdateDiffResult(
             add=groups(desired - set(replaced)), remove=groups(set(replaced) - desired),
-            update=groups(set(replaced) & desired),
-            unchanged=groups(set(current) - set(replaced) - desired))), None
+            update=groups(desired & set(replaced)), unchanged=groups(set(current) - set(replaced) - desired))
 
     def startJobUpdate(self, request: Any, message: Optional[str]) -> Any:
         if not request.taskConfig.isService:
@@ -17005,45 +16740,39 @@ class _DemoUpdates(_DemoReads):
         key = _tuple(config.job)
         if key in self._cron:
             raise _Refusal("Cron jobs may only be created/updated by calling scheduleCronJob.")
-        current, replaced, desired = self._difference(request)
-        scope = set(from_ranges(settings.updateOnlyTheseInstances))
-        if scope:
-            strangers = sorted(scope - set(current) - set(range(request.instanceCount)))
-            if strangers:
-                raise _Refusal("The update request attempted to update specific instances, but some are "
-                               "irrelevant to the update and current job state: %s" % strangers)
-            replaced = {i: c for i, c in replaced.items() if i in scope}
-            desired &= scope
+        current, replaced, desired, scope = self._difference(request)
+        strangers = sorted(scope - set(current) - set(range(request.instanceCount)))
+        if strangers:
+            raise _Refusal("The update request attempted to update specific instances, but some are "
+                           "irrelevant to the update and current job state: %s" % strangers)
         if not replaced and not desired:
             return None, "Job is unchanged by proposed update."
         update = DemoUpdate(key, self._user, request, replaced, desired)
-        lacking = [0.0, 0.0, 0.0]
+        lacking: Sequence[float] = ()
         if desired and config.production and not _is_dedicated(config):
-            lacking = self._lacking(key[0], (0.0, 0.0, 0.0), update)
-        self._check_limits(request.instanceCount or 0, lacking)
+            lacking = self._lacking(key[0], _NOTHING, update)
+        self._check_limits(request.instanceCount, lacking)
         active = self._rolling.get(key)
         if active is not None:
             raise _Refusal(
                 "An active update already exists for this job, please terminate it before starting another. "
-                "Active updates are those in states [%s]" % ", ".join(_U.name_of(each) for each in (
-                    _U.ROLLING_FORWARD, _U.ROLLING_BACK, _U.ROLL_FORWARD_PAUSED, _U.ROLL_BACK_PAUSED,
-                    _U.ROLL_FORWARD_AWAITING_PULSE, _U.ROLL_BACK_AWAITING_PULSE)),
-                result=api.Result(startJobUpdateResult=api.StartJobUpdateResult(
-                    key=active.update_key(), updateSummary=active.summary())))
+                "Active updates are those in states [%s]" % ", ".join(
+                    map(_U.name_of, sorted(api.ACTIVE_JOB_UPDATE_STATES))),
+                result=api.StartJobUpdateResult(active.update_key(), active.summary()))
         self._updates[update.id] = self._rolling[key] = update
         self._set_update(update, _U.ROLL_FORWARD_AWAITING_PULSE if settings.blockIfNoPulsesAfterMs else
                          _U.ROLLING_FORWARD, message, self._user)
-        return api.Result(startJobUpdateResult=api.StartJobUpdateResult(
-            key=update.update_key(), updateSummary=update.summary(with_state=False))), None
+        return api.StartJobUpdateResult(update.update_key(), update.summary(with_state=False))
 
     def _checked_settings(self, request: Any) -> Any:
         settings = request.settings
         strategy = settings.updateStrategy
         if strategy is None:
             size = settings.updateGroupSize or 0
-            strategy = (api.JobUpdateStrategy(batchStrategy=api.BatchJobUpdateStrategy(
-                groupSize=size, autopauseAfterBatch=False)) if settings.waitForBatchCompletion else
-                api.JobUpdateStrategy(queueStrategy=api.QueueJobUpdateStrategy(groupSize=size)))
+            strategy = (
+                api.JobUpdateStrategy(batchStrategy=api.BatchJobUpdateStrategy(size, False))
+                if settings.waitForBatchCompletion else
+                api.JobUpdateStrategy(queueStrategy=api.QueueJobUpdateStrategy(size)))
         if strategy.varBatchStrategy is not None:
             sizes = strategy.varBatchStrategy.groupSizes
             if any(size <= 0 for size in sizes):
@@ -17073,67 +16802,50 @@ class _DemoUpdates(_DemoReads):
                                 slaAware=bool(settings.slaAware),
                                 updateOnlyTheseInstances=settings.updateOnlyTheseInstances or set())
 
-    def _steer(self, key: Any, target: Dict[int, int], message: Optional[str], colon: str = "") -> Any:
-        """Move an update to the state that `target` has for its current one."""
+    def _steer(self, key: Any, form: str, message: Optional[str],
+               among: frozenset[int] = frozenset(_U.names), colon: str = "") -> None:
+        """Move an update to the status of that form, if its own one is among those from which that goes."""
         self._valid(key.job)
-        update = self._updates.get(key.id)
-        if update is None or update.key != _tuple(key.job):
+        update = self._update_of(key)
+        if update is None:
             raise _Refusal("Update does not exist%s %s" % (colon, _java_update_key(key)))
-        wanted = target.get(update.status)
+        wanted, leads = update.status_named(form), update.status in among
         if wanted == update.status:
-            return None
-        if wanted is None or wanted not in _UPDATE_TRANSITIONS.get(update.status, ()):
+            return
+        if not leads or wanted not in _UPDATE_TRANSITIONS.get(update.status, ()):
             raise _Refusal("Cannot transition update from %s to %s" % (
-                _U.name_of(update.status), "null" if wanted is None else _U.name_of(wanted)))
+                _U.name_of(update.status), _U.name_of(wanted) if leads else "null"))
         self._set_update(update, wanted, message, self._user)
-        return None
 
     def pauseJobUpdate(self, key: Any, message: Optional[str]) -> Any:
-        forward, back = _U.ROLL_FORWARD_PAUSED, _U.ROLL_BACK_PAUSED
-        return self._steer(key, {_U.ROLLING_FORWARD: forward, _U.ROLL_FORWARD_AWAITING_PULSE: forward,
-                                 forward: forward,
-                                 _U.ROLLING_BACK: back, _U.ROLL_BACK_AWAITING_PULSE: back, back: back},
-                                 message)
+        self._steer(key, "ROLL_{}_PAUSED", message, api.ACTIVE_JOB_UPDATE_STATES)
 
     def resumeJobUpdate(self, key: Any, message: Optional[str]) -> Any:
         update = self._updates.get(key.id)
-        if update is not None and self._pulse_expired(update):
-            forward, back = _U.ROLL_FORWARD_AWAITING_PULSE, _U.ROLL_BACK_AWAITING_PULSE
-        else:
-            forward, back = _U.ROLLING_FORWARD, _U.ROLLING_BACK
-        return self._steer(key, {_U.ROLL_FORWARD_PAUSED: forward, forward: forward, _U.ROLL_BACK_PAUSED: back,
-                                 back: back}, message, ":")
+        waits = update is not None and self._pulse_expired(update)
+        self._steer(key, "ROLL_{}_AWAITING_PULSE" if waits else "ROLLING_{}", message, _PAUSED, ":")
 
     def abortJobUpdate(self, key: Any, message: Optional[str]) -> Any:
-        return self._steer(key, {status: _U.ABORTED for status in _U.names}, message)
+        self._steer(key, "ABORTED", message)
 
     def rollbackJobUpdate(self, key: Any, message: Optional[str]) -> Any:
-        return self._steer(key, {status: _U.ROLLING_BACK for status in _U.names}, message)
+        self._steer(key, "ROLLING_BACK", message)
 
     def pulseJobUpdate(self, key: Any) -> Any:
         self._valid(key.job)
         self._not_blank(key.id)
-        update = self._updates.get(key.id)
-        status = api.JobUpdatePulseStatus.FINISHED
-        if update is not None and update.key == _tuple(
-            key.job) and update.settings.blockIfNoPulsesAfterMs and (
-                update.status in api.ACTIVE_JOB_UPDATE_STATES):
-            status = api.JobUpdatePulseStatus.OK
-            update.last_pulse = self._now
-            resumed = {_U.ROLL_FORWARD_AWAITING_PULSE: _U.ROLLING_FORWARD,
-                       _U.ROLL_BACK_AWAITING_PULSE: _U.ROLLING_BACK}.get(update.status)
-            if resumed is not None:
-                self._set_update(update, resumed)
-        return api.Result(pulseJobUpdateResult=api.PulseJobUpdateResult(status=status)), None
+        update = self._update_of(key)
+        if update is None or not update.settings.blockIfNoPulsesAfterMs or (
+                update.status not in api.ACTIVE_JOB_UPDATE_STATES):
+            return api.PulseJobUpdateResult(api.JobUpdatePulseStatus.FINISHED)
+        update.last_pulse = self._now
+        if update.status in api.AWAITNG_PULSE_JOB_UPDATE_STATES:
+            self._set_update(update, update.status_named("ROLLING_{}"))
+        return api.PulseJobUpdateResult(api.JobUpdatePulseStatus.OK)
 
 
 class _DemoJobs(_DemoUpdates):
     """The calls that change jobs, those of cron (j/cron/quartz/AuroraCronJob.java) among them."""
-
-    def __init__(self, name: str, speed: float, jobs: int, revocable: bool, docker: bool) -> None:
-        super().__init__(name, speed, jobs, revocable, docker)
-        self._cron_waiting: Set[JobTuple] = set()
-        self._cron_runs: collections.Counter[JobTuple] = collections.Counter()
 
     def createJob(self, description: Any) -> Any:
         job = self._checked_job(description)
@@ -17150,16 +16862,15 @@ class _DemoJobs(_DemoUpdates):
         key = self._valid(job)
         self._check_not_updating(key)
         text = "Killed by %s%s" % (self._user, "" if message is None else ".\n" + message)
-        killed = [self._change(task, _S.KILLING, text) for task in list(self._active.get(key, {}).values())
+        killed = [self._change(task, _S.KILLING, text) for task in self._active_tasks(key)
                   if not instances or task.instance in instances]
         return None if any(killed) else (None, "No tasks to kill.")
 
     def restartShards(self, job: Any, shardIds: Any) -> Any:
         key = self._valid(job)
-        if not shardIds:
-            raise ValueError("Argument cannot be blank")
+        self._not_blank(shardIds)
         self._check_not_updating(key)
-        tasks = [t for t in self._active.get(key, {}).values() if t.instance in shardIds]
+        tasks = [t for t in self._active_tasks(key) if t.instance in shardIds]
         if len(tasks) != len(shardIds):
             raise _Refusal("Not all requested shards are active.")
         for task in tasks:
@@ -17177,7 +16888,8 @@ class _DemoJobs(_DemoUpdates):
             raise _Refusal("No active task found for a given instance ID.")
         config = active[key.instanceId].config
         self._check_limits(len(active) + count, self._extra(config, count))
-        self._insert(config, range(max(active) + 1, max(active) + 1 + count))
+        first = max(active) + 1
+        self._insert(config, range(first, first + count))
 
     def _set_cron(self, description: Any, only_replace: bool) -> None:
         key = self._valid(description.key)
@@ -17186,52 +16898,50 @@ class _DemoJobs(_DemoUpdates):
         if job.cronSchedule is None:
             raise _Refusal("Job %s has no cron schedule" % text)
         self._check_not_updating(key)
-        lacking = [0.0, 0.0, 0.0]
+        old = self._cron.get(key)
+        lacking: Sequence[float] = ()
         if job.taskConfig.production:
-            old = self._cron.get(key)
-            before = [a * old.instanceCount for a in amounts(old.taskConfig)] if old else [0.0, 0.0, 0.0]
-            lacking = self._lacking(key[0], [a * job.instanceCount - b
-                                             for a, b in zip(amounts(job.taskConfig), before)])
+            before = amounts(old.taskConfig, -old.instanceCount) if old else _NOTHING
+            lacking = self._lacking(key[0], _sums(amounts(job.taskConfig, job.instanceCount), before))
         self._check_limits(job.instanceCount, lacking)
-        exists = key in self._cron
-        if not exists and not only_replace and self._active.get(key):
+        if not old and not only_replace and self._active.get(key):
             raise _Refusal("Job %s already exists" % text)
         if not job.cronSchedule:
             raise _Refusal("Job has an empty cron schedule.")
         try:
-            schedule = Crontab(job.cronSchedule)
+            Crontab(job.cronSchedule)
         except ValueError:
             raise _Refusal("Invalid cron schedule: " + job.cronSchedule) from None
         if job.cronCollisionPolicy == api.CronCollisionPolicy.RUN_OVERLAP:
             raise _Refusal("The RUN_OVERLAP collision policy has been removed (AURORA-38).")
-        if only_replace and not exists:
+        if only_replace and not old:
             raise _Refusal("No cron job found for %s." % text)
         self._cron[key] = job.replace(taskConfig=self._intern(job.taskConfig))
-        self._roles.setdefault(key[0], set()).add(key)
-        self._cron_runs[key] += 1
         # only Quartz finds that out, when the template is stored already
-        if schedule.next(self._now) is None:
+        if not self._await_cron(key):
             raise _Refusal("org.quartz.SchedulerException: Based on configured schedule, the given trigger "
                            "'DEFAULT.6da64b5bd2ee-%s' will never fire." % uuid.uuid4())
-        self._await_cron(key, schedule, self._cron_runs[key])
 
-    def _await_cron(self, key: JobTuple, schedule: Crontab, run: int) -> None:
-        moment = schedule.next(self._now)
+    def _await_cron(self, key: JobTuple) -> bool:
+        """Start a cron job when its time comes, as long as its template stays; False where it never comes."""
+        template = self._cron[key]
+        moment = Crontab(template.cronSchedule).next(self._now)
         if moment is None:
-            return
+            return False
 
         def fire() -> None:
-            if key in self._cron and self._cron_runs[key] == run:
+            if self._cron.get(key) is template:
                 self._trigger_cron(key)
-                self._await_cron(key, schedule, run)
+                self._await_cron(key)
         self._after(moment - self._now, fire)
+        return True
 
     def _trigger_cron(self, key: JobTuple) -> None:
         """j/cron/quartz/AuroraCronJob.java"""
         template = self._cron.get(key)
         if template is None or key in self._cron_waiting:       # a trigger while the old tasks end is ignored
             return
-        active = list(self._active.get(key, {}).values())
+        active = self._active_tasks(key)
         if not active:
             self._insert(template.taskConfig, range(template.instanceCount))
             return
@@ -17244,13 +16954,13 @@ class _DemoJobs(_DemoUpdates):
         def again(pause: float) -> None:
             if any(t.active for t in active if t.id in self._tasks):
                 # -cron_start_initial_backoff, -…_max_backoff
-                longer = min(60.0, pause + self._random.random() * pause)
-                self._after(longer, lambda: again(longer))
+                longer = self._longer(pause, 60.0)
+                self._after(longer, partial(again, longer))
                 return
             self._cron_waiting.discard(key)
             if not self._active.get(key):
                 self._insert(template.taskConfig, range(template.instanceCount))
-        self._after(0.0, lambda: again(5.0))
+        self._after(0.0, partial(again, 5.0))
 
     def scheduleCronJob(self, description: Any) -> Any:
         self._set_cron(description, False)
@@ -17263,11 +16973,6 @@ class _DemoJobs(_DemoUpdates):
         self._check_not_updating(key)
         if self._cron.pop(key, None) is None:
             return None, "Job %s is not scheduled with cron" % "/".join(key)
-        self._cron_runs[key] += 1
-        if key not in self._jobs:
-            self._roles[key[0]].discard(key)
-            if not self._roles[key[0]]:
-                del self._roles[key[0]]
         return None
 
     def startCronJob(self, job: Any) -> Any:
@@ -17275,18 +16980,12 @@ class _DemoJobs(_DemoUpdates):
         if key not in self._cron:
             raise _Refusal("Failed to start cron job - No cron job found for %s." % "/".join(key))
         # it answers before the job's thread runs
-        self._after(self.SCHEDULE, lambda: self._trigger_cron(key))
+        self._after(self.SCHEDULE, partial(self._trigger_cron, key))
 
 
 class _DemoAdmin(_DemoJobs):
     """The calls of AuroraAdmin, but for maintenance."""
     RESTART = 2.0                   # seconds that the scheduler is away after it committed a recovery
-
-    def __init__(self, name: str, speed: float, jobs: int, revocable: bool, docker: bool) -> None:
-        super().__init__(name, speed, jobs, revocable, docker)
-        self._backups: Json = {}
-        self._staged: Optional[Dict[str, DemoTask]] = None
-        self._back_at = 0.0         # when the scheduler is there again after a recovery
 
     def setQuota(self, ownerRole: str, quota: Any) -> Any:
         self._not_blank(ownerRole)
@@ -17294,99 +16993,96 @@ class _DemoAdmin(_DemoJobs):
         if len(resources) > 3:
             raise ValueError("Too many resource values in quota.")
         found = [[getattr(each, field) for each in resources if getattr(each, field) is not None]
-                 for field in ("numCpus", "ramMb", "diskMb")]
+                 for field, *_ in _RESOURCES]
         if any(len(values) != 1 for values in found):
             raise ValueError("Quota resources must be exactly: [CPUS, RAM_MB, DISK_MB]")
-        values = tuple(float(each[0]) for each in found)
-        shown = "IResourceAggregate{resources=[%s]}" % ", ".join(
-            "IResource{setField=%s, value=%s}" % pair for pair in zip(
-                ("NUM_CPUS", "RAM_MB", "DISK_MB"), (values[0], int(values[1]), int(values[2]))))
+        cores, ram, disk = values = [float(each[0]) for each in found]
+        shown = ("IResourceAggregate{resources=[IResource{setField=NUM_CPUS, value=%s}, IResource{setField="
+                 "RAM_MB, value=%d}, IResource{setField=DISK_MB, value=%d}]}" % (cores, ram, disk))
         if min(values) < 0:
             raise _Refusal("Negative values in: " + shown)
         used = self._consumption(ownerRole, True, False)
         if any(value < need - 1e-9 for value, need in zip(values, used)):
             raise _Refusal("Quota: %s is less then current prod reservation: "
                            "ResourceBag{resourceVectors={CPUS=%s, RAM_MB=%s, DISK_MB=%s}}" % (shown, *used))
-        self._quotas[ownerRole] = values        # type: ignore[assignment]
+        self._quotas[ownerRole] = values
 
     def forceTaskState(self, taskId: str, status: int) -> Any:
         self._not_blank(taskId)
         if status is None:
-            raise _Refusal(None, "ERROR")
+            raise TypeError
         task = self._tasks.get(taskId)
         if task is not None:
             self._change(task, status, "Transition forced by " + self._user)
 
     def performBackup(self) -> Any:
         name = "scheduler-backup-" + time.strftime("%Y-%m-%d-%H-%M", time.localtime(self._now))
-        self._backups[name] = ({task.id: task.duplicate() for task in self._tasks.values()}, dict(self._cron),
-                               dict(self._quotas), [update.duplicate() for update in self._updates.values()])
+        self._backups[name] = self._copies(self._tasks, self._cron, self._quotas, self._updates)
         for old in sorted(self._backups)[:-48]:
             del self._backups[old]
 
+    @staticmethod
+    def _copies(*stores: Dict[Any, Any]) -> Tuple[Dict[Any, Any], ...]:
+        return tuple({key: copy.copy(each) for key, each in store.items()} for store in stores)
+
     def listBackups(self) -> Any:
-        return api.Result(listBackupsResult=api.ListBackupsResult(backups=set(self._backups))), None
+        return api.ListBackupsResult(set(self._backups))
 
     def stageRecovery(self, backupId: str) -> Any:
         if backupId is None:
-            raise _Refusal(None, "ERROR")
+            raise TypeError
         if backupId not in self._backups:
             raise ValueError("Backup /var/lib/aurora/backups/%s does not exist." % backupId)
-        if self._staged is not None:
+        if self._staged:
             raise ValueError("Another backup is already loaded.")
-        tasks, self._staged_cron, self._staged_quotas, self._staged_updates = self._backups[backupId]
-        self._staged = {each.id: each.duplicate() for each in tasks.values()}
+        self._staged = self._copies(*self._backups[backupId])
 
-    def _staged_tasks(self) -> Dict[str, DemoTask]:
-        if self._staged is None:
+    def _staged_stores(self) -> Tuple[Dict[Any, Any], ...]:
+        """The tasks, cron jobs, quotas and updates that are staged."""
+        if not self._staged:
             raise ValueError("No backup loaded.")
         return self._staged
 
     def _staged_matching(self, query: Any) -> List[DemoTask]:
         if query is None:
-            raise _Refusal(None, "ERROR")
-        staged = self._staged_tasks()
-        return self._matching(query, staged.values())
+            raise TypeError
+        return self._matching(query, self._staged_stores()[0].values())
 
     def queryRecovery(self, query: Any) -> Any:
-        return api.Result(queryRecoveryResult=api.QueryRecoveryResult(
-            tasks={self._scheduled(task) for task in self._staged_matching(query)})), None
+        return api.QueryRecoveryResult({self._scheduled(task) for task in self._staged_matching(query)})
 
     def deleteRecoveryTasks(self, query: Any) -> Any:
         for task in self._staged_matching(query):
-            del self._staged_tasks()[task.id]
+            del self._staged_stores()[0][task.id]
 
     def commitRecovery(self) -> Any:
         """Aurora shuts down then, and whoever starts it again starts it from what was staged: for a moment
         nobody leads."""
-        staged = self._staged_tasks()
-        for task in list(self._tasks.values()):
-            self._release(task)
-            self._delete(task)
-        self._cron, self._quotas = dict(self._staged_cron), dict(self._staged_quotas)
-        self._updates = {each.id: each.duplicate() for each in self._staged_updates}
-        self._rolling = {each.key: each for each in self._updates.values()
+        tasks, cron, quotas, updates = self._staged_stores()
+        self._remove(self._tasks.values())
+        self._cron, self._quotas, self._updates = cron, quotas, updates
+        self._rolling = {each.key: each for each in updates.values()
                          if each.status in api.ACTIVE_JOB_UPDATE_STATES}
-        self._roles = {}
-        for task in staged.values():
+        for task in tasks.values():
             self._store(task)
             if task.active and task.host is not None:
-                task.host.tasks[task.id] = task
-                for i, amount in enumerate(amounts(task.config)):
-                    task.host.used[i] += amount
+                task.host.take(task)
             self._act_on(task, task.status, task.status)
-        for key, schedule in self._cron.items():
-            self._roles.setdefault(key[0], set()).add(key)
-            self._cron_runs[key] += 1
-            self._await_cron(key, Crontab(schedule.cronSchedule), self._cron_runs[key])
+        for key in cron:
+            self._await_cron(key)
         for update in self._rolling.values():
             if update.status in _ROLLING:
                 self._start_rolling(update)
-        self._staged = None
+        self._staged = ()
         self._back_at = self._now + self.RESTART
 
+    def _remove(self, tasks: Iterable[DemoTask]) -> None:
+        for task in list(tasks):
+            self._release(task)
+            self._delete(task)
+
     def unloadRecovery(self) -> Any:
-        self._staged = None
+        self._staged = ()
 
     def snapshot(self) -> Any:
         return None
@@ -17409,32 +17105,35 @@ class _DemoAdmin(_DemoJobs):
                 raise ValueError("limit is negative")
             found = found[:query.limit]
         # As j/state/StateManagerImpl.deleteTasks: with no ids its query matches every task, running ones too.
-        for task in found or list(self._tasks.values()):
-            if task.host is not None:
-                self._release(task)
-            self._delete(task)
+        self._remove(found or self._tasks.values())
 
 
 class Demo(_DemoAdmin):
-    """The simulated scheduler. Its Thrift methods are methods of their own names; `invoke` calls one as the
-    wire does.
+    """The simulated scheduler. Its Thrift methods are methods of their own names, which return what their
+    Result holds, or that and a message; `invoke` calls one as the wire does.
 
     name: the cluster's; speed: of its clock; jobs: how many to fill it with for load tests (ten instances
     each); samples: start with a few sample jobs; users: name → (password, role pattern), to want Basic
     credentials for writes; docker: Docker containers may be used (-allowed_container_types); revocable: there
     are offers for revocable tasks.
     """
+    redirect: Optional[str] = None      # another leader's URL: answer 307
+    leaderless = False                  # answer 503
+    url = ""                            # where it serves, once it does
 
     def __init__(self, name: str = "devcluster", speed: float = 1.0, jobs: int = 0, samples: bool = True,
                  users: Optional[Dict[str, Tuple[str, str]]] = None, docker: bool = False,
                  revocable: bool = False) -> None:
-        super().__init__(name, speed, jobs, revocable, docker)
+        super().__init__(speed)
+        self.name = name
         self.users = users
-        self.redirect: Optional[str] = None     # another leader's URL: answer 307
-        self.leaderless = False                 # answer 503
+        self.docker = docker
+        self.revocable = revocable
         self.calls: collections.Counter[str] = collections.Counter()
         self.observer = DemoObserver(self)      # serves once it is started
-        self.url = ""           # where it serves, once it does
+        for number in range(max(6, jobs // 100)):
+            self._add_host("demo-%02d" % (number + 1), 16 if jobs else 1, rack={"rack-" + "abc"[number % 3]})
+        self._add_host("demo-dedicated", 1, rack={"rack-a"}, dedicated={"www-data/web"})
         if samples:
             self._add_samples()
         if jobs:
@@ -17448,58 +17147,51 @@ class Demo(_DemoAdmin):
             self._catch_up()
             self._user = user
             values = [getattr(arguments, field) for field in arguments.fields]
+            code, details = "OK", []
             try:
-                result, message = getattr(self, name)(*values) or (None, None)
-                response = api.Response(responseCode=api.ResponseCode.OK, result=result, details=[
-                    api.ResponseDetail(message=message)] if message else [])
-            except _Refusal as refusal:
-                response = api.Response(responseCode=api.ResponseCode.values[refusal.code],
-                                        result=refusal.result,
-                                        details=[api.ResponseDetail(message=refusal.message)])
+                result = getattr(self, name)(*values)
+                if isinstance(result, tuple):
+                    result, message = result
+                    details = [api.ResponseDetail(message)]
             except Exception as error:
                 # What is an exception inside Aurora's handlers is one inside these.
-                text = str(error) if isinstance(error, ValueError) else None
-                response = api.Response(responseCode=api.ResponseCode.ERROR,
-                                        details=[api.ResponseDetail(message=text)])
+                message, code, result = error.args if isinstance(error, _Refusal) else (
+                    str(error) if isinstance(error, ValueError) else None, "ERROR", None)
+                details = [api.ResponseDetail(message)]
             self._settle()
-            response.serverInfo = api.ServerInfo(clusterName=self.name, statsUrlPrefix="")
-            return response
+            return api.Response(api.ResponseCode.values[code], _result(result),
+                                api.ServerInfo(clusterName=self.name, statsUrlPrefix=""), details)
 
-    def authenticate(self, method: Method, arguments: Any, header: str) -> Tuple[Optional[str],
-            Optional[Any]]:
-        """(the user, None), or (None, the denial); (None, None) where credentials are missing."""
+    def authenticate(self, method: Method, arguments: Any, header: str) -> Any:
+        """The user, or the Response that denies it; None where credentials are missing."""
         if self.users is None:
-            return "UNSECURE", None
+            return "UNSECURE"
         name, role = "UNSECURE", ""
         if header.lower().startswith("basic "):
             with contextlib.suppress(ValueError):
                 name, _, password = base64.b64decode(header[6:]).decode().partition(":")
                 known, role = self.users.get(name, ("", ""))
                 if not known or not hmac.compare_digest(known.encode(), password.encode()):
-                    return None, None       # wrong ones are refused on a read, too
+                    return None     # wrong ones are refused on a read, too
         if method.access == "read":
-            return name, None
+            return name
         if not role:
-            return None, None
+            return None
         key = _named_key(arguments)
-        if method.access == "admin" and role != "*" or key is not None and not fnmatch.fnmatchcase(key.role
-                or "", role):
-            text = ("Subject %s lacks permission UnscopedRpcPermission{domain=thrift.AuroraAdmin, rpc=%s}" % (
-                name, method.name) if key is None else
-                "Subject %s is not permitted to JobScopedRpcPermission{rpc=%s, permittedJob=%s}." % (
-                    name, method.name, _java_key(key)))
-            return None, api.Response(responseCode=api.ResponseCode.AUTH_FAILED,
-                                      details=[api.ResponseDetail(message=text)])
-        return name, None
+        if (method.access != "admin" or role == "*") and (
+                key is None or fnmatch.fnmatchcase(key.role or "", role)):
+            return name
+        text = ("Subject %s lacks permission UnscopedRpcPermission{domain=thrift.AuroraAdmin, rpc=%s}" % (
+            name, method.name) if key is None else
+            "Subject %s is not permitted to JobScopedRpcPermission{rpc=%s, permittedJob=%s}." % (
+                name, method.name, _java_key(key)))
+        return api.Response(api.ResponseCode.AUTH_FAILED, details=[api.ResponseDetail(text)])
 
     def start(self, port: int = 0) -> str:
         """Serve on a loopback port in a thread of its own, if it does not yet; the URL."""
-        if self.url:
-            return self.url
-        self.server = HttpServer(("127.0.0.1", port), DemoApp(self))
-        self._thread = threading.Thread(target=self.server.serve_forever, name="demo-scheduler", daemon=True)
-        self._thread.start()
-        self.url = "http://127.0.0.1:%d" % self.server.port
+        if not self.url:
+            self.server = _serving(DemoApp(self), port, "demo-scheduler")
+            self.url = "http://127.0.0.1:%d" % self.server.port
         return self.url
 
     @property
@@ -17530,8 +17222,7 @@ class Demo(_DemoAdmin):
             data["metadata"] = [{"key": "padding", "value": "x" * padding}]
         return api.TaskConfig(
             job=key, owner=api.Identity(user=role), isService=service, priority=0, maxTaskFailures=1,
-            tier="preemptible",
-            resources={api.Resource(numCpus=cpu), api.Resource(ramMb=ram), api.Resource(diskMb=disk)},
+            tier="preemptible", resources=_as_resources(cpu, ram, disk),
             executorConfig=api.ExecutorConfig(name=EXECUTOR_NAME, data=json.dumps(data, sort_keys=True)))
 
     def _add_samples(self) -> None:
@@ -17541,20 +17232,16 @@ class Demo(_DemoAdmin):
                 ("www-data", "prod", "hello", 2, "while true; do echo hello; sleep 10; done"),
                 ("www-data", "devel", "web", 1, "python3 -m http.server {{thermos.ports[http]}}"),
                 ("batch", "prod", "indexer", 3, "indexer --forever")):
-            config = self._sample_task(role, environment, name, command)
-            self.createJob(api.JobConfiguration(key=config.job, owner=config.owner, taskConfig=config,
-                                                instanceCount=count))
+            self.createJob(_job_of(self._sample_task(role, environment, name, command), count))
         config = self._sample_task("batch", "prod", "report", "sleep 30", service=False)
-        self.scheduleCronJob(api.JobConfiguration(
-            key=config.job, owner=config.owner, taskConfig=config, instanceCount=1, cronSchedule="0 4 * * *",
-            cronCollisionPolicy=api.CronCollisionPolicy.KILL_EXISTING))
+        self.scheduleCronJob(_job_of(config, 1, cronSchedule="0 4 * * *",
+                                     cronCollisionPolicy=api.CronCollisionPolicy.KILL_EXISTING))
         self._settle()
 
     def _fill(self, jobs: int) -> None:
         """Running jobs of ten instances each, fifty jobs a role, without waiting for their life to pass."""
-        hosts = [host for host in self.hosts.values() if "dedicated" not in host.attributes]
+        host = itertools.cycle([host for host in self.hosts.values() if "dedicated" not in host.attributes])
         start = self._ms - 3600000
-        numbers = itertools.count()
         for job in range(jobs):
             config = self._checked_task(self._sample_task("load-%03d" % (job // 50), "prod", "job-%05d" % job,
                                                           "serve", cpu=0.01, ram=1, disk=1, padding=1500), 10)
@@ -17564,10 +17251,26 @@ class Demo(_DemoAdmin):
                 self._note_active(task)
                 task.events = [(start, _S.PENDING, None), (start + 100, _S.ASSIGNED, None),
                                (start + 300, _S.STARTING, None), (start + 600, _S.RUNNING, None)]
-                task.host = hosts[next(numbers) % len(hosts)]
-                task.host.tasks[task.id] = task
-                for i, amount in enumerate(amounts(config)):
-                    task.host.used[i] += amount
+                next(host).take(task)
+
+
+def _serving(app: App, port: int, name: str) -> HttpServer:
+    """A server on a loopback port, in a thread of its own."""
+    server = HttpServer(("127.0.0.1", port), app)
+    threading.Thread(target=server.serve_forever, name=name, daemon=True).start()
+    return server
+
+
+def _result(held: Any) -> Any:
+    """The Result that holds a struct: in the field that has the name of its type."""
+    name = type(held).__name__
+    return None if held is None else api.Result(**{name[0].lower() + name[1:]: held})
+
+
+def _job_of(config: Any, count: int, **more: Any) -> Any:
+    """The JobConfiguration of so many tasks of a configuration."""
+    return api.JobConfiguration(key=config.job, owner=config.owner, taskConfig=config, instanceCount=count,
+                                **more)
 
 
 def _tuple(key: Any) -> JobTuple:
@@ -17588,12 +17291,8 @@ def _is_dedicated(config: Any) -> bool:
 
 def _java(value: Any, kind: Optional[Type] = None) -> str:
     """A struct as Thrift's Java classes print it."""
-    if isinstance(value, ThriftStruct) and value.is_union:
-        return "<%s %s>" % (type(value).__name__, ", ".join(
-            "%s:%s" % (name, _java(getattr(value, name), kind)) for name, kind in value.fields.items()
-            if getattr(value, name) is not None))
     if isinstance(value, ThriftStruct):
-        return "%s(%s)" % (type(value).__name__, ", ".join(
+        return ("<%s %s>" if value.is_union else "%s(%s)") % (type(value).__name__, ", ".join(
             "%s:%s" % (name, _java(getattr(value, name), kind)) for name, kind in value.fields.items()
             if getattr(value, name) is not None))
     if isinstance(value, (list, set, frozenset)) and kind is not None:
@@ -17618,20 +17317,22 @@ def _named_key(arguments: Any) -> Any:
     """The api.JobKey that a call's arguments name, as the scheduler's own authorization looks it up; None
     without."""
     for field in arguments.fields:
-        for path in ((), ("key",), ("jobKey",), ("job",), ("taskConfig", "job")):
-            found = getattr(arguments, field)
-            for step in path:
-                found = getattr(found, step, None)
+        given = getattr(arguments, field)
+        for found in (given, *(getattr(given, step, None) for step in ("key", "jobKey", "job")),
+                      getattr(getattr(given, "taskConfig", None), "job", None)):
             if isinstance(found, api.JobKey):
                 return found
     return None
 
 
+def _plain_text(status: int, text: str, headers: Iterable[Tuple[str, str]] = ()) -> Response:
+    return Response(status, body=text.encode(), content_type="text/plain", headers=headers)
+
+
 class DemoApp(App):
     """The demo scheduler's HTTP side: /api, /apibeta and what else clients ask a scheduler for."""
-    _READ_TYPES = {"": TJSON, "application/x-thrift": TJSON, "application/json": TJSON, TJSON: TJSON,
-                   BINARY: BINARY,
-                   TJSON + "; charset=utf-8": TJSON}
+    _READ_TYPES = dict.fromkeys(("", "application/x-thrift", "application/json", TJSON,
+                                 TJSON + "; charset=utf-8"), TJSON)
     _LEADER_PATHS = ("/agents", "/api", "/cron", "/maintenance", "/mname", "/offers", "/pendingtasks",
                      "/quotas", "/slaves", "/state", "/tiers", "/utilization", "/scheduler", "/updates")
 
@@ -17650,7 +17351,7 @@ class DemoApp(App):
                                 b"</body></html>", content_type="text/html")
             if demo.redirect:
                 target = demo.redirect + request.path + ("?" + request.raw_query if request.raw_query else "")
-                return Response(307, body=b"", content_type="text/plain", headers=[("Location", target)])
+                return _plain_text(307, "", [("Location", target)])
         if request.path == "/api":
             return self._thrift(request)
         if request.path.startswith("/apibeta/"):
@@ -17658,23 +17359,24 @@ class DemoApp(App):
         return self._page(request)
 
     def _thrift(self, request: Request) -> Response:
-        kind = request.headers.get("content-type", "").lower()
-        media = self._READ_TYPES.get(kind)
+        kind = request.headers.get("content-type", "")
+        media = BINARY if kind.lower() == BINARY else self._READ_TYPES.get(kind.lower())
         if media is None:
-            return Response(415, body=("Unsupported Content-Type: " +
-                                       request.headers["content-type"]).encode(),
-                            content_type="text/plain")
-        answer_media = BINARY if request.headers.get("accept",
-                                                     "").split(",")[0].strip().lower() == BINARY else TJSON
+            return _plain_text(415, "Unsupported Content-Type: " + kind)
+        accepted = request.headers.get("accept", "").split(",")[0].strip().lower()
+        answer_media = BINARY if accepted == BINARY else TJSON
         try:
             name, sequence, protocol = decode_call(media, request.body)
             if name not in api.method_names:
-                return self._unknown_method(name, sequence, answer_media)
+                error = TApplicationException(TApplicationException.UNKNOWN_METHOD,
+                                              "Invalid method name: '%s'" % name)
+                return Response(200, body=encode_message(answer_media, name, TMessageType.EXCEPTION, sequence,
+                                                         error), content_type=answer_media)
             method = api.method(name)
             arguments = method.arguments()
             arguments.read(protocol)
         except (BadMessage, *_DECODE_ERRORS):
-            return Response(500, body=b"not Thrift\n", content_type="text/plain")
+            return _plain_text(500, "not Thrift\n")
         response = self._authorized(request, method, arguments)
         if isinstance(response, Response):
             return response
@@ -17683,22 +17385,10 @@ class DemoApp(App):
 
     def _authorized(self, request: Request, method: Method, arguments: Any) -> Any:
         """The Thrift Response, or the HTTP answer that wants credentials."""
-        user, denial = self.demo.authenticate(method, arguments, request.headers.get("authorization", ""))
-        if denial is not None:
-            return denial
+        user = self.demo.authenticate(method, arguments, request.headers.get("authorization", ""))
         if user is None:
-            return Response(401, body=b"", content_type="text/plain",
-                            headers=[("WWW-Authenticate", 'BASIC realm="Apache Aurora Scheduler"')])
-        return self.demo.invoke(method.name, arguments, user)
-
-    @staticmethod
-    def _unknown_method(name: str, sequence: int, media: str) -> Response:
-        protocol = _protocol(media)
-        protocol.writeMessageBegin(name, TMessageType.EXCEPTION, sequence)
-        TApplicationException(TApplicationException.UNKNOWN_METHOD, "Invalid method name: '%s'" %
-                              name).write(protocol)
-        protocol.writeMessageEnd()
-        return Response(200, body=protocol.trans.getvalue(), content_type=media)
+            return _plain_text(401, "", [("WWW-Authenticate", 'BASIC realm="Apache Aurora Scheduler"')])
+        return self.demo.invoke(method.name, arguments, user) if isinstance(user, str) else user
 
     def _plain(self, request: Request, name: str) -> Response:
         def problem(status: int, text: str) -> Response:
@@ -17722,51 +17412,47 @@ class DemoApp(App):
 
     def _page(self, request: Request) -> Response:
         demo, path = self.demo, request.path
-
-        def text(body: str, status: int = 200) -> Response:
-            return Response(status, body=body.encode(), content_type="text/plain")
         if path == "/health":
-            return text("OK\n")
+            return _plain_text(200, "OK\n")
         if path == "/leaderhealth":
-            lines = {200: "200: This is the leading scheduler.",
-                     503: "503: Another instance is the leading scheduler.",
-                     502: "502: There is no leading scheduler or the leader is unknown."}
+            meanings = {200: "This is the leading scheduler.",
+                        503: "Another instance is the leading scheduler.",
+                        502: "There is no leading scheduler or the leader is unknown."}
             status = 502 if demo.away else 503 if demo.redirect else 200
-            return text("Current status: %s\n\nThe response codes are:\n%s" % (
-                lines[status].split(": ", 1)[1], "\n".join(lines.values())), status)
+            return _plain_text(status, "Current status: %s\n\nThe response codes are:\n%s" % (
+                meanings[status], "\n".join("%d: %s" % each for each in meanings.items())))
         with demo._lock:
             demo._catch_up()
-            figures = {"framework_registered": 1, "scheduler_lifecycle_ACTIVE": 1,
-                       "jvm_uptime_secs": int(demo._now - demo.clock._start)}
-            figures.update({"scheduler_thrift_%s_events" % name: count for name, count in demo.calls.items()})
-            states = collections.Counter(task.status for task in demo._tasks.values())
-            figures.update({"task_store_" + status: states[number] for status, number in _S.values.items()})
-            if path == "/vars":
-                return text("\n".join(sorted("%s %s" % pair for pair in figures.items())))
-            if path == "/vars.json":
-                return Response(200, figures)
-            if path == "/offers":
-                return Response(200, [self._offer(host) for host in demo.hosts.values()])
-            if path == "/services":
-                return Response(200, [{"name": "SchedulerLifecycle", "state": "RUNNING"}])
-            if path == "/maintenance":
-                modes = api.MaintenanceMode
-                return Response(200, {
-                    "DRAINED": sorted(h.name for h in demo.hosts.values() if h.mode == modes.DRAINED),
-                    "SCHEDULED": sorted(h.name for h in demo.hosts.values() if h.mode == modes.SCHEDULED),
-                    "DRAINING": {h.name: sorted(h.tasks) for h in demo.hosts.values()
-                                 if h.mode == modes.DRAINING}})
-            if path == "/quotas":
-                return Response(200, {role: {"cpu_cores": q[0], "ram_mb": int(q[1]), "disk_mb": int(q[2])}
-                                      for role, q in demo._quotas.items()})
-            if path == "/tiers":
-                return Response(200, {"default": DEFAULT_TIERS["defaultTierName"], "tiers": {
-                    tier["name"]: {name: value == "true" for name, value in tier["settings"].items()}
-                    for tier in DEFAULT_TIERS["tiers"]}})
-            if path == "/cron":
-                return Response(200, {"scheduled": {"/".join(key): job.cronSchedule
-                                                    for key, job in demo._cron.items()}})
-        return text("the demo scheduler has no page %s\n" % path, 404)
+            pages = self._pages()
+        if path == "/vars":
+            return _plain_text(200, "\n".join(sorted("%s %s" % each for each in pages["/vars.json"].items())))
+        if path in pages:
+            return Response(200, pages[path])
+        return _plain_text(404, "the demo scheduler has no page %s\n" % path)
+
+    def _pages(self) -> Json:
+        """What the pages tell that are JSON."""
+        demo = self.demo
+        states = collections.Counter(task.status for task in demo._tasks.values())
+        hosts = {mode: sorted(host.name for host in demo.hosts.values() if host.mode == number)
+                 for mode, number in api.MaintenanceMode.values.items()}
+        return {
+            "/vars.json": {
+                "framework_registered": 1, "scheduler_lifecycle_ACTIVE": 1,
+                "jvm_uptime_secs": int(demo._now - demo.clock._start),
+                **{"scheduler_thrift_%s_events" % name: count for name, count in demo.calls.items()},
+                **{"task_store_" + status: states[number] for status, number in _S.values.items()}},
+            "/offers": [self._offer(host) for host in demo.hosts.values()],
+            "/services": [{"name": "SchedulerLifecycle", "state": "RUNNING"}],
+            "/maintenance": {
+                "DRAINED": hosts["DRAINED"], "SCHEDULED": hosts["SCHEDULED"],
+                "DRAINING": {name: sorted(demo.hosts[name].tasks) for name in hosts["DRAINING"]}},
+            "/quotas": {role: {"cpu_cores": cores, "ram_mb": int(ram), "disk_mb": int(disk)}
+                        for role, (cores, ram, disk) in demo._quotas.items()},
+            "/tiers": {"default": DEFAULT_TIERS["defaultTierName"], "tiers": {
+                tier["name"]: {name: value == "true" for name, value in tier["settings"].items()}
+                for tier in DEFAULT_TIERS["tiers"]}},
+            "/cron": {"scheduled": {"/".join(key): job.cronSchedule for key, job in demo._cron.items()}}}
 
     @staticmethod
     def _offer(host: DemoHost) -> Json:
@@ -21237,8 +20923,8 @@ def _parser() -> _Parser:
                             "--port, or in a --config file, as `port = 8888`; the command line comes first, "
                             "then the environment.", argument_default=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version="aurora_rest " + __version__)
-    by_kind: Dict[Any, Json] = {bool: {"action": "store_const", "const": "1"},
-                                list: {"action": "append"}, "demo": {"nargs": "?"}}
+    by_kind: Dict[Any, Json] = {bool: {"action": "store_const", "const": "1"}, list: {"action": "append"},
+                                "demo": {"nargs": "?"}}
     groups: Json = {}
     for option in OPTIONS:
         if option.group not in groups:

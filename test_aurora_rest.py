@@ -1933,9 +1933,9 @@ class ConfigTest(unittest.TestCase):
     def test_an_answer_of_more_values_than_a_job_has_is_not_read(self) -> None:
         forged = b'{"errors":[' + b"{}," * 300000 + b"1]}"
         forged = struct.pack("!I", len(forged)) + forged
+        worker = aurora_rest._Worker(aurora_rest.ConfigLimits())
+        self.addCleanup(worker.close)
         with mock.patch.object(aurora_rest, "load_json", side_effect=AssertionError):
-            worker = aurora_rest._Worker(aurora_rest.ConfigLimits())
-            self.addCleanup(worker.close)
             ours, theirs = socket.socketpair()
             given, kept = socket.socketpair()
             socket.send_fds(ours, [b"x"], [given.fileno()]) if hasattr(socket, "send_fds") else ours.sendmsg(
@@ -9505,8 +9505,9 @@ MUTANTS = [
     ("client certificates are not wanted", 'context.verify_mode = ssl.CERT_REQUIRED', 'pass',
      "ProcessTest AccessTest"),
     ("netrc is passed over", 'if entry: return "Basic "', 'if False: return "Basic "', "SchedulerTest"),
-    ("a line that was to be made later is made for nobody", "line = made if isinstance(made, str) else "
-     "made()", 'line = made if isinstance(made, str) else ""', "ProcessTest"),
+    ("a line that was to be made later is made for nobody",
+     "line = made if isinstance(made, str) else made()", 'line = made if isinstance(made, str) else ""',
+     "ProcessTest"),
     ("a busy processor is not left", "room[best] > room[here] + self.MORE", "False", "ProcessTest"),
     ("the log waits for its reader", 'if self._size + size > self.ROOM or not self._running():',
      'if not self._running():', "ProcessTest"),
