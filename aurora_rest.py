@@ -39,6 +39,7 @@ import gzip
 import hashlib
 import heapq
 import hmac
+import html
 import http.server
 import io
 import itertools
@@ -16606,11 +16607,12 @@ class _DemoChecks(_DemoUpdater):
         if container.mesos is not None:
             container = api.Container(mesos=container.mesos.replace(volumes=container.mesos.volumes or []))
         executor, docker = task.executorConfig, container.docker
-        if executor is None and docker is None:
-            raise _Refusal("Configuration may not be null.")
-        if executor is not None and executor.name is None:
+        if executor is None:
+            if docker is None:
+                raise _Refusal("Configuration may not be null.")
+        elif executor.name is None:
             raise _Refusal("Executor name may not be left unset.")
-        if executor is not None and executor.name != EXECUTOR_NAME:
+        elif executor.name != EXECUTOR_NAME:
             raise _Refusal("Configuration for executor '%s' doesn't exist." % executor.name)
         if any(each.constraint is None or each.constraint.value is None and each.constraint.limit is None
                for each in task.constraints or ()):
@@ -16628,10 +16630,8 @@ class _DemoChecks(_DemoUpdater):
         self._check_resources(task)
         if task.slaPolicy is not None:
             self._check_sla(task.slaPolicy, tier, production, count)
-        links = dict(task.taskLinks or {})
-        if not links:
-            ports = {each.namedPort for each in task.resources if each.namedPort in ("health", "http")}
-            links = {port: "http://%%host%%:%%port:%s%%" % port for port in ports}
+        ports = [each.namedPort for each in task.resources if each.namedPort in ("health", "http")]
+        links = task.taskLinks or {port: "http://%%host%%:%%port:%s%%" % port for port in ports}
         policy = task.partitionPolicy
         return task.replace(
             tier=tier, production=production, container=container, taskLinks=links,
@@ -16726,18 +16726,16 @@ class _DemoChecks(_DemoUpdater):
             updates[update.key] = update
         parts = []
         for key in {*self._keys(role), *updates}:
-            template, changing = self._cron.get(key), updates.get(key)
-            changed = changing.instances if changing else set()
-            now: List[Tuple[Any, int]] = []
-            then: List[Tuple[Any, int]] = []
-            rest = [(t.config, 1) for t in self._active_tasks(key) if t.instance not in changed]
-            if template is not None:
-                then = [(template.taskConfig, template.instanceCount)]
-                now, rest = [(t.config, 1) for t in self._active_tasks(key)], []
-            elif changing is not None:
-                then = [(changing.config, len(changing.desired))]
-                now = [(config, 1) for config in changing.initial.values()]
-            parts += [total(rest), [max(pair) for pair in zip(total(now), total(then))]]
+            template = self._cron.get(key)
+            changing = None if template else updates.get(key)
+            changed = changing.instances if changing else ()
+            now = total((t.config, 1) for t in self._active_tasks(key) if t.instance not in changed)
+            if template:
+                now = list(map(max, now, total([(template.taskConfig, template.instanceCount)])))
+            if changing:
+                parts.append(list(map(max, total((each, 1) for each in changing.initial.values()),
+                                      total([(changing.config, len(changing.desired))]))))
+            parts.append(now)
         return _sums(*parts)
 
     def _check_not_updating(self, key: JobTuple) -> None:
@@ -16801,9 +16799,7 @@ class _DemoReads(_DemoChecks):
                 else None),
             status=task.status, failureCount=task.failures, ancestorId=task.ancestor,
             timesPartitioned=task.partitions,
-            taskEvents=[api.TaskEvent(timestamp=moment, status=status, message=message,
-                                      scheduler="demo-scheduler")
-                        for moment, status, message in task.events])
+            taskEvents=[api.TaskEvent(*event, "demo-scheduler") for event in task.events])
 
     def getTasksStatus(self, query: Any, bare: bool = False) -> Any:
         return api.ScheduleStatusResult([self._scheduled(task, bare)
@@ -17292,14 +17288,13 @@ class _DemoAdmin(_DemoJobs):
         self._staged = ()
 
     def snapshot(self) -> Any:
-        return None
+        """Nothing that a demo has to do."""
+
+    triggerImplicitTaskReconciliation = snapshot
 
     def triggerExplicitTaskReconciliation(self, settings: Any) -> Any:
         if settings.batchSize is not None and settings.batchSize <= 0:
             raise _Refusal("Batch size must be greater than zero.")
-
-    def triggerImplicitTaskReconciliation(self) -> Any:
-        return None
 
     def pruneTasks(self, query: Any) -> Any:
         if any(status in api.ACTIVE_STATES for status in query.statuses or ()):
@@ -17353,10 +17348,9 @@ class Demo(_DemoAdmin):
             self.calls[name] += 1
             self._catch_up()
             self._user = user
-            values = [getattr(arguments, field) for field in arguments.fields]
             code, details = "OK", []
             try:
-                result = getattr(self, name)(*values)
+                result = getattr(self, name)(*(getattr(arguments, field) for field in arguments.fields))
                 if isinstance(result, tuple):
                     result, message = result
                     details = [api.ResponseDetail(message)]
@@ -17419,17 +17413,17 @@ class Demo(_DemoAdmin):
         self.stop()
 
     def _sample_task(self, role: str, environment: str, name: str, command: str, service: bool = True,
-                     cpu: float = 0.5, ram: int = 128, disk: int = 128, padding: int = 0) -> Any:
+                     cpu: float = 0.5, megabytes: int = 128, padding: int = 0) -> Any:
         key = api.JobKey(role=role, environment=environment, name=name)
         data = {"cluster": self.name, "role": role, "environment": environment, "name": name,
                 "service": service,
                 "task": {"name": name, "processes": [{"name": name, "cmdline": command, "max_failures": 1}],
-                         "resources": {"cpu": cpu, "ram": ram << 20, "disk": disk << 20}}}
+                         "resources": {"cpu": cpu, "ram": megabytes << 20, "disk": megabytes << 20}}}
         if padding:
             data["metadata"] = [{"key": "padding", "value": "x" * padding}]
         return api.TaskConfig(
             job=key, owner=api.Identity(user=role), isService=service, priority=0, maxTaskFailures=1,
-            tier="preemptible", resources=_resource_set(cpu, ram, disk),
+            tier="preemptible", resources=_resource_set(cpu, megabytes, megabytes),
             executorConfig=api.ExecutorConfig(name=EXECUTOR_NAME, data=json.dumps(data, sort_keys=True)))
 
     def _add_samples(self) -> None:
@@ -17451,7 +17445,7 @@ class Demo(_DemoAdmin):
         start = self._ms - 3600000
         for job in range(jobs):
             config = self._checked_task(self._sample_task("load-%03d" % (job // 50), "prod", "job-%05d" % job,
-                                                          "serve", cpu=0.01, ram=1, disk=1, padding=1500), 10)
+                                                          "serve", cpu=0.01, megabytes=1, padding=1500), 10)
             for instance in range(10):
                 task = self._new_task(config, instance)
                 task.status = _S.RUNNING
@@ -17725,7 +17719,7 @@ class DemoSandbox:
         self.begin = started[0] / 1000.0 if started else math.inf
         self.files: Dict[str, bytearray] = {}
         self.console = {"stdout": bytearray(b"executor: starting task\n"), "stderr": bytearray()}
-        self._writing: Dict[Tuple[str, int], List[Any]] = {}
+        self._writing: Dict[str, Tuple[Any, Any]] = {}      # by directory: the lines to come, the next one
 
     @property
     def end(self) -> Optional[float]:
@@ -17775,41 +17769,31 @@ class DemoSandbox:
         size, backups = self.rotate
         if logger.get("rotate"):
             size, backups = int(logger["rotate"]["log_size"]), int(logger["rotate"]["backups"])
-        key = (process["name"], run)
-        if key not in self._writing:
+        place = ".logs/%s/%d/" % (process["name"], run)
+        if place not in self._writing:
             lines = command_lines(str(process.get("cmdline", "")))
-            self._writing[key] = [lines, next(lines, None)]
+            self._writing[place] = (lines, next(lines, None))
             for stream in ("stdout", "stderr") if destination in ("file", "both") else ():
-                self.files[".logs/%s/%d/%s" % (key + (stream,))] = bytearray()
-        state = self._writing[key]
-        while state[1] is not None and state[1][0] <= seconds:
-            _, stream, line = state[1]
-            state[1] = next(state[0], None)
-            path, data = ".logs/%s/%d/%s" % (key + (stream,)), (line + "\n").encode()
+                self.files[place + stream] = bytearray()
+        lines, line = self._writing[place]
+        while line is not None and line[0] <= seconds:
+            _, stream, text = line
+            line = next(lines, None)
+            path, data = place + stream, (text + "\n").encode()
             if destination in ("console", "both"):
                 self.console[stream] += data
             if path in self.files:
                 self.files[path] += data
                 if len(self.files[path]) >= size:
-                    for number in range(backups, 0, -1):
-                        older = self.files.pop(path + (".%d" % (number - 1) if number > 1 else ""), None)
-                        if older is not None:
-                            self.files["%s.%d" % (path, number)] = older
-                    self.files[path] = bytearray()
+                    self._rotate([path] + ["%s.%d" % (path, number + 1) for number in range(backups)])
+        self._writing[place] = (lines, line)
 
-
-class DemoFile:
-    """A file of any size that takes no memory."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, part: slice) -> bytes:
-        first, end, _ = part.indices(self.size)
-        return bytes(end - first)
+    def _rotate(self, names: List[str]) -> None:
+        """Each file of a log gets the next older one's name, the oldest one goes, the first begins anew."""
+        for number in range(len(names) - 1, 0, -1):
+            if names[number - 1] in self.files:
+                self.files[names[number]] = self.files[names[number - 1]]
+        self.files[names[0]] = bytearray()
 
 
 class DemoObserver(App):
@@ -17883,9 +17867,9 @@ class DemoObserver(App):
         """That of a task that is known, with all it wrote until now. The agent knows those of other
         executors, too."""
         task, now = self.demo._tasks.get(task_id), self.demo.clock.now()
-        executor = task.config.executorConfig if task else None
-        if task is None or task.host is None or not agent and (executor is None
-                                                               or executor.name != EXECUTOR_NAME):
+        if task is None or task.host is None:
+            return None
+        if not agent and getattr(task.config.executorConfig, "name", None) != EXECUTOR_NAME:
             return None
         if len(self._sandboxes) > 1000:
             self._sandboxes.clear()
@@ -17970,8 +17954,8 @@ class DemoObserver(App):
             raise ValueError("a seek before the beginning")
         offset = len(data) if offset == -1 else offset
         part = bytes(data[offset:] if length < 0 else data[offset:offset + length])
-        text = part.decode("utf-8", "replace").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        return dict({"offset": offset, "length": len(part)}, **({"data": text} if part else {}))
+        found = {"offset": offset, "length": len(part)}
+        return dict(found, data=html.escape(part.decode("utf-8", "replace"), False)) if part else found
 
     def _page_logdata(self, request: Request, task_id: str, name: str, run: str, kind: str) -> Any:
         runs, number = self._runs(task_id), int(run)
