@@ -39,6 +39,7 @@ import gzip
 import hashlib
 import heapq
 import hmac
+import html
 import http.server
 import io
 import itertools
@@ -15512,30 +15513,25 @@ class DemoUpdate(_Stored):
         kind = 1 if instance not in self.initial else 2 if instance in self.desired else 3
         return (kind, instance)
 
-    def job_key(self) -> Any:
-        return api.JobKey(role=self.key[0], environment=self.key[1], name=self.key[2])
-
     def update_key(self) -> Any:
-        return api.JobUpdateKey(job=self.job_key(), id=self.id)
+        return api.JobUpdateKey(api.JobKey(*self.key), self.id)
 
     @property
     def modified(self) -> int:
-        return max([self.events[-1].timestampMs] + [event.timestampMs for event in self.instance_events[-1:]])
+        return max(event.timestampMs for event in self.events[-1:] + self.instance_events[-1:])
 
     def summary(self, with_state: bool = True) -> Any:
-        state = api.JobUpdateState(status=self.status, createdTimestampMs=self.events[0].timestampMs,
-                                   lastModifiedTimestampMs=self.modified) if with_state else None
-        return api.JobUpdateSummary(user=self.user, state=state, key=self.update_key(),
-                                    metadata=self.metadata)
+        state = api.JobUpdateState(self.status, self.events[0].timestampMs, self.modified)
+        return api.JobUpdateSummary(self.user, state if with_state else None, self.update_key(),
+                                    self.metadata)
 
     def details(self) -> Any:
         desired = api.InstanceTaskConfig(self.config, to_ranges(self.desired)) if self.desired else None
         instructions = api.JobUpdateInstructions(
             initialState=_grouped(api.InstanceTaskConfig, self.initial.items()), desiredState=desired,
             settings=self.settings)
-        return api.JobUpdateDetails(
-            update=api.JobUpdate(summary=self.summary(), instructions=instructions),
-            updateEvents=list(self.events), instanceEvents=list(self.instance_events))
+        return api.JobUpdateDetails(api.JobUpdate(self.summary(), instructions), list(self.events),
+                                    list(self.instance_events))
 
     def next_group(self) -> List[int]:
         """The instances to work on next: j/updater/strategy."""
@@ -15554,12 +15550,9 @@ class DemoUpdate(_Stored):
         if self.total_idle is None:
             self.total_idle = len(idle)
         if self.forward:
-            done, reached = self.total_idle - len(idle), 0
-            for size in sizes:
-                reached += size
-                if reached > done:
-                    return idle[:size]
-            return idle[:sizes[-1]]
+            done = self.total_idle - len(idle)
+            return idle[:next((size for size, reached in zip(sizes, itertools.accumulate(sizes))
+                               if reached > done), sizes[-1])]
         left = len(idle)
         for size in sizes:
             if left <= size:
@@ -15598,7 +15591,7 @@ def _sums(*amounts: Sequence[float]) -> List[float]:
     return [sum(each) for each in zip(_NOTHING, *amounts)]
 
 
-def _as_resources(cores: float, ram: float, disk: float) -> Set[Any]:
+def _resource_set(cores: float, ram: float, disk: float) -> Set[Any]:
     return {api.Resource(numCpus=float(cores)), api.Resource(ramMb=int(ram)), api.Resource(diskMb=int(disk))}
 
 
@@ -15619,19 +15612,17 @@ class Crontab:
 
     @staticmethod
     def _field(text: str, least: int, most: int, names: Sequence[str]) -> List[int]:
-        for number, name in enumerate(names):
-            text = re.sub(name, str(number + least), text, flags=re.IGNORECASE)
+        for number, name in enumerate(names, least):
+            text = re.sub(name, str(number), text, flags=re.IGNORECASE)
         found: Set[int] = set()
         for part in filter(None, text.split(",")):
             match = re.fullmatch(r"(?:\*|(\d+)(?:-(\d+))?)(?:/(\d+))?", part, re.ASCII)
             if not match:
                 raise ValueError(part)
-            first = int(match.group(1)) if match.group(1) else least
-            last = int(match.group(2)) if match.group(2) else most if not match.group(1) else first
-            step = int(match.group(3)) if match.group(3) else 1
-            single = match.group(1) and not match.group(2)
-            ranged = match.group(2) and match.group(3) and step >= last
-            if (single and match.group(3)) or not least <= first <= last <= most or step <= 0 or ranged:
+            start, end, each = match.groups()
+            first, last, step = int(start or least), int(end or start or most), int(each or 1)
+            odd = start and each and (not end or step >= last)      # a step without a range, or beyond it
+            if odd or not least <= first <= last <= most or step <= 0:
                 raise ValueError(part)
             found.update(range(first, last + 1, step))
         if not found:
@@ -15646,16 +15637,16 @@ class Crontab:
             parts = time.gmtime((day + offset) * 86400)
             if parts.tm_mon in self.months and parts.tm_mday in self.days and (
                     parts.tm_wday + 1) % 7 in self.weekdays:
-                for hour in self.hours:
-                    for minute in self.minutes:
-                        moment = (day + offset) * 86400 + hour * 3600 + minute * 60
-                        if moment >= start:
-                            return float(moment)
+                for hour, minute in itertools.product(self.hours, self.minutes):
+                    moment = (day + offset) * 86400 + hour * 3600 + minute * 60
+                    if moment >= start:
+                        return float(moment)
         return None
 
 
 _QUICK_COMMANDS = frozenset(
     "echo true : cd export mkdir ls date cat printf test touch rm cp mv chmod set ln".split())
+_statements = re.compile(r";|&&|\|\||\n").split
 
 
 @lru_cache(maxsize=1024)
@@ -15667,7 +15658,7 @@ def command_fate(command: str) -> Tuple[Optional[float], bool]:
     none, loops and any other program run on. Statements are separated by ; && || or lines.
     """
     seconds, failed = 0.0, False
-    for statement in re.split(r";|&&|\|\||\n", command):
+    for statement in _statements(command):
         words = statement.split()
         if not words:
             continue
@@ -15700,20 +15691,16 @@ def task_fate(config: Any) -> Tuple[Optional[float], bool]:
         return None, False
     if config.isService and not any(re.search(r"\b(sleep|exit|false)\b", each) for each in commands):
         return None, False
-    total = 0.0
-    longest: Optional[float] = 0.0
-    for command in commands:
-        seconds, failed = command_fate(command)
+    total = longest = 0.0
+    for seconds, failed in map(command_fate, commands):
         if failed:
             return (total if ordered else 0.0) + (seconds or 0.0), True
-        if seconds is None:
-            longest = None
-            if ordered:
-                return None, False
-        else:
-            total += seconds
-            longest = None if longest is None else max(longest, seconds)
-    return (total if ordered else longest), False
+        if seconds is None and ordered:
+            return None, False
+        seconds = math.inf if seconds is None else seconds
+        total, longest = total + seconds, max(longest, seconds)
+    ends = total if ordered else longest
+    return (ends if ends < math.inf else None), False
 
 
 class _DemoTime:
@@ -15746,10 +15733,9 @@ class _DemoTime:
         self._back_at = 0.0         # when the scheduler is there again after a recovery
         self._lock = threading.RLock()
         self._now = self.clock.now()
-        self._due: List[Tuple[float, int, Callable[[], None]]] = []
+        self._due: List[Tuple[float, int, Callable[[], Any]]] = []
         self._serial = itertools.count()
         self._posts: Deque[Callable[[], None]] = collections.deque()
-        self._settling = False
         self._random = random.Random(7)
         self._user = "UNSECURE"         # who makes the call under way
 
@@ -15775,14 +15761,8 @@ class _DemoTime:
 
     def _settle(self) -> None:
         """Tell the updater of the changes in the order they were posted, those that it causes too."""
-        if self._settling:
-            return
-        self._settling = True
-        try:
-            while self._posts:
-                self._posts.popleft()()
-        finally:
-            self._settling = False
+        while self._posts:
+            self._posts.popleft()()
 
     @property
     def _ms(self) -> int:
@@ -16202,8 +16182,7 @@ class _DemoUpdater(_DemoHosts):
     def _set_update(self, update: DemoUpdate, status: int, message: Optional[str] = None,
                     user: Optional[str] = None) -> None:
         update.status = status
-        update.events.append(api.JobUpdateEvent(status=status, timestampMs=self._ms, user=user,
-                                                message=message))
+        update.events.append(api.JobUpdateEvent(status, self._ms, user, message))
         update.generation += 1
         if status in _ROLLING:
             self._start_rolling(update)
@@ -16397,11 +16376,12 @@ class _DemoChecks(_DemoUpdater):
         if container.mesos is not None:
             container = api.Container(mesos=container.mesos.replace(volumes=container.mesos.volumes or []))
         executor, docker = task.executorConfig, container.docker
-        if executor is None and docker is None:
-            raise _Refusal("Configuration may not be null.")
-        if executor is not None and executor.name is None:
+        if executor is None:
+            if docker is None:
+                raise _Refusal("Configuration may not be null.")
+        elif executor.name is None:
             raise _Refusal("Executor name may not be left unset.")
-        if executor is not None and executor.name != EXECUTOR_NAME:
+        elif executor.name != EXECUTOR_NAME:
             raise _Refusal("Configuration for executor '%s' doesn't exist." % executor.name)
         if any(each.constraint is None or each.constraint.value is None and each.constraint.limit is None
                for each in task.constraints or ()):
@@ -16419,10 +16399,8 @@ class _DemoChecks(_DemoUpdater):
         self._check_resources(task)
         if task.slaPolicy is not None:
             self._check_sla(task.slaPolicy, tier, production, count)
-        links = dict(task.taskLinks or {})
-        if not links:
-            ports = {each.namedPort for each in task.resources if each.namedPort in ("health", "http")}
-            links = {port: "http://%%host%%:%%port:%s%%" % port for port in ports}
+        ports = [each.namedPort for each in task.resources if each.namedPort in ("health", "http")]
+        links = task.taskLinks or {port: "http://%%host%%:%%port:%s%%" % port for port in ports}
         policy = task.partitionPolicy
         return task.replace(
             tier=tier, production=production, container=container, taskLinks=links,
@@ -16517,18 +16495,16 @@ class _DemoChecks(_DemoUpdater):
             updates[update.key] = update
         parts = []
         for key in {*self._keys(role), *updates}:
-            template, changing = self._cron.get(key), updates.get(key)
-            changed = changing.instances if changing else set()
-            now: List[Tuple[Any, int]] = []
-            then: List[Tuple[Any, int]] = []
-            rest = [(t.config, 1) for t in self._active_tasks(key) if t.instance not in changed]
-            if template is not None:
-                then = [(template.taskConfig, template.instanceCount)]
-                now, rest = [(t.config, 1) for t in self._active_tasks(key)], []
-            elif changing is not None:
-                then = [(changing.config, len(changing.desired))]
-                now = [(config, 1) for config in changing.initial.values()]
-            parts += [total(rest), [max(pair) for pair in zip(total(now), total(then))]]
+            template = self._cron.get(key)
+            changing = None if template else updates.get(key)
+            changed = changing.instances if changing else ()
+            now = total((t.config, 1) for t in self._active_tasks(key) if t.instance not in changed)
+            if template:
+                now = list(map(max, now, total([(template.taskConfig, template.instanceCount)])))
+            if changing:
+                parts.append(list(map(max, total((each, 1) for each in changing.initial.values()),
+                                      total([(changing.config, len(changing.desired))]))))
+            parts.append(now)
         return _sums(*parts)
 
     def _check_not_updating(self, key: JobTuple) -> None:
@@ -16579,14 +16555,12 @@ class _DemoReads(_DemoChecks):
         """The ScheduledTask; bare: without executor data."""
         config = task.config
         if bare and config.executorConfig is not None:
-            known = self._bare.get(id(config))
-            if known is None or known[0] is not config:
-                if len(self._bare) > 200000:
-                    self._bare.clear()
-                known = (config,
-                         config.replace(executorConfig=api.ExecutorConfig(name=config.executorConfig.name)))
-                self._bare[id(config)] = known
-            config = known[1]
+            if len(self._bare) > 200000:
+                self._bare.clear()
+            if id(config) not in self._bare:
+                bared = config.replace(executorConfig=api.ExecutorConfig(config.executorConfig.name))
+                self._bare[id(config)] = (config, bared)
+            config = self._bare[id(config)][1]
         return api.ScheduledTask(
             assignedTask=api.AssignedTask(
                 taskId=task.id, task=config, instanceId=task.instance, assignedPorts=task.ports,
@@ -16594,9 +16568,7 @@ class _DemoReads(_DemoChecks):
                 else None),
             status=task.status, failureCount=task.failures, ancestorId=task.ancestor,
             timesPartitioned=task.partitions,
-            taskEvents=[api.TaskEvent(timestamp=moment, status=status, message=message,
-                                      scheduler="demo-scheduler")
-                        for moment, status, message in task.events])
+            taskEvents=[api.TaskEvent(*event, "demo-scheduler") for event in task.events])
 
     def getTasksStatus(self, query: Any, bare: bool = False) -> Any:
         return api.ScheduleStatusResult([self._scheduled(task, bare)
@@ -16653,7 +16625,7 @@ class _DemoReads(_DemoChecks):
         shown = [self._quotas.get(ownerRole, _NOTHING)]
         shown += [self._consumption(ownerRole, production, dedicated)
                   for dedicated in (False, True) for production in (True, False)]
-        return api.GetQuotaResult(*(api.ResourceAggregate(_as_resources(*each)) for each in shown))
+        return api.GetQuotaResult(*(api.ResourceAggregate(_resource_set(*each)) for each in shown))
 
     def populateJobConfig(self, description: Any) -> Any:
         try:
@@ -17085,14 +17057,13 @@ class _DemoAdmin(_DemoJobs):
         self._staged = ()
 
     def snapshot(self) -> Any:
-        return None
+        """Nothing that a demo has to do."""
+
+    triggerImplicitTaskReconciliation = snapshot
 
     def triggerExplicitTaskReconciliation(self, settings: Any) -> Any:
         if settings.batchSize is not None and settings.batchSize <= 0:
             raise _Refusal("Batch size must be greater than zero.")
-
-    def triggerImplicitTaskReconciliation(self) -> Any:
-        return None
 
     def pruneTasks(self, query: Any) -> Any:
         if any(status in api.ACTIVE_STATES for status in query.statuses or ()):
@@ -17146,10 +17117,9 @@ class Demo(_DemoAdmin):
             self.calls[name] += 1
             self._catch_up()
             self._user = user
-            values = [getattr(arguments, field) for field in arguments.fields]
             code, details = "OK", []
             try:
-                result = getattr(self, name)(*values)
+                result = getattr(self, name)(*(getattr(arguments, field) for field in arguments.fields))
                 if isinstance(result, tuple):
                     result, message = result
                     details = [api.ResponseDetail(message)]
@@ -17212,17 +17182,17 @@ class Demo(_DemoAdmin):
         self.stop()
 
     def _sample_task(self, role: str, environment: str, name: str, command: str, service: bool = True,
-                     cpu: float = 0.5, ram: int = 128, disk: int = 128, padding: int = 0) -> Any:
+                     cpu: float = 0.5, megabytes: int = 128, padding: int = 0) -> Any:
         key = api.JobKey(role=role, environment=environment, name=name)
         data = {"cluster": self.name, "role": role, "environment": environment, "name": name,
                 "service": service,
                 "task": {"name": name, "processes": [{"name": name, "cmdline": command, "max_failures": 1}],
-                         "resources": {"cpu": cpu, "ram": ram << 20, "disk": disk << 20}}}
+                         "resources": {"cpu": cpu, "ram": megabytes << 20, "disk": megabytes << 20}}}
         if padding:
             data["metadata"] = [{"key": "padding", "value": "x" * padding}]
         return api.TaskConfig(
             job=key, owner=api.Identity(user=role), isService=service, priority=0, maxTaskFailures=1,
-            tier="preemptible", resources=_as_resources(cpu, ram, disk),
+            tier="preemptible", resources=_resource_set(cpu, megabytes, megabytes),
             executorConfig=api.ExecutorConfig(name=EXECUTOR_NAME, data=json.dumps(data, sort_keys=True)))
 
     def _add_samples(self) -> None:
@@ -17244,7 +17214,7 @@ class Demo(_DemoAdmin):
         start = self._ms - 3600000
         for job in range(jobs):
             config = self._checked_task(self._sample_task("load-%03d" % (job // 50), "prod", "job-%05d" % job,
-                                                          "serve", cpu=0.01, ram=1, disk=1, padding=1500), 10)
+                                                          "serve", cpu=0.01, megabytes=1, padding=1500), 10)
             for instance in range(10):
                 task = self._new_task(config, instance)
                 task.status = _S.RUNNING
@@ -17325,7 +17295,7 @@ def _named_key(arguments: Any) -> Any:
     return None
 
 
-def _plain_text(status: int, text: str, headers: Iterable[Tuple[str, str]] = ()) -> Response:
+def _text_page(status: int, text: str, headers: Iterable[Tuple[str, str]] = ()) -> Response:
     return Response(status, body=text.encode(), content_type="text/plain", headers=headers)
 
 
@@ -17351,7 +17321,7 @@ class DemoApp(App):
                                 b"</body></html>", content_type="text/html")
             if demo.redirect:
                 target = demo.redirect + request.path + ("?" + request.raw_query if request.raw_query else "")
-                return _plain_text(307, "", [("Location", target)])
+                return _text_page(307, "", [("Location", target)])
         if request.path == "/api":
             return self._thrift(request)
         if request.path.startswith("/apibeta/"):
@@ -17362,7 +17332,7 @@ class DemoApp(App):
         kind = request.headers.get("content-type", "")
         media = BINARY if kind.lower() == BINARY else self._READ_TYPES.get(kind.lower())
         if media is None:
-            return _plain_text(415, "Unsupported Content-Type: " + kind)
+            return _text_page(415, "Unsupported Content-Type: " + kind)
         accepted = request.headers.get("accept", "").split(",")[0].strip().lower()
         answer_media = BINARY if accepted == BINARY else TJSON
         try:
@@ -17376,7 +17346,7 @@ class DemoApp(App):
             arguments = method.arguments()
             arguments.read(protocol)
         except (BadMessage, *_DECODE_ERRORS):
-            return _plain_text(500, "not Thrift\n")
+            return _text_page(500, "not Thrift\n")
         response = self._authorized(request, method, arguments)
         if isinstance(response, Response):
             return response
@@ -17387,7 +17357,7 @@ class DemoApp(App):
         """The Thrift Response, or the HTTP answer that wants credentials."""
         user = self.demo.authenticate(method, arguments, request.headers.get("authorization", ""))
         if user is None:
-            return _plain_text(401, "", [("WWW-Authenticate", 'BASIC realm="Apache Aurora Scheduler"')])
+            return _text_page(401, "", [("WWW-Authenticate", 'BASIC realm="Apache Aurora Scheduler"')])
         return self.demo.invoke(method.name, arguments, user) if isinstance(user, str) else user
 
     def _plain(self, request: Request, name: str) -> Response:
@@ -17413,22 +17383,22 @@ class DemoApp(App):
     def _page(self, request: Request) -> Response:
         demo, path = self.demo, request.path
         if path == "/health":
-            return _plain_text(200, "OK\n")
+            return _text_page(200, "OK\n")
         if path == "/leaderhealth":
             meanings = {200: "This is the leading scheduler.",
                         503: "Another instance is the leading scheduler.",
                         502: "There is no leading scheduler or the leader is unknown."}
             status = 502 if demo.away else 503 if demo.redirect else 200
-            return _plain_text(status, "Current status: %s\n\nThe response codes are:\n%s" % (
+            return _text_page(status, "Current status: %s\n\nThe response codes are:\n%s" % (
                 meanings[status], "\n".join("%d: %s" % each for each in meanings.items())))
         with demo._lock:
             demo._catch_up()
             pages = self._pages()
         if path == "/vars":
-            return _plain_text(200, "\n".join(sorted("%s %s" % each for each in pages["/vars.json"].items())))
+            return _text_page(200, "\n".join(sorted("%s %s" % each for each in pages["/vars.json"].items())))
         if path in pages:
             return Response(200, pages[path])
-        return _plain_text(404, "the demo scheduler has no page %s\n" % path)
+        return _text_page(404, "the demo scheduler has no page %s\n" % path)
 
     def _pages(self) -> Json:
         """What the pages tell that are JSON."""
@@ -17481,8 +17451,8 @@ def command_lines(command: str) -> Iterator[Tuple[float, str, str]]:
     tells every ten seconds that it runs."""
     now = 0.0
     head, loop, rest = command.partition(" do ")
-    statements = [re.split(r";|&&|\|\||\n", head), re.split(r";|&&|\|\||\n", rest.partition("done")[0])]
-    for part in itertools.chain([statements[0]], itertools.repeat(statements[1]) if loop else ()):
+    body = _statements(rest.partition("done")[0])
+    for part in itertools.chain([_statements(head)], itertools.repeat(body) if loop else ()):
         before = now
         for statement in part:
             words = statement.split() or [":"]
@@ -17500,7 +17470,7 @@ def command_lines(command: str) -> Iterator[Tuple[float, str, str]]:
                     told = "running, %d" % number if number else "started"
                     yield now + 10.0 * number, "stdout", "%s: %s" % (words[0], told)
             now += (command_fate(statement)[0] or 0.0) if words[0] == "sleep" else 0.0
-        now += 1.0 if loop and now == before and part is statements[1] else 0.0
+        now += 1.0 if now == before and part is body else 0.0
 
 
 class DemoSandbox:
@@ -17518,7 +17488,7 @@ class DemoSandbox:
         self.begin = started[0] / 1000.0 if started else math.inf
         self.files: Dict[str, bytearray] = {}
         self.console = {"stdout": bytearray(b"executor: starting task\n"), "stderr": bytearray()}
-        self._writing: Dict[Tuple[str, int], List[Any]] = {}
+        self._writing: Dict[str, Tuple[Any, Any]] = {}      # by directory: the lines to come, the next one
 
     @property
     def end(self) -> Optional[float]:
@@ -17568,45 +17538,36 @@ class DemoSandbox:
         size, backups = self.rotate
         if logger.get("rotate"):
             size, backups = int(logger["rotate"]["log_size"]), int(logger["rotate"]["backups"])
-        key = (process["name"], run)
-        if key not in self._writing:
+        place = ".logs/%s/%d/" % (process["name"], run)
+        if place not in self._writing:
             lines = command_lines(str(process.get("cmdline", "")))
-            self._writing[key] = [lines, next(lines, None)]
+            self._writing[place] = (lines, next(lines, None))
             for stream in ("stdout", "stderr") if destination in ("file", "both") else ():
-                self.files[".logs/%s/%d/%s" % (key + (stream,))] = bytearray()
-        state = self._writing[key]
-        while state[1] is not None and state[1][0] <= seconds:
-            _, stream, line = state[1]
-            state[1] = next(state[0], None)
-            path, data = ".logs/%s/%d/%s" % (key + (stream,)), (line + "\n").encode()
+                self.files[place + stream] = bytearray()
+        lines, line = self._writing[place]
+        while line is not None and line[0] <= seconds:
+            _, stream, text = line
+            line = next(lines, None)
+            path, data = place + stream, (text + "\n").encode()
             if destination in ("console", "both"):
                 self.console[stream] += data
             if path in self.files:
                 self.files[path] += data
                 if len(self.files[path]) >= size:
-                    for number in range(backups, 0, -1):
-                        older = self.files.pop(path + (".%d" % (number - 1) if number > 1 else ""), None)
-                        if older is not None:
-                            self.files["%s.%d" % (path, number)] = older
-                    self.files[path] = bytearray()
+                    self._rotate([path] + ["%s.%d" % (path, number + 1) for number in range(backups)])
+        self._writing[place] = (lines, line)
 
-
-class DemoFile:
-    """A file of any size that takes no memory."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, part: slice) -> bytes:
-        first, end, _ = part.indices(self.size)
-        return bytes(end - first)
+    def _rotate(self, names: List[str]) -> None:
+        """Each file of a log gets the next older one's name, the oldest one goes, the first begins anew."""
+        for number in range(len(names) - 1, 0, -1):
+            if names[number - 1] in self.files:
+                self.files[names[number]] = self.files[names[number - 1]]
+        self.files[names[0]] = bytearray()
 
 
 class DemoObserver(App):
-    """The Thermos observer and Mesos agent of all the demo's hosts, on a port of its own.
+    """The Thermos observer and Mesos agent of all the demo's hosts, on a port of its own. A path's first part
+    chooses the method that answers; it gets the others. Its exceptions are those in the real observer.
 
     Switches: slow, seconds that each answer takes; garbage, what it answers instead; `stop` and `start`,
     to be down; delay and purge, seconds until a task is seen and after which an ended one is collected;
@@ -17614,27 +17575,27 @@ class DemoObserver(App):
     that leads out of it, False what may not be read. requests: what was asked.
     """
 
+    slow = 0.0
+    garbage: Optional[bytes] = None
+    delay = 5.0
+    purge = 7 * 86400.0
+    rotate = (1 << 20, 5)
+    agent_authorization: Optional[str] = None
+    server: Optional[HttpServer] = None
+    port = 0
+
     def __init__(self, demo: Demo) -> None:
         self.demo = demo
-        self.slow = 0.0
-        self.garbage: Optional[bytes] = None
-        self.delay = 5.0
-        self.purge = 7 * 86400.0
-        self.rotate = (1 << 20, 5)
-        self.agent_authorization: Optional[str] = None
         self.files: Json = {"README.txt": b"A file of the demo.\n", "data/a b.csv": b"1,2\n3,4\n",
-                                      "data/gr\xfcn.txt": "gr\xfcn\n".encode(), "outside": None}
+                            "data/gr\xfcn.txt": "gr\xfcn\n".encode(), "outside": None}
         self.requests: Deque[Tuple[str, Dict[str, str]]] = collections.deque(maxlen=10000)
-        self.server: Optional[HttpServer] = None
-        self.port = 0
         self._sandboxes: Dict[str, DemoSandbox] = {}        # guarded by the demo's lock
 
     def start(self) -> Tuple[str, int]:
         """Serve on a loopback port, always the same one; where that is."""
         if self.server is None:
-            self.server = HttpServer(("127.0.0.1", self.port), self)
+            self.server = _serving(self, self.port, "demo-observer")
             self.port = self.server.port
-            threading.Thread(target=self.server.serve_forever, name="demo-observer", daemon=True).start()
         return "127.0.0.1", self.port
 
     def stop(self) -> None:
@@ -17653,11 +17614,14 @@ class DemoObserver(App):
             return self._html(405)
         first, *rest = decode_percent(request.path).split("/")[1:]
         answer = getattr(self, "_page_" + first.replace(".", "_"), None)
+        if first in ("state", "files") and (
+                self.agent_authorization not in (None, request.headers.get("authorization"))):
+            return self._html(401)
         try:
             with self.demo._lock:
                 self.demo._catch_up()
-                found = answer(rest, request) if answer else self._html(404)
-        except Exception:       # as one is in the real observer
+                found = answer(request, *rest) if answer else self._html(404)
+        except Exception:
             return self._html(500)
         if isinstance(found, Response):
             return found
@@ -17672,9 +17636,9 @@ class DemoObserver(App):
         """That of a task that is known, with all it wrote until now. The agent knows those of other
         executors, too."""
         task, now = self.demo._tasks.get(task_id), self.demo.clock.now()
-        executor = task.config.executorConfig if task else None
-        if task is None or task.host is None or not agent and (executor is None
-                                                               or executor.name != EXECUTOR_NAME):
+        if task is None or task.host is None:
+            return None
+        if not agent and getattr(task.config.executorConfig, "name", None) != EXECUTOR_NAME:
             return None
         if len(self._sandboxes) > 1000:
             self._sandboxes.clear()
@@ -17687,6 +17651,9 @@ class DemoObserver(App):
         made.runs(now)
         return made
 
+    def _known(self) -> List[str]:
+        return [each for each in self.demo._tasks if self._sandbox(each)]
+
     def _runs(self, task_id: str) -> Dict[str, List[Json]]:
         sandbox = self._sandbox(task_id)
         return sandbox.runs(self.demo.clock.now()) if sandbox else {}
@@ -17695,22 +17662,31 @@ class DemoObserver(App):
         sandbox = self._sandbox(task_id)
         return dict(self.files, **sandbox.files) if sandbox else None
 
+    @staticmethod
+    def _entries(tree: Json, path: str) -> Dict[str, Optional[int]]:
+        """What lies in a directory, with the size of each file, None for a directory."""
+        below = path + "/" if path else ""
+        found: Dict[str, Optional[int]] = {}
+        for each, data in tree.items():
+            if each.startswith(below):
+                name, deeper, _ = each[len(below):].partition("/")
+                found[name] = None if deeper else len(data or b"")
+        return found
+
     # JSON
 
-    def _page_j(self, parts: List[str], request: Request) -> Any:
-        kind, rest = parts[0], parts[1:]
+    def _page_j(self, request: Request, kind: str, *rest: str) -> Any:
         if kind in ("task_ids", "task_id_count"):
-            known = [each for each in list(self.demo._tasks) if self._sandbox(each)]
-            groups = {"all": known, "active": [each for each in known if self.demo._tasks[each].active],
-                      "finished": [each for each in known if not self.demo._tasks[each].active]}
+            known, tasks = self._known(), self.demo._tasks
+            groups = {"all": known, "active": [each for each in known if tasks[each].active],
+                      "finished": [each for each in known if not tasks[each].active]}
             if kind == "task_id_count":
                 return {name: len(each) for name, each in groups.items()}
-            which, offset, number = (rest + ["all", "0", "20"][len(rest):])[:3]
+            which, offset, number = (*rest, *("all", "0", "20")[len(rest):])[:3]
             shown = groups[which][::-1][int(offset):][:int(number)]
             return {"type": which, "offset": int(offset), "num": int(number),
-                    "task_count": len(groups[which]),
-                    "tasks": [dict(self._task(each), task_id=each) for each in shown]}
-        ids = rest[:1] or [each for each in dict(request.query).get("task_id", "").split(",") if each]
+                    "task_count": len(groups[which]), "tasks": [self._task(each) for each in shown]}
+        ids = rest[:1] or tuple(filter(None, dict(request.query).get("task_id", "").split(",")))
         if kind == "task":
             return {each: self._task(each) for each in ids}
         if kind == "processes":
@@ -17724,10 +17700,8 @@ class DemoObserver(App):
         if sandbox is None:
             raise KeyError(task_id)
         task, runs = sandbox.task, self._runs(task_id)
-        groups: Dict[str,
-                     List[str]] = {each: [] for each in ("waiting", "running", "success", "failed", "killed")}
-        for name, each in runs.items():
-            groups[each[-1]["state"].lower()].append(name)
+        groups = {state: [name for name, each in runs.items() if each[-1]["state"].lower() == state]
+                  for state in ("waiting", "running", "success", "failed", "killed")}
         ended = _S.name_of(task.status).replace("FINISHED", "SUCCESS")
         return {"task_id": task_id, "name": task.key[2], "user": task.key[0],
                 "state": "ACTIVE" if task.active else ended,
@@ -17749,59 +17723,53 @@ class DemoObserver(App):
             raise ValueError("a seek before the beginning")
         offset = len(data) if offset == -1 else offset
         part = bytes(data[offset:] if length < 0 else data[offset:offset + length])
-        text = part.decode("utf-8", "replace").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        return dict({"offset": offset, "length": len(part)}, **({"data": text} if part else {}))
+        found = {"offset": offset, "length": len(part)}
+        return dict(found, data=html.escape(part.decode("utf-8", "replace"), False)) if part else found
 
-    def _page_logdata(self, parts: List[str], request: Request) -> Any:
-        task_id, name, run, kind = parts
-        runs = self._runs(task_id)
-        number = int(run)
-        if runs and name not in runs:
-            raise KeyError(name)
-        number = len(runs[name]) - 1 if runs and number == -1 else number
-        return self._chunk((self._tree(task_id) or {}).get(".logs/%s/%d/%s" % (name, number, kind)), request)
+    def _page_logdata(self, request: Request, task_id: str, name: str, run: str, kind: str) -> Any:
+        runs, number = self._runs(task_id), int(run)
+        latest = len(runs[name]) - 1 if runs else -1
+        path = ".logs/%s/%d/%s" % (name, latest if number == -1 else number, kind)
+        return self._chunk((self._tree(task_id) or {}).get(path), request)
 
-    def _page_filedata(self, parts: List[str], request: Request) -> Any:
-        path = "/".join(parts[1:])
+    def _page_filedata(self, request: Request, task_id: str, *parts: str) -> Any:
+        path = "/".join(parts)
         if not path.isascii():
             raise ValueError(path)
-        return self._chunk((self._tree(parts[0]) or {}).get(path), request)
+        return self._chunk((self._tree(task_id) or {}).get(path), request)
 
     # pages and bytes
 
-    def _page_health(self, parts: List[str], request: Request) -> Any:
-        return Response(200, body=b"OK", content_type="text/plain")
+    def _page_health(self, *_: Any) -> Any:
+        return _text_page(200, "OK")
 
-    def _page_vars_json(self, parts: List[str], request: Request) -> Any:
+    def _page_vars_json(self, *_: Any) -> Any:
         return {"observer.tasks": len(self._sandboxes)}
 
-    def _page_main(self, parts: List[str], request: Request) -> Any:
-        return " ".join(each for each in list(self.demo._tasks) if self._sandbox(each))
+    def _page_main(self, *_: Any) -> Any:
+        return " ".join(self._known())
 
     _page_ = _page_main
 
-    def _page_task(self, parts: List[str], request: Request) -> Any:
-        return "task " + parts[0] if self._sandbox(parts[0]) else self._html(404)
+    def _page_task(self, _: Request, task_id: str, *parts: str) -> Any:
+        return "task " + task_id if self._sandbox(task_id) else self._html(404)
 
     _page_process = _page_rawtask = _page_logs = _page_task
 
-    def _page_file(self, parts: List[str], request: Request) -> Any:
+    def _page_file(self, *_: Any) -> Any:
         return "file"
 
-    def _page_browse(self, parts: List[str], request: Request) -> Any:
-        task_id, path = parts[0], "/".join(parts[1:])
-        tree = self._tree(task_id)
+    def _page_browse(self, _: Request, task_id: str, *parts: str) -> Any:
+        path, tree = "/".join(parts), self._tree(task_id)
         if tree is None:
             return self._html(404)
         if path in tree:
             raise OSError("not a directory")
-        entries: Dict[str, Optional[int]] = {} if not path else {"..": None}
-        for each in tree:
-            if each.startswith(path + "/" if path else ""):
-                name, deeper, _ = each[len(path) + 1 if path else 0:].partition("/")
-                entries[name] = None if deeper else len(tree[each] or b"")
-        if not any(name != ".." for name in entries):
+        entries = self._entries(tree, path)
+        if not entries:
             return self._html(404)
+        if path:
+            entries[".."] = None
         lines = []
         for name, size in sorted(entries.items()):
             href = "%s/%s/%s" % (task_id, path or ".", name)
@@ -17814,8 +17782,8 @@ class DemoObserver(App):
                 link, more))
         return "<strong> path </strong> %s <pre>\n\n%s\n    </pre>" % (path or ".", "\n".join(lines))
 
-    def _page_download(self, parts: List[str], request: Request) -> Any:
-        path, tree = os.path.normpath("/".join(parts[1:])), self._tree(parts[0])
+    def _page_download(self, request: Request, task_id: str, *parts: str) -> Any:
+        path, tree = os.path.normpath("/".join(parts)), self._tree(task_id)
         if tree is None:
             return self._html(404)
         if path.startswith("../sandbox") or tree.get(path) is False:
@@ -17838,41 +17806,34 @@ class DemoObserver(App):
 
     # the Mesos agent
 
-    def _page_state(self, parts: List[str], request: Request) -> Any:
-        if self.agent_authorization not in (None, request.headers.get("authorization")):
-            return self._html(401)
-        executors = [{"id": "thermos-" + each, "directory": "/mesos/" + each}
-                     for each in list(self.demo._tasks)]
+    def _page_state(self, *_: Any) -> Any:
+        executors = [{"id": "thermos-" + each, "directory": "/mesos/" + each} for each in self.demo._tasks]
         return {"frameworks": [{"id": "demo", "executors": executors}], "completed_frameworks": []}
 
-    def _page_files(self, parts: List[str], request: Request) -> Any:
-        if self.agent_authorization not in (None, request.headers.get("authorization")):
-            return self._html(401)
+    def _page_files(self, request: Request, *parts: str) -> Any:
         query = dict(request.query)
         path = re.sub(r"^/frameworks/demo/executors/thermos-([^/]+)/runs/latest", r"/mesos/\1", query["path"])
         _, _, task_id, rest = (path + "/").split("/", 3)
         rest, sandbox = rest.rstrip("/"), self._sandbox(task_id, True)
         if sandbox is None:
             return self._html(404)
-        files = dict({"sandbox/" + name: data for name, data in dict(self.files, **sandbox.files).items()},
-                     **sandbox.console)
-        if parts == ["read"]:
+        files = {"sandbox/" + name: data for name, data in {**self.files, **sandbox.files}.items()}
+        files.update(sandbox.console)
+        if parts == ("read",):
             if rest not in files:
                 return self._html(404)
-            offset, length = int(query.get("offset", -1)), min(65536,
-                                                               int(query.get("length", -1)) % (1 << 62))
+            offset = int(query.get("offset", -1))
+            length = min(65536, int(query.get("length", -1)) % (1 << 62))
             if offset == -1:
                 return {"data": "", "offset": len(files[rest])}
             part = bytes(files[rest][offset:offset + length]).decode("utf-8", "surrogateescape")
             text = json.dumps(part, ensure_ascii=False)
             return Response(200, body=('{"data":%s,"offset":%d}' % (text, offset)).encode("utf-8",
                                                                                           "surrogateescape"))
-        below = rest + "/" if rest else ""
-        inside = [name[len(below):].split("/") for name in files if name.startswith(below)]
         return [{"path": "%s/%s" % (path.rstrip("/"), name),
-                 "mode": "drwxr-xr-x" if [name] not in inside else "-rw-r--r--", "nlink": 1,
+                 "mode": "drwxr-xr-x" if size is None else "-rw-r--r--", "nlink": 1,
                  "uid": "www-data", "gid": "www-data", "size": 0, "mtime": 1795000000}
-                for name in sorted({each[0] for each in inside})] or self._html(404)
+                for name, size in sorted(self._entries(files, rest).items())] or self._html(404)
 
 
 # ============================================================================================================
