@@ -41,6 +41,7 @@ import heapq
 import hmac
 import http.server
 import io
+import ipaddress
 import itertools
 import json
 import math
@@ -61,6 +62,7 @@ import traceback
 import urllib.parse
 import uuid
 import zlib
+from email.utils import formatdate
 from functools import lru_cache, partial, wraps
 from queue import Empty as QueueEmpty
 from queue import SimpleQueue
@@ -145,10 +147,10 @@ class Failure(Exception):
                  retry_after: int = 0, headers: Iterable[Tuple[str, str]] = (), **details: Any) -> None:
         super().__init__("; ".join(messages))
         self.messages = list(messages)
-        self.http = http or type(self).http
-        self.code = code or type(self).code
+        self.http = http or self.http
+        self.code = code or self.code
         self.headers = list(headers)
-        self.retry_after = retry_after or type(self).retry_after
+        self.retry_after = retry_after or self.retry_after
         self.details = details
 
     def doubt(self, method: str) -> None:
@@ -280,10 +282,11 @@ to_json = json.JSONEncoder(check_circular=False).encode
 # Text from outside meets only linear work. Patterns: each is matched as a whole or from a known place, no two
 # neighbouring repeats take the same character, and none that is searched for begins with a repeat. That is so
 # for those here (single characters, or whole fields), request targets and chunk sizes, quality values and
-# ETags ("[^"]*" ends at the next quote), identifiers, instances, numbers, durations and hosts in paths and
-# parameters; of other servers' answers for status lines, chunk sizes, hosts and challenges (whose names begin
-# at a word's edge). What would not be is done by hand: `parse_parameters` and `parse_multipart` go through
-# once, `glob` goes back over no star, `load_json` reads no number of more than MAX_DIGITS digits. A
+# ETags ("[^"]*" ends at the next quote), parameters of header fields (whose pattern takes whatever comes,
+# up to the next semicolon, so that it never goes back), identifiers, instances, numbers, durations and
+# hosts in paths and parameters; of other servers' answers for status lines, chunk sizes, hosts and
+# challenges (whose names begin at a word's edge). What would not be is done by hand: `parse_multipart` goes
+# through once, `glob` goes back over no star, `load_json` reads no number of more than MAX_DIGITS digits. A
 # configuration's own patterns run in its own process.
 _SINGLE_FIELDS = frozenset(["content-type", "authorization", "expect", "idempotency-key", "origin"])
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -309,7 +312,6 @@ def parse_proxy_header(data: bytes) -> Optional[Tuple[int, Optional[str]]]:
     """Of a PROXY protocol header (haproxy.org, proxy-protocol.txt, version 1 or 2) its length and the address
     of who is spoken for: "unknown" where it names none, None where the proxy speaks for itself (LOCAL). None
     where the data begins with no such header. It comes whole. Raises ValueError for a broken one."""
-    import ipaddress
     if data.startswith(b"PROXY "):
         line, end, _ = data[:107].partition(b"\r\n")
         words = line.decode("ascii").split(" ")
@@ -328,12 +330,12 @@ def parse_proxy_header(data: bytes) -> Optional[Tuple[int, Optional[str]]]:
     return 16 + length, named if command == 0x21 else None
 
 
-def is_address(text: str) -> bool:
-    """Whether it is an IP address."""
-    import ipaddress
+def parse_address(text: str) -> Any:
+    """The IP address that a text is, None where it is none; of an IPv4 address within IPv6 that one."""
     with contextlib.suppress(ValueError):
-        return bool(ipaddress.ip_address(text[:45]))
-    return False
+        found = ipaddress.ip_address(text[:45])
+        return getattr(found, "ipv4_mapped", None) or found
+    return None
 
 
 def parse_forwarded(headers: Dict[str, str]) -> List[Dict[str, str]]:
@@ -355,7 +357,6 @@ class Proxies:
     before all of ours where they do not say it. Raises ValueError."""
 
     def __init__(self, networks: Sequence[str] = (), base_path: str = "") -> None:
-        import ipaddress
         self.networks = [ipaddress.ip_network(each) for each in networks]
         self.base_path = base_path.rstrip("/")
         if self.base_path and not _PREFIX.fullmatch(self.base_path):
@@ -363,15 +364,8 @@ class Proxies:
 
     def trusts(self, address: str) -> bool:
         """Whether it is the address of a proxy whose word is taken."""
-        if not self.networks:
-            return False
-        import ipaddress
-        try:
-            found: Any = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        found = getattr(found, "ipv4_mapped", None) or found
-        return any(found in network for network in self.networks)
+        found = parse_address(address) if self.networks else None
+        return found is not None and any(found in network for network in self.networks)
 
     def look(self, request: Request, peer: str) -> None:
         """Take the word of the proxy that a request came from: whom it speaks for, how and by what name he
@@ -388,7 +382,7 @@ class Proxies:
         word = said[-1]
         for each in reversed(said):
             address = re.sub(r"^\[(.*)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", each.get("for", ""))
-            if not is_address(address):
+            if not parse_address(address):
                 break       # unknown, or hidden on purpose
             request.peer = request.caller = address
             word = each
@@ -456,10 +450,9 @@ def parse_head(data: bytes, header_count: int = 100, url: int = 8192) -> Head:
                 raise BadRequest("the header field %s is given twice" % key)
             text = text if key in _SINGLE_FIELDS else headers[key] + ", " + text
         headers[key] = text
-    host = headers.get("host")
-    if host is None and version == 1:
+    if "host" not in headers and version == 1:
         raise BadRequest("the header field host is missing")
-    if host is not None and not _HOST.fullmatch(host):
+    if not _HOST.fullmatch(headers.get("host", "")):
         raise BadRequest("the header field host is not a host and port")
     length = 0
     coding = headers.get("transfer-encoding")
@@ -675,13 +668,11 @@ def etag_matches(header: str, etag: str, weak: bool = True) -> bool:
 def error_response(error: Failure, key: Optional[str] = None) -> Response:
     """The JSON answer for a failure, as DESIGN says: status, key, code, errors, count and the error's own
     details."""
-    plain: Json = {"status": "failure"}
-    if key:
-        plain["key"] = key
-    plain.update(code=error.code, errors=error.messages or [type(error).__doc__ or "failed"], count=0)
-    plain.update((name, value) for name, value in error.details.items() if value is not None)
+    plain = {"status": "failure", "key": key or None, "code": error.code,
+             "errors": error.messages or [type(error).__doc__ or "failed"], "count": 0, **error.details}
     after = [("Retry-After", str(error.retry_after))] if error.retry_after else []
-    return Response(error.http, plain, headers=error.headers + after, code=error.code)
+    return Response(error.http, {name: value for name, value in plain.items() if value is not None},
+                    headers=error.headers + after, code=error.code)
 
 
 # of a whole number in JSON: Python reads and writes longer ones in quadratic time
@@ -738,46 +729,21 @@ def gunzip(data: bytes, limit: int) -> bytes:
     return b"".join(parts)
 
 
-def parse_parameters(text: str) -> List[Tuple[str, str]]:
+# name, =, what is between quotes (of which browsers escape the quote alone) or else all, up to the semicolon
+_PARAMETER = re.compile(r'([^;=]*)(=?)[ \t]*(?:"((?:\\"|[^"])*)|([^;]*))[^;]*;?')
+
+
+def parse_parameters(text: str) -> Dict[str, str]:
     """The `; name=value` of a header field, names in lower case, values without their quotes. What is none is
-    passed over. One step a character: a regular expression that looks for names would begin anew at each
-    letter."""
-    found = []
-    position = 0
-    while position < len(text):
-        end = text.find(";", position)
-        end = len(text) if end < 0 else end
-        equals = text.find("=", position, end)
-        if equals >= 0:
-            start = equals + 1
-            while start < len(text) and text[start] in " \t":
-                start += 1
-            if text[start:start + 1] == '"':
-                value, end = _quoted(text, start + 1)
-                end = text.find(";", end)
-                end = len(text) if end < 0 else end
-            else:
-                value = text[start:end].strip()
-            found.append((text[position:equals].strip().lower(), value))
-        position = end + 1
-    return found
-
-
-def _quoted(text: str, start: int) -> Tuple[str, int]:
-    """(a quoted string from behind its first quote, where it ends)."""
-    parts = []
-    while start < len(text) and text[start] != '"':
-        if text[start] == "\\" and text[start + 1:start + 2] == '"':      # browsers escape only the quote
-            start += 1
-        parts.append(text[start])
-        start += 1
-    return "".join(parts), start
+    passed over."""
+    return {name.strip().lower(): quoted.replace('\\"', '"') or plain.strip()
+            for name, equals, quoted, plain in _PARAMETER.findall(text) if equals}
 
 
 def parse_content_type(text: str) -> Tuple[str, Dict[str, str]]:
     """Media type and parameters, names in lower case."""
     kind, _, rest = text.partition(";")
-    return kind.strip().lower(), dict(parse_parameters(rest))
+    return kind.strip().lower(), parse_parameters(rest)
 
 
 def reaches_outside(path: str) -> bool:
@@ -895,16 +861,15 @@ def _pax_records(content: bytes) -> Dict[str, bytes]:
 def root_first(files: Dict[str, bytes], root: Optional[str], must: bool) -> Dict[str, bytes]:
     """The files with the one named `root` in front; where it must be named, it may be missing only if there
     is but one. Raises BadRequest."""
+    names = ", ".join(sorted(files)[:50])
     if root is None and must and len(files) != 1:
-        raise BadRequest("file= has to name the file of the tar that is the job's: %s" % ", ".join(
-            sorted(files)[:50]))
+        raise BadRequest("file= has to name the file of the tar that is the job's: %s" % names)
     if root is None:
         return files
     path = os.path.normpath(root)
     if path not in files:
-        raise BadRequest("file=%s: no such file among those sent: %s" % (
-            root[:200], ", ".join(sorted(files)[:50])))
-    return dict([(path, files[path])], **files)
+        raise BadRequest("file=%s: no such file among those sent: %s" % (root[:200], names))
+    return {path: files[path], **files}
 
 
 def _part_of(part: bytes) -> Tuple[str, bytes]:
@@ -913,7 +878,7 @@ def _part_of(part: bytes) -> Tuple[str, bytes]:
     for line in part[:max(0, end)].split(b"\r\n"):
         field, _, value = line.partition(b":")
         if field.strip().lower() == b"content-disposition":
-            named = dict(parse_parameters(value.partition(b";")[2].decode("utf-8", "replace")))
+            named = parse_parameters(value.partition(b";")[2].decode("utf-8", "replace"))
             name = named.get("filename") or named.get("name")
             if name:
                 return name, part[end + 4:]
@@ -958,50 +923,69 @@ class Source:
             raise defect
 
 
-class Later:
-    """An answer that one caller waits for without holding a thread. It is what `ready` returns after a change
-    of the source, or `otherwise` when the time is up, the server stops or the caller has said all; or none,
-    when he goes. Both are called in whichever thread that happens in, and must not block. ended: called when
-    the wait is over."""
+class Wait:
+    """What one caller waits on without holding a thread: it listens to a source from the beginning, sends to
+    the sink that it is started with, and ends once: by itself; when it is to `expire`, since the time is up,
+    the server stops or the caller has said all, with what it says `otherwise`; or when he is `gone`."""
+    otherwise: Any = None
 
-    def __init__(self, source: Source, seconds: float, ready: Callable[[], Optional[Response]],
-                 otherwise: Callable[[], Response], ended: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, source: Source) -> None:
         self.source = source
-        self.seconds = seconds
-        self.ready = ready
-        self.otherwise = otherwise
-        self.ended = ended
-        self._send: Optional[Callable[[Response], None]] = None
+        self._sink: Any = None
         self._late = False                  # it was to end, perhaps before anybody had said how to send
         self._once = threading.Lock()       # taken by what ends the wait
         self.listening = source.listen(self.look)
 
-    def start(self, send: Callable[[Response], None]) -> None:
-        """How to send the answer; sent at once where it is ready."""
-        self._send = send
+    def start(self, sink: Any) -> None:
+        self._sink = sink
         self.look()
         if self._late:
             self.expire()
 
     def look(self) -> None:
-        answer = self.ready() if self._send else None
-        if answer is not None:
-            self._end(lambda: answer)
+        """Send what there is to send. Called after changes of the source."""
+        raise NotImplementedError
 
     def expire(self) -> None:
-        self._late = True       # first: `start` looks at it after it has set _send
-        if self._send is not None:
+        self._late = True       # first: `start` looks at it after it has set _sink
+        if self._sink is not None:
             self._end(self.otherwise)
 
     def gone(self) -> None:
         self._end(None)
 
-    def _end(self, answer: Optional[Callable[[], Optional[Response]]]) -> None:
+    def _end(self, last: Any) -> None:
         if self._once.acquire(blocking=False):
             self.source.forget(self.look)
-            self.ended()
-            if answer is not None and self._send is not None:
-                self._send(answer())    # type: ignore[arg-type]
+            self.over(last)
+
+    def over(self, last: Any) -> None:
+        """Called once, at the end; last: what is to be sent then."""
+        raise NotImplementedError
+
+
+class Later(Wait):
+    """An answer that is sent to a function. It is what `ready` returns after a change of the source, or
+    `otherwise`. Both are called in whichever thread that happens in, and must not block. ended: called when
+    the wait is over."""
+
+    def __init__(self, source: Source, seconds: float, ready: Callable[[], Optional[Response]],
+                 otherwise: Callable[[], Response], ended: Callable[[], None] = lambda: None) -> None:
+        self.seconds = seconds
+        self.ready = ready
+        self.otherwise = otherwise
+        self.ended = ended
+        super().__init__(source)
+
+    def look(self) -> None:
+        answer = self.ready() if self._sink else None
+        if answer is not None:
+            self._end(lambda: answer)
+
+    def over(self, last: Any) -> None:
+        self.ended()
+        if last is not None:
+            self._sink(last())
 
     def again(self) -> Later:
         """The same wait for somebody else. What is to be done when it is over is done when both are."""
@@ -1014,10 +998,11 @@ class Later:
         return Later(self.source, self.seconds, self.ready, self.otherwise, over)
 
 
-class Stream:
+class Stream(Wait):
     """A text/event-stream of what changes in a source. since: from a mark, the bytes that are new and the
     mark after them, nothing if nothing is, None at the end of all; it is asked only when the network took all
-    there was, so a slow caller holds one piece.
+    there was, so a slow caller holds one piece. The sink has `full`, whether the network still has to take
+    something; `push`, to send bytes; `finish`, to end.
 
     `look` is called by whoever has news: the source's thread, or a worker when the network took all. One
     thread at a time asks and sends; one that comes meanwhile does not wait for it, it has it look once
@@ -1026,35 +1011,24 @@ class Stream:
                     headers=[("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")], close=True)
     opening = b": welcome\nretry: 2000\n\n"
     beat = b": heartbeat\n\n"        # what keeps it alive while there is no news
-    stopping = b'event: end\ndata: {"reason": "the server is stopping"}\n\n'
+    otherwise = b'event: end\ndata: {"reason": "the server is stopping"}\n\n'
     ending = b""
 
     def __init__(self, source: Source, since: Callable[[Any], Tuple[Optional[bytes], Any]],
                  mark: Any = None) -> None:
-        self.source = source
         self.since = since
         self.mark = mark                    # touched by who holds _turn
-        self._sink: Any = None
         self._lock = threading.Lock()       # guards _sink: nothing is sent behind the end
         self._turn = threading.Lock()       # held by who asks and sends
         self._again = False
-        self._late = False
-        self._once = threading.Lock()       # taken by what ends the stream
-        self.listening = source.listen(self.look)
+        super().__init__(source)
 
     def start(self, sink: Any) -> None:
-        """sink: `full`, whether the network still has to take something; `push`, to send bytes; `finish`, to
-        end."""
-        with self._lock:
-            self._sink = sink
-            if self.opening:
-                sink.push(self.opening)
-        self.look()
-        if self._late:
-            self.expire()
+        if self.opening:
+            sink.push(self.opening)
+        super().start(sink)
 
     def look(self) -> None:
-        """Send what is new. Called after changes, and when the sink is no longer full."""
         self._again = True      # first: who holds the turn looks at it after it has let go
         while self._again and self._turn.acquire(blocking=False):
             try:
@@ -1082,23 +1056,13 @@ class Stream:
         """The bytes as they go out."""
         return data
 
-    def expire(self) -> None:
-        self._late = True
-        if self._sink is not None:
-            self._end(self.stopping)
-
-    def gone(self) -> None:
-        self._end(b"")
-
-    def _end(self, last: bytes) -> None:
-        if self._once.acquire(blocking=False):
-            self.source.forget(self.look)
-            with self._lock:
-                sink, self._sink = self._sink, None
-            if sink is not None:
-                if last:
-                    sink.push(last)
-                sink.finish()
+    def over(self, last: Any) -> None:
+        with self._lock:
+            sink, self._sink = self._sink, None
+        if sink is not None:
+            if last:
+                sink.push(last)
+            sink.finish()
 
 
 class Download(Stream):
@@ -1106,7 +1070,7 @@ class Download(Stream):
     answer's status and fields. With a Content-Length among them a body that ends early is seen to be cut;
     without one it is sent in chunks (chunked; not to HTTP/1.0), and what the caller does not see is the
     last chunk."""
-    opening = beat = stopping = b""
+    opening = beat = otherwise = b""
 
     def __init__(self, head: Response, source: Source, since: Callable[[Any], Tuple[Optional[bytes], Any]],
                  mark: Any = None, chunked: bool = False) -> None:
@@ -2611,16 +2575,7 @@ def _header_fields(response: Response, extra: Sequence[Tuple[str, str]], stream:
 @lru_cache(maxsize=64)
 def _start_of_answer(status: int, seconds: int) -> bytes:
     return b"HTTP/1.1 %d %s\r\nDate: %s\r\n" % (status, REASONS[status].encode(),
-                                                _http_date(seconds).encode())
-
-
-@lru_cache(maxsize=4)
-def _http_date(seconds: int) -> str:
-    days = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-    months = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-    t = time.gmtime(seconds)
-    return "%s, %02d %s %d %02d:%02d:%02d GMT" % (days[t.tm_wday], t.tm_mday, months[t.tm_mon - 1], t.tm_year,
-                                                  t.tm_hour, t.tm_min, t.tm_sec)
+                                                formatdate(seconds, usegmt=True).encode())
 
 
 @lru_cache(maxsize=64)
@@ -4576,7 +4531,7 @@ def member_url(data: bytes) -> Optional[str]:
         scheme = "https" if "https" in ends else "http"
         end = ends.get(scheme) or plain["serviceEndpoint"]
         host, port = str(end["host"]), int(end["port"])
-        if not re.fullmatch(r"[\w.\-]+", host, re.ASCII) and not is_address(host) or not 0 < port < 65536:
+        if not re.fullmatch(r"[\w.\-]+", host, re.ASCII) and not parse_address(host) or not 0 < port < 65536:
             return None
         return str(_Location.parse(str(_Location(scheme == "https", host, port, ""))))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
