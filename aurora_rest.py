@@ -544,10 +544,18 @@ class ChunkedBody:
 
 class Request:
     """One request, as a handler sees it."""
-    __slots__ = ("head", "method", "path", "raw_query", "headers", "body", "peer", "id", "started", "secure",
-                 "user",
-                 "route", "args", "_query", "authorization", "share", "certificate", "caller", "audited",
-                 "prefix", "trusted", "queued", "waited", "left")
+    user: Any = None
+    route: Any = None
+    authorization: Optional[str] = None
+    certificate: Tuple[str, ...] = ()       # the names in the caller's, as CN=…, DNS=…, URI=…
+    share: Any = None
+    audited = ""            # what the audit trail says of it
+    prefix = ""             # before all paths, as callers see them
+    trusted = False         # it comes from a proxy that is trusted
+    queued: Optional[float] = None      # seconds that it waited for a thread
+    waited = False          # its caller asked to wait for something
+    left = ""               # why it ended before its time, if it did
+    _query: Optional[List[Tuple[str, str]]] = None
 
     def __init__(self, head: Head, body: bytes, peer: str, request_id: str, secure: bool = False) -> None:
         self.head = head
@@ -570,21 +578,9 @@ class Request:
         self.id = request_id
         self.started = time.monotonic()
         self.secure = secure
-        self.user: Any = None
-        self.route: Any = None
         self.args: Dict[str, str] = {}
-        self.authorization: Optional[str] = None
-        self.certificate: Tuple[str, ...] = ()      # the names in the caller's, as CN=…, DNS=…, URI=…
         # whose share of what is limited it takes: the peer's, until it is known who asks
         self.caller = peer
-        self.share: Any = None
-        self.audited = ""           # what the audit trail says of it
-        self.prefix = ""            # before all paths, as callers see them
-        self.trusted = False        # it comes from a proxy that is trusted
-        self.queued: Optional[float] = None     # seconds that it waited for a thread
-        self.waited = False         # its caller asked to wait for something
-        self.left = ""              # why it ended before its time, if it did
-        self._query: Optional[List[Tuple[str, str]]] = None
 
     @property
     def query(self) -> List[Tuple[str, str]]:
@@ -610,37 +606,31 @@ def decode_percent(text: str, plus: bool = False) -> str:
 
 class Response:
     """An answer: status, body and headers; the body may be plain JSON, encoded when first needed."""
-    __slots__ = ("status", "_plain", "_body", "headers", "content_type", "_etag", "_gzip", "close", "code",
-                 "heads")
+    _gzip: Optional[bytes] = None
 
     def __init__(self, status: int = 200, plain: Any = None, body: Optional[bytes] = None,
                  content_type: str = JSON_TYPE, headers: Iterable[Tuple[str, str]] = (), close: bool = False,
                  etag: Optional[str] = None, code: str = "") -> None:
         self.status = status
-        self._plain = plain
+        self.plain = plain
         self._body = body
         self.content_type = content_type
         self.headers = list(headers)
         self.close = close
         self.code = code
         self._etag = etag
-        self._gzip: Optional[bytes] = None
         # by the form of the answer: its header fields, made when first sent
         self.heads: Dict[Any, bytes] = {}
 
     @property
-    def plain(self) -> Any:
-        return self._plain
-
-    @property
     def body(self) -> bytes:
         if self._body is None:
-            self._body = (to_json(self._plain) + "\n").encode() if self._plain is not None else b""
+            self._body = (to_json(self.plain) + "\n").encode() if self.plain is not None else b""
         return self._body
 
     def settle(self) -> None:
         """Make the body, and let go of the larger thing that it is made from."""
-        self._body, self._plain = self.body, None
+        self._body, self.plain = self.body, None
 
     @property
     def etag(self) -> str:
@@ -1651,15 +1641,14 @@ class Incoming:
     """What arrives on a connection, made into requests. It has no socket, no clock and no thread: bytes go in
     by `feed`, `next` takes out what is whole; when it raises, what follows in the stream cannot be
     trusted."""
-    __slots__ = ("_limits", "_parse", "buffer", "head", "_chunks", "_scanned")
+    head: Optional[Head] = None     # of the request whose body is still to come
+    _chunks: Optional[ChunkedBody] = None
+    _scanned = 0                    # bytes of the buffer in which no end of a head was found
 
     def __init__(self, limits: Dict[str, float], parse: Callable[[bytes], Head]) -> None:
         self._limits = limits
         self._parse = parse
         self.buffer = bytearray()       # received and not yet taken
-        self.head: Optional[Head] = None            # of the request whose body is still to come
-        self._chunks: Optional[ChunkedBody] = None
-        self._scanned = 0               # bytes of the buffer in which no end of a head was found
 
     def feed(self, data: bytes) -> None:
         self.buffer += data
@@ -1727,7 +1716,6 @@ def head_parser(limits: Dict[str, float]) -> Callable[[bytes], Head]:
 class Run:
     """One run of the app's handler, for all that asked for the same before it began. callers: guarded by the
     server's _lock until it begins, when nobody joins any more."""
-    __slots__ = ("request", "since", "callers")
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -1738,11 +1726,19 @@ class Run:
 class Channel:
     """A caller's socket, which never blocks: what the network does not take at once waits in `out`. In the
     loop's thread: all that begins with on_, close, linger. In any: push."""
-    __slots__ = ("server", "socket", "peer", "lock", "out", "deadline", "since", "busy", "ended", "closing",
-                 "done",
-                 "lingering", "closed", "mask", "handshaking", "unsent", "taker", "taken_since", "taken",
-                 "answered", "passed", "tls",
-                 "incoming", "unnamed")
+    busy = False            # a request is being answered
+    since = 0.0             # when the request began to arrive
+    unsent = 0              # bytes of out that are counted
+    taken_since = 0.0       # when the network last had taken all, and what it took since then
+    taken = 0
+    passed = 0              # bytes given to push since the answer began
+    answered = False        # once: it is no newcomer whose first request is still to come
+    ended = False           # the caller sends nothing more
+    closing = False         # nothing more is read: close when all is sent
+    done = False            # the last bytes of the answer are among those sent or in out
+    lingering = False       # answered and shut down; what still comes is thrown away
+    closed = False
+    mask = 0
 
     def __init__(self, server: HttpServer, sock: Any, peer: str) -> None:
         self.server = server
@@ -1751,22 +1747,9 @@ class Channel:
         # guards the socket, out, busy, closing and closed: any thread may send
         self.lock = threading.Lock()
         self.incoming = Incoming(server.limits, server.parse)
-        self.busy = False               # a request is being answered
         self.out = bytearray()          # of the answer, what the network did not take yet
         self.deadline = time.monotonic() + server.limits["header_time"]
-        self.since = 0.0                # when the request began to arrive
-        self.unsent = 0                 # bytes of out that are counted
-        self.taker = peer               # whose share they are counted in
-        self.taken_since = 0.0          # when the network last had taken all, and what it took since then
-        self.taken = 0
-        self.passed = 0                 # bytes given to push since the answer began
-        self.answered = False           # once: it is no newcomer whose first request is still to come
-        self.ended = False              # the caller sends nothing more
-        self.closing = False            # nothing more is read: close when all is sent
-        self.done = False               # the last bytes of the answer are among those sent or in out
-        self.lingering = False          # answered and shut down; what still comes is thrown away
-        self.closed = False
-        self.mask = 0
+        self.taker = peer               # whose share of what is unsent it takes
         self.tls = server.tls
         self.handshaking = server.tls is not None
         # a PROXY header may come, which says who is spoken for
@@ -1948,16 +1931,12 @@ class Connection(Channel):
     at the buffer afterwards, and who fills the buffer looks at busy afterwards: so what was received is never
     left lying.
     """
-    __slots__ = ("request", "reserved", "counted_for", "waiting", "waiter", "timer")
-
-    def __init__(self, server: HttpServer, sock: Any, peer: str) -> None:
-        self.request: Optional[Request] = None      # the one whose body is arriving
-        self.reserved = 0               # bytes counted for the body that is arriving, until it is answered
-        self.counted_for = ""           # whose share they are counted in
-        self.waiting: Any = None        # the Later or Stream that the caller waits on
-        self.waiter: Optional[Request] = None       # the request that does, until its end is told
-        self.timer: Optional[Timer] = None
-        super().__init__(server, sock, peer)
+    request: Optional[Request] = None       # the one whose body is arriving
+    reserved = 0            # bytes counted for the body that is arriving, until it is answered
+    counted_for = ""        # whose share they are counted in
+    waiting: Optional[Wait] = None
+    waiter: Optional[Request] = None        # the request that waits, until its end is told
+    timer: Optional[Timer] = None
 
     def on_input(self) -> None:
         try:
