@@ -50,7 +50,6 @@ import random
 import re
 import secrets
 import select
-import selectors
 import signal
 import socket
 import socketserver
@@ -66,6 +65,7 @@ from email.utils import formatdate
 from functools import lru_cache, partial, wraps
 from queue import Empty as QueueEmpty
 from queue import SimpleQueue
+from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from typing import (
     Any,
     Callable,
@@ -479,15 +479,15 @@ class ChunkedBody:
     """Decodes a chunked body from a growing buffer. Chunk extensions are skipped, trailers dropped, both
     bounded. take: called with each part, which `parts` keeps by default."""
     MAX_LINE = 1024
+    size = 0
+    count = 0
+    left = -1               # bytes left of this chunk; -1: a chunk header is due
+    trailers: Optional[int] = None      # bytes of trailers seen, once the last chunk was
 
     def __init__(self, limit: int, take: Optional[Callable[[bytes], None]] = None) -> None:
         self.limit = limit
         self.parts: List[bytes] = []
         self.take = take or self.parts.append
-        self.size = 0
-        self.count = 0
-        self.left = -1          # bytes left of this chunk; -1: a chunk header is due
-        self.trailers: Optional[int] = None     # bytes of trailers seen, once the last chunk was
 
     def feed(self, buffer: bytearray) -> bool:
         """Take what is whole from `buffer`; True when the body is complete. Raises BadRequest,
@@ -1084,6 +1084,12 @@ class Poll(Source):
     went. delayed: who begins to watch has just asked himself, so that the first question comes after an
     interval.
     """
+    answer: Any = None          # the latest, or the Failure
+    asked = 0.0                 # when that was asked
+    ended = False               # nobody listened; guarded by _lock as all that follows
+    resting = False
+    stale = False
+    _started = 0                # the turns that were called for; only the last is taken
 
     def __init__(self, runner: Any, ask: Callable[[], Any], interval: float, linger: float = 0.0,
                  delayed: bool = False) -> None:
@@ -1093,13 +1099,7 @@ class Poll(Source):
         self.ask = ask
         self.interval = interval
         self.linger = linger
-        self.answer: Any = None             # the latest, or the Failure
-        self.asked = 0.0                    # when that was asked
-        self.ended = False                  # nobody listened; guarded by _lock as all that follows
-        self.resting = False
-        self.stale = False
-        self._started = 0                   # the turns that were called for; only the last is taken
-        self._left = time.monotonic()
+        self._left = time.monotonic()       # guarded by _lock too
 
     @property
     def waiters(self) -> int:
@@ -1178,19 +1178,19 @@ class Events(Poll):
     KEPT = 2000
     PIECE = 256         # events given at once
     NEXT = "next"
+    _number = 0                         # of the latest event; guarded by _lock as all that follows
+    _first: Optional[int] = None        # how many events the first look told: how things stood then
+    _rested = 0                         # the latest event when it was asked again after a rest
+    # how things stand after the latest event, once that is known
+    _found: Optional[List[Any]] = None
+    _failing = False
+    _standing: Tuple[int, List[bytes]] = (-1, [])       # how things stood after so many events
 
     def __init__(self, runner: Any, ask: Any, interval: float) -> None:
         super().__init__(runner, ask, interval, linger=30.0)
         self.changes = ask
         self.epoch = secrets.token_hex(4)
-        self._number = 0                    # of the latest event; guarded by _lock as all that follows
-        self._history: Deque[bytes] = collections.deque(maxlen=self.KEPT)
-        self._first: Optional[int] = None   # how many events the first look told: how things stood then
-        self._rested = 0                    # the latest event when it was asked again after a rest
-        # how things stand after the latest event, once that is known
-        self._found: Optional[List[Any]] = None
-        self._failing = False
-        self._standing: Tuple[int, List[bytes]] = (-1, [])      # how things stood after so many events
+        self._history: Deque[bytes] = collections.deque(maxlen=self.KEPT)       # guarded by _lock too
 
     def mark(self, last_id: str, whole: bool = True) -> Any:
         """Where a caller that has this Last-Event-ID goes on; None: with how things stand; NEXT: with what
@@ -1372,21 +1372,21 @@ class Loop:
     """What a thread does that waits for all sockets: `turn` is one wait with the calls that follow. One
     thread at a time turns it, that which `own`ed it last; `soon`, `later` and `stop` are for all threads, the
     rest for that one alone."""
+    _woken = False
+    _thread = 0             # the one that turns it, 0 while that passes from one to another
+    stopping = False
 
     def __init__(self, call: Callable[..., Any]) -> None:
         self._call = call           # how to call what may fail
-        self._selector = selectors.DefaultSelector()
+        self._selector = DefaultSelector()
         self._wake_in, self._wake_out = socket.socketpair()
-        self._woken = False
         self._soon: Deque[Tuple[Callable[..., None], Tuple[Any, ...]]] = collections.deque()
         self._timers: List[Timer] = []
         self._serial = itertools.count()
-        self._thread = 0            # the one that turns it, 0 while that passes from one to another
-        self.stopping = False
         self.turned = time.monotonic()
         for each in (self._wake_in, self._wake_out):
             each.setblocking(False)
-        self.watch(self._wake_in, 0, selectors.EVENT_READ, self._drain_wakes)
+        self.watch(self._wake_in, 0, EVENT_READ, self._drain_wakes)
 
     def soon(self, function: Callable[..., None], *arguments: Any) -> None:
         self._soon.append((function, arguments))
@@ -1458,14 +1458,22 @@ class Loop:
         self._wake_in.close()
         self._wake_out.close()
 
+
 _LEAD = object()        # in the queue of Workers: whoever takes it turns the loop
-_leading = threading.local()        # .workers: those that this thread leads while it runs light work
+
+
+class _Leading(threading.local):
+    """What this thread leads while it runs light work."""
+    workers: Optional[Workers] = None
+
+
+_leading = _Leading()
 
 
 def let_go() -> None:
     """To be called before what takes long or waits for others: a thread that reads requests besides leaves
     that to another one."""
-    workers = getattr(_leading, "workers", None)
+    workers = _leading.workers
     if workers is not None:
         workers.pass_on()
 
@@ -1473,9 +1481,9 @@ def let_go() -> None:
 def wait_ready(sock: Any, poll: Any, mask: int, deadline: float) -> bool:
     """Wait until a socket, which `poll` knows, is ready for a poll mask; False when the time is up. A thread
     that reads requests besides goes on reading them."""
-    workers = getattr(_leading, "workers", None)
+    workers = _leading.workers
     if workers is not None:
-        return bool(workers.wait(sock, mask, deadline))
+        return workers.wait(sock, mask, deadline)
     poll.modify(sock, mask)
     return bool(poll.poll(max(0.0, (deadline - time.monotonic()) * 1000)))
 
@@ -1492,21 +1500,21 @@ class Workers:
 
     `hold`, `pass_on` and `wait` are for the leader."""
     IDLE = 5.0      # seconds after which a thread ends that has nothing to do
+    # work, and whether it is light; touched by the leader alone
+    _held: Optional[Tuple[Callable[[], None], bool]] = None
+    failure = ""                    # why nobody leads any more, where they were not told to end
+    threads = 0
+    refused = 0                     # threads that could not be started
+    _idle = 0                       # those that have just been started among them
+    _queued = 0                     # in the queue, or just taken by a thread that still counts as idle
 
     def __init__(self, loop: Loop, most: float, call: Callable[..., Any]) -> None:
         self.loop = loop
         self.most = most
         self._call = call
-        # work, and whether it is light; touched by the leader alone
-        self._held: Optional[Tuple[Callable[[], None], bool]] = None
         self.ended = threading.Event()      # nobody leads any more
-        self.failure = ""                   # why, where it was not told to end
         self.queue: SimpleQueue[Any] = SimpleQueue()        # None: end
-        self._lock = threading.Lock()   # guards threads, _idle, _queued
-        self.threads = 0
-        self.refused = 0                # threads that could not be started
-        self._idle = 0                  # those that have just been started among them
-        self._queued = 0                # in the queue, or just taken by a thread that still counts as idle
+        self._lock = threading.Lock()       # guards threads, _idle, _queued
 
     def put(self, work: Any) -> None:
         with self._lock:
@@ -1522,7 +1530,7 @@ class Workers:
 
     def follow(self, work: Callable[[], None]) -> None:
         """Have light work run after this; for any thread."""
-        if getattr(_leading, "workers", None) is self:
+        if _leading.workers is self:
             self.hold(work, True)
         else:
             self.put(work)
@@ -1543,8 +1551,8 @@ class Workers:
         """Turn the loop until a socket is ready for a poll mask; False when the time is up, or at the end of
         all."""
         ready: List[int] = []
-        events = (selectors.EVENT_READ if mask & select.POLLIN else 0) | (
-            selectors.EVENT_WRITE if mask & select.POLLOUT else 0)
+        events = (EVENT_READ if mask & select.POLLIN else 0) | (
+            EVENT_WRITE if mask & select.POLLOUT else 0)
         _leading.workers = None     # what the loop calls is not the work
         self.loop.watch(sock, 0, events, ready.append)
         try:
@@ -1632,7 +1640,7 @@ class Workers:
         """Run light work; whether this thread leads still."""
         _leading.workers = self
         self._call(work)
-        leads = getattr(_leading, "workers", None) is self
+        leads = _leading.workers is self
         _leading.workers = None
         return leads
 
@@ -1754,7 +1762,7 @@ class Channel:
         self.handshaking = server.tls is not None
         # a PROXY header may come, which says who is spoken for
         self.unnamed = server.proxies.trusts(peer)
-        self.interest(selectors.EVENT_READ)
+        self.interest(EVENT_READ)
 
     def on_input(self) -> None:
         """Called when bytes have come, or their end."""
@@ -1784,9 +1792,9 @@ class Channel:
         if self.handshaking:
             self._shake_hands()
             return
-        if mask & selectors.EVENT_WRITE:
+        if mask & EVENT_WRITE:
             self.push(b"")
-        if mask & selectors.EVENT_READ and not self.closed:
+        if mask & EVENT_READ and not self.closed:
             self.on_input()
 
     def _take_name(self) -> None:
@@ -1802,7 +1810,7 @@ class Channel:
                     self.interest(0)
                     self.socket = self.server.tls.wrap_socket(self.socket, server_side=True,
                                                               do_handshake_on_connect=False)
-                    self.interest(selectors.EVENT_READ)
+                    self.interest(EVENT_READ)
         except (OSError, ValueError) as error:
             if not isinstance(error, BlockingIOError):
                 self.server.refusals["proxy"] += 1
@@ -1816,15 +1824,15 @@ class Channel:
             with self.lock:
                 self.socket.do_handshake()
         except ssl.SSLWantReadError:
-            self.interest(selectors.EVENT_READ)
+            self.interest(EVENT_READ)
         except ssl.SSLWantWriteError:
-            self.interest(selectors.EVENT_WRITE)
+            self.interest(EVENT_WRITE)
         except (OSError, ValueError):
             self.server.refusals["tls"] += 1
             self.close()
         else:
             self.handshaking = False
-            self.interest(selectors.EVENT_READ)
+            self.interest(EVENT_READ)
             self.on_input()
 
     @property
@@ -1871,7 +1879,7 @@ class Channel:
                 self.answered = True
                 self.deadline = now + self.server.limits["idle_time"]
                 self.on_answered()
-        busy = left or self.mask & selectors.EVENT_WRITE or self.incoming.buffer
+        busy = left or self.mask & EVENT_WRITE or self.incoming.buffer
         if busy or self.closing or self.ended or not self.mask:
             self.server.loop.soon(self.on_sent)
 
@@ -1938,6 +1946,11 @@ class Connection(Channel):
     waiter: Optional[Request] = None        # the request that waits, until its end is told
     timer: Optional[Timer] = None
 
+    @property
+    def engaged(self) -> bool:
+        """Whether any of a request or of its answer is under way."""
+        return bool(self.busy or self.out or self.request or self.incoming.buffer)
+
     def on_input(self) -> None:
         try:
             with self.lock:
@@ -1955,7 +1968,7 @@ class Connection(Channel):
             if not self.busy:
                 self.advance()
             elif len(self.incoming.buffer) > 65536:
-                self.interest(self.mask & ~selectors.EVENT_READ)
+                self.interest(self.mask & ~EVENT_READ)
 
     def on_end(self) -> None:
         """The caller has said all, or is gone; waiting, it gets now what there is to say."""
@@ -1963,7 +1976,7 @@ class Connection(Channel):
         if not self.busy and not self.out or isinstance(self.waiting, Stream):
             self.close()
             return
-        self.interest(self.mask & ~selectors.EVENT_READ)
+        self.interest(self.mask & ~EVENT_READ)
         waiting, waiter = self.waiting, self.waiter
         if waiter is not None:
             waiter.left = "the caller sent an end"      # and may still read
@@ -2053,7 +2066,7 @@ class Connection(Channel):
             return
         self.waiting, self.waiter, self.passed = answer, request, 0
         if isinstance(answer, Stream):
-            data = self.server.encode(request, answer.head, stream=True)
+            data = self.server.encode(request, answer.head, True, stream=True)
             self.server.app.finished(request, self.peer, answer.head, 0)
             self.push(data)
             if request.method == "HEAD":
@@ -2080,10 +2093,10 @@ class Connection(Channel):
             self.timer.cancel()
             self.timer = None
         close = close or response.close or self.server.draining or self.tls is not self.server.tls
-        close = close or request is None or not request.head.keep_alive
-        if request is not None and not self.unsent:
-            self.taker = request.caller
         if request is not None:
+            close = close or not request.head.keep_alive
+            if not self.unsent:
+                self.taker = request.caller
             response = self.server.app.dress(request, response)
         data = self.server.encode(request, response, close)
         self.server.app.finished(request, self.peer, response, len(data))
@@ -2104,8 +2117,8 @@ class Connection(Channel):
     def on_sent(self) -> None:
         if self.closed:
             return
-        reading = 0 if self.ended else selectors.EVENT_READ
-        self.interest(reading | selectors.EVENT_WRITE if self.out else reading)
+        reading = 0 if self.ended else EVENT_READ
+        self.interest(reading | EVENT_WRITE if self.out else reading)
         if self.out:
             return
         waiting = self.waiting
@@ -2140,8 +2153,7 @@ class Connection(Channel):
                 "body_rate"] * seconds
         if self.out and now - self.taken_since > self.server.GRACE:
             late = late or self.taken < self.server.limits["send_rate"] * (now - self.taken_since)
-        if late and not (self.busy or self.out or self.lingering or self.handshaking) and (incoming.buffer
-                or incoming.head):
+        if late and self.engaged and not (self.busy or self.out or self.lingering or self.handshaking):
             self.refuse(RequestTimeout("the request did not arrive in time"))
         elif late:
             self.close()
@@ -2158,7 +2170,7 @@ class Doors:
         """Take in who comes."""
         for door in () if self.server.draining else self.sockets:
             door.setblocking(False)
-            self.server.loop.watch(door, 0, selectors.EVENT_READ, partial(self._accept, door))
+            self.server.loop.watch(door, 0, EVENT_READ, partial(self._accept, door))
 
     def close(self) -> None:
         """Take in who has come already, and nobody who comes later."""
@@ -2166,13 +2178,13 @@ class Doors:
         while len(self.server.connections) > known:
             known = len(self.server.connections)
             for door in self.sockets:
-                self._accept(door, selectors.EVENT_READ)
+                self._accept(door, EVENT_READ)
         for door in self.sockets:
             self._shut(door)
             door.close()
 
     def _shut(self, door: socket.socket) -> None:
-        self.server.loop.watch(door, selectors.EVENT_READ, 0, partial(self._accept, door))
+        self.server.loop.watch(door, EVENT_READ, 0, partial(self._accept, door))
 
     def _accept(self, door: socket.socket, mask: int) -> None:
         server = self.server
@@ -2217,6 +2229,10 @@ class HttpServer(http.server.ThreadingHTTPServer):
     GRACE = 10.0        # seconds before the least body speed is asked for
     LINGER = 2.0
     BEAT = 15           # seconds between the comments that keep streams alive
+    draining = False
+    closed_to_new = False       # while draining: all that had arrived has been taken
+    failure = ""                # why it serves no more, where nobody stopped it
+    _sweeps = 0
 
     def __init__(self, address: Tuple[str, int], app: App, limits: Optional[Dict[str, float]] = None,
                  tls: Any = None, sock: Union[None, socket.socket, Sequence[socket.socket]] = None) -> None:
@@ -2227,20 +2243,17 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self.tls = tls
         self.parse = head_parser(self.limits)
         self.proxies = Proxies()
-        self.draining = False
-        self.closed_to_new = False          # while draining: all that had arrived has been taken
         self.connections: Set[Connection] = set()
         self.refusals: collections.Counter[str] = collections.Counter()
         self.bodies = Budget(self.limits["bodies"], self.limits["body"])    # received, and not answered yet
         self.unsent = Budget(self.limits["unsent"])         # answered, and not taken by the network yet
         self.loop = Loop(self._call)
         self.workers = Workers(self.loop, self.limits["threads"], self._call)
+        self.call_later, self.run_in_worker = self.loop.later, self.workers.put     # what a Poll asks of it
         self._ids = itertools.count()
         self._prefix = secrets.token_hex(4)
         self._stopped = threading.Event()
         self._stopped.set()
-        self.failure = ""                   # why it serves no more, where nobody stopped it
-        self._sweeps = 0
         self._lock = threading.Lock()   # guards _pending, _running, _queued
         self._pending: Dict[Any, Run] = {}
         self._running: Set[Any] = set()
@@ -2265,18 +2278,6 @@ class HttpServer(http.server.ThreadingHTTPServer):
     def port(self) -> int:
         return int(self.server_address[1]) if isinstance(self.server_address, tuple) else 0
 
-    @property
-    def swept(self) -> float:
-        return self.loop.turned
-
-    def call_soon(self, function: Callable[..., None], *arguments: Any) -> None:
-        self.loop.soon(function, *arguments)
-
-    def call_later(self, seconds: float, function: Callable[[], None]) -> Timer:
-        return self.loop.later(seconds, function)
-
-    def run_in_worker(self, function: Callable[[], None]) -> None:
-        self.workers.put(function)
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call a function; a defect in it costs the connection that it is about, and never the server."""
@@ -2330,8 +2331,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 self.workers.put(waiting.expire)
 
         def left() -> bool:
-            return not self.closed_to_new or any(c.busy or c.out or c.request or c.incoming.buffer
-                                                 for c in list(self.connections))
+            return not self.closed_to_new or any(each.engaged for each in list(self.connections))
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and left():
             time.sleep(0.02)
@@ -2346,9 +2346,9 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self.closed_to_new = True
         for connection in list(self.connections):
             if not connection.busy and not connection.handshaking:
-                connection.on_event(selectors.EVENT_READ)
+                connection.on_event(EVENT_READ)
         for connection in list(self.connections):
-            if not (connection.busy or connection.out or connection.incoming.buffer or connection.request):
+            if not connection.engaged:
                 connection.close()
 
     def welcome(self, sock: Any, peer: str) -> None:
@@ -2515,8 +2515,8 @@ def end_unwelcome(server: HttpServer) -> None:
 def _evict(server: HttpServer) -> bool:
     """Close the connection that has been idle for longest, so that idle ones keep nobody out. False where
     none is."""
-    idle = [each for each in server.connections if each.answered and not (
-        each.busy or each.out or each.handshaking or each.incoming.buffer or each.incoming.head)]
+    idle = [each for each in server.connections
+            if each.answered and not (each.engaged or each.handshaking)]
     if not idle:
         return False
     server.refusals["idle"] += 1
@@ -2540,7 +2540,7 @@ def _header_fields(response: Response, extra: Sequence[Tuple[str, str]], stream:
         if prefix and name in ("Location", "Link"):
             value = re.sub(r"^(<?)/", r"\g<1>%s/" % prefix, value)
         lines += "%s: %s\r\n" % (name, re.sub(r"[\x00-\x1f\x7f]", " ", value))
-    if close or stream:
+    if close:
         lines += "Connection: close\r\n"
     elif version == 0:
         lines += "Connection: keep-alive\r\n"
@@ -21862,7 +21862,7 @@ def _supervise(server: Server, options: argparse.Namespace, affinity: Affinity, 
             log(Event("error", error="the server has ended: %s" % server.http.failure))
             return 1
         if wish is None:
-            if time.monotonic() - server.http.swept < 10:
+            if time.monotonic() - server.http.loop.turned < 10:
                 notify_systemd("WATCHDOG=1")
         elif wish == signal.SIGHUP:
             _Reload(server, options, log).run()
