@@ -42,6 +42,7 @@ import hmac
 import html
 import http.server
 import io
+import ipaddress
 import itertools
 import json
 import math
@@ -51,7 +52,6 @@ import random
 import re
 import secrets
 import select
-import selectors
 import signal
 import socket
 import socketserver
@@ -63,9 +63,11 @@ import traceback
 import urllib.parse
 import uuid
 import zlib
+from email.utils import formatdate
 from functools import cmp_to_key, lru_cache, partial, reduce, wraps
 from queue import Empty as QueueEmpty
 from queue import SimpleQueue
+from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from typing import (
     Any,
     Callable,
@@ -147,10 +149,10 @@ class Failure(Exception):
                  retry_after: int = 0, headers: Iterable[Tuple[str, str]] = (), **details: Any) -> None:
         super().__init__("; ".join(messages))
         self.messages = list(messages)
-        self.http = http or type(self).http
-        self.code = code or type(self).code
+        self.http = http or self.http
+        self.code = code or self.code
         self.headers = list(headers)
-        self.retry_after = retry_after or type(self).retry_after
+        self.retry_after = retry_after or self.retry_after
         self.details = details
 
     def doubt(self, method: str) -> None:
@@ -282,10 +284,11 @@ to_json = json.JSONEncoder(check_circular=False).encode
 # Text from outside meets only linear work. Patterns: each is matched as a whole or from a known place, no two
 # neighbouring repeats take the same character, and none that is searched for begins with a repeat. That is so
 # for those here (single characters, or whole fields), request targets and chunk sizes, quality values and
-# ETags ("[^"]*" ends at the next quote), identifiers, instances, numbers, durations and hosts in paths and
-# parameters; of other servers' answers for status lines, chunk sizes, hosts and challenges (whose names begin
-# at a word's edge). What would not be is done by hand: `parse_parameters` and `parse_multipart` go through
-# once, `glob` goes back over no star, `load_json` reads no number of more than MAX_DIGITS digits. A
+# ETags ("[^"]*" ends at the next quote), parameters of header fields (whose pattern takes whatever comes,
+# up to the next semicolon, so that it never goes back), identifiers, instances, numbers, durations and
+# hosts in paths and parameters; of other servers' answers for status lines, chunk sizes, hosts and
+# challenges (whose names begin at a word's edge). What would not be is done by hand: `parse_multipart` goes
+# through once, `glob` goes back over no star, `load_json` reads no number of more than MAX_DIGITS digits. A
 # configuration's own patterns run in its own process.
 _SINGLE_FIELDS = frozenset(["content-type", "authorization", "expect", "idempotency-key", "origin"])
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -311,7 +314,6 @@ def parse_proxy_header(data: bytes) -> Optional[Tuple[int, Optional[str]]]:
     """Of a PROXY protocol header (haproxy.org, proxy-protocol.txt, version 1 or 2) its length and the address
     of who is spoken for: "unknown" where it names none, None where the proxy speaks for itself (LOCAL). None
     where the data begins with no such header. It comes whole. Raises ValueError for a broken one."""
-    import ipaddress
     if data.startswith(b"PROXY "):
         line, end, _ = data[:107].partition(b"\r\n")
         words = line.decode("ascii").split(" ")
@@ -330,12 +332,12 @@ def parse_proxy_header(data: bytes) -> Optional[Tuple[int, Optional[str]]]:
     return 16 + length, named if command == 0x21 else None
 
 
-def is_address(text: str) -> bool:
-    """Whether it is an IP address."""
-    import ipaddress
+def parse_address(text: str) -> Any:
+    """The IP address that a text is, None where it is none; of an IPv4 address within IPv6 that one."""
     with contextlib.suppress(ValueError):
-        return bool(ipaddress.ip_address(text[:45]))
-    return False
+        found = ipaddress.ip_address(text[:45])
+        return getattr(found, "ipv4_mapped", None) or found
+    return None
 
 
 def parse_forwarded(headers: Dict[str, str]) -> List[Dict[str, str]]:
@@ -357,7 +359,6 @@ class Proxies:
     before all of ours where they do not say it. Raises ValueError."""
 
     def __init__(self, networks: Sequence[str] = (), base_path: str = "") -> None:
-        import ipaddress
         self.networks = [ipaddress.ip_network(each) for each in networks]
         self.base_path = base_path.rstrip("/")
         if self.base_path and not _PREFIX.fullmatch(self.base_path):
@@ -365,15 +366,8 @@ class Proxies:
 
     def trusts(self, address: str) -> bool:
         """Whether it is the address of a proxy whose word is taken."""
-        if not self.networks:
-            return False
-        import ipaddress
-        try:
-            found: Any = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        found = getattr(found, "ipv4_mapped", None) or found
-        return any(found in network for network in self.networks)
+        found = parse_address(address) if self.networks else None
+        return found is not None and any(found in network for network in self.networks)
 
     def look(self, request: Request, peer: str) -> None:
         """Take the word of the proxy that a request came from: whom it speaks for, how and by what name he
@@ -390,7 +384,7 @@ class Proxies:
         word = said[-1]
         for each in reversed(said):
             address = re.sub(r"^\[(.*)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", each.get("for", ""))
-            if not is_address(address):
+            if not parse_address(address):
                 break       # unknown, or hidden on purpose
             request.peer = request.caller = address
             word = each
@@ -458,10 +452,9 @@ def parse_head(data: bytes, header_count: int = 100, url: int = 8192) -> Head:
                 raise BadRequest("the header field %s is given twice" % key)
             text = text if key in _SINGLE_FIELDS else headers[key] + ", " + text
         headers[key] = text
-    host = headers.get("host")
-    if host is None and version == 1:
+    if "host" not in headers and version == 1:
         raise BadRequest("the header field host is missing")
-    if host is not None and not _HOST.fullmatch(host):
+    if not _HOST.fullmatch(headers.get("host", "")):
         raise BadRequest("the header field host is not a host and port")
     length = 0
     coding = headers.get("transfer-encoding")
@@ -488,15 +481,15 @@ class ChunkedBody:
     """Decodes a chunked body from a growing buffer. Chunk extensions are skipped, trailers dropped, both
     bounded. take: called with each part, which `parts` keeps by default."""
     MAX_LINE = 1024
+    size = 0
+    count = 0
+    left = -1               # bytes left of this chunk; -1: a chunk header is due
+    trailers: Optional[int] = None      # bytes of trailers seen, once the last chunk was
 
     def __init__(self, limit: int, take: Optional[Callable[[bytes], None]] = None) -> None:
         self.limit = limit
         self.parts: List[bytes] = []
         self.take = take or self.parts.append
-        self.size = 0
-        self.count = 0
-        self.left = -1          # bytes left of this chunk; -1: a chunk header is due
-        self.trailers: Optional[int] = None     # bytes of trailers seen, once the last chunk was
 
     def feed(self, buffer: bytearray) -> bool:
         """Take what is whole from `buffer`; True when the body is complete. Raises BadRequest,
@@ -553,10 +546,18 @@ class ChunkedBody:
 
 class Request:
     """One request, as a handler sees it."""
-    __slots__ = ("head", "method", "path", "raw_query", "headers", "body", "peer", "id", "started", "secure",
-                 "user",
-                 "route", "args", "_query", "authorization", "share", "certificate", "caller", "audited",
-                 "prefix", "trusted", "queued", "waited", "left")
+    user: Any = None
+    route: Any = None
+    authorization: Optional[str] = None
+    certificate: Tuple[str, ...] = ()       # the names in the caller's, as CN=…, DNS=…, URI=…
+    share: Any = None
+    audited = ""            # what the audit trail says of it
+    prefix = ""             # before all paths, as callers see them
+    trusted = False         # it comes from a proxy that is trusted
+    queued: Optional[float] = None      # seconds that it waited for a thread
+    waited = False          # its caller asked to wait for something
+    left = ""               # why it ended before its time, if it did
+    _query: Optional[List[Tuple[str, str]]] = None
 
     def __init__(self, head: Head, body: bytes, peer: str, request_id: str, secure: bool = False) -> None:
         self.head = head
@@ -579,21 +580,9 @@ class Request:
         self.id = request_id
         self.started = time.monotonic()
         self.secure = secure
-        self.user: Any = None
-        self.route: Any = None
         self.args: Dict[str, str] = {}
-        self.authorization: Optional[str] = None
-        self.certificate: Tuple[str, ...] = ()      # the names in the caller's, as CN=…, DNS=…, URI=…
         # whose share of what is limited it takes: the peer's, until it is known who asks
         self.caller = peer
-        self.share: Any = None
-        self.audited = ""           # what the audit trail says of it
-        self.prefix = ""            # before all paths, as callers see them
-        self.trusted = False        # it comes from a proxy that is trusted
-        self.queued: Optional[float] = None     # seconds that it waited for a thread
-        self.waited = False         # its caller asked to wait for something
-        self.left = ""              # why it ended before its time, if it did
-        self._query: Optional[List[Tuple[str, str]]] = None
 
     @property
     def query(self) -> List[Tuple[str, str]]:
@@ -619,37 +608,31 @@ def decode_percent(text: str, plus: bool = False) -> str:
 
 class Response:
     """An answer: status, body and headers; the body may be plain JSON, encoded when first needed."""
-    __slots__ = ("status", "_plain", "_body", "headers", "content_type", "_etag", "_gzip", "close", "code",
-                 "heads")
+    _gzip: Optional[bytes] = None
 
     def __init__(self, status: int = 200, plain: Any = None, body: Optional[bytes] = None,
                  content_type: str = JSON_TYPE, headers: Iterable[Tuple[str, str]] = (), close: bool = False,
                  etag: Optional[str] = None, code: str = "") -> None:
         self.status = status
-        self._plain = plain
+        self.plain = plain
         self._body = body
         self.content_type = content_type
         self.headers = list(headers)
         self.close = close
         self.code = code
         self._etag = etag
-        self._gzip: Optional[bytes] = None
         # by the form of the answer: its header fields, made when first sent
         self.heads: Dict[Any, bytes] = {}
 
     @property
-    def plain(self) -> Any:
-        return self._plain
-
-    @property
     def body(self) -> bytes:
         if self._body is None:
-            self._body = (to_json(self._plain) + "\n").encode() if self._plain is not None else b""
+            self._body = (to_json(self.plain) + "\n").encode() if self.plain is not None else b""
         return self._body
 
     def settle(self) -> None:
         """Make the body, and let go of the larger thing that it is made from."""
-        self._body, self._plain = self.body, None
+        self._body, self.plain = self.body, None
 
     @property
     def etag(self) -> str:
@@ -677,13 +660,11 @@ def etag_matches(header: str, etag: str, weak: bool = True) -> bool:
 def error_response(error: Failure, key: Optional[str] = None) -> Response:
     """The JSON answer for a failure, as DESIGN says: status, key, code, errors, count and the error's own
     details."""
-    plain: Json = {"status": "failure"}
-    if key:
-        plain["key"] = key
-    plain.update(code=error.code, errors=error.messages or [type(error).__doc__ or "failed"], count=0)
-    plain.update((name, value) for name, value in error.details.items() if value is not None)
+    plain = {"status": "failure", "key": key or None, "code": error.code,
+             "errors": error.messages or [type(error).__doc__ or "failed"], "count": 0, **error.details}
     after = [("Retry-After", str(error.retry_after))] if error.retry_after else []
-    return Response(error.http, plain, headers=error.headers + after, code=error.code)
+    return Response(error.http, {name: value for name, value in plain.items() if value is not None},
+                    headers=error.headers + after, code=error.code)
 
 
 # of a whole number in JSON: Python reads and writes longer ones in quadratic time
@@ -740,46 +721,21 @@ def gunzip(data: bytes, limit: int) -> bytes:
     return b"".join(parts)
 
 
-def parse_parameters(text: str) -> List[Tuple[str, str]]:
+# name, =, what is between quotes (of which browsers escape the quote alone) or else all, up to the semicolon
+_PARAMETER = re.compile(r'([^;=]*)(=?)[ \t]*(?:"((?:\\"|[^"])*)|([^;]*))[^;]*;?')
+
+
+def parse_parameters(text: str) -> Dict[str, str]:
     """The `; name=value` of a header field, names in lower case, values without their quotes. What is none is
-    passed over. One step a character: a regular expression that looks for names would begin anew at each
-    letter."""
-    found = []
-    position = 0
-    while position < len(text):
-        end = text.find(";", position)
-        end = len(text) if end < 0 else end
-        equals = text.find("=", position, end)
-        if equals >= 0:
-            start = equals + 1
-            while start < len(text) and text[start] in " \t":
-                start += 1
-            if text[start:start + 1] == '"':
-                value, end = _quoted(text, start + 1)
-                end = text.find(";", end)
-                end = len(text) if end < 0 else end
-            else:
-                value = text[start:end].strip()
-            found.append((text[position:equals].strip().lower(), value))
-        position = end + 1
-    return found
-
-
-def _quoted(text: str, start: int) -> Tuple[str, int]:
-    """(a quoted string from behind its first quote, where it ends)."""
-    parts = []
-    while start < len(text) and text[start] != '"':
-        if text[start] == "\\" and text[start + 1:start + 2] == '"':      # browsers escape only the quote
-            start += 1
-        parts.append(text[start])
-        start += 1
-    return "".join(parts), start
+    passed over."""
+    return {name.strip().lower(): quoted.replace('\\"', '"') or plain.strip()
+            for name, equals, quoted, plain in _PARAMETER.findall(text) if equals}
 
 
 def parse_content_type(text: str) -> Tuple[str, Dict[str, str]]:
     """Media type and parameters, names in lower case."""
     kind, _, rest = text.partition(";")
-    return kind.strip().lower(), dict(parse_parameters(rest))
+    return kind.strip().lower(), parse_parameters(rest)
 
 
 def reaches_outside(path: str) -> bool:
@@ -897,16 +853,15 @@ def _pax_records(content: bytes) -> Dict[str, bytes]:
 def root_first(files: Dict[str, bytes], root: Optional[str], must: bool) -> Dict[str, bytes]:
     """The files with the one named `root` in front; where it must be named, it may be missing only if there
     is but one. Raises BadRequest."""
+    names = ", ".join(sorted(files)[:50])
     if root is None and must and len(files) != 1:
-        raise BadRequest("file= has to name the file of the tar that is the job's: %s" % ", ".join(
-            sorted(files)[:50]))
+        raise BadRequest("file= has to name the file of the tar that is the job's: %s" % names)
     if root is None:
         return files
     path = os.path.normpath(root)
     if path not in files:
-        raise BadRequest("file=%s: no such file among those sent: %s" % (
-            root[:200], ", ".join(sorted(files)[:50])))
-    return dict([(path, files[path])], **files)
+        raise BadRequest("file=%s: no such file among those sent: %s" % (root[:200], names))
+    return {path: files[path], **files}
 
 
 def _part_of(part: bytes) -> Tuple[str, bytes]:
@@ -915,7 +870,7 @@ def _part_of(part: bytes) -> Tuple[str, bytes]:
     for line in part[:max(0, end)].split(b"\r\n"):
         field, _, value = line.partition(b":")
         if field.strip().lower() == b"content-disposition":
-            named = dict(parse_parameters(value.partition(b";")[2].decode("utf-8", "replace")))
+            named = parse_parameters(value.partition(b";")[2].decode("utf-8", "replace"))
             name = named.get("filename") or named.get("name")
             if name:
                 return name, part[end + 4:]
@@ -960,50 +915,69 @@ class Source:
             raise defect
 
 
-class Later:
-    """An answer that one caller waits for without holding a thread. It is what `ready` returns after a change
-    of the source, or `otherwise` when the time is up, the server stops or the caller has said all; or none,
-    when he goes. Both are called in whichever thread that happens in, and must not block. ended: called when
-    the wait is over."""
+class Wait:
+    """What one caller waits on without holding a thread: it listens to a source from the beginning, sends to
+    the sink that it is started with, and ends once: by itself; when it is to `expire`, since the time is up,
+    the server stops or the caller has said all, with what it says `otherwise`; or when he is `gone`."""
+    otherwise: Any = None
 
-    def __init__(self, source: Source, seconds: float, ready: Callable[[], Optional[Response]],
-                 otherwise: Callable[[], Response], ended: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, source: Source) -> None:
         self.source = source
-        self.seconds = seconds
-        self.ready = ready
-        self.otherwise = otherwise
-        self.ended = ended
-        self._send: Optional[Callable[[Response], None]] = None
+        self._sink: Any = None
         self._late = False                  # it was to end, perhaps before anybody had said how to send
         self._once = threading.Lock()       # taken by what ends the wait
         self.listening = source.listen(self.look)
 
-    def start(self, send: Callable[[Response], None]) -> None:
-        """How to send the answer; sent at once where it is ready."""
-        self._send = send
+    def start(self, sink: Any) -> None:
+        self._sink = sink
         self.look()
         if self._late:
             self.expire()
 
     def look(self) -> None:
-        answer = self.ready() if self._send else None
-        if answer is not None:
-            self._end(lambda: answer)
+        """Send what there is to send. Called after changes of the source."""
+        raise NotImplementedError
 
     def expire(self) -> None:
-        self._late = True       # first: `start` looks at it after it has set _send
-        if self._send is not None:
+        self._late = True       # first: `start` looks at it after it has set _sink
+        if self._sink is not None:
             self._end(self.otherwise)
 
     def gone(self) -> None:
         self._end(None)
 
-    def _end(self, answer: Optional[Callable[[], Optional[Response]]]) -> None:
+    def _end(self, last: Any) -> None:
         if self._once.acquire(blocking=False):
             self.source.forget(self.look)
-            self.ended()
-            if answer is not None and self._send is not None:
-                self._send(answer())    # type: ignore[arg-type]
+            self.over(last)
+
+    def over(self, last: Any) -> None:
+        """Called once, at the end; last: what is to be sent then."""
+        raise NotImplementedError
+
+
+class Later(Wait):
+    """An answer that is sent to a function. It is what `ready` returns after a change of the source, or
+    `otherwise`. Both are called in whichever thread that happens in, and must not block. ended: called when
+    the wait is over."""
+
+    def __init__(self, source: Source, seconds: float, ready: Callable[[], Optional[Response]],
+                 otherwise: Callable[[], Response], ended: Callable[[], None] = lambda: None) -> None:
+        self.seconds = seconds
+        self.ready = ready
+        self.otherwise = otherwise
+        self.ended = ended
+        super().__init__(source)
+
+    def look(self) -> None:
+        answer = self.ready() if self._sink else None
+        if answer is not None:
+            self._end(lambda: answer)
+
+    def over(self, last: Any) -> None:
+        self.ended()
+        if last is not None:
+            self._sink(last())
 
     def again(self) -> Later:
         """The same wait for somebody else. What is to be done when it is over is done when both are."""
@@ -1016,10 +990,11 @@ class Later:
         return Later(self.source, self.seconds, self.ready, self.otherwise, over)
 
 
-class Stream:
+class Stream(Wait):
     """A text/event-stream of what changes in a source. since: from a mark, the bytes that are new and the
     mark after them, nothing if nothing is, None at the end of all; it is asked only when the network took all
-    there was, so a slow caller holds one piece.
+    there was, so a slow caller holds one piece. The sink has `full`, whether the network still has to take
+    something; `push`, to send bytes; `finish`, to end.
 
     `look` is called by whoever has news: the source's thread, or a worker when the network took all. One
     thread at a time asks and sends; one that comes meanwhile does not wait for it, it has it look once
@@ -1028,35 +1003,24 @@ class Stream:
                     headers=[("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")], close=True)
     opening = b": welcome\nretry: 2000\n\n"
     beat = b": heartbeat\n\n"        # what keeps it alive while there is no news
-    stopping = b'event: end\ndata: {"reason": "the server is stopping"}\n\n'
+    otherwise = b'event: end\ndata: {"reason": "the server is stopping"}\n\n'
     ending = b""
 
     def __init__(self, source: Source, since: Callable[[Any], Tuple[Optional[bytes], Any]],
                  mark: Any = None) -> None:
-        self.source = source
         self.since = since
         self.mark = mark                    # touched by who holds _turn
-        self._sink: Any = None
         self._lock = threading.Lock()       # guards _sink: nothing is sent behind the end
         self._turn = threading.Lock()       # held by who asks and sends
         self._again = False
-        self._late = False
-        self._once = threading.Lock()       # taken by what ends the stream
-        self.listening = source.listen(self.look)
+        super().__init__(source)
 
     def start(self, sink: Any) -> None:
-        """sink: `full`, whether the network still has to take something; `push`, to send bytes; `finish`, to
-        end."""
-        with self._lock:
-            self._sink = sink
-            if self.opening:
-                sink.push(self.opening)
-        self.look()
-        if self._late:
-            self.expire()
+        if self.opening:
+            sink.push(self.opening)
+        super().start(sink)
 
     def look(self) -> None:
-        """Send what is new. Called after changes, and when the sink is no longer full."""
         self._again = True      # first: who holds the turn looks at it after it has let go
         while self._again and self._turn.acquire(blocking=False):
             try:
@@ -1084,23 +1048,13 @@ class Stream:
         """The bytes as they go out."""
         return data
 
-    def expire(self) -> None:
-        self._late = True
-        if self._sink is not None:
-            self._end(self.stopping)
-
-    def gone(self) -> None:
-        self._end(b"")
-
-    def _end(self, last: bytes) -> None:
-        if self._once.acquire(blocking=False):
-            self.source.forget(self.look)
-            with self._lock:
-                sink, self._sink = self._sink, None
-            if sink is not None:
-                if last:
-                    sink.push(last)
-                sink.finish()
+    def over(self, last: Any) -> None:
+        with self._lock:
+            sink, self._sink = self._sink, None
+        if sink is not None:
+            if last:
+                sink.push(last)
+            sink.finish()
 
 
 class Download(Stream):
@@ -1108,7 +1062,7 @@ class Download(Stream):
     answer's status and fields. With a Content-Length among them a body that ends early is seen to be cut;
     without one it is sent in chunks (chunked; not to HTTP/1.0), and what the caller does not see is the
     last chunk."""
-    opening = beat = stopping = b""
+    opening = beat = otherwise = b""
 
     def __init__(self, head: Response, source: Source, since: Callable[[Any], Tuple[Optional[bytes], Any]],
                  mark: Any = None, chunked: bool = False) -> None:
@@ -1132,6 +1086,12 @@ class Poll(Source):
     went. delayed: who begins to watch has just asked himself, so that the first question comes after an
     interval.
     """
+    answer: Any = None          # the latest, or the Failure
+    asked = 0.0                 # when that was asked
+    ended = False               # nobody listened; guarded by _lock as all that follows
+    resting = False
+    stale = False
+    _started = 0                # the turns that were called for; only the last is taken
 
     def __init__(self, runner: Any, ask: Callable[[], Any], interval: float, linger: float = 0.0,
                  delayed: bool = False) -> None:
@@ -1141,13 +1101,7 @@ class Poll(Source):
         self.ask = ask
         self.interval = interval
         self.linger = linger
-        self.answer: Any = None             # the latest, or the Failure
-        self.asked = 0.0                    # when that was asked
-        self.ended = False                  # nobody listened; guarded by _lock as all that follows
-        self.resting = False
-        self.stale = False
-        self._started = 0                   # the turns that were called for; only the last is taken
-        self._left = time.monotonic()
+        self._left = time.monotonic()       # guarded by _lock too
 
     @property
     def waiters(self) -> int:
@@ -1226,19 +1180,19 @@ class Events(Poll):
     KEPT = 2000
     PIECE = 256         # events given at once
     NEXT = "next"
+    _number = 0                         # of the latest event; guarded by _lock as all that follows
+    _first: Optional[int] = None        # how many events the first look told: how things stood then
+    _rested = 0                         # the latest event when it was asked again after a rest
+    # how things stand after the latest event, once that is known
+    _found: Optional[List[Any]] = None
+    _failing = False
+    _standing: Tuple[int, List[bytes]] = (-1, [])       # how things stood after so many events
 
     def __init__(self, runner: Any, ask: Any, interval: float) -> None:
         super().__init__(runner, ask, interval, linger=30.0)
         self.changes = ask
         self.epoch = secrets.token_hex(4)
-        self._number = 0                    # of the latest event; guarded by _lock as all that follows
-        self._history: Deque[bytes] = collections.deque(maxlen=self.KEPT)
-        self._first: Optional[int] = None   # how many events the first look told: how things stood then
-        self._rested = 0                    # the latest event when it was asked again after a rest
-        # how things stand after the latest event, once that is known
-        self._found: Optional[List[Any]] = None
-        self._failing = False
-        self._standing: Tuple[int, List[bytes]] = (-1, [])      # how things stood after so many events
+        self._history: Deque[bytes] = collections.deque(maxlen=self.KEPT)       # guarded by _lock too
 
     def mark(self, last_id: str, whole: bool = True) -> Any:
         """Where a caller that has this Last-Event-ID goes on; None: with how things stand; NEXT: with what
@@ -1420,21 +1374,21 @@ class Loop:
     """What a thread does that waits for all sockets: `turn` is one wait with the calls that follow. One
     thread at a time turns it, that which `own`ed it last; `soon`, `later` and `stop` are for all threads, the
     rest for that one alone."""
+    _woken = False
+    _thread = 0             # the one that turns it, 0 while that passes from one to another
+    stopping = False
 
     def __init__(self, call: Callable[..., Any]) -> None:
         self._call = call           # how to call what may fail
-        self._selector = selectors.DefaultSelector()
+        self._selector = DefaultSelector()
         self._wake_in, self._wake_out = socket.socketpair()
-        self._woken = False
         self._soon: Deque[Tuple[Callable[..., None], Tuple[Any, ...]]] = collections.deque()
         self._timers: List[Timer] = []
         self._serial = itertools.count()
-        self._thread = 0            # the one that turns it, 0 while that passes from one to another
-        self.stopping = False
         self.turned = time.monotonic()
         for each in (self._wake_in, self._wake_out):
             each.setblocking(False)
-        self.watch(self._wake_in, 0, selectors.EVENT_READ, self._drain_wakes)
+        self.watch(self._wake_in, 0, EVENT_READ, self._drain_wakes)
 
     def soon(self, function: Callable[..., None], *arguments: Any) -> None:
         self._soon.append((function, arguments))
@@ -1506,14 +1460,22 @@ class Loop:
         self._wake_in.close()
         self._wake_out.close()
 
+
 _LEAD = object()        # in the queue of Workers: whoever takes it turns the loop
-_leading = threading.local()        # .workers: those that this thread leads while it runs light work
+
+
+class _Leading(threading.local):
+    """What this thread leads while it runs light work."""
+    workers: Optional[Workers] = None
+
+
+_leading = _Leading()
 
 
 def let_go() -> None:
     """To be called before what takes long or waits for others: a thread that reads requests besides leaves
     that to another one."""
-    workers = getattr(_leading, "workers", None)
+    workers = _leading.workers
     if workers is not None:
         workers.pass_on()
 
@@ -1521,9 +1483,9 @@ def let_go() -> None:
 def wait_ready(sock: Any, poll: Any, mask: int, deadline: float) -> bool:
     """Wait until a socket, which `poll` knows, is ready for a poll mask; False when the time is up. A thread
     that reads requests besides goes on reading them."""
-    workers = getattr(_leading, "workers", None)
+    workers = _leading.workers
     if workers is not None:
-        return bool(workers.wait(sock, mask, deadline))
+        return workers.wait(sock, mask, deadline)
     poll.modify(sock, mask)
     return bool(poll.poll(max(0.0, (deadline - time.monotonic()) * 1000)))
 
@@ -1540,21 +1502,21 @@ class Workers:
 
     `hold`, `pass_on` and `wait` are for the leader."""
     IDLE = 5.0      # seconds after which a thread ends that has nothing to do
+    # work, and whether it is light; touched by the leader alone
+    _held: Optional[Tuple[Callable[[], None], bool]] = None
+    failure = ""                    # why nobody leads any more, where they were not told to end
+    threads = 0
+    refused = 0                     # threads that could not be started
+    _idle = 0                       # those that have just been started among them
+    _queued = 0                     # in the queue, or just taken by a thread that still counts as idle
 
     def __init__(self, loop: Loop, most: float, call: Callable[..., Any]) -> None:
         self.loop = loop
         self.most = most
         self._call = call
-        # work, and whether it is light; touched by the leader alone
-        self._held: Optional[Tuple[Callable[[], None], bool]] = None
         self.ended = threading.Event()      # nobody leads any more
-        self.failure = ""                   # why, where it was not told to end
         self.queue: SimpleQueue[Any] = SimpleQueue()        # None: end
-        self._lock = threading.Lock()   # guards threads, _idle, _queued
-        self.threads = 0
-        self.refused = 0                # threads that could not be started
-        self._idle = 0                  # those that have just been started among them
-        self._queued = 0                # in the queue, or just taken by a thread that still counts as idle
+        self._lock = threading.Lock()       # guards threads, _idle, _queued
 
     def put(self, work: Any) -> None:
         with self._lock:
@@ -1570,7 +1532,7 @@ class Workers:
 
     def follow(self, work: Callable[[], None]) -> None:
         """Have light work run after this; for any thread."""
-        if getattr(_leading, "workers", None) is self:
+        if _leading.workers is self:
             self.hold(work, True)
         else:
             self.put(work)
@@ -1591,8 +1553,8 @@ class Workers:
         """Turn the loop until a socket is ready for a poll mask; False when the time is up, or at the end of
         all."""
         ready: List[int] = []
-        events = (selectors.EVENT_READ if mask & select.POLLIN else 0) | (
-            selectors.EVENT_WRITE if mask & select.POLLOUT else 0)
+        events = (EVENT_READ if mask & select.POLLIN else 0) | (
+            EVENT_WRITE if mask & select.POLLOUT else 0)
         _leading.workers = None     # what the loop calls is not the work
         self.loop.watch(sock, 0, events, ready.append)
         try:
@@ -1680,7 +1642,7 @@ class Workers:
         """Run light work; whether this thread leads still."""
         _leading.workers = self
         self._call(work)
-        leads = getattr(_leading, "workers", None) is self
+        leads = _leading.workers is self
         _leading.workers = None
         return leads
 
@@ -1689,15 +1651,14 @@ class Incoming:
     """What arrives on a connection, made into requests. It has no socket, no clock and no thread: bytes go in
     by `feed`, `next` takes out what is whole; when it raises, what follows in the stream cannot be
     trusted."""
-    __slots__ = ("_limits", "_parse", "buffer", "head", "_chunks", "_scanned")
+    head: Optional[Head] = None     # of the request whose body is still to come
+    _chunks: Optional[ChunkedBody] = None
+    _scanned = 0                    # bytes of the buffer in which no end of a head was found
 
     def __init__(self, limits: Dict[str, float], parse: Callable[[bytes], Head]) -> None:
         self._limits = limits
         self._parse = parse
         self.buffer = bytearray()       # received and not yet taken
-        self.head: Optional[Head] = None            # of the request whose body is still to come
-        self._chunks: Optional[ChunkedBody] = None
-        self._scanned = 0               # bytes of the buffer in which no end of a head was found
 
     def feed(self, data: bytes) -> None:
         self.buffer += data
@@ -1765,7 +1726,6 @@ def head_parser(limits: Dict[str, float]) -> Callable[[bytes], Head]:
 class Run:
     """One run of the app's handler, for all that asked for the same before it began. callers: guarded by the
     server's _lock until it begins, when nobody joins any more."""
-    __slots__ = ("request", "since", "callers")
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -1776,11 +1736,19 @@ class Run:
 class Channel:
     """A caller's socket, which never blocks: what the network does not take at once waits in `out`. In the
     loop's thread: all that begins with on_, close, linger. In any: push."""
-    __slots__ = ("server", "socket", "peer", "lock", "out", "deadline", "since", "busy", "ended", "closing",
-                 "done",
-                 "lingering", "closed", "mask", "handshaking", "unsent", "taker", "taken_since", "taken",
-                 "answered", "passed", "tls",
-                 "incoming", "unnamed")
+    busy = False            # a request is being answered
+    since = 0.0             # when the request began to arrive
+    unsent = 0              # bytes of out that are counted
+    taken_since = 0.0       # when the network last had taken all, and what it took since then
+    taken = 0
+    passed = 0              # bytes given to push since the answer began
+    answered = False        # once: it is no newcomer whose first request is still to come
+    ended = False           # the caller sends nothing more
+    closing = False         # nothing more is read: close when all is sent
+    done = False            # the last bytes of the answer are among those sent or in out
+    lingering = False       # answered and shut down; what still comes is thrown away
+    closed = False
+    mask = 0
 
     def __init__(self, server: HttpServer, sock: Any, peer: str) -> None:
         self.server = server
@@ -1789,27 +1757,14 @@ class Channel:
         # guards the socket, out, busy, closing and closed: any thread may send
         self.lock = threading.Lock()
         self.incoming = Incoming(server.limits, server.parse)
-        self.busy = False               # a request is being answered
         self.out = bytearray()          # of the answer, what the network did not take yet
         self.deadline = time.monotonic() + server.limits["header_time"]
-        self.since = 0.0                # when the request began to arrive
-        self.unsent = 0                 # bytes of out that are counted
-        self.taker = peer               # whose share they are counted in
-        self.taken_since = 0.0          # when the network last had taken all, and what it took since then
-        self.taken = 0
-        self.passed = 0                 # bytes given to push since the answer began
-        self.answered = False           # once: it is no newcomer whose first request is still to come
-        self.ended = False              # the caller sends nothing more
-        self.closing = False            # nothing more is read: close when all is sent
-        self.done = False               # the last bytes of the answer are among those sent or in out
-        self.lingering = False          # answered and shut down; what still comes is thrown away
-        self.closed = False
-        self.mask = 0
+        self.taker = peer               # whose share of what is unsent it takes
         self.tls = server.tls
         self.handshaking = server.tls is not None
         # a PROXY header may come, which says who is spoken for
         self.unnamed = server.proxies.trusts(peer)
-        self.interest(selectors.EVENT_READ)
+        self.interest(EVENT_READ)
 
     def on_input(self) -> None:
         """Called when bytes have come, or their end."""
@@ -1839,9 +1794,9 @@ class Channel:
         if self.handshaking:
             self._shake_hands()
             return
-        if mask & selectors.EVENT_WRITE:
+        if mask & EVENT_WRITE:
             self.push(b"")
-        if mask & selectors.EVENT_READ and not self.closed:
+        if mask & EVENT_READ and not self.closed:
             self.on_input()
 
     def _take_name(self) -> None:
@@ -1857,7 +1812,7 @@ class Channel:
                     self.interest(0)
                     self.socket = self.server.tls.wrap_socket(self.socket, server_side=True,
                                                               do_handshake_on_connect=False)
-                    self.interest(selectors.EVENT_READ)
+                    self.interest(EVENT_READ)
         except (OSError, ValueError) as error:
             if not isinstance(error, BlockingIOError):
                 self.server.refusals["proxy"] += 1
@@ -1871,15 +1826,15 @@ class Channel:
             with self.lock:
                 self.socket.do_handshake()
         except ssl.SSLWantReadError:
-            self.interest(selectors.EVENT_READ)
+            self.interest(EVENT_READ)
         except ssl.SSLWantWriteError:
-            self.interest(selectors.EVENT_WRITE)
+            self.interest(EVENT_WRITE)
         except (OSError, ValueError):
             self.server.refusals["tls"] += 1
             self.close()
         else:
             self.handshaking = False
-            self.interest(selectors.EVENT_READ)
+            self.interest(EVENT_READ)
             self.on_input()
 
     @property
@@ -1926,7 +1881,7 @@ class Channel:
                 self.answered = True
                 self.deadline = now + self.server.limits["idle_time"]
                 self.on_answered()
-        busy = left or self.mask & selectors.EVENT_WRITE or self.incoming.buffer
+        busy = left or self.mask & EVENT_WRITE or self.incoming.buffer
         if busy or self.closing or self.ended or not self.mask:
             self.server.loop.soon(self.on_sent)
 
@@ -1986,16 +1941,17 @@ class Connection(Channel):
     at the buffer afterwards, and who fills the buffer looks at busy afterwards: so what was received is never
     left lying.
     """
-    __slots__ = ("request", "reserved", "counted_for", "waiting", "waiter", "timer")
+    request: Optional[Request] = None       # the one whose body is arriving
+    reserved = 0            # bytes counted for the body that is arriving, until it is answered
+    counted_for = ""        # whose share they are counted in
+    waiting: Optional[Wait] = None
+    waiter: Optional[Request] = None        # the request that waits, until its end is told
+    timer: Optional[Timer] = None
 
-    def __init__(self, server: HttpServer, sock: Any, peer: str) -> None:
-        self.request: Optional[Request] = None      # the one whose body is arriving
-        self.reserved = 0               # bytes counted for the body that is arriving, until it is answered
-        self.counted_for = ""           # whose share they are counted in
-        self.waiting: Any = None        # the Later or Stream that the caller waits on
-        self.waiter: Optional[Request] = None       # the request that does, until its end is told
-        self.timer: Optional[Timer] = None
-        super().__init__(server, sock, peer)
+    @property
+    def engaged(self) -> bool:
+        """Whether any of a request or of its answer is under way."""
+        return bool(self.busy or self.out or self.request or self.incoming.buffer)
 
     def on_input(self) -> None:
         try:
@@ -2014,7 +1970,7 @@ class Connection(Channel):
             if not self.busy:
                 self.advance()
             elif len(self.incoming.buffer) > 65536:
-                self.interest(self.mask & ~selectors.EVENT_READ)
+                self.interest(self.mask & ~EVENT_READ)
 
     def on_end(self) -> None:
         """The caller has said all, or is gone; waiting, it gets now what there is to say."""
@@ -2022,7 +1978,7 @@ class Connection(Channel):
         if not self.busy and not self.out or isinstance(self.waiting, Stream):
             self.close()
             return
-        self.interest(self.mask & ~selectors.EVENT_READ)
+        self.interest(self.mask & ~EVENT_READ)
         waiting, waiter = self.waiting, self.waiter
         if waiter is not None:
             waiter.left = "the caller sent an end"      # and may still read
@@ -2112,7 +2068,7 @@ class Connection(Channel):
             return
         self.waiting, self.waiter, self.passed = answer, request, 0
         if isinstance(answer, Stream):
-            data = self.server.encode(request, answer.head, stream=True)
+            data = self.server.encode(request, answer.head, True, stream=True)
             self.server.app.finished(request, self.peer, answer.head, 0)
             self.push(data)
             if request.method == "HEAD":
@@ -2139,10 +2095,10 @@ class Connection(Channel):
             self.timer.cancel()
             self.timer = None
         close = close or response.close or self.server.draining or self.tls is not self.server.tls
-        close = close or request is None or not request.head.keep_alive
-        if request is not None and not self.unsent:
-            self.taker = request.caller
         if request is not None:
+            close = close or not request.head.keep_alive
+            if not self.unsent:
+                self.taker = request.caller
             response = self.server.app.dress(request, response)
         data = self.server.encode(request, response, close)
         self.server.app.finished(request, self.peer, response, len(data))
@@ -2163,8 +2119,8 @@ class Connection(Channel):
     def on_sent(self) -> None:
         if self.closed:
             return
-        reading = 0 if self.ended else selectors.EVENT_READ
-        self.interest(reading | selectors.EVENT_WRITE if self.out else reading)
+        reading = 0 if self.ended else EVENT_READ
+        self.interest(reading | EVENT_WRITE if self.out else reading)
         if self.out:
             return
         waiting = self.waiting
@@ -2199,8 +2155,7 @@ class Connection(Channel):
                 "body_rate"] * seconds
         if self.out and now - self.taken_since > self.server.GRACE:
             late = late or self.taken < self.server.limits["send_rate"] * (now - self.taken_since)
-        if late and not (self.busy or self.out or self.lingering or self.handshaking) and (incoming.buffer
-                or incoming.head):
+        if late and self.engaged and not (self.busy or self.out or self.lingering or self.handshaking):
             self.refuse(RequestTimeout("the request did not arrive in time"))
         elif late:
             self.close()
@@ -2217,7 +2172,7 @@ class Doors:
         """Take in who comes."""
         for door in () if self.server.draining else self.sockets:
             door.setblocking(False)
-            self.server.loop.watch(door, 0, selectors.EVENT_READ, partial(self._accept, door))
+            self.server.loop.watch(door, 0, EVENT_READ, partial(self._accept, door))
 
     def close(self) -> None:
         """Take in who has come already, and nobody who comes later."""
@@ -2225,13 +2180,13 @@ class Doors:
         while len(self.server.connections) > known:
             known = len(self.server.connections)
             for door in self.sockets:
-                self._accept(door, selectors.EVENT_READ)
+                self._accept(door, EVENT_READ)
         for door in self.sockets:
             self._shut(door)
             door.close()
 
     def _shut(self, door: socket.socket) -> None:
-        self.server.loop.watch(door, selectors.EVENT_READ, 0, partial(self._accept, door))
+        self.server.loop.watch(door, EVENT_READ, 0, partial(self._accept, door))
 
     def _accept(self, door: socket.socket, mask: int) -> None:
         server = self.server
@@ -2276,6 +2231,10 @@ class HttpServer(http.server.ThreadingHTTPServer):
     GRACE = 10.0        # seconds before the least body speed is asked for
     LINGER = 2.0
     BEAT = 15           # seconds between the comments that keep streams alive
+    draining = False
+    closed_to_new = False       # while draining: all that had arrived has been taken
+    failure = ""                # why it serves no more, where nobody stopped it
+    _sweeps = 0
 
     def __init__(self, address: Tuple[str, int], app: App, limits: Optional[Dict[str, float]] = None,
                  tls: Any = None, sock: Union[None, socket.socket, Sequence[socket.socket]] = None) -> None:
@@ -2286,20 +2245,17 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self.tls = tls
         self.parse = head_parser(self.limits)
         self.proxies = Proxies()
-        self.draining = False
-        self.closed_to_new = False          # while draining: all that had arrived has been taken
         self.connections: Set[Connection] = set()
         self.refusals: collections.Counter[str] = collections.Counter()
         self.bodies = Budget(self.limits["bodies"], self.limits["body"])    # received, and not answered yet
         self.unsent = Budget(self.limits["unsent"])         # answered, and not taken by the network yet
         self.loop = Loop(self._call)
         self.workers = Workers(self.loop, self.limits["threads"], self._call)
+        self.call_later, self.run_in_worker = self.loop.later, self.workers.put     # what a Poll asks of it
         self._ids = itertools.count()
         self._prefix = secrets.token_hex(4)
         self._stopped = threading.Event()
         self._stopped.set()
-        self.failure = ""                   # why it serves no more, where nobody stopped it
-        self._sweeps = 0
         self._lock = threading.Lock()   # guards _pending, _running, _queued
         self._pending: Dict[Any, Run] = {}
         self._running: Set[Any] = set()
@@ -2324,18 +2280,6 @@ class HttpServer(http.server.ThreadingHTTPServer):
     def port(self) -> int:
         return int(self.server_address[1]) if isinstance(self.server_address, tuple) else 0
 
-    @property
-    def swept(self) -> float:
-        return self.loop.turned
-
-    def call_soon(self, function: Callable[..., None], *arguments: Any) -> None:
-        self.loop.soon(function, *arguments)
-
-    def call_later(self, seconds: float, function: Callable[[], None]) -> Timer:
-        return self.loop.later(seconds, function)
-
-    def run_in_worker(self, function: Callable[[], None]) -> None:
-        self.workers.put(function)
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call a function; a defect in it costs the connection that it is about, and never the server."""
@@ -2389,8 +2333,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 self.workers.put(waiting.expire)
 
         def left() -> bool:
-            return not self.closed_to_new or any(c.busy or c.out or c.request or c.incoming.buffer
-                                                 for c in list(self.connections))
+            return not self.closed_to_new or any(each.engaged for each in list(self.connections))
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and left():
             time.sleep(0.02)
@@ -2405,9 +2348,9 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self.closed_to_new = True
         for connection in list(self.connections):
             if not connection.busy and not connection.handshaking:
-                connection.on_event(selectors.EVENT_READ)
+                connection.on_event(EVENT_READ)
         for connection in list(self.connections):
-            if not (connection.busy or connection.out or connection.incoming.buffer or connection.request):
+            if not connection.engaged:
                 connection.close()
 
     def welcome(self, sock: Any, peer: str) -> None:
@@ -2574,8 +2517,8 @@ def end_unwelcome(server: HttpServer) -> None:
 def _evict(server: HttpServer) -> bool:
     """Close the connection that has been idle for longest, so that idle ones keep nobody out. False where
     none is."""
-    idle = [each for each in server.connections if each.answered and not (
-        each.busy or each.out or each.handshaking or each.incoming.buffer or each.incoming.head)]
+    idle = [each for each in server.connections
+            if each.answered and not (each.engaged or each.handshaking)]
     if not idle:
         return False
     server.refusals["idle"] += 1
@@ -2599,7 +2542,7 @@ def _header_fields(response: Response, extra: Sequence[Tuple[str, str]], stream:
         if prefix and name in ("Location", "Link"):
             value = re.sub(r"^(<?)/", r"\g<1>%s/" % prefix, value)
         lines += "%s: %s\r\n" % (name, re.sub(r"[\x00-\x1f\x7f]", " ", value))
-    if close or stream:
+    if close:
         lines += "Connection: close\r\n"
     elif version == 0:
         lines += "Connection: keep-alive\r\n"
@@ -2613,16 +2556,7 @@ def _header_fields(response: Response, extra: Sequence[Tuple[str, str]], stream:
 @lru_cache(maxsize=64)
 def _start_of_answer(status: int, seconds: int) -> bytes:
     return b"HTTP/1.1 %d %s\r\nDate: %s\r\n" % (status, REASONS[status].encode(),
-                                                _http_date(seconds).encode())
-
-
-@lru_cache(maxsize=4)
-def _http_date(seconds: int) -> str:
-    days = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-    months = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-    t = time.gmtime(seconds)
-    return "%s, %02d %s %d %02d:%02d:%02d GMT" % (days[t.tm_wday], t.tm_mday, months[t.tm_mon - 1], t.tm_year,
-                                                  t.tm_hour, t.tm_min, t.tm_sec)
+                                                formatdate(seconds, usegmt=True).encode())
 
 
 @lru_cache(maxsize=64)
@@ -4531,7 +4465,7 @@ def member_url(data: bytes) -> Optional[str]:
         scheme = "https" if "https" in ends else "http"
         end = ends.get(scheme) or plain["serviceEndpoint"]
         host, port = str(end["host"]), int(end["port"])
-        if not re.fullmatch(r"[\w.\-]+", host, re.ASCII) and not is_address(host) or not 0 < port < 65536:
+        if not re.fullmatch(r"[\w.\-]+", host, re.ASCII) and not parse_address(host) or not 0 < port < 65536:
             return None
         return str(_Location.parse(str(_Location(scheme == "https", host, port))))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
@@ -21532,7 +21466,7 @@ def _supervise(server: Server, options: argparse.Namespace, affinity: Affinity, 
             log(Event("error", error="the server has ended: %s" % server.http.failure))
             return 1
         if wish is None:
-            if time.monotonic() - server.http.swept < 10:
+            if time.monotonic() - server.http.loop.turned < 10:
                 notify_systemd("WATCHDOG=1")
         elif wish == signal.SIGHUP:
             _Reload(server, options, log).run()
