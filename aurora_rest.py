@@ -3775,7 +3775,10 @@ class _Network:
     def _tls(self) -> Any:
         if self._context is None:
             import ssl
-            self._context = ssl.create_default_context(cafile=self.ca_file)
+            try:
+                self._context = ssl.create_default_context(cafile=self.ca_file)
+            except (OSError, ValueError) as error:      # it was read when this process began
+                raise _Broken("%s: %s" % (self.ca_file, _reason(error)), False) from None
         return self._context
 
 

@@ -1060,6 +1060,11 @@ class SchedulerTest(unittest.TestCase):
         self.assertEqual(self.scheduler(leader.url + "/aurora/api").call("/offers"), [{"hostname": "h"}])
         self.assertTrue(leader.requests[-1][0].startswith(b"GET /aurora/offers "))
 
+    def test_certificates_that_cannot_be_read_any_more_are_told_as_what_keeps_it_from_the_scheduler(self
+            ) -> None:
+        with self.assertRaisesRegex(aurora_rest.SchedulerUnreachable, "gone.pem: No such file"):
+            self.scheduler("https://127.0.0.1:1", ca_file="/gone.pem").getTierConfigs()
+
     def test_a_page_that_is_not_json_is_a_bad_answer(self) -> None:
         for answer in http_answer(200, b"<html>"), http_answer(200, b"\xff"), http_answer(404, b"{}"):
             scheduler = self.scheduler(self.fake(answering(lambda body, answer=answer: answer)).url)
