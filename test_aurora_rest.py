@@ -6824,6 +6824,7 @@ class LimitsTest(unittest.TestCase):
         idle = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
         idle.request("GET", "/health")
         idle.getresponse().read()
+        wait_for(lambda: not any(c.busy for c in list(server.http.connections)))
         with server.demo._lock:
             busy = threading.Thread(target=ask, args=(server, "GET", "/alpha/jobs/devcluster/www-data"))
             busy.start()
