@@ -71,6 +71,7 @@ from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from typing import (
     Any,
     Callable,
+    Container,
     Deque,
     Dict,
     Iterable,
@@ -8214,6 +8215,11 @@ def check_instance_count(count: int) -> None:
         raise Refused("Instance count must be between 1 and %d inclusive." % MAX_TASKS_PER_JOB)
 
 
+def resource_set(cores: float, ram: float, disk: float) -> Set[Any]:
+    """Cores, MB of memory and MB of disk as api.Resource."""
+    return {api.Resource(numCpus=float(cores)), api.Resource(ramMb=int(ram)), api.Resource(diskMb=int(disk))}
+
+
 def to_ranges(instances: Iterable[int]) -> Set[Any]:
     """Instance numbers as the fewest api.Range."""
     made = set()
@@ -9348,33 +9354,29 @@ def host_modes(response: Any) -> Dict[str, str]:
             for each in response.result.maintenanceStatusResult.statuses or ()}
 
 
+@reading
 def offered_hosts(offers: Any) -> Dict[str, Json]:
     """By host what the leader's page /offers tells of it: the attributes that constraints can name, which are
-    texts and numbers (Conversions.getAttributes), and what is free and not revocable. Raises BadAnswer."""
+    texts and numbers (Conversions.getAttributes), and what is free and not revocable."""
     found: Dict[str, Json] = {}
     amounts = {"cpus": "cpu", "mem": "ram_mb", "disk": "disk_mb"}
-    try:
-        for offer in offers:
-            host = found.setdefault(offer["hostname"], {"attributes": {},
-                                                        "free": dict.fromkeys(amounts.values(), 0.0)})
-            for each in offer.get("attributes", ()):
-                value = (each.get("text") or each.get("scalar") or {}).get("value")
-                if value is not None:
-                    host["attributes"].setdefault(each["name"], []).append(str(value))
-            for each in offer.get("resources", ()):
-                if each["name"] in amounts and each.get("revocable") is None:
-                    host["free"][amounts[each["name"]]] += each["scalar"]["value"]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise BadAnswer("the scheduler's page /offers is not as Aurora's: %r" % error) from None
+    for offer in offers:
+        host = found.setdefault(offer["hostname"], {"attributes": {},
+                                                    "free": dict.fromkeys(amounts.values(), 0.0)})
+        for each in offer.get("attributes", ()):
+            value = (each.get("text") or each.get("scalar") or {}).get("value")
+            if value is not None:
+                host["attributes"].setdefault(each["name"], []).append(str(value))
+        for each in offer.get("resources", ()):
+            if each["name"] in amounts and each.get("revocable") is None:
+                host["free"][amounts[each["name"]]] += each["scalar"]["value"]
     return found
 
 
+@reading
 def kept_hosts(maintenance: Any) -> Set[str]:
-    """The hosts of which the leader's page /maintenance tells. Raises BadAnswer."""
-    try:
-        return {host for hosts in maintenance.values() for host in hosts}
-    except (AttributeError, TypeError) as error:
-        raise BadAnswer("the scheduler's page /maintenance is not as Aurora's: %r" % error) from None
+    """The hosts of which the leader's page /maintenance tells."""
+    return {host for hosts in maintenance.values() for host in hosts}
 
 
 def judge_drained(response: Any, hosts: Sequence[str]) -> Verdict:
@@ -10033,7 +10035,6 @@ class Observer:
                  framework: Optional[str] = None,
                  connect_timeout: float = 2.0, timeout: float = 10.0, per_host: int = 2,
                  total: int = 32) -> None:
-        import ipaddress
         self.port = port
         self.networks = [ipaddress.ip_network(each) for each in networks]
         self.context: Any = None
@@ -10066,7 +10067,6 @@ class Observer:
             raise ObserverBadAnswer("the scheduler names a host that is none: %r" % host[:80])
         if not self.networks:
             return host, port
-        import ipaddress
         try:
             known = [str(each[4][0]).partition("%")[0]
                      for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
@@ -13570,12 +13570,6 @@ def _listed(call: Call, name: str, found: Sequence[Any], **fields: Any) -> Respo
     return call.success(200, headers, count=len(shown), **fields, **{name: shown})
 
 
-def _find_tasks(call: Call, query: Any, fields: str) -> List[Any]:
-    """The plain tasks that an api.TaskQuery finds. fields: a projection's name."""
-    response = call.read("getTasksWithoutConfigs", query, projection=projection(fields))
-    return response.get("result", {}).get("scheduleStatusResult", {}).get("tasks", [])
-
-
 def _wanted(call: Call, plain: Json, config: Any) -> bool:
     """Whether a job in brief, with its configuration, passes the filters tier=, has=, metadata= and
     image=."""
@@ -13723,7 +13717,7 @@ def _require_job(call: Call) -> None:
     """Raises NotFound, with the nearest names, where the scheduler knows neither tasks nor template nor
     updates of the job."""
     key = call.key.thrift
-    if not (_find_tasks(call, api.TaskQuery(jobKeys={key}, limit=1), "task states") or _cron_of(call)
+    if not (read_tasks(call.scheduler, api.TaskQuery(jobKeys={key}, limit=1), "task states") or _cron_of(call)
             or update_summaries(call.scheduler, api.JobUpdateQuery(jobKey=key, limit=1))):
         raise _no_job(call)
 
@@ -14584,9 +14578,8 @@ def set_quota(call: Call) -> Any:
         missing = sorted(set(_QUOTA_FIELDS) - set(given))
         if missing:
             raise BadRequest("%s missing; increase=1 adds to the quota there is" % ", ".join(missing))
-        call.write("setQuota", role, api.ResourceAggregate(resources={
-            api.Resource(numCpus=float(given["cpu"])), api.Resource(ramMb=int(given["ram_mb"])),
-            api.Resource(diskMb=int(given["disk_mb"]))}))
+        call.write("setQuota", role, api.ResourceAggregate(resources=resource_set(
+            *(given[name] for name in _QUOTA_FIELDS))))
         return call.success(quota=given)
 
 
@@ -14602,7 +14595,7 @@ def _known_hosts(call: Call) -> Dict[str, str]:
     modes = _modes(call, hosts)
     unknown = [host for host in hosts if host not in modes]
     if unknown:
-        tasks = _find_tasks(call, api.TaskQuery(statuses=set(api.LIVE_STATES), limit=20000), "hosts")
+        tasks = read_tasks(call.scheduler, api.TaskQuery(statuses=set(api.LIVE_STATES), limit=20000), "hosts")
         seen = {each["assignedTask"].get("slaveHost", "") for each in tasks}
         raise NotFound(*[str(no_such("host", host, seen)) for host in unknown])
     return {host: modes[host] for host in hosts}
@@ -14768,7 +14761,7 @@ def query_cluster_tasks(call: Call) -> Any:
     globs = any(_is_pattern(call.get(name)) for name in _NAMED)
     if not globs:
         query = query.replace(limit=limit + 1, offset=call.get("offset", 0))
-    return _task_list(call, _find_tasks(call, query, "cluster tasks"), limit, whole=globs)
+    return _task_list(call, read_tasks(call.scheduler, query, "cluster tasks"), limit, whole=globs)
 
 
 def _check_filtered(call: Call, which: str) -> None:
@@ -14831,7 +14824,7 @@ def query_recovery(call: Call) -> Any:
     limit = _task_limit(call)
     with _recovering():
         response = call.read("queryRecovery", _task_query(call), projection=projection("recovery tasks"))
-    return _task_list(call, response.get("result", {}).get("queryRecoveryResult", {}).get("tasks", []), limit)
+    return _task_list(call, listed_in(response, "queryRecoveryResult", "tasks"), limit)
 
 
 @_operator("DELETE", "/alpha/recovery/{cluster}/tasks", params=_EXACT_PARAMS % "state", a200="deleted",
@@ -14982,7 +14975,7 @@ def get_me(call: Call) -> Any:
              a200="tasks that wait, the one that has waited longest first")
 def list_waiting(call: Call) -> Any:
     """The tasks of a cluster that wait for a host, and why."""
-    tasks = _find_tasks(call, api.TaskQuery(statuses=set(_NOT_PLACED)), "cluster tasks")
+    tasks = read_tasks(call.scheduler, api.TaskQuery(statuses=set(_NOT_PLACED)), "cluster tasks")
     known = pending_reasons(call.scheduler, api.TaskQuery()) if tasks else {}
     wanted = glob(call.get("role", "*"))
     found: List[Json] = []
@@ -15004,7 +14997,7 @@ def list_hosts(call: Call) -> Any:
     states = api.ScheduleStatus
     query = api.TaskQuery(statuses=set(api.LIVE_STATES) | {states.ASSIGNED, states.STARTING})
     counts = collections.Counter(task["assignedTask"].get("slaveHost")
-                                 for task in _find_tasks(call, query, "hosts"))
+                                 for task in read_tasks(call.scheduler, query, "hosts"))
     offered: Dict[str, Json] = {}
     idle: Set[str] = set()
     warnings = []
@@ -15012,7 +15005,8 @@ def list_hosts(call: Call) -> Any:
         offered = offered_hosts(call.read("/offers"))
         idle = kept_hosts(call.read("/maintenance"))
     except AuroraError as error:
-        warnings.append("hosts without tasks may lack here, and what is known of offers: %s" % error)
+        warnings.append("hosts without tasks may lack here, and what is offered there, as the leader's pages "
+                        "/offers and /maintenance do not tell: %s" % error)
     on_host = _host_filter(call)
     seen = {host for host in {*counts, *offered, *idle} if host and on_host(host)}
     modes = _modes(call, [each for each in call.get("host", ()) if each not in seen
@@ -15269,13 +15263,9 @@ _S = api.ScheduleStatus
 _U = api.JobUpdateStatus
 
 
-def _members(enum: Enum, names: str) -> frozenset[int]:
-    return frozenset(enum.values[name] for name in names.split())
-
-
 _FROM_ACTED = "FINISHED FAILED RESTARTING DRAINING KILLED KILLING LOST PREEMPTING"
 _LEAVING = "FINISHED FAILED KILLING KILLED LOST PARTITIONED"
-_TRANSITIONS = {_S.values[name]: _members(_S, targets) for name, targets in {
+_TRANSITIONS = {_S.values[name]: _numbers(_S, targets) for name, targets in {
     # j/state/TaskStateMachine.java. KILLING of a task that waits deletes it.
     "INIT": "PENDING THROTTLED", "THROTTLED": "PENDING KILLING", "PENDING": "ASSIGNED KILLING",
     "ASSIGNED": "STARTING RUNNING " + _FROM_ACTED, "STARTING": "RUNNING PARTITIONED " + _FROM_ACTED,
@@ -15285,13 +15275,13 @@ _TRANSITIONS = {_S.values[name]: _members(_S, targets) for name, targets in {
     "KILLING": "FINISHED FAILED KILLED LOST PARTITIONED"}.items()}
 _EXECUTOR_TEXTS = {_S.KILLED: "Instructed to kill task.", _S.FINISHED: "Task finished.",
                    _S.FAILED: "Task failed."}
-_BEING_REPLACED = _members(_S, "RESTARTING DRAINING PREEMPTING")
+_BEING_REPLACED = _numbers(_S, "RESTARTING DRAINING PREEMPTING")
 _GOING = _BEING_REPLACED | {_S.KILLING}
-_WAITING = _members(_S, "PENDING THROTTLED")
-_ROLLING = _members(_U, "ROLLING_FORWARD ROLLING_BACK")
-_PAUSED = _members(_U, "ROLL_FORWARD_PAUSED ROLL_BACK_PAUSED")
-_BACKWARDS = _members(_U, "ROLLING_BACK ROLL_BACK_PAUSED ROLL_BACK_AWAITING_PULSE")
-_UPDATE_TRANSITIONS = {_U.values[name]: _members(_U, targets) for name, targets in {
+_WAITING = _numbers(_S, "PENDING THROTTLED")
+_ROLLING = _numbers(_U, "ROLLING_FORWARD ROLLING_BACK")
+_PAUSED = _numbers(_U, "ROLL_FORWARD_PAUSED ROLL_BACK_PAUSED")
+_BACKWARDS = _numbers(_U, "ROLLING_BACK ROLL_BACK_PAUSED ROLL_BACK_AWAITING_PULSE")
+_UPDATE_TRANSITIONS = {_U.values[name]: _numbers(_U, targets) for name, targets in {
     # j/updater/JobUpdateStateMachine.java
     "ROLLING_FORWARD": "ROLLING_BACK ROLL_FORWARD_PAUSED ROLL_FORWARD_AWAITING_PULSE ROLLED_FORWARD ABORTED "
                        "ERROR FAILED",
@@ -15526,10 +15516,6 @@ def amounts(config: Any, count: int = 1) -> List[float]:
 
 def _sums(*amounts: Sequence[float]) -> List[float]:
     return [sum(each) for each in zip(_NOTHING, *amounts)]
-
-
-def _resource_set(cores: float, ram: float, disk: float) -> Set[Any]:
-    return {api.Resource(numCpus=float(cores)), api.Resource(ramMb=int(ram)), api.Resource(diskMb=int(disk))}
 
 
 class Crontab:
@@ -16562,7 +16548,7 @@ class _DemoReads(_DemoChecks):
         shown = [self._quotas.get(ownerRole, _NOTHING)]
         shown += [self._consumption(ownerRole, production, dedicated)
                   for dedicated in (False, True) for production in (True, False)]
-        return api.GetQuotaResult(*(api.ResourceAggregate(_resource_set(*each)) for each in shown))
+        return api.GetQuotaResult(*(api.ResourceAggregate(resource_set(*each)) for each in shown))
 
     def populateJobConfig(self, description: Any) -> Any:
         try:
@@ -16712,7 +16698,7 @@ class _DemoUpdates(_DemoReads):
                                 updateOnlyTheseInstances=settings.updateOnlyTheseInstances or set())
 
     def _steer(self, key: Any, form: str, message: Optional[str],
-               among: frozenset[int] = frozenset(_U.names), colon: str = "") -> None:
+               among: Container[int] = _U.names, colon: str = "") -> None:
         """Move an update to the status of that form, if its own one is among those from which that goes."""
         self._valid(key.job)
         update = self._update_of(key)
@@ -17129,7 +17115,7 @@ class Demo(_DemoAdmin):
             data["metadata"] = [{"key": "padding", "value": "x" * padding}]
         return api.TaskConfig(
             job=key, owner=api.Identity(user=role), isService=service, priority=0, maxTaskFailures=1,
-            tier="preemptible", resources=_resource_set(cpu, megabytes, megabytes),
+            tier="preemptible", resources=resource_set(cpu, megabytes, megabytes),
             executorConfig=api.ExecutorConfig(name=EXECUTOR_NAME, data=json.dumps(data, sort_keys=True)))
 
     def _add_samples(self) -> None:
