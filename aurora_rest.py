@@ -87,7 +87,7 @@ from typing import (
 )
 
 try:
-    from thrift.protocol.TBase import TFrozenBase
+    from thrift.protocol.TBase import TBase, TFrozenBase
     from thrift.protocol.TBinaryProtocol import TBinaryProtocolAccelerated
     from thrift.protocol.TJSONProtocol import TJSONProtocol
     from thrift.Thrift import TApplicationException, TException, TMessageType, TType
@@ -128,6 +128,12 @@ __all__ = [
 # ============================================================================================================
 
 
+Callback = Callable[[], None]
+Files = Dict[str, bytes]    # by path
+Limits = Dict[str, float]
+Pair = Tuple[str, str]      # a name and its value
+
+
 # --- errors -------------------------------------------------------------------------------------------------
 
 
@@ -147,7 +153,7 @@ class Failure(Exception):
     sent = False
 
     def __init__(self, *messages: str, http: Optional[int] = None, code: Optional[str] = None,
-                 retry_after: int = 0, headers: Iterable[Tuple[str, str]] = (), **details: Any) -> None:
+                 retry_after: int = 0, headers: Iterable[Pair] = (), **details: Any) -> None:
         super().__init__("; ".join(messages))
         self.messages = list(messages)
         self.http = http or self.http
@@ -277,7 +283,6 @@ LIMITS: Dict[str, Limit] = {
 }
 
 
-REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS")
 JSON_TYPE = "application/json"
 # of what an application answers; it holds no loops, and to look for them takes a third of the time
@@ -345,14 +350,12 @@ def parse_forwarded(headers: Dict[str, str]) -> List[Dict[str, str]]:
     """What proxies say of those they speak for, the nearest last: `for`, `proto` and `host`, by Forwarded
     (RFC 7239) or by X-Forwarded-For, -Proto and -Host, of which the last word is all that is told of the
     latter two. Of the last MAX_HOPS proxies."""
+    said = headers.get("forwarded", headers.get("x-forwarded-for", "")).rsplit(",", MAX_HOPS)[-MAX_HOPS:]
     if "forwarded" in headers:
-        return [{name.strip().lower(): value.strip().strip('"')
-                 for name, _, value in (pair.partition("=") for pair in each.split(";", 8))}
-                for each in headers["forwarded"].rsplit(",", MAX_HOPS)[-MAX_HOPS:]]
+        return [parse_parameters(each) for each in said]
     more = {name: headers["x-forwarded-" + name].rpartition(",")[2].strip() for name in ("proto", "host")
             if "x-forwarded-" + name in headers}
-    return [dict(more, **{"for": each.strip()})
-            for each in headers.get("x-forwarded-for", "").rsplit(",", MAX_HOPS)[-MAX_HOPS:]]
+    return [{**more, "for": each.strip()} for each in said]
 
 
 class Proxies:
@@ -391,7 +394,8 @@ class Proxies:
             word = each
             if not self.trusts(address):
                 break
-        request.secure = word.get("proto", "https" if request.secure else "http").lower() == "https"
+        if "proto" in word:
+            request.secure = word["proto"].lower() == "https"
         host = word.get("host", "")
         if host and _HOST.fullmatch(host):
             request.headers = dict(request.headers, host=host)      # a copy: heads are remembered
@@ -418,22 +422,24 @@ def parse_head(data: bytes, header_count: int = 100, url: int = 8192) -> Head:
     """A request's head, without the blank line that ends it, by RFC 9112. Raises the Failure it deserves;
     anything that two implementations could read differently is refused."""
     lines = data.split(b"\r\n")
-    if b"\n" in data.replace(b"\r\n", b"") or b"\r" in data.replace(b"\r\n", b""):
+    bare = data.replace(b"\r\n", b"")
+    if b"\n" in bare or b"\r" in bare:
         raise BadRequest("a line of the request head does not end with CRLF")
     words = lines[0].split(b" ")
     if len(words) != 3 or not _TOKEN.fullmatch(words[0]):
         raise BadRequest("the request line is not: METHOD target HTTP/1.1")
-    if len(words[1]) > url:
+    method, target, protocol = words
+    if len(target) > url:
         raise UriTooLong("the request target is longer than %d bytes" % url)
-    if not re.fullmatch(rb"HTTP/\d\.\d", words[2]):
+    if not re.fullmatch(rb"HTTP/\d\.\d", protocol):
         raise BadRequest("the request line does not end with an HTTP version")
-    if not words[2].startswith(b"HTTP/1."):
+    if not protocol.startswith(b"HTTP/1."):
         raise HttpVersion("only HTTP/1.1 and HTTP/1.0 are spoken here")
-    if not words[1] or _BAD_TARGET.search(words[1]) or b"#" in words[1]:
+    if not target or _BAD_TARGET.search(target) or b"#" in target:
         raise BadRequest("the request target has characters that must be percent-encoded")
     if len(lines) - 1 > header_count:
         raise TooManyHeaders("more than %d header fields" % header_count)
-    version = 1 if words[2] != b"HTTP/1.0" else 0
+    version = 0 if protocol == b"HTTP/1.0" else 1
     headers: Dict[str, str] = {}
     for line in lines[1:]:
         name, colon, value = line.partition(b":")
@@ -474,7 +480,7 @@ def parse_head(data: bytes, header_count: int = 100, url: int = 8192) -> Head:
         length = int(text)
     options = [each.strip().lower() for each in headers.get("connection", "").split(",")]
     keep_alive = "close" not in options and (version == 1 or "keep-alive" in options)
-    return Head(words[0].decode("ascii"), words[1].decode("ascii"), version, headers, length, keep_alive,
+    return Head(method.decode("ascii"), target.decode("ascii"), version, headers, length, keep_alive,
                 headers.get("expect", "").lower() if version == 1 else "")
 
 
@@ -558,7 +564,7 @@ class Request:
     queued: Optional[float] = None      # seconds that it waited for a thread
     waited = False          # its caller asked to wait for something
     left = ""               # why it ended before its time, if it did
-    _query: Optional[List[Tuple[str, str]]] = None
+    _query: Optional[List[Pair]] = None
 
     def __init__(self, head: Head, body: bytes, peer: str, request_id: str, secure: bool = False) -> None:
         self.head = head
@@ -568,8 +574,8 @@ class Request:
             match = re.match(r"https?://([^/?]*)(.*)", target, re.IGNORECASE)
             if not match:
                 raise BadRequest("the request target is neither a path nor an http URL")
-            target = match.group(2) if match.group(2).startswith("/") else "/" + match.group(2)
-            head.headers["host"] = match.group(1)       # RFC 9112, 3.2.2: it goes before the field
+            head.headers["host"], target = match.groups()       # RFC 9112, 3.2.2: it goes before the field
+            target = target if target.startswith("/") else "/" + target
         path, _, self.raw_query = target.partition("?")
         if "%" in path and not _BAD_PERCENT.search(path):
             # RFC 3986, 6.2.2.2: those that need no percent sign are the same without
@@ -586,12 +592,11 @@ class Request:
         self.caller = peer
 
     @property
-    def query(self) -> List[Tuple[str, str]]:
+    def query(self) -> List[Pair]:
         """The query's names and values, decoded. Raises BadRequest."""
         if self._query is None:
             self._query = [(decode_percent(name, True), decode_percent(value, True)) for name, _, value in
-                           (pair.partition("=") for pair in self.raw_query.split("&") if pair)
-                           ] if self.raw_query else []
+                           (pair.partition("=") for pair in self.raw_query.split("&") if pair)]
         return self._query
 
 
@@ -612,7 +617,7 @@ class Response:
     _gzip: Optional[bytes] = None
 
     def __init__(self, status: int = 200, plain: Any = None, body: Optional[bytes] = None,
-                 content_type: str = JSON_TYPE, headers: Iterable[Tuple[str, str]] = (), close: bool = False,
+                 content_type: str = JSON_TYPE, headers: Iterable[Pair] = (), close: bool = False,
                  etag: Optional[str] = None, code: str = "") -> None:
         self.status = status
         self.plain = plain
@@ -744,7 +749,7 @@ def reaches_outside(path: str) -> bool:
     return path.startswith(("/", "../")) or path == ".."
 
 
-def parse_multipart(data: bytes, boundary: str) -> Dict[str, bytes]:
+def parse_multipart(data: bytes, boundary: str) -> Files:
     """The files of a multipart/form-data body by name, in their order. Raises BadRequest."""
     if not boundary or len(boundary) > 200:
         raise BadRequest("multipart/form-data needs a boundary")
@@ -754,7 +759,7 @@ def parse_multipart(data: bytes, boundary: str) -> Dict[str, bytes]:
         raise BadRequest("more than 300 files")
     if len(parts) < 2 or not parts[-1].startswith(b"--"):
         raise BadRequest("the multipart body does not end with its boundary")
-    files: Dict[str, bytes] = {}
+    files: Files = {}
     for part in parts[1:-1]:
         name, content = _part_of(part)
         path = os.path.normpath(name.replace("\\", "/"))
@@ -770,9 +775,9 @@ TAR_TYPES = ("application/x-tar", "application/tar", "application/x-gtar", "appl
 MAX_DEPTH = 32          # of folders in a tar
 
 
-def parse_tar(data: bytes) -> Dict[str, bytes]:
+def parse_tar(data: bytes) -> Files:
     """The files of a tar by path, without those that are no text. Raises BadRequest."""
-    files: Dict[str, bytes] = {}
+    files: Files = {}
     for count, (name, content) in enumerate(_tar_members(data)):
         path = os.path.normpath(name)
         if reaches_outside(path) or path.count("/") > MAX_DEPTH:
@@ -792,9 +797,8 @@ def _tar_members(data: bytes) -> Iterator[Tuple[str, Optional[bytes]]]:
     spends on some headers more time and memory than their length warrants. Whatever a header says, the next
     one stands behind it."""
     place, told = 0, 0
-    more: Dict[str, bytes] = {}
-    while data[place:place + 512].strip(b"\0"):
-        header = data[place:place + 512]
+    more: Files = {}
+    while (header := data[place:place + 512]).strip(b"\0"):
         kind = header[156:157]
         checked = sum(header) - sum(header[148:156]) + 8 * ord(" ")
         if len(header) < 512 or _octal(header[148:156]) != checked:
@@ -831,7 +835,7 @@ def _octal(field: bytes) -> int:
     return int(text or b"0", 8)
 
 
-def _pax_records(content: bytes) -> Dict[str, bytes]:
+def _pax_records(content: bytes) -> Files:
     """path, size (in octal, as in other headers) and whether the file is sparse, of a pax header: records
     of the form `LENGTH KEY=VALUE\\n`. Raises BadRequest."""
     found, place = {}, 0
@@ -851,7 +855,7 @@ def _pax_records(content: bytes) -> Dict[str, bytes]:
     return found
 
 
-def root_first(files: Dict[str, bytes], root: Optional[str], must: bool) -> Dict[str, bytes]:
+def root_first(files: Files, root: Optional[str], must: bool) -> Files:
     """The files with the one named `root` in front; where it must be named, it may be missing only if there
     is but one. Raises BadRequest."""
     names = ", ".join(sorted(files)[:50])
@@ -886,16 +890,16 @@ class Source:
     runs, and one that asks how things stand after `listen` and after each call misses nothing."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()       # guards _listeners, and what subclasses say
-        self._listeners: Dict[Callable[[], None], None] = {}
+        self._lock = threading.RLock()      # guards _listeners, and what subclasses say
+        self._listeners: Dict[Callback, None] = {}
 
-    def listen(self, listener: Callable[[], None]) -> bool:
+    def listen(self, listener: Callback) -> bool:
         """Have `listener` called after every change. False where nothing will change any more."""
         with self._lock:
             self._listeners[listener] = None
         return True
 
-    def forget(self, listener: Callable[[], None]) -> None:
+    def forget(self, listener: Callback) -> None:
         with self._lock:
             left = self._listeners.pop(listener, self) is self or bool(self._listeners)
         if not left:
@@ -937,7 +941,6 @@ class Wait:
 
     def look(self) -> None:
         """Send what there is to send. Called after changes of the source."""
-        raise NotImplementedError
 
     def expire(self) -> None:
         self._late = True       # first: `start` looks at it after it has set _sink
@@ -954,7 +957,6 @@ class Wait:
 
     def over(self, last: Any) -> None:
         """Called once, at the end; last: what is to be sent then."""
-        raise NotImplementedError
 
 
 class Later(Wait):
@@ -963,7 +965,7 @@ class Later(Wait):
     the wait is over."""
 
     def __init__(self, source: Source, seconds: float, ready: Callable[[], Optional[Response]],
-                 otherwise: Callable[[], Response], ended: Callable[[], None] = lambda: None) -> None:
+                 otherwise: Callable[[], Response], ended: Callback = lambda: None) -> None:
         self.seconds = seconds
         self.ready = ready
         self.otherwise = otherwise
@@ -991,6 +993,9 @@ class Later(Wait):
         return Later(self.source, self.seconds, self.ready, self.otherwise, over)
 
 
+Since = Callable[[Any], Tuple[Optional[bytes], Any]]
+
+
 class Stream(Wait):
     """A text/event-stream of what changes in a source. since: from a mark, the bytes that are new and the
     mark after them, nothing if nothing is, None at the end of all; it is asked only when the network took all
@@ -1007,8 +1012,7 @@ class Stream(Wait):
     otherwise = b'event: end\ndata: {"reason": "the server is stopping"}\n\n'
     ending = b""
 
-    def __init__(self, source: Source, since: Callable[[Any], Tuple[Optional[bytes], Any]],
-                 mark: Any = None) -> None:
+    def __init__(self, source: Source, since: Since, mark: Any = None) -> None:
         self.since = since
         self.mark = mark                    # touched by who holds _turn
         self._lock = threading.Lock()       # guards _sink: nothing is sent behind the end
@@ -1065,8 +1069,8 @@ class Download(Stream):
     last chunk."""
     opening = beat = otherwise = b""
 
-    def __init__(self, head: Response, source: Source, since: Callable[[Any], Tuple[Optional[bytes], Any]],
-                 mark: Any = None, chunked: bool = False) -> None:
+    def __init__(self, head: Response, source: Source, since: Since, mark: Any = None,
+                 chunked: bool = False) -> None:
         super().__init__(source, since, mark)
         head.close = True
         self.head = head
@@ -1077,6 +1081,9 @@ class Download(Stream):
 
     def framed(self, data: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data
+
+
+Answer = Union[Response, Later, Stream]
 
 
 class Poll(Source):
@@ -1108,14 +1115,15 @@ class Poll(Source):
     def waiters(self) -> int:
         return len(self._listeners)
 
-    def listen(self, listener: Callable[[], None]) -> bool:
+    def listen(self, listener: Callback) -> bool:
         with self._lock:
-            if not self.ended:
-                self._listeners[listener] = None
-            if self.resting and not self.ended:
+            if self.ended:
+                return False
+            self._listeners[listener] = None
+            if self.resting:
                 self.resting = False
-                self._start(0.0)
-            return not self.ended
+                self.start()
+            return True
 
     def deserted(self) -> None:
         self._left = time.monotonic()
@@ -1123,12 +1131,9 @@ class Poll(Source):
     def start(self, seconds: float = 0.0) -> None:
         """Take a turn then, and none that was to come before."""
         with self._lock:
-            self._start(seconds)
-
-    def _start(self, seconds: float) -> None:
-        self._started += 1
-        turn = partial(self._turn, self._started)
-        self.runner.call_later(seconds, partial(self.runner.run_in_worker, turn))
+            self._started += 1
+            turn = partial(self._turn, self._started)
+            self.runner.call_later(seconds, partial(self.runner.run_in_worker, turn))
 
     def again(self, seconds: float) -> None:
         """Called after each turn: see to it that there will be another one."""
@@ -1144,7 +1149,7 @@ class Poll(Source):
             self.ended = self.resting and started - self._left >= self.linger
             if self.resting:
                 if not self.ended:
-                    self._start(max(0.0, self._left + self.linger - started))
+                    self.start(max(0.0, self._left + self.linger - started))
                 return
         try:
             answer = self.ask()
@@ -1243,13 +1248,11 @@ class Events(Poll):
         return pieces
 
     def note(self, answer: Any) -> None:
-        if isinstance(answer, Failure):
-            failing, answer = self._failing, [("error", {"code": answer.code, "errors": answer.messages})]
-            self._failing = True
+        failing, self._failing = self._failing, isinstance(answer, Failure)
+        if self._failing:
             if failing:
                 return
-        else:
-            self._failing = False
+            answer = [("error", {"code": answer.code, "errors": answer.messages})]
         with self._lock:
             for name, plain in answer:
                 self._number += 1
@@ -1257,10 +1260,9 @@ class Events(Poll):
             if not self._failing:
                 self._found = self.changes.standing
                 self._rested = self._number if self.stale else self._rested
-            if self._first is None and not self._failing:
-                self._first = self._number
-            elif self._first is None:
-                self._first = -1        # an error came first: who comes next is told how things stand
+            if self._first is None:
+                # where an error came first, who comes next is told how things stand
+                self._first = -1 if self._failing else self._number
 
 
 # --- the server ---------------------------------------------------------------------------------------------
@@ -1308,7 +1310,7 @@ class App:
         it calls `let_go` before anything else that blocks or takes long."""
         return False
 
-    def handle(self, request: Request) -> Union[Response, Later, Stream]:
+    def handle(self, request: Request) -> Answer:
         raise NotImplementedError
 
     def still(self, request: Request) -> bool:
@@ -1329,7 +1331,7 @@ class App:
         """The answer in the form that the request wants."""
         return response
 
-    def extra_headers(self, request: Request) -> Sequence[Tuple[str, str]]:
+    def extra_headers(self, request: Request) -> Sequence[Pair]:
         """Header fields for any answer to this request."""
         return ()
 
@@ -1358,10 +1360,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "line %d" % trace.tb_lineno if trace else "?"
+    lines = [line for _, line in traceback.walk_tb(error.__traceback__)]
+    return "line %d" % lines[-1] if lines else "?"
 
 
 class Timer(list):      # type: ignore[type-arg]
@@ -1373,10 +1373,10 @@ class Timer(list):      # type: ignore[type-arg]
 
 class Loop:
     """What a thread does that waits for all sockets: `turn` is one wait with the calls that follow. One
-    thread at a time turns it, that which `own`ed it last; `soon`, `later` and `stop` are for all threads, the
+    thread at a time turns it, and says so in `thread`; `soon`, `later` and `stop` are for all threads, the
     rest for that one alone."""
     _woken = False
-    _thread = 0             # the one that turns it, 0 while that passes from one to another
+    thread = 0              # the one that turns it, 0 while that passes from one to another
     stopping = False
 
     def __init__(self, call: Callable[..., Any]) -> None:
@@ -1393,15 +1393,12 @@ class Loop:
 
     def soon(self, function: Callable[..., None], *arguments: Any) -> None:
         self._soon.append((function, arguments))
-        if threading.get_ident() != self._thread:
+        if threading.get_ident() != self.thread:
             self._wake()
 
-    def later(self, seconds: float, function: Callable[[], None]) -> Timer:
+    def later(self, seconds: float, function: Callback) -> Timer:
         timer = Timer((time.monotonic() + seconds, next(self._serial), function))
-        if threading.get_ident() == self._thread:
-            heapq.heappush(self._timers, timer)
-        else:
-            self.soon(heapq.heappush, self._timers, timer)
+        self.soon(heapq.heappush, self._timers, timer)
         return timer
 
     def stop(self) -> None:
@@ -1420,15 +1417,12 @@ class Loop:
         # only now: a byte written in between would be taken while the flag says it is there
         self._woken = False
 
-    def own(self, thread: int) -> None:
-        self._thread = thread
 
-    def turn(self, most: Optional[float] = None) -> None:
+    def turn(self, most: float = 60.0) -> None:
         """Wait, for at most so many seconds, and call what is due."""
         timers = self._timers
         until = max(0.0, timers[0][0] - time.monotonic()) if timers else most
-        timeout = 0.0 if self._soon else until if most is None or until is None else min(until, most)
-        for key, mask in self._selector.select(timeout):
+        for key, mask in self._selector.select(0.0 if self._soon else min(until, most)):
             self._call(key.data, mask)
         for _ in range(len(self._soon)):
             function, arguments = self._soon.popleft()
@@ -1439,7 +1433,8 @@ class Loop:
             if function is not None:
                 self._call(function)
 
-    def watch(self, sock: Any, before: int, mask: int, on_event: Callable[[int], None]) -> None:
+    def watch(self, sock: Any, before: int, mask: int,
+              on_event: Optional[Callable[[int], None]] = None) -> None:
         """Which events of a socket to wait for, and which those were before."""
         with contextlib.suppress(KeyError, ValueError, OSError):
             if not before:
@@ -1504,7 +1499,7 @@ class Workers:
     `hold`, `pass_on` and `wait` are for the leader."""
     IDLE = 5.0      # seconds after which a thread ends that has nothing to do
     # work, and whether it is light; touched by the leader alone
-    _held: Optional[Tuple[Callable[[], None], bool]] = None
+    _held: Optional[Tuple[Callback, bool]] = None
     failure = ""                    # why nobody leads any more, where they were not told to end
     threads = 0
     refused = 0                     # threads that could not be started
@@ -1525,13 +1520,13 @@ class Workers:
             if self._queued > self._idle:
                 self._add()
 
-    def hold(self, work: Callable[[], None], light: bool) -> None:
+    def hold(self, work: Callback, light: bool) -> None:
         if self._held is None:
             self._held = work, light
         else:
             self.put(work)
 
-    def follow(self, work: Callable[[], None]) -> None:
+    def follow(self, work: Callback) -> None:
         """Have light work run after this; for any thread."""
         if _leading.workers is self:
             self.hold(work, True)
@@ -1545,7 +1540,7 @@ class Workers:
         with self._lock:
             if self._queued >= self._idle:
                 self._add(1)        # what came meanwhile has taken the one that there was when this began
-            self.loop.own(0)
+            self.loop.thread = 0
             self._put(_LEAD)
         if held is not None:
             self.put(held[0])
@@ -1568,7 +1563,7 @@ class Workers:
                     held, self._held = self._held, None
                     self.put(held[0])
         finally:
-            self.loop.watch(sock, events, 0, ready.append)
+            self.loop.watch(sock, events, 0)
             _leading.workers = self
         return bool(ready)
 
@@ -1615,10 +1610,10 @@ class Workers:
             with self._lock:
                 self._idle += 1
 
-    def _lead(self) -> Optional[Callable[[], None]]:
+    def _lead(self) -> Optional[Callback]:
         """Turn the loop until another thread does; what is to be run then, if anything is. None at the end of
         all."""
-        self.loop.own(threading.get_ident())
+        self.loop.thread = threading.get_ident()
         try:
             while not self.loop.stopping:
                 self.loop.turn()
@@ -1632,37 +1627,30 @@ class Workers:
                 elif not light:
                     self.pass_on()
                     return work
-                elif not self._run_leading(work):
-                    return None
+                else:
+                    _leading.workers = self
+                    self._call(work)
+                    passed_on, _leading.workers = _leading.workers is None, None
+                    if passed_on:
+                        return None
         except Exception as error:
             self.failure = "%s: %s at %s" % (type(error).__name__, error, _place(error))
         self.ended.set()
         return None
 
-    def _run_leading(self, work: Callable[[], None]) -> bool:
-        """Run light work; whether this thread leads still."""
-        _leading.workers = self
-        self._call(work)
-        leads = _leading.workers is self
-        _leading.workers = None
-        return leads
-
 
 class Incoming:
-    """What arrives on a connection, made into requests. It has no socket, no clock and no thread: bytes go in
-    by `feed`, `next` takes out what is whole; when it raises, what follows in the stream cannot be
+    """What arrives on a connection, made into requests. It has no socket, no clock and no thread: bytes go
+    into `buffer`, `next` takes out what is whole; when it raises, what follows in the stream cannot be
     trusted."""
     head: Optional[Head] = None     # of the request whose body is still to come
     _chunks: Optional[ChunkedBody] = None
     _scanned = 0                    # bytes of the buffer in which no end of a head was found
 
-    def __init__(self, limits: Dict[str, float], parse: Callable[[bytes], Head]) -> None:
+    def __init__(self, limits: Limits, parse: Callable[[bytes], Head]) -> None:
         self._limits = limits
         self._parse = parse
         self.buffer = bytearray()       # received and not yet taken
-
-    def feed(self, data: bytes) -> None:
-        self.buffer += data
 
     @property
     def held(self) -> int:
@@ -1697,9 +1685,9 @@ class Incoming:
         while buffer[:2] == b"\r\n":
             del buffer[:2]
         start = max(0, self._scanned - 3)
-        end = buffer.find(b"\r\n\r\n", start)
-        if end < 0 or end > limits["headers"] + limits["url"]:
-            if len(buffer) > limits["headers"] + limits["url"]:
+        end, most = buffer.find(b"\r\n\r\n", start), limits["headers"] + limits["url"]
+        if end < 0 or end > most:
+            if len(buffer) > most:
                 first = buffer.find(b"\r\n")
                 if first < 0 or first > limits["url"] + 32:
                     raise UriTooLong("the request target is longer than %d bytes" % limits["url"])
@@ -1716,7 +1704,7 @@ class Incoming:
         return self._parse(raw)
 
 
-def head_parser(limits: Dict[str, float]) -> Callable[[bytes], Head]:
+def head_parser(limits: Limits) -> Callable[[bytes], Head]:
     """parse_head with these limits. Heads repeat on kept-alive connections: the latest are remembered, but
     for those with credentials."""
     parse = partial(parse_head, header_count=int(limits["header_count"]), url=int(limits["url"]))
@@ -1730,6 +1718,7 @@ class Run:
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        self.share: Any = self if request.share is None else request.share
         self.since = request.started
         self.callers: List[Tuple[Connection, Request]] = []
 
@@ -1769,11 +1758,9 @@ class Channel:
 
     def on_input(self) -> None:
         """Called when bytes have come, or their end."""
-        raise NotImplementedError
 
     def on_sent(self) -> None:
         """Called when the network took something, or the state of the answer changed."""
-        raise NotImplementedError
 
     def on_answered(self) -> None:
         """Called, with the lock held, when the last byte of an answer is with the network."""
@@ -1928,8 +1915,8 @@ class Channel:
                 self._say_goodbye()
             with contextlib.suppress(OSError):
                 self.socket.close()
-        self.server.unsent.add(self.taker, -self.unsent)
-        self.unsent = 0
+            self.out.clear()
+            self._count_unsent()
         self.server.connections.discard(self)       # type: ignore[arg-type]
         self.on_close()
 
@@ -1947,7 +1934,7 @@ class Connection(Channel):
     counted_for = ""        # whose share they are counted in
     waiting: Optional[Wait] = None
     waiter: Optional[Request] = None        # the request that waits, until its end is told
-    timer: Optional[Timer] = None
+    timer = Timer((0.0, 0, None))           # which ends the wait
 
     @property
     def engaged(self) -> bool:
@@ -1967,7 +1954,7 @@ class Connection(Channel):
         if not data:
             self.on_end()
         elif not self.lingering and not self.closing:
-            self.incoming.feed(data)
+            self.incoming.buffer += data
             if not self.busy:
                 self.advance()
             elif len(self.incoming.buffer) > 65536:
@@ -1999,11 +1986,12 @@ class Connection(Channel):
                 if found is None:
                     self._need_more()
                     return
-                if found[1] is None:
-                    self._admit(found[0])
+                head, body = found
+                if body is None:
+                    self._admit(head)
                     continue
-                request, self.request = self._know(found[0]), None
-                request.body = found[1]
+                request, self.request = self._know(head), None
+                request.body = body
                 self.since = 0.0
                 self.busy = True
                 self.server.dispatch(self, request)
@@ -2013,7 +2001,7 @@ class Connection(Channel):
             self.refuse(error)
 
     def _need_more(self) -> None:
-        now, limits, incoming = time.monotonic(), self.server.limits, self.incoming
+        now, incoming = time.monotonic(), self.incoming
         if self.ended:
             self.close()
         elif incoming.head is not None:
@@ -2021,7 +2009,7 @@ class Connection(Channel):
             self.deadline = now + self.server.GRACE
         elif incoming.buffer and not self.since:
             self.since = now
-            self.deadline = now + limits["header_time"]
+            self.deadline = now + self.server.limits["header_time"]
 
     def _admit(self, head: Head) -> None:
         """Whether to take a body at all: before any of it is held. Raises the Failure that the request
@@ -2062,7 +2050,7 @@ class Connection(Channel):
         self.incoming = Incoming(self.server.limits, self.server.parse)
         self.respond(request, self.server.app.refuse(error, request), True)
 
-    def answer(self, request: Request, answer: Union[Response, Later, Stream]) -> None:
+    def answer(self, request: Request, answer: Answer) -> None:
         """Give the answer, or have it given when it comes."""
         if isinstance(answer, Response):
             self.respond(request, answer)
@@ -2092,9 +2080,7 @@ class Connection(Channel):
 
     def respond(self, request: Optional[Request], response: Response, close: bool = False) -> None:
         self.waiting = self.waiter = None
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        self.timer.cancel()
         close = close or response.close or self.server.draining or self.tls is not self.server.tls
         if request is not None:
             close = close or not request.head.keep_alive
@@ -2139,8 +2125,7 @@ class Connection(Channel):
     def on_close(self) -> None:
         self.count(0)
         waiting, self.waiting = self.waiting, None
-        if self.timer is not None:
-            self.timer.cancel()
+        self.timer.cancel()
         self._tell_end(True)
         if waiting is not None:
             waiting.gone()
@@ -2183,11 +2168,8 @@ class Doors:
             for door in self.sockets:
                 self._accept(door, EVENT_READ)
         for door in self.sockets:
-            self._shut(door)
+            self.server.loop.watch(door, EVENT_READ, 0)
             door.close()
-
-    def _shut(self, door: socket.socket) -> None:
-        self.server.loop.watch(door, EVENT_READ, 0, partial(self._accept, door))
 
     def _accept(self, door: socket.socket, mask: int) -> None:
         server = self.server
@@ -2200,7 +2182,7 @@ class Doors:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     # Out of descriptors: the callers wait in the backlog for a moment.
                     server.refusals["descriptors"] += 1
-                    self._shut(door)
+                    server.loop.watch(door, EVENT_READ, 0)
                     server.loop.later(0.1, self.open)
                 return
             peer = str(address[0]) if address else "local"
@@ -2228,7 +2210,6 @@ class HttpServer(http.server.ThreadingHTTPServer):
     sock: a listening socket, or several, to use instead of opening one.
     """
     request_queue_size = 1024
-    allow_reuse_address = True
     GRACE = 10.0        # seconds before the least body speed is asked for
     LINGER = 2.0
     BEAT = 15           # seconds between the comments that keep streams alive
@@ -2237,7 +2218,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
     failure = ""                # why it serves no more, where nobody stopped it
     _sweeps = 0
 
-    def __init__(self, address: Tuple[str, int], app: App, limits: Optional[Dict[str, float]] = None,
+    def __init__(self, address: Tuple[str, int], app: App, limits: Optional[Limits] = None,
                  tls: Any = None, sock: Union[None, socket.socket, Sequence[socket.socket]] = None) -> None:
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
@@ -2261,11 +2242,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self._pending: Dict[Any, Run] = {}
         self._running: Set[Any] = set()
         self._queued: Dict[Run, None] = {}      # not begun yet, the oldest first
-        try:
-            super().__init__(address, http.server.BaseHTTPRequestHandler, bind_and_activate=not sock)
-        except OSError:
-            self.loop.close()
-            raise
+        super().__init__(address, http.server.BaseHTTPRequestHandler, bind_and_activate=not sock)
         given = [sock] if isinstance(sock, socket.socket) else list(sock or ())
         if given:
             self.socket.close()
@@ -2350,7 +2327,6 @@ class HttpServer(http.server.ThreadingHTTPServer):
         for connection in list(self.connections):
             if not connection.busy and not connection.handshaking:
                 connection.on_event(EVENT_READ)
-        for connection in list(self.connections):
             if not connection.engaged:
                 connection.close()
 
@@ -2365,7 +2341,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
     def request(self, connection: Connection, head: Head) -> Request:
         """The request of a head, with its route and its id."""
         given = head.headers.get("x-request-id", "")
-        request = Request(head, b"", connection.peer, given if given and _REQUEST_ID.fullmatch(given) else
+        request = Request(head, b"", connection.peer, given if _REQUEST_ID.fullmatch(given) else
                           "%s-%x" % (self._prefix, next(self._ids)), self.tls is not None)
         if self.tls is not None:
             request.certificate = _certificate_names(connection.socket)
@@ -2385,40 +2361,35 @@ class HttpServer(http.server.ThreadingHTTPServer):
                                                              self.limits[
                 "queue"]), request))
             return
-        key = request.share
         with self._lock:
-            known = self._pending.get(key) if key is not None else None
+            known = self._pending.get(request.share)
             run = known or Run(request)
             run.callers.append((connection, request))
             if known is not None:
                 return
-            if key is not None:
-                self._pending[key] = run
-                if key in self._running:
-                    return      # begun when the run under way has ended: that began before this request
+            self._pending[run.share] = run
+            if run.share in self._running:
+                return      # begun when the run under way has ended: that began before this request
             self._queued[run] = None
         self.workers.hold(partial(self._run, run), app.is_light(request))
 
     def _run(self, run: Run) -> None:
-        key = run.request.share
         with self._lock:
             if self._queued.pop(run, self) is self:
                 return      # it waited for too long, and was told so
-            if key is not None:
-                # From here on nobody joins: what is read now was not asked for after it was read.
-                self._pending.pop(key, None)
-                self._running.add(key)
+            # From here on nobody joins: what is read now was not asked for after it was read.
+            self._pending.pop(run.share, None)
+            self._running.add(run.share)
         run.request.queued = time.monotonic() - run.since
         answer = self._handle(run.request)
-        if key is not None:
-            with self._lock:
-                self._running.discard(key)
-                following = self._pending.get(key)
-                if following is not None:
-                    following.since = time.monotonic()
-                    self._queued[following] = None
+        with self._lock:
+            self._running.discard(run.share)
+            following = self._pending.get(run.share)
             if following is not None:
-                self.workers.follow(partial(self._run, following))
+                following.since = time.monotonic()
+                self._queued[following] = None
+        if following is not None:
+            self.workers.follow(partial(self._run, following))
         self._give(run, answer)
 
     def _end_late_runs(self, now: float) -> None:
@@ -2428,20 +2399,20 @@ class HttpServer(http.server.ThreadingHTTPServer):
             late = [run for run in self._queued if now - run.since > self.limits["queue_time"]]
             for run in late:
                 del self._queued[run]       # whoever takes it out makes its answer
-                if self._pending.get(run.request.share) is run:
-                    del self._pending[run.request.share]
+                if self._pending.get(run.share) is run:
+                    del self._pending[run.share]
         for run in late:
             self.refusals["queue_time"] += 1
             self._give(run, self.app.refuse(Overloaded("no thread was free in time; try again"), run.request))
 
-    def _handle(self, request: Request) -> Union[Response, Later, Stream]:
+    def _handle(self, request: Request) -> Answer:
         try:
             return self.app.handle(request)
         except Exception as error:
             self.app.broken(error)
             return self.app.refuse(Failure("an internal error"), request)
 
-    def _give(self, run: Run, answer: Union[Response, Later, Stream]) -> None:
+    def _give(self, run: Run, answer: Answer) -> None:
         """Answer all that the run was for."""
         for connection, request in run.callers:
             request.user = run.request.user
@@ -2454,10 +2425,11 @@ class HttpServer(http.server.ThreadingHTTPServer):
         """The bytes of an answer to this request: not modified, compressed, without body as it asks."""
         body = b"" if stream else response.body
         tagged = same = zipped = False
-        extra: Sequence[Tuple[str, str]] = ()
-        version, prefix = 1, request.prefix if request is not None else ""
+        extra: Sequence[Pair] = ()
+        version, prefix, mark = 1, "", b"\r\n"
         if request is not None:
-            headers, version, extra = request.headers, request.head.version, self.app.extra_headers(request)
+            headers, version, prefix = request.headers, request.head.version, request.prefix
+            extra, mark = self.app.extra_headers(request), b"X-Request-Id: %b\r\n\r\n" % request.id.encode()
             tagged = response.status == 200 and request.method in ("GET", "HEAD") and not stream
             zipped = len(body) >= 1024 and _accepts_gzip(headers.get("accept-encoding", ""))
             same = tagged and "if-none-match" in headers and etag_matches(headers["if-none-match"],
@@ -2474,7 +2446,6 @@ class HttpServer(http.server.ThreadingHTTPServer):
             body = b""
         elif zipped:
             body = response.compressed
-        mark = b"X-Request-Id: %s\r\n\r\n" % request.id.encode() if request is not None else b"\r\n"
         return b"".join((_start_of_answer(304 if same else response.status, int(time.time())), head, mark,
                          body))
 
@@ -2509,8 +2480,8 @@ def end_unwelcome(server: HttpServer) -> None:
     when other ones counted. For any thread."""
     for connection in list(server.connections):
         waiter = connection.waiter
-        old = connection.tls is not server.tls and waiter is not None and waiter.certificate
-        if waiter is not None and (old or not server.app.still(waiter)):
+        if waiter is not None and (connection.tls is not server.tls and waiter.certificate
+                                   or not server.app.still(waiter)):
             waiter.left = "access has ended"
             server.loop.soon(connection.close)
 
@@ -2527,7 +2498,7 @@ def _evict(server: HttpServer) -> bool:
     return True
 
 
-def _header_fields(response: Response, extra: Sequence[Tuple[str, str]], stream: bool, tagged: bool,
+def _header_fields(response: Response, extra: Sequence[Pair], stream: bool, tagged: bool,
                    same: bool, zipped: bool, close: bool, version: int, prefix: str) -> bytes:
     """The header fields that are the same for every answer of this form."""
     bodiless = same or response.status == 204
@@ -2556,7 +2527,7 @@ def _header_fields(response: Response, extra: Sequence[Tuple[str, str]], stream:
 
 @lru_cache(maxsize=64)
 def _start_of_answer(status: int, seconds: int) -> bytes:
-    return b"HTTP/1.1 %d %s\r\nDate: %s\r\n" % (status, REASONS[status].encode(),
+    return b"HTTP/1.1 %d %s\r\nDate: %s\r\n" % (status, http.HTTPStatus(status).phrase.encode(),
                                                 formatdate(seconds, usegmt=True).encode())
 
 
@@ -2866,7 +2837,7 @@ class Type(NamedTuple):
                 return sorted(value)
             return sorted([item.to_plain(each) for each in value], key=_sorted_json)
         if kind == "map":
-            return {each: value[each] for each in sorted(value)}
+            return dict(sorted(value.items()))
         return value
 
     def from_plain(self, value: Any, path: str) -> Any:
@@ -2879,7 +2850,7 @@ class Type(NamedTuple):
             if type(number) is not int or number not in self.ref.names:
                 raise PlainError("%s: expected one of %s" % (path, ", ".join(sorted(self.ref.values))))
             return number
-        if kind == "string" and path.endswith("executorConfig.data") and isinstance(value, (dict, list)):
+        if kind == "string" and isinstance(value, (dict, list)) and path.endswith("executorConfig.data"):
             return _sorted_json(value)      # it may be shown as what it holds
         name, types = _JSON_KINDS[kind]
         if not isinstance(value, types) or isinstance(value, bool) and kind != "bool":
@@ -2904,16 +2875,14 @@ class Type(NamedTuple):
         return value
 
 
-class ThriftStruct:
+class ThriftStruct(TBase):
     """The base of all struct and union classes; compares by value. Hashes by all but containers, so do not
-    change an instance while a set holds it."""
+    change an instance while a set holds it. TBase has `read` and `write`, from and to a Thrift protocol
+    object."""
     __slots__ = ()
-    thrift_spec: Tuple[Any, ...] = ()
     fields: Dict[str, Type] = {}
     is_union = False
 
-    def __eq__(self, other: Any) -> bool:
-        return type(self) is type(other) and all(getattr(self, f) == getattr(other, f) for f in self.fields)
 
     def __repr__(self) -> str:
         shown = ["%s=%r" % (f, getattr(self, f)) for f in self.fields if getattr(self, f) is not None]
@@ -2926,28 +2895,11 @@ class ThriftStruct:
         """A shallow copy with some fields changed. Raises TypeError for what is no field."""
         return type(self)(**dict({f: getattr(self, f) for f in self.fields}, **changes))
 
-    def read(self, protocol: Any) -> None:
-        """Fill this struct from a Thrift protocol object."""
-        if protocol._fast_decode is not None:
-            protocol._fast_decode(self, protocol, [type(self), self.thrift_spec])
-        else:
-            protocol.readStruct(self, self.thrift_spec)
-
-    def write(self, protocol: Any) -> None:
-        """Write this struct to a Thrift protocol object."""
-        if protocol._fast_encode is not None:
-            protocol.trans.write(protocol._fast_encode(self, [type(self), self.thrift_spec]))
-        else:
-            protocol.writeStruct(self, self.thrift_spec)
 
     def to_plain(self) -> Json:
         """This struct as plain JSON."""
-        plain = {}
-        for name, kind in self.fields.items():
-            value = getattr(self, name)
-            if value is not None:
-                plain[name] = kind.to_plain(value)
-        return plain
+        return {name: kind.to_plain(value) for name, kind in self.fields.items()
+                if (value := getattr(self, name)) is not None}
 
     @classmethod
     def from_plain(cls, value: Any, path: str = "") -> Any:
@@ -2958,7 +2910,7 @@ class ThriftStruct:
             raise PlainError("%s: expected an object with one key of %s" %
                              (path or cls.__name__, ", ".join(cls.fields)))
         made = cls()
-        prefix = path + "." if path else ""
+        prefix = path and path + "."
         for name, each in value.items():
             if name not in cls.fields:
                 raise PlainError("%s%s: unknown field; known are %s" % (prefix, name, ", ".join(cls.fields)))
@@ -3046,7 +2998,7 @@ class Api:
             "is_union": is_union, "__module__": __name__, "__qualname__": "api." + name,
             "__doc__": "Thrift %s." % name})
 
-    def signature(self, name: str) -> Tuple[str, List[Tuple[str, str]]]:
+    def signature(self, name: str) -> Tuple[str, List[Pair]]:
         """(access level, (name, type) of the parameters) of a method."""
         access, arguments = self._signatures[name]
         return access, [(field, kind) for _, kind, field in arguments]
@@ -3079,37 +3031,26 @@ class Projection:
 
     def __init__(self, kind: Type, shape: Any) -> None:
         self.kind = kind
-        self.shape = shape
-        self.arguments = self._arguments(kind, shape)
-
-    @staticmethod
-    def _parts(kind: Type, shape: Any) -> Tuple[Any, Json]:
-        """Of the shape of a struct: what makes the result, and the shapes of the fields."""
-        shapes = dict.fromkeys(kind.ref.fields, True) if shape is True else dict(shape)
-        return shapes.pop(None, Plain), shapes
-
-    def _arguments(self, kind: Type, shape: Any) -> Any:
+        self.arguments = kind.spec_args()       # what the C decoder wants to know of the type
         if kind.kind == "struct":
-            make, shapes = self._parts(kind, shape)
-            return [make, tuple([
-                (*entry[:3], self._arguments(kind.ref.fields[entry[2]], shapes[entry[2]]), None)
-                if entry and entry[2] in shapes else None for entry in kind.ref.thrift_spec])]
-        if kind.kind in ("list", "set"):
-            return (_TTYPES[kind.items[0].kind], self._arguments(kind.items[0], shape), False)
-        return kind.spec_args()
+            shapes = dict.fromkeys(kind.ref.fields, True) if shape is True else dict(shape)
+            self.make: Any = shapes.pop(None, Plain)
+            self.parts = {name: Projection(kind.ref.fields[name], each) for name, each in shapes.items()}
+            self.arguments = [self.make, tuple([
+                (*entry[:3], self.parts[entry[2]].arguments, None)
+                if entry and entry[2] in self.parts else None for entry in kind.ref.thrift_spec])]
+        elif kind.kind in ("list", "set"):
+            self.item = Projection(kind.items[0], shape)
+            self.arguments = (_TTYPES[self.item.kind.kind], self.item.arguments, False)
 
     def apply(self, value: Any) -> Any:
         """The same from a fully decoded value, for protocols that have no C decoder."""
-        return self._apply(self.kind, self.shape, value)
-
-    def _apply(self, kind: Type, shape: Any, value: Any) -> Any:
-        if kind.kind == "struct":
-            make, shapes = self._parts(kind, shape)
-            return make(**{name: self._apply(kind.ref.fields[name], shapes[name], getattr(value, name))
-                           for name in shapes if getattr(value, name) is not None})
-        if kind.kind in ("list", "set"):
-            made = [self._apply(kind.items[0], shape, each) for each in value]
-            return set(made) if kind.kind == "set" else made
+        if self.kind.kind == "struct":
+            return self.make(**{name: part.apply(getattr(value, name)) for name, part in self.parts.items()
+                                if getattr(value, name) is not None})
+        if self.kind.kind in ("list", "set"):
+            made = [self.item.apply(each) for each in value]
+            return set(made) if self.kind.kind == "set" else made
         return value
 
 
@@ -3122,10 +3063,8 @@ def _protocol(media: str, data: Optional[bytes] = None) -> Any:
     transport = TMemoryBuffer(data)
     if media != BINARY:
         return TJSONProtocol(transport)
-    protocol = TBinaryProtocolAccelerated(transport, container_length_limit=MAX_CONTAINER)
-    if data is not None:
-        protocol.string_length_limit = max(1, len(data))
-    return protocol
+    return TBinaryProtocolAccelerated(transport, container_length_limit=MAX_CONTAINER,
+                                      string_length_limit=max(1, len(data or b"")))
 
 
 def encode_message(media: str, name: str, kind: int, sequence: int, body: ThriftStruct) -> bytes:
@@ -7450,7 +7389,6 @@ def _truth(text: Any) -> bool:
     return str(text).lower() in ("true", "1")
 
 
-
 def _resolve_ports(portmap: Json) -> Json:
     """A portmap with every alias followed to its end. Raises ConfigProblem for a cycle."""
     ports: Dict[Any, Any] = {name: int(port) if _is_integer(port) else port for name, port in portmap.items()}
@@ -7694,7 +7632,6 @@ _WARM_UP = {"files": {"job.aurora": "jobs = [Service(cluster='c', role='r', envi
 
 def _warm_up(schema: Json) -> None:
     _Evaluation(schema, dict(_WARM_UP, tiers=DEFAULT_TIERS), lambda question: {}).run()
-
 
 
 def _evaluator_main(limits: ConfigLimits, cpus: Sequence[int]) -> None:
@@ -8372,7 +8309,7 @@ def named_roles(value: Any) -> List[Optional[str]]:
         return []
     roles = [role for field in value.fields for role in named_roles(getattr(value, field))]
     if "ownerRole" in value.fields:
-        roles.append(value.ownerRole)       # type: ignore[attr-defined]
+        roles.append(value.ownerRole)
     if isinstance(value, (api.TaskQuery, api.JobUpdateQuery)):
         role = (value.role or "").strip()   # blank: no filter, to the scheduler
         roles += [role] if role else [] if roles else [None]
@@ -9345,7 +9282,6 @@ def judge_update(look: UpdateLook, wanted: str = "ROLLED_FORWARD") -> Verdict:
         text += "; " + _told(look.endings[0])
     code = name if name in ("ROLLED_BACK", "ABORTED", "ROLLED_FORWARD") else "UPDATE_FAILED"
     return Verdict(False, *counts, text, code, dict(fields, endings=list(look.endings)))
-
 
 
 def host_modes(response: Any) -> Dict[str, str]:
@@ -15510,8 +15446,8 @@ _NOTHING = (0.0, 0.0, 0.0)
 
 def amounts(config: Any, count: int = 1) -> List[float]:
     """cores, MB of memory, MB of disk of so many tasks of a TaskConfig."""
-    return [count * sum((getattr(each, field) or 0 for each in config.resources or ()), 0.0)
-            for field, *_ in _RESOURCES]
+    taken = ((each.numCpus or 0, each.ramMb or 0, each.diskMb or 0) for each in config.resources or ())
+    return [count * each for each in _sums(*taken)]
 
 
 def _sums(*amounts: Sequence[float]) -> List[float]:
@@ -16400,11 +16336,12 @@ class _DemoChecks(_DemoUpdater):
         needed = _sums(self._consumption(role, True, False, update), extra)
         return [need - have for need, have in zip(needed, self._quotas.get(role, _NOTHING))]
 
-    def _extra(self, config: Any, count: int) -> Sequence[float]:
-        """What `count` more instances lack of their role's quota: nothing if they need none."""
+    def _extra(self, config: Any, count: int, update: Optional[DemoUpdate] = None) -> Sequence[float]:
+        """What `count` more instances, or an update, lack of their role's quota: nothing if they need
+        none."""
         if not config.production or _is_dedicated(config):
             return ()
-        return self._lacking(config.job.role, amounts(config, count))
+        return self._lacking(config.job.role, amounts(config, count), update)
 
     def _consumption(self, role: str, production: bool, dedicated: bool,
                      update: Optional[DemoUpdate] = None) -> List[float]:
@@ -16643,10 +16580,7 @@ class _DemoUpdates(_DemoReads):
         if not replaced and not desired:
             return None, "Job is unchanged by proposed update."
         update = DemoUpdate(key, self._user, request, replaced, desired)
-        lacking: Sequence[float] = ()
-        if desired and config.production and not _is_dedicated(config):
-            lacking = self._lacking(key[0], _NOTHING, update)
-        self._check_limits(request.instanceCount, lacking)
+        self._check_limits(request.instanceCount, self._extra(config, 0, update) if desired else ())
         active = self._rolling.get(key)
         if active is not None:
             raise _Refusal(
