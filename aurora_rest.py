@@ -179,6 +179,13 @@ def failure(code: str, http: int, text: str, retry_after: int = 0, harmless: boo
         "harmless": harmless})
 
 
+def told_as(error: Exception) -> Failure:
+    """What callers are told of an exception: it, or, of a defect of ours, no more than that it is one."""
+    if isinstance(error, Failure):
+        return error
+    return Failure("an internal error; the log has more under the request id")
+
+
 BadRequest = failure("BAD_REQUEST", 400, "The request itself is malformed.")
 Unauthorized = failure("UNAUTHORIZED", 401, "No credentials, or wrong ones.")
 Forbidden = failure("FORBIDDEN", 403, "The caller may not do this.")
@@ -1324,7 +1331,7 @@ class App:
     def warn(self, text: str) -> None:
         """Called with what an operator should know."""
 
-    def broken(self, error: Exception) -> None:
+    def broken(self, error: Exception, request_id: Optional[str] = None) -> None:
         """Called for an exception that is a defect of ours, to be logged."""
 
     def dress(self, request: Request, response: Response) -> Response:
@@ -2409,8 +2416,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
         try:
             return self.app.handle(request)
         except Exception as error:
-            self.app.broken(error)
-            return self.app.refuse(Failure("an internal error"), request)
+            self.app.broken(error, request.id)
+            return self.app.refuse(told_as(error), request)
 
     def _give(self, run: Run, answer: Answer) -> None:
         """Answer all that the run was for."""
@@ -6768,8 +6775,9 @@ class _Evaluation:
     def _print(self, *values: Any, **options: Any) -> None:
         stream = options.get("file")
         write = self._write if stream is None else stream.write
-        write(_plain_str(options.get("sep", " ")).join(map(_plain_str, values))
-              + _plain_str(options.get("end", "\n")))
+        separator, end = (standard if options.get(name) is None else _plain_str(options[name])
+                          for name, standard in (("sep", " "), ("end", "\n")))
+        write(separator.join(map(_plain_str, values)) + end)
 
     def _print_to(self, stream: Any, *values: Any, **options: Any) -> None:
         """print >>stream, …"""
@@ -10392,7 +10400,7 @@ def read_piece(observer: Observer, output: Output, tail: int = 100, offset: Opti
         if whole:
             piece = piece._replace(data=piece.data[:whole], next=piece.next - len(piece.data) + whole)
     if wanted and offset is not None:
-        piece = piece._replace(data=b"".join(_matching(piece.data.splitlines(True), wanted)))
+        piece = piece._replace(data=b"".join(_matching(io.BytesIO(piece.data), wanted)))
     return piece
 
 
@@ -12235,11 +12243,8 @@ class Idempotency:
         settle = partial(self._settle, slot, mine, call)
         try:
             answer = run()
-        except AuroraError as error:
-            settle(self.service.refuse(error, request))
-            raise
-        except Exception:
-            settle(self.service.refuse(AuroraError("an internal error")))
+        except Exception as error:
+            settle(self.service.refuse(told_as(error), request))
             raise
         if isinstance(answer, Later):
             self._await(answer.again(), settle)     # here too: the first caller may go before it comes
@@ -12837,8 +12842,8 @@ class Reception(App):
     def dress(self, request: Request, response: Response) -> Response:
         asked = False
         if "pretty" in request.raw_query and response.content_type == JSON_TYPE and response.body:
-            with contextlib.suppress(BadRequest):       # that is told already, or something graver is
-                asked = any(name == "pretty" and value in ("1", "true") for name, value in request.query)
+            with contextlib.suppress(BadRequest, ValueError):       # that is told, or something graver is
+                asked = _read_flag(dict(request.query).get("pretty", "0"))
         if not asked:
             return response
         plain = json.loads(response.body)
@@ -13088,10 +13093,6 @@ class Service(Reception):
             return self.answer(request, chosen)
         except AuroraError as error:
             return self.refuse(error, request)
-        except Exception as error:      # a defect of ours: one line, and no traceback to the caller
-            self.broken(error, request.id)
-            return self.refuse(AuroraError("an internal error; the log has more under the request id"),
-                               request)
 
     def answer(self, request: Request, chosen: Route) -> Union[Response, Later, Stream]:
         """The answer to a request for a route. Raises AuroraError."""
@@ -13836,7 +13837,7 @@ class Follow(Source):
     def _shown(self, entry: Entry) -> bytes:
         data, plain = entry.data, entry.plain
         if self.grep is not None and entry.name == "log":
-            data = b"".join(line for line in data.splitlines(True) if self.grep in line)
+            data = b"".join(_matching(io.BytesIO(data), self.grep))
             if not data:
                 return b""
             plain = dict(plain, text=data.decode("utf-8", "replace"))
@@ -13849,7 +13850,7 @@ class Follow(Source):
             return data
         if data and not data.endswith(b"\n"):
             data += b"\n"
-        return b"".join(b"%d: %b" % (plain["instance"], line) for line in data.splitlines(True))
+        return b"".join(b"%d: %b" % (plain["instance"], line) for line in io.BytesIO(data))
 
 
 def _text(body: bytes, *headers: Tuple[str, str]) -> Response:

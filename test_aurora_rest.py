@@ -2304,7 +2304,7 @@ class Python2Test(Serving):
     def test_print(self) -> None:
         text = ("import sys, StringIO\nprint 'a', 1\nprint 'b',\nprint 'c'\nprint\nprint ('x'), 'y'\nprint "
                 "('%s') % 1; print -1\nif 1: print [1][0]\nelse: print 2\nprint >>sys.stderr, 'e', 0.1 + "
-                "0.2\nprint('k', 2, sep='-')\nprint 1e11 # c\no = StringIO.StringIO()\nprint >>o, "
+                "0.2\nprint('k', 2, sep='-', end=None)\nprint 1e11 # c\no = StringIO.StringIO()\nprint >>o, "
                 "'in'\nprint o.getvalue()\nprint 'not', \\\n  'done',")
         error = self.refused(text + "\nraise ValueError, 'stop'", "stop")
         self.assertEqual(error.details["output"], [
@@ -3604,6 +3604,11 @@ class RoutesTest(Serving):
         first, again = (self.ask("DELETE", path + "?shards=0", Idempotency_Key="g") for _ in range(2))
         self.assertEqual((first.status, again.headers.get("idempotency-replayed"), again.body),
                          (200, "true", first.body))
+        with mock.patch.object(aurora_rest, "messages_of", side_effect=KeyError("x")):     # after the write
+            first = self.bad(500, "DELETE", path, says="an internal error", Idempotency_Key="h")
+        again = self.ask("DELETE", path, Idempotency_Key="h")
+        self.assertEqual((again.status, again.json), (500, first))
+        self.assertEqual("/alpha/job/" + first["key"], path)
 
     def test_a_wait_with_an_idempotency_key_keeps_its_place_and_lets_go_when_it_is_over(self) -> None:
         path = self.create("keyed")
@@ -3962,7 +3967,7 @@ class OutcomeTest(Serving):
         self.assertNotEqual(self.good("GET", follow)["jobs"]["1"], first.json["jobs"]["1"])
         self.assertNotIn("link", self.ask("GET", base + "&offset=1&limit=1000").headers)
         self.assertIn(b'\n  "status": "success"', self.ask("GET", base + "&pretty=1").body)
-        self.assertIn(b'\n  "status": "failure"', self.ask("GET", JOB + "nope?pretty=true").body)
+        self.assertIn(b'\n  "status": "failure"', self.ask("GET", JOB + "nope?pretty=TRUE").body)
 
     def test_a_list_of_all_clusters_names_those_that_did_not_answer(self) -> None:
         server = aurora_rest.Server(port=0, clusters={"alive": self.demo.url, "dead": "http://127.0.0.1:1"},
@@ -4779,7 +4784,8 @@ class LogsTest(Serving):
                          502)         # the observer cannot: its name is not ASCII
         self.reader.agent_port = 5051
         self.assertEqual(self.ask("GET", log).body.count(b"\n"), 100)
-        path = self.job("read2", ("p", lines + "echo ünd >&2; sleep 9999")) + "/instances/0/logs"
+        errors = "echo ünd >&2; echo a\rb >&2; sleep 9999"
+        path = self.job("read2", ("p", lines + errors)) + "/instances/0/logs"
         answer = self.ask("GET", path)
         whole = "".join("line %d\n" % number for number in range(250)).encode()
         self.assertEqual(answer.body, b"".join(whole.splitlines(True)[-100:]))
@@ -4792,7 +4798,9 @@ class LogsTest(Serving):
                                 ("offset=-9", b"line 249\n"), ("offset=99999", b""), ("tail=1000", whole),
                                 ("grep=e+13&tail=3",
                                  b"line 137\nline 138\nline 139\n"), ("offset=0&grep=9&length=20", b""),
-                                ("stream=stderr", "ünd\n".encode()),
+                                ("stream=stderr&grep=b", b"a\rb\n"),
+                                ("stream=stderr&grep=b&offset=0", b"a\rb\n"),
+                                ("stream=stderr", "ünd\na\rb\n".encode()),
                                 ("stream=stderr&offset=0&length=1", b"\xc3"),
                                 ("run=0&tail=1", b"line 249\n"), ("run=-1&tail=1", b"line 249\n")):
             answer = self.ask("GET", path + "?" + query)
