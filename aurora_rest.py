@@ -4141,10 +4141,8 @@ class Scheduler:
             raise BadAnswer("the scheduler redirects from https to http; credentials are not sent there")
         return target
 
-    def reload(self, authorization: Authorization) -> None:
-        """Read the certificates to trust again, and use other credentials, from the next connection and call
-        on."""
-        self.authorization = authorization
+    def reload(self) -> None:
+        """Read the certificates to trust again, from the next connection on."""
         self.leadership.forget()
         self.network.close()
 
@@ -21100,6 +21098,7 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
         server.service.expires = certificate_expiry(options.tls_cert)
     options.seen["certificate"] = _fingerprint(options)
     options.seen["scheduler ca"] = _fingerprint(options, "scheduler-ca")
+    options.seen["credentials"] = repr([named["credentials"](each) for each in named["clusters"]])
     return server
 
 
@@ -21512,7 +21511,7 @@ class _Reload:
         import ssl
         ssl.create_default_context(cafile=ca)
         for scheduler in self.server.clusters:
-            scheduler.reload(scheduler.authorization)
+            scheduler.reload()
         return self.noted("scheduler ca", _fingerprint(self.options, "scheduler-ca"))
 
     def credentials(self) -> str:
@@ -21521,7 +21520,7 @@ class _Reload:
         known = [each for each in self.server.clusters.values() if not demo or each.name != demo.name]
         find = own_credentials(self.options, known)
         for scheduler, cluster in self.server.clusters.items():
-            scheduler.reload(find(cluster))
+            scheduler.authorization = find(cluster)
         return self.noted("credentials", repr([find(each) for each in known]))
 
 

@@ -7711,8 +7711,10 @@ class ProcessTest(unittest.TestCase):
                 shutil.copy(os.path.join(old, part), live[part])
             tokens = os.path.join(folder, "tokens")
             open(tokens, "w").close()
-            process, server, lines = self.serve("--demo", "--tls-cert", live["cert"], "--tls-key",
-                                                live["key"], "--tokens", tokens)
+            secret = self.write("a:b")
+            process, server, lines = self.serve(
+                "--demo", "--tls-cert", live["cert"], "--tls-key", live["key"], "--tokens", tokens,
+                "--scheduler", "other=http://127.0.0.1:1", "--scheduler-auth", "other=" + secret)
 
             def trusted(which: Any) -> Any:
                 context = ssl.create_default_context(cafile=os.path.join(which, "cert"))
@@ -7737,13 +7739,18 @@ class ProcessTest(unittest.TestCase):
             token, line = aurora_rest.new_token("a:read")
             with open(tokens, "w", encoding="utf-8") as stream:
                 stream.write(line)
-            self.assertNotIn("certificate", reloaded())
+            told = reloaded()
+            self.assertNotIn("certificate", told)
+            self.assertIn("credentials", told.partition(" same=")[2])
             self.assertIn("certificate not reloaded", "".join(lines))
             self.assertTrue(trusted(old))
             shutil.copy(os.path.join(new, "key"), live["key"])
             with open(tokens, "w", encoding="utf-8") as stream:
                 stream.write("broken")
+            with open(secret, "w", encoding="utf-8") as stream:
+                stream.write("a:c")
             last = reloaded()
+            self.assertIn("credentials (new)", last.partition(" same=")[0])
             self.assertTrue("certificate" in last and "tokens" not in last, last)
             self.assertTrue(trusted(new) and not trusted(old))
 
