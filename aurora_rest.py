@@ -4051,9 +4051,9 @@ class Scheduler:
             if not ask.message:
                 return load_json(body.decode())
             response = decode_reply(BINARY, method.name, body, projection)
-        except (BadMessage, ValueError) as error:
-            raise _unreadable("the scheduler's answer to %s cannot be read: %s" %
-                                   (method.name, error)) from None
+        except ValueError as error:
+            raise _unreadable("the scheduler's answer to %s cannot be read: %s" % (
+                method.name, error)) from None
 
         def part(of: Any, name: str) -> Any:
             return (of or {}).get(name) if projection else getattr(of, name, None)
@@ -4162,7 +4162,7 @@ def narrowed(scheduler: Scheduler, ask: Ask, timeout: Optional[float] = None) ->
     if query.statuses and query.statuses & api.ACTIVE_STATES:
         raise BadRequest("only ended tasks can be pruned: %s" % ", ".join(
             sorted(api.ScheduleStatus.name_of(each) for each in api.TERMINAL_STATES)))
-    look = query.replace(statuses=query.statuses or set(api.TERMINAL_STATES), offset=None)
+    look = query.replace(statuses=query.statuses or api.TERMINAL_STATES, offset=None)
     ids = Projection(Type("struct", api.Response), {"responseCode": True, "details": True, "result": {
         "scheduleStatusResult": {"tasks": {"assignedTask": {"taskId": True}}}}})
     response = scheduler.ask(scheduler.prepare(
@@ -6707,7 +6707,7 @@ class _Syntax(ast.NodeVisitor):
         self.generic_visit(node)
 
 
-@lru_cache(maxsize=1)
+@lru_cache
 def _pystachio_privates() -> Set[str]:
     """The private attributes of pystachio's classes and their instances, as its source writes them."""
     import inspect
@@ -7492,7 +7492,7 @@ def _machine() -> str:
             name) else name
 
 
-@lru_cache(maxsize=1)
+@lru_cache
 def _libc() -> Any:
     import ctypes
     return ctypes.CDLL(None, use_errno=True)
@@ -7580,7 +7580,7 @@ def _shut_out_of_files() -> List[str]:
     return ["landlock"] if taken else []
 
 
-@lru_cache(maxsize=1)
+@lru_cache
 def _system_call_filter() -> Any:
     """The program that lets only the calls in _SECCOMP pass, as prctl takes it; None for a machine that is
     not known. Made once, in the process that forks: each child would pay a millisecond for it."""
@@ -8199,7 +8199,7 @@ def same_meaning(mine: Any, running: Any) -> bool:
         task = plain.get("task") if isinstance(plain, dict) else None
         for field in ("processes", "constraints"):
             if isinstance(task, dict) and isinstance(task.get(field), list):
-                task[field] = sorted(task[field], key=lambda each: json.dumps(each, sort_keys=True))
+                task[field] = sorted(task[field], key=_sorted_json)
         return plain
 
     def rest(config: Any) -> Any:
@@ -8412,7 +8412,7 @@ _STRING_KEY = {"role": True, "environment": True, "name": True, None: _KeyText}
 _MESSAGES = {"responseCode": True, "details": True}
 
 
-@lru_cache(maxsize=None)
+@lru_cache
 def projection(name: str) -> Projection:
     """The named projection of a Response; made on first use."""
     assigned = {"taskId": True, "slaveHost": True, "instanceId": True}
@@ -8646,7 +8646,7 @@ def update_summaries(scheduler: Scheduler, query: Any) -> List[Any]:
 def active_update(scheduler: Scheduler, key: Key) -> Any:
     """The api.JobUpdateSummary of the update in progress. Raises NotFound."""
     found = update_summaries(scheduler, api.JobUpdateQuery(
-        jobKey=key.thrift, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)))
+        jobKey=key.thrift, updateStatuses=api.ACTIVE_JOB_UPDATE_STATES))
     if not found:
         raise NotFound("no active update of job %s" % (key,))
     return found[0]
@@ -8917,7 +8917,7 @@ def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage
     `seconds` when they go, these together or else each alone; only production jobs of at least
     `min_instances` count, as in aurora_admin. For each host: jobs, each with its figures."""
     def ask(**query: Any) -> List[Any]:
-        return list(read_tasks(scheduler, api.TaskQuery(statuses=set(api.LIVE_STATES), **query), "sla tasks"))
+        return list(read_tasks(scheduler, api.TaskQuery(statuses=api.LIVE_STATES, **query), "sla tasks"))
     tasks = ask() if hosts is None else ask(slaveHosts=set(hosts))
     on_host: Dict[str, Set[str]] = {host: set() for host in hosts or ()}
     for task in tasks:
@@ -9631,7 +9631,7 @@ class TaskChanges:
                 break
         # active ones may be older than all that was read
         if len(page) == self.PAGE and query.jobKey is None:
-            active_ones = query.replace(updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES))
+            active_ones = query.replace(updateStatuses=api.ACTIVE_JOB_UPDATE_STATES)
             read = {summary.key.id for summary in look}
             look += [each for each in update_summaries(self.scheduler, active_ones)
                      if each.key.id not in read]
@@ -9752,7 +9752,7 @@ class Lookout(Poll):
             if not any(before.get(number) == state for number, state in said.items()):
                 return names        # there may be more that is new than what was read
             latest += update_summaries(self.session, query.replace(
-                limit=None, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)))
+                limit=None, updateStatuses=api.ACTIVE_JOB_UPDATE_STATES))
         return {"/".join((each.key.job.role, each.key.job.environment, each.key.job.name)) for each in latest
                 if before.get(each.key.id) != said.get(each.key.id)
                 or each.state.status in api.ACTIVE_JOB_UPDATE_STATES}
@@ -11814,7 +11814,7 @@ Ready(Success): able to work
 """
 
 
-@lru_cache(maxsize=1)
+@lru_cache
 def _objects() -> Dict[str, Tuple[str, Dict[str, Tuple[bool, str, str]]]]:
     """name → (what it is, its fields: name → (whether it may be absent, type, what it is))."""
     found: Dict[str, Tuple[str, Dict[str, Tuple[bool, str, str]]]] = {}
@@ -12000,7 +12000,7 @@ def route(method: str, path: str, group: str, access: str = "", params: str = ""
     return put
 
 
-@lru_cache(maxsize=None)
+@lru_cache
 def _patterns() -> List[Tuple[Any, Dict[str, Route]]]:
     """(compiled path, method → route) of all routes, made once when the table is complete."""
     made: Dict[str, Tuple[Any, Dict[str, Route]]] = {}
@@ -12035,7 +12035,7 @@ def _match(path: str) -> Tuple[Dict[str, Route], Dict[str, str]]:
 def no_such(what: str, name: str, known: Iterable[str]) -> Failure:
     """The NotFound for a name that is not among those known, with the nearest of them."""
     import difflib
-    near = difflib.get_close_matches(name, list(known), 3, 0.6)
+    near = difflib.get_close_matches(name, list(known))
     return NotFound("there is no %s %s%s" % (what, name, "; did you mean %s?" % " or ".join(near) if near
                                              else ""))
 
@@ -12973,7 +12973,7 @@ def _shortened_values(value: Any) -> Any:
     if isinstance(value, str):
         return _shortened(value, 200)
     if isinstance(value, dict):
-        return {name[:200]: _digest(json.dumps(each, sort_keys=True).encode()) if name == "taskConfig"
+        return {name[:200]: _digest(_sorted_json(each).encode()) if name == "taskConfig"
                 else _shortened_values(each) for name, each in sorted(value.items())[:50]}
     return [_shortened_values(each) for each in value[:50]] if isinstance(value, list) else value
 
@@ -14282,7 +14282,7 @@ def restart_job(call: Call) -> Any:
 
 def _updates_in_progress(call: Call) -> List[Any]:
     return find_updates(call.scheduler, api.JobUpdateQuery(
-        jobKey=call.key.thrift, updateStatuses=set(api.ACTIVE_JOB_UPDATE_STATES)))
+        jobKey=call.key.thrift, updateStatuses=api.ACTIVE_JOB_UPDATE_STATES))
 
 
 def _batches(call: Call) -> Tuple[List[int], int]:
@@ -14530,7 +14530,7 @@ def _known_hosts(call: Call) -> Dict[str, str]:
     modes = _modes(call, hosts)
     unknown = [host for host in hosts if host not in modes]
     if unknown:
-        tasks = read_tasks(call.scheduler, api.TaskQuery(statuses=set(api.LIVE_STATES), limit=20000), "hosts")
+        tasks = read_tasks(call.scheduler, api.TaskQuery(statuses=api.LIVE_STATES, limit=20000), "hosts")
         seen = {each["assignedTask"].get("slaveHost", "") for each in tasks}
         raise NotFound(*[str(no_such("host", host, seen)) for host in unknown])
     return {host: modes[host] for host in hosts}
@@ -14930,7 +14930,7 @@ def list_hosts(call: Call) -> Any:
     """The hosts of a cluster as far as the scheduler tells of them: those with tasks, with resources that are
     offered or in maintenance, and those that host= names in full."""
     states = api.ScheduleStatus
-    query = api.TaskQuery(statuses=set(api.LIVE_STATES) | {states.ASSIGNED, states.STARTING})
+    query = api.TaskQuery(statuses=api.LIVE_STATES | {states.ASSIGNED, states.STARTING})
     counts = collections.Counter(task["assignedTask"].get("slaveHost")
                                  for task in read_tasks(call.scheduler, query, "hosts"))
     offered: Dict[str, Json] = {}
@@ -14978,7 +14978,7 @@ def _config_id(config: Any) -> str:
     with contextlib.suppress(TypeError, ValueError):
         data = load_json(data)
     plain = _significant(config.replace(executorConfig=None, owner=None, taskLinks=None).to_plain())
-    return hashlib.sha256(json.dumps([plain, executor.name, data], sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(_sorted_json([plain, executor.name, data]).encode()).hexdigest()[:12]
 
 
 _ENDED_READ = 200       # ended tasks that are looked at for configurations: each comes with its own
@@ -15009,7 +15009,7 @@ def _versions(call: Call) -> Dict[str, Version]:
             note(Version(each.task, len(from_ranges(each.instances)), settings=settings))
     for config, numbers in call.running:
         note(Version(config, len(numbers)))
-    query = api.TaskQuery(jobKeys={call.key.thrift}, statuses=set(api.TERMINAL_STATES), limit=_ENDED_READ)
+    query = api.TaskQuery(jobKeys={call.key.thrift}, statuses=api.TERMINAL_STATES, limit=_ENDED_READ)
     ended = call.read("getTasksStatus", query).result.scheduleStatusResult.tasks or ()
     for task in ended:
         first = min((event.timestamp for event in task.taskEvents or ()), default=None)
@@ -15155,7 +15155,7 @@ def _openapi_response(prefix: str) -> Response:
         b'"servers": [{"url": "/"}]', b'"servers": [{"url": "%s/"}]' % prefix.encode()))
 
 
-@lru_cache(maxsize=1)
+@lru_cache
 def openapi_text() -> bytes:
     """The OpenAPI 3.1 description of the route table, as JSON."""
     paths: Dict[str, Json] = {}
@@ -16925,7 +16925,7 @@ class _DemoAdmin(_DemoJobs):
         if any(status in api.ACTIVE_STATES for status in query.statuses or ()):
             raise ValueError("Tasks in non-terminal state cannot be pruned.")
         if query.statuses is None:
-            query = query.replace(statuses=set(api.TERMINAL_STATES))
+            query = query.replace(statuses=api.TERMINAL_STATES)
         found = self._matching(query)
         if query.limit is not None:
             if query.limit < 0:
@@ -17049,7 +17049,7 @@ class Demo(_DemoAdmin):
         return api.TaskConfig(
             job=key, owner=api.Identity(user=role), isService=service, priority=0, maxTaskFailures=1,
             tier="preemptible", resources=resource_set(cpu, megabytes, megabytes),
-            executorConfig=api.ExecutorConfig(name=EXECUTOR_NAME, data=json.dumps(data, sort_keys=True)))
+            executorConfig=api.ExecutorConfig(name=EXECUTOR_NAME, data=_sorted_json(data)))
 
     def _add_samples(self) -> None:
         self._user = "demo"
@@ -17201,7 +17201,7 @@ class DemoApp(App):
             method = api.method(name)
             arguments = method.arguments()
             arguments.read(protocol)
-        except (BadMessage, *_DECODE_ERRORS):
+        except _DECODE_ERRORS:
             return _text_page(500, "not Thrift\n")
         response = self._authorized(request, method, arguments)
         if isinstance(response, Response):
