@@ -162,6 +162,11 @@ class Failure(Exception):
         self.retry_after = retry_after or self.retry_after
         self.details = details
 
+    @property
+    def plain(self) -> Json:
+        """What is told of it among other things."""
+        return {"code": self.code, "errors": self.messages}
+
     def doubt(self, method: str) -> None:
         """Say that a write may have been done all the same: in words, and in a field for programs."""
         last = self.messages[-1] if self.messages else "failed"
@@ -1259,7 +1264,7 @@ class Events(Poll):
         if self._failing:
             if failing:
                 return
-            answer = [("error", {"code": answer.code, "errors": answer.messages})]
+            answer = [("error", answer.plain)]
         with self._lock:
             for name, plain in answer:
                 self._number += 1
@@ -1369,6 +1374,11 @@ def _reason(error: BaseException) -> str:
 def _place(error: BaseException) -> str:
     lines = [line for _, line in traceback.walk_tb(error.__traceback__)]
     return "line %d" % lines[-1] if lines else "?"
+
+
+def defect(error: BaseException, **where: Any) -> Event:
+    """The line of the log about an exception that is a defect of ours."""
+    return Event("error", **where, error="%s: %s" % (type(error).__name__, error), at=_place(error))
 
 
 class Timer(list):      # type: ignore[type-arg]
@@ -8295,6 +8305,18 @@ class Key(NamedTuple):
         """The api.JobKey."""
         return api.JobKey(*self[1:])
 
+    def tasks(self, **more: Any) -> Any:
+        """The api.TaskQuery of the job's tasks."""
+        return api.TaskQuery(jobKeys={self.thrift}, **more)
+
+
+JobTuple = Tuple[str, str, str]         # a job's role, environment and name
+
+
+def job_tuple(key: Any) -> JobTuple:
+    """What an api.JobKey holds."""
+    return (key.role, key.environment, key.name)
+
 
 class DryRun(Exception):
     """The write call that would have been made, if there is one, and what is known of its effect."""
@@ -8496,12 +8518,11 @@ def query_tasks(scheduler: Scheduler, key: Key, instances: Sequence[int] = (),
                 fields: str = "tasks", reasons: bool = False) -> List[Any]:
     """The plain tasks of a job, sorted by instance and age; statuses are numbers. fields: a projection's
     name; reasons: with the scheduler's `reason` why, in each that waits for a host."""
-    query = api.TaskQuery(jobKeys={key.thrift}, instanceIds=set(instances) or None,
-                          statuses=set(statuses) if statuses else None)
+    query = key.tasks(instanceIds=set(instances) or None, statuses=set(statuses) if statuses else None)
     tasks = read_tasks(scheduler, query, fields)
     numbers = {task["assignedTask"].setdefault("instanceId", 0) for task in tasks}
     if reasons and api.ScheduleStatus.PENDING in {task["status"] for task in tasks}:
-        known = pending_reasons(scheduler, api.TaskQuery(jobKeys={key.thrift}))
+        known = pending_reasons(scheduler, key.tasks())
         for task in tasks:
             task["reason"] = known.get(task["assignedTask"]["taskId"])
     if len(numbers) == len(tasks):      # each has one task, whatever its age
@@ -8734,9 +8755,9 @@ def plain_update(cluster: str, details: Any, whole: bool = False) -> Json:
     """An update's api.JobUpdateDetails as callers see it; whole: with settings, configurations and all
     events."""
     summary, instructions = details.update.summary, details.update.instructions
-    state, job = summary.state, summary.key.job
+    state = summary.state
     plain: Json = {
-        "id": summary.key.id, "job": "/".join((cluster, job.role, job.environment, job.name)),
+        "id": summary.key.id, "job": "/".join((cluster, *job_tuple(summary.key.job))),
         "user": summary.user,
         "state": api.JobUpdateStatus.name_of(state.status), "created": state.createdTimestampMs,
         "modified": state.lastModifiedTimestampMs, "message": last_message(details),
@@ -8771,7 +8792,7 @@ def look_at_update(scheduler: Scheduler, key: Key, update_id: str) -> UpdateLook
     status = details.update.summary.state.status
     with contextlib.suppress(AuroraError):      # what is said besides must not fail the wait
         if status in api.ACTIVE_JOB_UPDATE_STATES:
-            reasons = pending_reasons(scheduler, api.TaskQuery(jobKeys={key.thrift}))
+            reasons = pending_reasons(scheduler, key.tasks())
             return UpdateLook(details, sorted(set(reasons.values())))
         actions = (api.JobUpdateAction.INSTANCE_UPDATE_FAILED, api.JobUpdateAction.INSTANCE_ROLLBACK_FAILED)
         failed = {event.instanceId for event in details.instanceEvents or () if event.action in actions}
@@ -8950,6 +8971,11 @@ def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage
 # --- long-running work --------------------------------------------------------------------------------------
 
 
+def now_ms() -> int:
+    """The time in milliseconds since 1970."""
+    return int(time.time() * 1000)
+
+
 class Cancelled(Exception):
     """The operation was told to stop."""
 
@@ -8973,7 +8999,7 @@ class Operation(Source):
         # level and role that began it: what cancelling takes
         self.needs: Tuple[str, Optional[str]] = ("write", None)
         self.state = "running"          # then succeeded, failed, cancelled or interrupted
-        self.started = int(time.time() * 1000)
+        self.started = now_ms()
         self.ended: Optional[int] = None
         self.done = self.failed = 0
         self.total = total
@@ -8988,7 +9014,7 @@ class Operation(Source):
 
     def step(self, text: str, **fields: Any) -> None:
         """Note one thing that was done or seen."""
-        noted = dict(fields, time=int(time.time() * 1000), text=text)
+        noted = dict(fields, time=now_ms(), text=text)
         self.steps.append(noted)
         self.stepped += 1
         self.on_step(self, noted)
@@ -9027,7 +9053,7 @@ class Operation(Source):
             self.errors.append("internal error: %s" % type(error).__name__)
         with self._lock:
             self.state = state
-            self.ended = int(time.time() * 1000)
+            self.ended = now_ms()
         self.changed()
 
     def __iter__(self) -> Iterator[Json]:
@@ -9172,8 +9198,7 @@ class Operations:
                     errors="; ".join(operation.errors)[:500] or None))
                 if operation.failure is not None and not isinstance(operation.failure,
                         (AuroraError, Cancelled)):
-                    self.log(Event("error", operation=operation.id, error="%s: %s" % (
-                        type(operation.failure).__name__, operation.failure), at=_place(operation.failure)))
+                    self.log(defect(operation.failure, operation=operation.id))
         finally:
             self._slots.release()
             with self._lock:
@@ -9600,7 +9625,7 @@ class TaskChanges:
                          "message": event.get("message"), "host": assigned.get("slaveHost")}
                 events.append(("task", plain))
             seen[identity] = (len(history), max(times, default=last), plain)
-        now = int(time.time() * 1000)
+        now = now_ms()
         for identity, (_, _, plain) in self._tasks.items():
             if identity not in seen:
                 gone = plain or {}
@@ -9651,8 +9676,7 @@ class TaskChanges:
     def _events_of(self, details: Any, events: List[_Happened]) -> _UpdateTold:
         """Add an update's new events; what is known of it then."""
         key, state = details.update.summary.key, details.update.summary.state
-        shared = {"update": key.id, "job": "/".join((self.cluster, key.job.role, key.job.environment,
-                                                     key.job.name))}
+        shared = {"update": key.id, "job": "/".join((self.cluster, *job_tuple(key.job)))}
         statuses, steps = details.updateEvents or [], details.instanceEvents or []
         told_statuses, told_steps, _, last = self._updates.get(key.id, (0, 0, None, None))
         fresh = statuses[told_statuses:]
@@ -9668,7 +9692,7 @@ class TaskChanges:
 
 def changes_of(scheduler: Any, key: Key) -> TaskChanges:
     """What is new in a job's tasks and updates."""
-    return TaskChanges(scheduler, key.cluster, lambda: api.TaskQuery(jobKeys={key.thrift}),
+    return TaskChanges(scheduler, key.cluster, key.tasks,
                        lambda: api.JobUpdateQuery(jobKey=key.thrift))
 
 
@@ -9753,7 +9777,7 @@ class Lookout(Poll):
                 return names        # there may be more that is new than what was read
             latest += update_summaries(self.session, query.replace(
                 limit=None, updateStatuses=api.ACTIVE_JOB_UPDATE_STATES))
-        return {"/".join((each.key.job.role, each.key.job.environment, each.key.job.name)) for each in latest
+        return {"/".join(job_tuple(each.key.job)) for each in latest
                 if before.get(each.key.id) != said.get(each.key.id)
                 or each.state.status in api.ACTIVE_JOB_UPDATE_STATES}
 
@@ -10628,8 +10652,7 @@ class Feed(Poll):
         failing, self._failing = self._failing, isinstance(answer, Failure)
         if self._failing:
             answer = [] if failing else [Entry("unreachable", {
-                "instance": self.cursor.instance, "retry": int(self.interval * 1000), "code": answer.code,
-                "errors": answer.messages})]
+                "instance": self.cursor.instance, "retry": int(self.interval * 1000), **answer.plain})]
         with self._lock:
             self.number += len(answer)
             self._entries.extend(answer)
@@ -10783,7 +10806,7 @@ def follow_log(scheduler: Any, key: Union[str, Key], instance: int, process: Opt
             entries = cursor.step()
         except AuroraError as error:
             entries = []
-            yield Entry("unreachable", {"code": error.code, "errors": error.messages})
+            yield Entry("unreachable", error.plain)
         yield from entries
         if not entries and not cursor.over:
             time.sleep(interval)
@@ -12637,7 +12660,7 @@ class Readiness(Source):
                 return None
             problem = Failure("not asked yet", code="NOT_READY")
         if problem is not None:
-            return {"ready": False, "code": problem.code, "errors": problem.messages}
+            return {"ready": False, **problem.plain}
         return {"ready": True, "leader": scheduler.leader}
 
 
@@ -12853,8 +12876,7 @@ class Reception(App):
 
     def broken(self, error: Exception, request_id: Optional[str] = None) -> None:
         self.metrics.count("aurora_rest_internal_errors_total")
-        self.log(Event("error", id=request_id, error="%s: %s" % (type(error).__name__, error),
-                       at=_place(error)))
+        self.log(defect(error, id=request_id))
 
     def extra_headers(self, request: Request) -> Sequence[Tuple[str, str]]:
         origin = request.headers.get("origin")
@@ -13606,7 +13628,7 @@ def list_all_jobs(call: Call) -> Any:
         try:
             found[name] = _jobs_of(call, Session(service.clusters[name], call.auth), name)
         except AuroraError as error:
-            unanswered[name] = {"code": error.code, "errors": error.messages}
+            unanswered[name] = error.plain
     threads = [threading.Thread(target=look, args=(name,), name="cluster", daemon=True) for name in names[1:]]
     try:
         for each in threads:
@@ -13651,9 +13673,9 @@ def _cron_of(call: Call) -> Optional[Json]:
 def _require_job(call: Call) -> None:
     """Raises NotFound, with the nearest names, where the scheduler knows neither tasks nor template nor
     updates of the job."""
-    key = call.key.thrift
-    if not (read_tasks(call.scheduler, api.TaskQuery(jobKeys={key}, limit=1), "task states") or _cron_of(call)
-            or update_summaries(call.scheduler, api.JobUpdateQuery(jobKey=key, limit=1))):
+    key = call.key
+    if not (read_tasks(call.scheduler, key.tasks(limit=1), "task states") or _cron_of(call)
+            or update_summaries(call.scheduler, api.JobUpdateQuery(jobKey=key.thrift, limit=1))):
         raise _no_job(call)
 
 
@@ -13727,7 +13749,7 @@ def get_config(call: Call) -> Any:
 @_remembered("/alpha/job/{key}/pending", params="limit offset", gives="PendingList", a200="reasons by task")
 def list_pending(call: Call) -> Any:
     """Why tasks of the job are pending: which constraint or resource, per task."""
-    reasons = pending_reasons(call.scheduler, api.TaskQuery(jobKeys={call.key.thrift}))
+    reasons = pending_reasons(call.scheduler, call.key.tasks())
     if not reasons:
         _require_job(call)
     return _listed(call, "pending", [{"id": task, "reason": reason, "reasons": [
@@ -14426,7 +14448,7 @@ def _template(call: Call) -> Any:
         if each.key == call.key.thrift:
             return each
     raise no_such("cron job", str(call.key), [
-        "/".join((call.key.cluster, each.key.role, each.key.environment, each.key.name)) for each in jobs])
+        "/".join((call.key.cluster, *job_tuple(each.key))) for each in jobs])
 
 
 @_remembered("/alpha/cron/{key}", gives="CronAnswer", a200="the cron job")
@@ -15009,7 +15031,7 @@ def _versions(call: Call) -> Dict[str, Version]:
             note(Version(each.task, len(from_ranges(each.instances)), settings=settings))
     for config, numbers in call.running:
         note(Version(config, len(numbers)))
-    query = api.TaskQuery(jobKeys={call.key.thrift}, statuses=api.TERMINAL_STATES, limit=_ENDED_READ)
+    query = call.key.tasks(statuses=api.TERMINAL_STATES, limit=_ENDED_READ)
     ended = call.read("getTasksStatus", query).result.scheduleStatusResult.tasks or ()
     for task in ended:
         first = min((event.timestamp for event in task.taskEvents or ()), default=None)
@@ -15193,7 +15215,6 @@ def openapi_text() -> bytes:
 # the comments is src/main/java/org/apache/aurora/scheduler.
 # ============================================================================================================
 
-JobTuple = Tuple[str, str, str]         # a job's role, environment and name
 _S = api.ScheduleStatus
 _U = api.JobUpdateStatus
 
@@ -15661,7 +15682,7 @@ class _DemoTasks(_DemoTime):
 
     def _intern(self, config: Any) -> Any:
         """The one object for configurations of a job that are equal."""
-        key = _tuple(config.job)
+        key = job_tuple(config.job)
         known = self._interned.setdefault(key, {})
         config = known.setdefault(config, config)
         if len(known) > 50:
@@ -15673,13 +15694,13 @@ class _DemoTasks(_DemoTime):
         config = self._intern(config)
         numbers = sorted(instances)
         self._not_blank(numbers)
-        if not self._active.get(_tuple(config.job), {}).keys().isdisjoint(numbers):
+        if not self._active.get(job_tuple(config.job), {}).keys().isdisjoint(numbers):
             raise ValueError("Instance ID collision detected.")
         for number in numbers:
             self._change(self._new_task(config, number), _S.PENDING)
 
     def _new_task(self, config: Any, instance: int) -> DemoTask:
-        key = _tuple(config.job)
+        key = job_tuple(config.job)
         task_id = re.sub(r"[^\w-]", "-", "%s-%d-%s" %
                          ("-".join(key), instance, uuid.UUID(int=self._random.getrandbits(128), version=4)))
         task = DemoTask(task_id, key, instance, config)
@@ -16374,7 +16395,7 @@ class _DemoChecks(_DemoUpdater):
         """The key as a tuple. Aurora fails without a message for an invalid one."""
         if not _is_key(key):
             raise TypeError(key)
-        return _tuple(key)
+        return job_tuple(key)
 
 
 class _DemoReads(_DemoChecks):
@@ -16385,7 +16406,7 @@ class _DemoReads(_DemoChecks):
         for each in query.jobKeys or ():
             if not query.taskIds and not _is_key(each):
                 raise ValueError("Invalid job key format: %s" % _java_key(each))
-        keys = {_tuple(each) for each in query.jobKeys or ()}
+        keys = {job_tuple(each) for each in query.jobKeys or ()}
         role = (query.role or "").strip()
         if among is not None:
             candidates = among
@@ -16506,16 +16527,16 @@ class _DemoUpdates(_DemoReads):
             raise ValueError("-1")
         found = [u for u in self._updates.values()
                  if (query.role is None or u.key[0] == query.role)
-                 and (query.jobKey is None or u.key == _tuple(query.jobKey))
+                 and (query.jobKey is None or u.key == job_tuple(query.jobKey))
                  and (query.user is None or u.user == query.user)
                  and (not query.updateStatuses or u.status in query.updateStatuses)
-                 and (query.key is None or (u.id == query.key.id and u.key == _tuple(query.key.job)))]
+                 and (query.key is None or (u.id == query.key.id and u.key == job_tuple(query.key.job)))]
         found.sort(key=lambda u: -u.modified)
         return self._page(found, query)
 
     def _update_of(self, key: Any) -> Optional[DemoUpdate]:
         found = self._updates.get(key.id)
-        return found if found and found.key == _tuple(key.job) else None
+        return found if found and found.key == job_tuple(key.job) else None
 
     def getJobUpdateSummaries(self, jobUpdateQuery: Any) -> Any:
         return api.GetJobUpdateSummariesResult([u.summary() for u in self._matching_updates(jobUpdateQuery)])
@@ -16539,7 +16560,7 @@ class _DemoUpdates(_DemoReads):
         for each in only or ():
             if each.last < each.first:
                 raise ValueError("Invalid range: [%d..%d]" % (each.first, each.last))
-        active = self._active.get(_tuple(request.taskConfig.job), {})
+        active = self._active.get(job_tuple(request.taskConfig.job), {})
         current = {instance: task.config for instance, task in active.items()}
         if (request.instanceCount or 0) < 0:
             raise ValueError("Invalid range: [0..%d)" % request.instanceCount)
@@ -16552,7 +16573,7 @@ class _DemoUpdates(_DemoReads):
 
     def getJobUpdateDiff(self, request: Any) -> Any:
         config = self._intern(self._checked_task(request.taskConfig, request.instanceCount or 0))
-        if _tuple(config.job) in self._cron:
+        if job_tuple(config.job) in self._cron:
             raise _Refusal("Cron jobs are not supported.")
         current, replaced, desired, _ = self._difference(request.replace(taskConfig=config))
 
@@ -16568,7 +16589,7 @@ class _DemoUpdates(_DemoReads):
         settings = self._checked_settings(request)
         config = self._intern(self._checked_task(request.taskConfig, request.instanceCount or 0))
         request = request.replace(taskConfig=config, settings=settings)
-        key = _tuple(config.job)
+        key = job_tuple(config.job)
         if key in self._cron:
             raise _Refusal("Cron jobs may only be created/updated by calling scheduleCronJob.")
         current, replaced, desired, scope = self._difference(request)
@@ -16677,7 +16698,7 @@ class _DemoJobs(_DemoUpdates):
 
     def createJob(self, description: Any) -> Any:
         job = self._checked_job(description)
-        key = _tuple(job.key)
+        key = job_tuple(job.key)
         if job.cronSchedule is not None:
             raise _Refusal("Cron jobs may only be created/updated by calling scheduleCronJob.")
         self._check_not_updating(key)
@@ -17099,16 +17120,12 @@ def _job_of(config: Any, count: int, **more: Any) -> Any:
                                 **more)
 
 
-def _tuple(key: Any) -> JobTuple:
-    return (key.role, key.environment, key.name)
-
-
 def _is_identifier(text: Any) -> bool:
     return isinstance(text, str) and len(text) <= MAX_IDENTIFIER and bool(IDENTIFIER.fullmatch(text))
 
 
 def _is_key(key: Any) -> bool:
-    return key is not None and all(_is_identifier(each) for each in _tuple(key))
+    return key is not None and all(_is_identifier(each) for each in job_tuple(key))
 
 
 def _is_dedicated(config: Any) -> bool:
@@ -17132,7 +17149,7 @@ def _java(value: Any, kind: Optional[Type] = None) -> str:
 
 def _java_key(key: Any) -> str:
     return "null" if key is None else "IJobKey{role=%s, environment=%s, name=%s}" % tuple(
-        "null" if each is None else each for each in _tuple(key))
+        "null" if each is None else each for each in job_tuple(key))
 
 
 def _java_update_key(key: Any) -> str:
@@ -21332,7 +21349,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     try:
         return _run(sys.argv[1:] if arguments is None else arguments, log)
     except Exception as error:      # a defect: told in one line, too
-        log(Event("error", error="%s: %s" % (type(error).__name__, error), at=_place(error)))
+        log(defect(error))
         return 1
     finally:
         log.flush()
