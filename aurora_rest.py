@@ -8524,11 +8524,15 @@ def query_tasks(scheduler: Scheduler, key: Key, instances: Sequence[int] = (),
     if reasons and api.ScheduleStatus.PENDING in {task["status"] for task in tasks}:
         known = pending_reasons(scheduler, key.tasks())
         for task in tasks:
-            task["reason"] = known.get(task["assignedTask"]["taskId"])
+            task["reason"] = known.get(id_of(task))
     if len(numbers) == len(tasks):      # each has one task, whatever its age
         return sorted(tasks, key=instance_of)
-    return sorted(tasks, key=lambda task: (instance_of(task), min(times_of(task), default=0),
-                                           task["assignedTask"]["taskId"]))
+    return sorted(tasks, key=lambda task: (instance_of(task), min(times_of(task), default=0), id_of(task)))
+
+
+def active_tasks(scheduler: Scheduler, key: Key, instances: Sequence[int] = ()) -> List[Any]:
+    """The plain tasks of a job that are active, in brief."""
+    return query_tasks(scheduler, key, instances, api.ACTIVE_STATES, "task states")
 
 
 def pending_reasons(scheduler: Scheduler, query: Any) -> Dict[str, str]:
@@ -8545,6 +8549,11 @@ def times_of(task: Any) -> List[int]:
 def is_active(task: Any) -> bool:
     """Whether a plain task is in an active state."""
     return task["status"] in api.ACTIVE_STATES
+
+
+def id_of(task: Any) -> Any:
+    """The id of a plain task."""
+    return task["assignedTask"]["taskId"]
 
 
 def instance_of(task: Any) -> Any:
@@ -8575,8 +8584,7 @@ def last_words(task: Any) -> Json:
 def active_instances(scheduler: Scheduler, key: Key, instances: Sequence[int] = ()) -> Dict[int, Any]:
     """The active plain tasks of a job by instance, without those that are being killed. Raises NotFound where
     there is none at all, and where one of `instances` is not active."""
-    tasks = by_instance(task for task in query_tasks(scheduler, key, instances, api.ACTIVE_STATES,
-                                                     "task states")
+    tasks = by_instance(task for task in active_tasks(scheduler, key, instances)
                         if task["status"] != api.ScheduleStatus.KILLING)
     missing = [each for each in instances if each not in tasks]
     if missing:
@@ -8815,7 +8823,7 @@ def add_like(scheduler: Scheduler, key: Key, count: int, like: Optional[int] = N
 def _active_and_staying(scheduler: Scheduler, key: Key) -> Tuple[List[int], List[int]]:
     """The active instances, and those of them that are not being killed. Raises NotFound where there is
     none."""
-    tasks = query_tasks(scheduler, key, (), api.ACTIVE_STATES, "task states")
+    tasks = active_tasks(scheduler, key)
     if not tasks:
         raise NotFound("job %s has no active instances" % (key,))
     return instances_of(tasks), instances_of(task for task in tasks
@@ -8829,7 +8837,7 @@ def _add_like(scheduler: Scheduler, key: Key, active: Sequence[int], models: Seq
     source = api.InstanceKey(jobKey=key.thrift, instanceId=models[0] if like is None else like)
     scheduler.call("addInstances", source, count)
     try:
-        after = query_tasks(scheduler, key, (), api.ACTIVE_STATES, "task states")
+        after = active_tasks(scheduler, key)
     except AuroraError:
         return None     # it was done; only which numbers they have is not known
     return sorted(set(instances_of(after)) - set(active))
@@ -9265,7 +9273,7 @@ def judge_running(tasks: Iterable[Any], instances: Optional[Sequence[int]], know
     `count` of them; known: ids of tasks that are older than what is waited for, and do not count; strict: a
     task that failed or was lost is a failure although another takes its place."""
     status = api.ScheduleStatus
-    fresh = [task for task in tasks if task["assignedTask"]["taskId"] not in known
+    fresh = [task for task in tasks if id_of(task) not in known
              and (instances is None or instance_of(task) in instances)]
     latest = by_instance(fresh)
     ran = [number for number, task in latest.items() if task["status"] in (status.RUNNING, status.FINISHED)]
@@ -9409,8 +9417,8 @@ def rolling_restart(scheduler: Scheduler, key: Union[str, Key], instances: Seque
 
     def restart(batch: Sequence[int]) -> Dict[int, str]:
         # The scheduler leaves alone what waits for a host; such a task is watched as it is.
-        before = {n: "" if t["status"] in _NOT_PLACED else t["assignedTask"]["taskId"] for n, t in
-                  active_instances(scheduler, job, batch).items()}
+        before = {instance: "" if task["status"] in _NOT_PLACED else id_of(task)
+                  for instance, task in active_instances(scheduler, job, batch).items()}
         scheduler.call("restartShards", job.thrift, set(batch))
         return before
     while waiting:
@@ -9459,11 +9467,10 @@ def _watch_batch(operation: Operation, scheduler: Scheduler, key: Key, before: D
     """For every instance "" once its new task ran for watch_secs, else what went wrong."""
     outcome: Dict[int, str] = {}
     watched: Dict[int, Tuple[str, float]] = {}      # instance: (task id, when first seen running)
-    for tasks, late in operation.polls(lambda: query_tasks(
-            scheduler, key, sorted(before), api.ACTIVE_STATES, "task states"), options.time_limit,
-            options.poll_secs):
+    for tasks, late in operation.polls(lambda: active_tasks(scheduler, key, sorted(before)),
+                                       options.time_limit, options.poll_secs):
         now = time.monotonic()
-        running = {instance: task["assignedTask"]["taskId"] for instance, task in by_instance(tasks).items()
+        running = {instance: id_of(task) for instance, task in by_instance(tasks).items()
                    if task["status"] == api.ScheduleStatus.RUNNING}
         for instance in set(before) - set(outcome):
             task_id = running.get(instance, before[instance])
@@ -9499,8 +9506,7 @@ def batched_kill(scheduler: Scheduler, key: Union[str, Key], instances: Sequence
         batch, waiting = waiting[:batch_size], waiting[batch_size:]
         next(run.polls(lambda: _noting_doubt(run, batch, kill), time_limit, 0.0))
         run.step("killed", instances=batch)
-        for left, late in run.polls(lambda: query_tasks(
-                scheduler, job, batch, api.ACTIVE_STATES, "task states"), time_limit, poll_secs):
+        for left, late in run.polls(lambda: active_tasks(scheduler, job, batch), time_limit, poll_secs):
             verdict = judge_gone(left, batch)
             if verdict.reached:
                 break
@@ -9517,8 +9523,7 @@ def wait_until_gone(scheduler: Scheduler, key: Union[str, Key], instances: Seque
     """Wait until none of the instances (all if none are named) is active. Raises Unprocessable after
     time_limit seconds."""
     job = Key.of(key)
-    return await_verdict(operation, lambda: query_tasks(scheduler, job, instances, api.ACTIVE_STATES,
-                                                        "task states"),
+    return await_verdict(operation, lambda: active_tasks(scheduler, job, instances),
                          lambda tasks: judge_gone(tasks, instances), time_limit, poll_secs)
 
 
@@ -14034,9 +14039,9 @@ def failing_instances(tasks: Iterable[Any]) -> List[int]:
     failing: Set[int] = set()
     for task in tasks:
         if task["status"] == api.ScheduleStatus.FAILED:
-            failing.add(task["assignedTask"]["instanceId"])
+            failing.add(instance_of(task))
         elif task["status"] not in _NOT_PLACED:
-            failing.discard(task["assignedTask"]["instanceId"])
+            failing.discard(instance_of(task))
     return sorted(failing)
 
 
@@ -14101,12 +14106,12 @@ def _some(**fields: Any) -> Any:
     return {name: value for name, value in fields.items() if value}
 
 
-def _known_tasks(call: Call) -> Set[str]:
-    """Ids of the tasks there are already, where the caller will wait for new ones."""
+def _known_tasks(call: Call, statuses: Optional[Iterable[int]] = None) -> Set[str]:
+    """Ids of the tasks there are already, or of those in these states, where the caller will wait for new
+    ones."""
     if not call.get("wait") or call.get("dry_run"):
         return set()
-    return {task["assignedTask"]["taskId"] for task in query_tasks(
-        call.scheduler, call.key, (), None, "task states")}
+    return set(map(id_of, query_tasks(call.scheduler, call.key, (), statuses, "task states")))
 
 
 def _awaiting(call: Call, status: int, wanted: Optional[Sequence[int]], known: Set[str], count: int = 0,
@@ -14115,10 +14120,6 @@ def _awaiting(call: Call, status: int, wanted: Optional[Sequence[int]], known: S
     return call.outcome(status, ("tasks", call.key),
                         lambda: query_tasks(call.scheduler, call.key, reasons=True),
                         lambda tasks: judge_running(tasks, wanted, known, count, strict), **fields)
-
-
-def _dying(call: Call, instances: Sequence[int]) -> List[Any]:
-    return query_tasks(call.scheduler, call.key, instances, api.ACTIVE_STATES, "task states")
 
 
 @route("POST", "/alpha/job/{key}/inspect", "run", access="read", params="bind env file shards instances",
@@ -14328,7 +14329,7 @@ def kill_job(call: Call) -> Any:
     """Kill the named instances, or the whole job."""
     if "batch_size" in call.params:
         return _kill_in_batches(call)
-    shards, active = call.shards, instances_of(_dying(call, call.shards))
+    shards, active = call.shards, instances_of(active_tasks(call.scheduler, call.key, call.shards))
     if not active:
         _require_job(call)
         raise NotFound("job %s has no %s" % (call.key, "such active instances" if shards
@@ -14336,7 +14337,8 @@ def kill_job(call: Call) -> Any:
     call.notes["instances"] = active
     # What is being killed already is waited for, too; the scheduler says then that there is nothing to kill.
     messages = messages_of(call.write("killTasks", call.key.thrift, set(shards) or None, call.message))
-    return call.outcome(200, ("active", call.key, tuple(shards)), lambda: _dying(call, shards),
+    return call.outcome(200, ("active", call.key, tuple(shards)),
+                        lambda: active_tasks(call.scheduler, call.key, shards),
                         lambda tasks: judge_gone(tasks, active), killed=active, **_some(messages=messages))
 
 
@@ -14364,9 +14366,7 @@ def wait_for_job(call: Call) -> Any:
     wanted: Optional[Sequence[int]] = shards or None
     if not shards and not count:
         wanted = sorted(active_instances(call.scheduler, call.key, ()))
-    ended = {task["assignedTask"]["taskId"] for task in query_tasks(
-        call.scheduler, call.key, (), api.TERMINAL_STATES, "task states")}
-    return _awaiting(call, 200, wanted, ended, count or 0, False)
+    return _awaiting(call, 200, wanted, _known_tasks(call, api.TERMINAL_STATES), count or 0, False)
 
 
 def _wait_for_update(call: Call) -> Any:
@@ -14407,8 +14407,8 @@ def scale_job(call: Call) -> Any:
     if call.get("dry_run"):     # a dry run that gets here had no call to make
         raise DryRun(None, None, nothing=True, **call.notes)
     if killed:
-        return call.outcome(202, ("active", call.key, ()), lambda: _dying(call, ()), lambda tasks: judge_gone(
-            tasks, killed), added=[], killed=killed)
+        return call.outcome(202, ("active", call.key, ()), lambda: active_tasks(call.scheduler, call.key),
+                            lambda tasks: judge_gone(tasks, killed), added=[], killed=killed)
     if added == []:
         return call.job_success(200, unchanged=True, added=[], killed=[])
     return _awaiting(call, 202, added or None, known, len(added or ()) or 1, added=added, killed=[], **_some(
@@ -14697,7 +14697,7 @@ def _task_list(call: Call, found: List[Any], limit: int, whole: bool = True) -> 
         fits, on_host = _key_filter(call), _host_filter(call)
         found = sorted((task for task in found if fits(task["assignedTask"]["task"]["job"])
                         and on_host(task["assignedTask"].get("slaveHost"))),
-                       key=lambda task: task["assignedTask"]["taskId"])[call.get("offset", 0):]
+                       key=id_of)[call.get("offset", 0):]
     return _portion(call, "tasks", limit, len(found) > limit, sorted(
         _plain_tasks(call.args["cluster"], "", found[:limit]), key=lambda task: task["id"]))
 
