@@ -295,6 +295,11 @@ LIMITS: Dict[str, Limit] = {
 }
 
 
+def all_limits(changes: Optional[Limits]) -> Limits:
+    """The limits with these changes to their defaults."""
+    return dict({name: limit.default for name, limit in LIMITS.items()}, **(changes or {}))
+
+
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS")
 JSON_TYPE = "application/json"
 # of what an application answers; it holds no loops, and to look for them takes a third of the time
@@ -627,10 +632,11 @@ def decode_percent(text: str, plus: bool = False) -> str:
 class Response:
     """An answer: status, body and headers; the body may be plain JSON, encoded when first needed."""
     _gzip: Optional[bytes] = None
+    _etag: Optional[str] = None
 
     def __init__(self, status: int = 200, plain: Any = None, body: Optional[bytes] = None,
                  content_type: str = JSON_TYPE, headers: Iterable[Pair] = (), close: bool = False,
-                 etag: Optional[str] = None, code: str = "") -> None:
+                 code: str = "") -> None:
         self.status = status
         self.plain = plain
         self._body = body
@@ -638,7 +644,6 @@ class Response:
         self.headers = list(headers)
         self.close = close
         self.code = code
-        self._etag = etag
         # by the form of the answer: its header fields, made when first sent
         self.heads: Dict[Any, bytes] = {}
 
@@ -1381,6 +1386,14 @@ def defect(error: BaseException, **where: Any) -> Event:
     return Event("error", **where, error="%s: %s" % (type(error).__name__, error), at=_place(error))
 
 
+def in_thread(name: str, work: Callable[..., Any], *arguments: Any) -> threading.Thread:
+    """Do something in a thread of its own, which ends with the process at the latest. Raises RuntimeError
+    where there is none to be had."""
+    thread = threading.Thread(target=work, name=name, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
 class Timer(list):      # type: ignore[type-arg]
     """[when, serial, function]: a function that is to be called once."""
 
@@ -1597,7 +1610,7 @@ class Workers:
         if self.threads > self.most + beyond:
             return False
         try:
-            threading.Thread(target=self._work, name="http-worker", daemon=True).start()
+            in_thread("http-worker", self._work)
         except RuntimeError:        # no more threads to be had: those there are go on
             self.refused += 1
             return False
@@ -2240,7 +2253,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         self.app = app
-        self.limits = dict({name: limit.default for name, limit in LIMITS.items()}, **(limits or {}))
+        self.limits = all_limits(limits)
         self.tls = tls
         self.parse = head_parser(self.limits)
         self.proxies = Proxies()
@@ -3402,9 +3415,13 @@ class _Location(NamedTuple):
                 or "/", "api")
         return cls(secure, parts.hostname, parts.port or (443 if secure else 80), path.rstrip("/"))
 
+    @property
+    def authority(self) -> str:
+        """Host and port, as a URL and the field Host have them."""
+        return "%s:%d" % ("[%s]" % self.host if ":" in self.host else self.host, self.port)
+
     def __str__(self) -> str:
-        host = "[%s]" % self.host if ":" in self.host else self.host
-        return "%s://%s:%d" % ("https" if self.secure else "http", host, self.port)
+        return "%s://%s" % ("https" if self.secure else "http", self.authority)
 
 
 class Known:
@@ -3611,7 +3628,7 @@ class Ask(NamedTuple):
 
 class _Network:
     """The way to the schedulers of a cluster: by location the idle connections, the circuit, the heads of
-    requests. For any thread; _lock guards _idle and _heads."""
+    requests. For any thread; _lock guards _idle."""
     IDLE_SECONDS = 30.0
 
     def __init__(self, connect_timeout: float, max_answer: int, most_idle: int,
@@ -3626,15 +3643,15 @@ class _Network:
         self._idle: Dict[_Location, List[_Wire]] = {}
         # a location's; so many, as redirects may lead anywhere
         self.circuit: Callable[[_Location], Circuit] = lru_cache(maxsize=64)(lambda location: Circuit())
-        self._heads: Dict[Tuple[_Location, Optional[str], str], bytes] = {}
+        self._head = lru_cache(maxsize=64)(_request_head)
         self._context: Any = None
 
     def close(self) -> None:
         """Close the idle connections, and forget the certificates to trust and the heads with credentials."""
         with self._lock:
             idle, self._idle = self._idle, {}
-            self._heads.clear()
             self._context = None
+        self._head.cache_clear()
         for pool in idle.values():
             for wire in pool:
                 wire.close()
@@ -3686,27 +3703,6 @@ class _Network:
         named = "X-Request-Id: %s\r\n" % ask.request_id if ask.request_id else ""
         return b"%b%b%b\r\n%b" % (head, size, named.encode(), ask.message)
 
-    def _head(self, location: _Location, authorization: Optional[str], page: str) -> bytes:
-        """The request head: of a call up to the value of Content-Length, of a page all its fields."""
-        key = (location, authorization, page)
-        head = self._heads.get(key)
-        if head is None:
-            line = "POST " + location.path
-            if page:        # which stands beside the Thrift endpoint
-                line = "GET " + urllib.parse.urljoin(location.path, page[1:])
-            kind = "application/json" if page else BINARY
-            lines = [line + " HTTP/1.1", "Host: " + str(location).split("//")[1],
-                     "User-Agent: aurora_rest/" + __version__, "Accept: " + kind]
-            if authorization:
-                lines.append("Authorization: " + authorization)
-            lines += [""] if page else ["Content-Type: " + kind, "Content-Length: "]
-            head = "\r\n".join(lines).encode("latin-1", "replace")
-            with self._lock:
-                if len(self._heads) >= 64:
-                    self._heads.clear()
-                self._heads[key] = head
-        return head
-
     def _take(self, location: _Location, deadline: float) -> _Wire:
         while True:
             with self._lock:
@@ -3737,6 +3733,20 @@ class _Network:
             except (OSError, ValueError) as error:      # it was read when this process began
                 raise _Broken("%s: %s" % (self.ca_file, _reason(error)), False) from None
         return self._context
+
+
+def _request_head(location: _Location, authorization: Optional[str], page: str) -> bytes:
+    """The head of a request: of a call up to the value of Content-Length, of a page all its fields."""
+    line = "POST " + location.path
+    if page:        # which stands beside the Thrift endpoint
+        line = "GET " + urllib.parse.urljoin(location.path, page[1:])
+    kind = JSON_TYPE if page else BINARY
+    lines = [line + " HTTP/1.1", "Host: " + location.authority, "User-Agent: aurora_rest/" + __version__,
+             "Accept: " + kind]
+    if authorization:
+        lines.append("Authorization: " + authorization)
+    lines += [""] if page else ["Content-Type: " + kind, "Content-Length: "]
+    return "\r\n".join(lines).encode("latin-1", "replace")
 
 
 def _unreadable(text: str) -> Failure:
@@ -4218,6 +4228,9 @@ def messages_of(response: Any) -> List[str]:
     return [each.message for each in response.details or [] if each.message]
 
 
+DOCKER_HUB = "https://registry-1.docker.io"
+
+
 class Cluster(NamedTuple):
     """One entry of clusters.json, or of --scheduler. zk: "" when the scheduler's URL is fixed; basic: its
     entry says that the schedulers want Basic credentials."""
@@ -4226,7 +4239,7 @@ class Cluster(NamedTuple):
     zk: str = ""
     zk_path: str = ""
     basic: bool = False
-    docker_registry: str = "https://registry-1.docker.io"
+    docker_registry: str = DOCKER_HUB
 
     @property
     def place(self) -> str:
@@ -4267,7 +4280,7 @@ def _read_cluster(entry: Json, where: str) -> Cluster:
     if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 0 < int(port) < 65536:
         raise ValueError("%s has a zk_port that is none: %s" % (where, port[:80]))
     made = Cluster(entry["name"], basic=mechanism.upper() == "BASIC",
-                   docker_registry=registry or Cluster(None).docker_registry)
+                   docker_registry=registry or DOCKER_HUB)
     if zk:      # before scheduler_uri, as for the aurora client
         ensemble, slash, chroot = zk.strip().partition("/")
         hosts = ",".join(_with_port(host.strip(), port) for host in ensemble.split(","))
@@ -4319,12 +4332,10 @@ class ZooKeeperLocator:
         """The URLs; none where no scheduler is advertised. Raises AuroraError."""
         with self._lock:
             if self._thread is None and not self._closed:
-                thread = threading.Thread(target=self._follow, name="zookeeper", daemon=True)
                 try:
-                    thread.start()
+                    self._thread = in_thread("zookeeper", self._follow)
                 except RuntimeError:
                     raise Overloaded("no thread could be started to ask ZooKeeper") from None
-                self._thread = thread
         known = self._read.wait(max(0.0, seconds))
         failure = self.failure
         if self._urls or known and failure is None:
@@ -8044,7 +8055,7 @@ class Evaluator:
             self._reserving |= reserve
         if reserve:
             try:
-                threading.Thread(target=self._add_reserve, name="evaluator-reserve", daemon=True).start()
+                in_thread("evaluator-reserve", self._add_reserve)
             except RuntimeError:        # no thread to be had: then without a reserve
                 with self._lock:
                     self._reserving = False
@@ -8131,7 +8142,7 @@ def resolve_image(registry: str, name: str, tag: str) -> str:
     found = digest()
     if not found:
         raise InvalidConfig("the docker registry %s gives no digest for %s:%s" % (registry, name, tag))
-    prefix = "" if base == Cluster(None).docker_registry else urllib.parse.urlsplit(registry).netloc + "/"
+    prefix = "" if base == DOCKER_HUB else urllib.parse.urlsplit(registry).netloc + "/"
     return "%s%s@%s" % (prefix, name, found)
 
 
@@ -8233,7 +8244,7 @@ _DEFAULT_EVALUATOR = Evaluator(2)       # of load_job; has no process before it 
 def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str] = None,
              is_json: bool = False,
              bindings: Union[Dict[str, str], Sequence[Tuple[str, str]]] = (), tiers: Optional[Json] = None,
-             docker_registry: str = Cluster(None).docker_registry, evaluator: Optional[Evaluator] = None,
+             docker_registry: str = DOCKER_HUB, evaluator: Optional[Evaluator] = None,
              caller: Optional[str] = None, env: Union[Dict[str, str], Sequence[Tuple[str, str]]] = ()) -> Job:
     """The job `key` (cluster/role/environment/name) that `source` describes, converted for the scheduler.
 
@@ -9116,8 +9127,7 @@ def begin(work: Callable[..., Any], *arguments: Any, **named: Any) -> Operation:
     """Run one of the long functions of this room in a thread of its own: `for step in begin(rolling_restart,
     scheduler, key)`. The Operation tells how it goes; its `stop` ends it between two steps."""
     operation = Operation(work.__name__)
-    threading.Thread(target=operation.run, name="operation", daemon=True, args=(
-        lambda own: work(*arguments, operation=own, **named),)).start()
+    in_thread("operation", operation.run, lambda own: work(*arguments, operation=own, **named))
     return operation
 
 
@@ -9147,7 +9157,7 @@ class Operations:
             raise Overloaded("%d operations are running; try again" % self.limit, retry_after=5)
         slot: SimpleQueue[Any] = SimpleQueue()
         try:
-            threading.Thread(target=self._run, name="operation", daemon=True, args=(slot,)).start()
+            in_thread("operation", self._run, slot)
         except RuntimeError:
             self._slots.release()
             raise Overloaded("no thread could be started for the operation; try again",
@@ -10056,7 +10066,7 @@ class Observer:
         what = "agent" if agent else "observer"
         if not port:
             raise LogElsewhere("it takes the %s of the host; --%s-port names its port" % (what, what))
-        where = "%s:%d" % ("[%s]" % spot.host if ":" in spot.host else spot.host, port)
+        where = _Location(False, spot.host, port).authority
         deadline = min(self.deadline, time.monotonic() + self.timeout)
         lines = ["GET %s HTTP/1.1" % target, "Host: " + where, "Connection: close", "User-Agent: aurora_rest"]
         lines += ["Range: bytes=" + span] if span else []
@@ -12510,6 +12520,11 @@ class Call:
         return started
 
     @property
+    def last_event_id(self) -> str:
+        """The id of the last event that the caller got; "" where he says none."""
+        return self.request.headers.get("last-event-id", "")
+
+    @property
     def owner(self) -> Optional[str]:
         """A hash of the forwarded credentials, which only the scheduler can check; None where users are known
         here."""
@@ -12632,7 +12647,7 @@ class Readiness(Source):
                     continue
                 self._asking.add(scheduler)
             try:
-                threading.Thread(target=self._ask, args=(scheduler,), name="readiness", daemon=True).start()
+                in_thread("readiness", self._ask, scheduler)
             except RuntimeError:
                 self._note(scheduler, Overloaded("no thread could be started to ask"))
 
@@ -13053,7 +13068,7 @@ class Service(Reception):
         self.clusters = clusters
         self.evaluator = evaluator
         self.observer = observer or Observer()
-        self.limits = dict({name: limit.default for name, limit in LIMITS.items()}, **(limits or {}))
+        self.limits = all_limits(limits)
         self.poll_interval = poll_interval
         self.clock: Callable[[], float] = time.time     # the schedulers' clock, for uptimes
         self.started = time.time()
@@ -13249,7 +13264,7 @@ class Service(Reception):
                 self.runner, make(), self.poll_interval, job, lambda use: self.lookouts.watch(
                     (scheduler, auth), lambda: Lookout(self.runner, scheduler, auth, self.poll_interval), use,
                     counted=False))
-        last, whole = call.request.headers.get("last-event-id", ""), call.get("snapshot", True)
+        last, whole = call.last_event_id, call.get("snapshot", True)
         return self.watched.watch(
             (*key, auth), events, lambda found: Stream(found, found.since, found.mark(last, whole)))
 
@@ -13634,10 +13649,8 @@ def list_all_jobs(call: Call) -> Any:
             found[name] = _jobs_of(call, Session(service.clusters[name], call.auth), name)
         except AuroraError as error:
             unanswered[name] = error.plain
-    threads = [threading.Thread(target=look, args=(name,), name="cluster", daemon=True) for name in names[1:]]
     try:
-        for each in threads:
-            each.start()
+        threads = [in_thread("cluster", look, name) for name in names[1:]]
     except RuntimeError:
         raise Overloaded("no thread could be started to ask the clusters") from None
     for name in names[:1]:
@@ -13940,7 +13953,7 @@ def get_log(call: Call) -> Any:
         call.get("source") == "agent"))
     output, size, _ = opened
     if call.get("follow"):
-        position = Position.parse(call.request.headers.get("last-event-id", ""))
+        position = Position.parse(call.last_event_id)
         if position is None and offset is not None:
             position = Position(spot.id, output.run, offset if offset >= 0 else max(0, size + offset))
         return _follow(call, [(spot.instance, opened, position)], tail, False)
@@ -13964,7 +13977,7 @@ def get_job_log(call: Call) -> Any:
     if len(numbers) > _FOLLOWED:
         raise BadRequest("the job has %d instances; shards= says which, at most %d" %
                          (len(numbers), _FOLLOWED))
-    last = Position.parse(call.request.headers.get("last-event-id", ""))
+    last = Position.parse(call.last_event_id)
     of = next((spot.instance for spot in spots if last and spot.id == last.task), None)
     return _follow(call, [(number, (None, 0, None), last if number == of else None) for number in numbers],
                    tail, True)
@@ -14912,8 +14925,7 @@ def watch_operation(call: Call) -> Any:
                                      if name != "steps"}))
         return b"".join(event_bytes("%s-%d" % (operation.id, stepped), *each) for each in events), (stepped,
                 now)
-    last = re.fullmatch(re.escape(operation.id) + r"-(\d{1,9})",
-                        call.request.headers.get("last-event-id", ""), re.ASCII)
+    last = re.fullmatch(re.escape(operation.id) + r"-(\d{1,9})", call.last_event_id, re.ASCII)
     return Stream(operation, since, (int(last.group(1)) if last else 0, ""))
 
 
@@ -17104,7 +17116,7 @@ class Demo(_DemoAdmin):
 def _serving(app: App, port: int, name: str) -> HttpServer:
     """A server on a loopback port, in a thread of its own."""
     server = HttpServer(("127.0.0.1", port), app)
-    threading.Thread(target=server.serve_forever, name=name, daemon=True).start()
+    in_thread(name, server.serve_forever)
     return server
 
 
@@ -20404,9 +20416,7 @@ class Log:
     def _running(self) -> bool:
         if self._thread is None:
             try:
-                thread = threading.Thread(target=self._write, name="log", daemon=True)
-                thread.start()
-                self._thread = thread
+                self._thread = in_thread("log", self._write)
             except RuntimeError:
                 return False
         return True
@@ -20475,10 +20485,8 @@ class Server:
         self.demo: Optional[Demo] = None
         self.drain_timeout = drain_timeout
         self.drain_delay = 0.0          # while which balancers see in /ready that it will stop
-        options = dict(scheduler or {})
-        limit = dict(limits or {})
-        if "answer" in limit:
-            options.setdefault("max_answer", int(limit["answer"]))
+        options, limit = dict(scheduler or {}), all_limits(limits)
+        options.setdefault("max_answer", int(limit["answer"]))
         known: List[Cluster] = []
         if isinstance(clusters, dict):
             known = [Cluster(name, (urls,) if isinstance(urls, str) else tuple(urls)) for name,
@@ -20493,7 +20501,7 @@ class Server:
             known.append(Cluster(self.demo.name, (self.demo.start(),)))
 
         # One cluster whose scheduler hangs must not take the threads that the others need.
-        threads = int(limit.get("threads", LIMITS["threads"].default))
+        threads = int(limit["threads"])
         options.setdefault("most_waiting", threads // 2 if len(known) > 1 else threads)
 
         def make(cluster: Cluster) -> Scheduler:
@@ -20526,8 +20534,7 @@ class Server:
     def start(self) -> Server:
         """Serve in the background."""
         self.http.call_later(15.0, self.service.beat)
-        self._thread = threading.Thread(target=self.http.serve_forever, name="http", daemon=True)
-        self._thread.start()
+        self._thread = in_thread("http", self.http.serve_forever)
         return self
 
     def stop(self, drain_timeout: Optional[float] = None) -> None:
@@ -21333,7 +21340,7 @@ def _look_at_isolation(server: Server, log: Log) -> None:
 def _aside(work: Callable[[], None], name: str, log: Log) -> None:
     """Do something in a thread of its own that the server can do without."""
     try:
-        threading.Thread(target=work, name=name, daemon=True).start()
+        in_thread(name, work)
     except RuntimeError as error:
         log(Event("warning", message="%s: %s" % (name, error)))
 
