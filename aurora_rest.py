@@ -1360,13 +1360,12 @@ class App:
         answer. left: the caller ended it."""
 
 
-def waits_for(error: OSError, plain: int) -> int:
-    """What a non-blocking socket that raised this has to wait for: a poll mask, `plain` unless TLS says
+def waits_for(error: Exception, plain: int) -> int:
+    """What a non-blocking socket that raised this has to wait for: an event, `plain` unless TLS says
     otherwise, or 0 where the error is one. TLS may have to write to read, and to read to write."""
     if isinstance(error, (BlockingIOError, InterruptedError)):
         return plain
-    return {"SSLWantReadError": select.POLLIN, "SSLWantWriteError": select.POLLOUT}.get(type(error).__name__,
-            0)
+    return {"SSLWantReadError": EVENT_READ, "SSLWantWriteError": EVENT_WRITE}.get(type(error).__name__, 0)
 
 
 def _reason(error: BaseException) -> str:
@@ -1506,13 +1505,13 @@ def let_go() -> None:
         workers.pass_on()
 
 
-def wait_ready(sock: Any, poll: Any, mask: int, deadline: float) -> bool:
-    """Wait until a socket, which `poll` knows, is ready for a poll mask; False when the time is up. A thread
+def wait_ready(sock: Any, poll: Any, event: int, deadline: float) -> bool:
+    """Wait until a socket, which `poll` knows, is ready for an event; False when the time is up. A thread
     that reads requests besides goes on reading them."""
     workers = _leading.workers
     if workers is not None:
-        return workers.wait(sock, mask, deadline)
-    poll.modify(sock, mask)
+        return workers.wait(sock, event, deadline)
+    poll.modify(sock, select.POLLOUT if event == EVENT_WRITE else select.POLLIN)
     return bool(poll.poll(max(0.0, (deadline - time.monotonic()) * 1000)))
 
 
@@ -1575,14 +1574,12 @@ class Workers:
         if held is not None:
             self.put(held[0])
 
-    def wait(self, sock: Any, mask: int, deadline: float) -> bool:
-        """Turn the loop until a socket is ready for a poll mask; False when the time is up, or at the end of
+    def wait(self, sock: Any, event: int, deadline: float) -> bool:
+        """Turn the loop until a socket is ready for an event; False when the time is up, or at the end of
         all."""
         ready: List[int] = []
-        events = (EVENT_READ if mask & select.POLLIN else 0) | (
-            EVENT_WRITE if mask & select.POLLOUT else 0)
         _leading.workers = None     # what the loop calls is not the work
-        self.loop.watch(sock, 0, events, ready.append)
+        self.loop.watch(sock, 0, event, ready.append)
         try:
             while not ready and not self.loop.stopping:
                 left = deadline - time.monotonic()
@@ -1593,7 +1590,7 @@ class Workers:
                     held, self._held = self._held, None
                     self.put(held[0])
         finally:
-            self.loop.watch(sock, events, 0)
+            self.loop.watch(sock, event, 0)
             _leading.workers = self
         return bool(ready)
 
@@ -1839,15 +1836,14 @@ class Channel:
                 self.close()
 
     def _shake_hands(self) -> None:
-        import ssl
         try:
             with self.lock:
                 self.socket.do_handshake()
-        except ssl.SSLWantReadError:
-            self.interest(EVENT_READ)
-        except ssl.SSLWantWriteError:
-            self.interest(EVENT_WRITE)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            wanted = waits_for(error, 0)
+            if wanted:
+                self.interest(wanted)
+                return
             self.server.refusals["tls"] += 1
             self.close()
         else:
@@ -1887,7 +1883,7 @@ class Channel:
                         self.out += memoryview(data)[sent:]
                 self.deadline = now + self.server.limits["send_time"]
             except OSError as error:
-                if not waits_for(error, select.POLLOUT):
+                if not waits_for(error, EVENT_WRITE):
                     self.server.loop.soon(self.close)
                     return
                 self.out += data
@@ -1978,7 +1974,7 @@ class Connection(Channel):
                 while data and self.server.tls is not None and self.socket.pending():
                     data += self.socket.recv(65536)
         except OSError as error:
-            if not waits_for(error, select.POLLIN):
+            if not waits_for(error, EVENT_READ):
                 self.close()
             return
         if not data:
@@ -2177,12 +2173,10 @@ class Connection(Channel):
             self.close()
 
 
-class Doors:
+class Doors(NamedTuple):
     """The listening sockets of a server. `open` and `close` are for the thread that turns the loop."""
-
-    def __init__(self, server: HttpServer, sockets: Sequence[socket.socket]) -> None:
-        self.server = server
-        self.sockets = sockets
+    server: HttpServer
+    sockets: Sequence[socket.socket]
 
     def open(self) -> None:
         """Take in who comes."""
@@ -3559,7 +3553,7 @@ class _Wire:
         head, _, rest = data.partition(b"\r\n\r\n")
         return head, rest
 
-    def _when_ready(self, function: Callable[[Any], Any], argument: Any, mask: int, deadline: float) -> Any:
+    def _when_ready(self, function: Callable[[Any], Any], argument: Any, event: int, deadline: float) -> Any:
         """What a function of the socket returns, when it does not block any more. Raises socket.timeout."""
         while True:
             if time.monotonic() > deadline:     # a trickle is always ready
@@ -3567,7 +3561,7 @@ class _Wire:
             try:
                 return function(argument)
             except OSError as error:
-                waited = waits_for(error, mask)
+                waited = waits_for(error, event)
                 if not waited:
                     raise
                 if not wait_ready(self.socket, self._poll, waited, deadline):
@@ -3576,17 +3570,17 @@ class _Wire:
     def _send(self, data: bytes, deadline: float) -> None:
         left = memoryview(data)
         while left:
-            left = left[self._when_ready(self.socket.send, left, select.POLLOUT, deadline):]
+            left = left[self._when_ready(self.socket.send, left, EVENT_WRITE, deadline):]
 
     def _receive(self, deadline: float, most: int = 65536) -> bytes:
-        return self._something(self._when_ready(self.socket.recv, most, select.POLLIN, deadline))
+        return self._something(self._when_ready(self.socket.recv, most, EVENT_READ, deadline))
 
     def _next(self, deadline: float, most: int) -> memoryview:
         """What comes next, in a buffer that the next call writes over; nothing at the end of the
         connection."""
         if self._buffer is None:
             self._buffer = memoryview(bytearray(self.PIECE))
-        return self._buffer[:self._when_ready(self.socket.recv_into, self._buffer[:most], select.POLLIN,
+        return self._buffer[:self._when_ready(self.socket.recv_into, self._buffer[:most], EVENT_READ,
                                               deadline)]
 
     @staticmethod
@@ -21440,15 +21434,14 @@ def _fingerprint(options: argparse.Namespace, *names: str) -> str:
     return str(hash(tuple(_read_file(name, path) for name, path in paths.items() if path)))
 
 
-class _Reload:
+class _Reload(NamedTuple):
     """What SIGHUP reads again, each part for itself: what cannot be read or used stays as it was, whole. A
     part returns what of it changed. For the main thread."""
     PARTS = ("settings", "audit_log", "tokens", "client_ca", "certificate", "scheduler_ca", "credentials")
 
-    def __init__(self, server: Server, options: argparse.Namespace, log: Log) -> None:
-        self.server = server
-        self.options = options
-        self.log = log
+    server: Server
+    options: argparse.Namespace
+    log: Log
 
     def run(self) -> None:
         """Read all parts, and log what changed. Raises nothing: what serves goes on."""
