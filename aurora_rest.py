@@ -3036,6 +3036,8 @@ class Api:
 
 
 api = Api(IDL)
+ScheduleStatus, JobUpdateStatus = api.ScheduleStatus, api.JobUpdateStatus
+JobUpdateAction, MaintenanceMode = api.JobUpdateAction, api.MaintenanceMode
 
 
 class Plain(dict, TFrozenBase):       # type: ignore[type-arg]
@@ -4175,7 +4177,7 @@ def narrowed(scheduler: Scheduler, ask: Ask, timeout: Optional[float] = None) ->
         raise BadRequest("limit=%d: a prune of no task would make the scheduler delete all" % query.limit)
     if query.statuses and query.statuses & api.ACTIVE_STATES:
         raise BadRequest("only ended tasks can be pruned: %s" % ", ".join(
-            sorted(api.ScheduleStatus.name_of(each) for each in api.TERMINAL_STATES)))
+            sorted(ScheduleStatus.name_of(each) for each in api.TERMINAL_STATES)))
     look = query.replace(statuses=query.statuses or api.TERMINAL_STATES, offset=None)
     ids = Projection(Type("struct", api.Response), {"responseCode": True, "details": True, "result": {
         "scheduleStatusResult": {"tasks": {"assignedTask": {"taskId": True}}}}})
@@ -8178,6 +8180,15 @@ def resource_set(cores: float, ram: float, disk: float) -> Set[Any]:
     return {api.Resource(numCpus=float(cores)), api.Resource(ramMb=int(ram)), api.Resource(diskMb=int(disk))}
 
 
+RESOURCE_FIELDS = ("numCpus", "ramMb", "diskMb")
+
+
+def amounts_of(holder: Any) -> List[float]:
+    """Cores, MB of memory and MB of disk of a TaskConfig or ResourceAggregate, nothing of None."""
+    resources = (holder.resources if holder else None) or ()
+    return [sum(getattr(each, field) or 0 for each in resources) for field in RESOURCE_FIELDS]
+
+
 def to_ranges(instances: Iterable[int]) -> Set[Any]:
     """Instance numbers as the fewest api.Range."""
     made = set()
@@ -8526,7 +8537,7 @@ def query_tasks(scheduler: Scheduler, key: Key, instances: Sequence[int] = (),
     query = key.tasks(instanceIds=set(instances) or None, statuses=set(statuses) if statuses else None)
     tasks = read_tasks(scheduler, query, fields)
     numbers = {task["assignedTask"].setdefault("instanceId", 0) for task in tasks}
-    if reasons and api.ScheduleStatus.PENDING in {task["status"] for task in tasks}:
+    if reasons and ScheduleStatus.PENDING in {task["status"] for task in tasks}:
         known = pending_reasons(scheduler, key.tasks())
         for task in tasks:
             task["reason"] = known.get(id_of(task))
@@ -8582,7 +8593,7 @@ def last_words(task: Any) -> Json:
     assigned = task["assignedTask"]
     last: Any = max(reversed(task.get("taskEvents", ())), key=lambda event: event["timestamp"], default={})
     return {"instance": assigned["instanceId"], "id": assigned["taskId"], "host": assigned.get("slaveHost"),
-            "state": api.ScheduleStatus.name_of(task["status"]),
+            "state": ScheduleStatus.name_of(task["status"]),
             "message": task.get("reason") or last.get("message")}
 
 
@@ -8590,7 +8601,7 @@ def active_instances(scheduler: Scheduler, key: Key, instances: Sequence[int] = 
     """The active plain tasks of a job by instance, without those that are being killed. Raises NotFound where
     there is none at all, and where one of `instances` is not active."""
     tasks = by_instance(task for task in active_tasks(scheduler, key, instances)
-                        if task["status"] != api.ScheduleStatus.KILLING)
+                        if task["status"] != ScheduleStatus.KILLING)
     missing = [each for each in instances if each not in tasks]
     if missing:
         raise NotFound("job %s has no active instance %s" % (key, ", ".join(map(str, missing))))
@@ -8706,6 +8717,7 @@ def update_details(scheduler: Scheduler, key: Key, update_id: str) -> Any:
     return found[0]
 
 
+_FAILED = (ScheduleStatus.FAILED, ScheduleStatus.LOST)
 _INSTANCE_STATES = {"INSTANCE_UPDATED": "updated", "INSTANCE_ROLLED_BACK": "rolled_back",
                     "INSTANCE_UPDATING": "updating",
                     "INSTANCE_ROLLING_BACK": "rolling_back", "INSTANCE_UPDATE_FAILED": "failed",
@@ -8722,7 +8734,7 @@ def update_instances(details: Any) -> Dict[str, List[int]]:
     only = from_ranges(instructions.settings.updateOnlyTheseInstances) if instructions.settings else []
     state = {number: "waiting" for number in (wanted & set(only) if only else wanted)}
     for event in sorted(details.instanceEvents or [], key=lambda e: e.timestampMs):
-        state[event.instanceId] = _INSTANCE_STATES.get(api.JobUpdateAction.name_of(event.action), "waiting")
+        state[event.instanceId] = _INSTANCE_STATES.get(JobUpdateAction.name_of(event.action), "waiting")
     found: Dict[str, List[int]] = {}
     for number in sorted(state):
         found.setdefault(state[number], []).append(number)
@@ -8759,7 +8771,7 @@ def _plain_group(group: Any) -> Json:
 
 def _plain_change(event: Any) -> Json:
     """An api.JobUpdateEvent as callers see it."""
-    return {"state": api.JobUpdateStatus.name_of(event.status), "time": event.timestampMs, "user": event.user,
+    return {"state": JobUpdateStatus.name_of(event.status), "time": event.timestampMs, "user": event.user,
             "message": event.message}
 
 
@@ -8772,7 +8784,7 @@ def plain_update(cluster: str, details: Any, whole: bool = False) -> Json:
     plain: Json = {
         "id": summary.key.id, "job": "/".join((cluster, *job_tuple(summary.key.job))),
         "user": summary.user,
-        "state": api.JobUpdateStatus.name_of(state.status), "created": state.createdTimestampMs,
+        "state": JobUpdateStatus.name_of(state.status), "created": state.createdTimestampMs,
         "modified": state.lastModifiedTimestampMs, "message": last_message(details),
         "progress": update_progress(details), "instances": update_instances(details),
         "metadata": {each.key: each.value for each in sorted(summary.metadata or (), key=lambda m: m.key
@@ -8785,7 +8797,7 @@ def plain_update(cluster: str, details: Any, whole: bool = False) -> Json:
                       key=lambda group: group["instances"]),
         after=_plain_group(instructions.desiredState) if instructions.desiredState else None,
         events=list(map(_plain_change, details.updateEvents or ())),
-        instance_events=[{"instance": each.instanceId, "action": api.JobUpdateAction.name_of(each.action),
+        instance_events=[{"instance": each.instanceId, "action": JobUpdateAction.name_of(each.action),
                           "time": each.timestampMs, "message": each.message}
                           for each in details.instanceEvents or ()])
     return plain
@@ -8807,12 +8819,11 @@ def look_at_update(scheduler: Scheduler, key: Key, update_id: str) -> UpdateLook
         if status in api.ACTIVE_JOB_UPDATE_STATES:
             reasons = pending_reasons(scheduler, key.tasks())
             return UpdateLook(details, sorted(set(reasons.values())))
-        actions = (api.JobUpdateAction.INSTANCE_UPDATE_FAILED, api.JobUpdateAction.INSTANCE_ROLLBACK_FAILED)
+        actions = (JobUpdateAction.INSTANCE_UPDATE_FAILED, JobUpdateAction.INSTANCE_ROLLBACK_FAILED)
         failed = {event.instanceId for event in details.instanceEvents or () if event.action in actions}
-        if failed and status != api.JobUpdateStatus.ROLLED_FORWARD:
+        if failed and status != JobUpdateStatus.ROLLED_FORWARD:
             tasks = query_tasks(scheduler, key, sorted(failed), api.TERMINAL_STATES)
-            latest = by_instance(task for task in tasks if task["status"] in (api.ScheduleStatus.FAILED,
-                                                                              api.ScheduleStatus.LOST))
+            latest = by_instance(task for task in tasks if task["status"] in _FAILED)
             return UpdateLook(details, (), list(map(last_words, latest.values())))
     return UpdateLook(details)
 
@@ -8832,7 +8843,7 @@ def _active_and_staying(scheduler: Scheduler, key: Key) -> Tuple[List[int], List
     if not tasks:
         raise NotFound("job %s has no active instances" % (key,))
     return instances_of(tasks), instances_of(task for task in tasks
-                                             if task["status"] != api.ScheduleStatus.KILLING)
+                                             if task["status"] != ScheduleStatus.KILLING)
 
 
 def _add_like(scheduler: Scheduler, key: Key, active: Sequence[int], models: Sequence[int], count: int,
@@ -8928,7 +8939,7 @@ SLA_PERCENTILES = (99.0, 95.0, 90.0, 85.0, 75.0, 60.0, 50.0, 30.0, 10.0)
 def uptimes(tasks: Iterable[Any], now: float) -> List[int]:
     """Seconds that each live plain task has been up, counted from its first RUNNING event."""
     started = [[event["timestamp"] for event in task.get("taskEvents", ())
-                if event.get("status") == api.ScheduleStatus.RUNNING]
+                if event.get("status") == ScheduleStatus.RUNNING]
                for task in tasks if task["status"] in api.LIVE_STATES]
     return [max(0, int(now - min(times) / 1000.0)) for times in started if times]
 
@@ -9276,21 +9287,21 @@ def judge_running(tasks: Iterable[Any], instances: Optional[Sequence[int]], know
     """Whether the instances ran: the youngest task of each runs or has finished. instances: None for any
     `count` of them; known: ids of tasks that are older than what is waited for, and do not count; strict: a
     task that failed or was lost is a failure although another takes its place."""
-    status = api.ScheduleStatus
     fresh = [task for task in tasks if id_of(task) not in known
              and (instances is None or instance_of(task) in instances)]
     latest = by_instance(fresh)
-    ran = [number for number, task in latest.items() if task["status"] in (status.RUNNING, status.FINISHED)]
-    ended = [task for task in (fresh if strict else ()) if task["status"] in (status.FAILED, status.LOST)]
-    ended += [task for task in latest.values() if task["status"] in (status.FAILED, status.LOST,
-            status.KILLED)]
+    ran = [number for number, task in latest.items()
+           if task["status"] in (ScheduleStatus.RUNNING, ScheduleStatus.FINISHED)]
+    ended = [task for task in (fresh if strict else ()) if task["status"] in _FAILED]
+    ended += [task for task in latest.values() if task["status"] in (*_FAILED, ScheduleStatus.KILLED)]
     bad = {instance_of(task): last_words(task) for task in ended}
     total = count if instances is None else len(instances)
     if bad and (instances is not None or len(latest) - len(bad) < count):
         endings = [bad[number] for number in sorted(bad)]
         return Verdict(False, len(ran), len(bad), total, _told(endings[0]), "TASKS_FAILED",
                        {"endings": endings})
-    waiting = ["instance %d is %s%s" % (number, status.name_of(task["status"]), _said(task.get("reason")))
+    waiting = ["instance %d is %s%s" % (
+        number, ScheduleStatus.name_of(task["status"]), _said(task.get("reason")))
                for number, task in sorted(latest.items()) if number not in ran]
     return Verdict(True if len(ran) >= total else None, len(ran), len(bad), total,
                    "; ".join(["%d of %d run" % (len(ran), total)] + waiting[:3]))
@@ -9308,13 +9319,13 @@ def _said(text: Optional[str]) -> str:
 def judge_update(look: UpdateLook, wanted: str = "ROLLED_FORWARD") -> Verdict:
     """Whether the update ended as it was wanted to; any other end is a failure with its reason. One that
     paused itself is stuck: its last event is nobody's."""
-    details, updates = look.details, api.JobUpdateStatus
+    details = look.details
     status = details.update.summary.state.status
-    name, progress = updates.name_of(status), update_progress(details)
+    name, progress = JobUpdateStatus.name_of(status), update_progress(details)
     counts, fields = (progress["done"], progress["failed"], progress["total"]), {"state": name}
     last = details.updateEvents[-1] if details.updateEvents else api.JobUpdateEvent()
     if status in api.ACTIVE_JOB_UPDATE_STATES:
-        paused = status in (updates.ROLL_FORWARD_PAUSED, updates.ROLL_BACK_PAUSED)
+        paused = status in (JobUpdateStatus.ROLL_FORWARD_PAUSED, JobUpdateStatus.ROLL_BACK_PAUSED)
         by = " by %s" % last.user if paused and last.user else ""
         text = "; ".join(["the update is %s%s%s" % (name, by, _said(last.message)), *look.reasons[:3]])
         return Verdict(None, *counts, text, "", fields, paused and not last.user)
@@ -9327,10 +9338,19 @@ def judge_update(look: UpdateLook, wanted: str = "ROLLED_FORWARD") -> Verdict:
     return Verdict(False, *counts, text, code, dict(fields, endings=list(look.endings)))
 
 
-def host_modes(response: Any) -> Dict[str, str]:
-    """The names of the hosts' modes, by host, in a maintenanceStatus Response."""
-    return {each.host: api.MaintenanceMode.name_of(each.mode)
-            for each in response.result.maintenanceStatusResult.statuses or ()}
+def as_hosts(names: Iterable[str]) -> Any:
+    """The api.Hosts of these names."""
+    return api.Hosts(hostNames=set(names))
+
+
+def host_modes(result: Any) -> Dict[str, str]:
+    """The names of the hosts' modes, by host, in a result that has an api.HostStatus of each."""
+    return {each.host: MaintenanceMode.name_of(each.mode) for each in result.statuses or ()}
+
+
+def host_list(modes: Dict[str, str]) -> List[Json]:
+    """Hosts and their modes as callers see them."""
+    return [{"host": host, "mode": mode} for host, mode in sorted(modes.items())]
 
 
 @reading
@@ -9360,11 +9380,11 @@ def kept_hosts(maintenance: Any) -> Set[str]:
 
 def judge_drained(response: Any, hosts: Sequence[str]) -> Verdict:
     """Whether all hosts are DRAINED, by a maintenanceStatus Response."""
-    modes = host_modes(response)
+    modes = host_modes(response.result.maintenanceStatusResult)
     left = sorted(host for host in hosts if modes.get(host) != "DRAINED")
-    shown = [{"host": host, "mode": modes[host]} for host in sorted(hosts) if host in modes]
     return Verdict(None if left else True, len(hosts) - len(left), 0, len(hosts),
-                   "%s not drained" % ", ".join(left) if left else "drained", "", {"hosts": shown})
+                   "%s not drained" % ", ".join(left) if left else "drained", "",
+                   {"hosts": host_list({host: modes[host] for host in hosts if host in modes})})
 
 
 def await_verdict(operation: Optional[Operation], ask: Callable[[], Any], judge: Callable[[Any], Verdict],
@@ -9389,7 +9409,7 @@ def await_verdict(operation: Optional[Operation], ask: Callable[[], Any], judge:
     raise AssertionError("unreachable")
 
 
-_NOT_PLACED = (api.ScheduleStatus.PENDING, api.ScheduleStatus.THROTTLED)
+_NOT_PLACED = (ScheduleStatus.PENDING, ScheduleStatus.THROTTLED)
 
 
 class RestartOptions(NamedTuple):
@@ -9475,7 +9495,7 @@ def _watch_batch(operation: Operation, scheduler: Scheduler, key: Key, before: D
                                        options.time_limit, options.poll_secs):
         now = time.monotonic()
         running = {instance: id_of(task) for instance, task in by_instance(tasks).items()
-                   if task["status"] == api.ScheduleStatus.RUNNING}
+                   if task["status"] == ScheduleStatus.RUNNING}
         for instance in set(before) - set(outcome):
             task_id = running.get(instance, before[instance])
             if task_id != before[instance]:
@@ -9554,8 +9574,7 @@ def wait_for_update(scheduler: Scheduler, key: Union[str, Key], update_id: str, 
 def wait_until_drained(scheduler: Scheduler, hosts: Sequence[str], time_limit: float = 600.0,
                        poll_secs: float = 1.0, operation: Optional[Operation] = None) -> Operation:
     """Wait until all hosts are DRAINED."""
-    return await_verdict(operation, lambda: scheduler.call("maintenanceStatus",
-                                                           api.Hosts(hostNames=set(hosts))),
+    return await_verdict(operation, lambda: scheduler.call("maintenanceStatus", as_hosts(hosts)),
                          lambda response: judge_drained(response, hosts), time_limit, poll_secs)
 
 
@@ -9630,7 +9649,7 @@ class TaskChanges:
             for event in fresh[-1:] if self._first else fresh:
                 plain = {"id": identity, "instance": assigned.get("instanceId", 0),
                          "job": "%s/%s" % (self.cluster, assigned["task"]["job"]),
-                         "state": api.ScheduleStatus.name_of(event["status"]), "time": event["timestamp"],
+                         "state": ScheduleStatus.name_of(event["status"]), "time": event["timestamp"],
                          "message": event.get("message"), "host": assigned.get("slaveHost")}
                 events.append(("task", plain))
             seen[identity] = (len(history), max(times, default=last), plain)
@@ -9695,7 +9714,7 @@ class TaskChanges:
         for event in () if self._first else steps[told_steps:]:
             events.append(("instance", dict(
                 shared, instance=event.instanceId, time=event.timestampMs,
-                action=api.JobUpdateAction.name_of(event.action), message=event.message)))
+                action=JobUpdateAction.name_of(event.action), message=event.message)))
         return len(statuses), len(steps), (state.status, state.lastModifiedTimestampMs), last
 
 
@@ -9948,7 +9967,7 @@ def find_tasks(scheduler: Any, key: Key, instances: Sequence[int] = (),
         executor = assigned.get("task", {}).get("executorConfig", {}).get("name")
         found.append(Spot(key.cluster, assigned["instanceId"], assigned["taskId"],
                           assigned.get("slaveHost") or "",
-                          api.ScheduleStatus.name_of(task["status"]), not is_active(task), since,
+                          ScheduleStatus.name_of(task["status"]), not is_active(task), since,
                           clock() * 1000 - since < _YOUNG_MS, executor == EXECUTOR_NAME))
     return found
 
@@ -10501,7 +10520,7 @@ class Cursor:
         except AuroraError as error:
             if error.http >= 500 or isinstance(error, TaskTooYoung):
                 raise
-            self.over = "; ".join(error.messages)
+            self.over = str(error)
             return []
         self._failed = 0
         return entries
@@ -10782,9 +10801,11 @@ class Follower:
                       position.check, feed.fixed)
 
 
-def _found(scheduler: Any, key: Union[str, Key], instance: int, task: Optional[str] = None) -> Spot:
+def find_task(scheduler: Any, key: Union[str, Key], instance: int, task: Optional[str] = None,
+              clock: Callable[[], float] = time.time) -> Spot:
+    """The task of that id, or the instance's latest that has a host. Raises NotFound."""
     job = Key.of(key)
-    return choose_task(find_tasks(scheduler, job, [instance]), job, instance, task)
+    return choose_task(find_tasks(scheduler, job, [instance], clock), job, instance, task)
 
 
 def read_log(scheduler: Any, key: Union[str, Key], instance: int, process: Optional[str] = None,
@@ -10793,7 +10814,7 @@ def read_log(scheduler: Any, key: Union[str, Key], instance: int, process: Optio
              source: str = "observer", **part: Any) -> LogPiece:
     """A part of a log, for scripts; without more the last 100 lines. part: tail, offset, length, grep."""
     observer = observer or Observer()
-    output = find_output(observer, _found(scheduler, key, instance, task), process, stream, run,
+    output = find_output(observer, find_task(scheduler, key, instance, task), process, stream, run,
                          source == "agent")
     return read_piece(observer, open_output(observer, output)[0], **part)
 
@@ -10805,7 +10826,7 @@ def follow_log(scheduler: Any, key: Union[str, Key], instance: int, process: Opt
     can come."""
     observer, job = observer or Observer(), Key.of(key)
     output, size, check = open_output(observer, find_output(
-        observer, _found(scheduler, job, instance), process, stream))
+        observer, find_task(scheduler, job, instance), process, stream))
     cursor = Cursor(observer, lambda: find_tasks(scheduler, job, [instance]), job, instance, process, stream,
                     output, size, check)
     piece = read_tail(observer, output, tail, None, size)
@@ -10825,7 +10846,7 @@ def list_files(scheduler: Any, key: Union[str, Key], instance: int, path: str = 
                observer: Optional[Observer] = None,
                task: Optional[str] = None) -> List[Json]:
     """What a directory of the sandbox holds, for scripts."""
-    return (observer or Observer()).listing(_found(scheduler, key, instance, task), clean_path(path))[0]
+    return (observer or Observer()).listing(find_task(scheduler, key, instance, task), clean_path(path))[0]
 
 
 def open_file(scheduler: Any, key: Union[str, Key], instance: int, path: str, *,
@@ -10833,7 +10854,7 @@ def open_file(scheduler: Any, key: Union[str, Key], instance: int, path: str, *,
               task: Optional[str] = None) -> Iterator[bytes]:
     """The bytes of a file of the sandbox, in pieces, for scripts."""
     observer = observer or Observer()
-    spot, path = _found(scheduler, key, instance, task), clean_path(path)
+    spot, path = find_task(scheduler, key, instance, task), clean_path(path)
     at, size = 0, 1
     while at < size:
         data, _, size = observer.read(spot, path, at, _CHUNK)
@@ -11330,17 +11351,17 @@ PAIRS = Kind(_read_pair, {"type": "string", "pattern": "^[^=]+=", "minLength": 1
 INSTANCES = Kind(lambda text: parse_instances([text]),
                  {"type": "string", "pattern": r"^\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*$"},
                  lambda found: sorted({each for part in found for each in part}))
-STATES = members(api.ScheduleStatus, {
+STATES = members(ScheduleStatus, {
     "active": api.ACTIVE_STATES, "live": api.LIVE_STATES, "terminal": api.TERMINAL_STATES})
-_FAILED_UPDATES = _numbers(api.JobUpdateStatus, "ERROR FAILED ROLLED_BACK")
-UPDATE_STATES = members(api.JobUpdateStatus, {
-    "active": api.ACTIVE_JOB_UPDATE_STATES, "all": set(api.JobUpdateStatus.names),
-    "inactive": _numbers(api.JobUpdateStatus, "ROLLED_FORWARD ROLLED_BACK ABORTED ERROR FAILED"),
+_FAILED_UPDATES = _numbers(JobUpdateStatus, "ERROR FAILED ROLLED_BACK")
+UPDATE_STATES = members(JobUpdateStatus, {
+    "active": api.ACTIVE_JOB_UPDATE_STATES, "all": set(JobUpdateStatus.names),
+    "inactive": _numbers(JobUpdateStatus, "ROLLED_FORWARD ROLLED_BACK ABORTED ERROR FAILED"),
     "blocked": api.AWAITNG_PULSE_JOB_UPDATE_STATES,
     "failed": _FAILED_UPDATES, "unsuccessful": _FAILED_UPDATES,
-    "paused": _numbers(api.JobUpdateStatus, "ROLL_FORWARD_PAUSED ROLL_BACK_PAUSED"),
-    "succeeded": {api.JobUpdateStatus.ROLLED_FORWARD}})
-ENDED = Enum("ScheduleStatus", {name: number for name, number in api.ScheduleStatus.values.items()
+    "paused": _numbers(JobUpdateStatus, "ROLL_FORWARD_PAUSED ROLL_BACK_PAUSED"),
+    "succeeded": {JobUpdateStatus.ROLLED_FORWARD}})
+ENDED = Enum("ScheduleStatus", {name: number for name, number in ScheduleStatus.values.items()
                                 if number in api.TERMINAL_STATES})
 BATCH = Kind(lambda text: text if text == "all" else integer(1, 999999).read(text),
              {"type": "string", "pattern": r"^(all|[1-9]\d{0,5})$"})
@@ -11426,7 +11447,7 @@ PARAMS: Dict[str, Param] = {
     "kind": Param(choice("implicit", "explicit"), "which reconciliation; implicit if absent"),
     "batch": Param(integer(1, 1 << 30), "tasks at once"),
     "until": Param(choice("running", "gone"), "what to wait for; running if absent"),
-    "to_state": Param(choice(*api.ScheduleStatus.values), "the state to force", None, True),
+    "to_state": Param(choice(*ScheduleStatus.values), "the state to force", None, True),
     "increase": Param(FLAG, "add to the quota instead of replacing it"),
     "force": Param(FLAG, "do it although a check speaks against it"),
     "brief": Param(FLAG, "of the events only the last"),
@@ -12363,7 +12384,7 @@ class Call:
     def session(self) -> Session:
         """The door to the cluster's scheduler, with the caller's credentials."""
         if self._session is None:
-            self._session = Session(self.service.clusters[self.args["cluster"]], self.auth,
+            self._session = Session(self.service.clusters[self.cluster], self.auth,
                                     bool(self.get("dry_run")), self._permit,
                                     partial(self.service.announce, self.request), self.request.id)
         return self._session
@@ -12385,6 +12406,11 @@ class Call:
     def notes(self) -> Json:
         """What a dry run is to tell besides the call."""
         return self.session.notes
+
+    @property
+    def cluster(self) -> str:
+        """The cluster that the path names."""
+        return self.args["cluster"]
 
     @property
     def key(self) -> Key:
@@ -12483,7 +12509,7 @@ class Call:
     def job(self) -> Job:
         """The job that the body describes, for the key in the URL. Raises InvalidConfig."""
         files, is_json = self.files()
-        cluster, scheduler = self.service.clusters.pair(self.args["cluster"])
+        cluster, scheduler = self.service.clusters.pair(self.cluster)
         user = self.user.name if self.user.known else None
         try:
             return load_job(files, str(self.key), user=user, is_json=is_json, bindings=self.get("bind", []),
@@ -12594,7 +12620,7 @@ class Call:
                     return None         # what was asked before this caller came is older
                 answer = poll.answer
                 if isinstance(answer, AuroraError):
-                    latest = latest._replace(text="; ".join(answer.messages))
+                    latest = latest._replace(text=str(answer))
                     return self.service.refuse(answer, self.request) if answer.http < 500 else None
                 latest = judge(answer)
                 fields.update(tell(answer))
@@ -12602,7 +12628,7 @@ class Call:
             return Later(poll, seconds, with_last_words(self, poll, ready), told, place)
         place = self.take_place()
         return self.service.watched.watch(
-            ("outcome", self.args["cluster"], watched, self.auth),
+            ("outcome", self.cluster, watched, self.auth),
             lambda: Poll(self.service.runner, ask, self.service.poll_interval), wait, counted=False)
 
 
@@ -13210,7 +13236,7 @@ class Service(Reception):
         nothing is decoded."""
         question = (call.request.path, _lasting_query(call.request), call.auth)
         kept = self.memory.take(question)
-        replay = Replay(self.clusters[call.args["cluster"]], self.memory, call.auth, call.request.id)
+        replay = Replay(self.clusters[call.cluster], self.memory, call.auth, call.request.id)
         held = kept.size if kept else 0
         try:
             if kept and kept.size > self.LIGHT:
@@ -13249,7 +13275,7 @@ class Service(Reception):
     def stream(self, call: Call, key: Any, make: Callable[[], TaskChanges], job: str = "") -> Stream:
         """The events of a watched thing, after the caller's Last-Event-ID. job: its role/environment/name,
         where it is one."""
-        scheduler, auth = self.clusters[call.args["cluster"]], call.auth
+        scheduler, auth = self.clusters[call.cluster], call.auth
 
         def events() -> Events:
             if not job:
@@ -13616,7 +13642,7 @@ def _cron(summary: Any) -> Optional[Json]:
 def _list_jobs(call: Call) -> Any:
     if "environment" in call.args:
         call.params["environment"] = call.args["environment"]
-    return _job_list(call, _jobs_of(call, call.scheduler, call.args["cluster"]))
+    return _job_list(call, _jobs_of(call, call.scheduler, call.cluster))
 
 
 for _path, _named, _params, _does in (
@@ -13658,7 +13684,7 @@ def list_all_jobs(call: Call) -> Any:
 @reading
 def _plain_tasks(cluster: str, job: str, tasks: Iterable[Any]) -> List[Json]:
     """Plain tasks as callers see them. job: the key, where they are all of one."""
-    found, names = [], api.ScheduleStatus.names
+    found, names = [], ScheduleStatus.names
     for task in tasks:
         assigned = task["assignedTask"]
         found.append({
@@ -13702,7 +13728,7 @@ def _no_job(call: Call) -> Failure:
 def get_job(call: Call) -> Any:
     """Status of a job: its tasks by instance, with host, state and events; statistics; cron; the update in
     progress."""
-    key, states = str(call.key), api.ScheduleStatus
+    key = str(call.key)
     found = query_tasks(call.scheduler, call.key, reasons=True)
     config = found[-1]["assignedTask"].get("task", {}) if found else {}
     service = config.get("isService", False)
@@ -13712,10 +13738,10 @@ def get_job(call: Call) -> Any:
     if not (found or cron or updates):
         raise _no_job(call)
     counts = collections.Counter([task["status"] for task in found])
-    waiting = sum(counts[each] for each in (states.INIT, *_NOT_PLACED))
+    waiting = sum(counts[each] for each in (ScheduleStatus.INIT, *_NOT_PLACED))
     active = _plain_tasks("", key, filter(is_active, found))
     ended = _plain_tasks("", key, itertools.filterfalse(is_active, found))
-    failing = failing_instances(found) if counts[states.FAILED] else []
+    failing = failing_instances(found) if counts[ScheduleStatus.FAILED] else []
     words: Json = {}
     if failing and call.get("logs", True):
         words = failure_of(call, failing)
@@ -13723,10 +13749,10 @@ def get_job(call: Call) -> Any:
             call.replay.failed = True   # it follows from more than the scheduler's replies, and from who asks
     return call.success(
         count=len(active), job=key, instances=len(active), active=len(active) - waiting, pending=waiting,
-        finished=counts[states.FINISHED] + counts[states.KILLED], failed=counts[states.FAILED] +
-        counts[states.LOST],
+        finished=counts[ScheduleStatus.FINISHED] + counts[ScheduleStatus.KILLED],
+        failed=sum(counts[each] for each in _FAILED),
         tier=config.get("tier"), service=service,
-        stats=dict(sorted((states.name_of(each), count) for each, count in counts.items())),
+        stats=dict(sorted((ScheduleStatus.name_of(each), count) for each, count in counts.items())),
         cron=cron, update=plain_update(call.key.cluster, updates[0]) if updates else None,
         tasks={"active": active, "inactive": ended}, **words)
 
@@ -13781,7 +13807,7 @@ def watch_job(call: Call) -> Any:
 @_events("/alpha/events/{cluster}/{role}", params="snapshot", a200="task, instance and update events")
 def watch_role(call: Call) -> Any:
     """Events of all jobs of a role as they happen."""
-    cluster, role = call.args["cluster"], call.args.get("role")
+    cluster, role = call.cluster, call.args.get("role")
     return call.service.stream(call, ("role", cluster, role), lambda: TaskChanges(
         call.scheduler, cluster, lambda: api.TaskQuery(role=role), lambda: api.JobUpdateQuery(role=role)))
 
@@ -13821,9 +13847,7 @@ _Opened = Tuple[Optional[Output], int, Optional[int]]   # of `open_output`; no l
 
 
 def _spot(call: Call) -> Spot:
-    instance = int(call.args["instance"])
-    return choose_task(find_tasks(call.session, call.key, [instance], call.service.clock), call.key, instance,
-                       call.get("task"))
+    return find_task(call.session, call.key, int(call.args["instance"]), call.get("task"), call.service.clock)
 
 
 @route("GET", "/alpha/job/{key}/instances/{instance}/processes", "watch", "logs", "task runs",
@@ -13918,7 +13942,7 @@ def _follow(call: Call, wanted: Sequence[Tuple[int, _Opened, Optional[Position]]
         raise
     if events:
         return Stream(follow, follow.since)
-    return Download(_text(b"", ("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")), follow,
+    return Download(_text(b"", *Stream.head.headers), follow,
                     follow.since, chunked=call.request.head.version > 0)
 
 
@@ -14045,7 +14069,7 @@ def failing_instances(tasks: Iterable[Any]) -> List[int]:
     """The instances whose last task failed, and that do not run; of plain tasks, sorted by age."""
     failing: Set[int] = set()
     for task in tasks:
-        if task["status"] == api.ScheduleStatus.FAILED:
+        if task["status"] == ScheduleStatus.FAILED:
             failing.add(instance_of(task))
         elif task["status"] not in _NOT_PLACED:
             failing.discard(instance_of(task))
@@ -14058,7 +14082,7 @@ def failure_of(call: Call, instances: Sequence[int], patient: bool = False) -> J
     observer = call.service.observer
     if not call.get("logs", True) or not observer.port or not call.user.may("logs", call.args.get("role")):
         return {}
-    session = Session(call.service.clusters[call.args["cluster"]], call.auth)
+    session = Session(call.service.clusters[call.cluster], call.auth)
     try:
         spots = find_tasks(session, call.key, instances, call.service.clock)
         found = words_of_failure(observer, spots, call.key, patient)
@@ -14201,7 +14225,7 @@ def _chosen_update(call: Call) -> Any:
     summary = details.update.summary
     if summary.state.status not in api.ACTIVE_JOB_UPDATE_STATES:
         raise Conflict("the update %s has ended as %s" %
-                       (call.args["id"], api.JobUpdateStatus.name_of(summary.state.status)),
+                       (call.args["id"], JobUpdateStatus.name_of(summary.state.status)),
                        code="UPDATE_ENDED", update=plain_update(call.key.cluster, details))
     return summary
 
@@ -14269,7 +14293,7 @@ def _list_updates(call: Call) -> Any:
     if not found and "name" in call.args:
         _require_job(call)
     return _portion(call, "updates", limit, len(found) > limit, [
-        plain_update(call.args["cluster"], each, bool(call.get("detail"))) for each in found[:limit]])
+        plain_update(call.cluster, each, bool(call.get("detail"))) for each in found[:limit]])
 
 
 for _path, _named, _does in (
@@ -14493,22 +14517,18 @@ def start_cron(call: Call) -> Any:
 def list_cron(call: Call) -> Any:
     """The cron jobs of a role with their schedules and next runs."""
     fits = _key_filter(call)
-    return _job_list(call, [_summary(call.args["cluster"], each)
+    return _job_list(call, [_summary(call.cluster, each)
                             for each in list_summaries(call.scheduler, call.args.get("role"))
                             if each["job"].get("cronSchedule") and fits(each["job"]["key"])])
 
 
 # --- handlers: operate --------------------------------------------------------------------------------------
 
-_QUOTA_FIELDS = {"cpu": "numCpus", "ram_mb": "ramMb", "disk_mb": "diskMb"}
+_QUOTA_FIELDS = ("cpu", "ram_mb", "disk_mb")
 
 
 def _amounts(aggregate: Any) -> Dict[str, float]:
-    made: Dict[str, float] = {name: 0 for name in _QUOTA_FIELDS}
-    for resource in (aggregate.resources if aggregate else None) or ():
-        for name, field in _QUOTA_FIELDS.items():
-            made[name] += getattr(resource, field) or 0
-    return made
+    return dict(zip(_QUOTA_FIELDS, amounts_of(aggregate)))
 
 
 @_remembered("/alpha/quota/{cluster}/{role}", group="operate", gives="QuotaAnswer",
@@ -14533,7 +14553,7 @@ def set_quota(call: Call) -> Any:
             type(each) in (int, float) and abs(each) < 1 << 62 for each in given.values()):
         raise BadRequest("the body has to be an object of numbers: %s" % ", ".join(_QUOTA_FIELDS))
     role = call.args["role"]
-    with locked("quota", call.args["cluster"], role):
+    with locked("quota", call.cluster, role):
         if call.get("increase"):
             now = _amounts(call.read("getQuota", role).result.getQuotaResult.quota)
             given = {name: now[name] + given.get(name, 0) for name in _QUOTA_FIELDS}
@@ -14549,7 +14569,8 @@ def set_quota(call: Call) -> Any:
 
 def _modes(call: Call, hosts: Sequence[str]) -> Dict[str, str]:
     """The mode of each of the hosts that the scheduler knows."""
-    return host_modes(call.read("maintenanceStatus", api.Hosts(hostNames=set(hosts)))) if hosts else {}
+    return host_modes(call.read("maintenanceStatus", as_hosts(hosts)).result.maintenanceStatusResult) if (
+        hosts) else {}
 
 
 def _known_hosts(call: Call) -> Dict[str, str]:
@@ -14565,23 +14586,17 @@ def _known_hosts(call: Call) -> Dict[str, str]:
     return {host: modes[host] for host in hosts}
 
 
-def _host_list(statuses: Any) -> List[Json]:
-    return [{"host": each.host, "mode": api.MaintenanceMode.name_of(each.mode)}
-            for each in sorted(statuses or (), key=lambda each: each.host)]
-
-
 @_remembered("/alpha/maintenance/{cluster}/{hosts}", group="operate", gives="HostList",
              a200="maintenance modes")
 def get_maintenance(call: Call) -> Any:
     """The maintenance mode of hosts."""
-    return _listed(call, "hosts", [{"host": host, "mode": mode}
-                                   for host, mode in sorted(_known_hosts(call).items())])
+    return _listed(call, "hosts", host_list(_known_hosts(call)))
 
 
 def _maintain(method: str, call: Call) -> Any:
     """Begin or end the maintenance of hosts."""
-    result = call.write(method, api.Hosts(hostNames=set(_known_hosts(call)))).result
-    return _listed(call, "hosts", _host_list(getattr(result, _RESULTS[method]).statuses))
+    result = call.write(method, as_hosts(_known_hosts(call))).result
+    return _listed(call, "hosts", host_list(host_modes(getattr(result, _RESULTS[method]))))
 
 
 for _verb, _named, _method, _done, _does in (
@@ -14595,10 +14610,9 @@ for _verb, _named, _method, _done, _does in (
 
 def _probed(call: Call, hosts: Optional[Sequence[str]]) -> List[Json]:
     """What would become of jobs without these hosts, or without each one of all."""
-    cluster = call.args["cluster"]
     found = probe_hosts(call.scheduler, hosts, call.get("percentage", 95.0), call.get("duration", 1800.0),
                         call.get("min_instances", 20), call.service.clock())
-    return [dict(host, jobs=[dict(job, job="%s/%s" % (cluster, job["job"])) for job in host["jobs"]])
+    return [dict(host, jobs=[dict(job, job="%s/%s" % (call.cluster, job["job"])) for job in host["jobs"]])
             for host in sorted(found, key=lambda each: each["host"])]
 
 
@@ -14616,11 +14630,11 @@ def drain(call: Call) -> Any:
             raise Conflict(
                 "draining these hosts would take jobs below their SLA; force=1 drains nevertheless",
                 code="SLA_UNSAFE", hosts=probed)
-    return _draining(call, call.write("drainHosts", api.Hosts(hostNames=set(hosts))), 300.0)
+    return _draining(call, call.write("drainHosts", as_hosts(hosts)), 300.0)
 
 
 def _draining(call: Call, response: Any, time_limit: float) -> Union[Response, Later]:
-    hosts = _host_list(response.result.drainHostsResult.statuses)
+    hosts = host_list(host_modes(response.result.drainHostsResult))
     names, limit = [each["host"] for each in hosts], call.get("time_limit", time_limit)
     operation = call.start("drain", len(names), lambda op: wait_until_drained(
         call.scheduler, names, limit, call.service.poll_interval, op))
@@ -14635,7 +14649,7 @@ def _draining(call: Call, response: Any, time_limit: float) -> Union[Response, L
 def sla_drain(call: Call) -> Any:
     """Drain hosts as far as SLAs allow (sla_host_drain): jobs' own, else 95 % up for 30 min; forced after 7
     days."""
-    hosts, seconds = api.Hosts(hostNames=set(_known_hosts(call))), int(call.get("duration", 1800))
+    hosts, seconds = as_hosts(_known_hosts(call)), int(call.get("duration", 1800))
     if call.get("coordinator"):
         policy = api.SlaPolicy(coordinatorSlaPolicy=api.CoordinatorSlaPolicy(
             coordinatorUrl=call.get("coordinator"), statusKey="drain"))
@@ -14706,7 +14720,7 @@ def _task_list(call: Call, found: List[Any], limit: int, whole: bool = True) -> 
                         and on_host(task["assignedTask"].get("slaveHost"))),
                        key=id_of)[call.get("offset", 0):]
     return _portion(call, "tasks", limit, len(found) > limit, sorted(
-        _plain_tasks(call.args["cluster"], "", found[:limit]), key=lambda task: task["id"]))
+        _plain_tasks(call.cluster, "", found[:limit]), key=lambda task: task["id"]))
 
 
 def _task_limit(call: Call) -> int:
@@ -14828,12 +14842,12 @@ def force_state(call: Call) -> Any:
     before = look()
     if not before:
         raise NotFound("there is no task %s" % call.args["task"])
-    wanted = api.ScheduleStatus.values[call.get("to_state")]
+    wanted = ScheduleStatus.values[call.get("to_state")]
     call.write("forceTaskState", call.args["task"], wanted)
     fields: Json = {}
     with contextlib.suppress(AuroraError):      # Aurora says OK to what it ignores, so it is looked
         tasks = look()
-        fields["state"] = api.ScheduleStatus.name_of(tasks[0].status) if tasks else None
+        fields["state"] = ScheduleStatus.name_of(tasks[0].status) if tasks else None
         told = len(before[0].taskEvents or ())
         fields["forced"] = not tasks or any(event.status == wanted
                                             for event in (tasks[0].taskEvents or [])[told:])
@@ -14942,7 +14956,7 @@ def list_waiting(call: Call) -> Any:
     known = pending_reasons(call.scheduler, api.TaskQuery()) if tasks else {}
     wanted = glob(call.get("role", "*"))
     found: List[Json] = []
-    for plain in _plain_tasks(call.args["cluster"], "", tasks):
+    for plain in _plain_tasks(call.cluster, "", tasks):
         last = plain["events"][-1] if plain["events"] else {}
         if wanted(plain["job"].split("/")[1]):
             found.append(dict({name: plain[name] for name in ("id", "job", "instance", "state")},
@@ -14957,8 +14971,7 @@ def list_waiting(call: Call) -> Any:
 def list_hosts(call: Call) -> Any:
     """The hosts of a cluster as far as the scheduler tells of them: those with tasks, with resources that are
     offered or in maintenance, and those that host= names in full."""
-    states = api.ScheduleStatus
-    query = api.TaskQuery(statuses=api.LIVE_STATES | {states.ASSIGNED, states.STARTING})
+    query = api.TaskQuery(statuses=api.LIVE_STATES | {ScheduleStatus.ASSIGNED, ScheduleStatus.STARTING})
     counts = collections.Counter(task["assignedTask"].get("slaveHost")
                                  for task in read_tasks(call.scheduler, query, "hosts"))
     offered: Dict[str, Json] = {}
@@ -15221,8 +15234,8 @@ def openapi_text() -> bytes:
 # the comments is src/main/java/org/apache/aurora/scheduler.
 # ============================================================================================================
 
-_S = api.ScheduleStatus
-_U = api.JobUpdateStatus
+_S = ScheduleStatus
+_U = JobUpdateStatus
 
 
 _FROM_ACTED = "FINISHED FAILED RESTARTING DRAINING KILLED KILLING LOST PREEMPTING"
@@ -15319,7 +15332,7 @@ class DemoTask(_Stored):
 
 class DemoHost:
     """A machine of the demo cluster: resources in cores and MB, attributes, maintenance."""
-    mode: int = api.MaintenanceMode.NONE
+    mode: int = MaintenanceMode.NONE
     drain: Optional[Tuple[Any, float]] = None       # SLA policy, and until when it counts
 
     def __init__(self, name: str, number: int, total: Sequence[float], attributes: Dict[str, Set[str]]
@@ -15343,8 +15356,8 @@ class DemoHost:
 
     def rest(self) -> None:
         """What drains is drained once no task is left."""
-        if self.mode == api.MaintenanceMode.DRAINING and not self.tasks:
-            self.mode, self.drain = api.MaintenanceMode.DRAINED, None
+        if self.mode == MaintenanceMode.DRAINING and not self.tasks:
+            self.mode, self.drain = MaintenanceMode.DRAINED, None
 
 
 class DemoUpdate(_Stored):
@@ -15386,7 +15399,7 @@ class DemoUpdate(_Stored):
         return _U.values[form.format("FORWARD" if self.forward else "BACK")]
 
     def action(self, state: str) -> int:
-        return api.JobUpdateAction.values[_ACTIONS[state][not self.forward]]
+        return JobUpdateAction.values[_ACTIONS[state][not self.forward]]
 
     @property
     def instances(self) -> Set[int]:
@@ -15464,16 +15477,14 @@ def _grouped(kind: Any, pairs: Iterable[Tuple[int, Any]]) -> Set[Any]:
     return {kind(config, to_ranges(instances)) for config, instances in groups.items()}
 
 
-# Of each resource that is reckoned with: its field, name and unit, and how much of it is a lot to lack.
-_RESOURCES = (("numCpus", "CPU", "core(s)", 16.0), ("ramMb", "RAM", "MB", 24576.0),
-              ("diskMb", "disk", "MB", 460800.0))
+# Of each resource that is reckoned with: its name and unit, and how much of it is a lot to lack.
+_RESOURCES = (("CPU", "core(s)", 16.0), ("RAM", "MB", 24576.0), ("disk", "MB", 460800.0))
 _NOTHING = (0.0, 0.0, 0.0)
 
 
 def amounts(config: Any, count: int = 1) -> List[float]:
     """cores, MB of memory, MB of disk of so many tasks of a TaskConfig."""
-    taken = ((each.numCpus or 0, each.ramMb or 0, each.diskMb or 0) for each in config.resources or ())
-    return [count * each for each in _sums(*taken)]
+    return [count * each for each in amounts_of(config)]
 
 
 def _sums(*amounts: Sequence[float]) -> List[float]:
@@ -15949,8 +15960,8 @@ class _DemoHosts(_DemoTasks):
         can."""
         if "dedicated" in host.attributes and not _is_dedicated(task.config):
             return 1e6, "Host is dedicated"
-        if host.mode in (api.MaintenanceMode.DRAINING, api.MaintenanceMode.DRAINED):
-            return 1e5, "Host %s for maintenance" % api.MaintenanceMode.name_of(host.mode).lower()
+        if host.mode in (MaintenanceMode.DRAINING, MaintenanceMode.DRAINED):
+            return 1e5, "Host %s for maintenance" % MaintenanceMode.name_of(host.mode).lower()
         for each in sorted(task.config.constraints or (), key=lambda c: (c.constraint.value is None, c.name)):
             values = host.attributes.get(each.name, set())
             rule = each.constraint.value
@@ -15965,7 +15976,7 @@ class _DemoHosts(_DemoTasks):
             return 1000.0, "Insufficient: CPU"      # of which no offer has revocable ones
         lacking, score = [], 0.0
         rows = list(zip(_RESOURCES, amounts(task.config), host.total, host.used))
-        for (_, name, _, span), need, total, used in rows[1:] + rows[:1]:       # it tells of CPU last
+        for (name, _, span), need, total, used in rows[1:] + rows[:1]:       # it tells of CPU last
             if need > total - used + 1e-9:
                 lacking.append("Insufficient: " + name)
                 score += min(1000.0, 1000 * (need - (total - used)) // span)
@@ -16008,27 +16019,27 @@ class _DemoHosts(_DemoTasks):
         return {api.HostStatus(host.name, host.mode) for host in hosts}
 
     def startMaintenance(self, hosts: Any) -> Any:
-        found = self._set_modes(hosts, api.MaintenanceMode.SCHEDULED)
+        found = self._set_modes(hosts, MaintenanceMode.SCHEDULED)
         return api.StartMaintenanceResult(self._statuses(found))
 
     def drainHosts(self, hosts: Any) -> Any:
-        found = self._set_modes(hosts, api.MaintenanceMode.DRAINING, (None, self._now))
+        found = self._set_modes(hosts, MaintenanceMode.DRAINING, (None, self._now))
         for host in found:
             self._drain(host)
         return api.DrainHostsResult(self._statuses(found))
 
     def slaDrainHosts(self, hosts: Any, defaultSlaPolicy: Any, timeoutSecs: int) -> Any:
         drain = (defaultSlaPolicy, self._now + (timeoutSecs or 0))
-        found = self._set_modes(hosts, api.MaintenanceMode.DRAINING, drain)
+        found = self._set_modes(hosts, MaintenanceMode.DRAINING, drain)
         tick = 60.0 - (self._now - self.clock._start) % 60.0        # the scheduler looks each minute
         for host in found:
             self._after(tick, partial(self._poll_drain, host, drain))
         return api.DrainHostsResult(self._statuses(found))
 
     def _poll_drain(self, host: DemoHost, drain: Any) -> None:
-        if host.drain is drain and host.mode == api.MaintenanceMode.DRAINING:
+        if host.drain is drain and host.mode == MaintenanceMode.DRAINING:
             self._drain(host)
-            if host.mode == api.MaintenanceMode.DRAINING:
+            if host.mode == MaintenanceMode.DRAINING:
                 self._after(60.0, partial(self._poll_drain, host, drain))
 
     def _drain(self, host: DemoHost) -> None:
@@ -16047,7 +16058,7 @@ class _DemoHosts(_DemoTasks):
         return api.MaintenanceStatusResult(self._statuses(self._known_hosts(hosts)))
 
     def endMaintenance(self, hosts: Any) -> Any:
-        return api.EndMaintenanceResult(self._statuses(self._set_modes(hosts, api.MaintenanceMode.NONE)))
+        return api.EndMaintenanceResult(self._statuses(self._set_modes(hosts, MaintenanceMode.NONE)))
 
 
 class _DemoUpdater(_DemoHosts):
@@ -16354,7 +16365,7 @@ class _DemoChecks(_DemoUpdater):
         if not 0 < total <= MAX_TASKS_PER_JOB:
             raise _Refusal("Instance count must be between 1 and %d inclusive." % MAX_TASKS_PER_JOB)
         texts = ["%s quota exceeded by %.2f %s" % (name, value, unit)
-                 for (_, name, unit, _), value in zip(_RESOURCES, lacking) if value > 1e-9]
+                 for (name, unit, _), value in zip(_RESOURCES, lacking) if value > 1e-9]
         if texts:
             raise _Refusal("Insufficient resource quota: " + "; ".join(texts))
 
@@ -16848,7 +16859,7 @@ class _DemoAdmin(_DemoJobs):
         if len(resources) > 3:
             raise ValueError("Too many resource values in quota.")
         found = [[getattr(each, field) for each in resources if getattr(each, field) is not None]
-                 for field, *_ in _RESOURCES]
+                 for field in RESOURCE_FIELDS]
         if any(len(values) != 1 for values in found):
             raise ValueError("Quota resources must be exactly: [CPUS, RAM_MB, DISK_MB]")
         cores, ram, disk = values = [float(each[0]) for each in found]
@@ -17284,7 +17295,7 @@ class DemoApp(App):
         demo = self.demo
         states = collections.Counter(task.status for task in demo._tasks.values())
         hosts = {mode: sorted(host.name for host in demo.hosts.values() if host.mode == number)
-                 for mode, number in api.MaintenanceMode.values.items()}
+                 for mode, number in MaintenanceMode.values.items()}
         return {
             "/vars.json": {
                 "framework_registered": 1, "scheduler_lifecycle_ACTIVE": 1,
@@ -21437,8 +21448,6 @@ def _fingerprint(options: argparse.Namespace, *names: str) -> str:
 class _Reload(NamedTuple):
     """What SIGHUP reads again, each part for itself: what cannot be read or used stays as it was, whole. A
     part returns what of it changed. For the main thread."""
-    PARTS = ("settings", "audit_log", "tokens", "client_ca", "certificate", "scheduler_ca", "credentials")
-
     server: Server
     options: argparse.Namespace
     log: Log
@@ -21446,10 +21455,11 @@ class _Reload(NamedTuple):
     def run(self) -> None:
         """Read all parts, and log what changed. Raises nothing: what serves goes on."""
         told: Json = {"changed": [], "same": [], "failed": []}
-        for part in self.PARTS:
-            name = part.replace("_", " ")
+        for part in (self.settings, self.audit_log, self.tokens, self.client_ca, self.certificate,
+                     self.scheduler_ca, self.credentials):
+            name = part.__name__.replace("_", " ")
             try:
-                what = getattr(self, part)()
+                what = part()
                 told["changed" if what else "same"].append("%s (%s)" % (name, what) if what else name)
             except (OSError, ValueError, UsageError) as error:
                 told["failed"].append(name)

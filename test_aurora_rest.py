@@ -9462,7 +9462,7 @@ MUTANTS = [
      'if True:\n        active, staying = _active_and_staying(scheduler, key)\n        if',
      "RestartTest.test_callers_at_once_scale_to_what_they_say"),
     ("the dying are counted",
-     'instances_of(task for task in tasks if task["status"] != api.ScheduleStatus.KILLING)',
+     'instances_of(task for task in tasks if task["status"] != ScheduleStatus.KILLING)',
      'instances_of(tasks)', "RestartTest"),
     ("a slot is taken after the effect",
      'call.slot = None if call.get("dry_run") else self.operations.take()', 'call.slot = None',
@@ -9470,8 +9470,8 @@ MUTANTS = [
     ("a restart watches nobody", 'elif now - since >= options.watch_secs:', 'elif True:', "RestartTest"),
     ("failures are not counted", 'run.failed += 1 if run.failed', 'if run.failed', "RestartTest"),
     ("killed by others is running",
-     'ended += [task for task in latest.values() if task["status"] in (status.FAILED, status.LOST, '
-     'status.KILLED)]', '', "OperationsTest RestartTest"),
+     'ended += [task for task in latest.values() if task["status"] in (*_FAILED, ScheduleStatus.KILLED)]', '',
+     "OperationsTest RestartTest"),
     ("an update that pauses itself is waited for", 'paused and not last.user)', 'False)', "OutcomeTest"),
     # 6. Service
     ("wrong instances mean all", 'if name not in known: raise BadRequest("unknown parameter',
