@@ -8326,6 +8326,14 @@ class Key(NamedTuple):
         return api.TaskQuery(jobKeys={self.thrift}, **more)
 
 
+def gathered(pairs: Iterable[Tuple[Any, Any]]) -> Dict[Any, List[Any]]:
+    """The values of each key, in their order."""
+    found: Dict[Any, List[Any]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
+
+
 JobTuple = Tuple[str, str, str]         # a job's role, environment and name
 
 
@@ -8735,10 +8743,7 @@ def update_instances(details: Any) -> Dict[str, List[int]]:
     state = {number: "waiting" for number in (wanted & set(only) if only else wanted)}
     for event in sorted(details.instanceEvents or [], key=lambda e: e.timestampMs):
         state[event.instanceId] = _INSTANCE_STATES.get(JobUpdateAction.name_of(event.action), "waiting")
-    found: Dict[str, List[int]] = {}
-    for number in sorted(state):
-        found.setdefault(state[number], []).append(number)
-    return found
+    return gathered((state[number], number) for number in sorted(state))
 
 
 def update_progress(details: Any) -> Dict[str, int]:
@@ -8973,9 +8978,7 @@ def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage
     keys = {job for jobs in on_host.values() for job in jobs}
     if hosts is not None:
         tasks = ask(jobKeys={api.JobKey(*key.split("/")) for key in keys}) if keys else []
-    by_job: Dict[str, List[Any]] = {}
-    for task in tasks:
-        by_job.setdefault(task["assignedTask"]["task"]["job"], []).append(task)
+    by_job = gathered((task["assignedTask"]["task"]["job"], task) for task in tasks)
     found = []
     for host in on_host:
         leaving = {host} if hosts is None else set(hosts)
@@ -12344,9 +12347,7 @@ class Call:
     def read_params(self) -> None:
         """Check and convert the query. Raises BadRequest: a misspelt shards= must not mean all instances."""
         known = self.request.route.params
-        given: Dict[str, List[str]] = {}
-        for name, value in self.request.query:
-            given.setdefault(name, []).append(value)
+        given = gathered(self.request.query)
         prefer = self.request.headers.get("prefer")
         if prefer and "wait" in known:
             prefers = re.search(r"\bwait=(\d{1,9})\b", prefer[:1024])
@@ -12576,7 +12577,7 @@ class Call:
             return self.job_success(202, headers, **more, why=verdict.text)
         return self.job_success(201 if status == 201 else 200, headers, **more)
 
-    def operated(self, operation: Operation, tell: Callable[[], Json] = lambda: {},
+    def operated(self, operation: Operation, tell: Callable[[], Json] = dict,
                  **fields: Any) -> Union[Response, Later]:
         """The answer to a call that began an operation. tell: further fields, as they are when it is
         answered."""
@@ -15471,9 +15472,7 @@ class DemoUpdate(_Stored):
 
 def _grouped(kind: Any, pairs: Iterable[Tuple[int, Any]]) -> Set[Any]:
     """Instances and their configurations as structs of a kind that holds a configuration and ranges."""
-    groups: Dict[Any, List[int]] = {}
-    for instance, config in pairs:
-        groups.setdefault(config, []).append(instance)
+    groups = gathered((config, instance) for instance, config in pairs)
     return {kind(config, to_ranges(instances)) for config, instances in groups.items()}
 
 
