@@ -128,10 +128,13 @@ __all__ = [
 # ============================================================================================================
 
 
-Callback = Callable[[], None]
-Files = Dict[str, bytes]    # by path
+Callback = Callable[[], Any]    # what it returns counts where something is asked
+Function = Callable[..., Any]
+Logger = Callable[[str], None]
+Files = Dict[str, bytes]        # by path
 Limits = Dict[str, float]
-Pair = Tuple[str, str]      # a name and its value
+Texts = Dict[str, str]          # by name
+Pair = Tuple[str, str]          # a name and its value
 
 
 # --- errors -------------------------------------------------------------------------------------------------
@@ -363,7 +366,7 @@ def parse_address(text: str) -> Any:
     return None
 
 
-def parse_forwarded(headers: Dict[str, str]) -> List[Dict[str, str]]:
+def parse_forwarded(headers: Texts) -> List[Texts]:
     """What proxies say of those they speak for, the nearest last: `for`, `proto` and `host`, by Forwarded
     (RFC 7239) or by X-Forwarded-For, -Proto and -Host, of which the last word is all that is told of the
     latter two. Of the last MAX_HOPS proxies."""
@@ -429,7 +432,7 @@ class Head(NamedTuple):
     method: str
     target: str
     version: int                # 0 or 1: the minor version
-    headers: Dict[str, str]
+    headers: Texts
     length: int
     keep_alive: bool
     expects: str
@@ -457,7 +460,7 @@ def parse_head(data: bytes, header_count: int = 100, url: int = 8192) -> Head:
     if len(lines) - 1 > header_count:
         raise TooManyHeaders("more than %d header fields" % header_count)
     version = 0 if protocol == b"HTTP/1.0" else 1
-    headers: Dict[str, str] = {}
+    headers: Texts = {}
     for line in lines[1:]:
         name, colon, value = line.partition(b":")
         if not colon or not _TOKEN.fullmatch(name):
@@ -604,7 +607,7 @@ class Request:
         self.id = request_id
         self.started = time.monotonic()
         self.secure = secure
-        self.args: Dict[str, str] = {}
+        self.args: Texts = {}
         # whose share of what is limited it takes: the peer's, until it is known who asks
         self.caller = peer
 
@@ -748,14 +751,14 @@ def gunzip(data: bytes, limit: int) -> bytes:
 _PARAMETER = re.compile(r'([^;=]*)(=?)[ \t]*(?:"((?:\\"|[^"])*)|([^;]*))[^;]*;?')
 
 
-def parse_parameters(text: str) -> Dict[str, str]:
+def parse_parameters(text: str) -> Texts:
     """The `; name=value` of a header field, names in lower case, values without their quotes. What is none is
     passed over."""
     return {name.strip().lower(): quoted.replace('\\"', '"') or plain.strip()
             for name, equals, quoted, plain in _PARAMETER.findall(text) if equals}
 
 
-def parse_content_type(text: str) -> Tuple[str, Dict[str, str]]:
+def parse_content_type(text: str) -> Tuple[str, Texts]:
     """Media type and parameters, names in lower case."""
     kind, _, rest = text.partition(";")
     return kind.strip().lower(), parse_parameters(rest)
@@ -1118,7 +1121,7 @@ class Poll(Source):
     stale = False
     _started = 0                # the turns that were called for; only the last is taken
 
-    def __init__(self, runner: Any, ask: Callable[[], Any], interval: float, linger: float = 0.0,
+    def __init__(self, runner: Any, ask: Callback, interval: float, linger: float = 0.0,
                  delayed: bool = False) -> None:
         super().__init__()
         self.delayed = delayed
@@ -1385,7 +1388,7 @@ def defect(error: BaseException, **where: Any) -> Event:
     return Event("error", **where, error="%s: %s" % (type(error).__name__, error), at=_place(error))
 
 
-def in_thread(name: str, work: Callable[..., Any], *arguments: Any) -> threading.Thread:
+def in_thread(name: str, work: Function, *arguments: Any) -> threading.Thread:
     """Do something in a thread of its own, which ends with the process at the latest. Raises RuntimeError
     where there is none to be had."""
     thread = threading.Thread(target=work, name=name, args=arguments, daemon=True)
@@ -1408,11 +1411,11 @@ class Loop:
     thread = 0              # the one that turns it, 0 while that passes from one to another
     stopping = False
 
-    def __init__(self, call: Callable[..., Any]) -> None:
+    def __init__(self, call: Function) -> None:
         self._call = call           # how to call what may fail
         self._selector = DefaultSelector()
         self._wake_in, self._wake_out = socket.socketpair()
-        self._soon: Deque[Tuple[Callable[..., None], Tuple[Any, ...]]] = collections.deque()
+        self._soon: Deque[Tuple[Function, Tuple[Any, ...]]] = collections.deque()
         self._timers: List[Timer] = []
         self._serial = itertools.count()
         self.turned = time.monotonic()
@@ -1420,7 +1423,7 @@ class Loop:
             each.setblocking(False)
         self.watch(self._wake_in, 0, EVENT_READ, self._drain_wakes)
 
-    def soon(self, function: Callable[..., None], *arguments: Any) -> None:
+    def soon(self, function: Function, *arguments: Any) -> None:
         self._soon.append((function, arguments))
         if threading.get_ident() != self.thread:
             self._wake()
@@ -1535,7 +1538,7 @@ class Workers:
     _idle = 0                       # those that have just been started among them
     _queued = 0                     # in the queue, or just taken by a thread that still counts as idle
 
-    def __init__(self, loop: Loop, most: float, call: Callable[..., Any]) -> None:
+    def __init__(self, loop: Loop, most: float, call: Function) -> None:
         self.loop = loop
         self.most = most
         self._call = call
@@ -2283,7 +2286,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
         return int(self.server_address[1]) if isinstance(self.server_address, tuple) else 0
 
 
-    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+    def _call(self, function: Function, *arguments: Any) -> None:
         """Call a function; a defect in it costs the connection that it is about, and never the server."""
         try:
             function(*arguments)
@@ -3634,7 +3637,7 @@ class _Network:
         self.most_idle = most_idle          # connections kept for one location
         self.ca_file = ca_file
         self.circuit_breaks = 0
-        self.tell: Callable[..., None] = lambda event, **fields: None
+        self.tell: Function = lambda event, **fields: None
         self._lock = threading.Lock()
         self._idle: Dict[_Location, List[_Wire]] = {}
         # a location's; so many, as redirects may lead anywhere
@@ -3770,7 +3773,7 @@ class _Leadership:
 
     def __init__(self, urls: Sequence[str], locate: Optional[Callable[[float], Sequence[str]]]) -> None:
         self.locate = locate
-        self.tell: Callable[..., None] = lambda event, **fields: None
+        self.tell: Function = lambda event, **fields: None
         self.named = [_Location.parse(each) for each in urls] if not locate else []     # the cluster's own
         self.leading: Optional[_Location] = None
         self.last: Optional[str] = None     # the leader's URL, also while none is known
@@ -3882,7 +3885,7 @@ class Scheduler:
         self.answered = -math.inf           # when a scheduler last answered a call
         self.trouble: Tuple[float, Optional[str]] = (-math.inf, None)   # when a call last failed, and how
 
-    def __getattr__(self, method: str) -> Callable[..., Any]:
+    def __getattr__(self, method: str) -> Function:
         if method.startswith("_"):
             raise AttributeError(method)
         import difflib
@@ -4315,7 +4318,7 @@ class ZooKeeperLocator:
         self.cluster = cluster
         self.failure: Optional[AuroraError] = None      # of the last reading
         self.moved: Callable[[Sequence[str]], None] = lambda urls: None
-        self.tell: Callable[..., None] = lambda event, **fields: None
+        self.tell: Function = lambda event, **fields: None
         self._connect = connect or _zookeeper_client
         self._lock = threading.Lock()
         self._urls: List[str] = []
@@ -4758,10 +4761,10 @@ def _unit_helpers(names: Json) -> Any:
     def amount(value: Any) -> Any:
         return 0 if value is Empty else value.get()
 
-    def fold(how: Callable[..., Any], values: Iterable[Any]) -> Any:
+    def fold(how: Function, values: Iterable[Any]) -> Any:
         return how([amount(each) for each in values] + [0])
 
-    def fold_resources(how: Callable[..., Any], resources: Iterable[Any]) -> Any:
+    def fold_resources(how: Function, resources: Iterable[Any]) -> Any:
         given = [Units.optional_resources(each) for each in resources]
         return Resources(**{unit: fold(how, (getattr(each, unit)() for each in given))
                             for unit in ("cpu", "ram", "disk", "gpu")})
@@ -4798,7 +4801,7 @@ def _task_helpers(names: Json, Units: Any) -> Json:
             return [Constraint(order=[each.name() if isinstance(each, Process) else each
                                       for each in processes])]
 
-    def joined(tasks: Sequence[Any], resources: Callable[..., Any], wait: Callable[..., Any],
+    def joined(tasks: Sequence[Any], resources: Function, wait: Function,
                order: List[Any], fields: Json) -> Any:
         if not tasks:
             return Task()
@@ -5346,7 +5349,7 @@ class _Unicode(str):
         return map(_Unicode, str.__iter__(self))
 
 
-def _keeps(name: str) -> Callable[..., Any]:
+def _keeps(name: str) -> Function:
     method = getattr(str, name)
     return lambda self, *arguments: _as_unicode(method(self, *arguments))
 
@@ -5564,7 +5567,7 @@ def _sort(items: List[Any], *how: Any, **named: Any) -> None:
     items[:] = _sorted(items, *how, **named)
 
 
-def _extreme(native: Callable[..., Any]) -> Callable[..., Any]:
+def _extreme(native: Function) -> Function:
     def found(*given: Any, **named: Any) -> Any:
         items = list(given[0]) if len(given) == 1 else given
         try:
@@ -5745,7 +5748,7 @@ def _listing(name: str) -> Callable[[Any], Any]:
 _MAPPINGS = (dict, collections.ChainMap)
 _VIEW: Any = collections.abc.MappingView
 # Attributes that Python 3 does not have, or has with another meaning: whose, and what is called instead.
-_OLDER: Dict[str, Tuple[Any, Callable[..., Any]]] = {
+_OLDER: Dict[str, Tuple[Any, Function]] = {
     "format": (str, _safe_format), "encode": (str, _encode), "decode": (str, _decode),
     "translate": (str, _translate), "sort": (list, _sort),
     "has_key": (_MAPPINGS, lambda mapping, key: key in mapping)}
@@ -5876,7 +5879,7 @@ def _hashed(kind: str, text: Any = "") -> _Digest:
     return _Digest(hashlib.new(kind, _bytes(text)))
 
 
-def _of_bytes(work: Callable[..., Any]) -> Callable[..., Any]:
+def _of_bytes(work: Function) -> Function:
     """A function of bytes as one of text."""
     def worked(*given: Any, **named: Any) -> Any:
         made = work(*map(_bytes, given), **named)
@@ -6048,7 +6051,7 @@ class _Environ(_Dict):      # type: ignore[misc]
 class _Stream:
     """sys.stdout and sys.stderr."""
 
-    def __init__(self, write: Callable[[str], None]) -> None:
+    def __init__(self, write: Logger) -> None:
         self.write = write
 
     def flush(self) -> None:
@@ -6114,7 +6117,7 @@ class _Reading:
     def __init__(self, source: str) -> None:
         pieces = list(_PIECES.finditer(source))
         self.kinds, self.texts = [each.lastgroup for each in pieces], [each.group() for each in pieces]
-        self.tuples: Dict[str, str] = {}
+        self.tuples: Texts = {}
         future = " ".join(re.findall(r"\bfrom[ \t]+__future__[ \t]+import[ \t]*(\([^)]*\)|[^\n;#]*)", source))
         self.future = set(re.findall(r"\w+", future))
         leading = re.findall(r"(?m)^[ \t]+(?=[^\s#])", source)
@@ -6748,7 +6751,7 @@ class _Namespace:
         raise AttributeError("%s.%s is not available in a configuration" % (self.__dict__["__name__"], name))
 
 
-def _apart(method: Callable[..., Any]) -> Callable[..., Any]:
+def _apart(method: Function) -> Function:
     """A function that does what the method does. Source may have it: a method would lead to its object."""
     return lambda *given, **named: method(*given, **named)
 
@@ -6764,8 +6767,8 @@ class _Evaluation:
         self.schema = schema
         self.request = request
         self.ask = ask
-        self.files: Dict[str, str] = request["files"]
-        self.shared: Dict[str, str] = {}        # files of the include root
+        self.files: Texts = request["files"]
+        self.shared: Texts = {}        # files of the include root
         self.printed: List[str] = []
         self.unfinished = ""        # a line that print has begun
         self.modules: Dict[str, _Namespace] = {}
@@ -7259,7 +7262,7 @@ class _Conversion:
             plain["image"] = {"appc" if appc else "docker": plain["image"]}
         return {"mesos": plain}
 
-    def executor(self, made: Any, plain: Any, open_refs: Sequence[Any]) -> Dict[str, str]:
+    def executor(self, made: Any, plain: Any, open_refs: Sequence[Any]) -> Texts:
         # A made-up instance lets the whole of the task be checked.
         checked = made.bind(mesos={"instance": 31337, "hostname": ""})
         self.check_task(checked.task())
@@ -7376,7 +7379,7 @@ def _number(holder: Any, field: str) -> Any:
     return value
 
 
-def _constraints(given: Dict[str, str]) -> List[Json]:
+def _constraints(given: Texts) -> List[Json]:
     made = []
     for name, value in sorted(given.items()):
         if value.startswith("limit:"):
@@ -8142,6 +8145,9 @@ def resolve_image(registry: str, name: str, tag: str) -> str:
     return "%s%s@%s" % (prefix, name, found)
 
 
+Instances = Sequence[int]       # numbers of instances
+
+
 class Job(NamedTuple):
     """A job as it would be sent. configuration: api.JobConfiguration; settings: api.JobUpdateSettings, or
     None where `problems` says why it cannot be updated with this configuration; warnings: sentences for the
@@ -8156,7 +8162,7 @@ class Job(NamedTuple):
     def is_cron(self) -> bool:
         return bool(self.configuration.cronSchedule)
 
-    def update_request(self, instances: Sequence[int] = (), update_id: str = "") -> Any:
+    def update_request(self, instances: Instances = (), update_id: str = "") -> Any:
         """The api.JobUpdateRequest for startJobUpdate, limited to `instances` if there are any. Raises
         InvalidConfig."""
         if self.settings is None:
@@ -8246,11 +8252,11 @@ def same_meaning(mine: Any, running: Any) -> bool:
 _DEFAULT_EVALUATOR = Evaluator(2)       # of load_job; has no process before it is asked
 
 
-def load_job(source: Union[str, Dict[str, str]], key: str, *, user: Optional[str] = None,
+def load_job(source: Union[str, Texts], key: str, *, user: Optional[str] = None,
              is_json: bool = False,
-             bindings: Union[Dict[str, str], Sequence[Tuple[str, str]]] = (), tiers: Optional[Json] = None,
+             bindings: Union[Texts, Sequence[Pair]] = (), tiers: Optional[Json] = None,
              docker_registry: str = DOCKER_HUB, evaluator: Optional[Evaluator] = None,
-             caller: Optional[str] = None, env: Union[Dict[str, str], Sequence[Tuple[str, str]]] = ()) -> Job:
+             caller: Optional[str] = None, env: Union[Texts, Sequence[Pair]] = ()) -> Job:
     """The job `key` (cluster/role/environment/name) that `source` describes, converted for the scheduler.
 
     source: `.aurora` text, or texts by file name of which the first is the root; bindings: values for
@@ -8494,7 +8500,7 @@ def projection(name: str) -> Projection:
     return Projection(Type("struct", api.Response), dict(_MESSAGES, result=result))
 
 
-_Work = TypeVar("_Work", bound=Callable[..., Any])
+_Work = TypeVar("_Work", bound=Function)
 
 
 def reading(work: _Work) -> _Work:
@@ -8537,7 +8543,7 @@ def read_tasks(scheduler: Any, query: Any, fields: str) -> Any:
 
 
 @reading
-def query_tasks(scheduler: Scheduler, key: Key, instances: Sequence[int] = (),
+def query_tasks(scheduler: Scheduler, key: Key, instances: Instances = (),
                 statuses: Optional[Iterable[int]] = None,
                 fields: str = "tasks", reasons: bool = False) -> List[Any]:
     """The plain tasks of a job, sorted by instance and age; statuses are numbers. fields: a projection's
@@ -8554,12 +8560,12 @@ def query_tasks(scheduler: Scheduler, key: Key, instances: Sequence[int] = (),
     return sorted(tasks, key=lambda task: (instance_of(task), min(times_of(task), default=0), id_of(task)))
 
 
-def active_tasks(scheduler: Scheduler, key: Key, instances: Sequence[int] = ()) -> List[Any]:
+def active_tasks(scheduler: Scheduler, key: Key, instances: Instances = ()) -> List[Any]:
     """The plain tasks of a job that are active, in brief."""
     return query_tasks(scheduler, key, instances, api.ACTIVE_STATES, "task states")
 
 
-def pending_reasons(scheduler: Scheduler, query: Any) -> Dict[str, str]:
+def pending_reasons(scheduler: Scheduler, query: Any) -> Texts:
     """Why each pending task that an api.TaskQuery finds waits, by task id."""
     found = scheduler.call("getPendingReason", query).result.getPendingReasonResult.reasons or ()
     return {each.taskId: each.reason or "" for each in found}
@@ -8605,7 +8611,7 @@ def last_words(task: Any) -> Json:
             "message": task.get("reason") or last.get("message")}
 
 
-def active_instances(scheduler: Scheduler, key: Key, instances: Sequence[int] = ()) -> Dict[int, Any]:
+def active_instances(scheduler: Scheduler, key: Key, instances: Instances = ()) -> Dict[int, Any]:
     """The active plain tasks of a job by instance, without those that are being killed. Raises NotFound where
     there is none at all, and where one of `instances` is not active."""
     tasks = by_instance(task for task in active_tasks(scheduler, key, instances)
@@ -8651,7 +8657,7 @@ class UpdateStarted(NamedTuple):
     messages: List[str]
 
 
-def start_update(scheduler: Scheduler, job: Job, instances: Sequence[int] = (),
+def start_update(scheduler: Scheduler, job: Job, instances: Instances = (),
                  message: Optional[str] = None) -> UpdateStarted:
     """Start a rolling update to `job`. Raises Conflict, with the update under `update`, while one is in
     progress."""
@@ -8851,7 +8857,7 @@ def _active_and_staying(scheduler: Scheduler, key: Key) -> Tuple[List[int], List
                                              if task["status"] != ScheduleStatus.KILLING)
 
 
-def _add_like(scheduler: Scheduler, key: Key, active: Sequence[int], models: Sequence[int], count: int,
+def _add_like(scheduler: Scheduler, key: Key, active: Instances, models: Instances, count: int,
               like: Optional[int]) -> Optional[List[int]]:
     if like is not None and like not in models:
         raise NotFound("job %s has no active instance %d to copy" % (key, like))
@@ -8911,7 +8917,7 @@ def field_changes(old: Any, new: Any, path: str = "") -> List[Json]:
     return [] if same else [{"path": path, "old": old, "new": new}]
 
 
-def plan_update(scheduler: Scheduler, job: Job, instances: Sequence[int], running: Sequence[Group]) -> Json:
+def plan_update(scheduler: Scheduler, job: Job, instances: Instances, running: Sequence[Group]) -> Json:
     """What an update to `job` would add, remove, change (with the fields, old and new) and leave. A cron job
     has no update: its template is compared with the active tasks."""
     if job.is_cron:
@@ -9100,7 +9106,7 @@ class Operation(Source):
         if self.failure is not None:
             raise self.failure
 
-    def polls(self, ask: Callable[[], Any], seconds: float, pause: float) -> Iterator[Tuple[Any, bool]]:
+    def polls(self, ask: Callback, seconds: float, pause: float) -> Iterator[Tuple[Any, bool]]:
         """Ask again and again: (the answer, whether the time is over). A scheduler that fails over is waited
         for; a write is asked again only if nothing of it was sent. Raises Cancelled, and what it met last
         where the time is over."""
@@ -9131,7 +9137,7 @@ class Operation(Source):
                 "steps": list(self.steps), "errors": list(self.errors), "result": dict(self.result)}
 
 
-def begin(work: Callable[..., Any], *arguments: Any, **named: Any) -> Operation:
+def begin(work: Function, *arguments: Any, **named: Any) -> Operation:
     """Run one of the long functions of this room in a thread of its own: `for step in begin(rolling_restart,
     scheduler, key)`. The Operation tells how it goes; its `stop` ends it between two steps."""
     operation = Operation(work.__name__)
@@ -9156,7 +9162,7 @@ class Operations:
         self._untold = 0                # begun, and their end is not in the log yet
         self._all: Dict[str, Operation] = {}        # the oldest first
         self.outcomes: collections.Counter[str] = collections.Counter()
-        self.log: Callable[[str], None] = lambda line: None
+        self.log: Logger = lambda line: None
         self.ended: Callable[[Event], None] = lambda event: self.log(event)
 
     def take(self) -> SimpleQueue[Any]:
@@ -9275,7 +9281,7 @@ class Verdict(NamedTuple):
                 "active": max(0, self.total - self.done - self.failed)}
 
 
-def judge_gone(tasks: Iterable[Any], instances: Sequence[int] = ()) -> Verdict:
+def judge_gone(tasks: Iterable[Any], instances: Instances = ()) -> Verdict:
     """Whether none of the instances (all if none are named) is active any more."""
     left = instances_of(task for task in tasks if is_active(task)
                         and (not instances or instance_of(task) in instances))
@@ -9284,7 +9290,7 @@ def judge_gone(tasks: Iterable[Any], instances: Sequence[int] = ()) -> Verdict:
                    text)
 
 
-def judge_running(tasks: Iterable[Any], instances: Optional[Sequence[int]], known: Iterable[str] = (),
+def judge_running(tasks: Iterable[Any], instances: Optional[Instances], known: Iterable[str] = (),
                   count: int = 0,
                   strict: bool = True) -> Verdict:
     """Whether the instances ran: the youngest task of each runs or has finished. instances: None for any
@@ -9346,12 +9352,12 @@ def as_hosts(names: Iterable[str]) -> Any:
     return api.Hosts(hostNames=set(names))
 
 
-def host_modes(result: Any) -> Dict[str, str]:
+def host_modes(result: Any) -> Texts:
     """The names of the hosts' modes, by host, in a result that has an api.HostStatus of each."""
     return {each.host: MaintenanceMode.name_of(each.mode) for each in result.statuses or ()}
 
 
-def host_list(modes: Dict[str, str]) -> List[Json]:
+def host_list(modes: Texts) -> List[Json]:
     """Hosts and their modes as callers see them."""
     return [{"host": host, "mode": mode} for host, mode in sorted(modes.items())]
 
@@ -9390,7 +9396,7 @@ def judge_drained(response: Any, hosts: Sequence[str]) -> Verdict:
                    {"hosts": host_list({host: modes[host] for host in hosts if host in modes})})
 
 
-def await_verdict(operation: Optional[Operation], ask: Callable[[], Any], judge: Callable[[Any], Verdict],
+def await_verdict(operation: Optional[Operation], ask: Callback, judge: Callable[[Any], Verdict],
                   time_limit: float, poll_secs: float) -> Operation:
     """Ask until the judge finds it reached. Raises Unprocessable where it cannot be, or is not after
     time_limit seconds."""
@@ -9426,7 +9432,7 @@ class RestartOptions(NamedTuple):
     poll_secs: float = 3.0
 
 
-def rolling_restart(scheduler: Scheduler, key: Union[str, Key], instances: Sequence[int] = (),
+def rolling_restart(scheduler: Scheduler, key: Union[str, Key], instances: Instances = (),
                     options: RestartOptions = RestartOptions(),
                     operation: Optional[Operation] = None) -> Operation:
     """Restart instances batch by batch; one succeeds when its new task ran for watch_secs under one task id.
@@ -9442,7 +9448,7 @@ def rolling_restart(scheduler: Scheduler, key: Union[str, Key], instances: Seque
     run.total = len(waiting)
     failures: collections.Counter[int] = collections.Counter()
 
-    def restart(batch: Sequence[int]) -> Dict[int, str]:
+    def restart(batch: Instances) -> Dict[int, str]:
         # The scheduler leaves alone what waits for a host; such a task is watched as it is.
         before = {instance: "" if task["status"] in _NOT_PLACED else id_of(task)
                   for instance, task in active_instances(scheduler, job, batch).items()}
@@ -9479,7 +9485,7 @@ def _endings(scheduler: Scheduler, key: Key, instances: Iterable[int]) -> List[J
     return []
 
 
-def _noting_doubt(operation: Operation, batch: Sequence[int], write: Callable[[Sequence[int]], Any]) -> Any:
+def _noting_doubt(operation: Operation, batch: Instances, write: Callable[[Instances], Any]) -> Any:
     """What a write to a batch returns; a step tells of one that may have been done without an answer."""
     try:
         return write(batch)
@@ -9517,7 +9523,7 @@ def _watch_batch(operation: Operation, scheduler: Scheduler, key: Key, before: D
     return outcome
 
 
-def batched_kill(scheduler: Scheduler, key: Union[str, Key], instances: Sequence[int], batch_size: int = 1,
+def batched_kill(scheduler: Scheduler, key: Union[str, Key], instances: Instances, batch_size: int = 1,
                  time_limit: float = 254.0, poll_secs: float = 1.0, message: Optional[str] = None,
                  operation: Optional[Operation] = None) -> Operation:
     """Kill instances batch by batch, each once the one before is gone."""
@@ -9527,7 +9533,7 @@ def batched_kill(scheduler: Scheduler, key: Union[str, Key], instances: Sequence
     waiting = sorted(instances)
     run.total = len(waiting)
 
-    def kill(batch: Sequence[int]) -> None:
+    def kill(batch: Instances) -> None:
         scheduler.call("killTasks", job.thrift, set(batch), message)
     while waiting:
         batch, waiting = waiting[:batch_size], waiting[batch_size:]
@@ -9544,7 +9550,7 @@ def batched_kill(scheduler: Scheduler, key: Union[str, Key], instances: Sequence
     return run
 
 
-def wait_until_gone(scheduler: Scheduler, key: Union[str, Key], instances: Sequence[int] = (),
+def wait_until_gone(scheduler: Scheduler, key: Union[str, Key], instances: Instances = (),
                     time_limit: float = 600.0,
                     poll_secs: float = 1.0, operation: Optional[Operation] = None) -> Operation:
     """Wait until none of the instances (all if none are named) is active. Raises Unprocessable after
@@ -9554,7 +9560,7 @@ def wait_until_gone(scheduler: Scheduler, key: Union[str, Key], instances: Seque
                          lambda tasks: judge_gone(tasks, instances), time_limit, poll_secs)
 
 
-def wait_until_running(scheduler: Scheduler, key: Union[str, Key], instances: Sequence[int] = (),
+def wait_until_running(scheduler: Scheduler, key: Union[str, Key], instances: Instances = (),
                        known: Iterable[str] = (), time_limit: float = 600.0, poll_secs: float = 1.0,
                        operation: Optional[Operation] = None) -> Operation:
     """Wait until the instances (those that are active if none are named) ran; one that failed or was lost
@@ -9608,8 +9614,8 @@ class TaskChanges:
     """
     PAGE = 100
 
-    def __init__(self, scheduler: Any, cluster: str, query: Optional[Callable[[], Any]],
-                 updates: Callable[[], Any], history: bool = False) -> None:
+    def __init__(self, scheduler: Any, cluster: str, query: Optional[Callback],
+                 updates: Callback, history: bool = False) -> None:
         self.scheduler = scheduler
         self.cluster = cluster
         self.query = query
@@ -9747,12 +9753,12 @@ class Lookout(Poll):
                  interval: float) -> None:
         super().__init__(runner, self.look, interval, delayed=True)
         self.session: Any = Session(scheduler, authorization)
-        self._names: Dict[Callable[[], None], str] = {}     # of the jobs, by who is to be told
+        self._names: Dict[Callback, str] = {}     # of the jobs, by who is to be told
         self._known: Dict[str, Any] = {}            # by job: what its tasks were
         self._replies: Dict[bytes, int] = {}        # by question: a hash of the last reply
         self._updates: Dict[str, Any] = {}          # by id: what the latest updates were
 
-    def heed(self, name: str, listener: Callable[[], None]) -> bool:
+    def heed(self, name: str, listener: Callback) -> bool:
         """As `listen`, for a job."""
         listening = self.listen(listener)       # first: `look` forgets who does not listen
         with self._lock:
@@ -9960,7 +9966,7 @@ class Entry(NamedTuple):
     data: bytes = b""
 
 
-def find_tasks(scheduler: Any, key: Key, instances: Sequence[int] = (),
+def find_tasks(scheduler: Any, key: Key, instances: Instances = (),
                clock: Callable[[], float] = time.time) -> List[Spot]:
     """The tasks of a job that its scheduler knows, by instance, the oldest first."""
     found = []
@@ -10046,7 +10052,7 @@ class Observer:
         self.deadline = math.inf
         self.slots = Semaphore(total, 4 * total, "request to observer", share=per_host)
         self.places: Dict[str, Tuple[str, int]] = {}
-        self._roots: Dict[str, str] = {}        # task id: its executor's folder, as the agent names it
+        self._roots: Texts = {}        # task id: its executor's folder, as the agent names it
 
     def within(self, seconds: float) -> Observer:
         """The same, with so much time for all that is asked of it."""
@@ -10711,7 +10717,7 @@ class Follower:
     `take` is called by one thread at a time and does not block; `catch_up` is what takes its time, in a
     worker, and while it runs `take` gives nothing."""
 
-    def __init__(self, feed: Feed, tail: int, grep: Optional[bytes], changed: Callable[[], None],
+    def __init__(self, feed: Feed, tail: int, grep: Optional[bytes], changed: Callback,
                  position: Optional[Position] = None, once: bool = False) -> None:
         self.feed = feed
         self.tail = tail
@@ -10978,7 +10984,7 @@ class Metrics:
         self._lock = threading.Lock()       # guards _families and _answered
         self._answered: Dict[Tuple[str, str, int], Tuple[Tuple[str, str, str], Any]] = {}
         self._families: Dict[str, Tuple[str, str, Tuple[str, ...], Dict[Tuple[str, ...], Any]]] = {}
-        self.gauges: List[Tuple[str, str, str, Callable[[], Any]]] = []
+        self.gauges: List[Tuple[str, str, str, Callback]] = []
 
     def declare(self, name: str, kind: str, text: str, *labels: str) -> None:
         samples: Dict[Tuple[str, ...], Any] = collections.defaultdict(
@@ -10987,7 +10993,7 @@ class Metrics:
             samples[()] = 0     # there from the start, so that its first event is an increase
         self._families[name] = (kind, text, labels, samples)
 
-    def gauge(self, name: str, text: str, read: Callable[[], Any]) -> None:
+    def gauge(self, name: str, text: str, read: Callback) -> None:
         """A figure, or some with labels, read when it is asked for; a counter where its name ends with
         _total."""
         self.gauges.append((name, "counter" if name.endswith("_total") else "gauge", text, read))
@@ -11040,7 +11046,7 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
 
-def _labels(pairs: Iterable[Tuple[str, str]]) -> str:
+def _labels(pairs: Iterable[Pair]) -> str:
     quoted = ['%s="%s"' % (name, value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n"))
               for name, value in pairs]
     return "{%s}" % ",".join(quoted) if quoted else ""
@@ -11181,7 +11187,7 @@ class Tokens:
 _CHALLENGE = [("WWW-Authenticate", 'Bearer realm="aurora_rest"')]
 
 
-def _basic_pair(secret: str) -> Tuple[str, str]:
+def _basic_pair(secret: str) -> Pair:
     """The name and the password of Basic credentials; empty ones where they are none."""
     try:
         text = base64.b64decode(secret.strip(), validate=True).decode("utf-8", "replace")
@@ -11330,7 +11336,7 @@ def _read_flag(text: str) -> bool:
     return text.lower() in ("1", "true")
 
 
-def _read_pair(text: str) -> Tuple[str, str]:
+def _read_pair(text: str) -> Pair:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise ValueError("NAME=VALUE")
@@ -11977,7 +11983,7 @@ class Route(NamedTuple):
     summary: str
     group: str
     access: str
-    params: Dict[str, str]
+    params: Texts
     body: str
     answers: Dict[int, str]
     gives: str
@@ -12070,7 +12076,7 @@ def _patterns() -> List[Tuple[Any, Dict[str, Route]]]:
 
 
 @lru_cache(maxsize=2048)
-def _match(path: str) -> Tuple[Dict[str, Route], Dict[str, str]]:
+def _match(path: str) -> Tuple[Dict[str, Route], Texts]:
     """(method → route, path arguments) for a path. Raises NotFound, BadRequest."""
     for pattern, methods in _patterns():
         found = pattern.fullmatch(path)
@@ -12274,7 +12280,7 @@ class Idempotency:
         self._lock = threading.Lock()
         self._under_way: Dict[Any, Once] = {}
 
-    def run(self, given: str, call: Call, run: Callable[[], Any]) -> Union[Response, Later, Stream]:
+    def run(self, given: str, call: Call, run: Callback) -> Answer:
         """What `run` answers, or what it answered before. Raises what `run` does, BadRequest,
         Unprocessable."""
         if not re.fullmatch(r"[\x21-\x7e]{1,255}", given):
@@ -12339,10 +12345,10 @@ class Call:
         self.replay: Optional[Replay] = None
         self.slot: Optional[SimpleQueue[Any]] = None    # for an operation, taken and not used yet
         # among those who wait: what gives it back, until it is used
-        self.place: Optional[Callable[[], None]] = None
+        self.place: Optional[Callback] = None
         self.began = False                              # an operation
         self._session: Optional[Session] = None
-        self._running: Optional[List[Tuple[Any, List[int]]]] = None
+        self._running: Optional[List[Group]] = None
 
     def read_params(self) -> None:
         """Check and convert the query. Raises BadRequest: a misspelt shards= must not mean all instances."""
@@ -12442,38 +12448,38 @@ class Call:
             self.session.call(method, *arguments)
 
     @property
-    def running(self) -> List[Tuple[Any, List[int]]]:
+    def running(self) -> List[Group]:
         """The configurations of the job's active instances, read once: what If-Match was held to is what is
         compared."""
         if self._running is None:
             self._running = running_configs(self.scheduler, self.key)
         return self._running
 
-    def success(self, status: int = 200, headers: Iterable[Tuple[str, str]] = (), **fields: Any) -> Response:
+    def success(self, status: int = 200, headers: Iterable[Pair] = (), **fields: Any) -> Response:
         """An answer: status and key, and these fields."""
         key = self.service.key_of(self.request)
         return Response(status, {"status": "success", **_some(key=key), **fields}, headers=headers)
 
-    def job_success(self, status: int, headers: Iterable[Tuple[str, str]] = (), **fields: Any) -> Response:
+    def job_success(self, status: int, headers: Iterable[Pair] = (), **fields: Any) -> Response:
         """The body that the original calls on one job share; that of `success` where the path names none."""
         job = {"count": 1, "job": str(self.key)} if "name" in self.args else {}
         return self.success(status, headers, **{**job, **fields})
 
     def page(self, items: Sequence[Any], most: Optional[int] = None) -> Tuple[Sequence[Any],
-            List[Tuple[str, str]]]:
+            List[Pair]]:
         """(those that offset= and limit=, by default `most`, leave; a Link to the next page if there is
         one)."""
         start = self.get("offset", 0)
         end = start + self.get("limit", most or len(items) or 1)
         return items[start:end], self.link(end) if end < len(items) else []
 
-    def link(self, offset: int) -> List[Tuple[str, str]]:
+    def link(self, offset: int) -> List[Pair]:
         """The header field that leads to the next page."""
         query = [(name, value) for name, value in self.request.query
                  if name != "offset"] + [("offset", str(offset))]
         return [("Link", '<%s?%s>; rel="next"' % (self.request.path, urllib.parse.urlencode(query)))]
 
-    def files(self) -> Tuple[Dict[str, str], bool]:
+    def files(self) -> Tuple[Texts, bool]:
         """The configuration files in the body, the first the root; whether it is a JSON job. Raises
         BadRequest."""
         request = self.request
@@ -12551,7 +12557,7 @@ class Call:
         here."""
         return hash_token(self.auth) if self.auth is not None else None
 
-    def await_operation(self, operation: Operation, answer: Callable[[], Response]) -> Union[Response, Later]:
+    def await_operation(self, operation: Operation, answer: Callable[[], Response]) -> Answer:
         """`answer` now, or, where the caller waits, when the operation has ended or the time is up."""
         seconds = self.get("wait")
         if not seconds or operation.state != "running":
@@ -12560,13 +12566,13 @@ class Call:
             return answer() if operation.state != "running" else None
         return Later(operation, seconds, with_last_words(self, operation, ready), answer, self.take_place())
 
-    def take_place(self) -> Callable[[], None]:
+    def take_place(self) -> Callback:
         """The place among those who wait that was taken for this call, or a new one; as what gives it
         back."""
         place, self.place = self.place, None
         return place or self.service.waits.take(self.request.caller)
 
-    def told(self, status: int, verdict: Verdict, headers: Iterable[Tuple[str, str]],
+    def told(self, status: int, verdict: Verdict, headers: Iterable[Pair],
              fields: Json) -> Response:
         """The answer to a write that was waited for: `status` or 200 where it is reached, 202 where it is
         under way, 409 where it cannot be reached any more. No 5xx, which `curl --retry` would repeat."""
@@ -12578,7 +12584,7 @@ class Call:
         return self.job_success(201 if status == 201 else 200, headers, **more)
 
     def operated(self, operation: Operation, tell: Callable[[], Json] = dict,
-                 **fields: Any) -> Union[Response, Later]:
+                 **fields: Any) -> Answer:
         """The answer to a call that began an operation. tell: further fields, as they are when it is
         answered."""
         headers = [("Location", "/alpha/operations/" + operation.id)]
@@ -12598,9 +12604,9 @@ class Call:
                 headers, more)
         return self.await_operation(operation, answer)
 
-    def outcome(self, status: int, watched: Any, ask: Callable[[], Any], judge: Callable[[Any], Verdict],
-                headers: Iterable[Tuple[str, str]] = (), tell: Callable[[Any], Json] = lambda answer: {},
-                **fields: Any) -> Union[Response, Later]:
+    def outcome(self, status: int, watched: Any, ask: Callback, judge: Callable[[Any], Verdict],
+                headers: Iterable[Pair] = (), tell: Callable[[Any], Json] = lambda answer: {},
+                **fields: Any) -> Answer:
         """The answer to a write, after what comes of it where the caller waits.
 
         watched: names what is asked; all that wait for the same share one question a period. tell: further
@@ -12708,7 +12714,7 @@ class Readiness(Source):
 class Waits(Budget):
     """Places for those who wait for an outcome, a quarter of them for one caller."""
 
-    def take(self, caller: str) -> Callable[[], None]:
+    def take(self, caller: str) -> Callback:
         """A place; what gives it back, once. Raises Overloaded."""
         if self.add(caller, 1):
             self.add(caller, -1)
@@ -12725,7 +12731,7 @@ class Waits(Budget):
 class Watched:
     """What is watched, each thing by one Poll however many watch it. For any thread; _lock guards _polls."""
 
-    def __init__(self, limits: Dict[str, float]) -> None:
+    def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._lock = threading.Lock()
         self._polls: Dict[Any, Poll] = {}
@@ -12735,7 +12741,7 @@ class Watched:
         """How many watch."""
         return sum(each.waiters for each in list(self._polls.values()))
 
-    def watch(self, key: Any, make: Callable[[], Any], use: Callable[[Any], Any],
+    def watch(self, key: Any, make: Callback, use: Callable[[Any], Any],
               counted: bool = True) -> Any:
         """What `use` makes of the poll of a watched thing, and listens to it; `make` makes the poll on first
         use. counted: it takes a place among the watchers. Raises Overloaded."""
@@ -12758,7 +12764,7 @@ class Reception(App):
     cors: origins that may write; hosts: further names of a server on loopback.
     """
 
-    def __init__(self, access: Access, log: Callable[[str], None], access_log: bool, cors: Sequence[str],
+    def __init__(self, access: Access, log: Logger, access_log: bool, cors: Sequence[str],
                  hosts: Sequence[str], loopback: bool) -> None:
         self.access = access
         self.log = log
@@ -12919,7 +12925,7 @@ class Reception(App):
         self.metrics.count("aurora_rest_internal_errors_total")
         self.log(defect(error, id=request_id))
 
-    def extra_headers(self, request: Request) -> Sequence[Tuple[str, str]]:
+    def extra_headers(self, request: Request) -> Sequence[Pair]:
         origin = request.headers.get("origin")
         if origin is None or origin not in self.cors:
             return (("Vary", "Origin"),) if self.cors else ()
@@ -12958,7 +12964,7 @@ class Reception(App):
         """The line that every write leaves, one that is refused too: who asked for what, and what was
         answered."""
         request.audited = outcome
-        asked: Dict[str, str] = {}
+        asked: Texts = {}
         with contextlib.suppress(BadRequest):
             for name, value in request.query:
                 if name in ("bind", "env"):     # the values may be secrets
@@ -13080,7 +13086,7 @@ class Service(Reception):
     LIGHT = 1 << 20     # bytes that are compared while nobody reads requests
 
     def __init__(self, clusters: Clusters, evaluator: Evaluator, access: Access = Access(),
-                 limits: Optional[Dict[str, float]] = None, log: Callable[[str], None] = lambda line: None,
+                 limits: Optional[Limits] = None, log: Logger = lambda line: None,
                  poll_interval: float = 1.0, cors: Sequence[str] = (), hosts: Sequence[str] = (),
                  loopback: bool = True, access_log: bool = True, observer: Optional[Observer] = None,
                  page: str = "full") -> None:
@@ -13143,7 +13149,7 @@ class Service(Reception):
         """Whether the server stops."""
         return bool(self.runner and self.runner.draining)
 
-    def handle(self, request: Request) -> Union[Response, Later, Stream]:
+    def handle(self, request: Request) -> Answer:
         chosen = request.route
         try:
             if isinstance(chosen, AuroraError):
@@ -13155,7 +13161,7 @@ class Service(Reception):
         except AuroraError as error:
             return self.refuse(error, request)
 
-    def answer(self, request: Request, chosen: Route) -> Union[Response, Later, Stream]:
+    def answer(self, request: Request, chosen: Route) -> Answer:
         """The answer to a request for a route. Raises AuroraError."""
         level = self._identify(request, chosen)
         if self.draining and chosen.method in _WRITES:
@@ -13191,7 +13197,7 @@ class Service(Reception):
                     return
         raise PreconditionFailed("it is no longer as If-Match says", etag=etag)
 
-    def run(self, call: Call, chosen: Route, level: str = "read") -> Union[Response, Later, Stream]:
+    def run(self, call: Call, chosen: Route, level: str = "read") -> Answer:
         """What the handler answers, with the places that it needs, and a line in the audit trail for a
         write."""
         outcome = "failed"
@@ -13354,7 +13360,7 @@ def declare_metrics(service: Service) -> None:
 
 
 def _declare_gauges(service: Service) -> None:
-    def by_cluster(figure: Callable[[Scheduler], float]) -> Callable[[], Any]:
+    def by_cluster(figure: Callable[[Scheduler], float]) -> Callback:
         return lambda: [({"cluster": each.name or ""}, figure(each))
                         for each in service.clusters.schedulers()]
 
@@ -13365,9 +13371,9 @@ def _declare_gauges(service: Service) -> None:
     def amount(name: str) -> Callable[[], float]:
         return lambda: service.amounts().get(name, 0)
 
-    def by_reason(label: str, counts: Callable[[], Dict[str, int]]) -> Callable[[], Any]:
+    def by_reason(label: str, counts: Callable[[], Dict[str, int]]) -> Callback:
         return lambda: [({label: each}, count) for each, count in sorted(counts().items())]
-    read: List[Tuple[str, str, Callable[[], Any]]] = [
+    read: List[Tuple[str, str, Callback]] = [
         ("info", "The version.", lambda: [({"version": __version__}, 1)]),
         ("in_flight_requests", "Requests being handled.", amount("in_flight")),
         ("queued_requests", "Requests waiting for a thread.", amount("queue")),
@@ -13910,7 +13916,7 @@ class Follow(Source):
         return b"".join(b"%d: %b" % (plain["instance"], line) for line in io.BytesIO(data))
 
 
-def _text(body: bytes, *headers: Tuple[str, str]) -> Response:
+def _text(body: bytes, *headers: Pair) -> Response:
     return Response(200, body=body, content_type="text/plain; charset=utf-8",
                     headers=[("X-Content-Type-Options", "nosniff"), *headers])
 
@@ -14077,7 +14083,7 @@ def failing_instances(tasks: Iterable[Any]) -> List[int]:
     return sorted(failing)
 
 
-def failure_of(call: Call, instances: Sequence[int], patient: bool = False) -> Json:
+def failure_of(call: Call, instances: Instances, patient: bool = False) -> Json:
     """`last_words`, as a field of an answer: the end of what the process wrote that failed last; nothing
     where none did, the caller does not want it (logs=0) or may not see it."""
     observer = call.service.observer
@@ -14146,8 +14152,8 @@ def _known_tasks(call: Call, statuses: Optional[Iterable[int]] = None) -> Set[st
     return set(map(id_of, query_tasks(call.scheduler, call.key, (), statuses, "task states")))
 
 
-def _awaiting(call: Call, status: int, wanted: Optional[Sequence[int]], known: Set[str], count: int = 0,
-              strict: bool = True, **fields: Any) -> Union[Response, Later]:
+def _awaiting(call: Call, status: int, wanted: Optional[Instances], known: Set[str], count: int = 0,
+              strict: bool = True, **fields: Any) -> Answer:
     """The answer to a write after which the wanted instances are to run, or any `count`."""
     return call.outcome(status, ("tasks", call.key),
                         lambda: query_tasks(call.scheduler, call.key, reasons=True),
@@ -14193,7 +14199,7 @@ def start_job_update(call: Call) -> Any:
     return _start_update(call, job)
 
 
-def _start_update(call: Call, job: Job) -> Union[Response, Later]:
+def _start_update(call: Call, job: Job) -> Answer:
     """The answer to a write that starts a rolling update to an aligned job, of the named instances or all."""
     if call.get("dry_run"):
         call.notes["plan"] = plan_update(call.scheduler, job, call.shards, call.running)
@@ -14205,7 +14211,7 @@ def _start_update(call: Call, job: Job) -> Union[Response, Later]:
 
 
 def _awaiting_update(call: Call, status: int, update_id: str, wanted: str = "ROLLED_FORWARD",
-                     **fields: Any) -> Union[Response, Later]:
+                     **fields: Any) -> Answer:
     """The answer to a write after which an update is to end as wanted."""
     def tell(look: UpdateLook) -> Json:
         return {"update": plain_update(call.key.cluster, look.details)}
@@ -14374,7 +14380,7 @@ def kill_job(call: Call) -> Any:
                         lambda tasks: judge_gone(tasks, active), killed=active, **_some(messages=messages))
 
 
-def _kill_in_batches(call: Call) -> Union[Response, Later]:
+def _kill_in_batches(call: Call) -> Answer:
     active, size = _batches(call)
     call.intend("killTasks", call.key.thrift, set(active[:size]), call.message)
     return call.operated(call.start("kill", len(active), lambda op: batched_kill(
@@ -14395,7 +14401,7 @@ def wait_for_job(call: Call) -> Any:
         return call.outcome(200, ("tasks", call.key),
                             lambda: query_tasks(call.scheduler, call.key, reasons=True),
                             lambda tasks: judge_gone(tasks, shards))
-    wanted: Optional[Sequence[int]] = shards or None
+    wanted: Optional[Instances] = shards or None
     if not shards and not count:
         wanted = sorted(active_instances(call.scheduler, call.key, ()))
     return _awaiting(call, 200, wanted, _known_tasks(call, api.TERMINAL_STATES), count or 0, False)
@@ -14568,13 +14574,13 @@ def set_quota(call: Call) -> Any:
         return call.success(quota=given)
 
 
-def _modes(call: Call, hosts: Sequence[str]) -> Dict[str, str]:
+def _modes(call: Call, hosts: Sequence[str]) -> Texts:
     """The mode of each of the hosts that the scheduler knows."""
     return host_modes(call.read("maintenanceStatus", as_hosts(hosts)).result.maintenanceStatusResult) if (
         hosts) else {}
 
 
-def _known_hosts(call: Call) -> Dict[str, str]:
+def _known_hosts(call: Call) -> Texts:
     """The modes of the hosts that the path names. Raises NotFound, which says which are not known, before
     anything is done."""
     hosts = list(dict.fromkeys(call.args["hosts"].split(",")))
@@ -14634,7 +14640,7 @@ def drain(call: Call) -> Any:
     return _draining(call, call.write("drainHosts", as_hosts(hosts)), 300.0)
 
 
-def _draining(call: Call, response: Any, time_limit: float) -> Union[Response, Later]:
+def _draining(call: Call, response: Any, time_limit: float) -> Answer:
     hosts = host_list(host_modes(response.result.drainHostsResult))
     names, limit = [each["host"] for each in hosts], call.get("time_limit", time_limit)
     operation = call.start("drain", len(names), lambda op: wait_until_drained(
@@ -15628,9 +15634,9 @@ class _DemoTime:
         self._back_at = 0.0         # when the scheduler is there again after a recovery
         self._lock = threading.RLock()
         self._now = self.clock.now()
-        self._due: List[Tuple[float, int, Callable[[], Any]]] = []
+        self._due: List[Tuple[float, int, Callback]] = []
         self._serial = itertools.count()
-        self._posts: Deque[Callable[[], None]] = collections.deque()
+        self._posts: Deque[Callback] = collections.deque()
         self._random = random.Random(7)
         self._user = "UNSECURE"         # who makes the call under way
 
@@ -15651,7 +15657,7 @@ class _DemoTime:
                 self._settle()
         self._now = max(self._now, now)
 
-    def _after(self, seconds: float, work: Callable[[], Any]) -> None:
+    def _after(self, seconds: float, work: Callback) -> None:
         heapq.heappush(self._due, (self._now + seconds, next(self._serial), work))
 
     def _settle(self) -> None:
@@ -17184,7 +17190,7 @@ def _named_key(arguments: Any) -> Any:
     return None
 
 
-def _text_page(status: int, text: str, headers: Iterable[Tuple[str, str]] = ()) -> Response:
+def _text_page(status: int, text: str, headers: Iterable[Pair] = ()) -> Response:
     return Response(status, body=text.encode(), content_type="text/plain", headers=headers)
 
 
@@ -17477,7 +17483,7 @@ class DemoObserver(App):
         self.demo = demo
         self.files: Json = {"README.txt": b"A file of the demo.\n", "data/a b.csv": b"1,2\n3,4\n",
                             "data/gr\xfcn.txt": "gr\xfcn\n".encode(), "outside": None}
-        self.requests: Deque[Tuple[str, Dict[str, str]]] = collections.deque(maxlen=10000)
+        self.requests: Deque[Tuple[str, Texts]] = collections.deque(maxlen=10000)
         self._sandboxes: Dict[str, DemoSandbox] = {}        # guarded by the demo's lock
 
     def start(self) -> Tuple[str, int]:
@@ -20481,10 +20487,10 @@ class Server:
     def __init__(self, port: int = 8888, host: str = "127.0.0.1", *, demo: Union[bool, str, Demo] = False,
                  clusters: Union[None, Dict[str, Union[str, Sequence[str]]], Sequence[Cluster]] = None,
                  scheduler: Optional[Json] = None, evaluator: Optional[Evaluator] = None,
-                 access: Access = Access(), limits: Optional[Dict[str, float]] = None, tls: Any = None,
+                 access: Access = Access(), limits: Optional[Limits] = None, tls: Any = None,
                  sock: Union[None, socket.socket, Sequence[socket.socket]] = None,
                  drain_timeout: float = 10.0,
-                 log: Callable[[str], None] = lambda line: None,
+                 log: Logger = lambda line: None,
                  credentials: Optional[Callable[[Cluster], Any]] = None, **service: Any) -> None:
         self.demo: Optional[Demo] = None
         self.drain_timeout = drain_timeout
@@ -20781,7 +20787,7 @@ def _parser() -> _Parser:
     return parser
 
 
-def parse_command_line(arguments: Sequence[str], environment: Dict[str, str]) -> argparse.Namespace:
+def parse_command_line(arguments: Sequence[str], environment: Texts) -> argparse.Namespace:
     """The options: from the command line, else from AURORA_REST_… variables, else from the --config file,
     else their defaults; `origins` says which, by name. Raises UsageError."""
     given: Dict[str, Dict[str, Tuple[Any, str]]] = {"command": {
@@ -21341,7 +21347,7 @@ def _look_at_isolation(server: Server, log: Log) -> None:
                   "the system call filter nor namespaces with an empty root to shut them in"))
 
 
-def _aside(work: Callable[[], None], name: str, log: Log) -> None:
+def _aside(work: Callback, name: str, log: Log) -> None:
     """Do something in a thread of its own that the server can do without."""
     try:
         in_thread(name, work)
