@@ -155,7 +155,7 @@ class Failure(Exception):
     response: Any = None
     sent = False
 
-    def __init__(self, *messages: str, http: Optional[int] = None, code: Optional[str] = None,
+    def __init__(self, *messages: str, http: int | None = None, code: str | None = None,
                  retry_after: int = 0, headers: Iterable[Pair] = (), **details: Any) -> None:
         super().__init__("; ".join(messages))
         self.messages = list(messages)
@@ -298,7 +298,7 @@ LIMITS: Dict[str, Limit] = {
 }
 
 
-def all_limits(changes: Optional[Limits]) -> Limits:
+def all_limits(changes: Limits | None) -> Limits:
     """The limits with these changes to their defaults."""
     return dict({name: limit.default for name, limit in LIMITS.items()}, **(changes or {}))
 
@@ -336,7 +336,7 @@ PROXY_HEADERS = ("forwarded", "via", "x-real-ip", *("x-forwarded-" + each for ea
     "for", "host", "proto", "prefix", "port", "server")))
 
 
-def parse_proxy_header(data: bytes) -> Optional[Tuple[int, Optional[str]]]:
+def parse_proxy_header(data: bytes) -> Tuple[int, str | None] | None:
     """Of a PROXY protocol header (haproxy.org, proxy-protocol.txt, version 1 or 2) its length and the address
     of who is spoken for: "unknown" where it names none, None where the proxy speaks for itself (LOCAL). None
     where the data begins with no such header. It comes whole. Raises ValueError for a broken one."""
@@ -511,9 +511,9 @@ class ChunkedBody:
     size = 0
     count = 0
     left = -1               # bytes left of this chunk; -1: a chunk header is due
-    trailers: Optional[int] = None      # bytes of trailers seen, once the last chunk was
+    trailers: int | None = None      # bytes of trailers seen, once the last chunk was
 
-    def __init__(self, limit: int, take: Optional[Callable[[bytes], None]] = None) -> None:
+    def __init__(self, limit: int, take: Callable[[bytes], None] | None = None) -> None:
         self.limit = limit
         self.parts: List[bytes] = []
         self.take = take or self.parts.append
@@ -575,16 +575,16 @@ class Request:
     """One request, as a handler sees it."""
     user: Any = None
     route: Any = None
-    authorization: Optional[str] = None
+    authorization: str | None = None
     certificate: Tuple[str, ...] = ()       # the names in the caller's, as CN=…, DNS=…, URI=…
     share: Any = None
     audited = ""            # what the audit trail says of it
     prefix = ""             # before all paths, as callers see them
     trusted = False         # it comes from a proxy that is trusted
-    queued: Optional[float] = None      # seconds that it waited for a thread
+    queued: float | None = None      # seconds that it waited for a thread
     waited = False          # its caller asked to wait for something
     left = ""               # why it ended before its time, if it did
-    _query: Optional[List[Pair]] = None
+    _query: List[Pair] | None = None
 
     def __init__(self, head: Head, body: bytes, peer: str, request_id: str, secure: bool = False) -> None:
         self.head = head
@@ -634,10 +634,10 @@ def decode_percent(text: str, plus: bool = False) -> str:
 
 class Response:
     """An answer: status, body and headers; the body may be plain JSON, encoded when first needed."""
-    _gzip: Optional[bytes] = None
-    _etag: Optional[str] = None
+    _gzip: bytes | None = None
+    _etag: str | None = None
 
-    def __init__(self, status: int = 200, plain: Any = None, body: Optional[bytes] = None,
+    def __init__(self, status: int = 200, plain: Any = None, body: bytes | None = None,
                  content_type: str = JSON_TYPE, headers: Iterable[Pair] = (), close: bool = False,
                  code: str = "") -> None:
         self.status = status
@@ -683,7 +683,7 @@ def etag_matches(header: str, etag: str, weak: bool = True) -> bool:
     return any((weak or not mark) and tag.replace('-gzip"', '"') == etag for mark, tag in found)
 
 
-def error_response(error: Failure, key: Optional[str] = None) -> Response:
+def error_response(error: Failure, key: str | None = None) -> Response:
     """The JSON answer for a failure, as DESIGN says: status, key, code, errors, count and the error's own
     details."""
     plain = {"status": "failure", "key": key or None, "code": error.code,
@@ -697,7 +697,7 @@ def error_response(error: Failure, key: Optional[str] = None) -> Response:
 MAX_DIGITS = 400
 
 
-def load_json(text: str, pairs: Optional[Callable[[List[Tuple[str, Any]]], Any]] = None) -> Any:
+def load_json(text: str, pairs: Callable[[List[Tuple[str, Any]]], Any] | None = None) -> Any:
     """JSON that a stranger wrote: no NaN, no number of thousands of digits. Raises ValueError, for deep
     nesting too."""
     def whole(digits: str) -> int:
@@ -810,7 +810,7 @@ def parse_tar(data: bytes) -> Files:
     return files
 
 
-def _tar_members(data: bytes) -> Iterator[Tuple[str, Optional[bytes]]]:
+def _tar_members(data: bytes) -> Iterator[Tuple[str, bytes | None]]:
     """(path, content) of each file in a tar, (path, None) of each folder.
 
     Of the formats' many headers only those for long paths and sizes count. They are read here, since tarfile
@@ -875,7 +875,7 @@ def _pax_records(content: bytes) -> Files:
     return found
 
 
-def root_first(files: Files, root: Optional[str], must: bool) -> Files:
+def root_first(files: Files, root: str | None, must: bool) -> Files:
     """The files with the one named `root` in front; where it must be named, it may be missing only if there
     is but one. Raises BadRequest."""
     names = ", ".join(sorted(files)[:50])
@@ -930,7 +930,7 @@ class Source:
 
     def changed(self) -> None:
         """Call all listeners; a defect in one is raised when the others have been called."""
-        defect: Optional[Exception] = None
+        defect: Exception | None = None
         for each in tuple(self._listeners):
             try:
                 each()
@@ -984,7 +984,7 @@ class Later(Wait):
     `otherwise`. Both are called in whichever thread that happens in, and must not block. ended: called when
     the wait is over."""
 
-    def __init__(self, source: Source, seconds: float, ready: Callable[[], Optional[Response]],
+    def __init__(self, source: Source, seconds: float, ready: Callable[[], Response | None],
                  otherwise: Callable[[], Response], ended: Callback = lambda: None) -> None:
         self.seconds = seconds
         self.ready = ready
@@ -1207,10 +1207,10 @@ class Events(Poll):
     PIECE = 256         # events given at once
     NEXT = "next"
     _number = 0                         # of the latest event; guarded by _lock as all that follows
-    _first: Optional[int] = None        # how many events the first look told: how things stood then
+    _first: int | None = None        # how many events the first look told: how things stood then
     _rested = 0                         # the latest event when it was asked again after a rest
     # how things stand after the latest event, once that is known
-    _found: Optional[List[Any]] = None
+    _found: List[Any] | None = None
     _failing = False
     _standing: Tuple[int, List[bytes]] = (-1, [])       # how things stood after so many events
 
@@ -1337,14 +1337,14 @@ class App:
         """Whether who waits for the answer, or gets a stream, may still have it."""
         return True
 
-    def refuse(self, error: Failure, request: Optional[Request] = None) -> Response:
+    def refuse(self, error: Failure, request: Request | None = None) -> Response:
         """The answer to what is no request, or cannot be taken."""
         return error_response(error)
 
     def warn(self, text: str) -> None:
         """Called with what an operator should know."""
 
-    def broken(self, error: Exception, request_id: Optional[str] = None) -> None:
+    def broken(self, error: Exception, request_id: str | None = None) -> None:
         """Called for an exception that is a defect of ours, to be logged."""
 
     def dress(self, request: Request, response: Response) -> Response:
@@ -1355,7 +1355,7 @@ class App:
         """Header fields for any answer to this request."""
         return ()
 
-    def finished(self, request: Optional[Request], peer: str, response: Response, size: int) -> None:
+    def finished(self, request: Request | None, peer: str, response: Response, size: int) -> None:
         """Called when an answer was handed to the network, for the log and the metrics."""
 
     def ended(self, request: Request, size: int, left: bool) -> None:
@@ -1466,7 +1466,7 @@ class Loop:
                 self._call(function)
 
     def watch(self, sock: Any, before: int, mask: int,
-              on_event: Optional[Callable[[int], None]] = None) -> None:
+              on_event: Callable[[int], None] | None = None) -> None:
         """Which events of a socket to wait for, and which those were before."""
         with contextlib.suppress(KeyError, ValueError, OSError):
             if not before:
@@ -1494,7 +1494,7 @@ _LEAD = object()        # in the queue of Workers: whoever takes it turns the lo
 
 class _Leading(threading.local):
     """What this thread leads while it runs light work."""
-    workers: Optional[Workers] = None
+    workers: Workers | None = None
 
 
 _leading = _Leading()
@@ -1531,7 +1531,7 @@ class Workers:
     `hold`, `pass_on` and `wait` are for the leader."""
     IDLE = 5.0      # seconds after which a thread ends that has nothing to do
     # work, and whether it is light; touched by the leader alone
-    _held: Optional[Tuple[Callback, bool]] = None
+    _held: Tuple[Callback, bool] | None = None
     failure = ""                    # why nobody leads any more, where they were not told to end
     threads = 0
     refused = 0                     # threads that could not be started
@@ -1640,7 +1640,7 @@ class Workers:
             with self._lock:
                 self._idle += 1
 
-    def _lead(self) -> Optional[Callback]:
+    def _lead(self) -> Callback | None:
         """Turn the loop until another thread does; what is to be run then, if anything is. None at the end of
         all."""
         self.loop.thread = threading.get_ident()
@@ -1673,8 +1673,8 @@ class Incoming:
     """What arrives on a connection, made into requests. It has no socket, no clock and no thread: bytes go
     into `buffer`, `next` takes out what is whole; when it raises, what follows in the stream cannot be
     trusted."""
-    head: Optional[Head] = None     # of the request whose body is still to come
-    _chunks: Optional[ChunkedBody] = None
+    head: Head | None = None     # of the request whose body is still to come
+    _chunks: ChunkedBody | None = None
     _scanned = 0                    # bytes of the buffer in which no end of a head was found
 
     def __init__(self, limits: Limits, parse: Callable[[bytes], Head]) -> None:
@@ -1687,7 +1687,7 @@ class Incoming:
         """Bytes of the body that is arriving."""
         return 0 if self.head is None else len(self.buffer) + (self._chunks.size if self._chunks else 0)
 
-    def next(self) -> Optional[Tuple[Head, Optional[bytes]]]:
+    def next(self) -> Tuple[Head, bytes | None] | None:
         """The next request's head and body; before that, once, its head and None where it has a body, so that
         it can be refused before that is held. None: more has to be fed."""
         head = self.head
@@ -1710,7 +1710,7 @@ class Incoming:
         self.head = self._chunks = None
         return head, body
 
-    def _take_head(self) -> Optional[Head]:
+    def _take_head(self) -> Head | None:
         buffer, limits = self.buffer, self._limits
         while buffer[:2] == b"\r\n":
             del buffer[:2]
@@ -1958,11 +1958,11 @@ class Connection(Channel):
     at the buffer afterwards, and who fills the buffer looks at busy afterwards: so what was received is never
     left lying.
     """
-    request: Optional[Request] = None       # the one whose body is arriving
+    request: Request | None = None       # the one whose body is arriving
     reserved = 0            # bytes counted for the body that is arriving, until it is answered
     counted_for = ""        # whose share they are counted in
-    waiting: Optional[Wait] = None
-    waiter: Optional[Request] = None        # the request that waits, until its end is told
+    waiting: Wait | None = None
+    waiter: Request | None = None        # the request that waits, until its end is told
     timer = Timer((0.0, 0, None))           # which ends the wait
 
     @property
@@ -2107,7 +2107,7 @@ class Connection(Channel):
         elif self.ended:
             self.server.loop.soon(self.on_end)
 
-    def respond(self, request: Optional[Request], response: Response, close: bool = False) -> None:
+    def respond(self, request: Request | None, response: Response, close: bool = False) -> None:
         self.waiting = self.waiter = None
         self.timer.cancel()
         close = close or response.close or self.server.draining or self.tls is not self.server.tls
@@ -2245,8 +2245,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
     failure = ""                # why it serves no more, where nobody stopped it
     _sweeps = 0
 
-    def __init__(self, address: Tuple[str, int], app: App, limits: Optional[Limits] = None,
-                 tls: Any = None, sock: Union[None, socket.socket, Sequence[socket.socket]] = None) -> None:
+    def __init__(self, address: Tuple[str, int], app: App, limits: Limits | None = None,
+                 tls: Any = None, sock: None | socket.socket | Sequence[socket.socket] = None) -> None:
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         self.app = app
@@ -2447,7 +2447,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
                 answer = answer.again()     # a wait answers one caller
             self._call(connection.answer, request, answer)
 
-    def encode(self, request: Optional[Request], response: Response, close: bool = False,
+    def encode(self, request: Request | None, response: Response, close: bool = False,
                stream: bool = False) -> bytes:
         """The bytes of an answer to this request: not modified, compressed, without body as it asks."""
         body = b"" if stream else response.body
@@ -2826,7 +2826,7 @@ class Enum:
         self.names = {number: member for member, number in values.items()}
         vars(self).update(values)
 
-    def name_of(self, number: Optional[int]) -> str:
+    def name_of(self, number: int | None) -> str:
         """The member's name, or the number as text where this API version has no name for it."""
         return self.names.get(number, str(number))      # type: ignore[arg-type]
 
@@ -3088,7 +3088,7 @@ TJSON = "application/vnd.apache.thrift.json"
 MAX_CONTAINER = 1 << 22     # elements of one decoded container; a length beyond is a hostile or broken answer
 
 
-def _protocol(media: str, data: Optional[bytes] = None) -> Any:
+def _protocol(media: str, data: bytes | None = None) -> Any:
     transport = TMemoryBuffer(data)
     if media != BINARY:
         return TJSONProtocol(transport)
@@ -3130,7 +3130,7 @@ def decode_call(media: str, data: bytes) -> Tuple[str, int, Any]:
     return name, sequence, protocol
 
 
-def decode_reply(media: str, name: str, data: bytes, projection: Optional[Projection] = None) -> Any:
+def decode_reply(media: str, name: str, data: bytes, projection: Projection | None = None) -> Any:
     """The Response in a reply message, whole or what `projection` names of it. Raises BadMessage."""
     try:
         protocol = _protocol(media, data)
@@ -3436,13 +3436,13 @@ class _Body:
     """A body that arrives in parts. As long as they are those of the known reply they are compared instead of
     stored; what is stored is there once, never in parts and as a whole at the same time."""
 
-    def __init__(self, known: Optional[Known], limit: int) -> None:
+    def __init__(self, known: Known | None, limit: int) -> None:
         self.known = known
         self.limit = limit
         self.size = 0
         self._stored = io.BytesIO()
 
-    def add(self, part: Union[bytes, memoryview]) -> None:
+    def add(self, part: bytes | memoryview) -> None:
         """Raises _Broken where the body gets larger than the limit."""
         known, size = self.known, self.size
         self.size += len(part)
@@ -3482,7 +3482,7 @@ class _Wire:
             if context is not None:
                 self.socket = context.wrap_socket(self.socket, server_hostname=name or location.host)
             self.socket.setblocking(False)
-            self._buffer: Optional[memoryview] = None
+            self._buffer: memoryview | None = None
             self._poll = select.poll()
             self._poll.register(self.socket, select.POLLIN)
         except (OSError, ValueError) as error:
@@ -3499,7 +3499,7 @@ class _Wire:
             self.socket.close()
 
     def exchange(self, request: bytes, deadline: float, limit: int,
-                 known: Optional[Known] = None) -> Tuple[int, Dict[bytes, bytes], bytes, bool]:
+                 known: Known | None = None) -> Tuple[int, Dict[bytes, bytes], bytes, bool]:
         """Send a request; (status, headers, body, whether the connection can be used again). Raises _Broken.
 
         known: a body that may come again; if it does, that very object is returned, and no other was made of
@@ -3619,10 +3619,10 @@ class Ask(NamedTuple):
     method: Method
     arguments: Any
     message: bytes              # the call in the binary protocol; empty for a page
-    projection: Optional[Projection] = None
-    authorization: Optional[str] = None
-    known: Optional[Known] = None
-    request_id: Optional[str] = None
+    projection: Projection | None = None
+    authorization: str | None = None
+    known: Known | None = None
+    request_id: str | None = None
 
 
 class _Network:
@@ -3631,7 +3631,7 @@ class _Network:
     IDLE_SECONDS = 30.0
 
     def __init__(self, connect_timeout: float, max_answer: int, most_idle: int,
-                 ca_file: Optional[str]) -> None:
+                 ca_file: str | None) -> None:
         self.connect_timeout = connect_timeout
         self.max_answer = max_answer
         self.most_idle = most_idle          # connections kept for one location
@@ -3662,14 +3662,14 @@ class _Network:
             location, circuit.failures, circuit.cause, circuit.left), False, after=max(0.05, circuit.left))
 
     def exchange(self, location: _Location, request: bytes, deadline: float,
-                  known: Optional[Known], named: bytes = b"") -> Tuple[int, Dict[bytes, bytes], bytes]:
+                  known: Known | None, named: bytes = b"") -> Tuple[int, Dict[bytes, bytes], bytes]:
         """(status, fields, body) of the answer. named: how a Thrift message that answers has to go on after
         its first eight bytes: with the method's name and the call's number, or none."""
         circuit = self.circuit(location)
         may_go, probes = circuit.enter()
         if not may_go:
             raise self.open(location)
-        wire: Optional[_Wire] = None
+        wire: _Wire | None = None
         usable = False
         try:
             wire = self._take(location, deadline)
@@ -3695,7 +3695,7 @@ class _Network:
             elif wire is not None:
                 wire.close()
 
-    def request(self, location: _Location, ask: Ask, authorization: Optional[str]) -> bytes:
+    def request(self, location: _Location, ask: Ask, authorization: str | None) -> bytes:
         """A call, or the page that is asked for, as it is sent there."""
         head = self._head(location, authorization, "" if ask.message else ask.method.name)
         size = b"%d\r\n" % len(ask.message) if ask.message else b""
@@ -3734,7 +3734,7 @@ class _Network:
         return self._context
 
 
-def _request_head(location: _Location, authorization: Optional[str], page: str) -> bytes:
+def _request_head(location: _Location, authorization: str | None, page: str) -> bytes:
     """The head of a request: of a call up to the value of Content-Length, of a page all its fields."""
     line = "POST " + location.path
     if page:        # which stands beside the Thrift endpoint
@@ -3754,7 +3754,7 @@ def _unreadable(text: str) -> Failure:
     return error
 
 
-def _unreached(name: Optional[str], broken: _Broken) -> AuroraError:
+def _unreached(name: str | None, broken: _Broken) -> AuroraError:
     """A failed attempt as the caller's error."""
     where = "the scheduler of cluster %s" % name if name else "the scheduler"
     if broken.late:
@@ -3771,12 +3771,12 @@ class _Leadership:
     `named` is replaced, and never changed.
     """
 
-    def __init__(self, urls: Sequence[str], locate: Optional[Callable[[float], Sequence[str]]]) -> None:
+    def __init__(self, urls: Sequence[str], locate: Callable[[float], Sequence[str]] | None) -> None:
         self.locate = locate
         self.tell: Function = lambda event, **fields: None
         self.named = [_Location.parse(each) for each in urls] if not locate else []     # the cluster's own
-        self.leading: Optional[_Location] = None
-        self.last: Optional[str] = None     # the leader's URL, also while none is known
+        self.leading: _Location | None = None
+        self.last: str | None = None     # the leader's URL, also while none is known
         self.since = 0.0                    # in Unix time
         self.changes = 0
         self._lock = threading.Lock()
@@ -3865,12 +3865,12 @@ class Scheduler:
     MAX_HOPS = 5
     LARGE = 1 << 19         # bytes of a reply
 
-    def __init__(self, url: Union[str, Sequence[str]] = "http://127.0.0.1:8081", name: Optional[str] = None,
+    def __init__(self, url: str | Sequence[str] = "http://127.0.0.1:8081", name: str | None = None,
                  *, timeout: float = 20.0, connect_timeout: float = 3.0, retry_for: float = 3.0,
                  parallel: int = 4, most_waiting: int = 1000, max_answer: int = 256 << 20,
                  authorization: Authorization = None,
-                 locate: Optional[Callable[[float], Sequence[str]]] = None,
-                 ca_file: Optional[str] = None) -> None:
+                 locate: Callable[[float], Sequence[str]] | None = None,
+                 ca_file: str | None = None) -> None:
         urls = [url] if isinstance(url, str) else list(url)
         self.name = name
         self.timeout = timeout
@@ -3883,7 +3883,7 @@ class Scheduler:
         self.observe_wait: Callable[[float], None] = lambda seconds: None       # for a slot
         self.retries = 0
         self.answered = -math.inf           # when a scheduler last answered a call
-        self.trouble: Tuple[float, Optional[str]] = (-math.inf, None)   # when a call last failed, and how
+        self.trouble: Tuple[float, str | None] = (-math.inf, None)   # when a call last failed, and how
 
     def __getattr__(self, method: str) -> Function:
         if method.startswith("_"):
@@ -3899,13 +3899,13 @@ class Scheduler:
         self.leadership.close()
 
     @property
-    def leader(self) -> Optional[str]:
+    def leader(self) -> str | None:
         """The URL of the scheduler that answered last."""
         return self.leadership.last
 
     def state(self) -> Json:
         """How things stand with it, for who operates it. Times are milliseconds since 1970."""
-        def told(at: float) -> Optional[int]:
+        def told(at: float) -> int | None:
             return None if at == -math.inf else int((time.time() - time.monotonic() + at) * 1000)
         likely = self.leadership.likely()
         failed, error = self.trouble
@@ -3929,7 +3929,7 @@ class Scheduler:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def call(self, method: str, *arguments: Any, timeout: Optional[float] = None, **options: Any) -> Any:
+    def call(self, method: str, *arguments: Any, timeout: float | None = None, **options: Any) -> Any:
         """Call a Thrift method with its arguments in declared order or by name; returns the Response if it is
         OK. A method such as /offers is that page of the leader; what its JSON tells is returned.
 
@@ -3939,8 +3939,8 @@ class Scheduler:
         return self.ask(self.prepare(method, *arguments, **options), timeout)[1]
 
     @staticmethod
-    def prepare(method: str, *arguments: Any, projection: Optional[Projection] = None,
-                authorization: Optional[str] = None, request_id: Optional[str] = None, **named: Any) -> Ask:
+    def prepare(method: str, *arguments: Any, projection: Projection | None = None,
+                authorization: str | None = None, request_id: str | None = None, **named: Any) -> Ask:
         """The Ask that `call` with these arguments makes. Raises BadRequest for an empty set of instances: to
         killTasks it means all instances."""
         if method.startswith("/"):
@@ -3959,7 +3959,7 @@ class Scheduler:
         message = message[:at] + struct.pack("!I", zlib.crc32(message) >> 1) + message[at + 4:]
         return Ask(declared, made, message, projection, authorization, None, request_id)
 
-    def ask(self, ask: Ask, timeout: Optional[float] = None) -> Tuple[bytes, Any]:
+    def ask(self, ask: Ask, timeout: float | None = None) -> Tuple[bytes, Any]:
         """(the reply's bytes, the Response), raising what `call` does. Where the bytes are those of
         `ask.known`, which are then these very ones, the Response is None: it was OK; `decode` makes it."""
         started = time.monotonic()
@@ -3988,7 +3988,7 @@ class Scheduler:
         finally:
             self.observe(ask.method.name, outcome, time.monotonic() - started)
 
-    def probe(self, seconds: float) -> Optional[AuroraError]:
+    def probe(self, seconds: float) -> AuroraError | None:
         """Ask, beside the semaphore and without retries, whether a scheduler leads and answers; what is wrong
         if not."""
         ask = self.prepare("getTierConfigs")
@@ -4097,7 +4097,7 @@ class Scheduler:
     def _post(self, ask: Ask, deadline: float) -> bytes:
         """One POST of the call to the leader, following redirects; the body of the 200 answer. Where the
         cluster's schedulers listen is looked up only when no leader is known, or the one that is fails."""
-        failure: Optional[Exception] = None
+        failure: Exception | None = None
         for candidate in self.leadership.candidates(deadline):
             try:
                 return self._follow(candidate, ask, deadline)
@@ -4142,7 +4142,7 @@ class Scheduler:
             raise _unreadable("the scheduler answered HTTP %d to %s" % (status, method.name))
         raise BadAnswer("the schedulers redirect in a circle; none of them says it is leading")
 
-    def _credentials(self, ask: Ask, location: _Location) -> Optional[str]:
+    def _credentials(self, ask: Ask, location: _Location) -> str | None:
         """The Authorization of a call at a place: the caller's, else the cluster's own for that host."""
         if ask.authorization is not None:
             return ask.authorization
@@ -4166,7 +4166,7 @@ class Scheduler:
         self.network.close()
 
 
-def narrowed(scheduler: Scheduler, ask: Ask, timeout: Optional[float] = None) -> Optional[Ask]:
+def narrowed(scheduler: Scheduler, ask: Ask, timeout: float | None = None) -> Ask | None:
     """A pruneTasks that names the tasks it is to delete, None where there is none; any other call as it is.
 
     A query that matches nothing makes Aurora delete *every* task of the cluster, running ones too: with no
@@ -4233,7 +4233,7 @@ DOCKER_HUB = "https://registry-1.docker.io"
 class Cluster(NamedTuple):
     """One entry of clusters.json, or of --scheduler. zk: "" when the scheduler's URL is fixed; basic: its
     entry says that the schedulers want Basic credentials."""
-    name: Optional[str]
+    name: str | None
     urls: Tuple[str, ...] = ()
     zk: str = ""
     zk_path: str = ""
@@ -4293,7 +4293,7 @@ def _read_cluster(entry: Json, where: str) -> Cluster:
 def default_clusters() -> List[Cluster]:
     """The clusters of the files where the aurora client looks, else the scheduler on this host, its name
     unknown yet."""
-    found: Dict[Optional[str], Cluster] = {}
+    found: Dict[str | None, Cluster] = {}
     for folder in (os.environ.get("AURORA_CONFIG_ROOT") or "/etc/aurora", "~/.aurora"):
         path = os.path.expanduser(os.path.join(folder, "clusters.json"))
         if os.path.isfile(path):
@@ -4314,15 +4314,15 @@ class ZooKeeperLocator:
     REFRESH = 30.0
     PATIENCE = 5.0          # seconds for one answer of ZooKeeper
 
-    def __init__(self, cluster: Cluster, connect: Optional[Callable[[Cluster], Any]] = None) -> None:
+    def __init__(self, cluster: Cluster, connect: Callable[[Cluster], Any] | None = None) -> None:
         self.cluster = cluster
-        self.failure: Optional[AuroraError] = None      # of the last reading
+        self.failure: AuroraError | None = None      # of the last reading
         self.moved: Callable[[Sequence[str]], None] = lambda urls: None
         self.tell: Function = lambda event, **fields: None
         self._connect = connect or _zookeeper_client
         self._lock = threading.Lock()
         self._urls: List[str] = []
-        self._thread: Optional[threading.Thread] = None
+        self._thread: threading.Thread | None = None
         self._closed = False
         self._read = threading.Event()      # once: the group, or why it cannot be read
         self._wake = threading.Event()
@@ -4357,7 +4357,7 @@ class ZooKeeperLocator:
         client: Any = None
         while not self._closed:
             self._wake.clear()
-            failure: Optional[AuroraError] = None
+            failure: AuroraError | None = None
             try:
                 if client is None:
                     client = self._connect(self.cluster)
@@ -4424,7 +4424,7 @@ def _zookeeper_client(cluster: Cluster) -> Any:
         "max_tries": -1, "delay": 0.1, "backoff": 2, "max_delay": 1.0})
 
 
-def member_url(data: bytes) -> Optional[str]:
+def member_url(data: bytes) -> str | None:
     """Where a member of the schedulers' group listens; None for what is no member: as Aurora's own monitor
     (CuratorServiceGroupMonitor), that is passed over."""
     try:
@@ -4977,7 +4977,7 @@ class _Table:
         if least > 5:
             self.resize(least)
 
-    def put(self, key: Any, made: Optional[int] = None) -> None:
+    def put(self, key: Any, made: int | None = None) -> None:
         """A key that is not in it yet."""
         made = _hash(key) if made is None else made
         places, mask = self.places, len(self.places) - 1
@@ -5181,7 +5181,7 @@ class _Counter(_Dict, collections.Counter):     # type: ignore[type-arg, misc]
             for key, count in each.items() if isinstance(each, dict) else ((key, 1) for key in each):
                 self[key] = self.get(key, 0) + count
 
-    def most_common(self, most: Optional[int] = None) -> List[Tuple[Any, int]]:
+    def most_common(self, most: int | None = None) -> List[Tuple[Any, int]]:
         return sorted(self.items(), key=lambda pair: pair[1], reverse=True)[:most]
 
 
@@ -5308,7 +5308,7 @@ class _Set(_Unordered, set):        # type: ignore[type-arg, misc]
 class _FrozenSet(_Unordered, frozenset):        # type: ignore[type-arg, misc]
     """frozenset."""
 
-    def __new__(cls, items: Iterable[Any] = (), table: Optional[_Table] = None) -> Any:
+    def __new__(cls, items: Iterable[Any] = (), table: _Table | None = None) -> Any:
         if type(items) is cls:
             return items
         known = _Set(items) if table is None else items
@@ -5586,14 +5586,14 @@ def _number_text(value: Any, name: str) -> Any:
     return value
 
 
-def _int(x: Any = 0, base: Optional[int] = None) -> int:
+def _int(x: Any = 0, base: int | None = None) -> int:
     if isinstance(x, str) and base == 0 and re.fullmatch(r"\s*[-+]?0[0-7]+\s*", x):
         base = 8
     number = _number_text(x, "int() with base 10")
     return int(number) if base is None else int(number, base)
 
 
-def _long(x: Any = 0, base: Optional[int] = None) -> int:
+def _long(x: Any = 0, base: int | None = None) -> int:
     return _int(x.strip().rstrip("lL") if isinstance(x, str) else x, base)
 
 
@@ -5814,9 +5814,9 @@ def _rich(cmp: Callable[[Any, Any], int]) -> Any:
 
 class _Names(_Dict):        # type: ignore[misc]
     """globals(): what source puts in becomes a name of it."""
-    _into: Optional[Json] = None
+    _into: Json | None = None
 
-    def __init__(self, given: Json, into: Optional[Json] = None) -> None:
+    def __init__(self, given: Json, into: Json | None = None) -> None:
         _Dict.__init__(self, [pair for pair in given.items() if pair[0][:2] != "__" and pair[0][:1] != ":"])
         self._into = into
 
@@ -6189,7 +6189,7 @@ class _Reading:
                 found.append(place)
         return found
 
-    def piece(self, kind: Optional[str], text: str, place: int) -> str:
+    def piece(self, kind: str | None, text: str, place: int) -> str:
         if kind == "number":
             if "_" in text:
                 raise self.wrong(place, "%s is not a number; write %s" % (text, text.replace("_", "")))
@@ -6339,7 +6339,7 @@ class _Older(ast.NodeTransformer):
             return node
         return _call("__ordered__", ast.Constant(" ".join(names)), node.left, *node.comparators)
 
-    def reckoned(self, operator: ast.operator, left: ast.expr, right: ast.expr) -> Optional[ast.Call]:
+    def reckoned(self, operator: ast.operator, left: ast.expr, right: ast.expr) -> ast.Call | None:
         if isinstance(operator, ast.Mod):
             return _call("__modulo__", left, right)
         if isinstance(operator, ast.Div) and "division" not in self.reading.future:
@@ -7800,7 +7800,7 @@ class _Worker:
         finally:
             self.process.stderr.close()
 
-    def ask(self, message: bytes, reply: Callable[[Json], Optional[Json]]) -> Json:
+    def ask(self, message: bytes, reply: Callable[[Json], Json | None]) -> Json:
         """The answer to one request, after what `reply` replies to the questions before it. Raises OSError
         when the process is gone, which is of no use then, and what `reply` raises. A source that goes over
         the limits takes the process with it."""
@@ -7837,7 +7837,7 @@ class _Worker:
         return socket.socket(fileno=descriptor)
 
     def _converse(self, channel: socket.socket, message: bytes,
-                  reply: Callable[[Json], Optional[Json]]) -> Optional[Json]:
+                  reply: Callable[[Json], Json | None]) -> Json | None:
         """The answer; None where the child ended without one. Raises OverflowError when it goes over a limit.
         What the server takes for its replies is not the source's time."""
         seconds = self.limits.wall_seconds
@@ -7898,14 +7898,14 @@ class _Questions:
     """What the child may ask while it evaluates one configuration: files of the include root, images'
     digests."""
 
-    def __init__(self, limits: ConfigLimits, include_root: Optional[str], docker_registry: str) -> None:
+    def __init__(self, limits: ConfigLimits, include_root: str | None, docker_registry: str) -> None:
         self.limits = limits
         self.include_root = include_root
         self.docker_registry = docker_registry
         self.includes = self.images = 0     # how many were asked for
         self.ends = time.monotonic() + 2 * limits.wall_seconds
 
-    def reply(self, said: Json) -> Optional[Json]:
+    def reply(self, said: Json) -> Json | None:
         """The reply to a question; None to what is none, which is the child's answer. A stranger's program
         may have written it. Raises InvalidConfig."""
         path, images = said.get("include"), said.get("images")
@@ -7922,7 +7922,7 @@ class _Questions:
             raise InvalidConfig("more than %d docker images to resolve" % self.limits.images)
         return {"images": [self._resolved(*pair) for pair in images]}
 
-    def _included(self, root: str, path: str) -> Optional[str]:
+    def _included(self, root: str, path: str) -> str | None:
         if len(path) > MAX_INCLUDE_NAME:
             raise InvalidConfig("the name of an included file has more than %d characters" % MAX_INCLUDE_NAME)
         with contextlib.suppress(OSError, ValueError):
@@ -7950,23 +7950,23 @@ class Evaluator:
     IDLE_SECONDS = 300.0
 
     def __init__(self, most: int = 4, limits: ConfigLimits = ConfigLimits(), trusted: bool = False,
-                 include_root: Optional[str] = None) -> None:
+                 include_root: str | None = None) -> None:
         self.limits = limits
         self.workers = most
         self.trusted = trusted
         self.include_root = os.path.realpath(include_root) if include_root else None
-        self.isolation: Optional[List[str]] = None
+        self.isolation: List[str] | None = None
         self.outcomes: collections.Counter[str] = collections.Counter()
         self._semaphore = Semaphore(most, 200, "configuration evaluation", max(1, most - 1))
         self._lock = threading.Lock()       # guards _idle, _reserving, _closed
         # held while the first process starts, which all wait for, and told its failure; guards _failed
         self._first = threading.Lock()
-        self._failed: Tuple[float, Optional[AuroraError]] = (0.0, None)     # when, and how
+        self._failed: Tuple[float, AuroraError | None] = (0.0, None)     # when, and how
         self._idle: List[_Worker] = []
         self._reserving = False
         self._closed = False
 
-    def evaluate(self, request: Json, docker_registry: str, caller: Optional[str]) -> Json:
+    def evaluate(self, request: Json, docker_registry: str, caller: str | None) -> Json:
         """The plain answer for the job `key` (cluster, role, environment, name) in `files`, of which `root`
         is the first: `job`, `warnings`, and `update` or `update_errors`. Raises InvalidConfig.
 
@@ -8002,7 +8002,7 @@ class Evaluator:
                 self._keep(worker)
         return self.isolation
 
-    def _ask(self, request: Json, reply: Callable[[Json], Optional[Json]], caller: Optional[str]) -> Json:
+    def _ask(self, request: Json, reply: Callable[[Json], Json | None], caller: str | None) -> Json:
         self._semaphore.enter(self.limits.wall_seconds, caller)
         try:
             message = _frame(request)       # only now: those in the line hold their sources once
@@ -8121,7 +8121,7 @@ def resolve_image(registry: str, name: str, tag: str) -> str:
         except (OSError, ValueError) as error:
             raise InvalidConfig("the docker registry %s gives no token: %s" % (registry, error)) from None
 
-    def digest(token: Optional[str] = None) -> Any:
+    def digest(token: str | None = None) -> Any:
         try:
             request = urllib.request.Request("%s/v2/%s/manifests/%s" % (base, name, tag), method="HEAD")
             request.add_header("Accept", "application/vnd.docker.distribution.manifest.v2+json")
@@ -8205,7 +8205,7 @@ def to_ranges(instances: Iterable[int]) -> Set[Any]:
     return made
 
 
-def from_ranges(ranges: Optional[Iterable[Any]]) -> List[int]:
+def from_ranges(ranges: Iterable[Any] | None) -> List[int]:
     """The instance numbers in a set of api.Range, sorted. Raises ValueError for ranges larger than any
     job."""
     if any(each.last - each.first > 10 * MAX_TASKS_PER_JOB for each in ranges or ()):
@@ -8252,11 +8252,11 @@ def same_meaning(mine: Any, running: Any) -> bool:
 _DEFAULT_EVALUATOR = Evaluator(2)       # of load_job; has no process before it is asked
 
 
-def load_job(source: Union[str, Texts], key: str, *, user: Optional[str] = None,
+def load_job(source: str | Texts, key: str, *, user: str | None = None,
              is_json: bool = False,
-             bindings: Union[Texts, Sequence[Pair]] = (), tiers: Optional[Json] = None,
-             docker_registry: str = DOCKER_HUB, evaluator: Optional[Evaluator] = None,
-             caller: Optional[str] = None, env: Union[Texts, Sequence[Pair]] = ()) -> Job:
+             bindings: Texts | Sequence[Pair] = (), tiers: Json | None = None,
+             docker_registry: str = DOCKER_HUB, evaluator: Evaluator | None = None,
+             caller: str | None = None, env: Texts | Sequence[Pair] = ()) -> Job:
     """The job `key` (cluster/role/environment/name) that `source` describes, converted for the scheduler.
 
     source: `.aurora` text, or texts by file name of which the first is the root; bindings: values for
@@ -8315,7 +8315,7 @@ class Key(NamedTuple):
         return "/".join(self)
 
     @classmethod
-    def of(cls, key: Union[str, Key]) -> Key:
+    def of(cls, key: str | Key) -> Key:
         """A key from cluster/role/environment/name. Raises BadRequest."""
         parts = key.split("/") if isinstance(key, str) else key
         if len(parts) != 4:
@@ -8351,12 +8351,12 @@ def job_tuple(key: Any) -> JobTuple:
 class DryRun(Exception):
     """The write call that would have been made, if there is one, and what is known of its effect."""
 
-    def __init__(self, method: Optional[str], arguments: Any, **more: Any) -> None:
+    def __init__(self, method: str | None, arguments: Any, **more: Any) -> None:
         super().__init__(method)
         self.would = dict(more, call=method, arguments=arguments.to_plain()) if method else more
 
 
-def named_roles(value: Any) -> List[Optional[str]]:
+def named_roles(value: Any) -> List[str | None]:
     """The role of every job key, quota and query in a call's arguments; None for a query of all roles'
     tasks."""
     if isinstance(value, api.JobKey):
@@ -8393,10 +8393,10 @@ class Session:
     from that. `sent` tells whether any may have reached the scheduler. request_id: goes with every call.
     """
 
-    def __init__(self, scheduler: Any, authorization: Optional[str] = None, dry_run: bool = False,
+    def __init__(self, scheduler: Any, authorization: str | None = None, dry_run: bool = False,
                  permit: Callable[[Method, Any], None] = lambda method, arguments: None,
                  announce: Callable[[Ask], None] = lambda ask: None,
-                 request_id: Optional[str] = None) -> None:
+                 request_id: str | None = None) -> None:
         self.announce = announce
         self.request_id = request_id
         self.scheduler = scheduler
@@ -8406,8 +8406,8 @@ class Session:
         self.notes: Json = {}     # what a dry run tells besides the call
         self.sent = False
 
-    def call(self, method: str, *arguments: Any, projection: Optional[Projection] = None,
-             timeout: Optional[float] = None, **named: Any) -> Any:
+    def call(self, method: str, *arguments: Any, projection: Projection | None = None,
+             timeout: float | None = None, **named: Any) -> Any:
         """As Scheduler.call. Raises DryRun instead of sending a write in a dry run."""
         ask = self.scheduler.prepare(method, *arguments, projection=projection,
                                      authorization=self.authorization, request_id=self.request_id, **named)
@@ -8522,14 +8522,14 @@ def listed_in(response: Any, result: str, field: str) -> Any:
 
 
 @reading
-def list_jobs(scheduler: Scheduler, role: Optional[str] = None) -> List[str]:
+def list_jobs(scheduler: Scheduler, role: str | None = None) -> List[str]:
     """The keys role/environment/name of a role's jobs, or of all, sorted."""
     response = scheduler.call("getJobs", role, projection=projection("job keys"))
     return sorted(listed_in(response, "getJobsResult", "configs"))
 
 
 @reading
-def list_summaries(scheduler: Scheduler, role: Optional[str] = None, fields: str = "summaries") -> List[Any]:
+def list_summaries(scheduler: Scheduler, role: str | None = None, fields: str = "summaries") -> List[Any]:
     """The plain summaries of a role's jobs, or of all, sorted by key: job (key as text), stats,
     nextCronRunMs."""
     response = scheduler.call("getJobSummary", role, projection=projection(fields))
@@ -8544,7 +8544,7 @@ def read_tasks(scheduler: Any, query: Any, fields: str) -> Any:
 
 @reading
 def query_tasks(scheduler: Scheduler, key: Key, instances: Instances = (),
-                statuses: Optional[Iterable[int]] = None,
+                statuses: Iterable[int] | None = None,
                 fields: str = "tasks", reasons: bool = False) -> List[Any]:
     """The plain tasks of a job, sorted by instance and age; statuses are numbers. fields: a projection's
     name; reasons: with the scheduler's `reason` why, in each that waits for a host."""
@@ -8658,7 +8658,7 @@ class UpdateStarted(NamedTuple):
 
 
 def start_update(scheduler: Scheduler, job: Job, instances: Instances = (),
-                 message: Optional[str] = None) -> UpdateStarted:
+                 message: str | None = None) -> UpdateStarted:
     """Start a rolling update to `job`. Raises Conflict, with the update under `update`, while one is in
     progress."""
     update_id = str(uuid.uuid4())
@@ -8769,7 +8769,7 @@ def plain_config(config: Any) -> Json:
     return plain
 
 
-def last_message(details: Any) -> Optional[str]:
+def last_message(details: Any) -> str | None:
     """The last message in an update's events: an end often has none of its own."""
     said = [event.message for event in details.updateEvents or () if event.message]
     return said[-1] if said else None
@@ -8839,7 +8839,7 @@ def look_at_update(scheduler: Scheduler, key: Key, update_id: str) -> UpdateLook
     return UpdateLook(details)
 
 
-def add_like(scheduler: Scheduler, key: Key, count: int, like: Optional[int] = None) -> Optional[List[int]]:
+def add_like(scheduler: Scheduler, key: Key, count: int, like: int | None = None) -> List[int] | None:
     """Add `count` instances that are like one of the job's, the lowest by default. Which were added, as read
     back; None where that could not be read. Raises NotFound."""
     with locked("instances", key):
@@ -8858,7 +8858,7 @@ def _active_and_staying(scheduler: Scheduler, key: Key) -> Tuple[List[int], List
 
 
 def _add_like(scheduler: Scheduler, key: Key, active: Instances, models: Instances, count: int,
-              like: Optional[int]) -> Optional[List[int]]:
+              like: int | None) -> List[int] | None:
     if like is not None and like not in models:
         raise NotFound("job %s has no active instance %d to copy" % (key, like))
     source = api.InstanceKey(jobKey=key.thrift, instanceId=models[0] if like is None else like)
@@ -8870,8 +8870,8 @@ def _add_like(scheduler: Scheduler, key: Key, active: Instances, models: Instanc
     return sorted(set(instances_of(after)) - set(active))
 
 
-def change_instances(scheduler: Scheduler, key: Key, wanted: int, like: Optional[int] = None,
-                     message: Optional[str] = None) -> Dict[str, Optional[List[int]]]:
+def change_instances(scheduler: Scheduler, key: Key, wanted: int, like: int | None = None,
+                     message: str | None = None) -> Dict[str, List[int] | None]:
     """Add instances that are like one of the job's, or kill those with the highest numbers, until it has
     `wanted` that are not being killed already. Returns which were added or killed; None for what could not be
     read back."""
@@ -8890,7 +8890,7 @@ def change_instances(scheduler: Scheduler, key: Key, wanted: int, like: Optional
         return {"added": [], "killed": surplus}
 
 
-def _by_name(items: Any) -> Optional[Json]:
+def _by_name(items: Any) -> Json | None:
     """The objects of a list by what names them: their name or key, or the one field of a union. None where
     none does."""
     if not isinstance(items, list) or not items or not all(isinstance(each, dict) for each in items):
@@ -8967,7 +8967,7 @@ def up_count(ups: Sequence[int], seconds: float) -> float:
 
 
 @reading
-def probe_hosts(scheduler: Scheduler, hosts: Optional[Sequence[str]], percentage: float, seconds: float,
+def probe_hosts(scheduler: Scheduler, hosts: Sequence[str] | None, percentage: float, seconds: float,
                 min_instances: int, now: float) -> List[Json]:
     """For every job on `hosts`, or on any host, whether it keeps `percentage` of its instances up for
     `seconds` when they go, these together or else each alone; only production jobs of at least
@@ -9020,7 +9020,7 @@ class Operation(Source):
     MAX_STEPS = 500
 
     def __init__(self, kind: str = "script", key: str = "", user: str = "", total: int = 0,
-                 owner: Optional[str] = None) -> None:
+                 owner: str | None = None) -> None:
         super().__init__()
         self.id = str(uuid.uuid4())
         self.kind = kind
@@ -9028,15 +9028,15 @@ class Operation(Source):
         self.user = user
         # who alone may cancel it, where `user` is only what somebody says of himself
         self.owner = owner
-        self.request_id: Optional[str] = None       # of the request that began it
+        self.request_id: str | None = None       # of the request that began it
         # level and role that began it: what cancelling takes
-        self.needs: Tuple[str, Optional[str]] = ("write", None)
+        self.needs: Tuple[str, str | None] = ("write", None)
         self.state = "running"          # then succeeded, failed, cancelled or interrupted
         self.started = now_ms()
-        self.ended: Optional[int] = None
+        self.ended: int | None = None
         self.done = self.failed = 0
         self.total = total
-        self.failure: Optional[Exception] = None
+        self.failure: Exception | None = None
         self.errors: List[str] = []
         self.result: Json = {}
         self.steps: Deque[Json] = collections.deque(maxlen=self.MAX_STEPS)
@@ -9188,7 +9188,7 @@ class Operations:
                                code="OPERATION_RUNNING", operation=other.to_plain())
 
     def start(self, operation: Operation, work: Callable[[Operation], Any],
-              slot: Optional[SimpleQueue[Any]] = None, alone: bool = False) -> Operation:
+              slot: SimpleQueue[Any] | None = None, alone: bool = False) -> Operation:
         """Run `work` in the place that was taken, or in a new one. alone: not beside another one of its kind
         on the same thing. Raises Overloaded, Conflict."""
         slot = slot or self.take()
@@ -9265,7 +9265,7 @@ class Verdict(NamedTuple):
     """How far something is that is waited for. reached: None while it is under way, False where it cannot be
     any more; text: why not, or not yet; code: what kind of failure; fields: further ones for a step or an
     answer; stuck: it is under way, but nothing more will happen by itself."""
-    reached: Optional[bool]
+    reached: bool | None
     done: int = 0
     failed: int = 0
     total: int = 0
@@ -9290,7 +9290,7 @@ def judge_gone(tasks: Iterable[Any], instances: Instances = ()) -> Verdict:
                    text)
 
 
-def judge_running(tasks: Iterable[Any], instances: Optional[Instances], known: Iterable[str] = (),
+def judge_running(tasks: Iterable[Any], instances: Instances | None, known: Iterable[str] = (),
                   count: int = 0,
                   strict: bool = True) -> Verdict:
     """Whether the instances ran: the youngest task of each runs or has finished. instances: None for any
@@ -9320,7 +9320,7 @@ def _told(ending: Json) -> str:
     return "instance %d ended as %s%s" % (ending["instance"], ending["state"], _said(ending["message"]))
 
 
-def _said(text: Optional[str]) -> str:
+def _said(text: str | None) -> str:
     """A text behind a colon, if there is one."""
     return ": " + text if text else ""
 
@@ -9396,7 +9396,7 @@ def judge_drained(response: Any, hosts: Sequence[str]) -> Verdict:
                    {"hosts": host_list({host: modes[host] for host in hosts if host in modes})})
 
 
-def await_verdict(operation: Optional[Operation], ask: Callback, judge: Callable[[Any], Verdict],
+def await_verdict(operation: Operation | None, ask: Callback, judge: Callable[[Any], Verdict],
                   time_limit: float, poll_secs: float) -> Operation:
     """Ask until the judge finds it reached. Raises Unprocessable where it cannot be, or is not after
     time_limit seconds."""
@@ -9432,9 +9432,9 @@ class RestartOptions(NamedTuple):
     poll_secs: float = 3.0
 
 
-def rolling_restart(scheduler: Scheduler, key: Union[str, Key], instances: Instances = (),
+def rolling_restart(scheduler: Scheduler, key: str | Key, instances: Instances = (),
                     options: RestartOptions = RestartOptions(),
-                    operation: Optional[Operation] = None) -> Operation:
+                    operation: Operation | None = None) -> Operation:
     """Restart instances batch by batch; one succeeds when its new task ran for watch_secs under one task id.
 
     Instances that fail are tried again until they failed more than max_per_instance_failures times; more than
@@ -9523,9 +9523,9 @@ def _watch_batch(operation: Operation, scheduler: Scheduler, key: Key, before: D
     return outcome
 
 
-def batched_kill(scheduler: Scheduler, key: Union[str, Key], instances: Instances, batch_size: int = 1,
-                 time_limit: float = 254.0, poll_secs: float = 1.0, message: Optional[str] = None,
-                 operation: Optional[Operation] = None) -> Operation:
+def batched_kill(scheduler: Scheduler, key: str | Key, instances: Instances, batch_size: int = 1,
+                 time_limit: float = 254.0, poll_secs: float = 1.0, message: str | None = None,
+                 operation: Operation | None = None) -> Operation:
     """Kill instances batch by batch, each once the one before is gone."""
     if batch_size < 1:
         raise BadRequest("batch_size=%d: at least 1" % batch_size)
@@ -9550,9 +9550,9 @@ def batched_kill(scheduler: Scheduler, key: Union[str, Key], instances: Instance
     return run
 
 
-def wait_until_gone(scheduler: Scheduler, key: Union[str, Key], instances: Instances = (),
+def wait_until_gone(scheduler: Scheduler, key: str | Key, instances: Instances = (),
                     time_limit: float = 600.0,
-                    poll_secs: float = 1.0, operation: Optional[Operation] = None) -> Operation:
+                    poll_secs: float = 1.0, operation: Operation | None = None) -> Operation:
     """Wait until none of the instances (all if none are named) is active. Raises Unprocessable after
     time_limit seconds."""
     job = Key.of(key)
@@ -9560,9 +9560,9 @@ def wait_until_gone(scheduler: Scheduler, key: Union[str, Key], instances: Insta
                          lambda tasks: judge_gone(tasks, instances), time_limit, poll_secs)
 
 
-def wait_until_running(scheduler: Scheduler, key: Union[str, Key], instances: Instances = (),
+def wait_until_running(scheduler: Scheduler, key: str | Key, instances: Instances = (),
                        known: Iterable[str] = (), time_limit: float = 600.0, poll_secs: float = 1.0,
-                       operation: Optional[Operation] = None) -> Operation:
+                       operation: Operation | None = None) -> Operation:
     """Wait until the instances (those that are active if none are named) ran; one that failed or was lost
     first is a failure. A task that finished counts. known: ids of tasks that are older than what is waited
     for, and do not count."""
@@ -9572,8 +9572,8 @@ def wait_until_running(scheduler: Scheduler, key: Union[str, Key], instances: In
                          lambda tasks: judge_running(tasks, wanted, known), time_limit, poll_secs)
 
 
-def wait_for_update(scheduler: Scheduler, key: Union[str, Key], update_id: str, time_limit: float = 600.0,
-                    poll_secs: float = 1.0, operation: Optional[Operation] = None) -> Operation:
+def wait_for_update(scheduler: Scheduler, key: str | Key, update_id: str, time_limit: float = 600.0,
+                    poll_secs: float = 1.0, operation: Operation | None = None) -> Operation:
     """Wait until the update ended; anything but ROLLED_FORWARD is a failure with its reason."""
     job = Key.of(key)
     return await_verdict(operation, lambda: look_at_update(scheduler, job, update_id), judge_update,
@@ -9581,7 +9581,7 @@ def wait_for_update(scheduler: Scheduler, key: Union[str, Key], update_id: str, 
 
 
 def wait_until_drained(scheduler: Scheduler, hosts: Sequence[str], time_limit: float = 600.0,
-                       poll_secs: float = 1.0, operation: Optional[Operation] = None) -> Operation:
+                       poll_secs: float = 1.0, operation: Operation | None = None) -> Operation:
     """Wait until all hosts are DRAINED."""
     return await_verdict(operation, lambda: scheduler.call("maintenanceStatus", as_hosts(hosts)),
                          lambda response: judge_drained(response, hosts), time_limit, poll_secs)
@@ -9614,7 +9614,7 @@ class TaskChanges:
     """
     PAGE = 100
 
-    def __init__(self, scheduler: Any, cluster: str, query: Optional[Callback],
+    def __init__(self, scheduler: Any, cluster: str, query: Callback | None,
                  updates: Callback, history: bool = False) -> None:
         self.scheduler = scheduler
         self.cluster = cluster
@@ -9749,7 +9749,7 @@ class Lookout(Poll):
     JOBS = 100              # in one question
     LATEST = 100            # updates
 
-    def __init__(self, runner: Any, scheduler: Scheduler, authorization: Optional[str],
+    def __init__(self, runner: Any, scheduler: Scheduler, authorization: str | None,
                  interval: float) -> None:
         super().__init__(runner, self.look, interval, delayed=True)
         self.session: Any = Session(scheduler, authorization)
@@ -9860,7 +9860,7 @@ class HeedingEvents(Events):
                 self.start()
 
 
-def watch(scheduler: Scheduler, key: Union[str, Key], seconds: float = 1.0) -> Iterator[Tuple[str, Json]]:
+def watch(scheduler: Scheduler, key: str | Key, seconds: float = 1.0) -> Iterator[Tuple[str, Json]]:
     """The events of a job, (task, update or instance, what happened), as a look every `seconds` finds them;
     first how things stand. Goes on until its caller stops it. Raises what the scheduler fails with."""
     changes = changes_of(scheduler, Key.of(key))
@@ -9942,14 +9942,14 @@ class Position(NamedTuple):
     task: str
     run: int
     offset: int
-    check: Optional[int] = None
+    check: int | None = None
 
     def __str__(self) -> str:
         return "%s:%d:%d:%s" % (self.task, self.run, self.offset,
                                 "-" if self.check is None else "%x" % self.check)
 
     @classmethod
-    def parse(cls, text: str) -> Optional[Position]:
+    def parse(cls, text: str) -> Position | None:
         """The same from its text; None where it is none."""
         found = re.fullmatch(r"([\w\-.]{1,255}):(\d{1,9}):(\d{1,18}):([0-9a-f]{1,8}|-)", text, re.ASCII)
         if not found:
@@ -9962,7 +9962,7 @@ class Entry(NamedTuple):
     """Something to tell a follower: of a `log` its data, else an event of that name; where he is after it."""
     name: str
     plain: Json
-    after: Optional[Position] = None
+    after: Position | None = None
     data: bytes = b""
 
 
@@ -9981,7 +9981,7 @@ def find_tasks(scheduler: Any, key: Key, instances: Instances = (),
     return found
 
 
-def choose_task(spots: Sequence[Spot], key: Key, instance: int, task: Optional[str] = None) -> Spot:
+def choose_task(spots: Sequence[Spot], key: Key, instance: int, task: str | None = None) -> Spot:
     """The task of that id, or the latest that has a host. Raises NotFound."""
     placed = [spot for spot in spots if spot.host and task in (None, spot.id)]
     if placed:
@@ -10011,7 +10011,7 @@ def _figure(value: Any) -> Any:
     return value if type(value) in (int, float) and abs(value) < 1e300 else None
 
 
-def _milliseconds(seconds: Any) -> Optional[int]:
+def _milliseconds(seconds: Any) -> int | None:
     return None if _figure(seconds) is None else int(seconds * 1000)
 
 
@@ -10033,9 +10033,9 @@ class Observer:
     LISTING = 4 << 20       # bytes of a listing or a JSON answer
     STATE = 32 << 20        # of an agent's state
 
-    def __init__(self, port: int = 1338, *, networks: Sequence[str] = (), ca_file: Optional[str] = None,
-                 agent_port: int = 0, agent_authorization: Optional[str] = None,
-                 framework: Optional[str] = None,
+    def __init__(self, port: int = 1338, *, networks: Sequence[str] = (), ca_file: str | None = None,
+                 agent_port: int = 0, agent_authorization: str | None = None,
+                 framework: str | None = None,
                  connect_timeout: float = 2.0, timeout: float = 10.0, per_host: int = 2,
                  total: int = 32) -> None:
         self.port = port
@@ -10345,7 +10345,7 @@ def list_processes(observer: Observer, spot: Spot, runs: bool = False) -> Json:
             "processes": processes}
 
 
-def find_output(observer: Observer, spot: Spot, process: Optional[str] = None, stream: str = "stdout",
+def find_output(observer: Observer, spot: Spot, process: str | None = None, stream: str = "stdout",
                 run: int = -1,
                 agent: bool = False) -> Output:
     """The log of a process; without a name, of the only one. run: -1 for the latest. agent: from the
@@ -10419,12 +10419,12 @@ def whole_characters(data: bytes) -> int:
     return cut.start() if cut else len(data)
 
 
-def _matching(lines: Iterable[bytes], grep: Optional[bytes]) -> List[bytes]:
+def _matching(lines: Iterable[bytes], grep: bytes | None) -> List[bytes]:
     return [line for line in lines if grep is None or grep in line]
 
 
-def read_tail(observer: Observer, output: Output, lines: int, grep: Optional[bytes] = None,
-              until: Optional[int] = None) -> LogPiece:
+def read_tail(observer: Observer, output: Output, lines: int, grep: bytes | None = None,
+              until: int | None = None) -> LogPiece:
     """The last lines, or of those that hold `grep` the last; within the last MiB, or eight. until: of
     what is before that."""
     spot, path, agent = output.spot, output.path, output.agent
@@ -10443,8 +10443,8 @@ def read_tail(observer: Observer, output: Output, lines: int, grep: Optional[byt
     return LogPiece(output, start if grep else end - len(text), end, size, text)
 
 
-def read_piece(observer: Observer, output: Output, tail: int = 100, offset: Optional[int] = None,
-               length: int = _CHUNK, grep: Optional[str] = None) -> LogPiece:
+def read_piece(observer: Observer, output: Output, tail: int = 100, offset: int | None = None,
+               length: int = _CHUNK, grep: str | None = None) -> LogPiece:
     """A part of a log: its last lines, or from an offset, which counts from the end where it is negative.
     It ends with a whole character, where more is to come."""
     wanted = grep.encode() if grep else None
@@ -10486,8 +10486,8 @@ class Cursor:
     QUIET = 5           # steps without news before it is asked what became of the run; of the task, ten times
 
     def __init__(self, observer: Observer, find: Callable[[], List[Spot]], key: Key, instance: int,
-                 process: Optional[str], stream: str, output: Optional[Output] = None, offset: int = 0,
-                 check: Optional[int] = None, fixed: bool = False) -> None:
+                 process: str | None, stream: str, output: Output | None = None, offset: int = 0,
+                 check: int | None = None, fixed: bool = False) -> None:
         self.observer = observer
         self.find = find
         self.key = key
@@ -10510,7 +10510,7 @@ class Cursor:
         return Position(task, run, self.offset, self.check)
 
     @property
-    def file(self) -> Optional[Output]:
+    def file(self) -> Output | None:
         """The log as it is called now that it may be rotated."""
         return self.output and _rotated(self.output, self._behind)
 
@@ -10680,7 +10680,7 @@ class Feed(Poll):
         self.cursor = cursor
         self.number = 0                 # of entries so far
         self.over = ""
-        self.at: Tuple[Optional[Output], Position] = (cursor.output, cursor.position)
+        self.at: Tuple[Output | None, Position] = (cursor.output, cursor.position)
         self._entries: Deque[Entry] = collections.deque()
         self._size = 0
         self._failing = False
@@ -10699,12 +10699,12 @@ class Feed(Poll):
             self.over = self.cursor.over
             self.at = (self.cursor.file, self.cursor.position)
 
-    def snapshot(self) -> Tuple[int, Optional[Output], Position]:
+    def snapshot(self) -> Tuple[int, Output | None, Position]:
         """How many entries there were, and where that is."""
         with self._lock:
             return (self.number,) + self.at
 
-    def after(self, number: int) -> Optional[List[Entry]]:
+    def after(self, number: int) -> List[Entry] | None:
         """The entries after so many, some of them; None where they are not kept any more."""
         with self._lock:
             skipped = number - (self.number - len(self._entries))
@@ -10717,8 +10717,8 @@ class Follower:
     `take` is called by one thread at a time and does not block; `catch_up` is what takes its time, in a
     worker, and while it runs `take` gives nothing."""
 
-    def __init__(self, feed: Feed, tail: int, grep: Optional[bytes], changed: Callback,
-                 position: Optional[Position] = None, once: bool = False) -> None:
+    def __init__(self, feed: Feed, tail: int, grep: bytes | None, changed: Callback,
+                 position: Position | None = None, once: bool = False) -> None:
         self.feed = feed
         self.tail = tail
         self.grep = grep
@@ -10728,7 +10728,7 @@ class Follower:
         self.once = once                    # the last lines are all he wants
         self.ended = False
         self._changed = changed
-        self._cursor: Optional[Cursor] = None
+        self._cursor: Cursor | None = None
         self._pending: List[Entry] = []
         self._busy = False
         self.listening = feed.listen(changed)
@@ -10810,16 +10810,16 @@ class Follower:
                       position.check, feed.fixed)
 
 
-def find_task(scheduler: Any, key: Union[str, Key], instance: int, task: Optional[str] = None,
+def find_task(scheduler: Any, key: str | Key, instance: int, task: str | None = None,
               clock: Callable[[], float] = time.time) -> Spot:
     """The task of that id, or the instance's latest that has a host. Raises NotFound."""
     job = Key.of(key)
     return choose_task(find_tasks(scheduler, job, [instance], clock), job, instance, task)
 
 
-def read_log(scheduler: Any, key: Union[str, Key], instance: int, process: Optional[str] = None,
+def read_log(scheduler: Any, key: str | Key, instance: int, process: str | None = None,
              stream: str = "stdout",
-             *, observer: Optional[Observer] = None, task: Optional[str] = None, run: int = -1,
+             *, observer: Observer | None = None, task: str | None = None, run: int = -1,
              source: str = "observer", **part: Any) -> LogPiece:
     """A part of a log, for scripts; without more the last 100 lines. part: tail, offset, length, grep."""
     observer = observer or Observer()
@@ -10828,8 +10828,8 @@ def read_log(scheduler: Any, key: Union[str, Key], instance: int, process: Optio
     return read_piece(observer, open_output(observer, output)[0], **part)
 
 
-def follow_log(scheduler: Any, key: Union[str, Key], instance: int, process: Optional[str] = None,
-               stream: str = "stdout", *, observer: Optional[Observer] = None, tail: int = 100,
+def follow_log(scheduler: Any, key: str | Key, instance: int, process: str | None = None,
+               stream: str = "stdout", *, observer: Observer | None = None, tail: int = 100,
                interval: float = 1.0) -> Iterator[Entry]:
     """What an instance's process writes, as it comes, over rotations, runs and tasks, until nothing more
     can come."""
@@ -10851,16 +10851,16 @@ def follow_log(scheduler: Any, key: Union[str, Key], instance: int, process: Opt
             time.sleep(interval)
 
 
-def list_files(scheduler: Any, key: Union[str, Key], instance: int, path: str = "", *,
-               observer: Optional[Observer] = None,
-               task: Optional[str] = None) -> List[Json]:
+def list_files(scheduler: Any, key: str | Key, instance: int, path: str = "", *,
+               observer: Observer | None = None,
+               task: str | None = None) -> List[Json]:
     """What a directory of the sandbox holds, for scripts."""
     return (observer or Observer()).listing(find_task(scheduler, key, instance, task), clean_path(path))[0]
 
 
-def open_file(scheduler: Any, key: Union[str, Key], instance: int, path: str, *,
-              observer: Optional[Observer] = None,
-              task: Optional[str] = None) -> Iterator[bytes]:
+def open_file(scheduler: Any, key: str | Key, instance: int, path: str, *,
+              observer: Observer | None = None,
+              task: str | None = None) -> Iterator[bytes]:
     """The bytes of a file of the sandbox, in pieces, for scripts."""
     observer = observer or Observer()
     spot, path = find_task(scheduler, key, instance, task), clean_path(path)
@@ -10874,7 +10874,7 @@ def open_file(scheduler: Any, key: Union[str, Key], instance: int, path: str, *,
 
 
 def words_of_failure(observer: Observer, spots: Sequence[Spot], key: Key,
-               patient: bool = False) -> Optional[Json]:
+               patient: bool = False) -> Json | None:
     """The end of what the process that failed wrote to stderr, of the task that failed last: at most 20
     lines, 4 KiB and two seconds. patient: wait that long for an observer that does not know the task yet.
     None where no task failed."""
@@ -11006,7 +11006,7 @@ class Metrics:
         with self._lock:
             self._families[name][3][values].observe(seconds)
 
-    def answered(self, route: str, method: str, status: int, seconds: Optional[float]) -> None:
+    def answered(self, route: str, method: str, status: int, seconds: float | None) -> None:
         """Count an answered request: the two families that every request touches, with one look-up and one
         lock. seconds: None where the caller wanted to wait, so that they say nothing of the server."""
         with self._lock:
@@ -11095,7 +11095,7 @@ class User(NamedTuple):
     known: bool = True
     by: str = "token"           # how that is known
 
-    def may(self, level: str, role: Optional[str]) -> bool:
+    def may(self, level: str, role: str | None) -> bool:
         if LEVELS.index(self.level) < LEVELS.index(level):
             return False
         if level == "read" or "*" in self.roles:
@@ -11172,7 +11172,7 @@ class Tokens:
         """Whether any line is for a certificate; then none without one is let in."""
         return any(user.by == "certificate" for _, user, _ in self._entries)
 
-    def named(self, *marks: str) -> Optional[User]:
+    def named(self, *marks: str) -> User | None:
         """Who has one of these marks, each as the file has it, the first that has a line; None where that has
         ended."""
         found = None
@@ -11200,7 +11200,7 @@ def _basic_pair(secret: str) -> Pair:
 class Access(NamedTuple):
     """How callers are known. tokens: Bearer tokens; forward: their Authorization goes to the scheduler, which
     decides; user_header: what a trusted proxy calls them, by the tokens' file."""
-    tokens: Optional[Tokens] = None
+    tokens: Tokens | None = None
     forward: bool = False
     anonymous: bool = True
     client_certificates: bool = False
@@ -11259,7 +11259,7 @@ class Kind(NamedTuple):
     repeated."""
     read: Callable[[str], Any]
     schema: Json
-    join: Optional[Callable[[List[Any]], Any]] = None
+    join: Callable[[List[Any]], Any] | None = None
 
 
 def _bounded(schema: Json, expected: str, pattern: str, convert: Callable[[str], Any], least: float,
@@ -12112,7 +12112,7 @@ class Kept:
 
     __slots__ = ("asks", "answer", "size")
 
-    def __init__(self, question: Iterable[Optional[str]], asks: Sequence[Ask], answer: Response) -> None:
+    def __init__(self, question: Iterable[str | None], asks: Sequence[Ask], answer: Response) -> None:
         self.asks = asks
         self.answer = answer
         answer.settle()
@@ -12194,7 +12194,7 @@ class Replay:
     before the run began, Responses or AuroraErrors, is not asked for again, if the run asks for the same in
     the same order."""
 
-    def __init__(self, scheduler: Scheduler, memory: Memory, authorization: Optional[str],
+    def __init__(self, scheduler: Scheduler, memory: Memory, authorization: str | None,
                  request_id: str) -> None:
         self.scheduler = scheduler
         self.memory = memory
@@ -12253,14 +12253,14 @@ class Once(Source):
     def __init__(self, asked: bytes) -> None:
         super().__init__()
         self.asked = asked
-        self.answer: Optional[Response] = None
+        self.answer: Response | None = None
 
     @property
     def size(self) -> int:
         """About how many bytes it holds."""
         return 1024 + (len(self.answer.body) if self.answer else 0)
 
-    def replayed(self) -> Optional[Response]:
+    def replayed(self) -> Response | None:
         """The answer again, marked as such; None while there is none."""
         kept = self.answer
         return kept and Response(kept.status, None, kept.body, kept.content_type,
@@ -12342,13 +12342,13 @@ class Call:
         self.request = request
         self.args = request.args
         self.params: Json = {}
-        self.replay: Optional[Replay] = None
-        self.slot: Optional[SimpleQueue[Any]] = None    # for an operation, taken and not used yet
+        self.replay: Replay | None = None
+        self.slot: SimpleQueue[Any] | None = None    # for an operation, taken and not used yet
         # among those who wait: what gives it back, until it is used
-        self.place: Optional[Callback] = None
+        self.place: Callback | None = None
         self.began = False                              # an operation
-        self._session: Optional[Session] = None
-        self._running: Optional[List[Group]] = None
+        self._session: Session | None = None
+        self._running: List[Group] | None = None
 
     def read_params(self) -> None:
         """Check and convert the query. Raises BadRequest: a misspelt shards= must not mean all instances."""
@@ -12398,7 +12398,7 @@ class Call:
 
     def _permit(self, method: Method, arguments: Any) -> None:
         """Whether the caller may make this write. Raises Forbidden, BadRequest."""
-        roles: List[Optional[str]] = list(named_roles(arguments))
+        roles: List[str | None] = list(named_roles(arguments))
         if not roles and method.access == "write":
             raise BadRequest("%s needs a job key" % method.name)
         for role in dict.fromkeys(roles or [None]):
@@ -12425,12 +12425,12 @@ class Call:
         return Key(*(self.args[name] for name in Key._fields))
 
     @property
-    def auth(self) -> Optional[str]:
+    def auth(self) -> str | None:
         """The caller's credentials for the scheduler, where they are passed on."""
         return self.request.authorization
 
     @property
-    def message(self) -> Optional[str]:
+    def message(self) -> str | None:
         """The caller's message for the scheduler's audit trail, with the request's id, and the caller's name
         where it is known."""
         by = ("by %s, " % self.user.name if self.user.known else "") + "request " + self.request.id
@@ -12465,7 +12465,7 @@ class Call:
         job = {"count": 1, "job": str(self.key)} if "name" in self.args else {}
         return self.success(status, headers, **{**job, **fields})
 
-    def page(self, items: Sequence[Any], most: Optional[int] = None) -> Tuple[Sequence[Any],
+    def page(self, items: Sequence[Any], most: int | None = None) -> Tuple[Sequence[Any],
             List[Pair]]:
         """(those that offset= and limit=, by default `most`, leave; a Link to the next page if there is
         one)."""
@@ -12552,7 +12552,7 @@ class Call:
         return self.request.headers.get("last-event-id", "")
 
     @property
-    def owner(self) -> Optional[str]:
+    def owner(self) -> str | None:
         """A hash of the forwarded credentials, which only the scheduler can check; None where users are known
         here."""
         return hash_token(self.auth) if self.auth is not None else None
@@ -12562,7 +12562,7 @@ class Call:
         seconds = self.get("wait")
         if not seconds or operation.state != "running":
             return answer()
-        def ready() -> Optional[Response]:
+        def ready() -> Response | None:
             return answer() if operation.state != "running" else None
         return Later(operation, seconds, with_last_words(self, operation, ready), answer, self.take_place())
 
@@ -12621,7 +12621,7 @@ class Call:
             return self.told(status, latest, headers, fields)
 
         def wait(poll: Poll) -> Later:
-            def ready() -> Optional[Response]:
+            def ready() -> Response | None:
                 nonlocal latest
                 if poll.asked <= began:
                     return None         # what was asked before this caller came is older
@@ -12663,7 +12663,7 @@ class Readiness(Source):
 
     def __init__(self) -> None:
         super().__init__()
-        self._states: Dict[Scheduler, Tuple[float, Optional[Failure]]] = {}
+        self._states: Dict[Scheduler, Tuple[float, Failure | None]] = {}
         self._asking: Set[Scheduler] = set()
 
     def look(self, schedulers: Iterable[Scheduler]) -> None:
@@ -12685,19 +12685,19 @@ class Readiness(Source):
             problem = AuroraError("an internal error: %s" % type(error).__name__)
         self._note(scheduler, problem)
 
-    def _note(self, scheduler: Scheduler, problem: Optional[Failure]) -> None:
+    def _note(self, scheduler: Scheduler, problem: Failure | None) -> None:
         with self._lock:
             self._states[scheduler] = (time.monotonic(), problem)
             self._asking.discard(scheduler)
         self.changed()
 
-    def _known(self, scheduler: Scheduler) -> Tuple[float, Optional[Failure]]:
+    def _known(self, scheduler: Scheduler) -> Tuple[float, Failure | None]:
         """When a scheduler was last heard of, by us or by any caller, and what was wrong with it. With the
         lock held."""
         when, problem = self._states.get(scheduler, (-math.inf, None))
         return (scheduler.answered, None) if scheduler.answered >= when else (when, problem)
 
-    def state(self, scheduler: Scheduler) -> Optional[Json]:
+    def state(self, scheduler: Scheduler) -> Json | None:
         """What is known of a scheduler; None while it is being asked and nothing new is."""
         with self._lock:
             when, problem = self._known(scheduler)
@@ -12774,7 +12774,7 @@ class Reception(App):
         self.loopback = loopback
         self._last_host = ""            # one that was looked at and found good
         self.metrics = Metrics()
-        self.record: Optional[Callable[[Event], bool]] = None       # writes the audit trail
+        self.record: Callable[[Event], bool] | None = None       # writes the audit trail
         self.audit_required = False     # no write without its line there
         self.leaving = False            # it will stop soon: not ready, but it still does all it did
 
@@ -12884,7 +12884,7 @@ class Reception(App):
                             "--forward-auth or --user-header")
 
     @staticmethod
-    def require(user: User, level: str, role: Optional[str]) -> None:
+    def require(user: User, level: str, role: str | None) -> None:
         """Raises Forbidden where the user may not act at that level on that role."""
         if not user.may(level, role):
             raise Forbidden("%s may not do this: it needs %s access%s" % (
@@ -12900,11 +12900,11 @@ class Reception(App):
             raise no_such("Thrift method", method, api.method_names) from None
 
     @staticmethod
-    def key_of(request: Request) -> Optional[str]:
+    def key_of(request: Request) -> str | None:
         """The job, role, cluster or hosts that a request's path names."""
         return "/".join(text for name, text in request.args.items() if name != "id") or None
 
-    def refuse(self, error: Failure, request: Optional[Request] = None) -> Response:
+    def refuse(self, error: Failure, request: Request | None = None) -> Response:
         return error_response(error, self.key_of(request) if request is not None else None)
 
     def dress(self, request: Request, response: Response) -> Response:
@@ -12921,7 +12921,7 @@ class Reception(App):
     def warn(self, text: str) -> None:
         self.log(Event("warning", message=text))
 
-    def broken(self, error: Exception, request_id: Optional[str] = None) -> None:
+    def broken(self, error: Exception, request_id: str | None = None) -> None:
         self.metrics.count("aurora_rest_internal_errors_total")
         self.log(defect(error, id=request_id))
 
@@ -12960,7 +12960,7 @@ class Reception(App):
     def _who(request: Request) -> Json:
         return {"id": request.id, "user": request.user.name if request.user else None, "peer": request.peer}
 
-    def audit(self, request: Request, outcome: str, status: Optional[int], answer: Any = None) -> None:
+    def audit(self, request: Request, outcome: str, status: int | None, answer: Any = None) -> None:
         """The line that every write leaves, one that is refused too: who asked for what, and what was
         answered."""
         request.audited = outcome
@@ -12986,7 +12986,7 @@ class Reception(App):
                          path=request.path[:512], key=self.key_of(request), **more, status=status,
                          outcome=outcome, **_named_in(answer)))
 
-    def _tell_outcome(self, request: Request, status: Optional[int], outcome: str,
+    def _tell_outcome(self, request: Request, status: int | None, outcome: str,
                       answer: Any = None) -> None:
         """The line of what came of a write whose first line says that it waits."""
         self.trail(Event("outcome", **self._who(request), did=request.route.name, key=self.key_of(request),
@@ -13001,7 +13001,7 @@ class Reception(App):
             self.log(Event("stream", **self._who(request), path=request.path[:512], bytes=size,
                            seconds=round(time.monotonic() - request.started, 3), ended=why))
 
-    def finished(self, request: Optional[Request], peer: str, response: Response, size: int) -> None:
+    def finished(self, request: Request | None, peer: str, response: Response, size: int) -> None:
         chosen = request.route if request and isinstance(request.route, Route) else None
         named = chosen.name if chosen else "-"
         method = request.method if request and request.method in METHODS else "-"
@@ -13031,7 +13031,7 @@ def _lasting_query(request: Request) -> str:
     return "&".join(pair for pair in request.raw_query.split("&") if not pair.startswith("wait="))
 
 
-def _access(request_id: Optional[str], peer: str, user: Optional[User], path: Optional[str], method: str,
+def _access(request_id: str | None, peer: str, user: User | None, path: str | None, method: str,
             route: str, status: int, size: int, seconds: float) -> Event:
     """The line that every request leaves."""
     return Event("access", id=request_id, peer=peer, user=user.name if user else None, method=method,
@@ -13086,9 +13086,9 @@ class Service(Reception):
     LIGHT = 1 << 20     # bytes that are compared while nobody reads requests
 
     def __init__(self, clusters: Clusters, evaluator: Evaluator, access: Access = Access(),
-                 limits: Optional[Limits] = None, log: Logger = lambda line: None,
+                 limits: Limits | None = None, log: Logger = lambda line: None,
                  poll_interval: float = 1.0, cors: Sequence[str] = (), hosts: Sequence[str] = (),
-                 loopback: bool = True, access_log: bool = True, observer: Optional[Observer] = None,
+                 loopback: bool = True, access_log: bool = True, observer: Observer | None = None,
                  page: str = "full") -> None:
         super().__init__(access, log, access_log, cors, hosts, loopback)
         self.page = page                # what the page at / may do: full, read, or off for no page
@@ -13112,7 +13112,7 @@ class Service(Reception):
         self.idempotency = Idempotency(self)
         self.lost_lines: Callable[[], int] = lambda: 0      # of the log
         self.options: Callable[[], Json] = dict             # those of the command line, by name
-        self.expires: Optional[float] = None    # when the certificate does, in Unix time
+        self.expires: float | None = None    # when the certificate does, in Unix time
         self.reloaded = (time.time(), True)     # when last, and whether all could be read
         self._tiers = lru_cache(maxsize=256)(self._ask_tiers)
         self._figures = brief(lambda: self.runner.figures())
@@ -13201,7 +13201,7 @@ class Service(Reception):
         """What the handler answers, with the places that it needs, and a line in the audit trail for a
         write."""
         outcome = "failed"
-        status: Optional[int] = 500
+        status: int | None = 500
         answer: Any = None
         try:
             # What can refuse is asked before the handler does anything.
@@ -13268,7 +13268,7 @@ class Service(Reception):
         now = time.monotonic()
 
         def wait(poll: Poll) -> Later:
-            def ready() -> Optional[Response]:
+            def ready() -> Response | None:
                 # what was asked before this caller came is older
                 found = poll.answer if poll.asked > now else None
                 if isinstance(found, AuroraError) and found.http < 500:
@@ -13295,13 +13295,13 @@ class Service(Reception):
         return self.watched.watch(
             (*key, auth), events, lambda found: Stream(found, found.since, found.mark(last, whole)))
 
-    def tiers(self, scheduler: Scheduler, authorization: Optional[str]) -> Json:
+    def tiers(self, scheduler: Scheduler, authorization: str | None) -> Json:
         """The scheduler's tiers as plain JSON, asked for twice a minute at the most, and by credentials: an
         answer to one caller is none to another."""
         return self._tiers(scheduler, authorization, time.monotonic() // 30)
 
     @staticmethod
-    def _ask_tiers(scheduler: Scheduler, authorization: Optional[str], half_minute: float) -> Json:
+    def _ask_tiers(scheduler: Scheduler, authorization: str | None, half_minute: float) -> Json:
         response = scheduler.call("getTierConfigs", authorization=authorization)
         plain = response.result.getTierConfigResult.to_plain()
         # In Aurora's own order of preference: preemptible last among those that match is what its client
@@ -13478,7 +13478,7 @@ def get_ready(call: Call) -> Any:
     schedulers = service.clusters.schedulers()
     service.readiness.look(schedulers)
 
-    def answer(late: Optional[Json] = None) -> Any:
+    def answer(late: Json | None = None) -> Any:
         """late: what is said of a scheduler that has not answered; without it all have to."""
         clusters: Json = {each.name or "default": service.readiness.state(each) or late
                           for each in schedulers}
@@ -13549,7 +13549,7 @@ def _key_filter(call: Call) -> Callable[[str], bool]:
     return fits if globs else bool
 
 
-def _host_filter(call: Call) -> Callable[[Optional[str]], bool]:
+def _host_filter(call: Call) -> Callable[[str | None], bool]:
     """What tells whether a host matches one of the globs of host=, if there are any."""
     globs = [glob(each) for each in call.get("host", ())]
     return lambda host: not globs or any(fits(host or "") for fits in globs)
@@ -13636,7 +13636,7 @@ def _summary(cluster: str, summary: Any) -> Json:
             "tier": config.get("tier"), "service": config.get("isService", False), "cron": _cron(summary)}
 
 
-def _cron(summary: Any) -> Optional[Json]:
+def _cron(summary: Any) -> Json | None:
     """When a job runs by itself, from its summary; None if it is no cron job."""
     job = summary["job"]
     if not job.get("cronSchedule"):
@@ -13708,7 +13708,7 @@ def _plain_tasks(cluster: str, job: str, tasks: Iterable[Any]) -> List[Json]:
     return found
 
 
-def _cron_of(call: Call) -> Optional[Json]:
+def _cron_of(call: Call) -> Json | None:
     """When the job runs, if it is a cron job."""
     wanted = "/".join(call.key[1:])
     return next((_cron(each) for each in list_summaries(call.scheduler, call.key.role)
@@ -13871,7 +13871,7 @@ class Follow(Source):
     one thread at a time. named: each line says which instance it is of."""
     PIECE = 1 << 18
 
-    def __init__(self, grep: Optional[str], events: bool, named: bool) -> None:
+    def __init__(self, grep: str | None, events: bool, named: bool) -> None:
         super().__init__()
         self.grep = grep.encode() if grep else None
         self.events = events
@@ -13882,7 +13882,7 @@ class Follow(Source):
         for each in self.followers:
             each.leave()
 
-    def since(self, mark: Any) -> Tuple[Optional[bytes], Any]:
+    def since(self, mark: Any) -> Tuple[bytes | None, Any]:
         """The next piece of all; None when all have ended."""
         while True:
             entries: List[Entry] = []
@@ -13921,7 +13921,7 @@ def _text(body: bytes, *headers: Pair) -> Response:
                     headers=[("X-Content-Type-Options", "nosniff"), *headers])
 
 
-def _follow(call: Call, wanted: Sequence[Tuple[int, _Opened, Optional[Position]]], tail: int,
+def _follow(call: Call, wanted: Sequence[Tuple[int, _Opened, Position | None]], tail: int,
             named: bool) -> Stream:
     """A stream of what these instances write: (number, its log, where the caller goes on)."""
     service, key = call.service, call.key
@@ -14018,7 +14018,7 @@ def get_files(call: Call) -> Any:
                         unreadable_lines=unreadable)
 
 
-def _range(header: str, size: int) -> Optional[Tuple[int, int]]:
+def _range(header: str, size: int) -> Tuple[int, int] | None:
     """(first byte, the one behind the last) of a Range header; None where it asks for none that is
     understood."""
     found = re.fullmatch(r"bytes=\s*(\d{0,18})-(\d{0,18})\s*", header)
@@ -14056,7 +14056,7 @@ def get_file(call: Call) -> Any:
     if asked:
         headers.append(("Content-Range", "bytes %d-%d/%d" % (first, end - 1, size)))
 
-    def since(at: int) -> Tuple[Optional[bytes], int]:
+    def since(at: int) -> Tuple[bytes | None, int]:
         if at >= end:
             return None, at
         try:
@@ -14099,7 +14099,7 @@ def failure_of(call: Call, instances: Instances, patient: bool = False) -> Json:
 
 
 def with_last_words(call: Call, source: Source,
-                    ready: Callable[[], Optional[Response]]) -> Callable[[], Optional[Response]]:
+                    ready: Callable[[], Response | None]) -> Callable[[], Response | None]:
     """`ready` of a wait, such that the answer to a failure tells the last words of what failed. They are
     read in a worker while the caller waits on, since `ready` must not block."""
     once, held = threading.Lock(), []
@@ -14112,7 +14112,7 @@ def with_last_words(call: Call, source: Source,
             held.append(Response(answer.status, plain, headers=answer.headers, code=answer.code))
             source.changed()
 
-    def look() -> Optional[Response]:
+    def look() -> Response | None:
         answer = held[0] if held else ready()
         if held or answer is None or answer.status != 409 or "name" not in call.args:
             return answer
@@ -14144,7 +14144,7 @@ def _some(**fields: Any) -> Any:
     return {name: value for name, value in fields.items() if value}
 
 
-def _known_tasks(call: Call, statuses: Optional[Iterable[int]] = None) -> Set[str]:
+def _known_tasks(call: Call, statuses: Iterable[int] | None = None) -> Set[str]:
     """Ids of the tasks there are already, or of those in these states, where the caller will wait for new
     ones."""
     if not call.get("wait") or call.get("dry_run"):
@@ -14152,7 +14152,7 @@ def _known_tasks(call: Call, statuses: Optional[Iterable[int]] = None) -> Set[st
     return set(map(id_of, query_tasks(call.scheduler, call.key, (), statuses, "task states")))
 
 
-def _awaiting(call: Call, status: int, wanted: Optional[Instances], known: Set[str], count: int = 0,
+def _awaiting(call: Call, status: int, wanted: Instances | None, known: Set[str], count: int = 0,
               strict: bool = True, **fields: Any) -> Answer:
     """The answer to a write after which the wanted instances are to run, or any `count`."""
     return call.outcome(status, ("tasks", call.key),
@@ -14401,7 +14401,7 @@ def wait_for_job(call: Call) -> Any:
         return call.outcome(200, ("tasks", call.key),
                             lambda: query_tasks(call.scheduler, call.key, reasons=True),
                             lambda tasks: judge_gone(tasks, shards))
-    wanted: Optional[Instances] = shards or None
+    wanted: Instances | None = shards or None
     if not shards and not count:
         wanted = sorted(active_instances(call.scheduler, call.key, ()))
     return _awaiting(call, 200, wanted, _known_tasks(call, api.TERMINAL_STATES), count or 0, False)
@@ -14615,7 +14615,7 @@ for _verb, _named, _method, _done, _does in (
               guards=["get_maintenance"], summary=_does, a200=_done)(partial(_maintain, _method))
 
 
-def _probed(call: Call, hosts: Optional[Sequence[str]]) -> List[Json]:
+def _probed(call: Call, hosts: Sequence[str] | None) -> List[Json]:
     """What would become of jobs without these hosts, or without each one of all."""
     found = probe_hosts(call.scheduler, hosts, call.get("percentage", 95.0), call.get("duration", 1800.0),
                         call.get("min_instances", 20), call.service.clock())
@@ -15012,11 +15012,11 @@ class Version(NamedTuple):
     update that brought it; when: it was last begun, if known."""
     config: Any
     instances: int
-    when: Optional[int] = None
+    when: int | None = None
     settings: Any = None
-    update: Optional[str] = None
-    user: Optional[str] = None
-    message: Optional[str] = None
+    update: str | None = None
+    user: str | None = None
+    message: str | None = None
 
 
 def _config_id(config: Any) -> str:
@@ -15298,7 +15298,7 @@ class _Refusal(Exception):
     """A response code other than OK, with its message, None where Aurora sends none, and the result that goes
     with it. For ERROR an exception is enough, a ValueError where its text is told."""
 
-    def __init__(self, message: Optional[str], code: str = "INVALID_REQUEST", result: Any = None) -> None:
+    def __init__(self, message: str | None, code: str = "INVALID_REQUEST", result: Any = None) -> None:
         super().__init__(message, code, result)
 
 
@@ -15316,8 +15316,8 @@ class DemoTask(_Stored):
     """One task. events: (milliseconds, status, message); key: role, environment, name."""
     status: int = _S.INIT
     failures = 0
-    ancestor: Optional[str] = None
-    host: Optional[DemoHost] = None
+    ancestor: str | None = None
+    host: DemoHost | None = None
     partitions = 0
     vetoes = ""
 
@@ -15326,7 +15326,7 @@ class DemoTask(_Stored):
         self.key = key
         self.instance = instance
         self.config = config
-        self.events: List[Tuple[int, int, Optional[str]]] = []
+        self.events: List[Tuple[int, int, str | None]] = []
         self.ports: Dict[str, int] = {}
 
     @property
@@ -15340,7 +15340,7 @@ class DemoTask(_Stored):
 class DemoHost:
     """A machine of the demo cluster: resources in cores and MB, attributes, maintenance."""
     mode: int = MaintenanceMode.NONE
-    drain: Optional[Tuple[Any, float]] = None       # SLA policy, and until when it counts
+    drain: Tuple[Any, float] | None = None       # SLA policy, and until when it counts
 
     def __init__(self, name: str, number: int, total: Sequence[float], attributes: Dict[str, Set[str]]
                  ) -> None:
@@ -15371,7 +15371,7 @@ class DemoUpdate(_Stored):
     """One job update and, while it rolls, the state of its instances."""
     status = -1
     last_pulse = 0.0
-    total_idle: Optional[int] = None
+    total_idle: int | None = None
     generation = 0
 
     def __init__(self, key: JobTuple, user: str, request: Any, initial: Dict[int, Any],
@@ -15530,7 +15530,7 @@ class Crontab:
             raise ValueError(text)
         return sorted(found)
 
-    def next(self, after: float) -> Optional[float]:
+    def next(self, after: float) -> float | None:
         """The next time after `after` (seconds, GMT), None if there is none in the next five years."""
         start = int(after) // 60 * 60 + 60
         day = start // 86400
@@ -15551,7 +15551,7 @@ _statements = re.compile(r";|&&|\|\||\n").split
 
 
 @lru_cache(maxsize=1024)
-def command_fate(command: str) -> Tuple[Optional[float], bool]:
+def command_fate(command: str) -> Tuple[float | None, bool]:
     """How a demo process with this command lives: (seconds until it ends, or None if it runs on; whether it
     fails).
 
@@ -15580,7 +15580,7 @@ def command_fate(command: str) -> Tuple[Optional[float], bool]:
     return seconds, failed
 
 
-def task_fate(config: Any) -> Tuple[Optional[float], bool]:
+def task_fate(config: Any) -> Tuple[float | None, bool]:
     """The same for a whole task: its processes one after the other where they are ordered, else side by side.
     A service of which no process ends by sleep, exit or false runs on."""
     try:
@@ -15621,7 +15621,7 @@ class _DemoTime:
         self._pending: Dict[str, DemoTask] = {}
         # of a job: each configuration by itself
         self._interned: Dict[JobTuple, Dict[Any, Any]] = {}
-        self._schedule_at: Optional[float] = None
+        self._schedule_at: float | None = None
         # by id of a TaskConfig: it, its back-off, until when
         self._groups: Dict[int, Tuple[Any, float, float]] = {}
         # by id of a TaskConfig: it, and it without executor data
@@ -15687,7 +15687,7 @@ class _DemoTasks(_DemoTime):
         """Called when a task waits for a host."""
         raise NotImplementedError
 
-    def _post(self, task: DemoTask, status: Optional[int]) -> None:
+    def _post(self, task: DemoTask, status: int | None) -> None:
         """Called with each change, None where the task is deleted."""
         raise NotImplementedError
 
@@ -15697,7 +15697,7 @@ class _DemoTasks(_DemoTime):
     def _active_tasks(self, key: JobTuple) -> List[DemoTask]:
         return list(self._active.get(key, {}).values())
 
-    def _keys(self, role: Optional[str]) -> List[JobTuple]:
+    def _keys(self, role: str | None) -> List[JobTuple]:
         """The jobs and cron jobs of a role; a blank one is any, as to j/storage/TaskStore.queryFilter."""
         blank = not role or not role.strip()
         return [key for key in {**self._jobs, **self._cron} if blank or key[0] == role]
@@ -15752,7 +15752,7 @@ class _DemoTasks(_DemoTime):
             for table in (self._jobs, self._active, self._ended, self._interned):
                 table.pop(task.key, None)
 
-    def _change(self, task: DemoTask, status: int, message: Optional[str] = None) -> bool:
+    def _change(self, task: DemoTask, status: int, message: str | None = None) -> bool:
         """A state change with its side effects. False where it is no change or not allowed; then nothing
         happens."""
         if self._tasks.get(task.id) is not task or status == task.status or (
@@ -15774,7 +15774,7 @@ class _DemoTasks(_DemoTime):
         self._post(task, status)
         return True
 
-    def _save(self, task: DemoTask, status: int, message: Optional[str]) -> None:
+    def _save(self, task: DemoTask, status: int, message: str | None) -> None:
         if status == _S.PARTITIONED:
             task.partitions += 1
             if len(task.events) >= 3 and task.events[-2][1] == _S.PARTITIONED and (
@@ -15839,7 +15839,7 @@ class _DemoTasks(_DemoTime):
         """What the cluster does about a task's new state."""
         mark = task.events[-1]
 
-        def later(seconds: float, status: int, message: Optional[str] = None) -> None:
+        def later(seconds: float, status: int, message: str | None = None) -> None:
             def move() -> None:
                 if task.events[-1] is mark:
                     self._change(task, status, message or _EXECUTOR_TEXTS.get(status))
@@ -15939,7 +15939,7 @@ class _DemoHosts(_DemoTasks):
         if waits:
             self._schedule_soon(min(waits))
 
-    def _place(self, task: DemoTask) -> Optional[str]:
+    def _place(self, task: DemoTask) -> str | None:
         """Assign the task to a host; why not, where none takes it."""
         vetoes = []
         for host in sorted(self.hosts.values(), key=lambda h: h.mode):
@@ -15960,7 +15960,7 @@ class _DemoHosts(_DemoTasks):
                     port for other in host.tasks.values() for port in other.ports.values()}))
         self._change(task, _S.ASSIGNED)
 
-    def _veto(self, task: DemoTask, host: DemoHost) -> Optional[Tuple[float, str]]:
+    def _veto(self, task: DemoTask, host: DemoHost) -> Tuple[float, str] | None:
         """Why the task cannot run on the host, with a score that is lower the nearer it is; None if it
         can."""
         if "dedicated" in host.attributes and not _is_dedicated(task.config):
@@ -16013,7 +16013,7 @@ class _DemoHosts(_DemoTasks):
     def _known_hosts(self, hosts: Any) -> List[DemoHost]:
         return [self.hosts[name] for name in sorted(hosts.hostNames) if name in self.hosts]
 
-    def _set_modes(self, hosts: Any, mode: int, drain: Optional[Tuple[Any, float]] = None) -> List[DemoHost]:
+    def _set_modes(self, hosts: Any, mode: int, drain: Tuple[Any, float] | None = None) -> List[DemoHost]:
         found = self._known_hosts(hosts)
         for host in found:
             host.mode, host.drain = mode, drain
@@ -16070,7 +16070,7 @@ class _DemoUpdater(_DemoHosts):
     """The updates that roll: j/updater."""
     UPDATE_HISTORY = (10, 30 * 86400.0)
 
-    def _post(self, task: DemoTask, status: Optional[int]) -> None:
+    def _post(self, task: DemoTask, status: int | None) -> None:
         update = self._rolling.get(task.key)
         if update is not None and update.status in _ROLLING and task.instance in update.instances:
             def tell() -> None:
@@ -16080,8 +16080,8 @@ class _DemoUpdater(_DemoHosts):
                     self._evaluate(update, {task.instance: task})
             self._posts.append(tell)
 
-    def _set_update(self, update: DemoUpdate, status: int, message: Optional[str] = None,
-                    user: Optional[str] = None) -> None:
+    def _set_update(self, update: DemoUpdate, status: int, message: str | None = None,
+                    user: str | None = None) -> None:
         update.status = status
         update.events.append(api.JobUpdateEvent(status, self._ms, user, message))
         update.generation += 1
@@ -16106,14 +16106,14 @@ class _DemoUpdater(_DemoHosts):
             if position >= most or self._ms - each.events[0].timestampMs > longest * 1000:
                 del self._updates[each.id]
 
-    def _active_task(self, key: JobTuple, instance: int) -> Optional[DemoTask]:
+    def _active_task(self, key: JobTuple, instance: int) -> DemoTask | None:
         return self._active.get(key, {}).get(instance)
 
     def _pulse_expired(self, update: DemoUpdate) -> bool:
         limit = update.settings.blockIfNoPulsesAfterMs or 0
         return limit > 0 and (self._now - update.last_pulse) * 1000 >= limit
 
-    def _evaluate(self, update: DemoUpdate, changed: Dict[int, Optional[DemoTask]]) -> None:
+    def _evaluate(self, update: DemoUpdate, changed: Dict[int, DemoTask | None]) -> None:
         """One step of OneWayJobUpdater: judge the instances that changed, start the next ones, note what
         happened."""
         if update.status not in _ROLLING or self._rolling.get(update.key) is not update:
@@ -16130,7 +16130,7 @@ class _DemoUpdater(_DemoHosts):
             update.set_state(instance, state)
             effects.setdefault(instance, []).append(state)
 
-        def judge(instance: int, task: Optional[DemoTask]) -> None:
+        def judge(instance: int, task: DemoTask | None) -> None:
             verdict = self._judge(update, instance, task)
             if verdict in _ACTIONS:
                 enter(instance, verdict)
@@ -16171,7 +16171,7 @@ class _DemoUpdater(_DemoHosts):
             return "FAILED"
         return "WORKING" if update.counts["WORKING"] or update.counts["IDLE"] else "SUCCEEDED"
 
-    def _judge(self, update: DemoUpdate, instance: int, task: Optional[DemoTask]) -> str:
+    def _judge(self, update: DemoUpdate, instance: int, task: DemoTask | None) -> str:
         """StateEvaluator: SUCCEEDED, FAILED, or what to do: watch, wait, kill, add."""
         wanted = update.wanted(instance)
         if task is None or task.status != _S.KILLING and task.was(_S.KILLING):
@@ -16207,7 +16207,7 @@ class _DemoUpdater(_DemoHosts):
                     self._instance_event(update, instance, action)
 
     def _instance_event(self, update: DemoUpdate, instance: int, action: int,
-                        message: Optional[str] = None) -> None:
+                        message: str | None = None) -> None:
         update.instance_events.append(api.JobInstanceUpdateEvent(instance, self._ms, action, message))
 
     def _perform(self, update: DemoUpdate, instance: int, action: str) -> None:
@@ -16374,11 +16374,11 @@ class _DemoChecks(_DemoUpdater):
         if texts:
             raise _Refusal("Insufficient resource quota: " + "; ".join(texts))
 
-    def _lacking(self, role: str, extra: Sequence[float], update: Optional[DemoUpdate] = None) -> List[float]:
+    def _lacking(self, role: str, extra: Sequence[float], update: DemoUpdate | None = None) -> List[float]:
         needed = _sums(self._consumption(role, True, False, update), extra)
         return [need - have for need, have in zip(needed, self._quotas.get(role, _NOTHING))]
 
-    def _extra(self, config: Any, count: int, update: Optional[DemoUpdate] = None) -> Sequence[float]:
+    def _extra(self, config: Any, count: int, update: DemoUpdate | None = None) -> Sequence[float]:
         """What `count` more instances, or an update, lack of their role's quota: nothing if they need
         none."""
         if not config.production or _is_dedicated(config):
@@ -16386,7 +16386,7 @@ class _DemoChecks(_DemoUpdater):
         return self._lacking(config.job.role, amounts(config, count), update)
 
     def _consumption(self, role: str, production: bool, dedicated: bool,
-                     update: Optional[DemoUpdate] = None) -> List[float]:
+                     update: DemoUpdate | None = None) -> List[float]:
         """What of a role's quota its tasks take. For a cron job, and where instances are updated, that is the
         larger one of what there is and what there is to be."""
         def total(pairs: Iterable[Tuple[Any, int]]) -> List[float]:
@@ -16423,7 +16423,7 @@ class _DemoChecks(_DemoUpdater):
 class _DemoReads(_DemoChecks):
     """ReadOnlyScheduler, but for updates."""
 
-    def _matching(self, query: Any, among: Optional[Iterable[DemoTask]] = None) -> List[DemoTask]:
+    def _matching(self, query: Any, among: Iterable[DemoTask] | None = None) -> List[DemoTask]:
         """The tasks that a query finds, of all that are stored or of those given."""
         for each in query.jobKeys or ():
             if not query.taskIds and not _is_key(each):
@@ -16496,7 +16496,7 @@ class _DemoReads(_DemoChecks):
         return api.RoleSummaryResult({api.RoleSummary(role, jobs[role], cron[role])
                                       for role in {*jobs, *cron}})
 
-    def _job(self, key: JobTuple, role: Optional[str], tasks: List[DemoTask]) -> Any:
+    def _job(self, key: JobTuple, role: str | None, tasks: List[DemoTask]) -> Any:
         """What getJobs and getJobSummary tell of a job: a cron job's template, which a blank role does not
         find; else that of these tasks, None without any."""
         if key in self._cron and (role is None or role.strip()):
@@ -16504,7 +16504,7 @@ class _DemoReads(_DemoChecks):
         return _job_of(max(tasks, key=lambda t: (t.active, t.events[-1][0])).config,
                        len(tasks)) if tasks else None
 
-    def getJobSummary(self, role: Optional[str]) -> Any:
+    def getJobSummary(self, role: str | None) -> Any:
         found = set()
         for key in self._keys(role):
             tasks = self._job_tasks(key)
@@ -16518,7 +16518,7 @@ class _DemoReads(_DemoChecks):
             found.add(api.JobSummary(job, stats, int(moment * 1000) if moment else None))
         return api.JobSummaryResult(found)
 
-    def getJobs(self, ownerRole: Optional[str]) -> Any:
+    def getJobs(self, ownerRole: str | None) -> Any:
         found = {self._job(key, ownerRole, self._active_tasks(key)) for key in self._keys(ownerRole)}
         return api.GetJobsResult(found - {None})
 
@@ -16556,7 +16556,7 @@ class _DemoUpdates(_DemoReads):
         found.sort(key=lambda u: -u.modified)
         return self._page(found, query)
 
-    def _update_of(self, key: Any) -> Optional[DemoUpdate]:
+    def _update_of(self, key: Any) -> DemoUpdate | None:
         found = self._updates.get(key.id)
         return found if found and found.key == job_tuple(key.job) else None
 
@@ -16605,7 +16605,7 @@ class _DemoUpdates(_DemoReads):
             add=groups(desired - set(replaced)), remove=groups(set(replaced) - desired),
             update=groups(desired & set(replaced)), unchanged=groups(set(current) - set(replaced) - desired))
 
-    def startJobUpdate(self, request: Any, message: Optional[str]) -> Any:
+    def startJobUpdate(self, request: Any, message: str | None) -> Any:
         if not request.taskConfig.isService:
             raise _Refusal("Updates are not supported for non-service tasks.")
         settings = self._checked_settings(request)
@@ -16673,7 +16673,7 @@ class _DemoUpdates(_DemoReads):
                                 slaAware=bool(settings.slaAware),
                                 updateOnlyTheseInstances=settings.updateOnlyTheseInstances or set())
 
-    def _steer(self, key: Any, form: str, message: Optional[str],
+    def _steer(self, key: Any, form: str, message: str | None,
                among: Container[int] = _U.names, colon: str = "") -> None:
         """Move an update to the status of that form, if its own one is among those from which that goes."""
         self._valid(key.job)
@@ -16688,18 +16688,18 @@ class _DemoUpdates(_DemoReads):
                 _U.name_of(update.status), _U.name_of(wanted) if leads else "null"))
         self._set_update(update, wanted, message, self._user)
 
-    def pauseJobUpdate(self, key: Any, message: Optional[str]) -> Any:
+    def pauseJobUpdate(self, key: Any, message: str | None) -> Any:
         self._steer(key, "ROLL_{}_PAUSED", message, api.ACTIVE_JOB_UPDATE_STATES)
 
-    def resumeJobUpdate(self, key: Any, message: Optional[str]) -> Any:
+    def resumeJobUpdate(self, key: Any, message: str | None) -> Any:
         update = self._updates.get(key.id)
         waits = update is not None and self._pulse_expired(update)
         self._steer(key, "ROLL_{}_AWAITING_PULSE" if waits else "ROLLING_{}", message, _PAUSED, ":")
 
-    def abortJobUpdate(self, key: Any, message: Optional[str]) -> Any:
+    def abortJobUpdate(self, key: Any, message: str | None) -> Any:
         self._steer(key, "ABORTED", message)
 
-    def rollbackJobUpdate(self, key: Any, message: Optional[str]) -> Any:
+    def rollbackJobUpdate(self, key: Any, message: str | None) -> Any:
         self._steer(key, "ROLLING_BACK", message)
 
     def pulseJobUpdate(self, key: Any) -> Any:
@@ -16729,7 +16729,7 @@ class _DemoJobs(_DemoUpdates):
         self._check_limits(job.instanceCount, self._extra(job.taskConfig, job.instanceCount))
         self._insert(job.taskConfig, range(job.instanceCount))
 
-    def killTasks(self, job: Any, instances: Any, message: Optional[str]) -> Any:
+    def killTasks(self, job: Any, instances: Any, message: str | None) -> Any:
         key = self._valid(job)
         self._check_not_updating(key)
         text = "Killed by %s%s" % (self._user, "" if message is None else ".\n" + message)
@@ -16987,12 +16987,12 @@ class Demo(_DemoAdmin):
     credentials for writes; docker: Docker containers may be used (-allowed_container_types); revocable: there
     are offers for revocable tasks.
     """
-    redirect: Optional[str] = None      # another leader's URL: answer 307
+    redirect: str | None = None      # another leader's URL: answer 307
     leaderless = False                  # answer 503
     url = ""                            # where it serves, once it does
 
     def __init__(self, name: str = "devcluster", speed: float = 1.0, jobs: int = 0, samples: bool = True,
-                 users: Optional[Dict[str, Tuple[str, str]]] = None, docker: bool = False,
+                 users: Dict[str, Tuple[str, str]] | None = None, docker: bool = False,
                  revocable: bool = False) -> None:
         super().__init__(speed)
         self.name = name
@@ -17154,7 +17154,7 @@ def _is_dedicated(config: Any) -> bool:
     return any(each.name == "dedicated" for each in config.constraints or ())
 
 
-def _java(value: Any, kind: Optional[Type] = None) -> str:
+def _java(value: Any, kind: Type | None = None) -> str:
     """A struct as Thrift's Java classes print it."""
     if isinstance(value, ThriftStruct):
         return ("<%s %s>" if value.is_union else "%s(%s)") % (type(value).__name__, ", ".join(
@@ -17386,7 +17386,7 @@ class DemoSandbox:
         self._writing: Dict[str, Tuple[Any, Any]] = {}      # by directory: the lines to come, the next one
 
     @property
-    def end(self) -> Optional[float]:
+    def end(self) -> float | None:
         return None if self.task.active else self.task.events[-1][0] / 1000.0
 
     def runs(self, now: float) -> Dict[str, List[Json]]:
@@ -17471,12 +17471,12 @@ class DemoObserver(App):
     """
 
     slow = 0.0
-    garbage: Optional[bytes] = None
+    garbage: bytes | None = None
     delay = 5.0
     purge = 7 * 86400.0
     rotate = (1 << 20, 5)
-    agent_authorization: Optional[str] = None
-    server: Optional[HttpServer] = None
+    agent_authorization: str | None = None
+    server: HttpServer | None = None
     port = 0
 
     def __init__(self, demo: Demo) -> None:
@@ -17527,7 +17527,7 @@ class DemoObserver(App):
         return Response(status, body=("<html><body>%s</body></html>" % (text or "Error %d" % status)).encode(
             "utf-8", "surrogateescape"), content_type="text/html; charset=UTF-8")
 
-    def _sandbox(self, task_id: str, agent: bool = False) -> Optional[DemoSandbox]:
+    def _sandbox(self, task_id: str, agent: bool = False) -> DemoSandbox | None:
         """That of a task that is known, with all it wrote until now. The agent knows those of other
         executors, too."""
         task, now = self.demo._tasks.get(task_id), self.demo.clock.now()
@@ -17553,15 +17553,15 @@ class DemoObserver(App):
         sandbox = self._sandbox(task_id)
         return sandbox.runs(self.demo.clock.now()) if sandbox else {}
 
-    def _tree(self, task_id: str) -> Optional[Json]:
+    def _tree(self, task_id: str) -> Json | None:
         sandbox = self._sandbox(task_id)
         return dict(self.files, **sandbox.files) if sandbox else None
 
     @staticmethod
-    def _entries(tree: Json, path: str) -> Dict[str, Optional[int]]:
+    def _entries(tree: Json, path: str) -> Dict[str, int | None]:
         """What lies in a directory, with the size of each file, None for a directory."""
         below = path + "/" if path else ""
-        found: Dict[str, Optional[int]] = {}
+        found: Dict[str, int | None] = {}
         for each, data in tree.items():
             if each.startswith(below):
                 name, deeper, _ = each[len(below):].partition("/")
@@ -20400,7 +20400,7 @@ class Log:
         self._some = threading.Event()
         self._empty = threading.Event()
         self._empty.set()
-        self._thread: Optional[threading.Thread] = None
+        self._thread: threading.Thread | None = None
 
     def __call__(self, line: str) -> None:
         if level_of(line) >= self.least:
@@ -20412,7 +20412,7 @@ class Log:
         if not self.least:
             self._put(partial(make, *parts), self.LINE)
 
-    def _put(self, line: Union[str, Callable[[], str]], size: int) -> None:
+    def _put(self, line: str | Callable[[], str], size: int) -> None:
         with self._lock:
             if self._size + size > self.ROOM or not self._running():
                 self.lost += 1
@@ -20484,15 +20484,15 @@ class Server:
     Scheduler (scheduler: a dict of its options).
     """
 
-    def __init__(self, port: int = 8888, host: str = "127.0.0.1", *, demo: Union[bool, str, Demo] = False,
-                 clusters: Union[None, Dict[str, Union[str, Sequence[str]]], Sequence[Cluster]] = None,
-                 scheduler: Optional[Json] = None, evaluator: Optional[Evaluator] = None,
-                 access: Access = Access(), limits: Optional[Limits] = None, tls: Any = None,
-                 sock: Union[None, socket.socket, Sequence[socket.socket]] = None,
+    def __init__(self, port: int = 8888, host: str = "127.0.0.1", *, demo: bool | str | Demo = False,
+                 clusters: None | Dict[str, str | Sequence[str]] | Sequence[Cluster] = None,
+                 scheduler: Json | None = None, evaluator: Evaluator | None = None,
+                 access: Access = Access(), limits: Limits | None = None, tls: Any = None,
+                 sock: None | socket.socket | Sequence[socket.socket] = None,
                  drain_timeout: float = 10.0,
                  log: Logger = lambda line: None,
-                 credentials: Optional[Callable[[Cluster], Any]] = None, **service: Any) -> None:
-        self.demo: Optional[Demo] = None
+                 credentials: Callable[[Cluster], Any] | None = None, **service: Any) -> None:
+        self.demo: Demo | None = None
         self.drain_timeout = drain_timeout
         self.drain_delay = 0.0          # while which balancers see in /ready that it will stop
         options, limit = dict(scheduler or {}), all_limits(limits)
@@ -20535,7 +20535,7 @@ class Server:
             self.service.clock = self.demo.clock.now
             self.service.observer.places[self.demo.name] = self.demo.observer.start()
         self.url = str(_Location(bool(tls), host if host != "0.0.0.0" else "127.0.0.1", self.http.port))
-        self._thread: Optional[threading.Thread] = None
+        self._thread: threading.Thread | None = None
 
     @property
     def port(self) -> int:
@@ -20547,7 +20547,7 @@ class Server:
         self._thread = in_thread("http", self.http.serve_forever)
         return self
 
-    def stop(self, drain_timeout: Optional[float] = None) -> None:
+    def stop(self, drain_timeout: float | None = None) -> None:
         """Not ready any more; after `drain_delay`, stop listening; let requests finish; interrupt operations;
         close."""
         self.service.leaving = True
@@ -20576,7 +20576,7 @@ class _Option(NamedTuple):
     name: str
     help: str
     default: Any = None     # of the kind that it takes; without one it takes a text
-    metavar: Optional[str] = None
+    metavar: str | None = None
     takes: Any = None       # where that is another kind
     least: float = 0
     live: bool = False      # a SIGHUP puts a change of it in force
@@ -20746,10 +20746,10 @@ def _value(option: _Option, given: Any, where: str) -> Any:
     return given
 
 
-def read_config(path: str) -> Dict[str, Tuple[Optional[str], str]]:
+def read_config(path: str) -> Dict[str, Tuple[str | None, str]]:
     """The options in a file of `NAME = VALUE` lines, and where each stands. A line that begins with # or ; is
     a comment, [one in brackets] a heading, one that is indented goes on with the value. Raises UsageError."""
-    found: Dict[str, Tuple[Optional[str], str]] = {}
+    found: Dict[str, Tuple[str | None, str]] = {}
     name = ""
     for number, line in enumerate(_read_file("config", path).split("\n"), 1):
         text, where = line.strip(), "%s, line %d" % (path, number)
@@ -20898,7 +20898,7 @@ def own_credentials(options: argparse.Namespace, clusters: Sequence[Cluster]) ->
     clusters.json says BASIC, a function that finds that of a host in netrc. Never from the command line,
     which everybody on the machine can read. Raises UsageError, OSError."""
     names = {cluster.name for cluster in clusters}
-    texts: Dict[Optional[str], str] = {}
+    texts: Dict[str | None, str] = {}
     for each in options.scheduler_auth:
         name, equals, path = each.partition("=")
         if equals and name in names:
@@ -20946,7 +20946,7 @@ def make_observer(options: argparse.Namespace) -> Observer:
 
 
 @lru_cache(maxsize=64)
-def _from_netrc(host: str) -> Optional[str]:
+def _from_netrc(host: str) -> str | None:
     """The Authorization for a host in ~/.netrc."""
     import netrc
     with contextlib.suppress(OSError, netrc.NetrcParseError):
@@ -20967,7 +20967,7 @@ def _no_password() -> str:
     raise ValueError("the key is encrypted, and there is nobody to ask for its password")
 
 
-def _client_ca(path: Optional[str]) -> str:
+def _client_ca(path: str | None) -> str:
     """The certificates in the file of --client-ca, without what is written around them. Raises UsageError."""
     found = re.findall("-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----",
                        _read_file("client-ca", path) if path else "")
@@ -20976,7 +20976,7 @@ def _client_ca(path: Optional[str]) -> str:
     return "\n".join(found)
 
 
-def make_tls(cert: Optional[str], key: Optional[str], client_ca: str = "", crl: Optional[str] = None) -> Any:
+def make_tls(cert: str | None, key: str | None, client_ca: str = "", crl: str | None = None) -> Any:
     """A new ssl.SSLContext for serving, or None. client_ca: certificates, in PEM, one of which callers' must
     be signed by; crl: a file of which of those are revoked. Raises UsageError."""
     if not cert:
@@ -21109,7 +21109,7 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
     for each in hosts:
         check_options(argparse.Namespace(**dict(vars(options), host=each)))
     host = next(filter(beyond, hosts), hosts[0] if hosts else options.host)
-    demo: Union[bool, Demo] = False
+    demo: bool | Demo = False
     if options.demo is not None:
         demo = Demo(options.demo, options.demo_speed, options.demo_jobs, docker=options.demo_docker,
                     revocable=options.demo_revocable)
@@ -21309,7 +21309,7 @@ def _settle_memory(least: float) -> float:
     return 1.0
 
 
-def _greet(server: Server, cpu: Optional[int], log: Log) -> None:
+def _greet(server: Server, cpu: int | None, log: Log) -> None:
     demo = server.demo
     clusters = server.clusters.values()
     log(Event("serving", url=server.url, page=None if server.service.page == "off" else server.url + "/",
@@ -21355,7 +21355,7 @@ def _aside(work: Callback, name: str, log: Log) -> None:
         log(Event("warning", message="%s: %s" % (name, error)))
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line until it is asked to stop; the exit status. In the main thread only."""
     for standard in (0, 1, 2):      # one that was closed must not become a socket that others write to
         try:
@@ -21405,7 +21405,7 @@ def _run(arguments: Sequence[str], log: Log) -> int:
     return _supervise(server, options, affinity, log, source)
 
 
-def _next_signal(source: int, seconds: Optional[float]) -> Optional[int]:
+def _next_signal(source: int, seconds: float | None) -> int | None:
     return os.read(source, 1)[0] if select.select([source], [], [], seconds)[0] else None
 
 
