@@ -30,7 +30,6 @@ import bisect
 import builtins
 import calendar
 import collections
-import contextlib
 import copy
 import errno
 import fnmatch
@@ -60,14 +59,16 @@ import sys
 import threading
 import time
 import traceback
-import urllib.parse
 import uuid
 import zlib
+from collections import Counter, OrderedDict, deque
+from contextlib import contextmanager, suppress
 from email.utils import formatdate
 from functools import cmp_to_key, lru_cache, partial, reduce, wraps
 from queue import Empty as QueueEmpty
 from queue import SimpleQueue
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
+from time import monotonic
 from typing import (
     Any,
     Callable,
@@ -85,6 +86,7 @@ from typing import (
     TypeVar,
     Union,
 )
+from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit
 
 try:
     from thrift.protocol.TBase import TBase, TFrozenBase
@@ -360,7 +362,7 @@ def parse_proxy_header(data: bytes) -> Tuple[int, str | None] | None:
 
 def parse_address(text: str) -> Any:
     """The IP address that a text is, None where it is none; of an IPv4 address within IPv6 that one."""
-    with contextlib.suppress(ValueError):
+    with suppress(ValueError):
         found = ipaddress.ip_address(text[:45])
         return getattr(found, "ipv4_mapped", None) or found
     return None
@@ -605,7 +607,7 @@ class Request:
         self.body = body
         self.peer = peer
         self.id = request_id
-        self.started = time.monotonic()
+        self.started = monotonic()
         self.secure = secure
         self.args: Texts = {}
         # whose share of what is limited it takes: the peer's, until it is known who asks
@@ -627,7 +629,7 @@ def decode_percent(text: str, plus: bool = False) -> str:
     if _BAD_PERCENT.search(text):
         raise BadRequest("%r is not percent-encoded correctly" % text[:200])
     try:
-        return urllib.parse.unquote(text.replace("+", " ") if plus else text, errors="strict")
+        return unquote(text.replace("+", " ") if plus else text, errors="strict")
     except UnicodeDecodeError:
         raise BadRequest("%r is not UTF-8" % text[:200]) from None
 
@@ -804,7 +806,7 @@ def parse_tar(data: bytes) -> Files:
             raise BadRequest("the path %r of the tar reaches outside, or too deep" % name[:80])
         if count >= 2000 or len(files) > 300:
             raise BadRequest("more than 300 files")
-        with contextlib.suppress(UnicodeDecodeError):
+        with suppress(UnicodeDecodeError):
             if content is not None and "\0" not in content.decode("utf-8-sig"):
                 files[path] = content
     return files
@@ -1129,7 +1131,7 @@ class Poll(Source):
         self.ask = ask
         self.interval = interval
         self.linger = linger
-        self._left = time.monotonic()       # guarded by _lock too
+        self._left = monotonic()       # guarded by _lock too
 
     @property
     def waiters(self) -> int:
@@ -1146,7 +1148,7 @@ class Poll(Source):
             return True
 
     def deserted(self) -> None:
-        self._left = time.monotonic()
+        self._left = monotonic()
 
     def start(self, seconds: float = 0.0) -> None:
         """Take a turn then, and none that was to come before."""
@@ -1160,7 +1162,7 @@ class Poll(Source):
         self.start(seconds)
 
     def _turn(self, number: int) -> None:
-        started = time.monotonic()
+        started = monotonic()
         with self._lock:
             if number != self._started or self.ended:
                 return
@@ -1185,7 +1187,7 @@ class Poll(Source):
             self.stale = False
             self.changed()
         finally:
-            self.again(max(0.0, self.interval - (time.monotonic() - started)))
+            self.again(max(0.0, self.interval - (monotonic() - started)))
 
     def note(self, answer: Any) -> None:
         """Called with each answer before the listeners are."""
@@ -1218,7 +1220,7 @@ class Events(Poll):
         super().__init__(runner, ask, interval, linger=30.0)
         self.changes = ask
         self.epoch = secrets.token_hex(4)
-        self._history: Deque[bytes] = collections.deque(maxlen=self.KEPT)       # guarded by _lock too
+        self._history: Deque[bytes] = deque(maxlen=self.KEPT)       # guarded by _lock too
 
     def mark(self, last_id: str, whole: bool = True) -> Any:
         """Where a caller that has this Last-Event-ID goes on; None: with how things stand; NEXT: with what
@@ -1296,7 +1298,7 @@ class Budget:
         self.most = most
         self.share = max(most / 4, least)
         self.all = 0.0
-        self.by_caller: collections.Counter[str] = collections.Counter()
+        self.by_caller: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def add(self, caller: str, more: int, wanted: int = 0) -> str:
@@ -1415,10 +1417,10 @@ class Loop:
         self._call = call           # how to call what may fail
         self._selector = DefaultSelector()
         self._wake_in, self._wake_out = socket.socketpair()
-        self._soon: Deque[Tuple[Function, Tuple[Any, ...]]] = collections.deque()
+        self._soon: Deque[Tuple[Function, Tuple[Any, ...]]] = deque()
         self._timers: List[Timer] = []
         self._serial = itertools.count()
-        self.turned = time.monotonic()
+        self.turned = monotonic()
         for each in (self._wake_in, self._wake_out):
             each.setblocking(False)
         self.watch(self._wake_in, 0, EVENT_READ, self._drain_wakes)
@@ -1429,7 +1431,7 @@ class Loop:
             self._wake()
 
     def later(self, seconds: float, function: Callback) -> Timer:
-        timer = Timer((time.monotonic() + seconds, next(self._serial), function))
+        timer = Timer((monotonic() + seconds, next(self._serial), function))
         self.soon(heapq.heappush, self._timers, timer)
         return timer
 
@@ -1440,11 +1442,11 @@ class Loop:
     def _wake(self) -> None:
         if not self._woken:
             self._woken = True
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 self._wake_out.send(b"\0")
 
     def _drain_wakes(self, mask: int) -> None:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             self._wake_in.recv(4096)
         # only now: a byte written in between would be taken while the flag says it is there
         self._woken = False
@@ -1453,13 +1455,13 @@ class Loop:
     def turn(self, most: float = 60.0) -> None:
         """Wait, for at most so many seconds, and call what is due."""
         timers = self._timers
-        until = max(0.0, timers[0][0] - time.monotonic()) if timers else most
+        until = max(0.0, timers[0][0] - monotonic()) if timers else most
         for key, mask in self._selector.select(0.0 if self._soon else min(until, most)):
             self._call(key.data, mask)
         for _ in range(len(self._soon)):
             function, arguments = self._soon.popleft()
             self._call(function, *arguments)
-        now = time.monotonic()
+        now = monotonic()
         while timers and (timers[0][0] <= now or timers[0][2] is None):
             function = heapq.heappop(timers)[2]
             if function is not None:
@@ -1468,7 +1470,7 @@ class Loop:
     def watch(self, sock: Any, before: int, mask: int,
               on_event: Callable[[int], None] | None = None) -> None:
         """Which events of a socket to wait for, and which those were before."""
-        with contextlib.suppress(KeyError, ValueError, OSError):
+        with suppress(KeyError, ValueError, OSError):
             if not before:
                 self._selector.register(sock, mask, on_event)
             elif not mask:
@@ -1515,7 +1517,7 @@ def wait_ready(sock: Any, poll: Any, event: int, deadline: float) -> bool:
     if workers is not None:
         return workers.wait(sock, event, deadline)
     poll.modify(sock, select.POLLOUT if event == EVENT_WRITE else select.POLLIN)
-    return bool(poll.poll(max(0.0, (deadline - time.monotonic()) * 1000)))
+    return bool(poll.poll(max(0.0, (deadline - monotonic()) * 1000)))
 
 
 class Workers:
@@ -1585,7 +1587,7 @@ class Workers:
         self.loop.watch(sock, 0, event, ready.append)
         try:
             while not ready and not self.loop.stopping:
-                left = deadline - time.monotonic()
+                left = deadline - monotonic()
                 if left <= 0:
                     break
                 self.loop.turn(left)
@@ -1621,7 +1623,7 @@ class Workers:
     def _work(self) -> None:
         while True:
             work: Any = None
-            with contextlib.suppress(QueueEmpty):
+            with suppress(QueueEmpty):
                 work = self.queue.get(timeout=self.IDLE)
             with self._lock:
                 self._queued -= work is not None
@@ -1778,7 +1780,7 @@ class Channel:
         self.lock = threading.Lock()
         self.incoming = Incoming(server.limits, server.parse)
         self.out = bytearray()          # of the answer, what the network did not take yet
-        self.deadline = time.monotonic() + server.limits["header_time"]
+        self.deadline = monotonic() + server.limits["header_time"]
         self.taker = peer               # whose share of what is unsent it takes
         self.tls = server.tls
         self.handshaking = server.tls is not None
@@ -1868,7 +1870,7 @@ class Channel:
             self.closing |= close
             self.done |= done
             self.passed += len(data)
-            now = time.monotonic()
+            now = monotonic()
             if self.out:
                 self.out += data
                 data = b""
@@ -1917,7 +1919,7 @@ class Channel:
             self.close()
             return
         self.lingering = True
-        self.deadline = time.monotonic() + self.server.LINGER
+        self.deadline = monotonic() + self.server.LINGER
         self.busy = False
         self.incoming.buffer.clear()
         self._say_goodbye()
@@ -1931,7 +1933,7 @@ class Channel:
         waited for."""
         unwrap = getattr(self.socket, "unwrap", None)
         if unwrap is not None and not self.handshaking:
-            with contextlib.suppress(OSError, ValueError):
+            with suppress(OSError, ValueError):
                 unwrap()
 
     def close(self) -> None:
@@ -1942,7 +1944,7 @@ class Channel:
             self.closed = True
             if not self.lingering and not self.out:
                 self._say_goodbye()
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 self.socket.close()
             self.out.clear()
             self._count_unsent()
@@ -2030,7 +2032,7 @@ class Connection(Channel):
             self.refuse(error)
 
     def _need_more(self) -> None:
-        now, incoming = time.monotonic(), self.incoming
+        now, incoming = monotonic(), self.incoming
         if self.ended:
             self.close()
         elif incoming.head is not None:
@@ -2043,7 +2045,7 @@ class Connection(Channel):
     def _admit(self, head: Head) -> None:
         """Whether to take a body at all: before any of it is held. Raises the Failure that the request
         gets."""
-        self.since = time.monotonic()
+        self.since = monotonic()
         request = self._know(head)
         if head.length > self.server.limits["body"]:
             raise BodyTooLarge("the body is larger than %d bytes" % self.server.limits["body"])
@@ -2255,7 +2257,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self.parse = head_parser(self.limits)
         self.proxies = Proxies()
         self.connections: Set[Connection] = set()
-        self.refusals: collections.Counter[str] = collections.Counter()
+        self.refusals: Counter[str] = Counter()
         self.bodies = Budget(self.limits["bodies"], self.limits["body"])    # received, and not answered yet
         self.unsent = Budget(self.limits["unsent"])         # answered, and not taken by the network yet
         self.loop = Loop(self._call)
@@ -2339,8 +2341,8 @@ class HttpServer(http.server.ThreadingHTTPServer):
 
         def left() -> bool:
             return not self.closed_to_new or any(each.engaged for each in list(self.connections))
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and left():
+        deadline = monotonic() + seconds
+        while monotonic() < deadline and left():
             time.sleep(0.02)
         finished = not left()
         self.shutdown()
@@ -2407,13 +2409,13 @@ class HttpServer(http.server.ThreadingHTTPServer):
             # From here on nobody joins: what is read now was not asked for after it was read.
             self._pending.pop(run.share, None)
             self._running.add(run.share)
-        run.request.queued = time.monotonic() - run.since
+        run.request.queued = monotonic() - run.since
         answer = self._handle(run.request)
         with self._lock:
             self._running.discard(run.share)
             following = self._pending.get(run.share)
             if following is not None:
-                following.since = time.monotonic()
+                following.since = monotonic()
                 self._queued[following] = None
         if following is not None:
             self.workers.follow(partial(self._run, following))
@@ -2478,7 +2480,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
 
     def _sweep(self) -> None:
         """Once a second: end what ran out of time, keep streams alive."""
-        self.loop.turned = now = time.monotonic()
+        self.loop.turned = now = monotonic()
         self.loop.later(1.0, self._sweep)
         self.loop.prune()
         self._end_late_runs(now)
@@ -3231,8 +3233,8 @@ class Semaphore:
         self.share = share
         self._lock = threading.Lock()
         self._free = slots
-        self._held: collections.Counter[Any] = collections.Counter()
-        self._line: Deque[Tuple[Any, Any]] = collections.deque()
+        self._held: Counter[Any] = Counter()
+        self._line: Deque[Tuple[Any, Any]] = deque()
 
     @property
     def waiting(self) -> int:
@@ -3295,7 +3297,7 @@ class Semaphore:
 
     def _withdraw(self, turn: Any) -> bool:
         """Take a turn out of the line; False where it has just been given a slot."""
-        with self._lock, contextlib.suppress(ValueError):
+        with self._lock, suppress(ValueError):
             self._line.remove(turn)
             return True
         return False
@@ -3310,7 +3312,7 @@ class Locks(Semaphore):
     def __init__(self, most: int = 32) -> None:
         super().__init__(sys.maxsize, most, "change of the same", 1)
 
-    @contextlib.contextmanager
+    @contextmanager
     def __call__(self, *name: Any, seconds: float = 20.0) -> Iterator[None]:
         """Hold the lock of that name. Raises Overloaded where others have it for so long, or too many
         wait."""
@@ -3351,7 +3353,7 @@ class Circuit:
         """Seconds until the next probe; 0 while calls may go."""
         if self.failures < self.AFTER:
             return 0.0
-        return max(0.05 if self.probing else 0.0, self.open_until - time.monotonic())
+        return max(0.05 if self.probing else 0.0, self.open_until - monotonic())
 
     def enter(self) -> Tuple[bool, bool]:
         """Before a call: whether it may go now, and whether it is the probe."""
@@ -3378,7 +3380,7 @@ class Circuit:
             self.probing = False
             self.cause = cause
             if self.failures >= self.AFTER:
-                self.open_until = time.monotonic() + (
+                self.open_until = monotonic() + (
                     self.FIRST if self.failures == self.AFTER else self.LATER)
             return self.failures
 
@@ -3404,13 +3406,13 @@ class _Location(NamedTuple):
     @classmethod
     def parse(cls, url: str) -> _Location:
         """Raises ValueError for anything but an http or https URL."""
-        parts = urllib.parse.urlsplit(url if "//" in url else "http://" + url)
+        parts = urlsplit(url if "//" in url else "http://" + url)
         if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[\x00-\x20\x7f]", url):
             raise ValueError("not an http or https URL: %r" % re.sub("//.*@", "//…@", url))
         if parts.username is not None or parts.port == 0:
             raise ValueError("a scheduler's URL has no credentials in it, and no port 0: %s" % parts.hostname)
         secure = parts.scheme == "https"
-        path = parts.path if parts.path.rstrip("/").endswith("/api") else urllib.parse.urljoin(parts.path
+        path = parts.path if parts.path.rstrip("/").endswith("/api") else urljoin(parts.path
                 or "/", "api")
         return cls(secure, parts.hostname, parts.port or (443 if secure else 80), path.rstrip("/"))
 
@@ -3495,7 +3497,7 @@ class _Wire:
         return not self._poll.poll(0) and not getattr(self.socket, "pending", int)()
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             self.socket.close()
 
     def exchange(self, request: bytes, deadline: float, limit: int,
@@ -3506,7 +3508,7 @@ class _Wire:
         it."""
         sent = False
         try:
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 raise socket.timeout("timed out")
             sent = True
             self._send(request, deadline)
@@ -3561,7 +3563,7 @@ class _Wire:
     def _when_ready(self, function: Callable[[Any], Any], argument: Any, event: int, deadline: float) -> Any:
         """What a function of the socket returns, when it does not block any more. Raises socket.timeout."""
         while True:
-            if time.monotonic() > deadline:     # a trickle is always ready
+            if monotonic() > deadline:     # a trickle is always ready
                 raise socket.timeout("timed out")
             try:
                 return function(argument)
@@ -3709,14 +3711,14 @@ class _Network:
                 wire = pool.pop() if pool else None
             if wire is None:
                 let_go()
-                seconds = min(self.connect_timeout, deadline - time.monotonic())
+                seconds = min(self.connect_timeout, deadline - monotonic())
                 return _Wire(location, seconds, self._tls() if location.secure else None)
-            if time.monotonic() - wire.since < self.IDLE_SECONDS and wire.alive():
+            if monotonic() - wire.since < self.IDLE_SECONDS and wire.alive():
                 return wire
             wire.close()
 
     def _give_back(self, location: _Location, wire: _Wire) -> None:
-        wire.since = time.monotonic()
+        wire.since = monotonic()
         with self._lock:
             pool = self._idle.setdefault(location, [])
             if len(pool) < self.most_idle:
@@ -3738,7 +3740,7 @@ def _request_head(location: _Location, authorization: str | None, page: str) -> 
     """The head of a request: of a call up to the value of Content-Length, of a page all its fields."""
     line = "POST " + location.path
     if page:        # which stands beside the Thrift endpoint
-        line = "GET " + urllib.parse.urljoin(location.path, page[1:])
+        line = "GET " + urljoin(location.path, page[1:])
     kind = JSON_TYPE if page else BINARY
     lines = [line + " HTTP/1.1", "Host: " + location.authority, "User-Agent: aurora_rest/" + __version__,
              "Accept: " + kind]
@@ -3804,7 +3806,7 @@ class _Leadership:
             yield leading
         if self.locate:
             let_go()
-            self.told(self.locate(deadline - time.monotonic()))
+            self.told(self.locate(deadline - monotonic()))
         yield from (each for each in self.named if each != leading)
 
     def names(self, location: _Location) -> bool:
@@ -3906,7 +3908,7 @@ class Scheduler:
     def state(self) -> Json:
         """How things stand with it, for who operates it. Times are milliseconds since 1970."""
         def told(at: float) -> int | None:
-            return None if at == -math.inf else int((time.time() - time.monotonic() + at) * 1000)
+            return None if at == -math.inf else int((time.time() - monotonic() + at) * 1000)
         likely = self.leadership.likely()
         failed, error = self.trouble
         return dict(self.leadership.state(), answered=told(self.answered), error=error, failed=told(failed),
@@ -3962,16 +3964,16 @@ class Scheduler:
     def ask(self, ask: Ask, timeout: float | None = None) -> Tuple[bytes, Any]:
         """(the reply's bytes, the Response), raising what `call` does. Where the bytes are those of
         `ask.known`, which are then these very ones, the Response is None: it was OK; `decode` makes it."""
-        started = time.monotonic()
+        started = monotonic()
         deadline = started + (self.timeout if timeout is None else timeout)
         outcome = "OK"
         try:
             if ask.method.name != "pruneTasks":
                 found = self._repeat(ask, deadline)
-                self.answered = time.monotonic()
+                self.answered = monotonic()
                 return found
-            with locked("prune", id(self), seconds=deadline - time.monotonic()):     # one at a time
-                left = narrowed(self, ask, deadline - time.monotonic())
+            with locked("prune", id(self), seconds=deadline - monotonic()):     # one at a time
+                left = narrowed(self, ask, deadline - monotonic())
                 if left is None:
                     return b"", api.Response(responseCode=api.ResponseCode.OK, details=[
                         api.ResponseDetail(message="No ended task matches; nothing was sent.")])
@@ -3979,33 +3981,33 @@ class Scheduler:
         except AuroraError as error:
             outcome = error.code
             if error.response is not None and error.http < 500:
-                self.answered = time.monotonic()
+                self.answered = monotonic()
             if error.sent and ask.method.writes:
                 error.doubt(ask.method.name)
             if ask.message:     # there may be a scheduler behind a proxy that shows no pages
                 self._note_trouble(error)
             raise
         finally:
-            self.observe(ask.method.name, outcome, time.monotonic() - started)
+            self.observe(ask.method.name, outcome, monotonic() - started)
 
     def probe(self, seconds: float) -> AuroraError | None:
         """Ask, beside the semaphore and without retries, whether a scheduler leads and answers; what is wrong
         if not."""
         ask = self.prepare("getTierConfigs")
         try:
-            self.decode(ask, self._post(ask, time.monotonic() + seconds))
+            self.decode(ask, self._post(ask, monotonic() + seconds))
         except (Unauthorized, AuthFailed):
             pass            # it answers; who may ask is between callers and it
         except _Broken as broken:
             return self._note_trouble(_unreached(self.name, broken))
         except AuroraError as error:
             return self._note_trouble(error)
-        self.answered = time.monotonic()
+        self.answered = monotonic()
         return None
 
     def _note_trouble(self, error: AuroraError) -> AuroraError:
         if isinstance(error, (SchedulerUnreachable, SchedulerTimeout, NoLeader, BadAnswer)):
-            self.trouble = (time.monotonic(), "%s: %s" % (error.code, error))
+            self.trouble = (monotonic(), "%s: %s" % (error.code, error))
         return error
 
     @property
@@ -4018,7 +4020,7 @@ class Scheduler:
         # What may be sent again although the first sending may have arrived: reads, and two writes that are
         # idempotent (SchedulerProxy in py/client/api/scheduler_client.py).
         repeatable = not ask.method.writes or ask.method.name in ("startJobUpdate", "restartShards")
-        give_up = min(deadline, time.monotonic() + self.retry_for)
+        give_up = min(deadline, monotonic() + self.retry_for)
         sent = False            # by any attempt so far
         attempt = 0
         while True:
@@ -4036,7 +4038,7 @@ class Scheduler:
                 failure = error
                 again = isinstance(error, (SchedulerTransient, NoLeader))
             pause = after or min(1.0, 0.05 * 4.0 ** min(attempt, 4)) * random.uniform(0.75, 1.25)
-            if not again or time.monotonic() + pause >= give_up:
+            if not again or monotonic() + pause >= give_up:
                 failure.sent = sent
                 raise failure from None
             self.retries += 1
@@ -4049,9 +4051,9 @@ class Scheduler:
         first = self.leadership.likely()
         if first and all(self.network.circuit(each).left for each in first):
             raise self.network.open(first[0])
-        came = time.monotonic()
+        came = monotonic()
         self.semaphore.enter(deadline - came)
-        self.observe_wait(time.monotonic() - came)
+        self.observe_wait(monotonic() - came)
         try:
             body = self._post(ask, deadline)
             same = ask.known is not None and body and body is ask.known.reply   # none if it was emptied
@@ -4104,7 +4106,7 @@ class Scheduler:
             except NoLeader as error:       # the call had no effect there; another may know of a leader
                 failure = error
             except _Broken as broken:
-                if broken.sent or broken.late and time.monotonic() >= deadline:
+                if broken.sent or broken.late and monotonic() >= deadline:
                     self.leadership.forget()
                     raise
                 failure = broken
@@ -4153,7 +4155,7 @@ class Scheduler:
         """Where a redirect leads. Raises BadAnswer: it is no URL, or credentials would leave https."""
         text = headers.get(b"location", b"").decode("latin-1")
         try:
-            target = _Location.parse(urllib.parse.urljoin(str(location) + location.path, text))
+            target = _Location.parse(urljoin(str(location) + location.path, text))
         except ValueError:
             raise BadAnswer("the scheduler redirects to %r, which is no URL" % text[:200]) from None
         if location.secure and not target.secure and self._credentials(ask, target):
@@ -4378,7 +4380,7 @@ class ZooKeeperLocator:
             self._read.set()
             self._wake.wait(self.AGAIN if failure else self.REFRESH)
         if client is not None:
-            with contextlib.suppress(Exception):
+            with suppress(Exception):
                 client.stop()
                 client.close()
 
@@ -4461,7 +4463,7 @@ class Clusters:
     def names(self) -> List[str]:
         """The names known now; asks schedulers that have not told theirs yet, and leaves out those that do
         not answer."""
-        with contextlib.suppress(AuroraError):
+        with suppress(AuroraError):
             self._learn()
         return sorted(self._known)
 
@@ -5173,7 +5175,7 @@ class _Default(_Dict, collections.defaultdict):     # type: ignore[type-arg, mis
         self.update(*given, **named)
 
 
-class _Counter(_Dict, collections.Counter):     # type: ignore[type-arg, misc]
+class _Counter(_Dict, Counter):     # type: ignore[type-arg, misc]
     """collections.Counter."""
 
     def update(self, *given: Any, **named: Any) -> None:
@@ -5385,7 +5387,7 @@ def _repr(value: Any) -> str:
         return _quoted_text(value, _bytes(value))
     if kind is int:
         return "%d%s" % (value, _long_mark(value))
-    if isinstance(value, collections.OrderedDict):
+    if isinstance(value, OrderedDict):
         return "OrderedDict(%s)" % (_repr(list(value.items())) if value else "")
     if kind is list:
         return "[%s]" % ", ".join(map(_repr, value))
@@ -5510,7 +5512,7 @@ _ORDERS: Dict[str, Callable[[Any, Any], Any]] = {
 
 def _compare(left: Any, right: Any) -> int:
     """cmp()"""
-    with contextlib.suppress(TypeError):
+    with suppress(TypeError):
         return 0 if left == right else -1 if left < right else 1 if left > right else _by_kind(left, right)
     if isinstance(left, (list, tuple)) and type(left) is type(right):
         return next((found for found in map(_compare, left, right) if found), _compare(len(left), len(right)))
@@ -5558,7 +5560,7 @@ def _key_of(cmp: Any, key: Any) -> Any:
 def _sorted(items: Iterable[Any], cmp: Any = None, key: Any = None, reverse: bool = False) -> List[Any]:
     given = list(items)
     if not cmp:
-        with contextlib.suppress(TypeError):
+        with suppress(TypeError):
             return sorted(given, key=key, reverse=bool(reverse))
     return sorted(given, key=_key_of(cmp, key), reverse=bool(reverse))
 
@@ -5735,7 +5737,7 @@ _Unicode.__name__, _Dict.__name__, _Set.__name__, _FrozenSet.__name__ = "unicode
 _STANDING: Dict[Any, Any] = {str: _STR, int: _INT, float: _FLOAT, dict: _Dict, set: _Set,
                              frozenset: _FrozenSet}
 _STANDING.update((each, each) for each in (list, tuple, bool, complex, type(None), _Unicode, _Dict, _Set,
-                                           _FrozenSet, collections.OrderedDict, _Default, _Counter))
+                                           _FrozenSet, OrderedDict, _Default, _Counter))
 
 
 def _listing(name: str) -> Callable[[Any], Any]:
@@ -5970,7 +5972,7 @@ def _string_functions() -> Json:
 
 
 def _quote_path(text: Any, safe: str = "/") -> str:
-    quoted = urllib.parse.quote(_bytes(text), safe)
+    quoted = quote(_bytes(text), safe)
     return quoted if "~" in safe else quoted.replace("~", "%7E")
 
 
@@ -6231,7 +6233,7 @@ class _Reading:
             if found.group(1) and kind == "":
                 raw = bytes(int(one, 16) if one else int(two, 8) for one, two in re.findall(
                     r"\\x(..)|\\(\d\d\d)", found.group(1)))
-                with contextlib.suppress(UnicodeDecodeError):
+                with suppress(UnicodeDecodeError):
                     return "".join("\\u%04x" % ord(each) if each < "\U00010000" else "\\U%08x" % ord(each)
                                    for each in raw.decode())
             return ("\\" if found.group(2) and found.group(2) in "uUN" else "") + found.group()
@@ -7525,7 +7527,7 @@ def _enter_namespaces() -> List[str]:
     if libc.unshare(_CLONE_FLAGS | (0 if user == 0 else _CLONE_NEWUSER)) != 0:
         return []
     if user != 0:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             for path, text in (("setgroups", "deny"), ("uid_map", "%d %d 1" % (_NOBODY, user)),
                                ("gid_map", "%d %d 1" % (_NOBODY, group))):
                 with open("/proc/self/" + path, "w", encoding="ascii") as stream:
@@ -7533,7 +7535,7 @@ def _enter_namespaces() -> List[str]:
     child = os.fork()
     if child:
         # The outer process only waits, and ends as its child does.
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.waitpid(child, 0)
         os._exit(0)
     libc.prctl(1, signal.SIGKILL, 0, 0, 0)      # PR_SET_PDEATHSIG
@@ -7547,7 +7549,7 @@ def _enter_empty_root(layers: List[str]) -> List[str]:
     here = b"/proc" if os.path.isdir("/proc") else b"/"
     # MS_REC, MS_PRIVATE; read-only, no suid, devices, programs
     private, empty = 1 << 14 | 1 << 18, 1 | 2 | 4 | 8
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         if "namespaces" in layers and _libc().mount(b"none", b"/", None, private, None) == 0 \
                 and _libc().mount(b"none", here, b"tmpfs", empty, None) == 0:
             os.chdir(here)
@@ -7564,7 +7566,7 @@ def _enter_empty_root(layers: List[str]) -> List[str]:
 
 def _drop_privileges() -> List[str]:
     if os.geteuid() == 0:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.setgroups([])
             os.setgid(_NOBODY)
             os.setuid(_NOBODY)
@@ -7629,7 +7631,7 @@ def _limit_resources(limits: ConfigLimits) -> None:
     import resource
     for name, value in (("CPU", limits.cpu_seconds), ("AS", limits.memory_bytes), ("FSIZE", 0), ("NOFILE", 0),
                         ("NPROC", 0), ("CORE", 0)):
-        with contextlib.suppress(AttributeError, OSError, ValueError):
+        with suppress(AttributeError, OSError, ValueError):
             resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value + (name == "CPU")))
 
 
@@ -7668,7 +7670,7 @@ def _evaluator_main(limits: ConfigLimits, cpus: Sequence[int]) -> None:
     is forked again.
     """
     if cpus:
-        with contextlib.suppress(OSError):      # they may have been taken from us since
+        with suppress(OSError):      # they may have been taken from us since
             os.sched_setaffinity(0, cpus)
     control = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDWR)
@@ -7702,7 +7704,7 @@ def _evaluator_main(limits: ConfigLimits, cpus: Sequence[int]) -> None:
     gc.collect()
     gc.freeze()
     control.sendall(_frame({"layers": shown}))
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         while _serve_one(schema, limits, control, "system call filter" in shown):
             pass
     os._exit(0)
@@ -7724,9 +7726,9 @@ def _serve_one(schema: Json, limits: ConfigLimits, control: socket.socket, filte
     control.sendmsg([b"F"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", there.fileno()))])
     there.close()
     goes_on = False
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         goes_on = bool(control.recv(1))     # nothing: the server has hung up
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         os.kill(child, signal.SIGKILL)      # it has closed its socket, so it ends or pretends to
     status = os.waitpid(child, 0)[1]
     if goes_on:
@@ -7787,7 +7789,7 @@ class _Worker:
             there.close()
         self.limits = limits
         self.control = here
-        self.since = time.monotonic()
+        self.since = monotonic()
         self.closed = False
         self._owed = False      # the status of the last child is still to be read
         try:
@@ -7806,7 +7808,7 @@ class _Worker:
         the limits takes the process with it."""
         seconds = self.limits.wall_seconds
         if self._owed:
-            self._heard(self.control, time.monotonic() + seconds)
+            self._heard(self.control, monotonic() + seconds)
         self._owed = False
         self.control.settimeout(seconds)
         try:
@@ -7821,7 +7823,7 @@ class _Worker:
                 self._owed = True
         if answer is not None:
             return answer
-        status = self._heard(self.control, time.monotonic() + 10.0)["status"]
+        status = self._heard(self.control, monotonic() + 10.0)["status"]
         self._owed = False
         return {"errors": ["the configuration " + (
             "ended without a result" if not status
@@ -7841,17 +7843,17 @@ class _Worker:
         """The answer; None where the child ended without one. Raises OverflowError when it goes over a limit.
         What the server takes for its replies is not the source's time."""
         seconds = self.limits.wall_seconds
-        deadline = time.monotonic() + seconds
+        deadline = monotonic() + seconds
         try:
             channel.settimeout(seconds)
             channel.sendall(message)
             while True:
                 answer = self._heard(channel, deadline)
-                asked = time.monotonic()
+                asked = monotonic()
                 replied = reply(answer)
                 if replied is None:
                     return answer
-                deadline += time.monotonic() - asked
+                deadline += monotonic() - asked
                 channel.sendall(_frame(replied))
         except socket.timeout:
             raise OverflowError("the configuration took longer than %g seconds" % seconds) from None
@@ -7863,7 +7865,7 @@ class _Worker:
         much, ValueError when that is no object: a stranger's program may have written it."""
         data, end = bytearray(), 4
         while len(data) < end:
-            channel.settimeout(max(0.001, deadline - time.monotonic()))
+            channel.settimeout(max(0.001, deadline - monotonic()))
             part = channel.recv(min(1 << 20, end - len(data)))
             if not part:
                 raise OSError("the evaluator ended")
@@ -7884,7 +7886,7 @@ class _Worker:
     def close(self) -> None:
         self.closed = True
         self.control.close()
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
@@ -7903,7 +7905,7 @@ class _Questions:
         self.include_root = include_root
         self.docker_registry = docker_registry
         self.includes = self.images = 0     # how many were asked for
-        self.ends = time.monotonic() + 2 * limits.wall_seconds
+        self.ends = monotonic() + 2 * limits.wall_seconds
 
     def reply(self, said: Json) -> Json | None:
         """The reply to a question; None to what is none, which is the child's answer. A stranger's program
@@ -7925,7 +7927,7 @@ class _Questions:
     def _included(self, root: str, path: str) -> str | None:
         if len(path) > MAX_INCLUDE_NAME:
             raise InvalidConfig("the name of an included file has more than %d characters" % MAX_INCLUDE_NAME)
-        with contextlib.suppress(OSError, ValueError):
+        with suppress(OSError, ValueError):
             full = os.path.realpath(os.path.join(root, path))
             inside = os.path.commonpath([full, root]) == root
             if inside and os.path.isfile(full) and os.path.getsize(full) <= self.limits.source_bytes:
@@ -7934,7 +7936,7 @@ class _Questions:
         return None
 
     def _resolved(self, name: str, tag: str) -> str:
-        if time.monotonic() > self.ends:
+        if monotonic() > self.ends:
             raise InvalidConfig("the configuration took longer than %g seconds" %
                                 (2 * self.limits.wall_seconds))
         return resolve_image(self.docker_registry, name, tag)
@@ -7956,7 +7958,7 @@ class Evaluator:
         self.trusted = trusted
         self.include_root = os.path.realpath(include_root) if include_root else None
         self.isolation: List[str] | None = None
-        self.outcomes: collections.Counter[str] = collections.Counter()
+        self.outcomes: Counter[str] = Counter()
         self._semaphore = Semaphore(most, 200, "configuration evaluation", max(1, most - 1))
         self._lock = threading.Lock()       # guards _idle, _reserving, _closed
         # held while the first process starts, which all wait for, and told its failure; guards _failed
@@ -7987,7 +7989,7 @@ class Evaluator:
     def look(self) -> List[str]:
         """The layers of isolation, found out by starting a process where none has been yet. Raises
         AuroraError."""
-        asked = time.monotonic()
+        asked = monotonic()
         with self._first:
             if self.isolation is None:
                 when, failure = self._failed
@@ -7996,7 +7998,7 @@ class Evaluator:
                 try:
                     worker = _Worker(self.limits)
                 except AuroraError as error:
-                    self._failed = time.monotonic(), error
+                    self._failed = monotonic(), error
                     raise
                 self.isolation = worker.isolation
                 self._keep(worker)
@@ -8033,7 +8035,7 @@ class Evaluator:
 
     def _keep(self, worker: _Worker) -> None:
         """Have a process ready for the next request, unless it is of no use or there are enough."""
-        worker.since = time.monotonic()
+        worker.since = monotonic()
         with self._lock:
             keep = not worker.closed and not self._closed and len(self._idle) < self._semaphore.slots
             if keep:
@@ -8061,7 +8063,7 @@ class Evaluator:
         return made, worker is None
 
     def _add_reserve(self) -> None:
-        with contextlib.suppress(AuroraError, OSError):
+        with suppress(AuroraError, OSError):
             self._keep(_Worker(self.limits))
         with self._lock:
             self._reserving = False
@@ -8083,7 +8085,7 @@ class Evaluator:
     def shrink(self, everything: bool = False) -> None:
         """Stop the processes that have been idle for long, or all idle ones."""
         with self._lock:
-            now = time.monotonic()
+            now = monotonic()
             old = [w for w in self._idle if everything or now - w.since > self.IDLE_SECONDS]
             self._idle = [w for w in self._idle if w not in old]
         for worker in old:
@@ -8116,7 +8118,7 @@ def resolve_image(registry: str, name: str, tag: str) -> str:
         if not challenge.lower().startswith("bearer") or not realm.startswith(("http://", "https://")):
             raise InvalidConfig("the docker registry %s asks for credentials that cannot be given" % registry)
         try:
-            with opener.open(realm + "?" + urllib.parse.urlencode(fields), timeout=10) as answer:
+            with opener.open(realm + "?" + urlencode(fields), timeout=10) as answer:
                 return str(json.loads(answer.read(1 << 20)).get("token", ""))
         except (OSError, ValueError) as error:
             raise InvalidConfig("the docker registry %s gives no token: %s" % (registry, error)) from None
@@ -8141,7 +8143,7 @@ def resolve_image(registry: str, name: str, tag: str) -> str:
     found = digest()
     if not found:
         raise InvalidConfig("the docker registry %s gives no digest for %s:%s" % (registry, name, tag))
-    prefix = "" if base == DOCKER_HUB else urllib.parse.urlsplit(registry).netloc + "/"
+    prefix = "" if base == DOCKER_HUB else urlsplit(registry).netloc + "/"
     return "%s%s@%s" % (prefix, name, found)
 
 
@@ -8673,7 +8675,7 @@ def start_update(scheduler: Scheduler, job: Job, instances: Instances = (),
         if mine:
             return UpdateStarted(mine, [])
         shown = None
-        with contextlib.suppress(AuroraError):
+        with suppress(AuroraError):
             key = Key.of(job.key)
             shown = plain_update(key.cluster, update_details(scheduler, key,
                                                              result.startJobUpdateResult.key.id))
@@ -8754,7 +8756,7 @@ def update_instances(details: Any) -> Dict[str, List[int]]:
 
 def update_progress(details: Any) -> Dict[str, int]:
     """How far an update is, from its details: how many instances in all, done, failed, under way."""
-    counts = collections.Counter({name: len(numbers) for name, numbers in update_instances(details).items()})
+    counts = Counter({name: len(numbers) for name, numbers in update_instances(details).items()})
     return {"total": sum(counts.values()), "done": counts["updated"] + counts["rolled_back"],
             "failed": counts["failed"], "active": counts["updating"] + counts["rolling_back"]}
 
@@ -8764,7 +8766,7 @@ def plain_config(config: Any) -> Json:
     holds."""
     plain: Json = config.to_plain()
     executor = plain.get("taskConfig", plain).get("executorConfig", {})
-    with contextlib.suppress(ValueError, TypeError):
+    with suppress(ValueError, TypeError):
         executor["data"] = load_json(executor["data"])
     return plain
 
@@ -8826,7 +8828,7 @@ def look_at_update(scheduler: Scheduler, key: Key, update_id: str) -> UpdateLook
     """One update, and what is told of its tasks. Raises NotFound."""
     details = update_details(scheduler, key, update_id)
     status = details.update.summary.state.status
-    with contextlib.suppress(AuroraError):      # what is said besides must not fail the wait
+    with suppress(AuroraError):      # what is said besides must not fail the wait
         if status in api.ACTIVE_JOB_UPDATE_STATES:
             reasons = pending_reasons(scheduler, key.tasks())
             return UpdateLook(details, sorted(set(reasons.values())))
@@ -9039,7 +9041,7 @@ class Operation(Source):
         self.failure: Exception | None = None
         self.errors: List[str] = []
         self.result: Json = {}
-        self.steps: Deque[Json] = collections.deque(maxlen=self.MAX_STEPS)
+        self.steps: Deque[Json] = deque(maxlen=self.MAX_STEPS)
         self.stepped = 0                # steps noted so far, those forgotten too
         self.on_step: Callable[[Operation, Json], None] = lambda operation, step: None
         self._stop = threading.Event()
@@ -9110,7 +9112,7 @@ class Operation(Source):
         """Ask again and again: (the answer, whether the time is over). A scheduler that fails over is waited
         for; a write is asked again only if nothing of it was sent. Raises Cancelled, and what it met last
         where the time is over."""
-        deadline = time.monotonic() + seconds
+        deadline = monotonic() + seconds
         told = False
         while True:
             self.pause(0)
@@ -9118,7 +9120,7 @@ class Operation(Source):
                 answer = ask()
             except (SchedulerUnreachable, SchedulerTransient, NoLeader, SchedulerTimeout,
                     Overloaded) as error:
-                if time.monotonic() >= deadline or "done" in error.details:
+                if monotonic() >= deadline or "done" in error.details:
                     raise
                 if not told:
                     self.step("the scheduler does not answer; waiting for it", error=str(error))
@@ -9126,7 +9128,7 @@ class Operation(Source):
                 self.pause(1.0)
                 continue
             told = False
-            yield answer, time.monotonic() >= deadline
+            yield answer, monotonic() >= deadline
             self.pause(pause)
 
     def to_plain(self) -> Json:
@@ -9161,7 +9163,7 @@ class Operations:
         self._slots = threading.Semaphore(running)
         self._untold = 0                # begun, and their end is not in the log yet
         self._all: Dict[str, Operation] = {}        # the oldest first
-        self.outcomes: collections.Counter[str] = collections.Counter()
+        self.outcomes: Counter[str] = Counter()
         self.log: Logger = lambda line: None
         self.ended: Callable[[Event], None] = lambda event: self.log(event)
 
@@ -9256,8 +9258,8 @@ class Operations:
         """Stop all, and wait for them to note what was done."""
         for each in self.all():
             each.stop("interrupted")
-        deadline = time.monotonic() + seconds
-        while self._untold and time.monotonic() < deadline:
+        deadline = monotonic() + seconds
+        while self._untold and monotonic() < deadline:
             time.sleep(0.02)
 
 
@@ -9446,7 +9448,7 @@ def rolling_restart(scheduler: Scheduler, key: str | Key, instances: Instances =
     job, run = Key.of(key), operation or Operation("restart", str(key))
     waiting = sorted(instances or active_instances(scheduler, job))
     run.total = len(waiting)
-    failures: collections.Counter[int] = collections.Counter()
+    failures: Counter[int] = Counter()
 
     def restart(batch: Instances) -> Dict[int, str]:
         # The scheduler leaves alone what waits for a host; such a task is watched as it is.
@@ -9479,7 +9481,7 @@ def rolling_restart(scheduler: Scheduler, key: str | Key, instances: Instances =
 def _endings(scheduler: Scheduler, key: Key, instances: Iterable[int]) -> List[Json]:
     """How the youngest task of each instance stands that a restart gave up; nothing where that cannot be
     read."""
-    with contextlib.suppress(AuroraError):
+    with suppress(AuroraError):
         latest = by_instance(query_tasks(scheduler, key, sorted(instances), reasons=True))
         return list(map(last_words, latest.values()))
     return []
@@ -9502,7 +9504,7 @@ def _watch_batch(operation: Operation, scheduler: Scheduler, key: Key, before: D
     watched: Dict[int, Tuple[str, float]] = {}      # instance: (task id, when first seen running)
     for tasks, late in operation.polls(lambda: active_tasks(scheduler, key, sorted(before)),
                                        options.time_limit, options.poll_secs):
-        now = time.monotonic()
+        now = monotonic()
         running = {instance: id_of(task) for instance, task in by_instance(tasks).items()
                    if task["status"] == ScheduleStatus.RUNNING}
         for instance in set(before) - set(outcome):
@@ -9770,7 +9772,7 @@ class Lookout(Poll):
         with self._lock:
             self._names = {each: name for each, name in self._names.items() if each in self._listeners}
             names = set(self._names.values())
-        with contextlib.suppress(AuroraError):
+        with suppress(AuroraError):
             if len(names) >= self.FEW:
                 found, order = self._by_updates(names), sorted(names)
                 known = {name: tasks for name, tasks in self._known.items() if name in names}
@@ -10057,7 +10059,7 @@ class Observer:
     def within(self, seconds: float) -> Observer:
         """The same, with so much time for all that is asked of it."""
         hurried = copy.copy(self)
-        hurried.deadline = time.monotonic() + seconds
+        hurried.deadline = monotonic() + seconds
         return hurried
 
     # one request
@@ -10089,16 +10091,16 @@ class Observer:
         if not port:
             raise LogElsewhere("it takes the %s of the host; --%s-port names its port" % (what, what))
         where = _Location(False, spot.host, port).authority
-        deadline = min(self.deadline, time.monotonic() + self.timeout)
+        deadline = min(self.deadline, monotonic() + self.timeout)
         lines = ["GET %s HTTP/1.1" % target, "Host: " + where, "Connection: close", "User-Agent: aurora_rest"]
         lines += ["Range: bytes=" + span] if span else []
         if agent and self.agent_authorization:
             lines.append("Authorization: " + self.agent_authorization)
         context = None if agent else self.context
-        self.slots.enter(max(0.0, deadline - time.monotonic()), where)
+        self.slots.enter(max(0.0, deadline - monotonic()), where)
         try:
             location = _Location(context is not None, *self._address(spot.cluster, spot.host, port))
-            wire = _Wire(location, min(self.connect_timeout, deadline - time.monotonic()), context, spot.host)
+            wire = _Wire(location, min(self.connect_timeout, deadline - monotonic()), context, spot.host)
             try:
                 return wire.exchange("\r\n".join(lines + ["", ""]).encode("ascii"), deadline, limit)[:3]
             finally:
@@ -10151,7 +10153,7 @@ class Observer:
     def processes(self, spot: Spot) -> Json:
         """The latest run of each process that was begun. This question alone never gets 500 for a task
         that is unknown."""
-        runs = self._json(spot, "/j/processes?task_id=" + urllib.parse.quote(spot.id, "")).get(spot.id)
+        runs = self._json(spot, "/j/processes?task_id=" + quote(spot.id, "")).get(spot.id)
         if not runs:
             raise self.unknown(spot)
         if not isinstance(runs, dict):
@@ -10160,11 +10162,11 @@ class Observer:
 
     def task(self, spot: Spot) -> Json:
         """The task with its configuration."""
-        status, _, body = self.ask(spot, "/j/task/" + urllib.parse.quote(spot.id, ""))
+        status, _, body = self.ask(spot, "/j/task/" + quote(spot.id, ""))
         if status == 500:
             self.processes(spot)        # raises where the task is unknown, which is what 500 means most often
         found: Any = None
-        with contextlib.suppress(ValueError, RecursionError):
+        with suppress(ValueError, RecursionError):
             found = json.loads(body.decode("utf-8", "replace")) if status == 200 else None
         task = found.get(spot.id) if isinstance(found, dict) else None
         if isinstance(task, dict):
@@ -10178,14 +10180,14 @@ class Observer:
         where a file shrinks meanwhile the answer is cut, and it is asked again."""
         read = self._from_agent if agent else self._from_observer
         for _ in range(2):
-            with contextlib.suppress(ObserverBadAnswer):
+            with suppress(ObserverBadAnswer):
                 return read(spot, path, start, length)
         return read(spot, path, start, length)
 
     def _from_observer(self, spot: Spot, path: str, start: int, length: int) -> _Bytes:
         span = "%d-%d" % (start, start + length - 1) if start >= 0 else "-%d" % length
         status, headers, body = self.ask(spot, "/download/%s/%s" % (
-            urllib.parse.quote(spot.id, ""), urllib.parse.quote(path)), span=span, limit=length + 65536)
+            quote(spot.id, ""), quote(path)), span=span, limit=length + 65536)
         if status == 206:
             said = re.fullmatch(rb"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})",
                                 headers.get(b"content-range", b""))
@@ -10214,7 +10216,7 @@ class Observer:
     def _from_agent(self, spot: Spot, path: str, start: int, length: int) -> _Bytes:
         def ask(offset: int, most: int) -> Any:
             return self._json(spot, "/files/read?path=%s&offset=%d&length=%d" % (
-                urllib.parse.quote(self.root(spot) + "/" + path), offset, most), agent=True)
+                quote(self.root(spot) + "/" + path), offset, most), agent=True)
         size = int(_figure(ask(-1, -1).get("offset")) or 0)
         first = max(0, size - length) if start < 0 else start
         parts: List[bytes] = []
@@ -10243,8 +10245,8 @@ class Observer:
         if self.framework:
             for name in ("thermos-" + spot.id, spot.id):
                 root = "/frameworks/%s/executors/%s/runs/latest" % (self.framework, name)
-                with contextlib.suppress(NotFound):
-                    self._json(spot, "/files/browse?path=" + urllib.parse.quote(root), list, True)
+                with suppress(NotFound):
+                    self._json(spot, "/files/browse?path=" + quote(root), list, True)
                     yield root
             return
         state = self._json(spot, "/state", dict, True, self.STATE)
@@ -10260,7 +10262,7 @@ class Observer:
         """(what a directory holds, how many lines of it could not be read)."""
         if agent:
             return self._agent_listing(spot, path), 0
-        status, _, body = self.ask(spot, "/browse/" + urllib.parse.quote(_joined(spot.id, path)))
+        status, _, body = self.ask(spot, "/browse/" + quote(_joined(spot.id, path)))
         if status == 404:
             self.processes(spot)
             raise NotFound("there is no directory %s in the sandbox of task %s" % (path, spot.id))
@@ -10277,9 +10279,9 @@ class Observer:
 
     def _agent_listing(self, spot: Spot, path: str) -> List[Json]:
         found = []
-        for each in self._json(spot, "/files/browse?path=" + urllib.parse.quote(
+        for each in self._json(spot, "/files/browse?path=" + quote(
                 _joined(self.root(spot), path)), list, True):
-            with contextlib.suppress(AttributeError, TypeError):
+            with suppress(AttributeError, TypeError):
                 mode = str(each.get("mode"))
                 found.append({"name": each.get("path").rpartition("/")[2],
                               "type": "directory" if mode[:1] == "d" else "file", "mode": mode,
@@ -10332,7 +10334,7 @@ def list_processes(observer: Observer, spot: Spot, runs: bool = False) -> Json:
         told, run = configured.get(name, {}), latest.get(name, {})
         made = dict(_run_of(name, run), cmdline=told.get("cmdline"), logger=told.get("logger"))
         if runs and run:
-            base = "/j/process/%s/%s/" % (urllib.parse.quote(spot.id, ""), urllib.parse.quote(name, ""))
+            base = "/j/process/%s/%s/" % (quote(spot.id, ""), quote(name, ""))
             earlier = [observer._json(spot, base + str(number))
                        for number in range(min(100, _run_number(run)))]
             made["runs"] = [_run_of(name, each) for each in earlier + [run]]
@@ -10542,7 +10544,7 @@ class Cursor:
 
     def _news(self, output: Output, until: int) -> List[Entry]:
         entries: List[Entry] = []
-        with contextlib.suppress(NotFound, SandboxGone, TaskTooYoung, LogElsewhere):
+        with suppress(NotFound, SandboxGone, TaskTooYoung, LogElsewhere):
             # What these mean here: nothing was written yet, or nothing more will be.
             moves_on = self._quiet % self.QUIET == 1 and until == sys.maxsize
             entries = self._move_on(output) if moves_on else self._read(output, until)
@@ -10681,7 +10683,7 @@ class Feed(Poll):
         self.number = 0                 # of entries so far
         self.over = ""
         self.at: Tuple[Output | None, Position] = (cursor.output, cursor.position)
-        self._entries: Deque[Entry] = collections.deque()
+        self._entries: Deque[Entry] = deque()
         self._size = 0
         self._failing = False
 
@@ -10894,12 +10896,12 @@ def words_of_failure(observer: Observer, spots: Sequence[Spot], key: Key,
                                                   _figure(runs[name].get("start_time")) or 0))
             found.update(process=process, run=_run_number(runs[process]),
                          logs="%s/logs/%s?stream=stderr&task=%s" % (
-                base, urllib.parse.quote(process, ""), spot.id))
+                base, quote(process, ""), spot.id))
             output = find_output(hurried, spot, process, "stderr")
             data = hurried.read(spot, output.path, -1, 4096)[0]
             found["stderr"] = data.decode("utf-8", "replace").splitlines()[-20:]
         except AuroraError as error:
-            if patient and isinstance(error, TaskTooYoung) and time.monotonic() + 0.3 < hurried.deadline:
+            if patient and isinstance(error, TaskTooYoung) and monotonic() + 0.3 < hurried.deadline:
                 time.sleep(0.3)
                 continue
             found["errors"] = error.messages
@@ -11059,7 +11061,7 @@ def brief(function: Callable[[], _Found]) -> Callable[[], _Found]:
     """The function, which for a moment returns again what it returned: all figures of a scrape cost one
     look, or two."""
     kept = lru_cache(maxsize=1)(lambda moment: function())
-    return lambda: kept(time.monotonic() // 0.02)
+    return lambda: kept(monotonic() // 0.02)
 
 
 def process_figures() -> Dict[str, float]:
@@ -11067,10 +11069,10 @@ def process_figures() -> Dict[str, float]:
     times = os.times()
     figures = {"process_cpu_seconds_total": times.user + times.system,
                "aurora_rest_threads": threading.active_count()}
-    with contextlib.suppress(ImportError):
+    with suppress(ImportError):
         import resource
         figures["process_max_fds"] = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    with contextlib.suppress(OSError, ValueError, IndexError):
+    with suppress(OSError, ValueError, IndexError):
         figures["process_open_fds"] = len(os.listdir("/proc/self/fd"))
         figures["process_resident_memory_bytes"] = resident_bytes()
     return figures
@@ -11105,7 +11107,7 @@ class User(NamedTuple):
 
 def user_name(given: str) -> str:
     """What a caller is called here: two are never called the same."""
-    name = urllib.parse.quote(given, safe="@")
+    name = quote(given, safe="@")
     return name if len(name) <= 64 else "%s~%s" % (name[:50], hashlib.sha256(name.encode()).hexdigest()[:12])
 
 
@@ -11153,7 +11155,7 @@ class Tokens:
                         until = calendar.timegm(time.strptime(day, "%Y-%m-%d")) + 86400
                 except (BadRequest, ValueError) as error:
                     raise ValueError("%s, line %d: %s" % (self.path, number, error)) from None
-                stored = "user=" + name if who == "user" else urllib.parse.unquote(who)
+                stored = "user=" + name if who == "user" else unquote(who)
                 kind = "token" if who[:7] == "sha256:" else "proxy" if who == "user" else "certificate"
                 entries.append((stored, User(name, level, roles, by=kind), until))
         before, now = ({each[1].name: each for each in some} for some in (self._entries, entries))
@@ -12135,7 +12137,7 @@ class Memory:
         self.most = most
         self.size = 0
         self._lock = threading.Lock()       # guards size and _kept
-        self._kept: collections.OrderedDict[Any, Tuple[Any, float]] = collections.OrderedDict()
+        self._kept: OrderedDict[Any, Tuple[Any, float]] = OrderedDict()
 
     def take(self, question: Any) -> Any:
         """What is kept, for the caller to keep again or to free: while one run asks with it, no other
@@ -12172,7 +12174,7 @@ class Memory:
         with self._lock:
             self._drop(question)
             if kept.size <= self.room:
-                self._kept[question] = (kept, time.monotonic())
+                self._kept[question] = (kept, monotonic())
                 self.size += kept.size
             while self._kept and (self.size > self.room or len(self._kept) > self.most):
                 self._drop(next(iter(self._kept)))
@@ -12180,7 +12182,7 @@ class Memory:
     def forget(self, seconds: float) -> None:
         """Let go of what was kept more than so many seconds ago."""
         with self._lock:
-            before = time.monotonic() - seconds
+            before = monotonic() - seconds
             while self._kept and next(iter(self._kept.values()))[1] < before:
                 self._drop(next(iter(self._kept)))
 
@@ -12203,7 +12205,7 @@ class Replay:
         self.asked: List[Ask] = []
         self.failed = False     # something that was asked got no reply, or one that there is no room for
         self.claimed = 0        # bytes of replies
-        self._given: Deque[Tuple[Ask, bytes, Any]] = collections.deque()
+        self._given: Deque[Tuple[Ask, bytes, Any]] = deque()
 
     def repeats(self, asks: Iterable[Ask]) -> bool:
         """Ask again what the last run asked; whether all replies are those of then."""
@@ -12477,7 +12479,7 @@ class Call:
         """The header field that leads to the next page."""
         query = [(name, value) for name, value in self.request.query
                  if name != "offset"] + [("offset", str(offset))]
-        return [("Link", '<%s?%s>; rel="next"' % (self.request.path, urllib.parse.urlencode(query)))]
+        return [("Link", '<%s?%s>; rel="next"' % (self.request.path, urlencode(query)))]
 
     def files(self) -> Tuple[Texts, bool]:
         """The configuration files in the body, the first the root; whether it is a JSON job. Raises
@@ -12614,7 +12616,7 @@ class Call:
         seconds = self.get("wait")
         if not seconds:
             return self.job_success(status, headers, **fields)
-        began = time.monotonic()
+        began = monotonic()
         latest = Verdict(None, text="not known yet")
 
         def told() -> Response:
@@ -12670,7 +12672,7 @@ class Readiness(Source):
         """Begin to ask those of which nothing new is known."""
         for scheduler in schedulers:
             with self._lock:
-                if scheduler in self._asking or time.monotonic() - self._known(scheduler)[0] < self.FRESH:
+                if scheduler in self._asking or monotonic() - self._known(scheduler)[0] < self.FRESH:
                     continue
                 self._asking.add(scheduler)
             try:
@@ -12687,7 +12689,7 @@ class Readiness(Source):
 
     def _note(self, scheduler: Scheduler, problem: Failure | None) -> None:
         with self._lock:
-            self._states[scheduler] = (time.monotonic(), problem)
+            self._states[scheduler] = (monotonic(), problem)
             self._asking.discard(scheduler)
         self.changed()
 
@@ -12702,7 +12704,7 @@ class Readiness(Source):
         with self._lock:
             when, problem = self._known(scheduler)
             asking = scheduler in self._asking
-        if time.monotonic() - when > self.FRESH + 1.0:
+        if monotonic() - when > self.FRESH + 1.0:
             if asking:
                 return None
             problem = Failure("not asked yet", code="NOT_READY")
@@ -12801,7 +12803,7 @@ class Reception(App):
                 request.route = dict.fromkeys(("GET", *_WRITES))
             return
         if chosen.shared and not request.head.length and "prefer" not in request.headers:
-            with contextlib.suppress(BadRequest):
+            with suppress(BadRequest):
                 if all(name != "wait" for name, _ in request.query):
                     request.share = self._question(request)
 
@@ -12910,7 +12912,7 @@ class Reception(App):
     def dress(self, request: Request, response: Response) -> Response:
         asked = False
         if "pretty" in request.raw_query and response.content_type == JSON_TYPE and response.body:
-            with contextlib.suppress(BadRequest, ValueError):       # that is told, or something graver is
+            with suppress(BadRequest, ValueError):       # that is told, or something graver is
                 asked = _read_flag(dict(request.query).get("pretty", "0"))
         if not asked:
             return response
@@ -12965,7 +12967,7 @@ class Reception(App):
         answered."""
         request.audited = outcome
         asked: Texts = {}
-        with contextlib.suppress(BadRequest):
+        with suppress(BadRequest):
             for name, value in request.query:
                 if name in ("bind", "env"):     # the values may be secrets
                     value = value.partition("=")[0] + "=…"
@@ -12991,7 +12993,7 @@ class Reception(App):
         """The line of what came of a write whose first line says that it waits."""
         self.trail(Event("outcome", **self._who(request), did=request.route.name, key=self.key_of(request),
                          status=status, outcome=outcome, **_some(left=request.left if answer else ""),
-                         seconds=round(time.monotonic() - request.started, 3), **_named_in(answer)))
+                         seconds=round(monotonic() - request.started, 3), **_named_in(answer)))
 
     def ended(self, request: Request, size: int, left: bool) -> None:
         why = request.left or ("the caller left" if left else "whole")
@@ -12999,13 +13001,13 @@ class Reception(App):
             self._tell_outcome(request, None, why)
         elif request.route.is_stream and self.access_log:
             self.log(Event("stream", **self._who(request), path=request.path[:512], bytes=size,
-                           seconds=round(time.monotonic() - request.started, 3), ended=why))
+                           seconds=round(monotonic() - request.started, 3), ended=why))
 
     def finished(self, request: Request | None, peer: str, response: Response, size: int) -> None:
         chosen = request.route if request and isinstance(request.route, Route) else None
         named = chosen.name if chosen else "-"
         method = request.method if request and request.method in METHODS else "-"
-        seconds = time.monotonic() - request.started if request else 0.0
+        seconds = monotonic() - request.started if request else 0.0
         waited = request is not None and request.waited
         self.metrics.answered(named, method, response.status, None if waited else seconds)
         if waited:
@@ -13099,7 +13101,7 @@ class Service(Reception):
         self.poll_interval = poll_interval
         self.clock: Callable[[], float] = time.time     # the schedulers' clock, for uptimes
         self.started = time.time()
-        self._began = time.monotonic()
+        self._began = monotonic()
         self.operations = Operations(int(self.limits["operations"]), int(self.limits["kept_operations"]))
         self.operations.log = log
         self.operations.ended = self.trail
@@ -13125,7 +13127,7 @@ class Service(Reception):
     @property
     def uptime(self) -> int:
         """Seconds since it was made."""
-        return int(time.monotonic() - self._began)
+        return int(monotonic() - self._began)
 
     def amounts(self) -> Dict[str, float]:
         """How much is in use of each limit that is an amount, and what else the server tells of itself."""
@@ -13189,7 +13191,7 @@ class Service(Reception):
             raise PreconditionFailed("nothing that this changes has an ETag, so that If-Match cannot hold")
         etag = None
         for name in chosen.guards:
-            with contextlib.suppress(NotFound):
+            with suppress(NotFound):
                 guard = next(each for each in ROUTES if each.name == name)
                 found = guard.handler(call).etag
                 etag = etag or found
@@ -13223,7 +13225,7 @@ class Service(Reception):
         except AuroraError as error:
             outcome, status = error.code, error.http
             if isinstance(error, JobUpdating) and "update" not in error.details:
-                with contextlib.suppress(AuroraError):
+                with suppress(AuroraError):
                     door: Any = call.session
                     active = active_update(door, call.key).key.id
                     error.details["update"] = plain_update(call.key.cluster,
@@ -13265,7 +13267,7 @@ class Service(Reception):
 
     def _block(self, request: Request, call: Call, chosen: Route, answer: Response) -> Later:
         """A read that waits for a change: all that ask for the same wait on one poll."""
-        now = time.monotonic()
+        now = monotonic()
 
         def wait(poll: Poll) -> Later:
             def ready() -> Response | None:
@@ -13298,7 +13300,7 @@ class Service(Reception):
     def tiers(self, scheduler: Scheduler, authorization: str | None) -> Json:
         """The scheduler's tiers as plain JSON, asked for twice a minute at the most, and by credentials: an
         answer to one caller is none to another."""
-        return self._tiers(scheduler, authorization, time.monotonic() // 30)
+        return self._tiers(scheduler, authorization, monotonic() // 30)
 
     @staticmethod
     def _ask_tiers(scheduler: Scheduler, authorization: str | None, half_minute: float) -> Json:
@@ -13744,7 +13746,7 @@ def get_job(call: Call) -> Any:
     updates = _updates_in_progress(call)
     if not (found or cron or updates):
         raise _no_job(call)
-    counts = collections.Counter([task["status"] for task in found])
+    counts = Counter([task["status"] for task in found])
     waiting = sum(counts[each] for each in (ScheduleStatus.INIT, *_NOT_PLACED))
     active = _plain_tasks("", key, filter(is_active, found))
     ended = _plain_tasks("", key, itertools.filterfalse(is_active, found))
@@ -14052,7 +14054,7 @@ def get_file(call: Call) -> Any:
     headers = [("Content-Length", str(end - first)), ("Accept-Ranges", "bytes"),
                ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"), ("X-Log-Task", spot.id),
                ("Content-Disposition",
-                "attachment; filename*=UTF-8''" + urllib.parse.quote(path.rpartition("/")[2], ""))]
+                "attachment; filename*=UTF-8''" + quote(path.rpartition("/")[2], ""))]
     if asked:
         headers.append(("Content-Range", "bytes %d-%d/%d" % (first, end - 1, size)))
 
@@ -14216,7 +14218,7 @@ def _awaiting_update(call: Call, status: int, update_id: str, wanted: str = "ROL
     def tell(look: UpdateLook) -> Json:
         return {"update": plain_update(call.key.cluster, look.details)}
     if not call.get("wait"):
-        with contextlib.suppress(AuroraError):      # it was started; what it looks like is a favour
+        with suppress(AuroraError):      # it was started; what it looks like is a favour
             fields.update(tell(UpdateLook(update_details(call.scheduler, call.key, update_id))))
     return call.outcome(status, ("update", call.key, update_id), lambda: look_at_update(
         call.scheduler, call.key, update_id), lambda look: judge_update(look, wanted),
@@ -14765,7 +14767,7 @@ def prune_tasks(call: Call) -> Any:
     return call.success(messages=messages_of(response))
 
 
-@contextlib.contextmanager
+@contextmanager
 def _recovering() -> Iterator[None]:
     """What the scheduler answers with ERROR for a recovery that is not staged, or staged twice, is the
     caller's."""
@@ -14852,7 +14854,7 @@ def force_state(call: Call) -> Any:
     wanted = ScheduleStatus.values[call.get("to_state")]
     call.write("forceTaskState", call.args["task"], wanted)
     fields: Json = {}
-    with contextlib.suppress(AuroraError):      # Aurora says OK to what it ignores, so it is looked
+    with suppress(AuroraError):      # Aurora says OK to what it ignores, so it is looked
         tasks = look()
         fields["state"] = ScheduleStatus.name_of(tasks[0].status) if tasks else None
         told = len(before[0].taskEvents or ())
@@ -14979,8 +14981,8 @@ def list_hosts(call: Call) -> Any:
     """The hosts of a cluster as far as the scheduler tells of them: those with tasks, with resources that are
     offered or in maintenance, and those that host= names in full."""
     query = api.TaskQuery(statuses=api.LIVE_STATES | {ScheduleStatus.ASSIGNED, ScheduleStatus.STARTING})
-    counts = collections.Counter(task["assignedTask"].get("slaveHost")
-                                 for task in read_tasks(call.scheduler, query, "hosts"))
+    counts = Counter(task["assignedTask"].get("slaveHost")
+                     for task in read_tasks(call.scheduler, query, "hosts"))
     offered: Dict[str, Json] = {}
     idle: Set[str] = set()
     warnings = []
@@ -15023,7 +15025,7 @@ def _config_id(config: Any) -> str:
     """A short hash of what a configuration means: equal for what `same_meaning` takes for the same."""
     executor = config.executorConfig or api.ExecutorConfig()
     data: Any = executor.data
-    with contextlib.suppress(TypeError, ValueError):
+    with suppress(TypeError, ValueError):
         data = load_json(data)
     plain = _significant(config.replace(executorConfig=None, owner=None, taskLinks=None).to_plain())
     return hashlib.sha256(_sorted_json([plain, executor.name, data]).encode()).hexdigest()[:12]
@@ -15284,11 +15286,11 @@ class DemoClock:
     def __init__(self, speed: float = 1.0) -> None:
         self.speed = speed
         self._start = time.time()
-        self._real = time.monotonic()
+        self._real = monotonic()
         self._turned = 0.0
 
     def now(self) -> float:
-        return self._start + self._turned + (time.monotonic() - self._real) * self.speed
+        return self._start + self._turned + (monotonic() - self._real) * self.speed
 
     def advance(self, seconds: float) -> None:
         self._turned += seconds
@@ -15389,8 +15391,8 @@ class DemoUpdate(_Stored):
         self.recorded: Set[Tuple[int, int]] = set()
         self.seen: Set[int] = set()
         self.states: Dict[int, str] = {}
-        self.counts: collections.Counter[str] = collections.Counter()   # of the states
-        self.failures: collections.Counter[int] = collections.Counter()
+        self.counts: Counter[str] = Counter()   # of the states
+        self.failures: Counter[int] = Counter()
 
     def set_state(self, instance: int, state: str) -> None:
         self.counts[self.states[instance]] -= 1
@@ -15636,7 +15638,7 @@ class _DemoTime:
         self._now = self.clock.now()
         self._due: List[Tuple[float, int, Callback]] = []
         self._serial = itertools.count()
-        self._posts: Deque[Callback] = collections.deque()
+        self._posts: Deque[Callback] = deque()
         self._random = random.Random(7)
         self._user = "UNSECURE"         # who makes the call under way
 
@@ -15652,7 +15654,7 @@ class _DemoTime:
             moment, _, work = heapq.heappop(self._due)
             self._now = max(self._now, moment)
             # Aurora logs what goes wrong in work that is due; it is nobody's call.
-            with contextlib.suppress(_Refusal, ValueError):
+            with suppress(_Refusal, ValueError):
                 work()
                 self._settle()
         self._now = max(self._now, now)
@@ -15881,7 +15883,7 @@ class _DemoTasks(_DemoTime):
         """j/pruning/TaskHistoryPruner.java"""
         longest, shortest, most = self.HISTORY
         self._after(longest, partial(self._delete, task))
-        ended = self._ended.setdefault(task.key, collections.deque())
+        ended = self._ended.setdefault(task.key, deque())
         ended.append(task)
         surplus = len(self._jobs[task.key]) - len(self._active[task.key]) - most
         while surplus > 0 and self._ms - ended[0].events[-1][0] >= shortest * 1000:
@@ -16093,7 +16095,7 @@ class _DemoUpdater(_DemoHosts):
 
     def _start_rolling(self, update: DemoUpdate) -> None:
         update.states = {instance: "IDLE" for instance in update.instances}
-        update.counts = collections.Counter({"IDLE": len(update.states)})
+        update.counts = Counter({"IDLE": len(update.states)})
         update.failures.clear()
         update.total_idle = None
         self._posts.append(lambda: self._evaluate(update, {}))
@@ -16492,7 +16494,7 @@ class _DemoReads(_DemoChecks):
             api.ConfigGroup, ((instance, task.config) for instance, task in active.items()))))
 
     def getRoleSummary(self) -> Any:
-        jobs, cron = (collections.Counter(role for role, _, _ in keys) for keys in (self._jobs, self._cron))
+        jobs, cron = (Counter(role for role, _, _ in keys) for keys in (self._jobs, self._cron))
         return api.RoleSummaryResult({api.RoleSummary(role, jobs[role], cron[role])
                                       for role in {*jobs, *cron}})
 
@@ -16511,7 +16513,7 @@ class _DemoReads(_DemoChecks):
             job = self._job(key, role, tasks)
             if job is None:
                 continue
-            states = collections.Counter(task.status for task in tasks)
+            states = Counter(task.status for task in tasks)
             stats = api.JobStats(*(sum(states[each] for each in counted) for counted in (
                 api.ACTIVE_STATES - _WAITING, (_S.KILLED, _S.FINISHED), (_S.LOST, _S.FAILED), _WAITING)))
             moment = Crontab(job.cronSchedule).next(self._now) if job.cronSchedule else None
@@ -16999,7 +17001,7 @@ class Demo(_DemoAdmin):
         self.users = users
         self.docker = docker
         self.revocable = revocable
-        self.calls: collections.Counter[str] = collections.Counter()
+        self.calls: Counter[str] = Counter()
         self.observer = DemoObserver(self)      # serves once it is started
         for number in range(max(6, jobs // 100)):
             self._add_host("demo-%02d" % (number + 1), 16 if jobs else 1, rack={"rack-" + "abc"[number % 3]})
@@ -17037,7 +17039,7 @@ class Demo(_DemoAdmin):
             return "UNSECURE"
         name, role = "UNSECURE", ""
         if header.lower().startswith("basic "):
-            with contextlib.suppress(ValueError):
+            with suppress(ValueError):
                 name, _, password = base64.b64decode(header[6:]).decode().partition(":")
                 known, role = self.users.get(name, ("", ""))
                 if not known or not hmac.compare_digest(known.encode(), password.encode()):
@@ -17298,7 +17300,7 @@ class DemoApp(App):
     def _pages(self) -> Json:
         """What the pages tell that are JSON."""
         demo = self.demo
-        states = collections.Counter(task.status for task in demo._tasks.values())
+        states = Counter(task.status for task in demo._tasks.values())
         hosts = {mode: sorted(host.name for host in demo.hosts.values() if host.mode == number)
                  for mode, number in MaintenanceMode.values.items()}
         return {
@@ -17483,7 +17485,7 @@ class DemoObserver(App):
         self.demo = demo
         self.files: Json = {"README.txt": b"A file of the demo.\n", "data/a b.csv": b"1,2\n3,4\n",
                             "data/gr\xfcn.txt": "gr\xfcn\n".encode(), "outside": None}
-        self.requests: Deque[Tuple[str, Texts]] = collections.deque(maxlen=10000)
+        self.requests: Deque[Tuple[str, Texts]] = deque(maxlen=10000)
         self._sandboxes: Dict[str, DemoSandbox] = {}        # guarded by the demo's lock
 
     def start(self) -> Tuple[str, int]:
@@ -20364,7 +20366,7 @@ class AuditFile:
     def __call__(self, event: Event) -> bool:
         """Append a line; False where that cannot be done."""
         data = log_line(event, self.as_json, time.time()).encode("utf-8", "backslashreplace")
-        with self._lock, contextlib.suppress(OSError):
+        with self._lock, suppress(OSError):
             written = os.write(self._file, data)
             if written == len(data):
                 return os.fstat(self._file).st_nlink > 0        # else it was removed, and nobody will read it
@@ -20707,7 +20709,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-@contextlib.contextmanager
+@contextmanager
 def _read_for(option: str, path: Any) -> Iterator[None]:
     """What cannot be read or used within is told as the option's fault. Raises UsageError."""
     try:
@@ -20949,7 +20951,7 @@ def make_observer(options: argparse.Namespace) -> Observer:
 def _from_netrc(host: str) -> str | None:
     """The Authorization for a host in ~/.netrc."""
     import netrc
-    with contextlib.suppress(OSError, netrc.NetrcParseError):
+    with suppress(OSError, netrc.NetrcParseError):
         # Its "default" entry is for whom no entry names, and so for anybody: not taken.
         entry = netrc.netrc().hosts.get(host)
         if entry:
@@ -21173,7 +21175,7 @@ def notify_systemd(state: str) -> None:
     """Tell systemd, if it listens (sd_notify)."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.connect("\0" + address[1:] if address.startswith("@") else address)
             sock.send(state.encode())
 
@@ -21198,7 +21200,7 @@ def _raise_descriptor_limit() -> int:
 
 def _share_memory() -> None:
     """To be called before there are threads."""
-    with contextlib.suppress(ImportError, OSError, AttributeError):
+    with suppress(ImportError, OSError, AttributeError):
         libc = _libc()
         libc.mallopt(-8, 1)             # M_ARENA_MAX
         libc.mallopt(-3, 1 << 20)       # M_MMAP_THRESHOLD
@@ -21212,7 +21214,7 @@ def processors() -> List[int]:
 def _idle_times() -> Dict[int, float]:
     """For how many seconds each processor has been idle since the machine began; nothing where the system
     does not tell."""
-    with contextlib.suppress(OSError), open("/proc/stat", encoding="ascii") as stream:
+    with suppress(OSError), open("/proc/stat", encoding="ascii") as stream:
         found = re.findall(r"^cpu(\d+)(?: \d+){3} (\d+) (\d+)", stream.read(), re.MULTILINE)
         return {int(cpu): (int(idle) + int(waiting)) / os.sysconf("SC_CLK_TCK")
                 for cpu, idle, waiting in found}
@@ -21247,7 +21249,7 @@ class Affinity:
             set(self.known) <= set(_idle_times()))
         if self.moves:
             self.cpu = random.choice(self.known)
-        self._at, self._used = time.monotonic(), time.process_time()
+        self._at, self._used = monotonic(), time.process_time()
         self._due = self._at + 3
         self._idle: Dict[int, float] = {}
 
@@ -21265,7 +21267,7 @@ class Affinity:
 
     def look(self) -> None:
         """Move where there is more room; to be called often."""
-        now, here = time.monotonic(), self.cpu
+        now, here = monotonic(), self.cpu
         if here is None or not self.moves or now < self._due:
             return
         self._due = now + random.uniform(3, 6)
@@ -21289,7 +21291,7 @@ class Affinity:
         self.cpu = cpu
         for _ in range(2):
             for thread in os.listdir("/proc/self/task"):
-                with contextlib.suppress(OSError):      # it has ended
+                with suppress(OSError):      # it has ended
                     os.sched_setaffinity(int(thread), {cpu})
 
 
@@ -21301,10 +21303,10 @@ def _settle_memory(least: float) -> float:
         gc.collect()
         gc.freeze()
         gc.set_threshold(10000, 50, 100)    # a large reply is that many objects, and none of them garbage
-    with contextlib.suppress(ImportError, OSError, AttributeError):
+    with suppress(ImportError, OSError, AttributeError):
         if resident_bytes() > least + (16 << 20):
             _libc().malloc_trim(0)
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         return least or resident_bytes()
     return 1.0
 
@@ -21423,7 +21425,7 @@ def _supervise(server: Server, options: argparse.Namespace, affinity: Affinity, 
             log(Event("error", error="the server has ended: %s" % server.http.failure))
             return 1
         if wish is None:
-            if time.monotonic() - server.http.loop.turned < 10:
+            if monotonic() - server.http.loop.turned < 10:
                 notify_systemd("WATCHDOG=1")
         elif wish == signal.SIGHUP:
             _Reload(server, options, log).run()
@@ -21558,7 +21560,7 @@ class _Reload(NamedTuple):
 
 def _log_state(server: Server, log: Log) -> None:
     """How things stand: what is bounded, the threads, and a line for each running operation."""
-    names = collections.Counter(re.sub(r"[-_ ]?\d.*", "", each.name) for each in threading.enumerate())
+    names = Counter(re.sub(r"[-_ ]?\d.*", "", each.name) for each in threading.enumerate())
     log(Event("state", uptime=server.service.uptime, **{
         name.replace(" ", "_"): "%.15g/%.15g" % level for name, level in server.service.levels().items()},
         thread_names=["%s:%d" % each for each in sorted(names.items())]))
