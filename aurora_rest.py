@@ -139,6 +139,10 @@ Texts = Dict[str, str]          # by name
 Pair = Tuple[str, str]          # a name and its value
 
 
+def ignore(*_: Any, **__: Any) -> None:
+    """Nobody wants to know."""
+
+
 # --- errors -------------------------------------------------------------------------------------------------
 
 
@@ -421,7 +425,7 @@ class Proxies:
         host = word.get("host", "")
         if host and _HOST.fullmatch(host):
             request.headers = dict(request.headers, host=host)      # a copy: heads are remembered
-        prefix = request.headers.get("x-forwarded-prefix", "").rstrip("/")
+        prefix = request.header("x-forwarded-prefix").rstrip("/")
         if _PREFIX.fullmatch(prefix):
             request.prefix = prefix
 
@@ -612,6 +616,10 @@ class Request:
         self.args: Texts = {}
         # whose share of what is limited it takes: the peer's, until it is known who asks
         self.caller = peer
+
+    def header(self, name: str) -> str:
+        """A header field, by its name in lower case; "" where there is none."""
+        return self.headers.get(name, "")
 
     @property
     def query(self) -> List[Pair]:
@@ -987,7 +995,7 @@ class Later(Wait):
     the wait is over."""
 
     def __init__(self, source: Source, seconds: float, ready: Callable[[], Response | None],
-                 otherwise: Callable[[], Response], ended: Callback = lambda: None) -> None:
+                 otherwise: Callable[[], Response], ended: Callback = ignore) -> None:
         self.seconds = seconds
         self.ready = ready
         self.otherwise = otherwise
@@ -3639,7 +3647,7 @@ class _Network:
         self.most_idle = most_idle          # connections kept for one location
         self.ca_file = ca_file
         self.circuit_breaks = 0
-        self.tell: Function = lambda event, **fields: None
+        self.tell: Function = ignore
         self._lock = threading.Lock()
         self._idle: Dict[_Location, List[_Wire]] = {}
         # a location's; so many, as redirects may lead anywhere
@@ -3775,7 +3783,7 @@ class _Leadership:
 
     def __init__(self, urls: Sequence[str], locate: Callable[[float], Sequence[str]] | None) -> None:
         self.locate = locate
-        self.tell: Function = lambda event, **fields: None
+        self.tell: Function = ignore
         self.named = [_Location.parse(each) for each in urls] if not locate else []     # the cluster's own
         self.leading: _Location | None = None
         self.last: str | None = None     # the leader's URL, also while none is known
@@ -3881,8 +3889,8 @@ class Scheduler:
         self.semaphore = Semaphore(parallel, most_waiting)
         self.network = _Network(connect_timeout, max_answer, parallel, ca_file)
         self.leadership = _Leadership(urls, locate)
-        self.observe: Callable[[str, str, float], None] = lambda method, outcome, seconds: None
-        self.observe_wait: Callable[[float], None] = lambda seconds: None       # for a slot
+        self.observe: Callable[[str, str, float], None] = ignore
+        self.observe_wait: Callable[[float], None] = ignore         # for a slot
         self.retries = 0
         self.answered = -math.inf           # when a scheduler last answered a call
         self.trouble: Tuple[float, str | None] = (-math.inf, None)   # when a call last failed, and how
@@ -4319,8 +4327,8 @@ class ZooKeeperLocator:
     def __init__(self, cluster: Cluster, connect: Callable[[Cluster], Any] | None = None) -> None:
         self.cluster = cluster
         self.failure: AuroraError | None = None      # of the last reading
-        self.moved: Callable[[Sequence[str]], None] = lambda urls: None
-        self.tell: Function = lambda event, **fields: None
+        self.moved: Callable[[Sequence[str]], None] = ignore
+        self.tell: Function = ignore
         self._connect = connect or _zookeeper_client
         self._lock = threading.Lock()
         self._urls: List[str] = []
@@ -8396,8 +8404,8 @@ class Session:
     """
 
     def __init__(self, scheduler: Any, authorization: str | None = None, dry_run: bool = False,
-                 permit: Callable[[Method, Any], None] = lambda method, arguments: None,
-                 announce: Callable[[Ask], None] = lambda ask: None,
+                 permit: Callable[[Method, Any], None] = ignore,
+                 announce: Callable[[Ask], None] = ignore,
                  request_id: str | None = None) -> None:
         self.announce = announce
         self.request_id = request_id
@@ -9043,7 +9051,7 @@ class Operation(Source):
         self.result: Json = {}
         self.steps: Deque[Json] = deque(maxlen=self.MAX_STEPS)
         self.stepped = 0                # steps noted so far, those forgotten too
-        self.on_step: Callable[[Operation, Json], None] = lambda operation, step: None
+        self.on_step: Callable[[Operation, Json], None] = ignore
         self._stop = threading.Event()
         self._stop_as = ""
 
@@ -9164,7 +9172,7 @@ class Operations:
         self._untold = 0                # begun, and their end is not in the log yet
         self._all: Dict[str, Operation] = {}        # the oldest first
         self.outcomes: Counter[str] = Counter()
-        self.log: Logger = lambda line: None
+        self.log: Logger = ignore
         self.ended: Callable[[Event], None] = lambda event: self.log(event)
 
     def take(self) -> SimpleQueue[Any]:
@@ -11211,7 +11219,7 @@ class Access(NamedTuple):
 
     def user(self, request: Request) -> User:
         """Who asks. Raises Unauthorized."""
-        given = request.headers.get("authorization", "")
+        given = request.header("authorization")
         scheme, _, secret = given.partition(" ")
         name, token = _basic_pair(secret) if scheme.lower() == "basic" else ("", secret.strip())
         spoken = self.spoken_of(request)
@@ -11248,7 +11256,7 @@ class Access(NamedTuple):
         """The user whom a trusted proxy speaks for; "" where none does."""
         if not (self.user_header and request.trusted):
             return ""
-        given = request.headers.get(self.user_header, "")
+        given = request.header(self.user_header)
         return given.encode("latin-1", "replace").decode("utf-8", "replace")
 
 
@@ -11966,6 +11974,9 @@ def _written(kind: Type) -> str:
 # --- the route table ----------------------------------------------------------------------------------------
 
 
+Handler = Callable[[Any], Any]      # of a Call
+
+
 class Route(NamedTuple):
     """One row of the route table, which is all that there is to know of a request.
 
@@ -11980,7 +11991,7 @@ class Route(NamedTuple):
     """
     method: str
     path: str
-    handler: Callable[[Call], Any]
+    handler: Handler
     name: str
     summary: str
     group: str
@@ -12041,7 +12052,7 @@ def route(method: str, path: str, group: str, access: str = "", params: str = ""
           gives: str = "Written",
           remembered: bool = False, quick: bool = False, operates: str = "", judges: bool = False,
           name: str = "",
-          summary: str = "", guards: Sequence[str] = (), **answers: str) -> Callable[[Any], Any]:
+          summary: str = "", guards: Sequence[str] = (), **answers: str) -> Callable[[Handler], Handler]:
     """Put a handler into the route table. answers: status code, after an `a`, → what it says."""
     level = access or ("read" if method == "GET" else "write")
     named = params.split()
@@ -12055,7 +12066,7 @@ def route(method: str, path: str, group: str, access: str = "", params: str = ""
         named.append("pretty")
     rows = {query: row or query for query, _, row in (each.partition(":") for each in named)}
 
-    def put(handler: Callable[[Call], Any]) -> Callable[[Call], Any]:
+    def put(handler: Handler) -> Handler:
         sentence = re.split(r"(?<=\.)\s", " ".join((handler.__doc__ or "").split()))[0]
         ROUTES.append(Route(method, path, handler, name or handler.__name__, summary or sentence, group,
                             level, rows, body, {int(code[1:]): text for code, text in answers.items()},
@@ -12289,9 +12300,9 @@ class Idempotency:
             raise BadRequest("an Idempotency-Key has 1 to 255 visible characters")
         request = call.request
         slot = (request.user.by, request.user.name, request.headers.get("authorization"), given)
-        asked = hashlib.sha256("\0".join((request.method, request.path, request.raw_query,
-                                          request.headers.get(
-            "content-type", ""))).encode() + b"\0" + request.body).digest()
+        asked = hashlib.sha256("\0".join((
+            request.method, request.path, request.raw_query, request.header("content-type"))).encode()
+            + b"\0" + request.body).digest()
         mine = Once(asked)
         self.answers.forget(self.SECONDS)
         with self._lock:
@@ -12492,7 +12503,7 @@ class Call:
             body = gunzip(body, limit)
         elif coding != "identity":
             raise UnsupportedMedia("the content encoding %s is not understood; gzip is" % coding)
-        kind, options = parse_content_type(request.headers.get("content-type", ""))
+        kind, options = parse_content_type(request.header("content-type"))
         if kind == "multipart/form-data":
             files = parse_multipart(body, options.get("boundary", ""))
             if not files:
@@ -12551,7 +12562,7 @@ class Call:
     @property
     def last_event_id(self) -> str:
         """The id of the last event that the caller got; "" where he says none."""
-        return self.request.headers.get("last-event-id", "")
+        return self.request.header("last-event-id")
 
     @property
     def owner(self) -> str | None:
@@ -12840,7 +12851,7 @@ class Reception(App):
 
     def _check_origin(self, request: Request) -> None:
         """Browsers send foreign pages' writes with an Origin, and rebound names with a foreign Host."""
-        host = request.headers.get("host", "")
+        host = request.header("host")
         if "origin" not in request.headers and host == self._last_host:
             return
         name = re.sub(r"\.?(:\d*)?$", "", host).lower()
@@ -13088,7 +13099,7 @@ class Service(Reception):
     LIGHT = 1 << 20     # bytes that are compared while nobody reads requests
 
     def __init__(self, clusters: Clusters, evaluator: Evaluator, access: Access = Access(),
-                 limits: Limits | None = None, log: Logger = lambda line: None,
+                 limits: Limits | None = None, log: Logger = ignore,
                  poll_interval: float = 1.0, cors: Sequence[str] = (), hosts: Sequence[str] = (),
                  loopback: bool = True, access_log: bool = True, observer: Observer | None = None,
                  page: str = "full") -> None:
@@ -13930,7 +13941,7 @@ def _follow(call: Call, wanted: Sequence[Tuple[int, _Opened, Position | None]], 
     stream, fixed, auth = call.get("stream", "stdout"), "task" in call.params, call.auth
     scheduler = service.clusters[key.cluster]
     once = not call.get("follow")
-    events = not once and "text/event-stream" in call.request.headers.get("accept", "")
+    events = not once and "text/event-stream" in call.request.header("accept")
     follow = Follow(call.get("grep"), events, named)
 
     def make(number: int, opened: _Opened) -> Feed:
@@ -17226,11 +17237,11 @@ class DemoApp(App):
         return self._page(request)
 
     def _thrift(self, request: Request) -> Response:
-        kind = request.headers.get("content-type", "")
+        kind = request.header("content-type")
         media = BINARY if kind.lower() == BINARY else self._READ_TYPES.get(kind.lower())
         if media is None:
             return _text_page(415, "Unsupported Content-Type: " + kind)
-        accepted = request.headers.get("accept", "").split(",")[0].strip().lower()
+        accepted = request.header("accept").split(",")[0].strip().lower()
         answer_media = BINARY if accepted == BINARY else TJSON
         try:
             name, sequence, protocol = decode_call(media, request.body)
@@ -17252,7 +17263,7 @@ class DemoApp(App):
 
     def _authorized(self, request: Request, method: Method, arguments: Any) -> Any:
         """The Thrift Response, or the HTTP answer that wants credentials."""
-        user = self.demo.authenticate(method, arguments, request.headers.get("authorization", ""))
+        user = self.demo.authenticate(method, arguments, request.header("authorization"))
         if user is None:
             return _text_page(401, "", [("WWW-Authenticate", 'BASIC realm="Apache Aurora Scheduler"')])
         return self.demo.invoke(method.name, arguments, user) if isinstance(user, str) else user
@@ -17693,7 +17704,7 @@ class DemoObserver(App):
         headers = [("Last-Modified", "Wed, 25 Nov 2026 13:53:00 GMT"), ("Content-Disposition", "attachment")]
         if request.headers.get("if-modified-since"):
             return Response(304, body=b"", headers=headers)
-        asked = _range(request.headers.get("range", "").partition(",")[0], len(data))
+        asked = _range(request.header("range").partition(",")[0], len(data))
         if asked and asked[0] >= asked[1]:
             return self._html(416)
         headers += [("Content-Range",
@@ -20492,7 +20503,7 @@ class Server:
                  access: Access = Access(), limits: Limits | None = None, tls: Any = None,
                  sock: None | socket.socket | Sequence[socket.socket] = None,
                  drain_timeout: float = 10.0,
-                 log: Logger = lambda line: None,
+                 log: Logger = ignore,
                  credentials: Callable[[Cluster], Any] | None = None, **service: Any) -> None:
         self.demo: Demo | None = None
         self.drain_timeout = drain_timeout
@@ -21399,7 +21410,7 @@ def _run(arguments: Sequence[str], log: Log) -> int:
     os.set_blocking(target, False)
     signal.set_wakeup_fd(target, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, lambda received, frame: None)     # its number arrives through the pipe
+        signal.signal(number, ignore)       # its number arrives through the pipe
     server.start()
     _greet(server, affinity.cpu, log)
     _aside(lambda: _look_at_isolation(server, log), "look-at-isolation", log)
