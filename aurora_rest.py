@@ -61,14 +61,17 @@ import time
 import traceback
 import uuid
 import zlib
+from argparse import Namespace
 from collections import Counter, OrderedDict, deque
 from contextlib import contextmanager, suppress
 from email.utils import formatdate
 from functools import cmp_to_key, lru_cache, partial, reduce, wraps
+from math import inf
 from queue import Empty as QueueEmpty
 from queue import SimpleQueue
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
-from time import monotonic
+from threading import Lock
+from time import monotonic, sleep
 from typing import (
     Any,
     Callable,
@@ -564,7 +567,7 @@ class ChunkedBody:
                 match = re.fullmatch(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?", line)
                 if not match:
                     raise BadRequest("a chunk size is not a hexadecimal number")
-                size = int(match.group(1), 16)
+                size = int(match[1], 16)
                 self.size += size
                 self.count += 1
                 if self.count > 1024 + self.size // 16:
@@ -605,7 +608,7 @@ class Request:
         path, _, self.raw_query = target.partition("?")
         if "%" in path and not _BAD_PERCENT.search(path):
             # RFC 3986, 6.2.2.2: those that need no percent sign are the same without
-            path = _UNRESERVED.sub(lambda found: chr(int(found.group(1), 16)), path)
+            path = _UNRESERVED.sub(lambda found: chr(int(found[1], 16)), path)
         self.path = path
         self.headers = head.headers
         self.body = body
@@ -960,7 +963,7 @@ class Wait:
         self.source = source
         self._sink: Any = None
         self._late = False                  # it was to end, perhaps before anybody had said how to send
-        self._once = threading.Lock()       # taken by what ends the wait
+        self._once = Lock()       # taken by what ends the wait
         self.listening = source.listen(self.look)
 
     def start(self, sink: Any) -> None:
@@ -1014,7 +1017,7 @@ class Later(Wait):
 
     def again(self) -> Later:
         """The same wait for somebody else. What is to be done when it is over is done when both are."""
-        first_over, ended = threading.Lock(), self.ended
+        first_over, ended = Lock(), self.ended
 
         def over() -> None:
             if not first_over.acquire(blocking=False):
@@ -1045,8 +1048,8 @@ class Stream(Wait):
     def __init__(self, source: Source, since: Since, mark: Any = None) -> None:
         self.since = since
         self.mark = mark                    # touched by who holds _turn
-        self._lock = threading.Lock()       # guards _sink: nothing is sent behind the end
-        self._turn = threading.Lock()       # held by who asks and sends
+        self._lock = Lock()       # guards _sink: nothing is sent behind the end
+        self._turn = Lock()       # held by who asks and sends
         self._again = False
         super().__init__(source)
 
@@ -1307,7 +1310,7 @@ class Budget:
         self.share = max(most / 4, least)
         self.all = 0.0
         self.by_caller: Counter[str] = Counter()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def add(self, caller: str, more: int, wanted: int = 0) -> str:
         """Count more bytes, or fewer; which bound they and what is `wanted` besides go over: "", "all" or
@@ -1554,7 +1557,7 @@ class Workers:
         self._call = call
         self.ended = threading.Event()      # nobody leads any more
         self.queue: SimpleQueue[Any] = SimpleQueue()        # None: end
-        self._lock = threading.Lock()       # guards threads, _idle, _queued
+        self._lock = Lock()       # guards threads, _idle, _queued
 
     def put(self, work: Any) -> None:
         with self._lock:
@@ -1785,7 +1788,7 @@ class Channel:
         self.socket = sock
         self.peer = peer
         # guards the socket, out, busy, closing and closed: any thread may send
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.incoming = Incoming(server.limits, server.parse)
         self.out = bytearray()          # of the answer, what the network did not take yet
         self.deadline = monotonic() + server.limits["header_time"]
@@ -2275,7 +2278,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self._prefix = secrets.token_hex(4)
         self._stopped = threading.Event()
         self._stopped.set()
-        self._lock = threading.Lock()   # guards _pending, _running, _queued
+        self._lock = Lock()   # guards _pending, _running, _queued
         self._pending: Dict[Any, Run] = {}
         self._running: Set[Any] = set()
         self._queued: Dict[Run, None] = {}      # not begun yet, the oldest first
@@ -2351,7 +2354,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
             return not self.closed_to_new or any(each.engaged for each in list(self.connections))
         deadline = monotonic() + seconds
         while monotonic() < deadline and left():
-            time.sleep(0.02)
+            sleep(0.02)
         finished = not left()
         self.shutdown()
         return finished
@@ -3234,12 +3237,12 @@ class Semaphore:
     """
 
     def __init__(self, slots: int, most_waiting: int, what: str = "scheduler call",
-                 share: float = math.inf) -> None:
+                 share: float = inf) -> None:
         self.what = what
         self.slots = slots
         self.most_waiting = most_waiting
         self.share = share
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._free = slots
         self._held: Counter[Any] = Counter()
         self._line: Deque[Tuple[Any, Any]] = deque()
@@ -3261,7 +3264,7 @@ class Semaphore:
                 return
             if len(self._line) >= self.most_waiting:
                 raise self._full()
-            turn = (threading.Lock(), who)
+            turn = (Lock(), who)
             turn[0].acquire()
             self._line.append(turn)
         let_go()
@@ -3350,7 +3353,7 @@ class Circuit:
     LATER = 1.0             # and after a probe that failed
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self.failures = 0
         self.open_until = 0.0
         self.probing = False
@@ -3526,7 +3529,7 @@ class _Wire:
                 found = re.match(rb"[ \t]*HTTP/1\.(\S*)[ \t]+(\d{3})(?!\S)", head)
                 if not found:
                     raise _Broken("an answer that is not HTTP")
-                minor, status = found.group(1), int(found.group(2))
+                minor, status = found[1], int(found[2])
             headers: Dict[bytes, bytes] = {}
             for line in head.split(b"\r\n")[1:]:
                 name, _, value = line.partition(b":")
@@ -3648,7 +3651,7 @@ class _Network:
         self.ca_file = ca_file
         self.circuit_breaks = 0
         self.tell: Function = ignore
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._idle: Dict[_Location, List[_Wire]] = {}
         # a location's; so many, as redirects may lead anywhere
         self.circuit: Callable[[_Location], Circuit] = lru_cache(maxsize=64)(lambda location: Circuit())
@@ -3789,7 +3792,7 @@ class _Leadership:
         self.last: str | None = None     # the leader's URL, also while none is known
         self.since = 0.0                    # in Unix time
         self.changes = 0
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self.zookeeper = locate if isinstance(locate, ZooKeeperLocator) else None
         if self.zookeeper:
             self.zookeeper.moved = self.told
@@ -3892,8 +3895,8 @@ class Scheduler:
         self.observe: Callable[[str, str, float], None] = ignore
         self.observe_wait: Callable[[float], None] = ignore         # for a slot
         self.retries = 0
-        self.answered = -math.inf           # when a scheduler last answered a call
-        self.trouble: Tuple[float, str | None] = (-math.inf, None)   # when a call last failed, and how
+        self.answered = -inf           # when a scheduler last answered a call
+        self.trouble: Tuple[float, str | None] = (-inf, None)   # when a call last failed, and how
 
     def __getattr__(self, method: str) -> Function:
         if method.startswith("_"):
@@ -3916,7 +3919,7 @@ class Scheduler:
     def state(self) -> Json:
         """How things stand with it, for who operates it. Times are milliseconds since 1970."""
         def told(at: float) -> int | None:
-            return None if at == -math.inf else int((time.time() - monotonic() + at) * 1000)
+            return None if at == -inf else int((time.time() - monotonic() + at) * 1000)
         likely = self.leadership.likely()
         failed, error = self.trouble
         return dict(self.leadership.state(), answered=told(self.answered), error=error, failed=told(failed),
@@ -4052,7 +4055,7 @@ class Scheduler:
             self.retries += 1
             attempt += 1
             let_go()
-            time.sleep(pause)
+            sleep(pause)
 
     def _attempt(self, ask: Ask, deadline: float) -> Tuple[bytes, Any]:
         # Looked at before the semaphore, so that a dead scheduler does not fill the line.
@@ -4330,7 +4333,7 @@ class ZooKeeperLocator:
         self.moved: Callable[[Sequence[str]], None] = ignore
         self.tell: Function = ignore
         self._connect = connect or _zookeeper_client
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._urls: List[str] = []
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -4458,7 +4461,7 @@ class Clusters:
     """
 
     def __init__(self, clusters: Iterable[Cluster], make: Callable[[Cluster], Scheduler]) -> None:
-        self._lock = threading.Lock()       # guards _known and _nameless
+        self._lock = Lock()       # guards _known and _nameless
         self._known: Dict[str, Tuple[Cluster, Scheduler]] = {}
         self._nameless: List[Tuple[Cluster, Scheduler]] = []
         for cluster in clusters:
@@ -6089,7 +6092,7 @@ def _system(name: str, evaluation: Any) -> Json:
 
     def expanded(text: str) -> str:
         return re.sub(r"\$(?:(\w+)|\{([^}]*)\})", lambda found: environ.get(
-            found.group(1) or found.group(2), found.group()), text)
+            found[1] or found[2], found.group()), text)
     path = _Namespace(dict(_taken(os.path, "join basename dirname split splitext normpath isabs commonprefix "
                                            "normcase sep pardir curdir extsep"), expandvars=expanded),
                       "os.path")
@@ -6229,7 +6232,7 @@ class _Reading:
             return body if kind == "b" and not body.isascii() else "u" + body if kind == "ur" else text
         if kind == "ur":
             def raw(found: Any) -> str:
-                run, more = found.group(1), found.group(2) or ""
+                run, more = found[1], found[2] or ""
                 if more and len(run) % 2:
                     return (run if more in "'\"" else run[1:]) * 2 + "\\" + more
                 return run * 2 + more
@@ -6238,13 +6241,13 @@ class _Reading:
             return text
 
         def older(found: Any) -> str:
-            if found.group(1) and kind == "":
+            if found[1] and kind == "":
                 raw = bytes(int(one, 16) if one else int(two, 8) for one, two in re.findall(
-                    r"\\x(..)|\\(\d\d\d)", found.group(1)))
+                    r"\\x(..)|\\(\d\d\d)", found[1]))
                 with suppress(UnicodeDecodeError):
                     return "".join("\\u%04x" % ord(each) if each < "\U00010000" else "\\U%08x" % ord(each)
                                    for each in raw.decode())
-            return ("\\" if found.group(2) and found.group(2) in "uUN" else "") + found.group()
+            return ("\\" if found[2] and found[2] in "uUN" else "") + found.group()
         changed = _HIGH.sub(older, body)
         return changed if kind == "b" and not body.isascii() else prefix + changed
 
@@ -6445,7 +6448,7 @@ class _Older(ast.NodeTransformer):
 
         def look(node: ast.AST, inner: Set[str]) -> None:
             if isinstance(node, (ast.FunctionDef, ast.Lambda, ast.ClassDef)):
-                last.update((name.id, (math.inf, 0)) for name in ast.walk(node) if isinstance(name, ast.Name))
+                last.update((name.id, (inf, 0)) for name in ast.walk(node) if isinstance(name, ast.Name))
                 return
             if isinstance(node, (ast.ListComp, ast.GeneratorExp, ast.SetComp, ast.DictComp)):
                 targets = {name.id for each in node.generators for name in ast.walk(each.target)
@@ -7023,7 +7026,7 @@ def _wording(error: BaseException) -> str:
         elif name == "IsNotMappingError":
             text = "expected names and values, got %.200r" % error.args
         elif coerced:
-            text = "%.200r is not %s" % (coerced.group(1), _KINDS.get(coerced.group(2), coerced.group(2)))
+            text = "%.200r is not %s" % (coerced[1], _KINDS.get(coerced[2], coerced[2]))
         return "%s: %s" % (".".join(field for _, field in failing), text or name)
     if text and isinstance(error, (ValueError, AttributeError, NameError, TypeError)):
         return text
@@ -7045,7 +7048,7 @@ _SETTING_FIELDS = {"maxPerInstanceFailures": "max_per_shard_failures",
 def _camel(plain: Any) -> Any:
     """Plain values with the API's names: aB for a_b."""
     if isinstance(plain, dict):
-        return {re.sub("_(.)", lambda found: found.group(1).upper(), name): _camel(each) for name,
+        return {re.sub("_(.)", lambda found: found[1].upper(), name): _camel(each) for name,
                 each in plain.items()}
     return [_camel(each) for each in plain] if isinstance(plain, (list, tuple)) else plain
 
@@ -7174,7 +7177,7 @@ class _Conversion:
                 return
         except (ValueError, AttributeError) as error:
             found = re.match("Cannot coerce '(.*)' to ", str(error), re.S)
-            value = found.group(1) if found and isinstance(value, str) else value
+            value = found[1] if found and isinstance(value, str) else value
         kind = type(thing)
         choices = [each.__name__ for each in getattr(kind, "CHOICES", ())] or getattr(kind, "VALUES", [])
         wanted = "one of " + ", ".join(choices) if choices else _KINDS.get(kind.__name__, kind.__name__)
@@ -7409,7 +7412,7 @@ def _resources(task: Any, ports: Set[str]) -> List[Json]:
     if ram == 0 or disk == 0:
         raise ConfigProblem("Must specify ram and disk resources, got ram:%r disk:%r" % (ram, disk))
     ram, disk = ram >> 20, disk >> 20
-    if not 0 < cpu < math.inf or ram <= 0 or disk <= 0:
+    if not 0 < cpu < inf or ram <= 0 or disk <= 0:
         raise ConfigProblem("cpu, ram and disk must all be positive, ram and disk at least 1 MB: cpu:%r "
                             "ramMb:%r diskMb:%r" % (cpu, ram, disk))
     return ([{"numCpus": cpu}, {"ramMb": ram}, {"diskMb": disk}] +
@@ -7968,9 +7971,9 @@ class Evaluator:
         self.isolation: List[str] | None = None
         self.outcomes: Counter[str] = Counter()
         self._semaphore = Semaphore(most, 200, "configuration evaluation", max(1, most - 1))
-        self._lock = threading.Lock()       # guards _idle, _reserving, _closed
+        self._lock = Lock()       # guards _idle, _reserving, _closed
         # held while the first process starts, which all wait for, and told its failure; guards _failed
-        self._first = threading.Lock()
+        self._first = Lock()
         self._failed: Tuple[float, AuroraError | None] = (0.0, None)     # when, and how
         self._idle: List[_Worker] = []
         self._reserving = False
@@ -9167,7 +9170,7 @@ class Operations:
     def __init__(self, running: int = 100, kept: int = 1000) -> None:
         self.limit = running
         self.kept = kept
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._slots = threading.Semaphore(running)
         self._untold = 0                # begun, and their end is not in the log yet
         self._all: Dict[str, Operation] = {}        # the oldest first
@@ -9268,7 +9271,7 @@ class Operations:
             each.stop("interrupted")
         deadline = monotonic() + seconds
         while self._untold and monotonic() < deadline:
-            time.sleep(0.02)
+            sleep(0.02)
 
 
 class Verdict(NamedTuple):
@@ -9876,7 +9879,7 @@ def watch(scheduler: Scheduler, key: str | Key, seconds: float = 1.0) -> Iterato
     changes = changes_of(scheduler, Key.of(key))
     while True:
         yield from changes()
-        time.sleep(seconds)
+        sleep(seconds)
 
 
 # --- logs and files: the observer and the agent -------------------------------------------------------------
@@ -10059,7 +10062,7 @@ class Observer:
         self.framework = framework
         self.connect_timeout = connect_timeout
         self.timeout = timeout
-        self.deadline = math.inf
+        self.deadline = inf
         self.slots = Semaphore(total, 4 * total, "request to observer", share=per_host)
         self.places: Dict[str, Tuple[str, int]] = {}
         self._roots: Texts = {}        # task id: its executor's folder, as the agent names it
@@ -10858,7 +10861,7 @@ def follow_log(scheduler: Any, key: str | Key, instance: int, process: str | Non
             yield Entry("unreachable", error.plain)
         yield from entries
         if not entries and not cursor.over:
-            time.sleep(interval)
+            sleep(interval)
 
 
 def list_files(scheduler: Any, key: str | Key, instance: int, path: str = "", *,
@@ -10910,7 +10913,7 @@ def words_of_failure(observer: Observer, spots: Sequence[Spot], key: Key,
             found["stderr"] = data.decode("utf-8", "replace").splitlines()[-20:]
         except AuroraError as error:
             if patient and isinstance(error, TaskTooYoung) and monotonic() + 0.3 < hurried.deadline:
-                time.sleep(0.3)
+                sleep(0.3)
                 continue
             found["errors"] = error.messages
         return found
@@ -10991,7 +10994,7 @@ class Metrics:
     written."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()       # guards _families and _answered
+        self._lock = Lock()       # guards _families and _answered
         self._answered: Dict[Tuple[str, str, int], Tuple[Tuple[str, str, str], Any]] = {}
         self._families: Dict[str, Tuple[str, str, Tuple[str, ...], Dict[Tuple[str, ...], Any]]] = {}
         self.gauges: List[Tuple[str, str, str, Callback]] = []
@@ -11155,7 +11158,7 @@ class Tokens:
                                      "CN=…, DNS=…, URI=…, email=… or user for the hash, and perhaps "
                                      "until=YYYY-MM-DD" % (self.path, number))
                 name, level, joined, who, day = found.groups()
-                roles, until = tuple(joined.split(",")), math.inf
+                roles, until = tuple(joined.split(",")), inf
                 try:
                     for role in roles:
                         glob(role)
@@ -12143,11 +12146,11 @@ class Memory:
     something to keep claims its bytes while he holds them. So all that is held, here and by those who work
     on it, is in the account."""
 
-    def __init__(self, room: float, most: float = math.inf) -> None:
+    def __init__(self, room: float, most: float = inf) -> None:
         self.room = room
         self.most = most
         self.size = 0
-        self._lock = threading.Lock()       # guards size and _kept
+        self._lock = Lock()       # guards size and _kept
         self._kept: OrderedDict[Any, Tuple[Any, float]] = OrderedDict()
 
     def take(self, question: Any) -> Any:
@@ -12290,7 +12293,7 @@ class Idempotency:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.answers = Memory(service.limits["idempotency_bytes"], service.limits["idempotency_keys"])
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._under_way: Dict[Any, Once] = {}
 
     def run(self, given: str, call: Call, run: Callback) -> Answer:
@@ -12371,7 +12374,7 @@ class Call:
         if prefer and "wait" in known:
             prefers = re.search(r"\bwait=(\d{1,9})\b", prefer[:1024])
             if prefers:
-                given.setdefault("wait", [prefers.group(1)])
+                given.setdefault("wait", [prefers[1]])
         for name, values in given.items():
             if name not in known:
                 raise BadRequest("unknown parameter %s; this call knows %s" % (
@@ -12707,7 +12710,7 @@ class Readiness(Source):
     def _known(self, scheduler: Scheduler) -> Tuple[float, Failure | None]:
         """When a scheduler was last heard of, by us or by any caller, and what was wrong with it. With the
         lock held."""
-        when, problem = self._states.get(scheduler, (-math.inf, None))
+        when, problem = self._states.get(scheduler, (-inf, None))
         return (scheduler.answered, None) if scheduler.answered >= when else (when, problem)
 
     def state(self, scheduler: Scheduler) -> Json | None:
@@ -12733,7 +12736,7 @@ class Waits(Budget):
             self.add(caller, -1)
             raise Overloaded("%d callers wait for an outcome already, %d may; %d for one caller" % (
                 self.all, self.most, self.share), retry_after=10)
-        given = threading.Lock()
+        given = Lock()
 
         def give() -> None:
             if given.acquire(blocking=False):
@@ -12746,7 +12749,7 @@ class Watched:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._polls: Dict[Any, Poll] = {}
 
     @property
@@ -14115,7 +14118,7 @@ def with_last_words(call: Call, source: Source,
                     ready: Callable[[], Response | None]) -> Callable[[], Response | None]:
     """`ready` of a wait, such that the answer to a failure tells the last words of what failed. They are
     read in a worker while the caller waits on, since `ready` must not block."""
-    once, held = threading.Lock(), []
+    once, held = Lock(), []
 
     def fetch(answer: Response) -> None:
         plain = dict(answer.plain)
@@ -14954,7 +14957,7 @@ def watch_operation(call: Call) -> Any:
         return b"".join(event_bytes("%s-%d" % (operation.id, stepped), *each) for each in events), (stepped,
                 now)
     last = re.fullmatch(re.escape(operation.id) + r"-(\d{1,9})", call.last_event_id, re.ASCII)
-    return Stream(operation, since, (int(last.group(1)) if last else 0, ""))
+    return Stream(operation, since, (int(last[1]) if last else 0, ""))
 
 
 # --- handlers: what the page asks ---------------------------------------------------------------------------
@@ -15580,7 +15583,7 @@ def command_fate(command: str) -> Tuple[float | None, bool]:
             match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", words[1])
             if not match:
                 return None, False
-            seconds += float(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match.group(2)]
+            seconds += float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
             failed = False
         elif words[0] == "exit":
             return seconds, len(words) > 1 and words[1] != "0"
@@ -15611,10 +15614,10 @@ def task_fate(config: Any) -> Tuple[float | None, bool]:
             return (total if ordered else 0.0) + (seconds or 0.0), True
         if seconds is None and ordered:
             return None, False
-        seconds = math.inf if seconds is None else seconds
+        seconds = inf if seconds is None else seconds
         total, longest = total + seconds, max(longest, seconds)
     ends = total if ordered else longest
-    return (ends if ends < math.inf else None), False
+    return (ends if ends < inf else None), False
 
 
 class _DemoTime:
@@ -17393,7 +17396,7 @@ class DemoSandbox:
         except (AttributeError, KeyError, TypeError, ValueError):
             self.config, self.processes = {}, []
         started = [event[0] for event in task.events if event[1] in (_S.STARTING, _S.RUNNING)]
-        self.begin = started[0] / 1000.0 if started else math.inf
+        self.begin = started[0] / 1000.0 if started else inf
         self.files: Dict[str, bytearray] = {}
         self.console = {"stdout": bytearray(b"executor: starting task\n"), "stderr": bytearray()}
         self._writing: Dict[str, Tuple[Any, Any]] = {}      # by directory: the lines to come, the next one
@@ -17429,7 +17432,7 @@ class DemoSandbox:
                             (began + seconds if over and seconds is not None else until) - began)
                 found.setdefault(process["name"], []).append(run)
             if self.config.get("constraints"):
-                start = math.inf if seconds is None else start + seconds
+                start = inf if seconds is None else start + seconds
         return found
 
     @staticmethod
@@ -17515,7 +17518,7 @@ class DemoObserver(App):
 
     def handle(self, request: Request) -> Response:
         self.requests.append((request.path, request.headers))
-        time.sleep(self.slow)
+        sleep(self.slow)
         if self.garbage is not None:
             return Response(200, body=self.garbage, content_type="text/html")
         if request.method not in ("GET", "HEAD"):
@@ -17551,7 +17554,7 @@ class DemoObserver(App):
         if len(self._sandboxes) > 1000:
             self._sandboxes.clear()
         made = self._sandboxes.get(task_id)
-        if made is None or made.begin == math.inf:
+        if made is None or made.begin == inf:
             made = self._sandboxes[task_id] = DemoSandbox(task, self.rotate)
         seen = now // self.delay * self.delay if self.delay else now        # when it last looked for new ones
         if made.begin > seen or made.end is not None and now > made.end + self.purge:
@@ -20360,7 +20363,7 @@ class AuditFile:
     def __init__(self, path: str) -> None:
         self.path = path
         self.as_json = False
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._file = self._open()
 
     def _open(self) -> int:
@@ -20407,7 +20410,7 @@ class Log:
         self.least = 0          # in LOG_LEVELS
         self.lost = 0
         self._told = 0
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._lines: List[Log.Entry] = []
         self._size = 0
         self._some = threading.Event()
@@ -20451,7 +20454,7 @@ class Log:
     def _write(self) -> None:
         while True:
             self._some.wait()
-            time.sleep(self.GATHER)
+            sleep(self.GATHER)
             self._some.clear()
             with self._lock:
                 lines, self._lines, lost = self._lines, [], self.lost - self._told
@@ -20565,7 +20568,7 @@ class Server:
         close."""
         self.service.leaving = True
         if self._thread is not None and drain_timeout is None:
-            time.sleep(self.drain_delay)
+            sleep(self.drain_delay)
         self.http.draining = True
         self.service.operations.interrupt(2.0)
         if self._thread is not None:
@@ -20716,7 +20719,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         unknown = re.match("unrecognized arguments: --([^ =]*)", message)
         if unknown:
-            message = str(no_such("option", "--" + unknown.group(1), ["--" + each.name for each in OPTIONS]))
+            message = str(no_such("option", "--" + unknown[1], ["--" + each.name for each in OPTIONS]))
         raise UsageError(message)
 
 
@@ -20800,7 +20803,7 @@ def _parser() -> _Parser:
     return parser
 
 
-def parse_command_line(arguments: Sequence[str], environment: Texts) -> argparse.Namespace:
+def parse_command_line(arguments: Sequence[str], environment: Texts) -> Namespace:
     """The options: from the command line, else from AURORA_REST_… variables, else from the --config file,
     else their defaults; `origins` says which, by name. Raises UsageError."""
     given: Dict[str, Dict[str, Tuple[Any, str]]] = {"command": {
@@ -20812,7 +20815,7 @@ def parse_command_line(arguments: Sequence[str], environment: Texts) -> argparse
             given["environment"][_option(name, variable).name] = (text, variable)
     path, _ = given["command"].get("config") or given["environment"].get("config") or ("", "")
     given["file"] = read_config(path) if path else {}
-    options = argparse.Namespace(origins={}, arguments=list(arguments), seen={})
+    options = Namespace(origins={}, arguments=list(arguments), seen={})
     for option in OPTIONS:
         origin = next((each for each in given if option.name in given[each]), "default")
         options.origins[option.name] = origin
@@ -20821,14 +20824,14 @@ def parse_command_line(arguments: Sequence[str], environment: Texts) -> argparse
     return options
 
 
-def shown_options(options: argparse.Namespace) -> Json:
+def shown_options(options: Namespace) -> Json:
     """The options in force by name, for `GET /alpha/server`. None of them holds a secret: those are in files,
     or in AURORA_REST_SCHEDULER_CREDENTIALS."""
     return {option.name: {"value": getattr(options, option.dest), "from": options.origins[option.name]}
             for option in OPTIONS if option.group != "commands"}
 
 
-def config_text(options: argparse.Namespace) -> str:
+def config_text(options: Namespace) -> str:
     """The options as a --config file, with those that have their default as comments."""
     lines = ["# aurora_rest " + __version__]
     group = ""
@@ -20846,7 +20849,7 @@ def config_text(options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def check_options(options: argparse.Namespace) -> None:
+def check_options(options: Namespace) -> None:
     """What options mean together. Raises UsageError."""
     for name, known in (("executor", "internal"), ("application", "thread")):
         if getattr(options, name) != known:
@@ -20906,7 +20909,7 @@ def new_token(text: str) -> Tuple[str, str]:
     return token, "%s %s %s %s" % (name, level, roles or "*", hash_token(token))
 
 
-def own_credentials(options: argparse.Namespace, clusters: Sequence[Cluster]) -> Callable[[Cluster], Any]:
+def own_credentials(options: Namespace, clusters: Sequence[Cluster]) -> Callable[[Cluster], Any]:
     """What gives a cluster's own Authorization: a header from its file or the environment; or, where
     clusters.json says BASIC, a function that finds that of a host in netrc. Never from the command line,
     which everybody on the machine can read. Raises UsageError, OSError."""
@@ -20941,7 +20944,7 @@ def _basic(text: str, whose: str) -> str:
     return "Basic " + base64.b64encode(text.strip().encode()).decode()
 
 
-def make_observer(options: argparse.Namespace) -> Observer:
+def make_observer(options: Namespace) -> Observer:
     """Where logs and files are read, as the options say. Raises UsageError."""
     auth = _basic(_read_file("agent-auth", options.agent_auth), "the agents'") if options.agent_auth else None
     if max(options.observer_port, options.agent_port) > 65535:
@@ -21025,16 +21028,16 @@ def certificate_expiry(path: str) -> float:
     found = re.search(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n?",
                       _read_file("tls-cert", path), re.DOTALL)
     with _read_for("tls-cert", path):
-        data = ssl.PEM_cert_to_DER_cert(found.group(0) if found else "")
+        data = ssl.PEM_cert_to_DER_cert(found[0] if found else "")
         # Its validity, in DER: two times side by side, with the year in two figures or in four.
         times = re.search(rb"[\x17\x18].\d{12,14}Z[\x17\x18].(\d{12,14}Z)", data, re.DOTALL)
         if not times:
             raise ValueError("no certificate")
-    until = times.group(1).decode()
+    until = times[1].decode()
     return calendar.timegm(time.strptime(until, "%y%m%d%H%M%SZ" if len(until) == 13 else "%Y%m%d%H%M%SZ"))
 
 
-def server_options(options: argparse.Namespace) -> Json:
+def server_options(options: Namespace) -> Json:
     """What Server takes, as the options say: all the files that they name are read here. Raises
     UsageError."""
     clusters = [Cluster(name, tuple(urls.split(",")))
@@ -21083,7 +21086,7 @@ def server_options(options: argparse.Namespace) -> Json:
             connect_timeout=options.connect_timeout, parallel=options.parallel, ca_file=options.scheduler_ca))
 
 
-def apply_live(server: Server, options: argparse.Namespace, log: Log) -> None:
+def apply_live(server: Server, options: Namespace, log: Log) -> None:
     """Put in force the options that may change while it serves: those marked `live`."""
     service = server.service
     server.drain_timeout, server.drain_delay = options.drain_timeout, options.drain_delay
@@ -21111,7 +21114,7 @@ def _take_lines_of_kazoo(log: Log) -> None:
     logger.handlers = [Handler(logging.WARNING)]
 
 
-def make_server(options: argparse.Namespace, log: Log) -> Server:
+def make_server(options: Namespace, log: Log) -> Server:
     """The server that the options describe, listening. Raises UsageError."""
     named = server_options(options)
     if any(cluster.zk for cluster in named["clusters"]):
@@ -21120,7 +21123,7 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
     activated = _activated_sockets()
     hosts = [each.getsockname()[0] for each in activated if each.family in (socket.AF_INET, socket.AF_INET6)]
     for each in hosts:
-        check_options(argparse.Namespace(**dict(vars(options), host=each)))
+        check_options(Namespace(**dict(vars(options), host=each)))
     host = next(filter(beyond, hosts), hosts[0] if hosts else options.host)
     demo: bool | Demo = False
     if options.demo is not None:
@@ -21149,7 +21152,7 @@ def make_server(options: argparse.Namespace, log: Log) -> Server:
     return server
 
 
-def checked(options: argparse.Namespace) -> str:
+def checked(options: Namespace) -> str:
     """What would be served, in lines. Raises UsageError."""
     named = server_options(options)
     if options.tls_cert:
@@ -21422,7 +21425,7 @@ def _next_signal(source: int, seconds: float | None) -> int | None:
     return os.read(source, 1)[0] if select.select([source], [], [], seconds)[0] else None
 
 
-def _supervise(server: Server, options: argparse.Namespace, affinity: Affinity, log: Log,
+def _supervise(server: Server, options: Namespace, affinity: Affinity, log: Log,
                signals: int) -> int:
     """Wait for signals and do as they say; the exit status."""
     interval = os.environ.get("WATCHDOG_USEC", "")
@@ -21456,7 +21459,7 @@ def _supervise(server: Server, options: argparse.Namespace, affinity: Affinity, 
     return 0
 
 
-def _fingerprint(options: argparse.Namespace, *names: str) -> str:
+def _fingerprint(options: Namespace, *names: str) -> str:
     """What changes when one of the files does that these options name; by default those of TLS."""
     paths = {name: getattr(options, _option(name, name).dest) for name in names or (
         "tls-cert", "tls-key", "client-ca", "client-crl")}
@@ -21467,7 +21470,7 @@ class _Reload(NamedTuple):
     """What SIGHUP reads again, each part for itself: what cannot be read or used stays as it was, whole. A
     part returns what of it changed. For the main thread."""
     server: Server
-    options: argparse.Namespace
+    options: Namespace
     log: Log
 
     def run(self) -> None:

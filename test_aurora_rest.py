@@ -1016,7 +1016,7 @@ class SchedulerTest(unittest.TestCase):
         semaphore.enter(1)
         lock = mock.Mock()
         lock.acquire.side_effect = [True, KeyboardInterrupt]
-        with mock.patch.object(threading, "Lock",
+        with mock.patch.object(aurora_rest, "Lock",
                                return_value=lock), self.assertRaises(KeyboardInterrupt):
             semaphore.enter(1)
         semaphore.leave()
