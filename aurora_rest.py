@@ -8344,6 +8344,10 @@ class Key(NamedTuple):
         """The api.TaskQuery of the job's tasks."""
         return api.TaskQuery(jobKeys={self.thrift}, **more)
 
+    def updates(self, **more: Any) -> Any:
+        """The api.JobUpdateQuery of its updates."""
+        return api.JobUpdateQuery(jobKey=self.thrift, **more)
+
 
 def gathered(pairs: Iterable[Tuple[Any, Any]]) -> Dict[Any, List[Any]]:
     """The values of each key, in their order."""
@@ -8717,8 +8721,7 @@ def update_summaries(scheduler: Scheduler, query: Any) -> List[Any]:
 
 def active_update(scheduler: Scheduler, key: Key) -> Any:
     """The api.JobUpdateSummary of the update in progress. Raises NotFound."""
-    found = update_summaries(scheduler, api.JobUpdateQuery(
-        jobKey=key.thrift, updateStatuses=api.ACTIVE_JOB_UPDATE_STATES))
+    found = update_summaries(scheduler, key.updates(updateStatuses=api.ACTIVE_JOB_UPDATE_STATES))
     if not found:
         raise NotFound("no active update of job %s" % (key,))
     return found[0]
@@ -9742,8 +9745,7 @@ class TaskChanges:
 
 def changes_of(scheduler: Any, key: Key) -> TaskChanges:
     """What is new in a job's tasks and updates."""
-    return TaskChanges(scheduler, key.cluster, key.tasks,
-                       lambda: api.JobUpdateQuery(jobKey=key.thrift))
+    return TaskChanges(scheduler, key.cluster, key.tasks, key.updates)
 
 
 class Lookout(Poll):
@@ -13736,7 +13738,7 @@ def _require_job(call: Call) -> None:
     updates of the job."""
     key = call.key
     if not (read_tasks(call.scheduler, key.tasks(limit=1), "task states") or _cron_of(call)
-            or update_summaries(call.scheduler, api.JobUpdateQuery(jobKey=key.thrift, limit=1))):
+            or update_summaries(call.scheduler, key.updates(limit=1))):
         raise _no_job(call)
 
 
@@ -14283,7 +14285,7 @@ def _update_id(call: Call) -> str:
     NotFound."""
     if "id" in call.args:
         return call.args["id"]
-    found = update_summaries(call.scheduler, api.JobUpdateQuery(jobKey=call.key.thrift))
+    found = update_summaries(call.scheduler, call.key.updates())
     if not found:
         _require_job(call)
         raise NotFound("job %s has had no update" % (call.key,))
@@ -14358,8 +14360,7 @@ def restart_job(call: Call) -> Any:
 
 
 def _updates_in_progress(call: Call) -> List[Any]:
-    return find_updates(call.scheduler, api.JobUpdateQuery(
-        jobKey=call.key.thrift, updateStatuses=api.ACTIVE_JOB_UPDATE_STATES))
+    return find_updates(call.scheduler, call.key.updates(updateStatuses=api.ACTIVE_JOB_UPDATE_STATES))
 
 
 def _batches(call: Call) -> Tuple[List[int], int]:
@@ -15062,7 +15063,7 @@ def _versions(call: Call) -> Dict[str, Version]:
         known = found.get(identity)
         if known is None or (version.when or 0) > (known.when or 0):
             found[identity] = version
-    for details in find_updates(call.scheduler, api.JobUpdateQuery(jobKey=call.key.thrift)):
+    for details in find_updates(call.scheduler, call.key.updates()):
         update, instructions = details.update.summary, details.update.instructions
         said = next((each.message for each in details.updateEvents or () if each.message), None)
         desired, settings = instructions.desiredState, instructions.settings

@@ -5477,7 +5477,7 @@ class Echo(App):
         if request.path.startswith("/light/"):
             sock, poll = self.far[request.path], select.poll()
             poll.register(sock, select.POLLIN)
-            ready = wait_ready(sock, poll, aurora_rest.EVENT_READ, time.monotonic() + self.patience)
+            ready = wait_ready(sock, poll, EVENT_READ, time.monotonic() + self.patience)
             data = sock.recv(10) if ready else b"late"
             if data == b"long":
                 let_go()
