@@ -140,6 +140,7 @@ Files = Dict[str, bytes]        # by path
 Limits = Dict[str, float]
 Texts = Dict[str, str]          # by name
 Pair = Tuple[str, str]          # a name and its value
+Items = List[Tuple[str, Any]]   # names and values
 
 
 def ignore(*_: Any, **__: Any) -> None:
@@ -710,7 +711,7 @@ def error_response(error: Failure, key: str | None = None) -> Response:
 MAX_DIGITS = 400
 
 
-def load_json(text: str, pairs: Callable[[List[Tuple[str, Any]]], Any] | None = None) -> Any:
+def load_json(text: str, pairs: Callable[[Items], Any] | None = None) -> Any:
     """JSON that a stranger wrote: no NaN, no number of thousands of digits. Raises ValueError, for deep
     nesting too."""
     def whole(digits: str) -> int:
@@ -728,7 +729,7 @@ def load_json(text: str, pairs: Callable[[List[Tuple[str, Any]]], Any] | None = 
 
 def parse_json(data: bytes) -> Any:
     """Strict JSON: UTF-8, no name twice, and as `load_json` wants it. Raises BadRequest."""
-    def pairs(items: List[Tuple[str, Any]]) -> Json:
+    def pairs(items: Items) -> Json:
         made = dict(items)
         if len(made) < len(items):
             raise ValueError("a name occurs twice in one object")
@@ -3212,18 +3213,15 @@ _RESPONSE_ERRORS = {"INVALID_REQUEST": Refused, "ERROR": SchedulerFailed, "AUTH_
                     "JOB_UPDATING_ERROR": JobUpdating, "ERROR_TRANSIENT": SchedulerTransient}
 
 # The field of a Response's result that holds what a method returns; the others return nothing, or not always.
-_RESULTS = {"getRoleSummary": "roleSummaryResult", "getJobSummary": "jobSummaryResult",
-            "getTasksStatus": "scheduleStatusResult", "getTasksWithoutConfigs": "scheduleStatusResult",
-            "getPendingReason": "getPendingReasonResult", "getConfigSummary": "configSummaryResult",
-            "getJobs": "getJobsResult", "getQuota": "getQuotaResult",
-            "populateJobConfig": "populateJobResult",
-            "getJobUpdateSummaries": "getJobUpdateSummariesResult",
-            "getJobUpdateDetails": "getJobUpdateDetailsResult",
-            "getJobUpdateDiff": "getJobUpdateDiffResult", "getTierConfigs": "getTierConfigResult",
-            "pulseJobUpdate": "pulseJobUpdateResult", "listBackups": "listBackupsResult",
-            "queryRecovery": "queryRecoveryResult", "startMaintenance": "startMaintenanceResult",
-            "drainHosts": "drainHostsResult", "slaDrainHosts": "drainHostsResult",
-            "maintenanceStatus": "maintenanceStatusResult", "endMaintenance": "endMaintenanceResult"}
+_RESULTS = dict(
+    {name: name + "Result" for name in (
+        "getPendingReason getJobs getQuota getJobUpdateSummaries getJobUpdateDetails getJobUpdateDiff "
+        "pulseJobUpdate listBackups queryRecovery startMaintenance drainHosts maintenanceStatus "
+        "endMaintenance").split()},
+    getRoleSummary="roleSummaryResult", getJobSummary="jobSummaryResult",
+    getTasksStatus="scheduleStatusResult", getTasksWithoutConfigs="scheduleStatusResult",
+    getConfigSummary="configSummaryResult", populateJobConfig="populateJobResult",
+    getTierConfigs="getTierConfigResult", slaDrainHosts="drainHostsResult")
 
 
 class Semaphore:
@@ -3436,6 +3434,9 @@ class _Location(NamedTuple):
         return "%s://%s" % ("https" if self.secure else "http", self.authority)
 
 
+Headers = Dict[bytes, bytes]    # of an answer, by name in lower case
+
+
 class Known:
     """The last reply to a call that is made again. Its owner lends it to that one call, which empties it when
     another reply comes, so that two large ones are not held at once."""
@@ -3512,7 +3513,7 @@ class _Wire:
             self.socket.close()
 
     def exchange(self, request: bytes, deadline: float, limit: int,
-                 known: Known | None = None) -> Tuple[int, Dict[bytes, bytes], bytes, bool]:
+                 known: Known | None = None) -> Tuple[int, Headers, bytes, bool]:
         """Send a request; (status, headers, body, whether the connection can be used again). Raises _Broken.
 
         known: a body that may come again; if it does, that very object is returned, and no other was made of
@@ -3530,7 +3531,7 @@ class _Wire:
                 if not found:
                     raise _Broken("an answer that is not HTTP")
                 minor, status = found[1], int(found[2])
-            headers: Dict[bytes, bytes] = {}
+            headers: Headers = {}
             for line in head.split(b"\r\n")[1:]:
                 name, _, value = line.partition(b":")
                 name, value = name.strip().lower(), value.strip()
@@ -3675,7 +3676,7 @@ class _Network:
             location, circuit.failures, circuit.cause, circuit.left), False, after=max(0.05, circuit.left))
 
     def exchange(self, location: _Location, request: bytes, deadline: float,
-                  known: Known | None, named: bytes = b"") -> Tuple[int, Dict[bytes, bytes], bytes]:
+                  known: Known | None, named: bytes = b"") -> Tuple[int, Headers, bytes]:
         """(status, fields, body) of the answer. named: how a Thrift message that answers has to go on after
         its first eight bytes: with the method's name and the call's number, or none."""
         circuit = self.circuit(location)
@@ -4162,7 +4163,7 @@ class Scheduler:
         own = self.authorization
         return own(location.host) if callable(own) else own
 
-    def _redirect(self, location: _Location, headers: Dict[bytes, bytes], ask: Ask) -> _Location:
+    def _redirect(self, location: _Location, headers: Headers, ask: Ask) -> _Location:
         """Where a redirect leads. Raises BadAnswer: it is no URL, or credentials would leave https."""
         text = headers.get(b"location", b"").decode("latin-1")
         try:
@@ -4177,6 +4178,63 @@ class Scheduler:
         """Read the certificates to trust again, from the next connection on."""
         self.leadership.forget()
         self.network.close()
+
+
+class _KeyText(TFrozenBase):
+    """role/environment/name, made straight from the wire."""
+    def __new__(cls, role: str = "", environment: str = "", name: str = "") -> Any:
+        return role + "/" + environment + "/" + name
+
+
+class _OnlyKey(TFrozenBase):
+    """A JobConfiguration of which just the key is wanted."""
+    def __new__(cls, key: Any = None) -> Any:
+        return key
+
+
+_STRING_KEY = {"role": True, "environment": True, "name": True, None: _KeyText}
+
+
+@lru_cache
+def projection(name: str) -> Projection:
+    """The named projection of a Response; made on first use."""
+    assigned = {"taskId": True, "slaveHost": True, "instanceId": True}
+    events = {"status": True, "taskEvents": {"timestamp": True, "status": True, "message": True},
+              "failureCount": True, "ancestorId": True}
+    summary, ports = {"tier": True, "isService": True}, dict(assigned, assignedPorts=True)
+    whole = dict(events, assignedTask=dict(ports, task=dict(summary, job=_STRING_KEY)))
+    job = {"key": _STRING_KEY, "cronSchedule": True, "cronCollisionPolicy": True, "instanceCount": True}
+    summaries = {"job": dict(job, taskConfig=summary), "stats": True, "nextCronRunMs": True}
+    tasks: Json = {
+        "tasks": dict(events, assignedTask=dict(ports, task=summary)),
+        "cluster tasks": whole,
+        "task changes": {"assignedTask": dict(assigned, task={"job": _STRING_KEY}), "status": True,
+                         "taskEvents": events["taskEvents"]},
+        "log tasks": {"assignedTask": dict(assigned, task={"executorConfig": {"name": True}}),
+                      "status": True, "taskEvents": {"timestamp": True}},
+        "sla tasks": {"assignedTask": {"slaveHost": True, "task": {"job": _STRING_KEY, "production": True}},
+                      "status": True, "taskEvents": {"timestamp": True, "status": True}},
+        "task times": {"assignedTask": {"taskId": True, "task": {"job": _STRING_KEY}}, "status": True,
+                       "taskEvents": {"timestamp": True}},
+        "task states": {"assignedTask": assigned, "status": True},
+        "hosts": {"assignedTask": {"slaveHost": True}},
+        "task ids": {"assignedTask": {"taskId": True}},
+    }
+    others: Json = {
+        "no tasks": {"scheduleStatusResult": {}},
+        "job keys": {"getJobsResult": {"configs": {"key": _STRING_KEY, None: _OnlyKey}}},
+        "recovery tasks": {"queryRecoveryResult": {"tasks": whole}},
+        "summaries": {"jobSummaryResult": {"summaries": summaries}},
+        "described summaries": {"jobSummaryResult": {"summaries": dict(
+            summaries, job=dict(job, taskConfig=dict(summary, metadata=True, container=True)))}},
+    }
+    result = others.get(name) or {"scheduleStatusResult": {"tasks": tasks[name]}}
+    return Projection(Type("struct", api.Response), {"responseCode": True, "details": True, "result": result})
+
+
+def listed_in(response: Any, result: str, field: str) -> Any:
+    """The items that a projected Response has in a field of its result; none where it lacks that."""
+    return response.get("result", {}).get(result, {}).get(field, [])
 
 
 def narrowed(scheduler: Scheduler, ask: Ask, timeout: float | None = None) -> Ask | None:
@@ -4195,12 +4253,10 @@ def narrowed(scheduler: Scheduler, ask: Ask, timeout: float | None = None) -> As
         raise BadRequest("only ended tasks can be pruned: %s" % ", ".join(
             sorted(ScheduleStatus.name_of(each) for each in api.TERMINAL_STATES)))
     look = query.replace(statuses=query.statuses or api.TERMINAL_STATES, offset=None)
-    ids = Projection(Type("struct", api.Response), {"responseCode": True, "details": True, "result": {
-        "scheduleStatusResult": {"tasks": {"assignedTask": {"taskId": True}}}}})
     response = scheduler.ask(scheduler.prepare(
-        "getTasksWithoutConfigs", look, projection=ids, authorization=ask.authorization,
+        "getTasksWithoutConfigs", look, projection=projection("task ids"), authorization=ask.authorization,
         request_id=ask.request_id), timeout)[1]
-    tasks = response["result"]["scheduleStatusResult"].get("tasks", ())
+    tasks = listed_in(response, "scheduleStatusResult", "tasks")
     found = {task.get("assignedTask", {}).get("taskId") for task in tasks} - {None, ""}
     if not found:
         return None
@@ -4864,7 +4920,7 @@ def _task_helpers(names: Json, Units: Any) -> Json:
 
 
 def _options(long_prefix: str, *given: Any, **named: Any) -> str:
-    pairs: List[Tuple[str, Any]] = []
+    pairs: Items = []
     for each in given:
         if isinstance(each, str):
             pairs.append((each, None))
@@ -7152,7 +7208,7 @@ class _Conversion:
 
     def problems(self, thing: Any, path: str) -> Iterator[str]:
         """What a value, in its scope, and all that it holds lack or have of a wrong type, by their paths."""
-        inside: List[Tuple[str, Any]] = []
+        inside: Items = []
         if hasattr(thing, "TYPEMAP"):
             inside = [("%s.%s" % (path, field), value) for field, value in thing._schema_data.items()]
         elif hasattr(thing, "_values"):
@@ -8465,58 +8521,6 @@ def parse_instances(texts: Iterable[str]) -> List[int]:
     return sorted(found)
 
 
-class _KeyText(TFrozenBase):
-    """role/environment/name, made straight from the wire."""
-    def __new__(cls, role: str = "", environment: str = "", name: str = "") -> Any:
-        return role + "/" + environment + "/" + name
-
-
-class _OnlyKey(TFrozenBase):
-    """A JobConfiguration of which just the key is wanted."""
-    def __new__(cls, key: Any = None) -> Any:
-        return key
-
-
-_STRING_KEY = {"role": True, "environment": True, "name": True, None: _KeyText}
-_MESSAGES = {"responseCode": True, "details": True}
-
-
-@lru_cache
-def projection(name: str) -> Projection:
-    """The named projection of a Response; made on first use."""
-    assigned = {"taskId": True, "slaveHost": True, "instanceId": True}
-    events = {"status": True, "taskEvents": {"timestamp": True, "status": True, "message": True},
-              "failureCount": True, "ancestorId": True}
-    summary, ports = {"tier": True, "isService": True}, dict(assigned, assignedPorts=True)
-    whole = dict(events, assignedTask=dict(ports, task=dict(summary, job=_STRING_KEY)))
-    job = {"key": _STRING_KEY, "cronSchedule": True, "cronCollisionPolicy": True, "instanceCount": True}
-    summaries = {"job": dict(job, taskConfig=summary), "stats": True, "nextCronRunMs": True}
-    tasks: Json = {
-        "tasks": dict(events, assignedTask=dict(ports, task=summary)),
-        "cluster tasks": whole,
-        "task changes": {"assignedTask": dict(assigned, task={"job": _STRING_KEY}), "status": True,
-                         "taskEvents": events["taskEvents"]},
-        "log tasks": {"assignedTask": dict(assigned, task={"executorConfig": {"name": True}}),
-                      "status": True, "taskEvents": {"timestamp": True}},
-        "sla tasks": {"assignedTask": {"slaveHost": True, "task": {"job": _STRING_KEY, "production": True}},
-                      "status": True, "taskEvents": {"timestamp": True, "status": True}},
-        "task times": {"assignedTask": {"taskId": True, "task": {"job": _STRING_KEY}}, "status": True,
-                       "taskEvents": {"timestamp": True}},
-        "task states": {"assignedTask": assigned, "status": True},
-        "hosts": {"assignedTask": {"slaveHost": True}},
-    }
-    others: Json = {
-        "no tasks": {"scheduleStatusResult": {}},
-        "job keys": {"getJobsResult": {"configs": {"key": _STRING_KEY, None: _OnlyKey}}},
-        "recovery tasks": {"queryRecoveryResult": {"tasks": whole}},
-        "summaries": {"jobSummaryResult": {"summaries": summaries}},
-        "described summaries": {"jobSummaryResult": {"summaries": dict(
-            summaries, job=dict(job, taskConfig=dict(summary, metadata=True, container=True)))}},
-    }
-    result = others.get(name) or {"scheduleStatusResult": {"tasks": tasks[name]}}
-    return Projection(Type("struct", api.Response), dict(_MESSAGES, result=result))
-
-
 _Work = TypeVar("_Work", bound=Function)
 
 
@@ -8531,11 +8535,6 @@ def reading(work: _Work) -> _Work:
                 type(error).__name__, error)) from error
     made: Any = wraps(work)(read)
     return made
-
-
-def listed_in(response: Any, result: str, field: str) -> Any:
-    """The items that a projected Response has in a field of its result; none where it lacks that."""
-    return response.get("result", {}).get(result, {}).get(field, [])
 
 
 @reading
@@ -10097,7 +10096,7 @@ class Observer:
                         code="HOST_NOT_ALLOWED")
 
     def ask(self, spot: Spot, target: str, agent: bool = False, span: str = "",
-            limit: int = LISTING) -> Tuple[int, Dict[bytes, bytes], bytes]:
+            limit: int = LISTING) -> Tuple[int, Headers, bytes]:
         """(status, headers, body) of a GET. span: the Range to ask for."""
         port = self.agent_port if agent else self.port
         what = "agent" if agent else "observer"
@@ -11891,10 +11890,14 @@ Ready(Success): able to work
 """
 
 
+# name → (what it is, its fields: name → (whether it may be absent, type, what it is))
+_Objects = Dict[str, Tuple[str, Dict[str, Tuple[bool, str, str]]]]
+
+
 @lru_cache
-def _objects() -> Dict[str, Tuple[str, Dict[str, Tuple[bool, str, str]]]]:
-    """name → (what it is, its fields: name → (whether it may be absent, type, what it is))."""
-    found: Dict[str, Tuple[str, Dict[str, Tuple[bool, str, str]]]] = {}
+def _objects() -> _Objects:
+    """The table, read."""
+    found: _Objects = {}
     for line in OBJECTS.strip().split("\n"):
         head, _, text = line.partition(": ")
         if not line.startswith(" "):
@@ -14948,7 +14951,7 @@ def watch_operation(call: Call) -> Any:
         told, state = mark
         stepped, steps, now = operation.stepped, list(operation.steps), operation.state
         fresh = min(stepped - told, len(steps))
-        events: List[Tuple[str, Any]] = []
+        events: Items = []
         if fresh < stepped - told:
             events.append(("gap", {"reason": "%d steps are not known any more" % (stepped - told - fresh)}))
         events += [("step", step) for step in steps[len(steps) - fresh:]]
@@ -15621,6 +15624,9 @@ def task_fate(config: Any) -> Tuple[float | None, bool]:
     return (ends if ends < inf else None), False
 
 
+_Stores = Tuple[Dict[Any, Any], ...]    # tasks, cron jobs, quotas and updates, by key or id
+
+
 class _DemoTime:
     """The demo's time: what is due, and the work that changes post. A subclass is a layer on top, down to
     Demo. Everything happens with _lock held, which guards all that the layers have: that is here, as in
@@ -15647,7 +15653,7 @@ class _DemoTime:
         self._updates: Dict[str, DemoUpdate] = {}
         self._rolling: Dict[JobTuple, DemoUpdate] = {}      # the active update of a job
         self._backups: Json = {}
-        self._staged: Tuple[Dict[Any, Any], ...] = ()
+        self._staged: _Stores = ()
         self._back_at = 0.0         # when the scheduler is there again after a recovery
         self._lock = threading.RLock()
         self._now = self.clock.now()
@@ -16910,7 +16916,7 @@ class _DemoAdmin(_DemoJobs):
             del self._backups[old]
 
     @staticmethod
-    def _copies(*stores: Dict[Any, Any]) -> Tuple[Dict[Any, Any], ...]:
+    def _copies(*stores: Dict[Any, Any]) -> _Stores:
         return tuple({key: copy.copy(each) for key, each in store.items()} for store in stores)
 
     def listBackups(self) -> Any:
@@ -16925,7 +16931,7 @@ class _DemoAdmin(_DemoJobs):
             raise ValueError("Another backup is already loaded.")
         self._staged = self._copies(*self._backups[backupId])
 
-    def _staged_stores(self) -> Tuple[Dict[Any, Any], ...]:
+    def _staged_stores(self) -> _Stores:
         """The tasks, cron jobs, quotas and updates that are staged."""
         if not self._staged:
             raise ValueError("No backup loaded.")
