@@ -12441,6 +12441,11 @@ class Call:
         return self.args["cluster"]
 
     @property
+    def role(self) -> str | None:
+        """The role that the path names, if it names one."""
+        return self.args.get("role")
+
+    @property
     def key(self) -> Key:
         """The job that the path names."""
         return Key(*(self.args[name] for name in Key._fields))
@@ -12561,7 +12566,7 @@ class Call:
         """Begin an operation in the place that was taken before the handler ran."""
         key = self.service.key_of(self.request) or ""
         operation = Operation(kind, key, self.user.name, total, self.owner)
-        operation.needs = (self.request.route.access, self.args.get("role"))
+        operation.needs = (self.request.route.access, self.role)
         operation.request_id = self.request.id
         started = self.service.operations.start(operation, work, self.slot, alone)
         self.slot, self.began = None, True
@@ -13247,7 +13252,7 @@ class Service(Reception):
                 with suppress(AuroraError):
                     door: Any = call.session
                     active = active_update(door, call.key).key.id
-                    error.details["update"] = plain_update(call.key.cluster,
+                    error.details["update"] = plain_update(call.cluster,
                                                            update_details(door, call.key, active))
             raise
         finally:
@@ -13622,7 +13627,7 @@ _JOB_FILTERS = " tier has metadata image limit offset detail"
 def _jobs_of(call: Call, scheduler: Any, cluster: str) -> List[Any]:
     """The jobs of a cluster, or of the role that the path names, that pass the filters: keys, or with
     detail=1 Jobs."""
-    role, fits = call.args.get("role"), _key_filter(call)
+    role, fits = call.role, _key_filter(call)
     described = {"metadata", "image"} & set(call.params)
     if not described and not {"detail", "tier", "has"} & set(call.params):
         return ["%s/%s" % (cluster, key) for key in list_jobs(scheduler, role) if fits(key)]
@@ -13732,7 +13737,7 @@ def _plain_tasks(cluster: str, job: str, tasks: Iterable[Any]) -> List[Json]:
 def _cron_of(call: Call) -> Json | None:
     """When the job runs, if it is a cron job."""
     wanted = "/".join(call.key[1:])
-    return next((_cron(each) for each in list_summaries(call.scheduler, call.key.role)
+    return next((_cron(each) for each in list_summaries(call.scheduler, call.role)
                  if each["job"]["key"] == wanted), None)
 
 
@@ -13781,7 +13786,7 @@ def get_job(call: Call) -> Any:
         failed=sum(counts[each] for each in _FAILED),
         tier=config.get("tier"), service=service,
         stats=dict(sorted((ScheduleStatus.name_of(each), count) for each, count in counts.items())),
-        cron=cron, update=plain_update(call.key.cluster, updates[0]) if updates else None,
+        cron=cron, update=plain_update(call.cluster, updates[0]) if updates else None,
         tasks={"active": active, "inactive": ended}, **words)
 
 
@@ -13835,7 +13840,7 @@ def watch_job(call: Call) -> Any:
 @_events("/alpha/events/{cluster}/{role}", params="snapshot", a200="task, instance and update events")
 def watch_role(call: Call) -> Any:
     """Events of all jobs of a role as they happen."""
-    cluster, role = call.cluster, call.args.get("role")
+    cluster, role = call.cluster, call.role
     return call.service.stream(call, ("role", cluster, role), lambda: TaskChanges(
         call.scheduler, cluster, lambda: api.TaskQuery(role=role), lambda: api.JobUpdateQuery(role=role)))
 
@@ -14108,7 +14113,7 @@ def failure_of(call: Call, instances: Instances, patient: bool = False) -> Json:
     """`last_words`, as a field of an answer: the end of what the process wrote that failed last; nothing
     where none did, the caller does not want it (logs=0) or may not see it."""
     observer = call.service.observer
-    if not call.get("logs", True) or not observer.port or not call.user.may("logs", call.args.get("role")):
+    if not call.get("logs", True) or not observer.port or not call.user.may("logs", call.role):
         return {}
     session = Session(call.service.clusters[call.cluster], call.auth)
     try:
@@ -14235,7 +14240,7 @@ def _awaiting_update(call: Call, status: int, update_id: str, wanted: str = "ROL
                      **fields: Any) -> Answer:
     """The answer to a write after which an update is to end as wanted."""
     def tell(look: UpdateLook) -> Json:
-        return {"update": plain_update(call.key.cluster, look.details)}
+        return {"update": plain_update(call.cluster, look.details)}
     if not call.get("wait"):
         with suppress(AuroraError):      # it was started; what it looks like is a favour
             fields.update(tell(UpdateLook(update_details(call.scheduler, call.key, update_id))))
@@ -14254,7 +14259,7 @@ def _chosen_update(call: Call) -> Any:
     if summary.state.status not in api.ACTIVE_JOB_UPDATE_STATES:
         raise Conflict("the update %s has ended as %s" %
                        (call.args["id"], JobUpdateStatus.name_of(summary.state.status)),
-                       code="UPDATE_ENDED", update=plain_update(call.key.cluster, details))
+                       code="UPDATE_ENDED", update=plain_update(call.cluster, details))
     return summary
 
 
@@ -14305,13 +14310,13 @@ def get_update(call: Call) -> Any:
     """The update in progress, else the latest one, and how far it is; detail=1 with configurations and
     events."""
     details = update_details(call.scheduler, call.key, _update_id(call))
-    return call.job_success(200, update=plain_update(call.key.cluster, details, bool(call.get("detail"))))
+    return call.job_success(200, update=plain_update(call.cluster, details, bool(call.get("detail"))))
 
 
 def _list_updates(call: Call) -> Any:
     """Updates, the one changed last first: a hundred, or limit= of them."""
     start, limit, user = call.get("offset", 0), call.get("limit", 100), call.get("user")
-    whose = {"jobKey": call.key.thrift} if "name" in call.args else {"role": call.args.get("role")}
+    whose = {"jobKey": call.key.thrift} if "name" in call.args else {"role": call.role}
     narrow = not _is_pattern(user)      # what the scheduler can pick out itself
     found = find_updates(call.scheduler, api.JobUpdateQuery(
         updateStatuses=call.get("status"), user=user if narrow else None, limit=limit + 1 if narrow else None,
@@ -14371,7 +14376,7 @@ def _batches(call: Call) -> Tuple[List[int], int]:
     the scheduler would say to an operation's first step."""
     updates = _updates_in_progress(call)
     if updates:
-        raise JobUpdating("Job is currently updating", update=plain_update(call.key.cluster, updates[0]))
+        raise JobUpdating("Job is currently updating", update=plain_update(call.cluster, updates[0]))
     active = sorted(active_instances(call.scheduler, call.key, call.shards))
     size: Any = call.get("batch_size", 1)
     size = len(active) if size == "all" else size
@@ -14500,13 +14505,13 @@ def schedule_cron(call: Call) -> Any:
 
 def _template(call: Call) -> Any:
     """The api.JobConfiguration of the cron job. Raises NotFound."""
-    jobs = [each for each in call.read("getJobs", call.key.role).result.getJobsResult.configs or ()
+    jobs = [each for each in call.read("getJobs", call.role).result.getJobsResult.configs or ()
             if each.cronSchedule]
     for each in jobs:
         if each.key == call.key.thrift:
             return each
     raise no_such("cron job", str(call.key), [
-        "/".join((call.key.cluster, *job_tuple(each.key))) for each in jobs])
+        "/".join((call.cluster, *job_tuple(each.key))) for each in jobs])
 
 
 @_remembered("/alpha/cron/{key}", gives="CronAnswer", a200="the cron job")
@@ -14545,7 +14550,7 @@ def list_cron(call: Call) -> Any:
     """The cron jobs of a role with their schedules and next runs."""
     fits = _key_filter(call)
     return _job_list(call, [_summary(call.cluster, each)
-                            for each in list_summaries(call.scheduler, call.args.get("role"))
+                            for each in list_summaries(call.scheduler, call.role)
                             if each["job"].get("cronSchedule") and fits(each["job"]["key"])])
 
 
@@ -14562,7 +14567,7 @@ def _amounts(aggregate: Any) -> Dict[str, float]:
              a200="quota and consumption")
 def get_quota(call: Call) -> Any:
     """A role's quota, and what its production and other jobs consume."""
-    result = call.read("getQuota", call.args["role"]).result.getQuotaResult
+    result = call.read("getQuota", call.role).result.getQuotaResult
     return call.success(quota=_amounts(result.quota), consumption={
         "production": _amounts(result.prodSharedConsumption),
         "other": _amounts(result.nonProdSharedConsumption),
@@ -14579,7 +14584,7 @@ def set_quota(call: Call) -> Any:
     if not isinstance(given, dict) or set(given) - set(_QUOTA_FIELDS) or not all(
             type(each) in (int, float) and abs(each) < 1 << 62 for each in given.values()):
         raise BadRequest("the body has to be an object of numbers: %s" % ", ".join(_QUOTA_FIELDS))
-    role = call.args["role"]
+    role = call.role
     with locked("quota", call.cluster, role):
         if call.get("increase"):
             now = _amounts(call.read("getQuota", role).result.getQuotaResult.quota)
