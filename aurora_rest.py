@@ -6120,7 +6120,7 @@ class _Environ(_Dict):      # type: ignore[misc]
 class _Stream:
     """sys.stdout and sys.stderr."""
 
-    def __init__(self, write: Logger) -> None:
+    def __init__(self, write: Callable[[str], None]) -> None:
         self.write = write
 
     def flush(self) -> None:
@@ -12491,8 +12491,7 @@ class Call:
         job = {"count": 1, "job": str(self.key)} if "name" in self.args else {}
         return self.success(status, headers, **{**job, **fields})
 
-    def page(self, items: Sequence[Any], most: int | None = None) -> Tuple[Sequence[Any],
-            List[Pair]]:
+    def page(self, items: Sequence[Any], most: int | None = None) -> Tuple[Sequence[Any], List[Pair]]:
         """(those that offset= and limit=, by default `most`, leave; a Link to the next page if there is
         one)."""
         start = self.get("offset", 0)
@@ -12598,8 +12597,7 @@ class Call:
         place, self.place = self.place, None
         return place or self.service.waits.take(self.request.caller)
 
-    def told(self, status: int, verdict: Verdict, headers: Iterable[Pair],
-             fields: Json) -> Response:
+    def told(self, status: int, verdict: Verdict, headers: Iterable[Pair], fields: Json) -> Response:
         """The answer to a write that was waited for: `status` or 200 where it is reached, 202 where it is
         under way, 409 where it cannot be reached any more. No 5xx, which `curl --retry` would repeat."""
         more = dict(fields, reached=bool(verdict.reached), progress=verdict.progress, **verdict.fields)
@@ -12609,8 +12607,7 @@ class Call:
             return self.job_success(202, headers, **more, why=verdict.text)
         return self.job_success(201 if status == 201 else 200, headers, **more)
 
-    def operated(self, operation: Operation, tell: Callable[[], Json] = dict,
-                 **fields: Any) -> Answer:
+    def operated(self, operation: Operation, tell: Callable[[], Json] = dict, **fields: Any) -> Answer:
         """The answer to a call that began an operation. tell: further fields, as they are when it is
         answered."""
         headers = [("Location", "/alpha/operations/" + operation.id)]
@@ -12767,8 +12764,7 @@ class Watched:
         """How many watch."""
         return sum(each.waiters for each in list(self._polls.values()))
 
-    def watch(self, key: Any, make: Callback, use: Callable[[Any], Any],
-              counted: bool = True) -> Any:
+    def watch(self, key: Any, make: Callback, use: Callable[[Any], Any], counted: bool = True) -> Any:
         """What `use` makes of the poll of a watched thing, and listens to it; `make` makes the poll on first
         use. counted: it takes a place among the watchers. Raises Overloaded."""
         if counted and self.count >= self.limits["watchers"]:
@@ -21437,8 +21433,7 @@ def _next_signal(source: int, seconds: float | None) -> int | None:
     return os.read(source, 1)[0] if select.select([source], [], [], seconds)[0] else None
 
 
-def _supervise(server: Server, options: Namespace, affinity: Affinity, log: Log,
-               signals: int) -> int:
+def _supervise(server: Server, options: Namespace, affinity: Affinity, log: Log, signals: int) -> int:
     """Wait for signals and do as they say; the exit status."""
     interval = os.environ.get("WATCHDOG_USEC", "")
     pause = min(1.0, int(interval) / 2e6 or 1.0) if interval.isdigit() else 1.0
