@@ -2812,6 +2812,24 @@ class OperationsTest(unittest.TestCase):
             with self.subTest(text=text), self.assertRaises(aurora_rest.BadRequest):
                 aurora_rest.parse_instances([text])
 
+    def test_a_cron_jobs_template_is_compared_with_its_active_tasks(self) -> None:
+        def job(command: str) -> Any:
+            return load(source(command=command, extra="cron_schedule='0 1 * * *', instances=3", kind="Job"))
+
+        def plan(command: str, *running: Any) -> Any:
+            groups = [(job(each).configuration.taskConfig, numbers) for each, numbers in running]
+            told = aurora_rest.plan_update(self.nobody(), job(command), (), groups)
+            return [told[name] for name in ("add", "remove", "update", "unchanged")], told["changes"]
+        self.assertEqual(plan("a"), ([[0, 1, 2], [], [], []], []))
+        sets, changes = plan("a", ("a", [0]), ("b", [2, 7]))
+        self.assertEqual(sets, [[1], [], [2, 7], [0]])
+        self.assertEqual([each["instances"] for each in changes], [[2, 7]])
+        self.assertIn("cmdline", json.dumps(changes))
+
+    @staticmethod
+    def nobody() -> Any:
+        return aurora_rest.Scheduler("http://127.0.0.1:1")
+
     def test_field_changes_name_path_old_and_new(self) -> None:
         old = {"a": 1, "b": {"c": [1], "same": 0}, "executorConfig": {"data": {"x": 1, "y": 2}}}
         new = {"a": 2, "b": {"c": [2], "same": 0}, "executorConfig": {"data": {"y": 2, "x": 3}}, "d": 4}
@@ -2883,6 +2901,31 @@ class RestartTest(Serving):
         operation.run(lambda op: aurora_rest.rolling_restart(self.scheduler, key, instances,
                                                              aurora_rest.RestartOptions(**given), op))
         return operation
+
+    def test_scripts_wait_for_instances_and_updates(self) -> None:
+        key = self.create("awaited", 2)
+        fast: Any = {"poll_secs": 0.02, "time_limit": 9.0}
+        self.assertEqual(aurora_rest.wait_until_running(self.scheduler, key, **fast).done, 2)
+        with self.assertRaisesRegex(aurora_rest.NotFound, "no active instance 2, 9"):
+            aurora_rest.active_instances(self.scheduler, key, (1, 2, 9))
+        with self.assertRaisesRegex(aurora_rest.Unprocessable, "0 of 2 .*after 0 s"):
+            aurora_rest.wait_until_running(self.scheduler, key, known=self.ids(key).values(),
+                                           poll_secs=0.02, time_limit=0.0)
+        job = load(source("awaited", "v2", "instances=2, update_config=UpdateConfig(watch_secs=0)"), key)
+        started = aurora_rest.start_update(self.scheduler, job)
+        self.assertEqual(aurora_rest.wait_for_update(
+            self.scheduler, key, started.id, **fast).result["state"], "ROLLED_FORWARD")
+        bad = load(source("awaited", "exit 1", "instances=2, update_config=UpdateConfig(watch_secs=1)"), key)
+        started = aurora_rest.start_update(self.scheduler, bad)
+        with self.assertRaisesRegex(aurora_rest.Unprocessable, "ROLLED_BACK"):
+            aurora_rest.wait_for_update(self.scheduler, key, started.id, **fast)
+        for wanted, like, error in ((4001, None, "0 to 4000"), (-1, None, "0 to 4000"),
+                                    (3, 9, "no active instance 9")):
+            with self.assertRaisesRegex(aurora_rest.Failure, error):
+                aurora_rest.change_instances(self.scheduler, key, wanted, like)
+        aurora_rest.batched_kill(self.scheduler, key, [0, 1], 2, **fast)
+        with self.assertRaisesRegex(aurora_rest.NotFound, "no active instances"):
+            aurora_rest.change_instances(self.scheduler, key, 3)
 
     def ids(self, key: Any) -> Any:
         return {t["assignedTask"]["instanceId"]: t["assignedTask"]["taskId"] for t in aurora_rest.query_tasks(
@@ -3473,6 +3516,31 @@ class RoutesTest(Serving):
             self.assertEqual(would["timeoutSecs"], 604800)
         self.assertIn("demo-01", [each["host"] for each in self.good("GET",
                 "/alpha/maintenance/devcluster")["hosts"]])
+
+    def test_hosts_whose_loss_takes_a_job_below_its_sla_are_told_and_not_drained(self) -> None:
+        self.good("PUT", "/alpha/quota/devcluster/www-data?increase=1",
+                  json.dumps({"cpu": 9, "ram_mb": 9999, "disk_mb": 9999}))
+        key = self.create("precious", 3, tier="preferred").replace("/alpha/job/", "")
+        self.create("cheap", 3)
+        tasks = self.good("GET", JOB + "precious")["tasks"]["active"]
+        host = tasks[0]["host"]
+        here = [each["host"] for each in tasks].count(host)
+        path, share = "/alpha/maintenance/devcluster/" + host, round(100.0 * (3 - here) / 3, 2)
+        some = "duration=0&min_instances=3&percentage="
+        told = self.good("GET", path + "/safe?%s%s" % (some, share + 1))
+        self.assertEqual((told["safe"], told["hosts"][0]["jobs"]),
+                         (False, [{"job": key, "percentage": share, "safe": False}]))
+        # just enough; too young; too small to count
+        for query, safe in ((some + str(int(share)), True),
+                            ("duration=1h&min_instances=3&percentage=1", False), ("duration=0", True)):
+            self.assertEqual(self.good("GET", path + "/safe?" + query)["safe"], safe, query)
+        everywhere = self.good("GET", "/alpha/maintenance/devcluster?%s%s" % (some, share + 1))["hosts"]
+        self.assertNotIn(host, [each["host"] for each in everywhere])
+        refused = self.bad(409, "POST", "%s/drain?%s%s" % (path, some, share + 1), code="SLA_UNSAFE")
+        self.assertEqual([dict(each, mode="NONE") for each in refused["hosts"]], told["hosts"])
+        self.assertEqual(self.good("GET", path)["hosts"], [{"host": host, "mode": "NONE"}])
+        self.good("POST", "%s/drain?%s%s&force=1" % (path, some, share + 1), status=202)
+        self.good("DELETE", path)
 
     def test_maintenance_backup_recovery_and_the_rest_of_an_operators_day(self) -> None:
         hosts = "/alpha/maintenance/devcluster/demo-06"
@@ -5101,6 +5169,29 @@ class LogsTest(Serving):
         self.watcher._sandbox(task.id).files[".logs/p/0/stderr"] = bytearray(b"x" * 100 + b"\n") * 100
         failure = self.good("GET", path)["last_words"]
         self.assertEqual(len(failure["stderr"]), 20)
+
+    def test_a_log_goes_on_at_another_host_where_the_first_does_not_answer_any_more(self) -> None:
+        self.job("moved", ("p", "echo hi; sleep 9999"))
+        key, old, ask_ = config("moved").key, self.task("moved").id, self.reader.ask
+
+        def deaf(spot: Any, *more: Any, **named: Any) -> Any:
+            if spot.id == old:
+                raise aurora_rest.ObserverUnreachable("the host is on fire")
+            return ask_(spot, *more, **named)
+        told = aurora_rest.follow_log(self.scheduler, "devcluster/www-data/devel/moved", 0, "p",
+                                      observer=self.reader, interval=0.01)
+        self.assertEqual(next(told).data, b"hi\n")
+        with mock.patch.object(self.reader, "ask", deaf):
+            for _ in range(12):     # it may come back
+                self.assertEqual(next(told).name, "unreachable")
+            self.scheduler.restartShards(key, {0})
+            self.demo.advance(30)
+            entries = list(itertools.takewhile(lambda each: each.name != "log", told))
+            after = [each for each in entries if each.name != "unreachable"]
+            self.assertEqual([each.name for each in after], ["gap", "task"])
+            self.assertIn("did not answer before the task ended", after[0].plain["reason"])
+            self.assertEqual(after[0].plain["task"], old)
+            self.assertEqual(getattr(after[1].after, "task", None), self.task("moved").id)
 
     def test_bad_weather_has_an_answer_that_says_what_to_do(self) -> None:
         path = self.job("weather", ("p", "echo hi; sleep 9999"),
@@ -8256,6 +8347,10 @@ class DemoTest(unittest.TestCase):
 
     def test_refusals_have_aurora_s_texts(self) -> None:
         key = api.JobKey(role="www-data", environment="qa", name="x")
+        some = config().taskConfig.resources
+
+        def dedicated(**rule: Any) -> Any:
+            return api.Constraint(name="dedicated", constraint=api.TaskConstraint(**rule))
         for job, text in (
                 (config().replace(taskConfig=None), "Job configuration must have taskConfig set."),
                 (config().replace(instanceCount=0), "Instance count must be positive."),
@@ -8266,7 +8361,27 @@ class DemoTest(unittest.TestCase):
                 (config().replace(key=api.JobKey(role="a b", environment="devel", name="x")),
                  "Job key IJobKey{role=a b, environment=devel, name=x} is invalid."),
                 (config(tier="x"), "Invalid tier 'x' in TaskConfig."),
+                (config(tier="a b"), "Tier contains illegal characters: a b"),
+                (config().replace(owner=api.Identity(user="a b")), "Job user contains illegal characters"),
+                (config(job=key.replace(role="")), "Job key IJobKey{role=, environment=qa, name=x} is"),
                 (config(executorConfig=None), "Configuration may not be null."),
+                (config(executorConfig=api.ExecutorConfig()), "Executor name may not be left unset."),
+                (config(executorConfig=api.ExecutorConfig(name="x")),
+                 "Configuration for executor 'x' doesn't exist."),
+                (config(executorConfig=None, container=api.Container(docker=api.DockerContainer(image="x"))),
+                 "configured to require an executor for Docker-based tasks."),
+                (config(container=api.Container(docker=api.DockerContainer())),
+                 "A container must specify an image."),
+                (config(constraints={dedicated(limit=api.LimitConstraint(limit=1))}),
+                 "A dedicated constraint must be of value type."),
+                (config(constraints={dedicated(value=api.ValueConstraint(values={"a", "b"}))}),
+                 "A dedicated constraint must have exactly one value"),
+                (config(constraints={dedicated(value=api.ValueConstraint(values={"other/x"}))}),
+                 "Only other may use hosts dedicated for that role."),
+                (config(resources={*some, api.Resource(numGpus=1)}), "GPU resource support is disabled"),
+                (config(mesosFetcherUris={api.MesosFetcherURI(value="x")}), "Mesos Fetcher for individual"),
+                (config(container=api.Container(mesos=api.MesosContainer(volumes=[api.Volume()]))),
+                 "configured to disallow container volumes."),
                 (config(resources={api.Resource(numCpus=1.0)}), "ram_mb must be greater than 0.0"),
                 (config(resources={api.Resource(numCpus=1.0), api.Resource(numCpus=2.0)}),
                  "Multiple resource values are not supported for CPU"),
@@ -8289,6 +8404,80 @@ class DemoTest(unittest.TestCase):
                      update_request(config(), updateGroupSize=0), None)
         self.refused("ERROR", "Tasks in non-terminal state cannot be pruned.", "pruneTasks",
                      api.TaskQuery(statuses={S.RUNNING}))
+        self.refused("ERROR", "limit is negative", "pruneTasks", api.TaskQuery(limit=-1))
+        self.refused("ERROR", None, "createJob", config(constraints={api.Constraint(name="x")}))
+        self.refused("INVALID_REQUEST", "Invalid configuration: Invalid tier 'x'", "populateJobConfig",
+                     config(tier="x"))
+        self.refused("INVALID_REQUEST", "Batch size must be greater than zero.",
+                     "triggerExplicitTaskReconciliation", api.ExplicitReconciliationSettings(batchSize=0))
+        lost = api.JobUpdateKey(job=config().key, id="x")
+        self.refused("INVALID_REQUEST", "Invalid update: ", "getJobUpdateDetails", lost, None)
+        self.refused("ERROR", "Either key or query must be set.", "getJobUpdateDetails", None, None)
+        result = self.call("getJobUpdateDetails", self.update(config(command="new")), None)
+        self.assertTrue(result.result.getJobUpdateDetailsResult.details)
+        self.assertIn("key argument is deprecated", result.details[0].message)
+
+    def test_updates_are_refused_with_aurora_s_texts(self) -> None:
+        self.create()
+        job = config(command="new")
+
+        def var(*sizes: int) -> Any:
+            batches = api.VariableBatchJobUpdateStrategy(groupSizes=list(sizes))
+            return api.JobUpdateStrategy(varBatchStrategy=batches)
+        for settings, text in (
+                ({"updateStrategy": var(1, 0)}, "All update group sizes must be positive."),
+                ({"updateStrategy": api.JobUpdateStrategy()}, "Update strategy provided is unknown."),
+                ({"maxPerInstanceFailures": -1}, "maxPerInstanceFailures must be non-negative."),
+                ({"maxFailedInstances": -1}, "maxFailedInstances must be non-negative."),
+                ({"maxPerInstanceFailures": 20001}, "Your update allows too many failures to occur"),
+                ({"minWaitInInstanceRunningMs": -1}, "minWaitInInstanceRunningMs must be non-negative."),
+                ({"blockIfNoPulsesAfterMs": -1}, "blockIfNoPulsesAfterMs must be positive."),
+                ({"slaAware": True}, "slaAware is true, but no task slaPolicy is specified.")):
+            self.refused("INVALID_REQUEST", text, "startJobUpdate", update_request(job, **settings), None)
+        self.refused("INVALID_REQUEST", "between 1 and 4000", "startJobUpdate",
+                     update_request(job, count=4001), None)
+        self.refused("ERROR", "Invalid range: [0..-1)", "startJobUpdate", update_request(job, count=-1), None)
+        self.refused("ERROR", "-1", "getJobUpdateSummaries", api.JobUpdateQuery(offset=-1))
+        cron = cron_config("tick")
+        self.ok("scheduleCronJob", cron)
+        self.refused("INVALID_REQUEST", "Cron jobs are not supported.", "getJobUpdateDiff",
+                     update_request(cron))
+        self.refused("INVALID_REQUEST", "created/updated by calling scheduleCronJob.", "startJobUpdate",
+                     update_request(config("tick")), None)
+
+    def test_sla_policies_are_checked_and_an_update_waits_for_them(self) -> None:
+        def policy(seconds: int = 60, **rule: Any) -> Any:
+            (kind, value), = rule.items()
+            made = {"count": lambda: api.SlaPolicy(countSlaPolicy=api.CountSlaPolicy(value, seconds)),
+                    "percentage": lambda: api.SlaPolicy(
+                        percentageSlaPolicy=api.PercentageSlaPolicy(value, seconds)),
+                    "coordinator": lambda: api.SlaPolicy(
+                        coordinatorSlaPolicy=api.CoordinatorSlaPolicy(value))}
+            return made[kind]()
+        self.ok("setQuota", "www-data", api.ResourceAggregate(resources={
+            api.Resource(numCpus=100.0), api.Resource(ramMb=102400), api.Resource(diskMb=102400)}))
+        for tier, count, rule, text in (
+                ("preemptible", 20, policy(count=1), "Tier 'preemptible' does not support SlaPolicy."),
+                ("preferred", 19, policy(count=1), "Job with fewer than 20 instances cannot have"),
+                ("preferred", 20, policy(count=20), "count=20 will not allow any instances to be killed"),
+                ("preferred", 20, policy(percentage=96.0), "Must be less than 95.0"),
+                ("preferred", 20, policy(7201, percentage=90.0),
+                 "PercentageSlaPolicy: durationSecs=7201 must be less than"),
+                ("preferred", 20, policy(7201, count=1), "CountSlaPolicy: durationSecs=7201")):
+            self.refused("INVALID_REQUEST", text, "createJob", config(count=count, tier=tier, slaPolicy=rule))
+        self.ok("createJob", config("asks", count=1, tier="preferred", slaPolicy=policy(coordinator="x")))
+        self.create(count=20, tier="preferred", slaPolicy=policy(count=19))
+        key = self.update(config(command="new", count=20, tier="preferred", slaPolicy=policy(count=19)),
+                          slaAware=True, updateGroupSize=2)
+        self.demo.advance(1)        # nobody has been up for a minute
+        texts = [event.message for event in self.details(key).instanceEvents]
+        self.assertEqual(set(texts), {None, "Checking SLA before continuing."})
+        self.assertEqual(self.states(), ["RUNNING"] * 20)
+        self.demo.advance(61)
+        texts = [event.message for event in self.details(key).instanceEvents]
+        self.assertEqual(texts.count("SLA check passed, continuing."), 1)       # the second waits for it
+        self.demo.advance(3600)
+        self.assertEqual(self.status(key), "ROLLED_FORWARD")
 
     def test_hosts_are_drained_with_regard_to_slas(self) -> None:
         policy = api.SlaPolicy(percentageSlaPolicy=api.PercentageSlaPolicy(percentage=90.0, durationSecs=60))
