@@ -3499,6 +3499,46 @@ class RoutesTest(Serving):
         self.assertEqual(self.good("GET", path + "/pending")["pending"][0]["reasons"],
                          [{"kind": "Insufficient", "what": "CPU"}])
 
+    def test_a_parameter_that_a_call_needs_is_asked_for_as_its_description_says(self) -> None:
+        path = self.create("needy", 1)
+        task = self.good("GET", path)["tasks"]["active"][0]["id"]
+        described = self.ask("GET", "/openapi.json").json["paths"]
+        job = "/alpha/job/{cluster}/{role}/{environment}/{name}"
+        for method, each, template, name in (
+                ("PUT", path + "/scale", job + "/scale", "instances"),
+                ("POST", path + "/rollback", job + "/rollback", "to"),
+                ("PUT", "/alpha/tasks/devcluster/%s/state" % task, "/alpha/tasks/{cluster}/{task}/state",
+                 "to_state"),
+                ("GET", path + "/instances/0/files/content",
+                 job + "/instances/{instance}/files/content", "path")):
+            self.bad(400, method, each, says="^%s= is needed: " % name)
+            rows = described[template][method.lower()]["parameters"]
+            self.assertEqual([row["name"] for row in rows if row["in"] == "query" and row["required"]],
+                             [name])
+
+    def test_requests_that_mean_nothing_are_refused_in_words(self) -> None:
+        path = self.create("strict", 1)
+        multipart = {"Content_Type": "multipart/form-data; boundary=b"}
+        for method, each, body, headers, status, says in (
+                ("GET", "?pretty=perhaps", None, {}, 400, "1 or 0"),
+                ("GET", "?logs=1&logs=0", None, {}, 400, "logs is given twice"),
+                ("GET", "?wait=3601", None, {}, 400, "wait=3601: at most 3600 seconds"),
+                ("PUT", "", b"--b--\r\n", multipart, 400, "."),
+                ("PUT", "", b"a\0b", {}, 400, "NUL characters"),
+                ("PUT", "", b"\xff", {}, 400, "not UTF-8"),
+                ("PUT", "/restart?batch_size=0", None, {}, 400, "batch_size"),
+                ("PUT", "/scale?instances=2&like=7", None, {}, 404, "no active instance 7")):
+            with self.subTest(query=each, body=body):
+                self.bad(status, method, path + each, body, says=says, **headers)
+        self.bad(415, "PUT", "/alpha/quota/devcluster/www-data", "{}", says="application/json",
+                 Content_Type="text/plain")
+        self.bad(404, "GET", JOB + "nobody/config")
+        self.good("DELETE", path)
+        self.demo.advance(10)
+        self.bad(404, "GET", path + "/config", says="no active instances")
+        self.bad(404, "PUT", path + "/scale?instances=2", says="no active instances")
+        self.bad(404, "POST", path + "/update/pause", says="no active update")
+
     def test_sla_figures_are_served(self) -> None:
         path = self.create("sla", 2)
         key = path.replace("/alpha/job/", "/alpha/sla/")
@@ -5110,6 +5150,7 @@ class LogsTest(Serving):
         self.bad(404, "GET", path + "none")
         self.bad(404, "GET", path + "x")
         self.bad(404, "GET", path + "outside")
+        self.bad(404, "GET", path + ".")
         self.bad(403, "GET", path + "secret", code="FILE_NOT_READABLE")
         self.bad(502, "GET", path + "x/%C3%BC.bin", code="NAME_NOT_ASCII", says="--agent-port")
 
