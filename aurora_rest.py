@@ -5855,6 +5855,12 @@ class _Digest:
         self.copy = lambda: _Digest(made.copy())
 
 
+def _checksum(name: str, data: bytes, *start: int) -> int:
+    """zlib's of that name, which is signed in Python 2."""
+    made: int = getattr(zlib, name)(data, *start)
+    return made - ((made & 1 << 31) << 1)
+
+
 def _hashed(kind: str, text: Any = "") -> _Digest:
     return _Digest(hashlib.new(kind, _bytes(text)))
 
@@ -5893,11 +5899,13 @@ def _randomness() -> Json:
 
         def randrange(self, start: int, stop: Any = None, step: int = 1) -> int:
             numbers = range(0, start, step) if stop is None else range(start, stop, step)
-            count = len(numbers)
             if not numbers:
                 raise ValueError("empty range for randrange()")
-            return numbers[int(self.random() * count) if count < 1 << 53 else self.getrandbits(
-                count.bit_length() + 1) % count]
+            count = (numbers[-1] - numbers[0]) // step + 1      # len() ends at 2**63
+            place = int(self.random() * count) if count < 1 << 53 else count
+            while place >= count:
+                place = self.getrandbits(int(1.00001 + math.log(count - 1, 2.0)))
+            return numbers[place]
 
         def randint(self, a: int, b: int) -> int:
             return self.randrange(a, b + 1)
@@ -5999,6 +6007,7 @@ _GIVEN: Dict[str, Json] = {
         ("Type", _TYPE), ("Class", _TYPE), ("Function", _type(_type)), ("Lambda", _type(_type)),
         ("BuiltinFunction", _type(len)), ("Generator", _type(None for _ in "")), ("Object", object))},
         StringTypes=(_STR, _Unicode)),
+    "zlib": {each: _of_bytes(partial(_checksum, each)) for each in ("crc32", "adler32")},
     "md5": dict.fromkeys(("new", "md5"), partial(_hashed, "md5")),
     "sha": dict.fromkeys(("new", "sha"), partial(_hashed, "sha1"))}
 
@@ -6573,7 +6582,7 @@ _MODULES = {    # what an import gives; anything else of the module is not there
     "pystachio.config": "*", "__future__": "*",
     "urllib": "unquote unquote_plus", "StringIO": "StringIO", "cStringIO": "StringIO",
     "urlparse": "urlparse urlsplit urlunparse urlunsplit urljoin urldefrag parse_qs parse_qsl",
-    "pipes": "", "md5": "", "sha": "",
+    "pipes": "", "md5": "", "sha": "", "zlib": "",
 }
 # Those of them that Python 3 has under another name, or no more: what they are there.
 _RENAMED = {"urllib": "urllib.parse", "urlparse": "urllib.parse", "StringIO": "io", "cStringIO": "io",

@@ -2310,6 +2310,208 @@ class Python2Test(Serving):
         self.assertEqual(error.details["output"], [
             "a 1", "b c", "", "x y", "1", "-1", "1", "e 0.3", "k-2", "1e+11", "in", "", "not done "])
 
+    def test_more_of_the_language_and_its_modules(self) -> None:
+        self.table((
+            ("import random\nrandom.seed(7)",
+             "(random.sample(range(10), 4), random.sample(range(1000), 3), random.sample('abc', 3))",
+             "([3, 1, 5, 0], [535, 365, 57], ['b', 'a', 'c'])"),
+            ("import random\nrandom.seed('x')",
+             "(random.expovariate(2.0), random.randrange(3, 30, 5), random.randint(1, 6), "
+             "random.choice('abc'))", "(0.38585858845845133, 18, 5, 'b')"),
+            ("import random\nr = random.Random(3)\nx = range(6)\nr.shuffle(x)",
+             "(x, r.uniform(1, 2), r.randrange(10 ** 20))",
+             "([0, 4, 3, 5, 2, 1], 1.065528859239813, 78571213365132106840L)"),
+            ("import random\ntry: random.sample([1], 2)\nexcept ValueError, e: X = str(e)", "X",
+             "sample larger than population"),
+            ("import random\ntry: random.randrange(0)\nexcept ValueError, e: X = str(e)", "X",
+             "empty range for randrange()"),
+            ("import random\nrandom.seed(1)", "random.sample({1: 2, 3: 4, 5: 6}, 2)", "[1, 3]"),
+            ("import random\nrandom.seed(5)\nx = range(20)\nrandom.shuffle(x)", "x",
+             "[19, 4, 5, 17, 2, 10, 8, 3, 1, 9, 7, 15, 6, 0, 13, 11, 16, 18, 14, 12]"),
+            ("s = set('abcdefgh')\ns.intersection_update('aceg')", "(sorted(s), s, s.pop(), len(s))",
+             "(['a', 'c', 'e', 'g'], set(['c', 'e', 'g']), 'a', 3)"),
+            ("s = set(range(20))\ns.difference_update([1, 2], (3,))", "s",
+             "set([0, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19])"),
+            ("s = set(range(40))\ns.difference_update(range(30))\ns.add('x')\ns.add('y')", "s",
+             "set([30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 'y', 'x'])"),
+            ("s = set('hello')\ns.symmetric_difference_update('help')", "s", "set(['p', 'o'])"),
+            ("s = set('hello world')\ns -= set('ol')\ns |= set('xyz')\ns &= set('hexyz')\ns ^= " "set('hq')",
+             "s", "set(['e', 'q', 'y', 'x', 'z'])"),
+            ("s = set([1, 2])\ns.clear()\ns.add('b')\ns.add('a')",
+             "(s, set(), frozenset(), frozenset('ab'))",
+             "(set(['a', 'b']), set([]), frozenset([]), frozenset(['a', 'b']))"),
+            ("a = frozenset('abc')",
+             "(a | set('d'), a & set('ab'), a - set('a'), a ^ set('ad'), a.union('xy', 'z'), a.copy() "
+             "is a)", "(frozenset(['a', 'c', 'b', 'd']), frozenset(['a', 'b']), frozenset(['c', 'b']), "
+             "frozenset(['c', 'b', 'd']), frozenset(['a', 'c', 'b', 'y', 'x', 'z']), True)"),
+            ("a = set('abc')", "(a.union('xy'), a.intersection('ab', 'bc'), a.difference('a', 'b'), "
+             "a.symmetric_difference('cd'), a.copy())",
+             "(set(['a', 'x', 'c', 'b', 'y']), set(['b']), set(['c']), set(['a', 'b', 'd']), "
+             "set(['a', 'c', 'b']))"),
+            ("try: set().pop()\nexcept KeyError, e: X = str(e)", "X", "'pop from an empty set'"),
+            ("try: {}.popitem()\nexcept KeyError, e: X = str(e)", "X", "'popitem(): dictionary is empty'"),
+            ("", "dict.fromkeys(['web', 'app', 'db', 'cache', 'queue'], 1)",
+             "{'queue': 1, 'web': 1, 'app': 1, 'cache': 1, 'db': 1}"),
+            ("", "(dict.fromkeys('spam'), dict.fromkeys(set(['x', 'y', 'zebra']), 0), dict.fromkeys((c "
+             "for c in 'eggs'), 2))",
+             "({'a': None, 'p': None, 's': None, 'm': None}, {'y': 0, 'x': 0, 'zebra': 0}, {'s': 2, "
+             "'e': 2, 'g': 2})"),
+            ("d = dict(a=1, b=2, c=3)\nd.clear()\nd['z'] = 1\nd['y'] = 2", "d", "{'y': 2, 'z': 1}"),
+            ("d = dict(a=1, bb=2, ccc=3)\nX = []\nwhile d: X.append(d.popitem())", "X",
+             "[('a', 1), ('ccc', 3), ('bb', 2)]"),
+            ("import copy\nd = copy.deepcopy({'a': [1, {'b': 2}], 'zz': set([1])})", "d",
+             "{'a': [1, {'b': 2}], 'zz': set([1])}"),
+            ("d = {'a': 1, 'b': 2}",
+             "(d.viewkeys(), d.viewvalues(), d.viewitems()) if 0 else (d.keys(), d.values(), "
+             "d.items(), d.iteritems().next())", "(['a', 'b'], [1, 2], [('a', 1), ('b', 2)], ('a', 1))"),
+            ("from collections import OrderedDict",
+             "(OrderedDict(), OrderedDict([('b', 1), ('a', 2)]), dict(OrderedDict([('b', 1), ('a', "
+             "2)])))", "(OrderedDict(), OrderedDict([('b', 1), ('a', 2)]), {'a': 2, 'b': 1})"),
+            ("X = []\nfor f, v in (('%s %s', (1,)), ('%s', (1, 2)), ('%(a)s', 3), ('%', 1), ('%d', "
+             "'x'), ('%q', 1), ('%(a)s', (1,))):\n  try: X.append(f % v)\n  except (TypeError, "
+             "ValueError, KeyError), e: X.append(e.__class__.__name__)", "X",
+             "['TypeError', 'TypeError', 'TypeError', 'ValueError', 'TypeError', 'ValueError', "
+             "'TypeError']"),
+            ("", "('100%%' % (), '%5.1f|%-5s|%05d|%+d|%x|%#o|%#x|%c|%r' % (2.25, 'ab', 42, 7, 255, 8, "
+             "255, 'z', u'q'))", "('100%', \"  2.2|ab   |00042|+7|ff|010|0xff|z|u'q'\")"),
+            ("", "('%*d|%.*f' % (5, 42, 2, 3.14159), '%(a)s %(b)05.1f %%' % {'a': 1, 'b': 2.5})",
+             "('   42|3.14', '1 002.5 %')"),
+            ("", "('a\\\\n'.decode('string_escape'), 'x'.decode('ascii'), "
+             "'caf\\xc3\\xa9'.decode('utf-8').encode('utf-8'))", "('a\\n', u'x', 'caf\\xc3\\xa9')"),
+            ("import string",
+             "('abcabc'.translate(string.maketrans('ab', 'xy')), 'abc'.translate(None, 'b'), "
+             "u'abc'.translate({97: u'z'}))", "('xycxyc', 'ac', u'zbc')"),
+            ("", "(float('1e3'), float(' 2 '), float('inf'), round(1e300), round(2.5, -400), round(1.5, "
+             "400), float(3))", "(1000.0, 2.0, inf, 1e+300, 0.0, 1.5, 3.0)"),
+            ("", "(hash(1.5), hash(0.1), hash(1e100), hash(float('inf')), hash(-float('inf')), hash(2.0), "
+             "hash(-1), hash(2**70), hash((1, 'a', 2.5)))",
+             "(1610645504, 2576882278, -5970202163673034167, 314159, -271828, 2, -2, 64, "
+             "-7878324146350308376)"),
+            ("", "(hash(''), hash('a'), hash('abc'), hash(u'abc'), hash(None) is not None, hash(True), "
+             "hash(()), hash(frozenset([1, 2])))",
+             "(0, 12416037344, 1453079729188098211, 1453079729188098211, True, 1, 3527539, "
+             "-1834016341293975159)"),
+            ("", "(cmp([1, 2], [1, 3]), cmp((1,), (1, 2)), cmp({'a': 1}, {'a': 2}), cmp({'a': 1}, {'b': "
+             "1}), cmp({}, {1: 1}), cmp('a', 1), cmp(None, 0), cmp(1, 2.5))",
+             "(-1, -1, -1, -1, -1, 1, -1, -1)"),
+            ("", "(sorted([3, 'a', None, 2.5, u'b', (1,), [1]]), 1 < 'a', None < 1, [] > {}, max('a', 1), "
+             "min([1], (1,)))", "([None, 2.5, 3, [1], 'a', (1,), u'b'], True, True, True, 'a', [1])"),
+            ("", "({'a': 1} < {'a': 2}, {'b': 1} < {'a': 2}, {1: 2} == {1: 2.0}, [1, 'a'] < [1, 2])",
+             "(True, False, True, False)"),
+            ("class A(object):\n  def __init__(self): self.x = 1\n  def name(self): return "
+             "self.__class__.__name__",
+             "(A().name(), type(A()).__name__, A.__name__, getattr(A(), 'x'), getattr(A(), 'y', "
+             "'no'), hasattr(A(), 'z'))", "('A', 'A', 'A', 1, 'no', False)"),
+            ("class A:\n  x = [1, 2]\na = A()\ndef f(): return a\nf().x[0] += 5\ndef g(): return 0\n"
+             "f().x[g()] *= 2", "(A.x, a.x)", "([12, 2], [12, 2])"),
+            ("d = {'k': [1]}\ndef k(): return 'k'\nd[k()] += [2]\nd[k()][0] -= 7", "d", "{'k': [-6, 2]}"),
+            ("", "({c: ord(c) for c in 'hello'}, {c for c in 'hello'}, {'x', 'yy', 'zzz'}, [c for c in "
+             "{'b': 1, 'a': 2}])",
+             "({'h': 104, 'e': 101, 'l': 108, 'o': 111}, set(['h', 'e', 'l', 'o']), set(['yy', 'x', "
+             "'zzz']), ['a', 'b'])"),
+            ("", "(dict([('b', 1), ('a', 2)], c=3), dict({'x': 1}, y=2), {'a': 1, 'b': 2, 'a': 3})",
+             "({'a': 2, 'c': 3, 'b': 1}, {'y': 2, 'x': 1}, {'a': 3, 'b': 2})"),
+            ("import json",
+             "(json.dumps({'b': 1, 'a': [1.0, None, True, u'x']}), json.dumps({'b': 1, 'a': 2}, "
+             "indent=2), json.dumps([1, 2], separators=(',', ':')), json.loads('{\"z\": 1, \"a\": "
+             "[1.5]}'))",
+             "('{\"a\": [1.0, null, true, \"x\"], \"b\": 1}', '{\\n  \"a\": 2, \\n  \"b\": 1\\n}', "
+             "'[1,2]', {u'a': [1.5], u'z': 1})"),
+            ("import sys\nsys.stdout.writelines(['a', 'b'])\nsys.stdout.flush()", "sys.version_info[:2]",
+             "(2, 7)"),
+            ("import math",
+             "(math.log(8, 2), math.sqrt(2), math.pi, math.factorial(20), math.fsum([.1] * 10), "
+             "math.trunc(2.7), math.hypot(3, 4))",
+             "(3.0, 1.4142135623730951, 3.141592653589793, 2432902008176640000, 1.0, 2, 5.0)"),
+            ("", "(repr(0.1), str(0.1), repr(1e16), str(1e16), repr(1e22), repr(-0.0), str(1.0), "
+             "repr(100.0), repr(1/3.0))",
+             "('0.1', '0.1', '1e+16', '1e+16', '1e+22', '-0.0', '1.0', '100.0', '0.3333333333333333')"),
+            ("", "(map(None, [1, 2], 'ab'), zip('ab', [1]), filter(None, [0, 1, '']), filter(lambda c: c "
+             "!= 'b', 'abc'), reduce(lambda a, b: a * b, [1, 2, 3], 4), apply(max, (1, 2)))",
+             "([(1, 'a'), (2, 'b')], [('a', 1)], [1], 'ac', 24, 2)"),
+            ("", "('a,b,,c'.split(','), ' a b '.split(), 'abc'.find('c'), 'aXbX'.replace('X', '-', 1), "
+             "'abc'.partition('b'), 'a-b-c'.rsplit('-', 1), 'abc'.center(7, '*'), 'x'.zfill(3), "
+             "'Ab'.swapcase())",
+             "(['a', 'b', '', 'c'], ['a', 'b'], 2, 'a-bX', ('a', 'b', 'c'), ['a-b', 'c'], '**abc**', "
+             "'00x', 'aB')"),
+            ("", "('{0} {1!r} {a:>4}|{b:.2f}'.format(1, 'x', a='y', b=2.0), '{:,}'.format(1234567), "
+             "'{:%}'.format(0.25), '{0[k]} {1.real}'.format({'k': 1}, 2))",
+             "(\"1 'x'    y|2.00\", '1,234,567', '25.000000%', '1 2')"),
+            ("", "(unicode('x'), u'\\xe9', [u'\\xe9', 'x'], u'a' + 'b', 'a' == u'a', str(u'abc'), "
+             "isinstance(u'x', basestring), unicode(1.5))",
+             "(u'x', u'\\xe9', [u'\\xe9', 'x'], u'ab', True, 'abc', True, u'1.5')"),
+            ("X = []\ntry:\n  try: raise KeyError('a')\n  finally: X.append('f')\nexcept (KeyError, "
+             "ValueError), e: X.append(repr(e))\nelse: X.append('no')", "X", "['f', \"KeyError('a',)\"]"),
+            ("def f(a, b=2, *c, **d): return (a, b, c, sorted(d.items()))",
+             "(f(1), f(1, 3, 4, x=5), f(*[1, 2, 3], **{'z': 0}))",
+             "((1, 2, (), []), (1, 3, (4,), [('x', 5)]), (1, 2, (3,), [('z', 0)]))"),
+            ("def gen(n):\n  for i in range(n): yield i * i\ng = gen(3)",
+             "(g.next(), list(g), sum(gen(4)), [x for x in gen(3) if x], any(gen(1)), all(gen(2)))",
+             "(0, [1, 4], 14, [1, 4], False, False)"),
+            ("import itertools, operator",
+             "(list(itertools.imap(operator.add, [1, 2], [3, 4])), list(itertools.izip('ab', 'cd')), "
+             "list(itertools.chain('a', 'b')), list(itertools.ifilter(None, [0, 2])), "
+             "list(itertools.islice('abcdef', 1, 4)), [(k, list(g)) for k, g in "
+             "itertools.groupby('aab')])",
+             "([4, 6], [('a', 'c'), ('b', 'd')], ['a', 'b'], [2], ['b', 'c', 'd'], [('a', ['a', "
+             "'a']), ('b', ['b'])])"),
+            ("import re",
+             "(re.sub(r'(\\d+)', r'<\\1>', 'a1b22'), re.findall('[a-z]', 'a1b'), re.match('(?P<x>a)', "
+             "'ab').group('x'), re.split('[,;]', 'a,b;c'), re.escape('a.b'), re.compile('x', "
+             "re.I).search('aX').start())", "('a<1>b<22>', ['a', 'b'], 'a', ['a', 'b', 'c'], 'a\\\\.b', 1)"),
+            ("import hashlib, base64, binascii, zlib",
+             "(hashlib.md5('a').hexdigest(), hashlib.sha1('a').hexdigest()[:8], "
+             "base64.b64encode('hi'), binascii.hexlify('hi'), zlib.crc32('hello'), "
+             "base64.b64decode('aGk='))",
+             "('0cc175b9c0f1b6a831c399e269772661', '86f7e437', 'aGk=', '6869', 907060870, 'hi')"),
+            ("import os.path",
+             "(os.path.join('a', '/b'), os.path.join('a', 'b'), os.path.basename('/x/y.z'), "
+             "os.path.splitext('a.b.c'), os.path.dirname('/x/y'), os.path.normpath('a/../b/./c'))",
+             "('/b', 'a/b', 'y.z', ('a.b', '.c'), '/x', 'b/c')"),
+            ("import string",
+             "(string.Template('$a ${b} $$').substitute(a=1, b=2), string.letters, string.digits, "
+             "string.join(['a', 'b'], '-'), string.upper('x'), string.capwords('ab cd'), "
+             "string.zfill('1', 3))",
+             "('1 2 $', 'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ', '0123456789', 'a-b', "
+             "'X', 'Ab Cd', '001')"),
+            ("import textwrap", "(textwrap.dedent('  a\\n  b'), textwrap.fill('aaa bbb ccc', 7))",
+             "('a\\nb', 'aaa bbb\\nccc')"),
+            ("import urllib",
+             "(urllib.quote('a b/c~'), urllib.quote_plus('a b&c'), urllib.unquote('a%20b'), "
+             "urllib.urlencode([('a', 1), ('b', 'x y')]), urllib.urlencode({'k': [1, 2]}, True))",
+             "('a%20b/c%7E', 'a+b%26c', 'a b', 'a=1&b=x+y', 'k=1&k=2')"),
+            ("import functools",
+             "(functools.partial(int, base=2)('101'), functools.reduce(lambda a, b: a + b, 'abc'))",
+             "(5, 'abc')"),
+            ("import time", "(time.strftime('%Y', time.gmtime(0)), time.gmtime(86400)[:3])",
+             "('1970', (1970, 1, 2))"),
+            ("", "(oct(64), hex(255), bin(5), chr(65), unichr(233), ord('a'), abs(-2), pow(2, 10, 1000), "
+             "coerce(1, 2.0), callable(len), bool([]), 1 if [] else 2)",
+             "('0100', '0xff', '0b101', 'A', u'\\xe9', 97, 2, 24, (1.0, 2.0), True, False, 2)"),
+            ("", "('abc'[::-1], 'abc'[5:], [1, 2, 3][-2:], (1, 2)[0], 'a' in 'cab', 3 not in [1], not 1, "
+             "1 and 2, 0 or 'x', 1 < 2 < 3, 1 == 1.0 == True)",
+             "('cba', '', [2, 3], 1, True, True, False, 2, 'x', True, True)"),
+            ("x = [3, 1, 2]\nx.sort()\ny = ['b', 'A', 'c']\ny.sort(key=str.lower, reverse=True)\nz = "
+             "[1, 2, 3]\nz.sort(lambda a, b: cmp(b, a))\ndel z[0]\nz.insert(0, 9)\nz.extend('q')",
+             "(x, y, z, z.index(9), z.count('q'), z.pop(), sorted('bca', cmp=lambda a, b: cmp(b, a)))",
+             "([1, 2, 3], ['c', 'b', 'A'], [9, 2, 1], 0, 1, 'q', ['c', 'b', 'a'])"),
+            ("a, (b, c) = 1, (2, 3)\nx = y = []\nx.append(1)\na += b\nassert a == 3, 'no'", "(a, b, c, y)",
+             "(3, 2, 3, [1])"),
+            ("class B(object):\n  @property\n  def p(self): return 7\n  @staticmethod\n  def s(x): "
+             "return x + 1\n  @classmethod\n  def c(cls): return cls.__name__\n  def __str__(self): "
+             "return 'bee'\n  def __getitem__(self, k): return k * 2\n  def __len__(self): return 3\n"
+             "class C(B):\n  def s2(self): return super(C, self).p",
+             "(B().p, B.s(1), C.c(), str(B()), '%s' % B(), B()['x'], len(B()), C().s2(), "
+             "isinstance(C(), B), issubclass(C, B))", "(7, 2, 'C', 'bee', 'bee', 'xx', 3, 7, True, True)"),
+            ("l = lambda (a, b), c=1: a + b + c\ndef f(x, (y, z)): return x, y, z",
+             "(l((1, 2)), f(1, (2, 3)))", "(4, (1, 2, 3))"),
+            ("import zlib", "(zlib.crc32('hello'), zlib.crc32('www-data/prod'), zlib.adler32('hello'), "
+             "zlib.crc32('b', zlib.crc32('www-data/prod')))",
+             "(907060870, -457460447, 103547413, 1026769938)"),
+            ("import random\nr = random.Random(3)",
+             "(r.randrange(10 ** 20), r.randrange(5, 10 ** 30, 7), r.randrange(-10, -10 ** 20, -3))",
+             "(84719271504320872445L, 322138906904164525610262135383L, -56068951629167703745L)")))
+
     def test_numbers_and_text(self) -> None:
         self.table((
             ("", "(str(0.1 + 0.2), '%s' % (1/3.0), '{}|{:>6}'.format(2/3.0, 3.0), [0.1 + 0.2])",
