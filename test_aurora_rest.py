@@ -1935,6 +1935,33 @@ class ConfigTest(unittest.TestCase):
         with self.assertRaises(AttributeError):
             names["__attribute__"](len, "__self__")
 
+    def test_plans_that_no_task_can_follow_are_refused(self) -> None:
+        def refused(task: str, says: str) -> None:
+            text = ("a, b, c = [Process(name=n, cmdline='x') for n in 'abc']\n"
+                    "R = Resources(cpu=1.0, ram=1*GB, disk=1*GB)\n"
+                    "jobs = [Job(cluster='devcluster', role='www-data', environment='devel', name='hello', "
+                    "task=%s)]\n" % task)
+            with self.subTest(task=task), self.assertRaisesRegex(aurora_rest.InvalidConfig, says):
+                load(text)
+        some = "Task(name='t', resources=R, processes=[%s], constraints=%s)"
+        for processes, constraints, says in (
+                ("a, b, c", "order(a, b) + order(b, c, a)", "Cycles detected in the task schedule!"),
+                ("a, b(daemon=True)", "order(b, a)", "process a may not depend upon daemon process b"),
+                ("a, b(ephemeral=True)", "order(b, a)", "a may not depend upon ephemeral process b"),
+                ("a, b(final=True)", "order(a, b)", "mixes final and other ones: a, b"),
+                ("a", "order('a', 'z')", "An order names unknown processes.*: a, z"),
+                ("a", "[Constraint()]", "a Constraint without order"),
+                ("a", "order(7)", "Unknown value for process order: 7"),
+                ("a(name='x/y')", "[]", "Invalid process name: x/y"),
+                ("a(cmdline='{{thermos.ports.http}}')", "[]",
+                 "Process 'a': a port is written {{thermos.ports.name.}}"),
+                ("a(cmdline='{{nobody}}')", "[]", "unbound refs: {{nobody}}")):
+            refused(some % (processes, constraints), says)
+        refused("SequentialTask(name='t', resources=R, processes=[a, b], constraints=order(a, b))",
+                "existing constraints")
+        refused("Task(name='t', processes=[a], resources=R(cpu=float('inf')))", "must all be positive")
+        refused("Task(name=java_options(7), processes=[a], resources=R)", "unexpected argument to render_op")
+
     def test_an_answer_of_more_values_than_a_job_has_is_not_read(self) -> None:
         forged = b'{"errors":[' + b"{}," * 300000 + b"1]}"
         forged = struct.pack("!I", len(forged)) + forged
