@@ -4441,8 +4441,7 @@ class Clusters:
     def names(self) -> List[str]:
         """The names known now; asks schedulers that have not told theirs yet, and leaves out those that do
         not answer."""
-        with contextlib.suppress(AuroraError):
-            self._learn()
+        self._learn()
         return sorted(self._known)
 
     def pairs(self) -> List[Tuple[Cluster, Scheduler]]:
@@ -4454,26 +4453,32 @@ class Clusters:
         """All schedulers, named or not."""
         return [pair[1] for pair in self.pairs()]
 
-    def _learn(self) -> None:
+    def _learn(self) -> Optional[Failure]:
+        """Ask those without a name for theirs. What one that does not answer said, where there is one."""
+        failure: Optional[Failure] = None
         for pair in list(self._nameless):
             cluster, scheduler = pair
-            response = scheduler.call("getTierConfigs")
+            try:
+                response = scheduler.call("getTierConfigs")
+            except AuroraError as error:
+                failure = error
+                continue
             name = (response.serverInfo and response.serverInfo.clusterName) or "default"
             with self._lock:
                 if pair in self._nameless:
                     self._nameless.remove(pair)
                     scheduler.name = name
                     self._known.setdefault(name, (cluster._replace(name=name), scheduler))
+        return failure
 
     def pair(self, name: str) -> Tuple[Cluster, Scheduler]:
         """The cluster of that name and its scheduler. Raises NotFound, which names those there are."""
-        if name not in self._known and self._nameless:
-            self._learn()
+        failure = None if name in self._known else self._learn()
         try:
             return self._known[name]
         except KeyError:
-            raise NotFound("unknown cluster %s; known: %s" %
-                           (name, ", ".join(sorted(self._known)) or "none")) from None
+            raise failure or NotFound("unknown cluster %s; known: %s" % (
+                name, ", ".join(sorted(self._known)) or "none")) from None
 
     def __getitem__(self, name: str) -> Scheduler:
         return self.pair(name)[1]

@@ -1455,7 +1455,8 @@ class SchedulerTest(unittest.TestCase):
 
     def test_a_cluster_without_a_name_takes_its_schedulers(self) -> None:
         port = free_port()
-        clusters = aurora_rest.Clusters([aurora_rest.Cluster(None, ("http://127.0.0.1:%d" % port,))],
+        clusters = aurora_rest.Clusters([aurora_rest.Cluster(None, ("http://127.0.0.1:%d" % each,))
+                                         for each in (1, port)],
                                         lambda c: aurora_rest.Scheduler(list(c.urls), retry_for=0.0))
         with self.assertRaises(aurora_rest.SchedulerUnreachable):
             clusters["west"]
@@ -1463,6 +1464,10 @@ class SchedulerTest(unittest.TestCase):
         demo.start(port)
         self.addCleanup(demo.stop)
         self.assertEqual(clusters["west"].getTierConfigs().serverInfo.clusterName, "west")
+        self.assertEqual(clusters.names(), ["west"])
+        with self.assertRaises(aurora_rest.SchedulerUnreachable):       # it may be the other
+            clusters["east"]
+        del clusters._nameless[0]
         with self.assertRaisesRegex(aurora_rest.NotFound, "unknown cluster east; known: west"):
             clusters["east"]
 
