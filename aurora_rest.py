@@ -4530,8 +4530,7 @@ class Clusters:
     def names(self) -> List[str]:
         """The names known now; asks schedulers that have not told theirs yet, and leaves out those that do
         not answer."""
-        with suppress(AuroraError):
-            self._learn()
+        self._learn()
         return sorted(self._known)
 
     def pairs(self) -> List[Tuple[Cluster, Scheduler]]:
@@ -4543,26 +4542,32 @@ class Clusters:
         """All schedulers, named or not."""
         return [pair[1] for pair in self.pairs()]
 
-    def _learn(self) -> None:
+    def _learn(self) -> Failure | None:
+        """Ask those without a name for theirs. What one that does not answer said, where there is one."""
+        failure: Failure | None = None
         for pair in list(self._nameless):
             cluster, scheduler = pair
-            response = scheduler.call("getTierConfigs")
+            try:
+                response = scheduler.call("getTierConfigs")
+            except AuroraError as error:
+                failure = error
+                continue
             name = (response.serverInfo and response.serverInfo.clusterName) or "default"
             with self._lock:
                 if pair in self._nameless:
                     self._nameless.remove(pair)
                     scheduler.name = name
                     self._known.setdefault(name, (cluster._replace(name=name), scheduler))
+        return failure
 
     def pair(self, name: str) -> Tuple[Cluster, Scheduler]:
         """The cluster of that name and its scheduler. Raises NotFound, which names those there are."""
-        if name not in self._known and self._nameless:
-            self._learn()
+        failure = None if name in self._known else self._learn()
         try:
             return self._known[name]
         except KeyError:
-            raise NotFound("unknown cluster %s; known: %s" %
-                           (name, ", ".join(sorted(self._known)) or "none")) from None
+            raise failure or NotFound("unknown cluster %s; known: %s" % (
+                name, ", ".join(sorted(self._known)) or "none")) from None
 
     def __getitem__(self, name: str) -> Scheduler:
         return self.pair(name)[1]
@@ -5944,6 +5949,12 @@ class _Digest:
         self.copy = lambda: _Digest(made.copy())
 
 
+def _checksum(name: str, data: bytes, *start: int) -> int:
+    """zlib's of that name, which is signed in Python 2."""
+    made: int = getattr(zlib, name)(data, *start)
+    return made - ((made & 1 << 31) << 1)
+
+
 def _hashed(kind: str, text: Any = "") -> _Digest:
     return _Digest(hashlib.new(kind, _bytes(text)))
 
@@ -5982,11 +5993,13 @@ def _randomness() -> Json:
 
         def randrange(self, start: int, stop: Any = None, step: int = 1) -> int:
             numbers = range(0, start, step) if stop is None else range(start, stop, step)
-            count = len(numbers)
             if not numbers:
                 raise ValueError("empty range for randrange()")
-            return numbers[int(self.random() * count) if count < 1 << 53 else self.getrandbits(
-                count.bit_length() + 1) % count]
+            count = (numbers[-1] - numbers[0]) // step + 1      # len() ends at 2**63
+            place = int(self.random() * count) if count < 1 << 53 else count
+            while place >= count:
+                place = self.getrandbits(int(1.00001 + math.log(count - 1, 2.0)))
+            return numbers[place]
 
         def randint(self, a: int, b: int) -> int:
             return self.randrange(a, b + 1)
@@ -6088,6 +6101,7 @@ _GIVEN: Dict[str, Json] = {
         ("Type", _TYPE), ("Class", _TYPE), ("Function", _type(_type)), ("Lambda", _type(_type)),
         ("BuiltinFunction", _type(len)), ("Generator", _type(None for _ in "")), ("Object", object))},
         StringTypes=(_STR, _Unicode)),
+    "zlib": {each: _of_bytes(partial(_checksum, each)) for each in ("crc32", "adler32")},
     "md5": dict.fromkeys(("new", "md5"), partial(_hashed, "md5")),
     "sha": dict.fromkeys(("new", "sha"), partial(_hashed, "sha1"))}
 
@@ -6662,7 +6676,7 @@ _MODULES = {    # what an import gives; anything else of the module is not there
     "pystachio.config": "*", "__future__": "*",
     "urllib": "unquote unquote_plus", "StringIO": "StringIO", "cStringIO": "StringIO",
     "urlparse": "urlparse urlsplit urlunparse urlunsplit urljoin urldefrag parse_qs parse_qsl",
-    "pipes": "", "md5": "", "sha": "",
+    "pipes": "", "md5": "", "sha": "", "zlib": "",
 }
 # Those of them that Python 3 has under another name, or no more: what they are there.
 _RENAMED = {"urllib": "urllib.parse", "urlparse": "urllib.parse", "StringIO": "io", "cStringIO": "io",
@@ -11427,6 +11441,7 @@ PARAMS: Dict[str, Param] = {
     "source": Param(choice("observer", "agent"),
                     "agent: from the Mesos agent, where what executors wrote is"),
     "path": Param(TEXT, "a path in the sandbox", ".logs"),
+    "file_path": Param(TEXT, "the file's path in the sandbox", "stdout", True),
     "logs": Param(FLAG, "0: without the last lines that a failed process wrote"),
     "cluster": Param(GLOB, "only these clusters; a glob", "dev*"),
     "role": Param(GLOB, "only these roles; a glob", "www-*"),
@@ -11989,13 +12004,13 @@ class Route(NamedTuple):
     """One row of the route table, which is all that there is to know of a request.
 
     path: a template, {key} for cluster, role, environment and name; name: what metrics, log and OpenAPI call
-    it; access: the level a caller needs; params: names in the query → rows of PARAMS; body: "" or what kind
-    of body it takes; answers: status → what it says; gives: the object in OBJECTS that it answers, or the
-    media type where that is not JSON; remembered: the answer follows from the request and the scheduler's
-    replies alone, so that the same replies make the same answer; quick: it neither blocks nor takes long, so
-    that the reading thread may make it; operates: it starts an operation, always ("always") or with the
-    parameter of that name; judges: the handler itself looks who may, since the path does not tell; guards:
-    the reads whose ETags If-Match may name.
+    it; access: the level a caller needs; params: names in the query → rows of PARAMS; needed: those of them
+    that must be there; body: "" or what kind of body it takes; answers: status → what it says; gives: the
+    object in OBJECTS that it answers, or the media type where that is not JSON; remembered: the answer
+    follows from the request and the scheduler's replies alone, so that the same replies make the same answer;
+    quick: it neither blocks nor takes long, so that the reading thread may make it; operates: it starts an
+    operation, always ("always") or with the parameter of that name; judges: the handler itself looks who may,
+    since the path does not tell; guards: the reads whose ETags If-Match may name.
     """
     method: str
     path: str
@@ -12005,6 +12020,7 @@ class Route(NamedTuple):
     group: str
     access: str
     params: Texts
+    needed: Sequence[str]
     body: str
     answers: Dict[int, str]
     gives: str
@@ -12073,12 +12089,14 @@ def route(method: str, path: str, group: str, access: str = "", params: str = ""
     if "/" not in gives:
         named.append("pretty")
     rows = {query: row or query for query, _, row in (each.partition(":") for each in named)}
+    needed = [query for query, row in rows.items() if PARAMS[row].required]
 
     def put(handler: Handler) -> Handler:
         sentence = re.split(r"(?<=\.)\s", " ".join((handler.__doc__ or "").split()))[0]
+        told = {int(code[1:]): text for code, text in answers.items()}
         ROUTES.append(Route(method, path, handler, name or handler.__name__, summary or sentence, group,
-                            level, rows, body, {int(code[1:]): text for code, text in answers.items()},
-                            gives, remembered, quick, operates, judges, guards))
+                            level, rows, needed, body, told, gives, remembered, quick, operates, judges,
+                            guards))
         return handler
     return put
 
@@ -12385,6 +12403,9 @@ class Call:
                 raise BadRequest("unknown parameter %s; this call knows %s" % (
                     name[:80], ", ".join(sorted(known)) or "none"))
             self.params[known[name]] = read_param(name, PARAMS[known[name]].kind, values)
+        for name in self.request.route.needed:
+            if name not in given:
+                raise BadRequest("%s= is needed: %s" % (name, PARAMS[known[name]].help))
         wait, most = self.get("wait", 0), self.service.limits["wait"]
         if wait > most:
             raise BadRequest("wait=%g: at most %g seconds" % (wait, most))
@@ -14054,15 +14075,14 @@ def _range(header: str, size: int) -> Tuple[int, int] | None:
     return int(first), min(size, int(last) + 1) if last else size
 
 
-@route("GET", "/alpha/job/{key}/instances/{instance}/files/content", "watch", "logs", "task path source",
+@route("GET", "/alpha/job/{key}/instances/{instance}/files/content", "watch", "logs",
+       "task path:file_path source",
        gives="application/octet-stream", a200="the file", a206="the range of it that was asked for",
        a410="the sandbox was collected", a416="the range begins behind the end of the file")
 def get_file(call: Call) -> Any:
     """A file of the sandbox, of any size; with Range a part of it."""
-    observer, path = call.service.observer, clean_path(call.get("path", ""))
+    observer, path = call.service.observer, clean_path(call.params["file_path"])
     agent = call.get("source") == "agent"
-    if not path:
-        raise BadRequest("path= says which file; files?path= lists a directory")
     spot = _spot(call)
     size = observer.read(spot, path, 0, 1, agent)[2]
     given = call.request.headers
@@ -14457,9 +14477,7 @@ def add_instances(call: Call) -> Any:
              a409="being updated; or, where it was waited for, tasks failed")
 def scale_job(call: Call) -> Any:
     """Scale to N instances: adds some like one of the job's, or kills those with the highest numbers."""
-    if "size" not in call.params:
-        raise BadRequest("scale needs instances=N")
-    wanted, known = call.get("size"), _known_tasks(call)
+    wanted, known = call.params["size"], _known_tasks(call)
     call.notes["instances"] = wanted
     changed = change_instances(call.scheduler, call.key, wanted, call.get("like"), call.message)
     added, killed = changed["added"], changed["killed"]
@@ -14861,9 +14879,6 @@ def reconcile(call: Call) -> Any:
            a202="forced")
 def force_state(call: Call) -> Any:
     """Force a task into a state; the scheduler ignores what is no legal transition."""
-    if "to_state" not in call.params:
-        raise BadRequest("which state? to_state=LOST for instance")
-
     def look() -> Any:
         found = call.read("getTasksWithoutConfigs", api.TaskQuery(taskIds={call.args["task"]}))
         return found.result.scheduleStatusResult.tasks
@@ -15110,12 +15125,10 @@ def list_history(call: Call) -> Any:
              a409="an update is in progress; or, where it was waited for, it did not roll forward")
 def rollback_job(call: Call) -> Any:
     """Start a rolling update to a configuration that the job has had, of history, without any file."""
-    if "version" not in call.params:
-        raise BadRequest("rollback needs to=ID; GET /alpha/job/%s/history lists them" % (call.key,))
     versions = _versions(call)
-    version = versions.get(call.get("version"))
+    version = versions.get(call.params["version"])
     if version is None:
-        raise no_such("configuration", call.get("version"), versions)
+        raise no_such("configuration", call.params["version"], versions)
     if not version.config.isService and _cron_of(call):
         raise Unprocessable("%s is a cron job; replace it with PUT /alpha/cron/%s" % (call.key, call.key))
     if {_config_id(config) for config, _ in call.running} == {call.get("version")}:

@@ -1455,7 +1455,8 @@ class SchedulerTest(unittest.TestCase):
 
     def test_a_cluster_without_a_name_takes_its_schedulers(self) -> None:
         port = free_port()
-        clusters = aurora_rest.Clusters([aurora_rest.Cluster(None, ("http://127.0.0.1:%d" % port,))],
+        clusters = aurora_rest.Clusters([aurora_rest.Cluster(None, ("http://127.0.0.1:%d" % each,))
+                                         for each in (1, port)],
                                         lambda c: aurora_rest.Scheduler(list(c.urls), retry_for=0.0))
         with self.assertRaises(aurora_rest.SchedulerUnreachable):
             clusters["west"]
@@ -1463,6 +1464,10 @@ class SchedulerTest(unittest.TestCase):
         demo.start(port)
         self.addCleanup(demo.stop)
         self.assertEqual(clusters["west"].getTierConfigs().serverInfo.clusterName, "west")
+        self.assertEqual(clusters.names(), ["west"])
+        with self.assertRaises(aurora_rest.SchedulerUnreachable):       # it may be the other
+            clusters["east"]
+        del clusters._nameless[0]
         with self.assertRaisesRegex(aurora_rest.NotFound, "unknown cluster east; known: west"):
             clusters["east"]
 
@@ -1935,6 +1940,33 @@ class ConfigTest(unittest.TestCase):
         with self.assertRaises(AttributeError):
             names["__attribute__"](len, "__self__")
 
+    def test_plans_that_no_task_can_follow_are_refused(self) -> None:
+        def refused(task: str, says: str) -> None:
+            text = ("a, b, c = [Process(name=n, cmdline='x') for n in 'abc']\n"
+                    "R = Resources(cpu=1.0, ram=1*GB, disk=1*GB)\n"
+                    "jobs = [Job(cluster='devcluster', role='www-data', environment='devel', name='hello', "
+                    "task=%s)]\n" % task)
+            with self.subTest(task=task), self.assertRaisesRegex(aurora_rest.InvalidConfig, says):
+                load(text)
+        some = "Task(name='t', resources=R, processes=[%s], constraints=%s)"
+        for processes, constraints, says in (
+                ("a, b, c", "order(a, b) + order(b, c, a)", "Cycles detected in the task schedule!"),
+                ("a, b(daemon=True)", "order(b, a)", "process a may not depend upon daemon process b"),
+                ("a, b(ephemeral=True)", "order(b, a)", "a may not depend upon ephemeral process b"),
+                ("a, b(final=True)", "order(a, b)", "mixes final and other ones: a, b"),
+                ("a", "order('a', 'z')", "An order names unknown processes.*: a, z"),
+                ("a", "[Constraint()]", "a Constraint without order"),
+                ("a", "order(7)", "Unknown value for process order: 7"),
+                ("a(name='x/y')", "[]", "Invalid process name: x/y"),
+                ("a(cmdline='{{thermos.ports.http}}')", "[]",
+                 "Process 'a': a port is written {{thermos.ports.name.}}"),
+                ("a(cmdline='{{nobody}}')", "[]", "unbound refs: {{nobody}}")):
+            refused(some % (processes, constraints), says)
+        refused("SequentialTask(name='t', resources=R, processes=[a, b], constraints=order(a, b))",
+                "existing constraints")
+        refused("Task(name='t', processes=[a], resources=R(cpu=float('inf')))", "must all be positive")
+        refused("Task(name=java_options(7), processes=[a], resources=R)", "unexpected argument to render_op")
+
     def test_an_answer_of_more_values_than_a_job_has_is_not_read(self) -> None:
         forged = b'{"errors":[' + b"{}," * 300000 + b"1]}"
         forged = struct.pack("!I", len(forged)) + forged
@@ -2309,6 +2341,208 @@ class Python2Test(Serving):
         error = self.refused(text + "\nraise ValueError, 'stop'", "stop")
         self.assertEqual(error.details["output"], [
             "a 1", "b c", "", "x y", "1", "-1", "1", "e 0.3", "k-2", "1e+11", "in", "", "not done "])
+
+    def test_more_of_the_language_and_its_modules(self) -> None:
+        self.table((
+            ("import random\nrandom.seed(7)",
+             "(random.sample(range(10), 4), random.sample(range(1000), 3), random.sample('abc', 3))",
+             "([3, 1, 5, 0], [535, 365, 57], ['b', 'a', 'c'])"),
+            ("import random\nrandom.seed('x')",
+             "(random.expovariate(2.0), random.randrange(3, 30, 5), random.randint(1, 6), "
+             "random.choice('abc'))", "(0.38585858845845133, 18, 5, 'b')"),
+            ("import random\nr = random.Random(3)\nx = range(6)\nr.shuffle(x)",
+             "(x, r.uniform(1, 2), r.randrange(10 ** 20))",
+             "([0, 4, 3, 5, 2, 1], 1.065528859239813, 78571213365132106840L)"),
+            ("import random\ntry: random.sample([1], 2)\nexcept ValueError, e: X = str(e)", "X",
+             "sample larger than population"),
+            ("import random\ntry: random.randrange(0)\nexcept ValueError, e: X = str(e)", "X",
+             "empty range for randrange()"),
+            ("import random\nrandom.seed(1)", "random.sample({1: 2, 3: 4, 5: 6}, 2)", "[1, 3]"),
+            ("import random\nrandom.seed(5)\nx = range(20)\nrandom.shuffle(x)", "x",
+             "[19, 4, 5, 17, 2, 10, 8, 3, 1, 9, 7, 15, 6, 0, 13, 11, 16, 18, 14, 12]"),
+            ("s = set('abcdefgh')\ns.intersection_update('aceg')", "(sorted(s), s, s.pop(), len(s))",
+             "(['a', 'c', 'e', 'g'], set(['c', 'e', 'g']), 'a', 3)"),
+            ("s = set(range(20))\ns.difference_update([1, 2], (3,))", "s",
+             "set([0, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19])"),
+            ("s = set(range(40))\ns.difference_update(range(30))\ns.add('x')\ns.add('y')", "s",
+             "set([30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 'y', 'x'])"),
+            ("s = set('hello')\ns.symmetric_difference_update('help')", "s", "set(['p', 'o'])"),
+            ("s = set('hello world')\ns -= set('ol')\ns |= set('xyz')\ns &= set('hexyz')\ns ^= " "set('hq')",
+             "s", "set(['e', 'q', 'y', 'x', 'z'])"),
+            ("s = set([1, 2])\ns.clear()\ns.add('b')\ns.add('a')",
+             "(s, set(), frozenset(), frozenset('ab'))",
+             "(set(['a', 'b']), set([]), frozenset([]), frozenset(['a', 'b']))"),
+            ("a = frozenset('abc')",
+             "(a | set('d'), a & set('ab'), a - set('a'), a ^ set('ad'), a.union('xy', 'z'), a.copy() "
+             "is a)", "(frozenset(['a', 'c', 'b', 'd']), frozenset(['a', 'b']), frozenset(['c', 'b']), "
+             "frozenset(['c', 'b', 'd']), frozenset(['a', 'c', 'b', 'y', 'x', 'z']), True)"),
+            ("a = set('abc')", "(a.union('xy'), a.intersection('ab', 'bc'), a.difference('a', 'b'), "
+             "a.symmetric_difference('cd'), a.copy())",
+             "(set(['a', 'x', 'c', 'b', 'y']), set(['b']), set(['c']), set(['a', 'b', 'd']), "
+             "set(['a', 'c', 'b']))"),
+            ("try: set().pop()\nexcept KeyError, e: X = str(e)", "X", "'pop from an empty set'"),
+            ("try: {}.popitem()\nexcept KeyError, e: X = str(e)", "X", "'popitem(): dictionary is empty'"),
+            ("", "dict.fromkeys(['web', 'app', 'db', 'cache', 'queue'], 1)",
+             "{'queue': 1, 'web': 1, 'app': 1, 'cache': 1, 'db': 1}"),
+            ("", "(dict.fromkeys('spam'), dict.fromkeys(set(['x', 'y', 'zebra']), 0), dict.fromkeys((c "
+             "for c in 'eggs'), 2))",
+             "({'a': None, 'p': None, 's': None, 'm': None}, {'y': 0, 'x': 0, 'zebra': 0}, {'s': 2, "
+             "'e': 2, 'g': 2})"),
+            ("d = dict(a=1, b=2, c=3)\nd.clear()\nd['z'] = 1\nd['y'] = 2", "d", "{'y': 2, 'z': 1}"),
+            ("d = dict(a=1, bb=2, ccc=3)\nX = []\nwhile d: X.append(d.popitem())", "X",
+             "[('a', 1), ('ccc', 3), ('bb', 2)]"),
+            ("import copy\nd = copy.deepcopy({'a': [1, {'b': 2}], 'zz': set([1])})", "d",
+             "{'a': [1, {'b': 2}], 'zz': set([1])}"),
+            ("d = {'a': 1, 'b': 2}",
+             "(d.viewkeys(), d.viewvalues(), d.viewitems()) if 0 else (d.keys(), d.values(), "
+             "d.items(), d.iteritems().next())", "(['a', 'b'], [1, 2], [('a', 1), ('b', 2)], ('a', 1))"),
+            ("from collections import OrderedDict",
+             "(OrderedDict(), OrderedDict([('b', 1), ('a', 2)]), dict(OrderedDict([('b', 1), ('a', "
+             "2)])))", "(OrderedDict(), OrderedDict([('b', 1), ('a', 2)]), {'a': 2, 'b': 1})"),
+            ("X = []\nfor f, v in (('%s %s', (1,)), ('%s', (1, 2)), ('%(a)s', 3), ('%', 1), ('%d', "
+             "'x'), ('%q', 1), ('%(a)s', (1,))):\n  try: X.append(f % v)\n  except (TypeError, "
+             "ValueError, KeyError), e: X.append(e.__class__.__name__)", "X",
+             "['TypeError', 'TypeError', 'TypeError', 'ValueError', 'TypeError', 'ValueError', "
+             "'TypeError']"),
+            ("", "('100%%' % (), '%5.1f|%-5s|%05d|%+d|%x|%#o|%#x|%c|%r' % (2.25, 'ab', 42, 7, 255, 8, "
+             "255, 'z', u'q'))", "('100%', \"  2.2|ab   |00042|+7|ff|010|0xff|z|u'q'\")"),
+            ("", "('%*d|%.*f' % (5, 42, 2, 3.14159), '%(a)s %(b)05.1f %%' % {'a': 1, 'b': 2.5})",
+             "('   42|3.14', '1 002.5 %')"),
+            ("", "('a\\\\n'.decode('string_escape'), 'x'.decode('ascii'), "
+             "'caf\\xc3\\xa9'.decode('utf-8').encode('utf-8'))", "('a\\n', u'x', 'caf\\xc3\\xa9')"),
+            ("import string",
+             "('abcabc'.translate(string.maketrans('ab', 'xy')), 'abc'.translate(None, 'b'), "
+             "u'abc'.translate({97: u'z'}))", "('xycxyc', 'ac', u'zbc')"),
+            ("", "(float('1e3'), float(' 2 '), float('inf'), round(1e300), round(2.5, -400), round(1.5, "
+             "400), float(3))", "(1000.0, 2.0, inf, 1e+300, 0.0, 1.5, 3.0)"),
+            ("", "(hash(1.5), hash(0.1), hash(1e100), hash(float('inf')), hash(-float('inf')), hash(2.0), "
+             "hash(-1), hash(2**70), hash((1, 'a', 2.5)))",
+             "(1610645504, 2576882278, -5970202163673034167, 314159, -271828, 2, -2, 64, "
+             "-7878324146350308376)"),
+            ("", "(hash(''), hash('a'), hash('abc'), hash(u'abc'), hash(None) is not None, hash(True), "
+             "hash(()), hash(frozenset([1, 2])))",
+             "(0, 12416037344, 1453079729188098211, 1453079729188098211, True, 1, 3527539, "
+             "-1834016341293975159)"),
+            ("", "(cmp([1, 2], [1, 3]), cmp((1,), (1, 2)), cmp({'a': 1}, {'a': 2}), cmp({'a': 1}, {'b': "
+             "1}), cmp({}, {1: 1}), cmp('a', 1), cmp(None, 0), cmp(1, 2.5))",
+             "(-1, -1, -1, -1, -1, 1, -1, -1)"),
+            ("", "(sorted([3, 'a', None, 2.5, u'b', (1,), [1]]), 1 < 'a', None < 1, [] > {}, max('a', 1), "
+             "min([1], (1,)))", "([None, 2.5, 3, [1], 'a', (1,), u'b'], True, True, True, 'a', [1])"),
+            ("", "({'a': 1} < {'a': 2}, {'b': 1} < {'a': 2}, {1: 2} == {1: 2.0}, [1, 'a'] < [1, 2])",
+             "(True, False, True, False)"),
+            ("class A(object):\n  def __init__(self): self.x = 1\n  def name(self): return "
+             "self.__class__.__name__",
+             "(A().name(), type(A()).__name__, A.__name__, getattr(A(), 'x'), getattr(A(), 'y', "
+             "'no'), hasattr(A(), 'z'))", "('A', 'A', 'A', 1, 'no', False)"),
+            ("class A:\n  x = [1, 2]\na = A()\ndef f(): return a\nf().x[0] += 5\ndef g(): return 0\n"
+             "f().x[g()] *= 2", "(A.x, a.x)", "([12, 2], [12, 2])"),
+            ("d = {'k': [1]}\ndef k(): return 'k'\nd[k()] += [2]\nd[k()][0] -= 7", "d", "{'k': [-6, 2]}"),
+            ("", "({c: ord(c) for c in 'hello'}, {c for c in 'hello'}, {'x', 'yy', 'zzz'}, [c for c in "
+             "{'b': 1, 'a': 2}])",
+             "({'h': 104, 'e': 101, 'l': 108, 'o': 111}, set(['h', 'e', 'l', 'o']), set(['yy', 'x', "
+             "'zzz']), ['a', 'b'])"),
+            ("", "(dict([('b', 1), ('a', 2)], c=3), dict({'x': 1}, y=2), {'a': 1, 'b': 2, 'a': 3})",
+             "({'a': 2, 'c': 3, 'b': 1}, {'y': 2, 'x': 1}, {'a': 3, 'b': 2})"),
+            ("import json",
+             "(json.dumps({'b': 1, 'a': [1.0, None, True, u'x']}), json.dumps({'b': 1, 'a': 2}, "
+             "indent=2), json.dumps([1, 2], separators=(',', ':')), json.loads('{\"z\": 1, \"a\": "
+             "[1.5]}'))",
+             "('{\"a\": [1.0, null, true, \"x\"], \"b\": 1}', '{\\n  \"a\": 2, \\n  \"b\": 1\\n}', "
+             "'[1,2]', {u'a': [1.5], u'z': 1})"),
+            ("import sys\nsys.stdout.writelines(['a', 'b'])\nsys.stdout.flush()", "sys.version_info[:2]",
+             "(2, 7)"),
+            ("import math",
+             "(math.log(8, 2), math.sqrt(2), math.pi, math.factorial(20), math.fsum([.1] * 10), "
+             "math.trunc(2.7), math.hypot(3, 4))",
+             "(3.0, 1.4142135623730951, 3.141592653589793, 2432902008176640000, 1.0, 2, 5.0)"),
+            ("", "(repr(0.1), str(0.1), repr(1e16), str(1e16), repr(1e22), repr(-0.0), str(1.0), "
+             "repr(100.0), repr(1/3.0))",
+             "('0.1', '0.1', '1e+16', '1e+16', '1e+22', '-0.0', '1.0', '100.0', '0.3333333333333333')"),
+            ("", "(map(None, [1, 2], 'ab'), zip('ab', [1]), filter(None, [0, 1, '']), filter(lambda c: c "
+             "!= 'b', 'abc'), reduce(lambda a, b: a * b, [1, 2, 3], 4), apply(max, (1, 2)))",
+             "([(1, 'a'), (2, 'b')], [('a', 1)], [1], 'ac', 24, 2)"),
+            ("", "('a,b,,c'.split(','), ' a b '.split(), 'abc'.find('c'), 'aXbX'.replace('X', '-', 1), "
+             "'abc'.partition('b'), 'a-b-c'.rsplit('-', 1), 'abc'.center(7, '*'), 'x'.zfill(3), "
+             "'Ab'.swapcase())",
+             "(['a', 'b', '', 'c'], ['a', 'b'], 2, 'a-bX', ('a', 'b', 'c'), ['a-b', 'c'], '**abc**', "
+             "'00x', 'aB')"),
+            ("", "('{0} {1!r} {a:>4}|{b:.2f}'.format(1, 'x', a='y', b=2.0), '{:,}'.format(1234567), "
+             "'{:%}'.format(0.25), '{0[k]} {1.real}'.format({'k': 1}, 2))",
+             "(\"1 'x'    y|2.00\", '1,234,567', '25.000000%', '1 2')"),
+            ("", "(unicode('x'), u'\\xe9', [u'\\xe9', 'x'], u'a' + 'b', 'a' == u'a', str(u'abc'), "
+             "isinstance(u'x', basestring), unicode(1.5))",
+             "(u'x', u'\\xe9', [u'\\xe9', 'x'], u'ab', True, 'abc', True, u'1.5')"),
+            ("X = []\ntry:\n  try: raise KeyError('a')\n  finally: X.append('f')\nexcept (KeyError, "
+             "ValueError), e: X.append(repr(e))\nelse: X.append('no')", "X", "['f', \"KeyError('a',)\"]"),
+            ("def f(a, b=2, *c, **d): return (a, b, c, sorted(d.items()))",
+             "(f(1), f(1, 3, 4, x=5), f(*[1, 2, 3], **{'z': 0}))",
+             "((1, 2, (), []), (1, 3, (4,), [('x', 5)]), (1, 2, (3,), [('z', 0)]))"),
+            ("def gen(n):\n  for i in range(n): yield i * i\ng = gen(3)",
+             "(g.next(), list(g), sum(gen(4)), [x for x in gen(3) if x], any(gen(1)), all(gen(2)))",
+             "(0, [1, 4], 14, [1, 4], False, False)"),
+            ("import itertools, operator",
+             "(list(itertools.imap(operator.add, [1, 2], [3, 4])), list(itertools.izip('ab', 'cd')), "
+             "list(itertools.chain('a', 'b')), list(itertools.ifilter(None, [0, 2])), "
+             "list(itertools.islice('abcdef', 1, 4)), [(k, list(g)) for k, g in "
+             "itertools.groupby('aab')])",
+             "([4, 6], [('a', 'c'), ('b', 'd')], ['a', 'b'], [2], ['b', 'c', 'd'], [('a', ['a', "
+             "'a']), ('b', ['b'])])"),
+            ("import re",
+             "(re.sub(r'(\\d+)', r'<\\1>', 'a1b22'), re.findall('[a-z]', 'a1b'), re.match('(?P<x>a)', "
+             "'ab').group('x'), re.split('[,;]', 'a,b;c'), re.escape('a.b'), re.compile('x', "
+             "re.I).search('aX').start())", "('a<1>b<22>', ['a', 'b'], 'a', ['a', 'b', 'c'], 'a\\\\.b', 1)"),
+            ("import hashlib, base64, binascii, zlib",
+             "(hashlib.md5('a').hexdigest(), hashlib.sha1('a').hexdigest()[:8], "
+             "base64.b64encode('hi'), binascii.hexlify('hi'), zlib.crc32('hello'), "
+             "base64.b64decode('aGk='))",
+             "('0cc175b9c0f1b6a831c399e269772661', '86f7e437', 'aGk=', '6869', 907060870, 'hi')"),
+            ("import os.path",
+             "(os.path.join('a', '/b'), os.path.join('a', 'b'), os.path.basename('/x/y.z'), "
+             "os.path.splitext('a.b.c'), os.path.dirname('/x/y'), os.path.normpath('a/../b/./c'))",
+             "('/b', 'a/b', 'y.z', ('a.b', '.c'), '/x', 'b/c')"),
+            ("import string",
+             "(string.Template('$a ${b} $$').substitute(a=1, b=2), string.letters, string.digits, "
+             "string.join(['a', 'b'], '-'), string.upper('x'), string.capwords('ab cd'), "
+             "string.zfill('1', 3))",
+             "('1 2 $', 'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ', '0123456789', 'a-b', "
+             "'X', 'Ab Cd', '001')"),
+            ("import textwrap", "(textwrap.dedent('  a\\n  b'), textwrap.fill('aaa bbb ccc', 7))",
+             "('a\\nb', 'aaa bbb\\nccc')"),
+            ("import urllib",
+             "(urllib.quote('a b/c~'), urllib.quote_plus('a b&c'), urllib.unquote('a%20b'), "
+             "urllib.urlencode([('a', 1), ('b', 'x y')]), urllib.urlencode({'k': [1, 2]}, True))",
+             "('a%20b/c%7E', 'a+b%26c', 'a b', 'a=1&b=x+y', 'k=1&k=2')"),
+            ("import functools",
+             "(functools.partial(int, base=2)('101'), functools.reduce(lambda a, b: a + b, 'abc'))",
+             "(5, 'abc')"),
+            ("import time", "(time.strftime('%Y', time.gmtime(0)), time.gmtime(86400)[:3])",
+             "('1970', (1970, 1, 2))"),
+            ("", "(oct(64), hex(255), bin(5), chr(65), unichr(233), ord('a'), abs(-2), pow(2, 10, 1000), "
+             "coerce(1, 2.0), callable(len), bool([]), 1 if [] else 2)",
+             "('0100', '0xff', '0b101', 'A', u'\\xe9', 97, 2, 24, (1.0, 2.0), True, False, 2)"),
+            ("", "('abc'[::-1], 'abc'[5:], [1, 2, 3][-2:], (1, 2)[0], 'a' in 'cab', 3 not in [1], not 1, "
+             "1 and 2, 0 or 'x', 1 < 2 < 3, 1 == 1.0 == True)",
+             "('cba', '', [2, 3], 1, True, True, False, 2, 'x', True, True)"),
+            ("x = [3, 1, 2]\nx.sort()\ny = ['b', 'A', 'c']\ny.sort(key=str.lower, reverse=True)\nz = "
+             "[1, 2, 3]\nz.sort(lambda a, b: cmp(b, a))\ndel z[0]\nz.insert(0, 9)\nz.extend('q')",
+             "(x, y, z, z.index(9), z.count('q'), z.pop(), sorted('bca', cmp=lambda a, b: cmp(b, a)))",
+             "([1, 2, 3], ['c', 'b', 'A'], [9, 2, 1], 0, 1, 'q', ['c', 'b', 'a'])"),
+            ("a, (b, c) = 1, (2, 3)\nx = y = []\nx.append(1)\na += b\nassert a == 3, 'no'", "(a, b, c, y)",
+             "(3, 2, 3, [1])"),
+            ("class B(object):\n  @property\n  def p(self): return 7\n  @staticmethod\n  def s(x): "
+             "return x + 1\n  @classmethod\n  def c(cls): return cls.__name__\n  def __str__(self): "
+             "return 'bee'\n  def __getitem__(self, k): return k * 2\n  def __len__(self): return 3\n"
+             "class C(B):\n  def s2(self): return super(C, self).p",
+             "(B().p, B.s(1), C.c(), str(B()), '%s' % B(), B()['x'], len(B()), C().s2(), "
+             "isinstance(C(), B), issubclass(C, B))", "(7, 2, 'C', 'bee', 'bee', 'xx', 3, 7, True, True)"),
+            ("l = lambda (a, b), c=1: a + b + c\ndef f(x, (y, z)): return x, y, z",
+             "(l((1, 2)), f(1, (2, 3)))", "(4, (1, 2, 3))"),
+            ("import zlib", "(zlib.crc32('hello'), zlib.crc32('www-data/prod'), zlib.adler32('hello'), "
+             "zlib.crc32('b', zlib.crc32('www-data/prod')))",
+             "(907060870, -457460447, 103547413, 1026769938)"),
+            ("import random\nr = random.Random(3)",
+             "(r.randrange(10 ** 20), r.randrange(5, 10 ** 30, 7), r.randrange(-10, -10 ** 20, -3))",
+             "(84719271504320872445L, 322138906904164525610262135383L, -56068951629167703745L)")))
 
     def test_numbers_and_text(self) -> None:
         self.table((
@@ -2812,6 +3046,24 @@ class OperationsTest(unittest.TestCase):
             with self.subTest(text=text), self.assertRaises(aurora_rest.BadRequest):
                 aurora_rest.parse_instances([text])
 
+    def test_a_cron_jobs_template_is_compared_with_its_active_tasks(self) -> None:
+        def job(command: str) -> Any:
+            return load(source(command=command, extra="cron_schedule='0 1 * * *', instances=3", kind="Job"))
+
+        def plan(command: str, *running: Any) -> Any:
+            groups = [(job(each).configuration.taskConfig, numbers) for each, numbers in running]
+            told = aurora_rest.plan_update(self.nobody(), job(command), (), groups)
+            return [told[name] for name in ("add", "remove", "update", "unchanged")], told["changes"]
+        self.assertEqual(plan("a"), ([[0, 1, 2], [], [], []], []))
+        sets, changes = plan("a", ("a", [0]), ("b", [2, 7]))
+        self.assertEqual(sets, [[1], [], [2, 7], [0]])
+        self.assertEqual([each["instances"] for each in changes], [[2, 7]])
+        self.assertIn("cmdline", json.dumps(changes))
+
+    @staticmethod
+    def nobody() -> Any:
+        return aurora_rest.Scheduler("http://127.0.0.1:1")
+
     def test_field_changes_name_path_old_and_new(self) -> None:
         old = {"a": 1, "b": {"c": [1], "same": 0}, "executorConfig": {"data": {"x": 1, "y": 2}}}
         new = {"a": 2, "b": {"c": [2], "same": 0}, "executorConfig": {"data": {"y": 2, "x": 3}}, "d": 4}
@@ -2883,6 +3135,31 @@ class RestartTest(Serving):
         operation.run(lambda op: aurora_rest.rolling_restart(self.scheduler, key, instances,
                                                              aurora_rest.RestartOptions(**given), op))
         return operation
+
+    def test_scripts_wait_for_instances_and_updates(self) -> None:
+        key = self.create("awaited", 2)
+        fast: Any = {"poll_secs": 0.02, "time_limit": 9.0}
+        self.assertEqual(aurora_rest.wait_until_running(self.scheduler, key, **fast).done, 2)
+        with self.assertRaisesRegex(aurora_rest.NotFound, "no active instance 2, 9"):
+            aurora_rest.active_instances(self.scheduler, key, (1, 2, 9))
+        with self.assertRaisesRegex(aurora_rest.Unprocessable, "0 of 2 .*after 0 s"):
+            aurora_rest.wait_until_running(self.scheduler, key, known=self.ids(key).values(),
+                                           poll_secs=0.02, time_limit=0.0)
+        job = load(source("awaited", "v2", "instances=2, update_config=UpdateConfig(watch_secs=0)"), key)
+        started = aurora_rest.start_update(self.scheduler, job)
+        self.assertEqual(aurora_rest.wait_for_update(
+            self.scheduler, key, started.id, **fast).result["state"], "ROLLED_FORWARD")
+        bad = load(source("awaited", "exit 1", "instances=2, update_config=UpdateConfig(watch_secs=1)"), key)
+        started = aurora_rest.start_update(self.scheduler, bad)
+        with self.assertRaisesRegex(aurora_rest.Unprocessable, "ROLLED_BACK"):
+            aurora_rest.wait_for_update(self.scheduler, key, started.id, **fast)
+        for wanted, like, error in ((4001, None, "0 to 4000"), (-1, None, "0 to 4000"),
+                                    (3, 9, "no active instance 9")):
+            with self.assertRaisesRegex(aurora_rest.Failure, error):
+                aurora_rest.change_instances(self.scheduler, key, wanted, like)
+        aurora_rest.batched_kill(self.scheduler, key, [0, 1], 2, **fast)
+        with self.assertRaisesRegex(aurora_rest.NotFound, "no active instances"):
+            aurora_rest.change_instances(self.scheduler, key, 3)
 
     def ids(self, key: Any) -> Any:
         return {t["assignedTask"]["instanceId"]: t["assignedTask"]["taskId"] for t in aurora_rest.query_tasks(
@@ -3456,6 +3733,46 @@ class RoutesTest(Serving):
         self.assertEqual(self.good("GET", path + "/pending")["pending"][0]["reasons"],
                          [{"kind": "Insufficient", "what": "CPU"}])
 
+    def test_a_parameter_that_a_call_needs_is_asked_for_as_its_description_says(self) -> None:
+        path = self.create("needy", 1)
+        task = self.good("GET", path)["tasks"]["active"][0]["id"]
+        described = self.ask("GET", "/openapi.json").json["paths"]
+        job = "/alpha/job/{cluster}/{role}/{environment}/{name}"
+        for method, each, template, name in (
+                ("PUT", path + "/scale", job + "/scale", "instances"),
+                ("POST", path + "/rollback", job + "/rollback", "to"),
+                ("PUT", "/alpha/tasks/devcluster/%s/state" % task, "/alpha/tasks/{cluster}/{task}/state",
+                 "to_state"),
+                ("GET", path + "/instances/0/files/content",
+                 job + "/instances/{instance}/files/content", "path")):
+            self.bad(400, method, each, says="^%s= is needed: " % name)
+            rows = described[template][method.lower()]["parameters"]
+            self.assertEqual([row["name"] for row in rows if row["in"] == "query" and row["required"]],
+                             [name])
+
+    def test_requests_that_mean_nothing_are_refused_in_words(self) -> None:
+        path = self.create("strict", 1)
+        multipart = {"Content_Type": "multipart/form-data; boundary=b"}
+        for method, each, body, headers, status, says in (
+                ("GET", "?pretty=perhaps", None, {}, 400, "1 or 0"),
+                ("GET", "?logs=1&logs=0", None, {}, 400, "logs is given twice"),
+                ("GET", "?wait=3601", None, {}, 400, "wait=3601: at most 3600 seconds"),
+                ("PUT", "", b"--b--\r\n", multipart, 400, "."),
+                ("PUT", "", b"a\0b", {}, 400, "NUL characters"),
+                ("PUT", "", b"\xff", {}, 400, "not UTF-8"),
+                ("PUT", "/restart?batch_size=0", None, {}, 400, "batch_size"),
+                ("PUT", "/scale?instances=2&like=7", None, {}, 404, "no active instance 7")):
+            with self.subTest(query=each, body=body):
+                self.bad(status, method, path + each, body, says=says, **headers)
+        self.bad(415, "PUT", "/alpha/quota/devcluster/www-data", "{}", says="application/json",
+                 Content_Type="text/plain")
+        self.bad(404, "GET", JOB + "nobody/config")
+        self.good("DELETE", path)
+        self.demo.advance(10)
+        self.bad(404, "GET", path + "/config", says="no active instances")
+        self.bad(404, "PUT", path + "/scale?instances=2", says="no active instances")
+        self.bad(404, "POST", path + "/update/pause", says="no active update")
+
     def test_sla_figures_are_served(self) -> None:
         path = self.create("sla", 2)
         key = path.replace("/alpha/job/", "/alpha/sla/")
@@ -3473,6 +3790,31 @@ class RoutesTest(Serving):
             self.assertEqual(would["timeoutSecs"], 604800)
         self.assertIn("demo-01", [each["host"] for each in self.good("GET",
                 "/alpha/maintenance/devcluster")["hosts"]])
+
+    def test_hosts_whose_loss_takes_a_job_below_its_sla_are_told_and_not_drained(self) -> None:
+        self.good("PUT", "/alpha/quota/devcluster/www-data?increase=1",
+                  json.dumps({"cpu": 9, "ram_mb": 9999, "disk_mb": 9999}))
+        key = self.create("precious", 3, tier="preferred").replace("/alpha/job/", "")
+        self.create("cheap", 3)
+        tasks = self.good("GET", JOB + "precious")["tasks"]["active"]
+        host = tasks[0]["host"]
+        here = [each["host"] for each in tasks].count(host)
+        path, share = "/alpha/maintenance/devcluster/" + host, round(100.0 * (3 - here) / 3, 2)
+        some = "duration=0&min_instances=3&percentage="
+        told = self.good("GET", path + "/safe?%s%s" % (some, share + 1))
+        self.assertEqual((told["safe"], told["hosts"][0]["jobs"]),
+                         (False, [{"job": key, "percentage": share, "safe": False}]))
+        # just enough; too young; too small to count
+        for query, safe in ((some + str(int(share)), True),
+                            ("duration=1h&min_instances=3&percentage=1", False), ("duration=0", True)):
+            self.assertEqual(self.good("GET", path + "/safe?" + query)["safe"], safe, query)
+        everywhere = self.good("GET", "/alpha/maintenance/devcluster?%s%s" % (some, share + 1))["hosts"]
+        self.assertNotIn(host, [each["host"] for each in everywhere])
+        refused = self.bad(409, "POST", "%s/drain?%s%s" % (path, some, share + 1), code="SLA_UNSAFE")
+        self.assertEqual([dict(each, mode="NONE") for each in refused["hosts"]], told["hosts"])
+        self.assertEqual(self.good("GET", path)["hosts"], [{"host": host, "mode": "NONE"}])
+        self.good("POST", "%s/drain?%s%s&force=1" % (path, some, share + 1), status=202)
+        self.good("DELETE", path)
 
     def test_maintenance_backup_recovery_and_the_rest_of_an_operators_day(self) -> None:
         hosts = "/alpha/maintenance/devcluster/demo-06"
@@ -5042,6 +5384,7 @@ class LogsTest(Serving):
         self.bad(404, "GET", path + "none")
         self.bad(404, "GET", path + "x")
         self.bad(404, "GET", path + "outside")
+        self.bad(404, "GET", path + ".")
         self.bad(403, "GET", path + "secret", code="FILE_NOT_READABLE")
         self.bad(502, "GET", path + "x/%C3%BC.bin", code="NAME_NOT_ASCII", says="--agent-port")
 
@@ -5101,6 +5444,29 @@ class LogsTest(Serving):
         self.watcher._sandbox(task.id).files[".logs/p/0/stderr"] = bytearray(b"x" * 100 + b"\n") * 100
         failure = self.good("GET", path)["last_words"]
         self.assertEqual(len(failure["stderr"]), 20)
+
+    def test_a_log_goes_on_at_another_host_where_the_first_does_not_answer_any_more(self) -> None:
+        self.job("moved", ("p", "echo hi; sleep 9999"))
+        key, old, ask_ = config("moved").key, self.task("moved").id, self.reader.ask
+
+        def deaf(spot: Any, *more: Any, **named: Any) -> Any:
+            if spot.id == old:
+                raise aurora_rest.ObserverUnreachable("the host is on fire")
+            return ask_(spot, *more, **named)
+        told = aurora_rest.follow_log(self.scheduler, "devcluster/www-data/devel/moved", 0, "p",
+                                      observer=self.reader, interval=0.01)
+        self.assertEqual(next(told).data, b"hi\n")
+        with mock.patch.object(self.reader, "ask", deaf):
+            for _ in range(12):     # it may come back
+                self.assertEqual(next(told).name, "unreachable")
+            self.scheduler.restartShards(key, {0})
+            self.demo.advance(30)
+            entries = list(itertools.takewhile(lambda each: each.name != "log", told))
+            after = [each for each in entries if each.name != "unreachable"]
+            self.assertEqual([each.name for each in after], ["gap", "task"])
+            self.assertIn("did not answer before the task ended", after[0].plain["reason"])
+            self.assertEqual(after[0].plain["task"], old)
+            self.assertEqual(getattr(after[1].after, "task", None), self.task("moved").id)
 
     def test_bad_weather_has_an_answer_that_says_what_to_do(self) -> None:
         path = self.job("weather", ("p", "echo hi; sleep 9999"),
@@ -8256,6 +8622,10 @@ class DemoTest(unittest.TestCase):
 
     def test_refusals_have_aurora_s_texts(self) -> None:
         key = api.JobKey(role="www-data", environment="qa", name="x")
+        some = config().taskConfig.resources
+
+        def dedicated(**rule: Any) -> Any:
+            return api.Constraint(name="dedicated", constraint=api.TaskConstraint(**rule))
         for job, text in (
                 (config().replace(taskConfig=None), "Job configuration must have taskConfig set."),
                 (config().replace(instanceCount=0), "Instance count must be positive."),
@@ -8266,7 +8636,27 @@ class DemoTest(unittest.TestCase):
                 (config().replace(key=api.JobKey(role="a b", environment="devel", name="x")),
                  "Job key IJobKey{role=a b, environment=devel, name=x} is invalid."),
                 (config(tier="x"), "Invalid tier 'x' in TaskConfig."),
+                (config(tier="a b"), "Tier contains illegal characters: a b"),
+                (config().replace(owner=api.Identity(user="a b")), "Job user contains illegal characters"),
+                (config(job=key.replace(role="")), "Job key IJobKey{role=, environment=qa, name=x} is"),
                 (config(executorConfig=None), "Configuration may not be null."),
+                (config(executorConfig=api.ExecutorConfig()), "Executor name may not be left unset."),
+                (config(executorConfig=api.ExecutorConfig(name="x")),
+                 "Configuration for executor 'x' doesn't exist."),
+                (config(executorConfig=None, container=api.Container(docker=api.DockerContainer(image="x"))),
+                 "configured to require an executor for Docker-based tasks."),
+                (config(container=api.Container(docker=api.DockerContainer())),
+                 "A container must specify an image."),
+                (config(constraints={dedicated(limit=api.LimitConstraint(limit=1))}),
+                 "A dedicated constraint must be of value type."),
+                (config(constraints={dedicated(value=api.ValueConstraint(values={"a", "b"}))}),
+                 "A dedicated constraint must have exactly one value"),
+                (config(constraints={dedicated(value=api.ValueConstraint(values={"other/x"}))}),
+                 "Only other may use hosts dedicated for that role."),
+                (config(resources={*some, api.Resource(numGpus=1)}), "GPU resource support is disabled"),
+                (config(mesosFetcherUris={api.MesosFetcherURI(value="x")}), "Mesos Fetcher for individual"),
+                (config(container=api.Container(mesos=api.MesosContainer(volumes=[api.Volume()]))),
+                 "configured to disallow container volumes."),
                 (config(resources={api.Resource(numCpus=1.0)}), "ram_mb must be greater than 0.0"),
                 (config(resources={api.Resource(numCpus=1.0), api.Resource(numCpus=2.0)}),
                  "Multiple resource values are not supported for CPU"),
@@ -8289,6 +8679,80 @@ class DemoTest(unittest.TestCase):
                      update_request(config(), updateGroupSize=0), None)
         self.refused("ERROR", "Tasks in non-terminal state cannot be pruned.", "pruneTasks",
                      api.TaskQuery(statuses={S.RUNNING}))
+        self.refused("ERROR", "limit is negative", "pruneTasks", api.TaskQuery(limit=-1))
+        self.refused("ERROR", None, "createJob", config(constraints={api.Constraint(name="x")}))
+        self.refused("INVALID_REQUEST", "Invalid configuration: Invalid tier 'x'", "populateJobConfig",
+                     config(tier="x"))
+        self.refused("INVALID_REQUEST", "Batch size must be greater than zero.",
+                     "triggerExplicitTaskReconciliation", api.ExplicitReconciliationSettings(batchSize=0))
+        lost = api.JobUpdateKey(job=config().key, id="x")
+        self.refused("INVALID_REQUEST", "Invalid update: ", "getJobUpdateDetails", lost, None)
+        self.refused("ERROR", "Either key or query must be set.", "getJobUpdateDetails", None, None)
+        result = self.call("getJobUpdateDetails", self.update(config(command="new")), None)
+        self.assertTrue(result.result.getJobUpdateDetailsResult.details)
+        self.assertIn("key argument is deprecated", result.details[0].message)
+
+    def test_updates_are_refused_with_aurora_s_texts(self) -> None:
+        self.create()
+        job = config(command="new")
+
+        def var(*sizes: int) -> Any:
+            batches = api.VariableBatchJobUpdateStrategy(groupSizes=list(sizes))
+            return api.JobUpdateStrategy(varBatchStrategy=batches)
+        for settings, text in (
+                ({"updateStrategy": var(1, 0)}, "All update group sizes must be positive."),
+                ({"updateStrategy": api.JobUpdateStrategy()}, "Update strategy provided is unknown."),
+                ({"maxPerInstanceFailures": -1}, "maxPerInstanceFailures must be non-negative."),
+                ({"maxFailedInstances": -1}, "maxFailedInstances must be non-negative."),
+                ({"maxPerInstanceFailures": 20001}, "Your update allows too many failures to occur"),
+                ({"minWaitInInstanceRunningMs": -1}, "minWaitInInstanceRunningMs must be non-negative."),
+                ({"blockIfNoPulsesAfterMs": -1}, "blockIfNoPulsesAfterMs must be positive."),
+                ({"slaAware": True}, "slaAware is true, but no task slaPolicy is specified.")):
+            self.refused("INVALID_REQUEST", text, "startJobUpdate", update_request(job, **settings), None)
+        self.refused("INVALID_REQUEST", "between 1 and 4000", "startJobUpdate",
+                     update_request(job, count=4001), None)
+        self.refused("ERROR", "Invalid range: [0..-1)", "startJobUpdate", update_request(job, count=-1), None)
+        self.refused("ERROR", "-1", "getJobUpdateSummaries", api.JobUpdateQuery(offset=-1))
+        cron = cron_config("tick")
+        self.ok("scheduleCronJob", cron)
+        self.refused("INVALID_REQUEST", "Cron jobs are not supported.", "getJobUpdateDiff",
+                     update_request(cron))
+        self.refused("INVALID_REQUEST", "created/updated by calling scheduleCronJob.", "startJobUpdate",
+                     update_request(config("tick")), None)
+
+    def test_sla_policies_are_checked_and_an_update_waits_for_them(self) -> None:
+        def policy(seconds: int = 60, **rule: Any) -> Any:
+            (kind, value), = rule.items()
+            made = {"count": lambda: api.SlaPolicy(countSlaPolicy=api.CountSlaPolicy(value, seconds)),
+                    "percentage": lambda: api.SlaPolicy(
+                        percentageSlaPolicy=api.PercentageSlaPolicy(value, seconds)),
+                    "coordinator": lambda: api.SlaPolicy(
+                        coordinatorSlaPolicy=api.CoordinatorSlaPolicy(value))}
+            return made[kind]()
+        self.ok("setQuota", "www-data", api.ResourceAggregate(resources={
+            api.Resource(numCpus=100.0), api.Resource(ramMb=102400), api.Resource(diskMb=102400)}))
+        for tier, count, rule, text in (
+                ("preemptible", 20, policy(count=1), "Tier 'preemptible' does not support SlaPolicy."),
+                ("preferred", 19, policy(count=1), "Job with fewer than 20 instances cannot have"),
+                ("preferred", 20, policy(count=20), "count=20 will not allow any instances to be killed"),
+                ("preferred", 20, policy(percentage=96.0), "Must be less than 95.0"),
+                ("preferred", 20, policy(7201, percentage=90.0),
+                 "PercentageSlaPolicy: durationSecs=7201 must be less than"),
+                ("preferred", 20, policy(7201, count=1), "CountSlaPolicy: durationSecs=7201")):
+            self.refused("INVALID_REQUEST", text, "createJob", config(count=count, tier=tier, slaPolicy=rule))
+        self.ok("createJob", config("asks", count=1, tier="preferred", slaPolicy=policy(coordinator="x")))
+        self.create(count=20, tier="preferred", slaPolicy=policy(count=19))
+        key = self.update(config(command="new", count=20, tier="preferred", slaPolicy=policy(count=19)),
+                          slaAware=True, updateGroupSize=2)
+        self.demo.advance(1)        # nobody has been up for a minute
+        texts = [event.message for event in self.details(key).instanceEvents]
+        self.assertEqual(set(texts), {None, "Checking SLA before continuing."})
+        self.assertEqual(self.states(), ["RUNNING"] * 20)
+        self.demo.advance(61)
+        texts = [event.message for event in self.details(key).instanceEvents]
+        self.assertEqual(texts.count("SLA check passed, continuing."), 1)       # the second waits for it
+        self.demo.advance(3600)
+        self.assertEqual(self.status(key), "ROLLED_FORWARD")
 
     def test_hosts_are_drained_with_regard_to_slas(self) -> None:
         policy = api.SlaPolicy(percentageSlaPolicy=api.PercentageSlaPolicy(percentage=90.0, durationSecs=60))
