@@ -8305,31 +8305,25 @@ def _significant(value: Any) -> Any:
     return [_significant(each) for each in value] if isinstance(value, list) else value
 
 
-def same_meaning(mine: Any, running: Any) -> bool:
-    """Whether two TaskConfigs describe the same task: like equality, but executor data that is JSON compares
-    as what it means, in which processes go by their names and constraints in no order; the owner, and what
-    the scheduler itself fills in (links to ports among it), do not count."""
-    def meaning(text: str) -> Any:
-        plain = load_json(text)
-        task = plain.get("task") if isinstance(plain, dict) else None
-        for field in ("processes", "constraints"):
-            if isinstance(task, dict) and isinstance(task.get(field), list):
-                task[field] = sorted(task[field], key=_sorted_json)
-        return plain
+def meaning_of(config: Any) -> List[Any]:
+    """What is the same of two TaskConfigs that describe the same task: executor data that is JSON goes by
+    what it means, in which processes go by their names and constraints in no order; the owner, and what the
+    scheduler itself fills in (links to ports among it), do not count."""
+    executor = config.executorConfig or api.ExecutorConfig()
+    data: Any = executor.data
+    with suppress(TypeError, ValueError):
+        data = load_json(data)
+    task = data.get("task") if isinstance(data, dict) else None
+    for field in ("processes", "constraints"):
+        if isinstance(task, dict) and isinstance(task.get(field), list):
+            task[field] = sorted(task[field], key=_sorted_json)
+    plain = _significant(config.replace(executorConfig=None, owner=None, taskLinks=None).to_plain())
+    return [plain, executor.name, data]
 
-    def rest(config: Any) -> Any:
-        return _significant(config.replace(
-            executorConfig=None, owner=None, taskLinks=config.taskLinks if mine.taskLinks
-            else None).to_plain())
-    if rest(mine) != rest(running):
-        return False
-    ours, theirs = mine.executorConfig, running.executorConfig
-    if ours is None or theirs is None or ours.name != theirs.name:
-        return bool(ours == theirs)
-    try:
-        return bool(meaning(ours.data) == meaning(theirs.data))
-    except (TypeError, ValueError):
-        return bool(ours.data == theirs.data)
+
+def same_meaning(mine: Any, running: Any) -> bool:
+    """Whether two TaskConfigs describe the same task, with those links to ports that `mine` has, if any."""
+    return meaning_of(mine) == meaning_of(running) and mine.taskLinks in (None, {}, running.taskLinks)
 
 
 _DEFAULT_EVALUATOR = Evaluator(2)       # of load_job; has no process before it is asked
@@ -13573,8 +13567,7 @@ def list_roles(call: Call) -> Any:
 def list_tiers(call: Call) -> Any:
     """The tiers of a cluster and which is the default."""
     result = call.read("getTierConfigs").result.getTierConfigResult
-    tiers = {each.name: {name: each.settings.get(name, "").lower() == "true"
-                         for name in ("preemptible", "revocable")}
+    tiers = {each.name: {name: _truth(each.settings.get(name)) for name in ("preemptible", "revocable")}
              for each in sorted(result.tiers, key=lambda each: each.name)}
     return call.success(count=len(tiers), default=result.defaultTierName, tiers=tiers)
 
@@ -15056,13 +15049,8 @@ class Version(NamedTuple):
 
 
 def _config_id(config: Any) -> str:
-    """A short hash of what a configuration means: equal for what `same_meaning` takes for the same."""
-    executor = config.executorConfig or api.ExecutorConfig()
-    data: Any = executor.data
-    with suppress(TypeError, ValueError):
-        data = load_json(data)
-    plain = _significant(config.replace(executorConfig=None, owner=None, taskLinks=None).to_plain())
-    return hashlib.sha256(_sorted_json([plain, executor.name, data]).encode()).hexdigest()[:12]
+    """A short hash of what a configuration means."""
+    return hashlib.sha256(_sorted_json(meaning_of(config)).encode()).hexdigest()[:12]
 
 
 _ENDED_READ = 200       # ended tasks that are looked at for configurations: each comes with its own

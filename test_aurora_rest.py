@@ -2631,6 +2631,8 @@ class Python2Test(Serving):
         orders = [{"order": ["a", "b"]}, {"order": ["b", "c"]}]
         self.assertTrue(aurora_rest.same_meaning(made("abc", orders), made("cab", orders[::-1])))
         self.assertFalse(aurora_rest.same_meaning(made("abc", orders), made("abd", orders)))
+        ids = {aurora_rest._config_id(made(names, orders)) for names in ("abc", "cab", "abd")}
+        self.assertEqual(len(ids), 2)
         self.assertFalse(aurora_rest.same_meaning(made("abc", orders),
                                                   made("abc", [{"order": ["b", "a"]}, orders[1]])))
 
