@@ -601,7 +601,7 @@ class Request:
         self.method = head.method
         target = head.target
         if not target.startswith("/") and target != "*":
-            match = re.match(r"https?://([^/?]*)(.*)", target, re.IGNORECASE)
+            match = re.match(r"https?://([^/?]+)(.*)", target, re.IGNORECASE)
             if not match:
                 raise BadRequest("the request target is neither a path nor an http URL")
             head.headers["host"], target = match.groups()       # RFC 9112, 3.2.2: it goes before the field
@@ -959,6 +959,7 @@ class Wait:
     the sink that it is started with, and ends once: by itself; when it is to `expire`, since the time is up,
     the server stops or the caller has said all, with what it says `otherwise`; or when he is `gone`."""
     otherwise: Any = None
+    finite = False          # it comes to its end by itself, and is let do so
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -1104,10 +1105,11 @@ class Download(Stream):
     opening = beat = otherwise = b""
 
     def __init__(self, head: Response, source: Source, since: Since, mark: Any = None,
-                 chunked: bool = False) -> None:
+                 chunked: bool = False, finite: bool = False) -> None:
         super().__init__(source, since, mark)
         head.close = True
         self.head = head
+        self.finite = finite
         self.chunked = chunked
         if chunked:
             head.headers.append(("Transfer-Encoding", "chunked"))
@@ -1660,7 +1662,7 @@ class Workers:
         self.loop.thread = threading.get_ident()
         try:
             while not self.loop.stopping:
-                self.loop.turn()
+                self.loop.turn(60.0 if self._held is None else 0.0)
                 if self._held is None:
                     continue
                 (work, light), self._held = self._held, None
@@ -1699,7 +1701,9 @@ class Incoming:
     @property
     def held(self) -> int:
         """Bytes of the body that is arriving."""
-        return 0 if self.head is None else len(self.buffer) + (self._chunks.size if self._chunks else 0)
+        chunks = self._chunks
+        taken = chunks.size - max(0, chunks.left) if chunks else 0
+        return 0 if self.head is None else len(self.buffer) + taken
 
     def next(self) -> Tuple[Head, bytes | None] | None:
         """The next request's head and body; before that, once, its head and None where it has a body, so that
@@ -1770,6 +1774,7 @@ class Run:
 class Channel:
     """A caller's socket, which never blocks: what the network does not take at once waits in `out`. In the
     loop's thread: all that begins with on_, close, linger. In any: push."""
+    PIECE = 1 << 18         # bytes given to the network at once: TLS wants the same again, and no fewer
     busy = False            # a request is being answered
     since = 0.0             # when the request began to arrive
     unsent = 0              # bytes of out that are counted
@@ -1866,6 +1871,8 @@ class Channel:
         else:
             self.handshaking = False
             self.interest(EVENT_READ)
+            if self.out:        # a refusal, which waited for this
+                self.push(b"")
             self.on_input()
 
     @property
@@ -1891,11 +1898,11 @@ class Channel:
                 self.deadline = now + self.server.limits["send_time"]
             try:
                 if self.out:
-                    sent = self.socket.send(memoryview(self.out)[:1 << 18])
+                    sent = self.socket.send(memoryview(self.out)[:self.PIECE])
                     del self.out[:sent]
                     self.taken += sent
                 elif data:
-                    sent = self.socket.send(data)
+                    sent = self.socket.send(memoryview(data)[:self.PIECE] if self.tls else data)
                     if sent < len(data):
                         self.out += memoryview(data)[sent:]
                 self.deadline = now + self.server.limits["send_time"]
@@ -2006,11 +2013,13 @@ class Connection(Channel):
     def on_end(self) -> None:
         """The caller has said all, or is gone; waiting, it gets now what there is to say."""
         self.ended = True
-        if not self.busy and not self.out or isinstance(self.waiting, Stream):
+        waiting, waiter = self.waiting, self.waiter
+        if waiting is not None and waiting.finite:
+            waiting = None      # it goes on
+        if not self.busy and not self.out or isinstance(waiting, Stream):
             self.close()
             return
         self.interest(self.mask & ~EVENT_READ)
-        waiting, waiter = self.waiting, self.waiter
         if waiter is not None:
             waiter.left = "the caller sent an end"      # and may still read
         if waiting is not None:
@@ -2115,8 +2124,8 @@ class Connection(Channel):
             answer.start(partial(self.respond, request))
         # What happened while the answer was made, and found nobody waiting:
         if self.closed:
-            answer.gone()
-        elif self.server.draining:
+            self.on_close()
+        elif self.server.draining and not answer.finite:
             answer.expire()
         elif self.ended:
             self.server.loop.soon(self.on_end)
@@ -2348,7 +2357,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
         self.draining = True
         self.loop.soon(self._stop_listening)
         for waiting in [connection.waiting for connection in list(self.connections)]:
-            if waiting is not None:
+            if waiting is not None and not waiting.finite:
                 self.workers.put(waiting.expire)
 
         def left() -> bool:
@@ -2364,20 +2373,22 @@ class HttpServer(http.server.ThreadingHTTPServer):
         """Take what has arrived already, and nothing that comes later."""
         if not self.closed_to_new:
             self.doors.close()
-        self.closed_to_new = True
         for connection in list(self.connections):
             if not connection.busy and not connection.handshaking:
                 connection.on_event(EVENT_READ)
             if not connection.engaged:
                 connection.close()
+        self.closed_to_new = True       # only now: `drain` looks for what the others have under way
 
     def welcome(self, sock: Any, peer: str) -> None:
         """Begin a connection with who has come; for the thread that turns the loop."""
         connection = Connection(self, sock, peer)
         self.connections.add(connection)
-        if len(self.connections) > self.limits["connections"] and not _evict(self):
-            self.refusals["connections"] += 1
-            connection.refuse(Overloaded("too many connections are open"))
+        while len(self.connections) > self.limits["connections"]:
+            if not _evict(self):
+                self.refusals["connections"] += 1
+                connection.refuse(Overloaded("too many connections are open"))
+                break
 
     def request(self, connection: Connection, head: Head) -> Request:
         """The request of a head, with its route and its id."""
@@ -13304,6 +13315,11 @@ class Service(Reception):
         """A read that waits for a change: all that ask for the same wait on one poll."""
         now = monotonic()
 
+        def again() -> Any:
+            fresh = Call(self, request)     # which has read nothing yet
+            fresh.params = call.params
+            return self.run(fresh, chosen)
+
         def wait(poll: Poll) -> Later:
             def ready() -> Response | None:
                 # what was asked before this caller came is older
@@ -13314,7 +13330,7 @@ class Service(Reception):
                         Response) and found.status < 500 and found.etag != answer.etag else None
             return Later(poll, call.get("wait"), ready, lambda: answer)
         return self.watched.watch(self._question(request), lambda: Poll(
-            self.runner, lambda: self.run(call, chosen), self.poll_interval, delayed=True), wait)
+            self.runner, again, self.poll_interval, delayed=True), wait)
 
     def stream(self, call: Call, key: Any, make: Callable[[], TaskChanges], job: str = "") -> Stream:
         """The events of a watched thing, after the caller's Last-Event-ID. job: its role/environment/name,
@@ -14104,7 +14120,7 @@ def get_file(call: Call) -> Any:
             return None, at     # the caller sees it by the length
         return data, at + len(data)
     head = Response(206 if asked else 200, body=b"", content_type="application/octet-stream", headers=headers)
-    return Download(head, Source(), since, first)
+    return Download(head, Source(), since, first, finite=True)
 
 
 def failing_instances(tasks: Iterable[Any]) -> List[int]:

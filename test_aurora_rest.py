@@ -3775,6 +3775,24 @@ class RoutesTest(Serving):
         self.bad(404, "PUT", path + "/scale?instances=2", says="no active instances")
         self.bad(404, "POST", path + "/update/pause", says="no active update")
 
+    def test_who_waits_for_a_change_gets_what_runs_then_time_and_again(self) -> None:
+        path = self.create("changing", 3) + "/config"
+        etag = self.ask("GET", path).headers["etag"]
+        for left in (2, 1):
+            found: List[Any] = []
+            waiter = threading.Thread(target=lambda tag=etag, into=found: into.append(
+                self.ask("GET", path + "?wait=20", If_None_Match=tag)))
+            waiter.start()
+            wait_for(lambda: self.server.service.watched.count)
+            self.scheduler.killTasks(config("changing").key, {left})
+            self.demo.advance(10)
+            waiter.join()
+            for answer in (found[0], self.ask("GET", path)):
+                self.assertEqual((answer.status, answer.json["configs"][0]["instances"]),
+                                 (200, list(range(left))))
+            etag = found[0].headers["etag"]
+            wait_for(lambda: not self.server.service.watched.count)
+
     def test_sla_figures_are_served(self) -> None:
         path = self.create("sla", 2)
         key = path.replace("/alpha/job/", "/alpha/sla/")
@@ -5676,6 +5694,20 @@ class LogsTest(Serving):
 class ParserTest(unittest.TestCase):
     """What is a request, by RFC 9110 and 9112, and what is not."""
 
+    def test_of_a_body_in_chunks_what_has_arrived_is_what_is_held(self) -> None:
+        limits = {name: limit.default for name, limit in aurora_rest.LIMITS.items()}
+        incoming = aurora_rest.Incoming(limits, aurora_rest.parse_head)
+        incoming.buffer += b"PUT / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n100000\r\nabc"
+        self.assertIsNone((incoming.next() or (0, 1))[1])
+        self.assertIsNone(incoming.next())
+        self.assertEqual(incoming.held, 3)
+
+    def test_a_target_that_names_no_host_is_refused(self) -> None:
+        for target in (b"http:///path", b"http://", b"http://?a"):
+            head = aurora_rest.parse_head(b"GET %b HTTP/1.1\r\nHost: x" % target)
+            with self.assertRaises(aurora_rest.BadRequest):
+                aurora_rest.Request(head, b"", "127.0.0.1", "1")
+
     def test_a_field_that_is_given_twice_and_equal_is_harmless(self) -> None:
         def parse(*lines: Any) -> Any:
             return aurora_rest.parse_head(b"\r\n".join((b"POST /api HTTP/1.1", b"Host: x") + lines)).headers
@@ -5824,11 +5856,11 @@ class ParserTest(unittest.TestCase):
 ROOM_APP = """
 class Echo(App):
     def __init__(self):
-        self.told, self.source = [], Source()
+        self.told, self.source, self.ends = [], Source(), []
         self.threads, self.far, self.patience, self.go_on = {}, {}, 10, threading.Event()
 
     def prepare(self, request):
-        request.share = request.path if request.path == "/slow" else None
+        request.share = request.path if request.path in ("/slow", "/light/shared") else None
 
     def admit(self, request):
         if request.path == "/forbidden":
@@ -5853,6 +5885,15 @@ class Echo(App):
             return Response(200, {"data": data.decode()})
         if request.path == "/later":
             return Later(self.source, 0.2, lambda: None, lambda: Response(200, {"late": True}))
+        if request.path == "/held":
+            self.go_on.wait(10)
+            return Later(self.source, 600, lambda: None, lambda: Response(200, {"late": True}))
+        if request.path == "/large":
+            return Response(200, body=LARGE)
+        if request.path in ("/file", "/tail"):
+            head = Response(200, body=b"", headers=[("Content-Length", str(len(LARGE)))])
+            return Download(head, self.source, lambda at: (LARGE[at:at + 65536] or None, at + 65536), 0,
+                            finite=request.path == "/file")
         if request.path == "/stream":
             hello = event_bytes("1", "hello", {})
             return Stream(self.source, lambda mark: (b"", mark) if mark else (hello, 1))
@@ -5862,6 +5903,12 @@ class Echo(App):
 
     def finished(self, request, peer, response, size):
         self.told.append(response.status)
+
+    def ended(self, request, size, left):
+        self.ends.append((request.path, left))
+
+
+LARGE = bytes(range(256)) * 65536
 """
 
 
@@ -5886,9 +5933,9 @@ class RoomTest(unittest.TestCase):
     def tearDownClass(cls) -> None:
         del sys.modules["http_room"]
 
-    def serve(self, sock: Any = None, **limits: Any) -> Any:
+    def serve(self, sock: Any = None, tls: Any = None, **limits: Any) -> Any:
         server = self.room.HttpServer(("127.0.0.1", 0), self.room.Echo(),
-                                      dict({"header_time": 0.5, "idle_time": 0.5}, **limits), None, sock)
+                                      dict({"header_time": 0.5, "idle_time": 0.5}, **limits), tls, sock)
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         for each in (server.server_close, partial(thread.join, 10), server.shutdown):
@@ -5981,6 +6028,89 @@ class RoomTest(unittest.TestCase):
         self.assertTrue(server.workers.ended.is_set())
         self.assertEqual(server.failure, "")
 
+    def test_light_work_that_is_held_meanwhile_runs_at_once(self) -> None:
+        server = self.serve(header_time=5, idle_time=30)
+        first, far = self.light(server, "/light/shared")
+        second = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        self.addCleanup(second.close)
+        second.sendall(b"GET /light/shared HTTP/1.1\r\nHost: h\r\n\r\n")
+        wait_for(lambda: server._pending)
+        server.loop.soon(server.loop._timers.clear)     # so that none wakes it
+        self.assertEqual(ask(server, "GET", "/quick").status, 200)
+        far.sendall(b"1")
+        self.assertEqual(self.said(first), "1")
+        far.sendall(b"2")
+        self.assertEqual(self.said(second), "2")
+
+    @unittest.skipUnless(shutil.which("openssl"), "needs openssl to make a certificate")
+    def test_over_tls_large_answers_arrive_whole_and_refusals_at_all(self) -> None:
+        import ssl
+        with tempfile.TemporaryDirectory() as folder:
+            cert, key = certificate(folder)
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(cert, key)
+            context = ssl.create_default_context(cafile=cert)
+            server = self.serve(tls=tls, header_time=5, idle_time=30, connections=1)
+
+            def get(path: bytes, sock: Any) -> Any:
+                with context.wrap_socket(sock, server_hostname="localhost") as caller:
+                    caller.sendall(b"GET %b HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n" % path)
+                    return b"".join(iter(partial(caller.recv, 1 << 18), b""))
+            for _ in range(3):
+                sock = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+                self.assertEqual(get(b"/large", sock).partition(b"\r\n\r\n")[2], self.room.LARGE)
+                wait_for(lambda: not server.connections)
+            first = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+            self.addCleanup(first.close)
+            second = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+            wait_for(lambda: server.refusals["overloaded"])         # before it has shaken hands
+            self.assertEqual(statuses(get(b"/quick", second)), [503])
+
+    def test_no_more_connections_are_open_than_may_be(self) -> None:
+        server = self.serve(header_time=5, idle_time=30, connections=4)
+        callers = []
+        for _ in range(20):
+            caller = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+            self.addCleanup(caller.close)
+            caller.sendall(b"GET /stream HTTP/1.1\r\nHost: h\r\n\r\n")
+            callers.append(statuses(caller.recv(4096)))
+        self.assertEqual(callers, [[200]] * 4 + [[503]] * 16)
+
+    def test_a_download_comes_to_its_end_while_the_server_stops_and_where_the_caller_has_said_all(
+            self) -> None:
+        server = self.serve(header_time=5, idle_time=30)
+        callers = {}
+        for path in (b"/file", b"/tail"):
+            callers[path] = caller = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+            self.addCleanup(caller.close)
+            caller.sendall(b"GET %b HTTP/1.1\r\nHost: h\r\n\r\n" % path)
+            self.assertTrue(caller.recv(4096))
+        callers[b"/file"].shutdown(socket.SHUT_WR)
+        drained = []
+        draining = threading.Thread(target=lambda: drained.append(server.drain(10)))
+        draining.start()
+        wait_for(lambda: server.closed_to_new)
+        sizes = {path: sum(map(len, iter(partial(caller.recv, 1 << 18), b"")))
+                 for path, caller in callers.items()}
+        draining.join()
+        whole = len(self.room.LARGE)
+        self.assertEqual((sizes[b"/file"] > whole - 4096, sizes[b"/tail"] < whole - 65536, drained),
+                         (True, True, [True]))
+
+    def test_who_leaves_before_his_wait_begins_is_told_of(self) -> None:
+        server = self.serve(header_time=5, idle_time=30)
+        caller = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        caller.sendall(b"GET /held HTTP/1.1\r\nHost: h\r\n\r\n")
+        wait_for(lambda: "/held" in server.app.threads)
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        caller.close()
+        wait_for(lambda: not server.connections)
+        server.app.go_on.set()
+        wait_for(lambda: server.app.ends)
+        self.assertEqual(server.app.ends, [("/held", True)])
+        wait_for(lambda: all(timer[0] < time.monotonic() + 60 or timer[2] is None
+                             for timer in list(server.loop._timers)))
+
     def test_it_reads_the_wire_however_it_is_cut(self) -> None:
         server = self.serve(header_time=5)
         data = (b"POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
@@ -6005,10 +6135,19 @@ class RoomTest(unittest.TestCase):
         kept.sendall(request)
         fresh = socket.create_connection(("127.0.0.1", server.port), timeout=10)
         fresh.sendall(request)
-        drained = []
+        drained, closed = [], []
+        name = kept.getsockname()
+        kept_one = next(each for each in server.connections if each.socket.getpeername() == name)
+        take = kept_one.on_event
+
+        def on_event(mask: int) -> None:
+            closed.append(server.closed_to_new)
+            take(mask)
+        kept_one.on_event = on_event
         draining = threading.Thread(target=lambda: drained.append(server.drain(5)))
         draining.start()
         wait_for(lambda: server.closed_to_new)
+        self.assertEqual(closed[:1], [False])
         half.sendall(request[20:])
         for sock in (kept, fresh, half):
             self.assertEqual(statuses(b"".join(iter(partial(sock.recv, 65536), b""))), [200])
