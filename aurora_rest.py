@@ -584,6 +584,7 @@ class ChunkedBody:
 class Request:
     """One request, as a handler sees it."""
     user: Any = None
+    level = ""              # of access that it takes, once that is known
     route: Any = None
     authorization: str | None = None
     certificate: Tuple[str, ...] = ()       # the names in the caller's, as CN=…, DNS=…, URI=…
@@ -680,6 +681,10 @@ class Response:
         if self._etag is None:
             self._etag = '"%s"' % hashlib.blake2b(self.body, digest_size=12).hexdigest()
         return self._etag
+
+    @etag.setter
+    def etag(self, etag: str) -> None:
+        self._etag = etag
 
     @property
     def compressed(self) -> bytes:
@@ -3750,13 +3755,14 @@ class _Network:
         wire.close()
 
     def _tls(self) -> Any:
-        if self._context is None:
+        context = self._context         # of which `close` may let go meanwhile
+        if context is None:
             import ssl
             try:
-                self._context = ssl.create_default_context(cafile=self.ca_file)
+                context = self._context = ssl.create_default_context(cafile=self.ca_file)
             except (OSError, ValueError) as error:      # it was read when this process began
                 raise _Broken("%s: %s" % (self.ca_file, _reason(error)), False) from None
-        return self._context
+        return context
 
 
 def _request_head(location: _Location, authorization: str | None, page: str) -> bytes:
@@ -8704,7 +8710,12 @@ def start_update(scheduler: Scheduler, job: Job, instances: Instances = (),
         result = conflict.response.result
         if result is None or result.startJobUpdateResult is None:
             raise
-        mine = _own_update(scheduler, job, update_id)
+        try:
+            mine = _own_update(scheduler, job, update_id)
+        except AuroraError as error:
+            if conflict.sent:
+                error.doubt("startJobUpdate")
+            raise
         if mine:
             return UpdateStarted(mine, [])
         shown = None
@@ -8798,7 +8809,7 @@ def plain_config(config: Any) -> Json:
     holds."""
     plain: Json = config.to_plain()
     executor = plain.get("taskConfig", plain).get("executorConfig", {})
-    with suppress(ValueError, TypeError):
+    with suppress(ValueError, TypeError, KeyError):
         executor["data"] = load_json(executor["data"])
     return plain
 
@@ -8881,6 +8892,7 @@ def add_like(scheduler: Scheduler, key: Key, count: int, like: int | None = None
         return _add_like(scheduler, key, active, staying or active, count, like)
 
 
+@reading
 def _active_and_staying(scheduler: Scheduler, key: Key) -> Tuple[List[int], List[int]]:
     """The active instances, and those of them that are not being killed. Raises NotFound where there is
     none."""
@@ -8905,23 +8917,24 @@ def _add_like(scheduler: Scheduler, key: Key, active: Instances, models: Instanc
 
 
 def change_instances(scheduler: Scheduler, key: Key, wanted: int, like: int | None = None,
-                     message: str | None = None) -> Dict[str, List[int] | None]:
+                     message: str | None = None) -> Json:
     """Add instances that are like one of the job's, or kill those with the highest numbers, until it has
-    `wanted` that are not being killed already. Returns which were added or killed; None for what could not be
-    read back."""
+    `wanted` that are not being killed already. Returns which were added or killed, None for what could not be
+    read back, and how many were asked for."""
     if wanted > MAX_TASKS_PER_JOB or wanted < 0:
         raise BadRequest("a job has 0 to %d instances" % MAX_TASKS_PER_JOB)
     with locked("instances", key):
         active, staying = _active_and_staying(scheduler, key)
         if like is not None and like not in staying:
             raise NotFound("job %s has no active instance %d to copy" % (key, like))
-        if wanted > len(staying):
-            added = _add_like(scheduler, key, active, staying or active, wanted - len(staying), like)
-            return {"added": added, "killed": []}
+        asked = wanted - len(staying)
+        if asked > 0:
+            added = _add_like(scheduler, key, active, staying or active, asked, like)
+            return {"added": added, "killed": [], "asked": asked}
         surplus = staying[wanted:]
         if surplus:
             scheduler.call("killTasks", key.thrift, set(surplus), message)
-        return {"added": [], "killed": surplus}
+        return {"added": [], "killed": surplus, "asked": -asked}
 
 
 def _by_name(items: Any) -> Json | None:
@@ -8981,6 +8994,7 @@ SLA_DURATIONS = (60, 600, 3600, 43200, 604800)
 SLA_PERCENTILES = (99.0, 95.0, 90.0, 85.0, 75.0, 60.0, 50.0, 30.0, 10.0)
 
 
+@reading
 def uptimes(tasks: Iterable[Any], now: float) -> List[int]:
     """Seconds that each live plain task has been up, counted from its first RUNNING event."""
     started = [[event["timestamp"] for event in task.get("taskEvents", ())
@@ -9386,6 +9400,7 @@ def as_hosts(names: Iterable[str]) -> Any:
     return api.Hosts(hostNames=set(names))
 
 
+@reading
 def host_modes(result: Any) -> Texts:
     """The names of the hosts' modes, by host, in a result that has an api.HostStatus of each."""
     return {each.host: MaintenanceMode.name_of(each.mode) for each in result.statuses or ()}
@@ -10352,7 +10367,7 @@ def _configured(task: Json) -> List[Json]:
     config: Any = task.get("task")
     found = config.get("processes") if isinstance(config, dict) else None
     found = found if isinstance(found, list) else []
-    return [each for each in found if isinstance(each, dict) and "name" in each]
+    return [each for each in found if isinstance(each, dict) and isinstance(each.get("name"), str)]
 
 
 def list_processes(observer: Observer, spot: Spot, runs: bool = False) -> Json:
@@ -10402,7 +10417,7 @@ def find_output(observer: Observer, spot: Spot, process: str | None = None, stre
     number = latest + 1 + run if run < 0 else run
     if not 0 <= number <= latest:
         raise NotFound("the process %s has the runs 0 to %d" % (process, latest))
-    state = known.get(str(process), {}).get("state")
+    state = str(known.get(str(process), {}).get("state"))
     return _run_output(Output(spot, str(process), 0, stream, "", agent), number,
                        number < latest or state in _ENDED_RUNS)
 
@@ -10654,7 +10669,7 @@ class Cursor:
                 gone = True
         run = known.get(output.process, {})
         latest = _run_number(run)
-        ended = latest > output.run or run.get("state") in _ENDED_RUNS
+        ended = latest > output.run or str(run.get("state")) in _ENDED_RUNS
         if not (ended or gone or self._quiet % (10 * self.QUIET) == 9 * self.QUIET + 1):
             return []
         if ended and not output.final:
@@ -12141,7 +12156,9 @@ def _match(path: str) -> Tuple[Dict[str, Route], Texts]:
 def no_such(what: str, name: str, known: Iterable[str]) -> Failure:
     """The NotFound for a name that is not among those known, with the nearest of them."""
     import difflib
-    near = difflib.get_close_matches(name, list(known))
+    names = sorted(known)       # of many those beside it: to compare one takes as long as to sort a hundred
+    at = bisect.bisect(names, name)
+    near = difflib.get_close_matches(name, names[max(0, at - 50):at + 50])
     return NotFound("there is no %s %s%s" % (what, name, "; did you mean %s?" % " or ".join(near) if near
                                              else ""))
 
@@ -12343,7 +12360,8 @@ class Idempotency:
                                 code="IDEMPOTENCY_KEY_REUSED")
         if first is not mine:
             return Later(first, self.service.limits["wait"], first.replayed, lambda: self.service.refuse(
-                Conflict("the first request with this Idempotency-Key is still under way")))
+                (ShuttingDown if self.service.draining else Conflict)(
+                    "the first request with this Idempotency-Key is still under way")))
         settle = partial(self._settle, slot, mine, call)
         try:
             answer = run()
@@ -12907,15 +12925,13 @@ class Reception(App):
         if not chosen.path.startswith("/alpha/") or chosen.name == "get_version":
             request.user = ANONYMOUS
             return "read"
+        request.level = level = self.rpc_access(
+            request.args["method"]) if "method" in request.args else chosen.access
         request.user = self.access.user(request)
         # a forwarded name is only what somebody says of himself
         if request.user.known and request.authorization is None:
             request.caller = "user " + request.user.name
-        user, level = request.user, chosen.access
-        if "method" in request.args:
-            level = self.rpc_access(request.args["method"])
-        if chosen.judges:
-            user = user._replace(roles=("*",))
+        user = request.user._replace(roles=("*",)) if chosen.judges else request.user
         self.require(user, level, request.args.get("role"))
         self._check_proxy(request, level)
         return level
@@ -12963,8 +12979,10 @@ class Reception(App):
         if not asked:
             return response
         plain = json.loads(response.body)
-        return Response(response.status, body=(json.dumps(plain, indent=2) + "\n").encode(),
+        made = Response(response.status, body=(json.dumps(plain, indent=2) + "\n").encode(),
                         headers=response.headers, close=response.close, code=response.code)
+        made.etag = response.etag       # which waits and If-Match compare
+        return made
 
     def warn(self, text: str) -> None:
         self.log(Event("warning", message=text))
@@ -13024,10 +13042,9 @@ class Reception(App):
             more["config"] = _digest(request.body)
         elif request.body:
             try:
-                plain = parse_json(request.body)
-            except Failure:
-                plain = request.body.decode("utf-8", "replace")
-            more.update(_trailed(plain, "body"))
+                more.update(_trailed(parse_json(request.body), "body"))
+            except (Failure, RecursionError):       # no JSON, or nested too deeply to be shown
+                more.update(_trailed(request.body.decode("utf-8", "replace"), "body"))
         if isinstance(answer, Response) and "Idempotency-Replayed" in dict(answer.headers):
             more["replayed"] = True
         self.trail(Event("audit", **self._who(request), did=chosen.name, method=request.method,
@@ -13062,7 +13079,8 @@ class Reception(App):
             self.metrics.observe("aurora_rest_http_queue_seconds", request.queued)
         if response.status >= 400 and response.code:
             self.metrics.count("aurora_rest_refused_total", response.code)
-        if request and chosen and chosen.access != "read" and not request.audited and chosen.leaves_a_line:
+        if request and chosen and chosen.leaves_a_line and not request.audited and (
+                request.level or chosen.access) != "read":
             self.audit(request, response.code or "done", response.status, response)
         elif request and request.audited == "waiting":
             request.audited = "told"
@@ -13218,8 +13236,6 @@ class Service(Reception):
         call.read_params()
         if request.body and not chosen.body:
             raise BadRequest("this call takes no body")
-        if "if-match" in request.headers and chosen.writes:
-            self._hold(call, chosen, request.headers["if-match"])
         given = request.headers.get("idempotency-key")
         if given is not None and chosen.method in _WRITES and level != "read":
             return self.idempotency.run(given, call, lambda: self.run(call, chosen, level))
@@ -13230,20 +13246,24 @@ class Service(Reception):
             return self._block(request, call, chosen, answer)
         return answer
 
-    def _hold(self, call: Call, chosen: Route, wanted: str) -> None:
-        """If-Match: the thing has to be as one of its reads told it. Raises PreconditionFailed (RFC 9110
-        13.1.1)."""
+    def _hold(self, call: Call, chosen: Route) -> None:
+        """The thing has to be as If-Match says that a read told it, and not as If-None-Match says. Raises
+        PreconditionFailed (RFC 9110, 13.1)."""
+        wanted, unwanted = map(call.request.headers.get, ("if-match", "if-none-match"))
         if not chosen.guards:
             raise PreconditionFailed("nothing that this changes has an ETag, so that If-Match cannot hold")
-        etag = None
+        etags = []
         for name in chosen.guards:
             with suppress(NotFound):
                 guard = next(each for each in ROUTES if each.name == name)
-                found = guard.handler(call).etag
-                etag = etag or found
-                if etag_matches(wanted, found, weak=False):
-                    return
-        raise PreconditionFailed("it is no longer as If-Match says", etag=etag)
+                etags.append(guard.handler(call).etag)
+                if wanted and etag_matches(wanted, etags[-1], weak=False):
+                    wanted = None
+                    break
+        if wanted is not None:
+            raise PreconditionFailed("it is no longer as If-Match says", etag=etags[0] if etags else None)
+        if unwanted and any(etag_matches(unwanted, each) for each in etags):
+            raise PreconditionFailed("it is as If-None-Match says that it must not be", etag=etags[0])
 
     def run(self, call: Call, chosen: Route, level: str = "read") -> Answer:
         """What the handler answers, with the places that it needs, and a line in the audit trail for a
@@ -13257,7 +13277,13 @@ class Service(Reception):
                 call.slot = None if call.get("dry_run") else self.operations.take()
             if chosen.method != "GET" and call.get("wait"):
                 call.place = self.waits.take(call.request.caller)
-            answer = self._remembered(call, chosen) if chosen.remembered else chosen.handler(call)
+            if chosen.writes and not {"if-match", "if-none-match"}.isdisjoint(call.request.headers):
+                # of two that name the same ETag one comes too late
+                with locked("if-match", self.key_of(call.request)):
+                    self._hold(call, chosen)
+                    answer = chosen.handler(call)
+            else:
+                answer = self._remembered(call, chosen) if chosen.remembered else chosen.handler(call)
             outcome, status = "done", 200
             if isinstance(answer, Response):
                 outcome, status = answer.code or "done", answer.status
@@ -13270,7 +13296,7 @@ class Service(Reception):
             return answer
         except AuroraError as error:
             outcome, status = error.code, error.http
-            if isinstance(error, JobUpdating) and "update" not in error.details:
+            if isinstance(error, JobUpdating) and "update" not in error.details and "name" in call.args:
                 with suppress(AuroraError):
                     door: Any = call.session
                     active = active_update(door, call.key).key.id
@@ -13571,6 +13597,7 @@ def list_clusters(call: Call) -> Any:
 
 
 @_remembered("/alpha/roles/{cluster}", gives="RoleList", a200="roles with job counts")
+@reading
 def list_roles(call: Call) -> Any:
     """The roles of a cluster with their numbers of jobs and cron jobs."""
     summaries = call.read("getRoleSummary").result.roleSummaryResult.summaries or ()
@@ -13580,6 +13607,7 @@ def list_roles(call: Call) -> Any:
 
 
 @_remembered("/alpha/tiers/{cluster}", gives="TierList", a200="tiers")
+@reading
 def list_tiers(call: Call) -> Any:
     """The tiers of a cluster and which is the default."""
     result = call.read("getTierConfigs").result.getTierConfigResult
@@ -14094,8 +14122,9 @@ def get_file(call: Call) -> Any:
     agent = call.get("source") == "agent"
     spot = _spot(call)
     size = observer.read(spot, path, 0, 1, agent)[2]
-    given = call.request.headers
-    asked = _range(given.get("range", ""), size) if "if-range" not in given else None
+    request = call.request
+    ranged = request.method == "GET" and "if-range" not in request.headers
+    asked = _range(request.header("range"), size) if ranged else None
     first, end = asked or (0, size)
     if asked and first >= end:
         raise RangeNotSatisfiable("%s has %d bytes" % (path, size),
@@ -14438,13 +14467,16 @@ def _kill_in_batches(call: Call) -> Answer:
         call.message, op)), killed=active)
 
 
+_ONE_LOOK = 1.0         # seconds that wait=0 gives a route which does nothing but wait
+
+
 @route("POST", "/alpha/job/{key}/wait", "watch", access="read", params="until shards instances count wait",
        gives="JobWritten", a200="reached", a202="not reached when the time was up",
        a409="cannot be reached any more")
 def wait_for_job(call: Call) -> Any:
     """Wait until a job runs (until=running, of which count=N or shards=… instances), or until it is gone
     (until=gone)."""
-    call.params.setdefault("wait", 60.0)
+    call.params["wait"] = call.get("wait", 60.0) or _ONE_LOOK
     shards, count = call.shards, call.get("count")
     _require_job(call)
     if call.get("until", "running") == "gone":
@@ -14458,7 +14490,7 @@ def wait_for_job(call: Call) -> Any:
 
 
 def _wait_for_update(call: Call) -> Any:
-    call.params.setdefault("wait", 60.0)
+    call.params["wait"] = call.get("wait", 60.0) or _ONE_LOOK
     return _awaiting_update(call, 200, _update_id(call))
 
 
@@ -14497,7 +14529,7 @@ def scale_job(call: Call) -> Any:
                             lambda tasks: judge_gone(tasks, killed), added=[], killed=killed)
     if added == []:
         return call.job_success(200, unchanged=True, added=[], killed=[])
-    return _awaiting(call, 202, added or None, known, len(added or ()) or 1, added=added, killed=[], **_some(
+    return _awaiting(call, 202, added or None, known, changed["asked"], added=added, killed=[], **_some(
         warnings=call.get("message") and [
             "message= was not sent: the scheduler takes none where instances are added"]))
 
@@ -14637,7 +14669,8 @@ def _known_hosts(call: Call) -> Texts:
     if unknown:
         tasks = read_tasks(call.scheduler, api.TaskQuery(statuses=api.LIVE_STATES, limit=20000), "hosts")
         seen = {each["assignedTask"].get("slaveHost", "") for each in tasks}
-        raise NotFound(*[str(no_such("host", host, seen)) for host in unknown])
+        raise NotFound(*[str(no_such("host", host, seen if number < 5 else ()))
+                         for number, host in enumerate(unknown)])
     return {host: modes[host] for host in hosts}
 
 
@@ -14720,6 +14753,7 @@ def sla_drain(call: Call) -> Any:
 
 @route("GET", "/alpha/maintenance/{cluster}/{hosts}/safe", "operate",
        params="percentage duration min_instances", gives="HostList", a200="whether each host may go")
+@reading
 def probe(call: Call) -> Any:
     """Whether hosts can be drained with jobs staying above their SLA (sla_probe_hosts)."""
     modes = _known_hosts(call)
@@ -15199,7 +15233,8 @@ def _parameters(each: Route, path: str) -> List[Json]:
             ("Last-Event-ID", "the id of the last event that arrived", each.is_stream),
             ("Prefer", "wait=N, as the parameter", "wait" in each.params),
             ("Idempotency-Key", "a write with it is done once", each.writes),
-            ("If-Match", "an ETag that the thing must still have, else 412", bool(each.guards))):
+            ("If-Match", "an ETag that the thing must still have, else 412", bool(each.guards)),
+            ("If-None-Match", "an ETag that it must not have, * for any, else 412", bool(each.guards))):
         if there:
             put(name, "header", False, text, {
                 "type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[\x21-\x7e]+$"}
