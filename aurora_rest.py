@@ -8996,22 +8996,22 @@ SLA_PERCENTILES = (99.0, 95.0, 90.0, 85.0, 75.0, 60.0, 50.0, 30.0, 10.0)
 
 @reading
 def uptimes(tasks: Iterable[Any], now: float) -> List[int]:
-    """Seconds that each live plain task has been up, counted from its first RUNNING event."""
+    """Seconds that each live plain task has been up, counted from its first RUNNING event; sorted."""
     started = [[event["timestamp"] for event in task.get("taskEvents", ())
                 if event.get("status") == ScheduleStatus.RUNNING]
                for task in tasks if task["status"] in api.LIVE_STATES]
-    return [max(0, int(now - min(times) / 1000.0)) for times in started if times]
+    return sorted(max(0, int(now - min(times) / 1000.0)) for times in started if times)
 
 
 def job_uptime(ups: Sequence[int], percentile: float) -> int:
-    """The uptime that `percentile` percent of the instances have at least."""
+    """The uptime that `percentile` percent of the instances have at least; of sorted `uptimes`."""
     index = len(ups) - int(percentile / 100.0 * len(ups)) - 1
-    return sorted(ups)[index] if 0 <= index < len(ups) else 0
+    return ups[index] if 0 <= index < len(ups) else 0
 
 
 def up_count(ups: Sequence[int], seconds: float) -> float:
-    """Percent of the instances that have been up for at least `seconds`."""
-    return 100.0 * sum(up >= seconds for up in ups) / len(ups) if ups else 0.0
+    """Percent of the instances that have been up for at least `seconds`; of sorted `uptimes`."""
+    return 100.0 * (len(ups) - bisect.bisect_left(ups, seconds)) / len(ups) if ups else 0.0
 
 
 @reading

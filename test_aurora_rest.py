@@ -3058,6 +3058,22 @@ class OperationsTest(unittest.TestCase):
             with self.subTest(text=text), self.assertRaises(aurora_rest.BadRequest):
                 aurora_rest.parse_instances([text])
 
+    def test_an_update_of_which_no_answer_tells_is_in_doubt(self) -> None:
+        class Lost:
+            """What Scheduler tells where the first answer to startJobUpdate is lost, and then all others."""
+            def call(self, method: str, *_: Any, **__: Any) -> None:
+                if method != "startJobUpdate":
+                    raise aurora_rest.SchedulerUnreachable("it broke off")
+                refused = aurora_rest.Refused("An active update already exists")
+                refused.response = api.Response(result=api.Result(
+                    startJobUpdateResult=api.StartJobUpdateResult(key=api.JobUpdateKey(id="u"))))
+                refused.sent = True
+                raise refused
+        scheduler: Any = Lost()
+        with self.assertRaises(aurora_rest.SchedulerUnreachable) as caught:
+            aurora_rest.start_update(scheduler, load(source()))
+        self.assertEqual(caught.exception.details, {"done": "unknown"})
+
     def test_a_cron_jobs_template_is_compared_with_its_active_tasks(self) -> None:
         def job(command: str) -> Any:
             return load(source(command=command, extra="cron_schedule='0 1 * * *', instances=3", kind="Job"))
@@ -4059,6 +4075,27 @@ class RoutesTest(Serving):
                  '{"job": {"role": "r", "environment": "e", "name": "n"}, "instances": []}', says="empty set")
         for body in ("[", "[]", '{"x": 1}', "[" * 100000):
             self.bad(400, "POST", "/alpha/rpc/devcluster/getJobs", body)
+
+    def test_who_waits_for_the_first_request_with_his_key_is_told_that_the_server_stops(self) -> None:
+        demo = aurora_rest.Demo(speed=0)
+        with aurora_rest.Server(port=0, demo=demo, evaluator=self.evaluator()) as server:
+            scheduler = server.service.clusters["devcluster"]
+            scheduler.createJob(config("stops"))
+            demo.advance(9)
+            answers: List[Any] = []
+            threads = [threading.Thread(target=lambda: answers.append(ask(
+                server, "POST", JOB + "stops/instances?wait=60", Idempotency_Key="k").status))
+                for _ in range(2)]
+            for each in threads:
+                each.start()
+            under_way = server.service.idempotency._under_way
+            wait_for(lambda: any(len(once._listeners) for once in list(under_way.values())))
+            wait_for(lambda: server.service.waits.all == 1)
+            server.stop(5.0)
+            for each in threads:
+                each.join()
+        self.assertIn(202, answers)
+        self.assertLessEqual(set(answers), {202, 503})
 
     def test_an_idempotency_key_makes_a_write_happen_once(self) -> None:
         path = self.create("once")
