@@ -6284,14 +6284,14 @@ class RoomTest(unittest.TestCase):
         fresh = socket.create_connection(("127.0.0.1", server.port), timeout=10)
         fresh.sendall(request)
         drained, closed = [], []
-        name = kept.getsockname()
-        kept_one = next(each for each in server.connections if each.socket.getpeername() == name)
-        take = kept_one.on_event
+        name = half.getsockname()       # of whose request more is still to come
+        waiting = next(each for each in server.connections if each.socket.getpeername() == name)
+        take = waiting.on_event
 
         def on_event(mask: int) -> None:
             closed.append(server.closed_to_new)
             take(mask)
-        kept_one.on_event = on_event
+        waiting.on_event = on_event
         draining = threading.Thread(target=lambda: drained.append(server.drain(5)))
         draining.start()
         wait_for(lambda: server.closed_to_new)
