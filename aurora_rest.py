@@ -2398,7 +2398,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
     def request(self, connection: Connection, head: Head) -> Request:
         """The request of a head, with its route and its id."""
         given = head.headers.get("x-request-id", "")
-        request = Request(head, b"", connection.peer, given if _REQUEST_ID.fullmatch(given) else
+        request = Request(head, b"", connection.peer, given if given and _REQUEST_ID.fullmatch(given) else
                           "%s-%x" % (self._prefix, next(self._ids)), self.tls is not None)
         if self.tls is not None:
             request.certificate = _certificate_names(connection.socket)
@@ -12414,8 +12414,9 @@ class Call:
 
     def read_params(self) -> None:
         """Check and convert the query. Raises BadRequest: a misspelt shards= must not mean all instances."""
-        known = self.request.route.params
-        given = gathered(self.request.query)
+        route = self.request.route
+        known = route.params
+        given = gathered(self.request.query) if self.request.raw_query else {}
         prefer = self.request.headers.get("prefer")
         if prefer and "wait" in known:
             prefers = re.search(r"\bwait=(\d{1,9})\b", prefer[:1024])
@@ -12426,7 +12427,7 @@ class Call:
                 raise BadRequest("unknown parameter %s; this call knows %s" % (
                     name[:80], ", ".join(sorted(known)) or "none"))
             self.params[known[name]] = read_param(name, PARAMS[known[name]].kind, values)
-        for name in self.request.route.needed:
+        for name in route.needed:
             if name not in given:
                 raise BadRequest("%s= is needed: %s" % (name, PARAMS[known[name]].help))
         wait, most = self.get("wait", 0), self.service.limits["wait"]
@@ -12904,8 +12905,8 @@ class Reception(App):
 
     def _check_origin(self, request: Request) -> None:
         """Browsers send foreign pages' writes with an Origin, and rebound names with a foreign Host."""
-        host = request.header("host")
-        if "origin" not in request.headers and host == self._last_host:
+        host = request.headers.get("host", "")
+        if host == self._last_host and "origin" not in request.headers:
             return
         name = re.sub(r"\.?(:\d*)?$", "", host).lower()
         if self.loopback and host and name not in ("localhost", "127.0.0.1",
