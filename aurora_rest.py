@@ -13080,8 +13080,8 @@ class Reception(App):
             self.metrics.observe("aurora_rest_http_queue_seconds", request.queued)
         if response.status >= 400 and response.code:
             self.metrics.count("aurora_rest_refused_total", response.code)
-        if request and chosen and chosen.leaves_a_line and not request.audited and (
-                request.level or chosen.access) != "read":
+        if request and chosen and (request.level or chosen.access) != "read" and not request.audited and (
+                chosen.leaves_a_line):
             self.audit(request, response.code or "done", response.status, response)
         elif request and request.audited == "waiting":
             request.audited = "told"
@@ -13278,7 +13278,8 @@ class Service(Reception):
                 call.slot = None if call.get("dry_run") else self.operations.take()
             if chosen.method != "GET" and call.get("wait"):
                 call.place = self.waits.take(call.request.caller)
-            if chosen.writes and not {"if-match", "if-none-match"}.isdisjoint(call.request.headers):
+            if level != "read" and chosen.writes and not {"if-match", "if-none-match"}.isdisjoint(
+                    call.request.headers):
                 # of two that name the same ETag one comes too late
                 with locked("if-match", self.key_of(call.request)):
                     self._hold(call, chosen)
