@@ -12926,12 +12926,15 @@ class Reception(App):
         if not chosen.path.startswith("/alpha/") or chosen.name == "get_version":
             request.user = ANONYMOUS
             return "read"
-        request.level = level = self.rpc_access(
-            request.args["method"]) if "method" in request.args else chosen.access
+        method = request.args.get("method")
+        request.level = chosen.access
+        if method and method in api.method_names:
+            request.level = self.rpc_access(method)
         request.user = self.access.user(request)
         # a forwarded name is only what somebody says of himself
         if request.user.known and request.authorization is None:
             request.caller = "user " + request.user.name
+        level = self.rpc_access(method) if method else chosen.access
         user = request.user._replace(roles=("*",)) if chosen.judges else request.user
         self.require(user, level, request.args.get("role"))
         self._check_proxy(request, level)

@@ -4956,6 +4956,9 @@ class AuditTest(Serving):
                           Authorization="Bearer " + token["rita"])
             self.assertEqual((refused.status, [each["outcome"] for each in trail.of("audit")]),
                              (403, ["FORBIDDEN"]))
+            for method in ("killTasks", "nothing"):
+                self.assertEqual(ask(server, "POST", "/alpha/rpc/devcluster/" + method, "{}").status, 401)
+            self.assertEqual([each["outcome"] for each in trail.of("audit")], ["FORBIDDEN", "UNAUTHORIZED"])
 
     def test_a_write_leaves_what_was_asked_and_what_was_answered(self) -> None:
         path = self.create("trail", 3)
