@@ -13254,7 +13254,7 @@ class Service(Reception):
         """The thing has to be as If-Match says that a read told it, and not as If-None-Match says. Raises
         PreconditionFailed (RFC 9110, 13.1)."""
         wanted, unwanted = map(call.request.headers.get, ("if-match", "if-none-match"))
-        if not chosen.guards:
+        if wanted and not chosen.guards:
             raise PreconditionFailed("nothing that this changes has an ETag, so that If-Match cannot hold")
         etags = []
         for name in chosen.guards:

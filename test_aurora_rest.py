@@ -4375,6 +4375,8 @@ class OutcomeTest(Serving):
         self.bad(412, "PUT", cron, text, If_None_Match="*", says="must not be")
         self.bad(412, "PUT", cron, text, If_None_Match=self.ask("GET", cron).headers["etag"])
         self.good("PUT", cron, text, If_None_Match='"old"')
+        self.good("PUT", JOB + "brand-new", source("brand-new"), 201, If_None_Match="*")
+        self.bad(409, "PUT", JOB + "brand-new", source("brand-new"), If_None_Match="*", code="JOB_EXISTS")
 
     def test_the_etag_of_an_indented_answer_is_as_good_as_the_other(self) -> None:
         path = self.create("indented", 2)
